@@ -1,0 +1,7 @@
+//! Envoy's side of the boundary: resource types, encoding, JSON rendering.
+//!
+//! Knows Envoy's protobuf and nothing of our documents or of where data comes from.
+
+mod resource;
+
+pub use resource::{Resource, ResourceChange, ResourceKind, ResourceRef, ResourceSet};

@@ -1,0 +1,282 @@
+//! Encoded xDS resources and the persistent set that streams compare.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use serde::{Deserialize, Serialize};
+
+use crate::model::DocumentId;
+
+/// The resource types we serve, in the order in which they are pushed (removals go the other way round).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResourceKind {
+    Cluster,
+    Endpoint,
+    Secret,
+    Listener,
+    ScopedRoute,
+    Route,
+}
+
+impl ResourceKind {
+    pub const ALL: [Self; 6] =
+        [Self::Cluster, Self::Endpoint, Self::Secret, Self::Listener, Self::ScopedRoute, Self::Route];
+
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Self::ScopedRoute => "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration",
+            Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        }
+    }
+
+    pub fn from_type_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+}
+
+/// A reference from one resource to another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceRef {
+    pub kind: ResourceKind,
+    pub name: Arc<str>,
+}
+
+/// One resource, encoded once and shared by every stream.
+#[derive(Clone)]
+pub struct Resource {
+    pub kind: ResourceKind,
+    pub name: Arc<str>,
+    /// Derived from the content: equal in every process that publishes the same bytes.
+    pub version: Arc<str>,
+    body: Body,
+    /// What must be in place before Envoy can use this: a route's clusters, a listener's secrets.
+    pub needs: Arc<[ResourceRef]>,
+    /// The documents this was made from: who to tell when Envoy refuses it.
+    pub origins: Arc<[DocumentId]>,
+}
+
+#[derive(Clone)]
+enum Body {
+    /// `envoy.service.discovery.v3.Resource` with name, version and body, and where its `Any` lies in it.
+    Encoded { delta: Bytes, any: Bytes },
+    /// Envoy holds these bytes, we no longer do: a private key from before our restart.
+    HeldByEnvoy,
+}
+
+impl Resource {
+    /// Wraps an encoded message. The version is a hash of its bytes.
+    pub fn new(kind: ResourceKind, name: Arc<str>, message: &[u8]) -> Self {
+        let version = content_version(message);
+        Self::with_version(kind, name, version, message)
+    }
+
+    /// For secrets, whose version must not be a hash of the key.
+    pub fn with_version(kind: ResourceKind, name: Arc<str>, version: String, message: &[u8]) -> Self {
+        let (delta, any) = encode_resource(kind, &name, &version, message);
+        Self {
+            kind,
+            name,
+            version: version.into(),
+            body: Body::Encoded { delta, any },
+            needs: Arc::new([]),
+            origins: Arc::new([]),
+        }
+    }
+
+    pub fn held_by_envoy(kind: ResourceKind, name: Arc<str>, version: String) -> Self {
+        let version = version.into();
+        Self { kind, name, version, body: Body::HeldByEnvoy, needs: Arc::new([]), origins: Arc::new([]) }
+    }
+
+    pub fn needing(mut self, needs: Arc<[ResourceRef]>) -> Self {
+        self.needs = needs;
+        self
+    }
+
+    pub fn from_documents(mut self, origins: Arc<[DocumentId]>) -> Self {
+        self.origins = origins;
+        self
+    }
+
+    /// The encoded `envoy.service.discovery.v3.Resource`, as a delta response carries it. None when only Envoy holds it.
+    pub fn delta_bytes(&self) -> Option<&Bytes> {
+        match &self.body {
+            Body::Encoded { delta, .. } => Some(delta),
+            Body::HeldByEnvoy => None,
+        }
+    }
+
+    /// The encoded `google.protobuf.Any`, as a state-of-the-world response carries it.
+    pub fn any_bytes(&self) -> Option<&Bytes> {
+        match &self.body {
+            Body::Encoded { any, .. } => Some(any),
+            Body::HeldByEnvoy => None,
+        }
+    }
+
+    pub fn is_held_by_envoy(&self) -> bool {
+        matches!(self.body, Body::HeldByEnvoy)
+    }
+}
+
+impl fmt::Debug for Resource {
+    /// Never the bytes: they may hold a private key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?} @{}", self.kind, self.name, self.version)
+    }
+}
+
+impl PartialEq for Resource {
+    fn eq(&self, other: &Self) -> bool {
+        self.kind == other.kind
+            && self.name == other.name
+            && self.version == other.version
+            && self.is_held_by_envoy() == other.is_held_by_envoy()
+    }
+}
+
+fn content_version(bytes: &[u8]) -> String {
+    // 64 bits per resource name: a collision would need two versions of one resource to share them.
+    blake3::hash(bytes).to_hex()[..16].to_owned()
+}
+
+/// Writes `Resource { version = 1, resource = 2 (Any), name = 3 }` by hand, so that the `Any` is a slice of it.
+fn encode_resource(kind: ResourceKind, name: &str, version: &str, message: &[u8]) -> (Bytes, Bytes) {
+    let url = kind.type_url();
+    let any_len = field_len(url.len()) + field_len(message.len());
+    let mut buffer =
+        BytesMut::with_capacity(any_len + field_len(any_len) - any_len + name.len() + version.len() + 24);
+    put_field(&mut buffer, 1, version.as_bytes());
+    encode_key(2, WireType::LengthDelimited, &mut buffer);
+    encode_varint(any_len as u64, &mut buffer);
+    let any_start = buffer.len();
+    put_field(&mut buffer, 1, url.as_bytes());
+    put_field(&mut buffer, 2, message);
+    let any_end = buffer.len();
+    put_field(&mut buffer, 3, name.as_bytes());
+    let delta = buffer.freeze();
+    let any = delta.slice(any_start..any_end);
+    (delta, any)
+}
+
+fn put_field(buffer: &mut BytesMut, tag: u32, value: &[u8]) {
+    encode_key(tag, WireType::LengthDelimited, buffer);
+    encode_varint(value.len() as u64, buffer);
+    buffer.put_slice(value);
+}
+
+fn field_len(value_len: usize) -> usize {
+    1 + prost::encoding::encoded_len_varint(value_len as u64) + value_len
+}
+
+/// All resources of one gateway. Cloning is cheap and shares structure; comparing costs what differs.
+#[derive(Clone, Debug, Default)]
+pub struct ResourceSet {
+    kinds: [OrdMap<Arc<str>, Arc<Resource>>; 6],
+}
+
+/// How one resource differs between two sets.
+#[derive(Clone, Debug)]
+pub enum ResourceChange {
+    Set(Arc<Resource>),
+    Removed(Arc<str>),
+}
+
+impl ResourceSet {
+    pub fn get(&self, kind: ResourceKind, name: &str) -> Option<&Arc<Resource>> {
+        self.kinds[kind as usize].get(name)
+    }
+
+    pub fn of_kind(&self, kind: ResourceKind) -> &OrdMap<Arc<str>, Arc<Resource>> {
+        &self.kinds[kind as usize]
+    }
+
+    /// Keeps the old `Arc` when nothing differs, so that a later comparison sees no change.
+    pub fn insert(&mut self, resource: Arc<Resource>) -> bool {
+        let map = &mut self.kinds[resource.kind as usize];
+        match map.get(&resource.name) {
+            Some(old) if **old == *resource && old.needs == resource.needs && old.origins == resource.origins => false,
+            _ => {
+                map.insert(resource.name.clone(), resource);
+                true
+            }
+        }
+    }
+
+    pub fn remove(&mut self, kind: ResourceKind, name: &str) -> bool {
+        self.kinds[kind as usize].remove(name).is_some()
+    }
+
+    pub fn len(&self) -> usize {
+        self.kinds.iter().map(OrdMap::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What to do to `older` to reach `self`, of one kind, in name order.
+    pub fn changes_since<'a>(
+        &'a self,
+        older: &'a Self,
+        kind: ResourceKind,
+    ) -> impl Iterator<Item = ResourceChange> + 'a {
+        older.kinds[kind as usize].diff(&self.kinds[kind as usize]).filter_map(|item| match item {
+            DiffItem::Add(_, resource) => Some(ResourceChange::Set(resource.clone())),
+            DiffItem::Update { old: (_, old), new: (_, new) } => {
+                (**old != **new).then(|| ResourceChange::Set(new.clone()))
+            }
+            DiffItem::Remove(name, _) => Some(ResourceChange::Removed(name.clone())),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::service::discovery::v3 as discovery;
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn hand_written_encoding_decodes() {
+        let resource = Resource::new(ResourceKind::Route, "web".into(), b"body");
+        let decoded = discovery::Resource::decode(resource.delta_bytes().unwrap().clone()).unwrap();
+        assert_eq!(decoded.name, "web");
+        assert_eq!(decoded.version, *resource.version);
+        let any = decoded.resource.unwrap();
+        assert_eq!(any.type_url, ResourceKind::Route.type_url());
+        assert_eq!(any.value, b"body");
+        let same = envoy_types::pb::google::protobuf::Any::decode(resource.any_bytes().unwrap().clone()).unwrap();
+        assert_eq!(same, any);
+    }
+
+    #[test]
+    fn changes_list_only_what_differs() {
+        let mut old = ResourceSet::default();
+        for name in ["a", "b", "c"] {
+            old.insert(Arc::new(Resource::new(ResourceKind::Cluster, name.into(), b"1")));
+        }
+        let mut new = old.clone();
+        assert!(!new.insert(Arc::new(Resource::new(ResourceKind::Cluster, "a".into(), b"1"))));
+        assert!(new.insert(Arc::new(Resource::new(ResourceKind::Cluster, "b".into(), b"2"))));
+        new.remove(ResourceKind::Cluster, "c");
+        let shown: Vec<String> = new
+            .changes_since(&old, ResourceKind::Cluster)
+            .map(|change| match change {
+                ResourceChange::Set(resource) => format!("+{}", resource.name),
+                ResourceChange::Removed(name) => format!("-{name}"),
+            })
+            .collect();
+        assert_eq!(shown, ["+b", "-c"]);
+    }
+}

@@ -1,0 +1,4 @@
+//! Portreeve turns HCL documents into Envoy configuration, live.
+
+pub mod envoy;
+pub mod model;

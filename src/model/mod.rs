@@ -1,0 +1,17 @@
+//! Names and values that cross stage boundaries.
+//!
+//! Everything here is plain data: it knows no HCL, no Envoy and no client of an external system.
+
+mod certificate;
+mod document;
+mod observation;
+mod problem;
+mod redacted;
+mod service;
+
+pub use certificate::{CertificateMaterial, CertificateQuery, KvVersion};
+pub use document::{Document, DocumentId, Origin, Span};
+pub use observation::{CertificateUpdate, DocumentsUpdate, Interests, Observation, ServiceUpdate};
+pub use problem::{Problem, ProblemKind};
+pub use redacted::Redacted;
+pub use service::{Health, Instance, ServiceQuery, Weights};

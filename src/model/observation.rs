@@ -1,0 +1,44 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{CertificateMaterial, CertificateQuery, Document, DocumentId, Instance, Problem, ServiceQuery};
+
+/// One change from one source, already in model types. Equal content is never sent twice.
+#[derive(Clone, Debug)]
+pub enum Observation {
+    Documents(DocumentsUpdate),
+    Service(ServiceUpdate),
+    Certificate(CertificateUpdate),
+}
+
+/// What became of one source's documents, taken whole: one Consul transaction is one update.
+#[derive(Clone, Debug, Default)]
+pub struct DocumentsUpdate {
+    pub changed: Vec<Document>,
+    pub removed: Vec<DocumentId>,
+    /// The source has answered once: "no documents" is now known, not assumed.
+    pub complete: bool,
+    /// None: the source is fine. Some: it is not, and what it said before stands.
+    pub problem: Option<Problem>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ServiceUpdate {
+    pub query: ServiceQuery,
+    /// Ok: the instances, sorted. Err: the last known ones stand.
+    pub result: Result<Arc<[Instance]>, Problem>,
+}
+
+#[derive(Clone, Debug)]
+pub struct CertificateUpdate {
+    pub query: CertificateQuery,
+    /// Err: the last known material stands.
+    pub result: Result<Arc<CertificateMaterial>, Problem>,
+}
+
+/// What must be watched. Computed from the configuration, never stored in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interests {
+    pub services: BTreeSet<ServiceQuery>,
+    pub certificates: BTreeSet<CertificateQuery>,
+}

@@ -1,0 +1,51 @@
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a source could not deliver, in words that every source shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    /// Not reachable, sealed, standby, without a leader, overloaded: waiting helps.
+    Unavailable,
+    /// The token may not, or is no longer known.
+    Forbidden,
+    /// Answered, and it is not there.
+    NotFound,
+    /// There, and deleted (a KV v2 version).
+    Deleted,
+    /// Answered, and unusable: wrong shape, malformed certificate, key that does not fit, expired.
+    Invalid,
+    /// The request itself was refused (bad role, name not allowed): the document or the server's set-up must change.
+    Refused,
+    /// A bound of ours or of the server was reached.
+    Limit,
+}
+
+/// One problem of one watch. It is a value: it travels beside the last good data, it never replaces it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Problem {
+    pub kind: ProblemKind,
+    /// What happened, with the address and path asked.
+    pub message: Arc<str>,
+    /// What to do about it.
+    pub fix: Option<Arc<str>>,
+}
+
+impl Problem {
+    pub fn new(kind: ProblemKind, message: impl Into<Arc<str>>) -> Self {
+        Self { kind, message: message.into(), fix: None }
+    }
+
+    pub fn with_fix(mut self, fix: impl Into<Arc<str>>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

@@ -1,0 +1,85 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// One watch on the Consul catalog. Two upstreams that ask the same share the watch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServiceQuery {
+    pub name: Arc<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datacenter: Option<Arc<str>>,
+    /// Consul Enterprise; never sent unless set (CE answers 400).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<Arc<str>>,
+    /// A go-bexpr expression that Consul evaluates after the read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Arc<str>>,
+}
+
+impl ServiceQuery {
+    pub fn named(name: &str) -> Self {
+        Self { name: name.into(), datacenter: None, namespace: None, partition: None, filter: None }
+    }
+}
+
+impl fmt::Display for ServiceQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        for (label, value) in [("dc", &self.datacenter), ("ns", &self.namespace), ("partition", &self.partition)] {
+            if let Some(value) = value {
+                write!(f, " {label}={value}")?;
+            }
+        }
+        if let Some(filter) = &self.filter {
+            write!(f, " filter={filter:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The worst of an instance's checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    Passing,
+    Warning,
+    Critical,
+    /// A critical check that an operator set (`consul maint`).
+    Maintenance,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Weights {
+    pub passing: u32,
+    pub warning: u32,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self { passing: 1, warning: 1 }
+    }
+}
+
+/// One registered instance of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Instance {
+    pub node: Arc<str>,
+    pub id: Arc<str>,
+    /// `Service.Address`, else `Node.Address`; an IP address or a host name.
+    pub address: Arc<str>,
+    /// The default port; 0 if the service declares none.
+    pub port: u16,
+    /// Named ports (Consul 1.22 and newer).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<Arc<str>, u16>,
+    pub health: Health,
+    pub weights: Weights,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Arc<str>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub meta: BTreeMap<Arc<str>, Arc<str>>,
+}
