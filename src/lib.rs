@@ -1,4 +1,12 @@
 //! Portreeve turns HCL documents into Envoy configuration, live.
 
+pub mod config;
+pub mod diagnostics;
 pub mod envoy;
+pub mod features;
+pub mod hcl;
+pub mod ir;
 pub mod model;
+pub mod resolve;
+pub mod snapshot;
+pub mod translate;
