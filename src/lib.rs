@@ -7,6 +7,8 @@ pub mod features;
 pub mod hcl;
 pub mod ir;
 pub mod model;
+pub mod pipeline;
 pub mod resolve;
 pub mod snapshot;
 pub mod translate;
+pub mod xds;

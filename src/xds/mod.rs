@@ -1,0 +1,49 @@
+//! Serves Envoy: aggregated discovery, delta and state-of-the-world, over a unix socket and mutual TLS.
+//!
+//! In: the complete `ResourceSet` of each gateway, newest first, through a `watch` ([`Gateways`]). Out: gRPC responses
+//! made of bytes that were encoded once and are shared by all streams, [`Event`]s for whoever keeps status and issues
+//! certificates, and [`StreamView`]s for whoever asks what each Envoy runs.
+//!
+//! ```text
+//!  Gateways (name -> watch<ResourceSet>)        Envoy
+//!        |                                        ^ frames of shared bytes (wire)
+//!        v                                        |
+//!  stream (one task per Envoy: IO, clock) <-> StreamState (plain data: no IO, no clock)
+//!        |                                        |-- Subscription x 6: asked, told, acknowledged, refused
+//!        v                                        |-- Gates: a route waits for its new clusters
+//!  Event, StreamView                              `-- InUse: a removal waits for who used it
+//! ```
+//!
+//! Must not know: documents, sources, how resources are made.
+
+mod access;
+mod delivery;
+mod event;
+mod exchange;
+mod gate;
+mod gateways;
+mod in_use;
+mod limits;
+mod listener;
+mod order;
+mod refusal;
+mod server;
+mod service;
+mod stream;
+mod stream_state;
+mod streams;
+mod subscription;
+mod tls;
+mod wire;
+
+pub use access::{Access, GatewayAccess, Identities, Identity, Peer, San};
+pub use event::{Event, EventQueue, RefusedReason, StreamId};
+pub use exchange::{Actions, Asked, Report, Request, Response, Variant};
+pub use gateways::Gateways;
+pub use limits::{Limits, Violation};
+pub use listener::{ListenError, Listener, TcpSettings, UnixSettings};
+pub use refusal::Refusal;
+pub use server::{Server, ServerError};
+pub use stream_state::StreamState;
+pub use streams::{KindView, StreamView, Streams};
+pub use tls::{TlsError, TlsSettings};

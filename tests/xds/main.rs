@@ -1,0 +1,6 @@
+//! The discovery server: text scripts against its protocol state, random conversations against a model of Envoy,
+//! gRPC over real sockets, and the real Envoy.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+mod script;
