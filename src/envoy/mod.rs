@@ -3,6 +3,7 @@
 //! Knows Envoy's protobuf and nothing of our documents or of where data comes from.
 
 mod message;
+pub mod bootstrap;
 mod resource;
 
 pub use message::{any, duration, wrap_bool, wrap_u32};
