@@ -9,7 +9,7 @@ use imbl::HashMap;
 
 use crate::config::{Config, ConfigChange, Quarantine};
 use crate::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, DocumentId, DocumentsUpdate, Instance,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Instance,
     Observation, Problem, ServiceQuery, ServiceUpdate,
 };
 
@@ -165,6 +165,25 @@ impl Snapshot {
             changes.certificates.insert(update.query.clone());
         }
         self.certificates.insert(update.query, after);
+        changes
+    }
+
+    /// The documents in service before our restart. They count as known only once their source has answered.
+    pub fn restore_documents(&mut self, documents: Vec<Document>) -> Changes {
+        let mut changes = Changes::default();
+        for document in documents {
+            self.config.upsert(document, None, &mut changes.config);
+        }
+        changes
+    }
+
+    /// Lets a document back in: its text is tried again.
+    pub fn lift_quarantine(&mut self, id: &DocumentId) -> Changes {
+        let mut changes = Changes::default();
+        self.quarantined.remove(id);
+        if let Some(state) = self.config.document(id).cloned() {
+            self.config.upsert(state.document.clone(), None, &mut changes.config);
+        }
         changes
     }
 
