@@ -1,5 +1,6 @@
 //! Portreeve turns HCL documents into Envoy configuration, live.
 
+pub mod agent;
 pub mod config;
 pub mod diagnostics;
 pub mod envoy;

@@ -105,8 +105,14 @@ pub struct Rendered {
 /// Why a bootstrap cannot be made from these values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BootstrapError {
-    #[error("the {what} path {path:?} has {length} bytes; a unix socket path may have {MAX_SOCKET_PATH} at most")]
-    SocketPathTooLong { what: &'static str, path: PathBuf, length: usize },
+    #[error(
+        "the {what} path {path:?} has {length} bytes; a unix socket path may have {MAX_SOCKET_PATH} at most"
+    )]
+    SocketPathTooLong {
+        what: &'static str,
+        path: PathBuf,
+        length: usize,
+    },
     #[error("the path {0:?} is not UTF-8, which Envoy's configuration requires")]
     PathNotUtf8(PathBuf),
     #[error("the {0} is empty")]
@@ -226,15 +232,25 @@ impl Bootstrap {
             },
         });
         let (discovery, address) = match &self.xds {
-            XdsEndpoint::Unix(path) => ("STATIC", json!({ "pipe": { "path": socket_path("xDS socket", path)? } })),
+            XdsEndpoint::Unix(path) => (
+                "STATIC",
+                json!({ "pipe": { "path": socket_path("xDS socket", path)? } }),
+            ),
             XdsEndpoint::Tcp { address, port, tls } => {
                 if address.is_empty() {
                     return Err(BootstrapError::Empty("xDS address"));
                 }
                 cluster["transport_socket"] = tls.transport_socket()?;
                 files = tls.sds_files()?;
-                let discovery = if address.parse::<IpAddr>().is_ok() { "STATIC" } else { "STRICT_DNS" };
-                (discovery, json!({ "socket_address": { "address": address, "port_value": port } }))
+                let discovery = if address.parse::<IpAddr>().is_ok() {
+                    "STATIC"
+                } else {
+                    "STRICT_DNS"
+                };
+                (
+                    discovery,
+                    json!({ "socket_address": { "address": address, "port_value": port } }),
+                )
             }
         };
         cluster["type"] = json!(discovery);
@@ -346,7 +362,10 @@ fn stats_matcher(excluded_prefixes: &[String]) -> Value {
     if excluded_prefixes.is_empty() {
         return json!({ "reject_all": false });
     }
-    let patterns: Vec<Value> = excluded_prefixes.iter().map(|prefix| json!({ "prefix": prefix })).collect();
+    let patterns: Vec<Value> = excluded_prefixes
+        .iter()
+        .map(|prefix| json!({ "prefix": prefix }))
+        .collect();
     json!({ "exclusion_list": { "patterns": patterns } })
 }
 
@@ -354,21 +373,28 @@ fn stats_matcher(excluded_prefixes: &[String]) -> Value {
 fn duration(value: Duration) -> String {
     match value.subsec_nanos() {
         0 => format!("{}s", value.as_secs()),
-        nanos => format!("{}.{}s", value.as_secs(), format!("{nanos:09}").trim_end_matches('0')),
+        nanos => format!(
+            "{}.{}s",
+            value.as_secs(),
+            format!("{nanos:09}").trim_end_matches('0')
+        ),
     }
 }
 
 fn text(path: &Path) -> Result<&str, BootstrapError> {
-    path.to_str().ok_or_else(|| BootstrapError::PathNotUtf8(path.to_owned()))
+    path.to_str()
+        .ok_or_else(|| BootstrapError::PathNotUtf8(path.to_owned()))
 }
 
 fn socket_path<'a>(what: &'static str, path: &'a Path) -> Result<&'a str, BootstrapError> {
     let path_text = text(path)?;
     match path_text.len() {
         0 => Err(BootstrapError::Empty(what)),
-        length if length > MAX_SOCKET_PATH => {
-            Err(BootstrapError::SocketPathTooLong { what, path: path.to_owned(), length })
-        }
+        length if length > MAX_SOCKET_PATH => Err(BootstrapError::SocketPathTooLong {
+            what,
+            path: path.to_owned(),
+            length,
+        }),
         _ => Ok(path_text),
     }
 }
@@ -406,7 +432,10 @@ mod tests {
         let retry = &ads["grpc_services"][0]["envoy_grpc"]["retry_policy"]["retry_back_off"];
         assert_eq!(*retry, json!({ "base_interval": "0.1s", "max_interval": "1s" }));
         assert_eq!(rendered.bootstrap["admin"]["address"]["pipe"]["mode"], 0o600);
-        assert_eq!(rendered.bootstrap["node"], json!({ "id": "node-1", "cluster": "edge" }));
+        assert_eq!(
+            rendered.bootstrap["node"],
+            json!({ "id": "node-1", "cluster": "edge" })
+        );
     }
 
     #[test]
@@ -429,18 +458,30 @@ mod tests {
         assert_eq!(cluster["type"], "STRICT_DNS");
         let context = &cluster["transport_socket"]["typed_config"];
         assert_eq!(context["sni"], "agent.example.com");
-        assert_eq!(context["common_tls_context"]["tls_params"]["tls_minimum_protocol_version"], "TLSv1_3");
+        assert_eq!(
+            context["common_tls_context"]["tls_params"]["tls_minimum_protocol_version"],
+            "TLSv1_3"
+        );
         assert_eq!(rendered.files.len(), 2);
         let certificate = &rendered.files[0].1["resources"][0]["tls_certificate"];
         assert_eq!(certificate["watched_directory"]["path"], "/etc/tls");
-        assert_eq!(rendered.bootstrap["dynamic_resources"]["ads_config"]["api_type"], "GRPC");
+        assert_eq!(
+            rendered.bootstrap["dynamic_resources"]["ads_config"]["api_type"],
+            "GRPC"
+        );
     }
 
     #[test]
     fn what_envoy_would_refuse_is_refused_here() {
         let mut bootstrap = local();
         bootstrap.admin_socket = format!("/run/{}", "x".repeat(MAX_SOCKET_PATH)).into();
-        assert!(matches!(bootstrap.render(), Err(BootstrapError::SocketPathTooLong { what: "admin socket", .. })));
+        assert!(matches!(
+            bootstrap.render(),
+            Err(BootstrapError::SocketPathTooLong {
+                what: "admin socket",
+                ..
+            })
+        ));
         let mut bootstrap = local();
         bootstrap.gateway.clear();
         assert_eq!(bootstrap.render(), Err(BootstrapError::Empty("gateway name")));
