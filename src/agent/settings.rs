@@ -147,12 +147,48 @@ pub enum SettingsError {
 pub fn settings_schema() -> &'static BlockSchema {
     static SCHEMA: LazyLock<BlockSchema> = LazyLock::new(|| {
         BlockSchema::new("", &[], "The agent's settings.")
-            .attribute("gateways", Type::List(&Type::Name), None, "[\"edge\"]", "The gateways this agent serves. Under -dev: all that are declared.")
-            .attribute("node_name", Type::Name, Some("the host's name"), "\"edge-1\"", "This agent's name in status and in Envoy's node id.")
-            .attribute("data_dir", Type::String, Some("\"/opt/portreeve/data\""), "\"/var/lib/portreeve\"", "Where the agent keeps what survives a restart. Never private keys.")
-            .attribute("bind_addr", Type::IpAddress, Some("\"0.0.0.0\""), "\"10.0.0.5\"", "Where listeners without an address listen. 127.0.0.1 under -dev.")
-            .attribute("log_level", Type::Word(&["trace", "debug", "info", "warn", "error"]), Some("\"info\""), "\"debug\"", "Changed by SIGHUP without a restart.")
-            .attribute("log_json", Type::Bool, Some("false"), "true", "Log as JSON lines.")
+            .attribute(
+                "gateways",
+                Type::List(&Type::Name),
+                None,
+                "[\"edge\"]",
+                "The gateways this agent serves. Under -dev: all that are declared.",
+            )
+            .attribute(
+                "node_name",
+                Type::Name,
+                Some("the host's name"),
+                "\"edge-1\"",
+                "This agent's name in status and in Envoy's node id.",
+            )
+            .attribute(
+                "data_dir",
+                Type::String,
+                Some("\"/opt/portreeve/data\""),
+                "\"/var/lib/portreeve\"",
+                "Where the agent keeps what survives a restart. Never private keys.",
+            )
+            .attribute(
+                "bind_addr",
+                Type::IpAddress,
+                Some("\"0.0.0.0\""),
+                "\"10.0.0.5\"",
+                "Where listeners without an address listen. 127.0.0.1 under -dev.",
+            )
+            .attribute(
+                "log_level",
+                Type::Word(&["trace", "debug", "info", "warn", "error"]),
+                Some("\"info\""),
+                "\"debug\"",
+                "Changed by SIGHUP without a restart.",
+            )
+            .attribute(
+                "log_json",
+                Type::Bool,
+                Some("false"),
+                "true",
+                "Log as JSON lines.",
+            )
             .block(kv_documents_schema(), Occurs::Optional)
             .block(consul_schema(), Occurs::Optional)
             .block(vault_schema(), Occurs::Optional)
@@ -160,8 +196,20 @@ pub fn settings_schema() -> &'static BlockSchema {
             .block(xds_schema(), Occurs::Optional)
             .block(
                 BlockSchema::new("api", &[], "The agent's HTTP API, behind the CLI.")
-                    .attribute("socket", Type::String, Some("\"<data_dir>/api.sock\""), "\"/run/portreeve/api.sock\"", "Unix socket, mode 0600.")
-                    .attribute("address", Type::HostPort, None, "\"127.0.0.1:7480\"", "Loopback address that serves /ready and /metrics, nothing else."),
+                    .attribute(
+                        "socket",
+                        Type::String,
+                        Some("\"<data_dir>/api.sock\""),
+                        "\"/run/portreeve/api.sock\"",
+                        "Unix socket, mode 0600.",
+                    )
+                    .attribute(
+                        "address",
+                        Type::HostPort,
+                        None,
+                        "\"127.0.0.1:7480\"",
+                        "Loopback address that serves /ready and /metrics, nothing else.",
+                    ),
                 Occurs::Optional,
             )
     });
@@ -179,45 +227,163 @@ fn kv_documents_schema() -> BlockSchema {
 
 fn tls_client(schema: BlockSchema) -> BlockSchema {
     schema
-        .attribute("ca_file", Type::String, None, "\"/etc/ssl/ca.pem\"", "Authorities to trust, PEM.")
-        .attribute("ca_path", Type::String, None, "\"/etc/ssl/ca.d\"", "Directory of such files.")
-        .attribute("client_cert", Type::String, None, "\"/etc/ssl/agent.pem\"", "Client certificate, PEM.")
-        .attribute("client_key", Type::String, None, "\"/etc/ssl/agent.key\"", "Its key, PEM.")
-        .attribute("tls_server_name", Type::String, None, "\"server.dc1.consul\"", "The name expected in the server's certificate.")
-        .attribute("tls_skip_verify", Type::Bool, Some("false"), "true", "Trusts any certificate. For tests.")
+        .attribute(
+            "ca_file",
+            Type::String,
+            None,
+            "\"/etc/ssl/ca.pem\"",
+            "Authorities to trust, PEM.",
+        )
+        .attribute(
+            "ca_path",
+            Type::String,
+            None,
+            "\"/etc/ssl/ca.d\"",
+            "Directory of such files.",
+        )
+        .attribute(
+            "client_cert",
+            Type::String,
+            None,
+            "\"/etc/ssl/agent.pem\"",
+            "Client certificate, PEM.",
+        )
+        .attribute(
+            "client_key",
+            Type::String,
+            None,
+            "\"/etc/ssl/agent.key\"",
+            "Its key, PEM.",
+        )
+        .attribute(
+            "tls_server_name",
+            Type::String,
+            None,
+            "\"server.dc1.consul\"",
+            "The name expected in the server's certificate.",
+        )
+        .attribute(
+            "tls_skip_verify",
+            Type::Bool,
+            Some("false"),
+            "true",
+            "Trusts any certificate. For tests.",
+        )
 }
 
 fn consul_schema() -> BlockSchema {
-    tls_client(BlockSchema::new("consul", &[], "How to reach Consul. What is left out is taken from CONSUL_HTTP_ADDR and its kin."))
-        .attribute("address", Type::String, Some("\"127.0.0.1:8500\""), "\"https://127.0.0.1:8501\"", "host:port, http://, https:// or unix://.")
-        .attribute("token", Type::String, None, "\"...\"", "Prefer token_file.")
-        .attribute("token_file", Type::String, None, "\"/run/secrets/consul_token\"", "Read again when it changes; wins over a token.")
-        .attribute("namespace", Type::Name, None, "\"edge\"", "Consul Enterprise only.")
-        .attribute("partition", Type::Name, None, "\"edge\"", "Consul Enterprise only.")
-        .attribute("datacenter", Type::Name, None, "\"dc1\"", "Left out: the Consul agent's own.")
+    tls_client(BlockSchema::new(
+        "consul",
+        &[],
+        "How to reach Consul. What is left out is taken from CONSUL_HTTP_ADDR and its kin.",
+    ))
+    .attribute(
+        "address",
+        Type::String,
+        Some("\"127.0.0.1:8500\""),
+        "\"https://127.0.0.1:8501\"",
+        "host:port, http://, https:// or unix://.",
+    )
+    .attribute("token", Type::String, None, "\"...\"", "Prefer token_file.")
+    .attribute(
+        "token_file",
+        Type::String,
+        None,
+        "\"/run/secrets/consul_token\"",
+        "Read again when it changes; wins over a token.",
+    )
+    .attribute(
+        "namespace",
+        Type::Name,
+        None,
+        "\"edge\"",
+        "Consul Enterprise only.",
+    )
+    .attribute(
+        "partition",
+        Type::Name,
+        None,
+        "\"edge\"",
+        "Consul Enterprise only.",
+    )
+    .attribute(
+        "datacenter",
+        Type::Name,
+        None,
+        "\"dc1\"",
+        "Left out: the Consul agent's own.",
+    )
 }
 
 fn vault_schema() -> BlockSchema {
-    tls_client(BlockSchema::new("vault", &[], "How to reach Vault or OpenBao. What is left out is taken from VAULT_ADDR and its kin."))
-        .attribute("address", Type::String, Some("\"https://127.0.0.1:8200\""), "\"https://vault.service.consul:8200\"", "https://, http:// or unix://.")
-        .attribute("namespace", Type::String, None, "\"edge\"", "Vault namespace.")
-        .attribute("token_file", Type::String, None, "\"/run/secrets/vault_token\"", "A token that somebody else keeps fresh; read again when it changes.")
-        .attribute("poll_interval", Type::Duration(1_000, 3_600_000), Some("\"30s\""), "\"10s\"", "How often KV secrets are looked at: Vault has no watch.")
-        .block(
-            BlockSchema::new("approle", &[], "Logs in with AppRole.")
-                .attribute("mount", Type::String, Some("\"approle\""), "\"approle\"", "Where the method is mounted.")
-                .required("role_id", Type::String, "\"...\"", "The role's id.")
-                .required("secret_id_file", Type::String, "\"/run/secrets/secret_id\"", "Read again on each login."),
-            Occurs::Optional,
+    tls_client(BlockSchema::new(
+        "vault",
+        &[],
+        "How to reach Vault or OpenBao. What is left out is taken from VAULT_ADDR and its kin.",
+    ))
+    .attribute(
+        "address",
+        Type::String,
+        Some("\"https://127.0.0.1:8200\""),
+        "\"https://vault.service.consul:8200\"",
+        "https://, http:// or unix://.",
+    )
+    .attribute("namespace", Type::String, None, "\"edge\"", "Vault namespace.")
+    .attribute(
+        "token_file",
+        Type::String,
+        None,
+        "\"/run/secrets/vault_token\"",
+        "A token that somebody else keeps fresh; read again when it changes.",
+    )
+    .attribute(
+        "poll_interval",
+        Type::Duration(1_000, 3_600_000),
+        Some("\"30s\""),
+        "\"10s\"",
+        "How often KV secrets are looked at: Vault has no watch.",
+    )
+    .block(
+        BlockSchema::new("approle", &[], "Logs in with AppRole.")
+            .attribute(
+                "mount",
+                Type::String,
+                Some("\"approle\""),
+                "\"approle\"",
+                "Where the method is mounted.",
+            )
+            .required("role_id", Type::String, "\"...\"", "The role's id.")
+            .required(
+                "secret_id_file",
+                Type::String,
+                "\"/run/secrets/secret_id\"",
+                "Read again on each login.",
+            ),
+        Occurs::Optional,
+    )
+    .block(
+        BlockSchema::new(
+            "jwt",
+            &[],
+            "Logs in with a JWT, such as Nomad's workload identity.",
         )
-        .block(
-            BlockSchema::new("jwt", &[], "Logs in with a JWT, such as Nomad's workload identity.")
-                .attribute("mount", Type::String, Some("\"jwt-nomad\""), "\"jwt-nomad\"", "Where the method is mounted.")
-                .required("role", Type::String, "\"portreeve\"", "The role.")
-                .required("jwt_file", Type::String, "\"/secrets/nomad_vault.jwt\"", "Read again on each login: identities rotate."),
-            Occurs::Optional,
+        .attribute(
+            "mount",
+            Type::String,
+            Some("\"jwt-nomad\""),
+            "\"jwt-nomad\"",
+            "Where the method is mounted.",
         )
-        .at_most_one_of(&["token_file", "approle", "jwt"])
+        .required("role", Type::String, "\"portreeve\"", "The role.")
+        .required(
+            "jwt_file",
+            Type::String,
+            "\"/secrets/nomad_vault.jwt\"",
+            "Read again on each login: identities rotate.",
+        ),
+        Occurs::Optional,
+    )
+    .at_most_one_of(&["token_file", "approle", "jwt"])
 }
 
 fn envoy_schema() -> BlockSchema {
@@ -234,18 +400,54 @@ fn envoy_schema() -> BlockSchema {
 
 fn xds_schema() -> BlockSchema {
     BlockSchema::new("xds", &[], "Where Envoys get their configuration.")
-        .attribute("socket", Type::String, Some("\"<data_dir>/xds.sock\""), "\"/run/portreeve/xds.sock\"", "Unix socket, mode 0600: it hands out private keys.")
-        .attribute("uids", Type::List(&Type::Integer(0, 4_294_967_294)), Some("[]"), "[101]", "Users that may connect to the socket beside the agent's own and root.")
+        .attribute(
+            "socket",
+            Type::String,
+            Some("\"<data_dir>/xds.sock\""),
+            "\"/run/portreeve/xds.sock\"",
+            "Unix socket, mode 0600: it hands out private keys.",
+        )
+        .attribute(
+            "uids",
+            Type::List(&Type::Integer(0, 4_294_967_294)),
+            Some("[]"),
+            "[101]",
+            "Users that may connect to the socket beside the agent's own and root.",
+        )
         .block(
             BlockSchema::new("tcp", &[], "For remote Envoys, with mutual TLS.")
                 .required("address", Type::HostPort, "\"10.0.0.5:7482\"", "Where to listen.")
-                .required("ca_file", Type::String, "\"/etc/portreeve/envoy-ca.pem\"", "Who signs the Envoys' certificates.")
-                .required("cert_file", Type::String, "\"/etc/portreeve/xds.pem\"", "Our own certificate.")
+                .required(
+                    "ca_file",
+                    Type::String,
+                    "\"/etc/portreeve/envoy-ca.pem\"",
+                    "Who signs the Envoys' certificates.",
+                )
+                .required(
+                    "cert_file",
+                    Type::String,
+                    "\"/etc/portreeve/xds.pem\"",
+                    "Our own certificate.",
+                )
                 .required("key_file", Type::String, "\"/etc/portreeve/xds.key\"", "Its key.")
                 .block(
-                    BlockSchema::new("client", &[], "Which gateways a client certificate gets. `node.id` is only a label.")
-                        .required("san", Type::String, "\"spiffe://example.com/envoy/edge-1\"", "A URI or DNS name of the certificate.")
-                        .required("gateways", Type::List(&Type::Name), "[\"edge\"]", "Gateways it may be given."),
+                    BlockSchema::new(
+                        "client",
+                        &[],
+                        "Which gateways a client certificate gets. `node.id` is only a label.",
+                    )
+                    .required(
+                        "san",
+                        Type::String,
+                        "\"spiffe://example.com/envoy/edge-1\"",
+                        "A URI or DNS name of the certificate.",
+                    )
+                    .required(
+                        "gateways",
+                        Type::List(&Type::Name),
+                        "[\"edge\"]",
+                        "Gateways it may be given.",
+                    ),
                     Occurs::AtLeastOnce,
                 ),
             Occurs::Optional,
@@ -264,7 +466,10 @@ impl Settings {
                 document_paths.push(path.clone());
             }
             for file in files_of(path)? {
-                let text = std::fs::read_to_string(&file).map_err(|source| SettingsError::Read { path: file.clone(), source })?;
+                let text = std::fs::read_to_string(&file).map_err(|source| SettingsError::Read {
+                    path: file.clone(),
+                    source,
+                })?;
                 let text: Arc<str> = text.into();
                 let source = Source::new(DocumentId::File(file.to_string_lossy().into()), text.clone());
                 match settings_body(&source, path.is_file()) {
@@ -283,8 +488,13 @@ impl Settings {
         if !problems.is_empty() {
             return Err(SettingsError::Invalid(problems));
         }
-        Self::from_body(flags, host_name, &Reader::document(&last, &merged), document_paths)
-            .map_err(|problem| SettingsError::Invalid(vec![(problem, last.text().clone())]))
+        Self::from_body(
+            flags,
+            host_name,
+            &Reader::document(&last, &merged),
+            document_paths,
+        )
+        .map_err(|problem| SettingsError::Invalid(vec![(problem, last.text().clone())]))
     }
 
     fn from_body(
@@ -305,29 +515,48 @@ impl Settings {
             .or_else(|| (flags.dev_consul || (!dev && document_paths.is_empty())).then(ConsulBlock::default));
         let kv = reader.child("kv_documents");
         let kv_prefix = (kv.is_some() || (consul.is_some() && document_paths.is_empty())).then(|| {
-            let prefix = kv.and_then(|kv| kv.string("prefix")).unwrap_or_else(|| "portreeve".into());
+            let prefix = kv
+                .and_then(|kv| kv.string("prefix"))
+                .unwrap_or_else(|| "portreeve".into());
             prefix.trim_matches('/').to_owned()
         });
         let gateways: Vec<Arc<str>> = if flags.gateways.is_empty() {
             reader.strings("gateways")
         } else {
-            flags.gateways.iter().map(|name| Arc::from(name.as_str())).collect()
+            flags
+                .gateways
+                .iter()
+                .map(|name| Arc::from(name.as_str()))
+                .collect()
         };
         if gateways.is_empty() && !dev {
-            return Err(Diagnostic::error(Code::MissingKey, "the agent does not know which gateways to serve")
-                .at(reader.origin())
-                .fix("add `gateways = [\"edge\"]` to the settings, or start with -gateway=edge"));
+            return Err(Diagnostic::error(
+                Code::MissingKey,
+                "the agent does not know which gateways to serve",
+            )
+            .at(reader.origin())
+            .fix("add `gateways = [\"edge\"]` to the settings, or start with -gateway=edge"));
         }
-        let node = flags.node.clone().or_else(|| reader.string("node_name").map(|name| name.to_string()));
+        let node = flags
+            .node
+            .clone()
+            .or_else(|| reader.string("node_name").map(|name| name.to_string()));
         let bind_default = IpAddr::from(if dev { [127, 0, 0, 1] } else { [0, 0, 0, 0] });
         let api = api_block(reader, flags, &data_dir)?;
-        let vault = reader.child("vault").map(|block| vault_block(&block)).or_else(|| flags.dev_vault.then(VaultBlock::new));
+        let vault = reader
+            .child("vault")
+            .map(|block| vault_block(&block))
+            .or_else(|| flags.dev_vault.then(VaultBlock::new));
         Ok(Self {
             dev,
             node: node.unwrap_or_else(|| host_name.to_owned()),
             bind_addr: flags
                 .bind
-                .or_else(|| reader.string("bind_addr").and_then(|address| address.parse().ok()))
+                .or_else(|| {
+                    reader
+                        .string("bind_addr")
+                        .and_then(|address| address.parse().ok())
+                })
                 .unwrap_or(bind_default),
             log_level: flags
                 .log_level
@@ -351,15 +580,22 @@ impl Settings {
 
 /// Files of a `-config` path in lexical order.
 fn files_of(path: &Path) -> Result<Vec<PathBuf>, SettingsError> {
-    let read_error = |source| SettingsError::Read { path: path.to_owned(), source };
+    let read_error = |source| SettingsError::Read {
+        path: path.to_owned(),
+        source,
+    };
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(read_error)? {
         let file = entry.map_err(read_error)?.path();
-        let known = file.extension().is_some_and(|extension| extension == "hcl" || extension == "json");
-        let hidden = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let known = file
+            .extension()
+            .is_some_and(|extension| extension == "hcl" || extension == "json");
+        let hidden = file
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
         if known && !hidden && file.is_file() {
             files.push(file);
         }
@@ -378,18 +614,33 @@ fn settings_body(source: &Source, alone: bool) -> Result<Option<Body>, Vec<Diagn
     let documents = document_schema();
     let is_document = |name: &str| documents.block_schema(name).is_some();
     // JSON documents read with the settings' schema have their blocks as attributes.
-    let any = body.blocks.iter().any(|block| is_document(&block.kind)) || body.attributes.iter().any(|a| is_document(&a.name));
-    let all = body.blocks.iter().all(|block| is_document(&block.kind)) && body.attributes.iter().all(|a| is_document(&a.name));
+    let any = body.blocks.iter().any(|block| is_document(&block.kind))
+        || body.attributes.iter().any(|a| is_document(&a.name));
+    let all = body.blocks.iter().all(|block| is_document(&block.kind))
+        && body.attributes.iter().all(|a| is_document(&a.name));
     if any && !all {
-        let stray = body.blocks.iter().find(|block| !is_document(&block.kind)).map(|block| (block.kind.clone(), block.span));
-        let stray = stray.or_else(|| body.attributes.iter().find(|a| !is_document(&a.name)).map(|a| (a.name.clone(), a.name_span)));
+        let stray = body
+            .blocks
+            .iter()
+            .find(|block| !is_document(&block.kind))
+            .map(|block| (block.kind.clone(), block.span));
+        let stray = stray.or_else(|| {
+            body.attributes
+                .iter()
+                .find(|a| !is_document(&a.name))
+                .map(|a| (a.name.clone(), a.name_span))
+        });
         if let Some((name, span)) = stray
-            && settings_schema().block_schema(&name).is_some_and(|_| true) | settings_schema().attribute_schema(&name).is_some()
+            && settings_schema().block_schema(&name).is_some_and(|_| true)
+                | settings_schema().attribute_schema(&name).is_some()
         {
             return Err(vec![
-                Diagnostic::error(Code::Conflict, format!("{name:?} is a setting of the agent in a file of documents"))
-                    .at(source.origin(span))
-                    .fix("keep settings and documents in files of their own"),
+                Diagnostic::error(
+                    Code::Conflict,
+                    format!("{name:?} is a setting of the agent in a file of documents"),
+                )
+                .at(source.origin(span))
+                .fix("keep settings and documents in files of their own"),
             ]);
         }
     }
@@ -438,7 +689,10 @@ fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
 
 impl VaultBlock {
     fn new() -> Self {
-        Self { poll_interval: Duration::from_secs(30), ..Self::default() }
+        Self {
+            poll_interval: Duration::from_secs(30),
+            ..Self::default()
+        }
     }
 }
 
@@ -463,7 +717,9 @@ fn vault_block(reader: &Reader<'_>) -> VaultBlock {
             role: owned(&block, "role").unwrap_or_default(),
             jwt_file: path(&block, "jwt_file").unwrap_or_default(),
         }),
-        poll_interval: reader.duration("poll_interval").unwrap_or(Duration::from_secs(30)),
+        poll_interval: reader
+            .duration("poll_interval")
+            .unwrap_or(Duration::from_secs(30)),
     }
 }
 
@@ -472,7 +728,11 @@ fn permissions(kv: Option<&Reader<'_>>) -> Permissions {
     let Some(kv) = kv else { return default };
     Permissions {
         files: kv.strings("files"),
-        vault_paths: if kv.has("vault_paths") { kv.strings("vault_paths") } else { default.vault_paths },
+        vault_paths: if kv.has("vault_paths") {
+            kv.strings("vault_paths")
+        } else {
+            default.vault_paths
+        },
         addresses: AddressRules {
             allow_loopback: kv.boolean("allow_loopback").unwrap_or(false),
             allow_link_local: kv.boolean("allow_link_local").unwrap_or(false),
@@ -499,8 +759,12 @@ fn envoy_block(reader: Option<&Reader<'_>>, dev: bool) -> EnvoyBlock {
         log_level: owned(reader, "log_level").unwrap_or(default.log_level),
         state_of_the_world: reader.string("variant").as_deref() == Some("sotw"),
         drain_time: reader.duration("drain_time").unwrap_or(default.drain_time),
-        max_downstream_connections: reader.unsigned("max_downstream_connections").unwrap_or(default.max_downstream_connections),
-        stop_with_agent: reader.boolean("stop_with_agent").unwrap_or(default.stop_with_agent),
+        max_downstream_connections: reader
+            .unsigned("max_downstream_connections")
+            .unwrap_or(default.max_downstream_connections),
+        stop_with_agent: reader
+            .boolean("stop_with_agent")
+            .unwrap_or(default.stop_with_agent),
     }
 }
 
@@ -518,23 +782,37 @@ fn xds_block(reader: Option<&Reader<'_>>, data_dir: &Path) -> XdsBlock {
         })
     });
     XdsBlock {
-        socket: reader.and_then(|reader| path(reader, "socket")).unwrap_or_else(|| data_dir.join("xds.sock")),
-        uids: reader.map(|reader| reader.integers("uids").into_iter().collect()).unwrap_or_default(),
+        socket: reader
+            .and_then(|reader| path(reader, "socket"))
+            .unwrap_or_else(|| data_dir.join("xds.sock")),
+        uids: reader
+            .map(|reader| reader.integers("uids").into_iter().collect())
+            .unwrap_or_default(),
         tcp,
     }
 }
 
 fn api_block(reader: &Reader<'_>, flags: &Flags, data_dir: &Path) -> Result<ApiBlock, Diagnostic> {
     let api = reader.child("api");
-    let address = api.and_then(|api| api.string("address")).and_then(|address| address.parse::<SocketAddr>().ok());
+    let address = api
+        .and_then(|api| api.string("address"))
+        .and_then(|address| address.parse::<SocketAddr>().ok());
     if let (Some(address), Some(api)) = (address, &api)
         && !address.ip().is_loopback()
     {
-        return Err(Diagnostic::error(Code::NotAllowed, format!("the API may not listen on {address}"))
-            .at(api.origin_of("address"))
-            .because("it has neither TLS nor authentication")
-            .fix("use a loopback address, or the unix socket"));
+        return Err(
+            Diagnostic::error(Code::NotAllowed, format!("the API may not listen on {address}"))
+                .at(api.origin_of("address"))
+                .because("it has neither TLS nor authentication")
+                .fix("use a loopback address, or the unix socket"),
+        );
     }
-    let socket = flags.api_socket.clone().or_else(|| api.and_then(|api| path(&api, "socket")));
-    Ok(ApiBlock { socket: socket.unwrap_or_else(|| data_dir.join("api.sock")), address })
+    let socket = flags
+        .api_socket
+        .clone()
+        .or_else(|| api.and_then(|api| path(&api, "socket")));
+    Ok(ApiBlock {
+        socket: socket.unwrap_or_else(|| data_dir.join("api.sock")),
+        address,
+    })
 }

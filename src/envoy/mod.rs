@@ -2,8 +2,8 @@
 //!
 //! Knows Envoy's protobuf and nothing of our documents or of where data comes from.
 
-mod message;
 pub mod bootstrap;
+mod message;
 mod resource;
 
 pub use message::{any, duration, wrap_bool, wrap_u32};

@@ -83,7 +83,12 @@ struct Gateway {
 }
 
 impl Pipeline {
-    pub fn new(settings: PipelineSettings, restored: Restored, store: Option<Store>, streams: Streams) -> (Self, Outputs) {
+    pub fn new(
+        settings: PipelineSettings,
+        restored: Restored,
+        store: Option<Store>,
+        streams: Streams,
+    ) -> (Self, Outputs) {
         let mut snapshot = Snapshot::new(Config::new(settings.permissions, settings.limits));
         let has_documents = !restored.documents.is_empty();
         for quarantine in restored.quarantined {
@@ -102,11 +107,21 @@ impl Pipeline {
                 resources.insert(gateway.name.clone(), receiver);
                 let mut compiler = Compiler::new(&gateway.name, gateway.compile);
                 compiler.rebuild(&snapshot);
-                Gateway { compiler, resources: sender, published_at: None, due: true }
+                Gateway {
+                    compiler,
+                    resources: sender,
+                    published_at: None,
+                    due: true,
+                }
             })
             .collect();
         let (wanted, wanted_receiver) = mpsc::channel(1024);
-        let first_view = View { snapshot: snapshot.clone(), gateways: Vec::new(), revision: 0, stale: false };
+        let first_view = View {
+            snapshot: snapshot.clone(),
+            gateways: Vec::new(),
+            revision: 0,
+            stale: false,
+        };
         let (view, view_receiver) = watch::channel(Arc::new(first_view));
         let (interests, interests_receiver) = watch::channel(Arc::new(Interests::default()));
         let stale_at = has_documents.then(|| Instant::now() + STALE_AFTER);
@@ -126,7 +141,15 @@ impl Pipeline {
         };
         pipeline.renew_interests();
         pipeline.publish();
-        (pipeline, Outputs { view: view_receiver, interests: interests_receiver, wanted: wanted_receiver, resources })
+        (
+            pipeline,
+            Outputs {
+                view: view_receiver,
+                interests: interests_receiver,
+                wanted: wanted_receiver,
+                resources,
+            },
+        )
     }
 
     /// Runs until cancelled, or until every sender is gone.
@@ -256,7 +279,10 @@ impl Pipeline {
         for query in before.certificates.difference(&certificates) {
             self.snapshot.forget_certificate(query);
         }
-        let interests = Interests { services, certificates };
+        let interests = Interests {
+            services,
+            certificates,
+        };
         if interests != *before {
             self.interests.send_replace(Arc::new(interests));
         }
@@ -266,15 +292,20 @@ impl Pipeline {
         let known = self.snapshot.documents_complete || self.stale;
         let mut views = Vec::with_capacity(self.gateways.len());
         for gateway in &mut self.gateways {
-            let waiting_for =
-                if gateway.published_at.is_some() { Vec::new() } else { missing(&self.snapshot, &gateway.compiler, known, self.stale) };
+            let waiting_for = if gateway.published_at.is_some() {
+                Vec::new()
+            } else {
+                missing(&self.snapshot, &gateway.compiler, known, self.stale)
+            };
             if waiting_for.is_empty() && (gateway.due || gateway.published_at.is_none()) {
                 gateway.due = false;
                 if gateway.published_at.is_none() {
                     tracing::info!(gateway = %gateway.compiler.gateway(), resources = gateway.compiler.resources().len(), "first publication");
                 }
                 gateway.published_at = Some(SystemTime::now());
-                gateway.resources.send_replace(Some(Arc::new(gateway.compiler.resources().clone())));
+                gateway
+                    .resources
+                    .send_replace(Some(Arc::new(gateway.compiler.resources().clone())));
                 self.revision += 1;
             }
             views.push(GatewayView {
@@ -295,11 +326,25 @@ impl Pipeline {
     fn event(&mut self, event: Event) {
         match event {
             Event::Acked { gateway, .. } => self.acked(&gateway),
-            Event::Nacked { gateway, node, kind, candidates, blamed, proven, message, .. } => {
+            Event::Nacked {
+                gateway,
+                node,
+                kind,
+                candidates,
+                blamed,
+                proven,
+                message,
+                ..
+            } => {
                 tracing::error!(%gateway, %node, ?kind, ?blamed, proven, %message, "Envoy refused a configuration");
                 if proven {
-                    for resource in candidates.iter().filter(|resource| blamed.contains(&resource.name)) {
-                        let quarantines = self.refusals.refused(&self.snapshot.config, resource, &node, &message);
+                    for resource in candidates
+                        .iter()
+                        .filter(|resource| blamed.contains(&resource.name))
+                    {
+                        let quarantines =
+                            self.refusals
+                                .refused(&self.snapshot.config, resource, &node, &message);
                         if quarantines.is_empty() {
                             tracing::error!(%gateway, ?resource, "no document is behind the refused resource; Envoy keeps its last version");
                         }
@@ -307,11 +352,23 @@ impl Pipeline {
                     }
                 }
             }
-            Event::Wanted { gateway, kind: ResourceKind::Secret, name, .. } => self.want(&gateway, &name),
-            Event::Wanted { gateway, kind, name, .. } => {
+            Event::Wanted {
+                gateway,
+                kind: ResourceKind::Secret,
+                name,
+                ..
+            } => self.want(&gateway, &name),
+            Event::Wanted {
+                gateway, kind, name, ..
+            } => {
                 tracing::warn!(%gateway, ?kind, %name, "an Envoy asks for a resource that nobody holds");
             }
-            Event::Connected { node, gateway, variant, .. } => {
+            Event::Connected {
+                node,
+                gateway,
+                variant,
+                ..
+            } => {
                 tracing::info!(%node, %gateway, ?variant, "Envoy connected");
                 self.publish();
             }
@@ -319,20 +376,35 @@ impl Pipeline {
                 tracing::info!(%node, %gateway, "Envoy disconnected");
                 self.publish();
             }
-            Event::Refused { peer, node, reason, message } => {
+            Event::Refused {
+                peer,
+                node,
+                reason,
+                message,
+            } => {
                 tracing::warn!(?peer, ?node, ?reason, %message, "an xDS client was refused");
             }
-            Event::Lagged { lost } => tracing::warn!(lost, "events from Envoys were dropped: status may lag behind"),
+            Event::Lagged { lost } => {
+                tracing::warn!(lost, "events from Envoys were dropped: status may lag behind")
+            }
         }
     }
 
     /// When one Envoy runs with everything as published, the documents are confirmed: what a later refusal goes back to.
     fn acked(&mut self, gateway: &str) {
-        let Some(published) = self.gateways.iter().find(|known| &**known.compiler.gateway() == gateway) else { return };
+        let Some(published) = self
+            .gateways
+            .iter()
+            .find(|known| &**known.compiler.gateway() == gateway)
+        else {
+            return;
+        };
         let set = published.compiler.resources();
         let settled = self.streams.of_gateway(gateway).iter().any(|stream| {
             stream.is_settled()
-                && ResourceKind::ALL.iter().all(|kind| set.changes_since(&stream.acked, *kind).next().is_none())
+                && ResourceKind::ALL
+                    .iter()
+                    .all(|kind| set.changes_since(&stream.acked, *kind).next().is_none())
         });
         if !settled || published.due {
             return;
@@ -420,7 +492,10 @@ fn missing(snapshot: &Snapshot, compiler: &Compiler, documents_known: bool, stal
         // Consul is away: what is not on disk stays unknown, and everything else is served.
         missing.clear();
     }
-    let certificates = compiler.certificates().values().filter(|query| !snapshot.certificate_answered(query));
+    let certificates = compiler
+        .certificates()
+        .values()
+        .filter(|query| !snapshot.certificate_answered(query));
     missing.extend(certificates.map(|query| format!("certificate {query}")));
     missing
 }

@@ -44,10 +44,21 @@ impl Refusals {
     }
 
     /// What to take out of service because of this refusal. Empty: no document is to blame.
-    pub fn refused(&mut self, config: &Config, resource: &Resource, node: &str, message: &str) -> Vec<Quarantine> {
+    pub fn refused(
+        &mut self,
+        config: &Config,
+        resource: &Resource,
+        node: &str,
+        message: &str,
+    ) -> Vec<Quarantine> {
         let mut suspects: Vec<DocumentId> = match &self.under_trial {
             Some(trial) if resource.origins.contains(trial) => vec![trial.clone()],
-            _ => resource.origins.iter().filter(|id| self.unconfirmed.contains(id)).cloned().collect(),
+            _ => resource
+                .origins
+                .iter()
+                .filter(|id| self.unconfirmed.contains(id))
+                .cloned()
+                .collect(),
         };
         if suspects.is_empty() {
             // Nothing changed since Envoy last agreed, and this Envoy does not (another version, say).
@@ -92,12 +103,25 @@ fn describe(
     } else {
         "nothing of this document is in service"
     };
-    let doubt = if alone { "" } else { "; several documents are suspected, they are tried one by one" };
+    let doubt = if alone {
+        ""
+    } else {
+        "; several documents are suspected, they are tried one by one"
+    };
     Diagnostic::error(
         Code::EnvoyRejected,
-        format!("Envoy {node:?} refused {what} {:?}: {}", resource.name, shortened(message)),
+        format!(
+            "Envoy {node:?} refused {what} {:?}: {}",
+            resource.name,
+            shortened(message)
+        ),
     )
-    .at(crate::model::Origin { document: document.clone(), span: crate::model::Span::default(), line: 1, column: 1 })
+    .at(crate::model::Origin {
+        document: document.clone(),
+        span: crate::model::Span::default(),
+        line: 1,
+        column: 1,
+    })
     .because(format!("{stays}{doubt}"))
     .fix("change the document: the refusal ends with its next version")
 }

@@ -3,7 +3,10 @@
 //!
 //! Writes go through one thread, so that a slow or full disk delays nobody; the newest state wins.
 
-#![expect(clippy::disallowed_methods, reason = "this is the module that owns the agent's own file")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the module that owns the agent's own file"
+)]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -22,7 +25,10 @@ const QUARANTINE: TableDefinition<&str, &[u8]> = TableDefinition::new("quarantin
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{path}: cannot open the agent's state")]
-    Open { path: PathBuf, source: redb::DatabaseError },
+    Open {
+        path: PathBuf,
+        source: redb::DatabaseError,
+    },
     #[error("{path}: cannot make the agent's data directory")]
     Directory { path: PathBuf, source: std::io::Error },
     #[error("{path}: cannot read the agent's state")]
@@ -57,10 +63,16 @@ enum Write {
 impl Store {
     /// Opens or makes `state.redb` below the data directory, mode 0600, and reads what it holds.
     pub fn open(data_directory: &Path) -> Result<(Self, Restored), StoreError> {
-        let directory_error = |source| StoreError::Directory { path: data_directory.to_owned(), source };
+        let directory_error = |source| StoreError::Directory {
+            path: data_directory.to_owned(),
+            source,
+        };
         std::fs::create_dir_all(data_directory).map_err(directory_error)?;
         let path = data_directory.join("state.redb");
-        let database = Database::create(&path).map_err(|source| StoreError::Open { path: path.clone(), source })?;
+        let database = Database::create(&path).map_err(|source| StoreError::Open {
+            path: path.clone(),
+            source,
+        })?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(directory_error)?;
         let restored = read(&database).map_err(|source| StoreError::Read { path, source })?;
         let (writes, receiver) = mpsc::channel();
@@ -120,15 +132,21 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     let transaction = database.begin_read()?;
     // An entry that does not decode is from another version of ours: left out, its source will bring it again.
     for entry in transaction.open_table(DOCUMENTS)?.iter()? {
-        restored.documents.extend(serde_json::from_slice::<Document>(entry?.1.value()).ok());
+        restored
+            .documents
+            .extend(serde_json::from_slice::<Document>(entry?.1.value()).ok());
     }
     for entry in transaction.open_table(SERVICES)?.iter()? {
-        restored.services.extend(serde_json::from_slice::<(ServiceQuery, Vec<Instance>)>(entry?.1.value()).ok().map(
-            |(query, instances)| (query, Arc::from(instances)),
-        ));
+        restored.services.extend(
+            serde_json::from_slice::<(ServiceQuery, Vec<Instance>)>(entry?.1.value())
+                .ok()
+                .map(|(query, instances)| (query, Arc::from(instances))),
+        );
     }
     for entry in transaction.open_table(QUARANTINE)?.iter()? {
-        restored.quarantined.extend(serde_json::from_slice::<Quarantine>(entry?.1.value()).ok());
+        restored
+            .quarantined
+            .extend(serde_json::from_slice::<Quarantine>(entry?.1.value()).ok());
     }
     Ok(restored)
 }
@@ -207,8 +225,12 @@ mod tests {
     #[test]
     fn keeps_what_it_was_given() {
         let directory = tempfile::tempdir().unwrap();
-        let document =
-            Document { id: DocumentId::Kv("portreeve/config/a".into()), text: "x".into(), order: 3, version: 9 };
+        let document = Document {
+            id: DocumentId::Kv("portreeve/config/a".into()),
+            text: "x".into(),
+            order: 3,
+            version: 9,
+        };
         {
             let (store, restored) = Store::open(directory.path()).unwrap();
             assert!(restored.documents.is_empty());
@@ -225,7 +247,10 @@ mod tests {
             .unwrap();
         assert_eq!(restored.documents, [document]);
         assert_eq!(restored.services.len(), 1);
-        let mode = std::fs::metadata(directory.path().join("state.redb")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(directory.path().join("state.redb"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }

@@ -50,8 +50,11 @@ impl View {
             }
         }
         if let Some(problem) = &self.snapshot.documents_problem {
-            let mut diagnostic = Diagnostic::error(crate::diagnostics::Code::SourceProblem, problem.message.to_string())
-                .because("the documents last known stay in service");
+            let mut diagnostic = Diagnostic::error(
+                crate::diagnostics::Code::SourceProblem,
+                problem.message.to_string(),
+            )
+            .because("the documents last known stay in service");
             diagnostic.fix = problem.fix.as_deref().map(str::to_owned);
             all.push(diagnostic);
         }

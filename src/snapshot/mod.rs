@@ -9,8 +9,8 @@ use imbl::HashMap;
 
 use crate::config::{Config, ConfigChange, Quarantine};
 use crate::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Instance,
-    Observation, Problem, ServiceQuery, ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
+    Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -182,7 +182,8 @@ impl Snapshot {
         let mut changes = Changes::default();
         self.quarantined.remove(id);
         if let Some(state) = self.config.document(id).cloned() {
-            self.config.upsert(state.document.clone(), None, &mut changes.config);
+            self.config
+                .upsert(state.document.clone(), None, &mut changes.config);
         }
         changes
     }

@@ -24,8 +24,14 @@ pub(super) struct InUse {
 
 impl InUse {
     pub(super) fn of(subscriptions: &[Subscription; 6], target: &ResourceSet, not_before: Duration) -> Self {
-        let mut in_use = Self { not_before, ..Self::default() };
-        if !subscriptions.iter().any(|subscription| has_removal(subscription, target)) {
+        let mut in_use = Self {
+            not_before,
+            ..Self::default()
+        };
+        if !subscriptions
+            .iter()
+            .any(|subscription| has_removal(subscription, target))
+        {
             return in_use;
         }
         for subscription in subscriptions {
@@ -35,9 +41,18 @@ impl InUse {
                 }
             }
             let in_flight = subscription.in_flight.iter().flat_map(|response| {
-                response.changed.iter().map(|resource| &resource.name).chain(&response.removed)
+                response
+                    .changed
+                    .iter()
+                    .map(|resource| &resource.name)
+                    .chain(&response.removed)
             });
-            for resource in subscription.dirty.keys().chain(in_flight).flat_map(|name| held(subscription, name)) {
+            for resource in subscription
+                .dirty
+                .keys()
+                .chain(in_flight)
+                .flat_map(|name| held(subscription, name))
+            {
                 let has_needs = !matches!(subscription.kind, ResourceKind::Endpoint | ResourceKind::Secret);
                 in_use.is_partly_unknown |= has_needs && resource.is_held_by_envoy();
                 in_use.for_now.extend(resource.needs.iter().cloned());
@@ -47,24 +62,40 @@ impl InUse {
         in_use
     }
 
-    pub(super) fn holds_removal(&self, kind: ResourceKind, name: &Arc<str>, since: Duration, now: Duration) -> bool {
+    pub(super) fn holds_removal(
+        &self,
+        kind: ResourceKind,
+        name: &Arc<str>,
+        since: Duration,
+        now: Duration,
+    ) -> bool {
         if matches!(kind, ResourceKind::Listener | ResourceKind::ScopedRoute) {
             // Nothing refers to them; and a listener must go in the response that brings its successor on the same
             // port, a scope in the one that brings its successor with the same key.
             return false;
         }
-        let reference = ResourceRef { kind, name: name.clone() };
+        let reference = ResourceRef {
+            kind,
+            name: name.clone(),
+        };
         if now < self.not_before || self.lasting.contains(&reference) {
             return true;
         }
         now < since + REMOVAL_PATIENCE && (self.is_partly_unknown || self.for_now.contains(&reference))
     }
 
-    fn keep_endpoints_of_leaving_clusters(&mut self, subscriptions: &[Subscription; 6], target: &ResourceSet) {
+    fn keep_endpoints_of_leaving_clusters(
+        &mut self,
+        subscriptions: &[Subscription; 6],
+        target: &ResourceSet,
+    ) {
         let clusters = &subscriptions[ResourceKind::Cluster as usize];
         for name in subscriptions[ResourceKind::Endpoint as usize].dirty.keys() {
             if clusters.told.contains_key(name) && target.get(ResourceKind::Cluster, name).is_none() {
-                self.lasting.insert(ResourceRef { kind: ResourceKind::Endpoint, name: name.clone() });
+                self.lasting.insert(ResourceRef {
+                    kind: ResourceKind::Endpoint,
+                    name: name.clone(),
+                });
             }
         }
     }
@@ -79,5 +110,9 @@ fn has_removal(subscription: &Subscription, target: &ResourceSet) -> bool {
 
 /// What Envoy may have under this name: the last acknowledged, and what was sent since.
 fn held<'a>(subscription: &'a Subscription, name: &str) -> impl Iterator<Item = &'a Arc<Resource>> {
-    subscription.acked.get(name).into_iter().chain(subscription.told.get(name))
+    subscription
+        .acked
+        .get(name)
+        .into_iter()
+        .chain(subscription.told.get(name))
 }
