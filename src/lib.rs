@@ -11,5 +11,6 @@ pub mod model;
 pub mod pipeline;
 pub mod resolve;
 pub mod snapshot;
+pub mod sources;
 pub mod translate;
 pub mod xds;

@@ -38,6 +38,8 @@ pub struct PipelineSettings {
     pub gateways: Vec<GatewaySettings>,
     pub permissions: Permissions,
     pub limits: Limits,
+    /// Nothing is published before each of these has answered.
+    pub document_sources: BTreeSet<Arc<str>>,
 }
 
 /// What the pipeline takes besides observations and events.
@@ -89,7 +91,10 @@ impl Pipeline {
         store: Option<Store>,
         streams: Streams,
     ) -> (Self, Outputs) {
-        let mut snapshot = Snapshot::new(Config::new(settings.permissions, settings.limits));
+        let mut snapshot = Snapshot::new(
+            Config::new(settings.permissions, settings.limits),
+            settings.document_sources,
+        );
         let has_documents = !restored.documents.is_empty();
         for quarantine in restored.quarantined {
             snapshot.restore_quarantine(quarantine);
@@ -206,7 +211,7 @@ impl Pipeline {
             }
             changes.merge(self.snapshot.apply(observation));
         }
-        if self.snapshot.documents_complete {
+        if self.snapshot.documents_complete() {
             self.stale_at = None;
             self.stale = false;
         }
@@ -289,7 +294,7 @@ impl Pipeline {
     }
 
     fn publish(&mut self) {
-        let known = self.snapshot.documents_complete || self.stale;
+        let known = self.snapshot.documents_complete() || self.stale;
         let mut views = Vec::with_capacity(self.gateways.len());
         for gateway in &mut self.gateways {
             let waiting_for = if gateway.published_at.is_some() {

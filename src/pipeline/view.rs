@@ -49,7 +49,7 @@ impl View {
                 all.extend(diagnostics.iter().cloned());
             }
         }
-        if let Some(problem) = &self.snapshot.documents_problem {
+        for problem in self.snapshot.document_problems().values() {
             let mut diagnostic = Diagnostic::error(
                 crate::diagnostics::Code::SourceProblem,
                 problem.message.to_string(),
