@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::failure::Failure;
 use crate::agent::settings::Flags;
 
 /// Run the agent
@@ -61,11 +62,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         log_json: arguments.log_json,
         api_socket: arguments.api_socket,
     };
-    start(&flags)
-}
-
-/// Stands where `agent::app::run` will: reads the settings, so that their problems are told.
-fn start(flags: &Flags) -> anyhow::Result<ExitCode> {
-    crate::agent::settings::Settings::load(flags, "localhost")?;
-    Err(super::failure::Failure::new("this build has no agent yet").into())
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("cannot start the agent's threads").because(error))?;
+    runtime.block_on(crate::agent::app::run(flags))
 }

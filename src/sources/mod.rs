@@ -4,9 +4,11 @@
 //! itself and never ends because the other side is away; a problem is a value that travels beside the last good data,
 //! which stands. Must not know: HCL, Envoy, how observations are used.
 
+pub mod certificates;
 pub mod consul;
 pub mod directory;
 mod health;
 pub mod retry;
+pub mod vault;
 
 pub use health::{HealthReading, SourceHealth};

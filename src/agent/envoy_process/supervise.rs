@@ -64,6 +64,8 @@ pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
         others: Vec::new(),
         retiring: JoinSet::new(),
         pending_restart: None,
+        deadline: None,
+        expired: false,
         wake_at: None,
         restarts: restart_delays(),
         attempt: 0,
@@ -95,6 +97,10 @@ pub(super) struct Supervisor {
     /// Older ones after that: on their way out.
     pub(super) retiring: JoinSet<u32>,
     pub(super) pending_restart: Option<PendingRestart>,
+    /// Until when the newest must serve while older ones wait for it.
+    pub(super) deadline: Option<Instant>,
+    /// The newest was ended because it did not.
+    pub(super) expired: bool,
     /// When to look at a starting Envoy, or to start the next one.
     pub(super) wake_at: Option<Instant>,
     pub(super) restarts: ExponentialBackoff,
@@ -116,8 +122,6 @@ pub(super) struct Current {
 pub(super) struct PendingRestart {
     pub(super) method: RestartMethod,
     pub(super) launch: Launch,
-    pub(super) deadline: Instant,
-    pub(super) expired: bool,
     pub(super) reply: RestartReply,
 }
 
@@ -248,11 +252,10 @@ impl Supervisor {
                 let slow = current.since.elapsed() >= SLOW_START;
                 let pause = if slow { LOOK_INTERVAL_SLOW } else { LOOK_INTERVAL };
                 self.wake_at = Some(Instant::now() + pause);
-                if let Some(pending) = &mut self.pending_restart
-                    && !pending.expired
-                    && Instant::now() >= pending.deadline
+                if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) && !self.others.is_empty()
                 {
-                    pending.expired = true;
+                    self.deadline = None;
+                    self.expired = true;
                     // Its end is an event like any other; then the old one is current again.
                     current.process.kill().await;
                 }
@@ -262,6 +265,7 @@ impl Supervisor {
 
     fn on_live(&mut self, info: &ServerInfo) {
         self.wake_at = None;
+        self.deadline = None;
         let Some(current) = &mut self.current else { return };
         current.live = true;
         tracing::info!(
@@ -387,12 +391,13 @@ impl Supervisor {
     }
 
     fn answer_restart(&mut self, exit: Exit, last_lines: String) {
+        let expired = std::mem::take(&mut self.expired);
         let Some(pending) = self.pending_restart.take() else {
             return;
         };
-        let error = if pending.expired {
+        let error = if expired {
             RestartError::NotReady {
-                seconds: self.settings.takeover_deadline.as_secs(),
+                seconds: pending.launch.settings.takeover_deadline.as_secs(),
             }
         } else {
             RestartError::Died {
@@ -411,12 +416,10 @@ impl Supervisor {
                 tracing::info!(pid, next_pid, %method, "replacing Envoy");
                 self.others.push(old);
                 self.current = Some(Current::new(process, false, launch.bootstrap_hash()));
-                let deadline = Instant::now() + launch.settings.takeover_deadline;
+                self.deadline = Some(Instant::now() + launch.settings.takeover_deadline);
                 self.pending_restart = Some(PendingRestart {
                     method,
                     launch,
-                    deadline,
-                    expired: false,
                     reply,
                 });
                 self.save_record(false);

@@ -82,6 +82,8 @@ impl Supervisor {
     /// Makes the newest of the others current.
     fn promote_newest(&mut self) {
         let Some(current) = self.others.pop() else { return };
+        // Two or more: the former agent died in the middle of a restart.
+        self.deadline = Some(Instant::now() + self.settings.takeover_deadline);
         let (pid, epoch, adopted) = (current.process.pid(), current.process.epoch, current.adopted);
         self.current = Some(current);
         self.save_record(false);
