@@ -1,5 +1,6 @@
 //! Portreeve turns HCL documents into Envoy configuration, live.
 
+pub mod admin;
 pub mod agent;
 pub mod cli;
 pub mod config;

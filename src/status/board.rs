@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use super::source::SourceReading;
 use super::unattached;
 use super::watch::{CertificateStatus, ServiceStatus, certificates, expiry, services};
 use crate::diagnostics::{Code, Diagnostic, Severity};
+use crate::envoy::ResourceKind;
 use crate::pipeline::{GatewayView, View};
 use crate::xds::StreamView;
 
@@ -41,7 +43,8 @@ pub struct GatewayStatus {
     /// What the first publication waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_for: Vec<String>,
-    pub resources: usize,
+    /// Resources by kind.
+    pub kinds: BTreeMap<ResourceKind, usize>,
     /// Envoys that run with all of it.
     pub programmed: Programmed,
 }
@@ -151,7 +154,10 @@ fn gateway_status(view: &View, gateway: &GatewayView, streams: &[StreamView]) ->
         declared: view.snapshot.config.gateway(&gateway.name).is_some(),
         published_at: gateway.published_at.map(timestamp),
         waiting_for: gateway.waiting_for.clone(),
-        resources: resources.len(),
+        kinds: ResourceKind::ALL
+            .into_iter()
+            .map(|kind| (kind, resources.of_kind(kind).len()))
+            .collect(),
         programmed: settled(resources, streams, &gateway.name),
     }
 }
