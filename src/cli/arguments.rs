@@ -4,7 +4,9 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use super::{agent, fmt, validate, version};
+use super::{
+    agent, apply, completion, envoy, explain, fmt, plan, proxy, refresh, status, translate, validate, version,
+};
 
 /// A gateway agent: HCL documents, Consul and Vault in, Envoy configuration out.
 ///
@@ -27,7 +29,16 @@ pub enum Command {
     Agent(agent::Arguments),
     Validate(validate::Arguments),
     Fmt(fmt::Arguments),
+    Plan(plan::Arguments),
+    Apply(apply::Arguments),
+    Status(status::Arguments),
+    Explain(explain::Arguments),
+    Translate(translate::Arguments),
+    Proxy(proxy::Arguments),
+    Envoy(envoy::Arguments),
+    Refresh(refresh::Arguments),
     Version(version::Arguments),
+    Completion(completion::Arguments),
 }
 
 pub fn parse(arguments: Vec<OsString>) -> Result<Arguments, clap::Error> {

@@ -11,15 +11,30 @@
 //! ```
 
 mod agent;
+mod api_client;
+mod apply;
 mod arguments;
+mod change_set;
+mod completion;
 mod documents;
+mod envoy;
+mod explain;
 mod failure;
 mod fmt;
+mod kv;
 mod offline;
 mod panic_hook;
+mod plan;
+mod proxy;
+mod reference;
+mod refresh;
 mod report;
+mod runtime;
 mod single_dash;
+mod status;
+mod table;
 mod terminal;
+mod translate;
 mod unified_diff;
 mod validate;
 mod version;
@@ -31,6 +46,7 @@ use clap::error::ErrorKind;
 
 use arguments::{Arguments, Command};
 pub use panic_hook::install_panic_hook;
+pub use reference::reference;
 use terminal::Terminal;
 
 /// What a script can tell apart. `plan` answers 0, 1 and 255, as Nomad's does.
@@ -84,6 +100,15 @@ fn dispatch(arguments: Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         Command::Agent(arguments) => agent::run(arguments),
         Command::Validate(arguments) => validate::run(&arguments, terminal),
         Command::Fmt(arguments) => fmt::run(&arguments, terminal),
+        Command::Plan(arguments) => plan::run(&arguments, terminal),
+        Command::Apply(arguments) => apply::run(&arguments, terminal),
+        Command::Status(arguments) => status::run(&arguments, terminal),
+        Command::Explain(arguments) => explain::run(&arguments, terminal),
+        Command::Translate(arguments) => translate::run(&arguments, terminal),
+        Command::Proxy(arguments) => proxy::run(&arguments, terminal),
+        Command::Envoy(arguments) => envoy::run(&arguments, terminal),
+        Command::Refresh(arguments) => refresh::run(&arguments, terminal),
         Command::Version(arguments) => version::run(&arguments, terminal),
+        Command::Completion(arguments) => completion::run(&arguments, terminal),
     }
 }

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use super::failure::Failure;
 use crate::config::{Config, Gateway, Object, ObjectKind, Permissions};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::hcl::Limits;
@@ -80,8 +81,33 @@ impl Offline {
         self.view.snapshot.config.gateways()
     }
 
-    pub fn is_assumed(gateway: &Gateway) -> bool {
-        gateway.origin.document.as_str() == ASSUMED
+    /// The one asked for, or the only one.
+    pub fn gateway(&self, name: Option<&str>) -> anyhow::Result<&GatewayView> {
+        let known = || {
+            self.view
+                .gateways
+                .iter()
+                .map(|gateway| &*gateway.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        match (name, self.view.gateways.as_slice()) {
+            (_, []) => Err(Failure::new("no document declares or names a gateway").into()),
+            (None, [only]) => Ok(only),
+            (None, _) => Err(Failure::new("the documents have several gateways")
+                .fix(format!("say which with -gateway: {}", known()))
+                .into()),
+            (Some(name), gateways) => {
+                gateways
+                    .iter()
+                    .find(|gateway| *gateway.name == *name)
+                    .ok_or_else(|| {
+                        Failure::new(format!("no document declares the gateway {name:?}"))
+                            .fix(format!("declared are: {}", known()))
+                            .into()
+                    })
+            }
+        }
     }
 }
 

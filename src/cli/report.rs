@@ -45,16 +45,27 @@ impl Report {
     }
 
     pub fn write(&self, terminal: &mut Terminal) -> std::io::Result<()> {
+        let text = self.render(terminal.color);
+        terminal.write(&text)
+    }
+
+    /// Where standard output carries something else.
+    pub fn write_to_error(&self, terminal: &mut Terminal) -> std::io::Result<()> {
+        let text = self.render(terminal.color);
+        terminal.write_error(&text)
+    }
+
+    fn render(&self, color: bool) -> String {
+        let mut shown = String::new();
         for diagnostic in &self.diagnostics {
             let text = diagnostic
                 .origin
                 .as_ref()
                 .and_then(|origin| self.texts.get(&origin.document));
-            let rendered = render(diagnostic, text.map(|text| &**text), terminal.color);
-            terminal.line(rendered)?;
-            terminal.line("")?;
+            shown.push_str(&render(diagnostic, text.map(|text| &**text), color));
+            shown.push_str("\n\n");
         }
-        Ok(())
+        shown
     }
 
     pub fn write_summary(&self, documents: usize, terminal: &mut Terminal) -> std::io::Result<()> {
