@@ -63,6 +63,8 @@ pub enum StoreError {
     Database(#[source] Box<redb::Error>),
     #[error("a record of the certificate store cannot be read")]
     Record(#[source] serde_json::Error),
+    #[error("the certificate store did not answer ({0})")]
+    Stopped(String),
 }
 
 impl<E: Into<redb::Error>> From<E> for StoreError {

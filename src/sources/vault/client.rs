@@ -66,12 +66,12 @@ impl VaultClient {
     /// Sends with the shared token. A 403 is looked into: a token that is no longer known is replaced and the request
     /// sent once more; else the policy lacks something. 404 is an answer.
     pub(super) async fn call(&self, call: &Call) -> Result<Answer, VaultFault> {
-        let state = self.token(call).await?;
+        let state = self.token(call).await.map_err(VaultFault::before_sending)?;
         let answer = self.shared.send(call, &state).await?;
         if answer.status != 403 {
             return self.shared.accept(call, answer);
         }
-        let state = self.look_into(call, state, &answer).await?;
+        let state = self.look_into(call, state, &answer).await.map_err(VaultFault::before_sending)?;
         let answer = self.shared.send(call, &state).await?;
         self.shared.accept(call, answer)
     }

@@ -15,6 +15,8 @@ pub struct VaultFault {
     pub(super) path: Arc<str>,
     pub(super) capability: &'static str,
     pub reason: Reason,
+    /// It never came to the request itself: there was no token to send it with, or Vault turned the token away.
+    pub(super) not_sent: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,10 +87,19 @@ impl VaultFault {
 
     /// Whether the server may have carried the request out all the same.
     pub fn may_have_happened(&self) -> bool {
-        matches!(
-            self.reason,
-            Reason::NoAnswer(_) | Reason::ServerError { .. } | Reason::Unusable(_) | Reason::TooLarge
-        )
+        match self.reason {
+            // A consistency miss: turned away before anything was done.
+            Reason::ServerError { status: 412, .. } => false,
+            Reason::NoAnswer(_) | Reason::ServerError { .. } | Reason::Unusable(_) | Reason::TooLarge => {
+                !self.not_sent
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn before_sending(mut self) -> Self {
+        self.not_sent = true;
+        self
     }
 
     pub fn problem(&self) -> Problem {
@@ -159,6 +170,7 @@ mod tests {
             path: "secret/data/www".into(),
             capability: "read",
             reason,
+            not_sent: false,
         }
     }
 
@@ -180,12 +192,14 @@ mod tests {
     fn only_an_answerless_or_failed_request_may_have_happened() {
         assert!(fault(Reason::NoAnswer("timeout".to_owned())).may_have_happened());
         assert!(fault(Reason::ServerError { status: 500, errors: String::new() }).may_have_happened());
+        assert!(!fault(Reason::NoAnswer("no login yet".to_owned())).before_sending().may_have_happened());
         for reason in [
             Reason::Unreachable("refused".to_owned()),
             Reason::Sealed(String::new()),
             Reason::Overloaded,
             Reason::Forbidden(String::new()),
             Reason::Refused { status: 400, errors: String::new() },
+            Reason::ServerError { status: 412, errors: String::new() },
         ] {
             assert!(!fault(reason).may_have_happened());
         }

@@ -26,6 +26,8 @@ mod transport;
 
 pub use client::VaultClient;
 pub use fault::VaultFault;
+pub(crate) use backoff::{Pauses, jitter, spread};
+pub(crate) use freshness::unix_now;
 pub use freshness::{VaultFreshness, VaultStatus};
 pub use kv::{KvSecret, KvStamp};
 pub use pki::{IssueRequest, Issued};

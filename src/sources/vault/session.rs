@@ -266,6 +266,7 @@ impl VaultSession {
             path: asked.into(),
             capability: "read",
             reason: Reason::TokenInvalid(String::new()),
+            not_sent: true,
         }
     }
 }

@@ -312,6 +312,7 @@ fn fault(method: &Method, place: &str, path: &str, reason: Reason) -> VaultFault
         path: path.into(),
         capability: if *method == Method::GET { "read" } else { "update" },
         reason,
+        not_sent: false,
     }
 }
 
