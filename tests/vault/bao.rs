@@ -44,7 +44,11 @@ cluster_addr = "https://127.0.0.1:{cluster}"
             data = data.display()
         );
         std::fs::write(directory.path().join("bao.hcl"), config).unwrap();
-        let http = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().unwrap();
+        let http = reqwest::Client::builder()
+            .tls_certs_only([])
+            .no_proxy()
+            .build()
+            .unwrap();
         let mut bao = Self {
             address,
             root_token: String::new(),
@@ -54,7 +58,13 @@ cluster_addr = "https://127.0.0.1:{cluster}"
             http,
         };
         bao.launch().await;
-        let (_, keys) = bao.send("PUT", "sys/init", Some(json!({"secret_shares": 1, "secret_threshold": 1}))).await;
+        let (_, keys) = bao
+            .send(
+                "PUT",
+                "sys/init",
+                Some(json!({"secret_shares": 1, "secret_threshold": 1})),
+            )
+            .await;
         bao.root_token = keys["root_token"].as_str().expect("init").to_owned();
         bao.unseal_key = keys["keys_base64"][0].as_str().expect("init").to_owned();
         bao.unseal().await;
@@ -62,11 +72,17 @@ cluster_addr = "https://127.0.0.1:{cluster}"
     }
 
     pub async fn unseal(&self) {
-        let (status, body) = self.send("PUT", "sys/unseal", Some(json!({"key": self.unseal_key}))).await;
+        let (status, body) = self
+            .send("PUT", "sys/unseal", Some(json!({"key": self.unseal_key})))
+            .await;
         assert_eq!(status, 200, "{body}");
         let started = Instant::now();
         while self.send("GET", "sys/health", None).await.0 != 200 {
-            assert!(started.elapsed() < Duration::from_secs(30), "not active: {}", self.log());
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "not active: {}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -87,7 +103,10 @@ cluster_addr = "https://127.0.0.1:{cluster}"
         let log = std::fs::File::create(self.directory.path().join("bao.log")).unwrap();
         let process = Command::new(binary())
             .arg("server")
-            .arg(format!("-config={}", self.directory.path().join("bao.hcl").display()))
+            .arg(format!(
+                "-config={}",
+                self.directory.path().join("bao.hcl").display()
+            ))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -95,8 +114,18 @@ cluster_addr = "https://127.0.0.1:{cluster}"
             .expect("bao starts");
         self.process = Some(process);
         let started = Instant::now();
-        while self.http.get(format!("{}/v1/sys/seal-status", self.address)).send().await.is_err() {
-            assert!(started.elapsed() < Duration::from_secs(30), "not listening: {}", self.log());
+        while self
+            .http
+            .get(format!("{}/v1/sys/seal-status", self.address))
+            .send()
+            .await
+            .is_err()
+        {
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "not listening: {}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -106,8 +135,9 @@ cluster_addr = "https://127.0.0.1:{cluster}"
     }
 
     pub async fn send_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let mut request =
-            self.http.request(method.parse().unwrap(), format!("{}/v1/{path}", self.address));
+        let mut request = self
+            .http
+            .request(method.parse().unwrap(), format!("{}/v1/{path}", self.address));
         if !token.is_empty() {
             request = request.header("X-Vault-Token", token);
         }
@@ -115,7 +145,10 @@ cluster_addr = "https://127.0.0.1:{cluster}"
             request = request.json(&body);
         }
         let response = request.send().await.expect("bao answers");
-        (response.status().as_u16(), response.json().await.unwrap_or(Value::Null))
+        (
+            response.status().as_u16(),
+            response.json().await.unwrap_or(Value::Null),
+        )
     }
 
     /// A write that must succeed; the answer.
@@ -137,13 +170,22 @@ cluster_addr = "https://127.0.0.1:{cluster}"
     }
 
     pub async fn policy(&self, name: &str, text: &str) {
-        self.write(&format!("sys/policies/acl/{name}"), json!({"policy": text})).await;
+        self.write(&format!("sys/policies/acl/{name}"), json!({"policy": text}))
+            .await;
     }
 
     /// `secret` as KV v2, `kv` as KV v1.
     pub async fn mount_kv(&self) {
-        self.write("sys/mounts/secret", json!({"type": "kv", "options": {"version": "2"}})).await;
-        self.write("sys/mounts/kv", json!({"type": "kv", "options": {"version": "1"}})).await;
+        self.write(
+            "sys/mounts/secret",
+            json!({"type": "kv", "options": {"version": "2"}}),
+        )
+        .await;
+        self.write(
+            "sys/mounts/kv",
+            json!({"type": "kv", "options": {"version": "1"}}),
+        )
+        .await;
         // A v2 mount upgrades itself for a moment after it is made, and answers 400 until then.
         let started = Instant::now();
         while self.send("GET", "secret/config", None).await.0 != 200 {
@@ -155,21 +197,30 @@ cluster_addr = "https://127.0.0.1:{cluster}"
     /// A root at `pki`, an intermediate at `pki_int`, and the role `edge`.
     pub async fn mount_pki(&self, role: Value) {
         for mount in ["pki", "pki_int"] {
-            self.write(&format!("sys/mounts/{mount}"), json!({"type": "pki", "config": {"max_lease_ttl": "87600h"}}))
-                .await;
+            self.write(
+                &format!("sys/mounts/{mount}"),
+                json!({"type": "pki", "config": {"max_lease_ttl": "87600h"}}),
+            )
+            .await;
         }
         let root = json!({"common_name": "root", "ttl": "87600h", "key_type": "ec", "key_bits": 256});
         self.write("pki/root/generate/internal", root).await;
         let request = json!({"common_name": "intermediate", "key_type": "ec", "key_bits": 256});
-        let csr = self.write("pki_int/intermediate/generate/internal", request).await;
+        let csr = self
+            .write("pki_int/intermediate/generate/internal", request)
+            .await;
         let csr = csr["data"]["csr"].as_str().unwrap();
         let signed = self
-            .write("pki/root/sign-intermediate", json!({"csr": csr, "ttl": "43800h", "format": "pem_bundle"}))
+            .write(
+                "pki/root/sign-intermediate",
+                json!({"csr": csr, "ttl": "43800h", "format": "pem_bundle"}),
+            )
             .await;
         let certificate = signed["data"]["certificate"].as_str().unwrap();
         let root = self.read("pki/cert/ca").await;
         let chain = format!("{certificate}\n{}", root["data"]["certificate"].as_str().unwrap());
-        self.write("pki_int/intermediate/set-signed", json!({"certificate": chain})).await;
+        self.write("pki_int/intermediate/set-signed", json!({"certificate": chain}))
+            .await;
         self.write("pki_int/roles/edge", role).await;
     }
 
@@ -179,7 +230,9 @@ cluster_addr = "https://127.0.0.1:{cluster}"
         // The intermediate itself is stored beside its leaves, and so may the root be.
         let mut leaves = 0;
         for serial in list["data"]["keys"].as_array().into_iter().flatten() {
-            let stored = self.read(&format!("pki_int/cert/{}", serial.as_str().unwrap())).await;
+            let stored = self
+                .read(&format!("pki_int/cert/{}", serial.as_str().unwrap()))
+                .await;
             let pem = stored["data"]["certificate"].as_str().unwrap().to_owned();
             let (_, der) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
             leaves += usize::from(!der.parse_x509().unwrap().is_ca());
@@ -221,11 +274,19 @@ impl Drop for Bao {
 }
 
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// `bao` of `make tools`, else of the PATH. Missing, the test fails: it is not skipped.
 fn binary() -> PathBuf {
     let fetched = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/bao");
-    if fetched.exists() { fetched } else { PathBuf::from("bao") }
+    if fetched.exists() {
+        fetched
+    } else {
+        PathBuf::from("bao")
+    }
 }

@@ -31,7 +31,10 @@ async fn both_engines_deliver_and_follow_changes() {
     }
 
     let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
-    let (one, two) = (kv(KvVersion::V1, "kv", "www"), kv(KvVersion::V2, "secret", "a/www"));
+    let (one, two) = (
+        kv(KvVersion::V1, "kv", "www"),
+        kv(KvVersion::V2, "secret", "a/www"),
+    );
     rig.watch(&[&one, &two]);
     rig.material().await;
     rig.material().await;
@@ -66,12 +69,30 @@ async fn each_bad_case_has_its_own_message_and_keeps_the_last_good() {
     rig.material().await;
 
     let cases = [
-        (json!({"certificate": certificate}), "no field \"private_key\"; there is \"certificate\""),
-        (json!({"certificate": 7, "private_key": key}), "is a number, not a text"),
-        (json!({"certificate": "hello", "private_key": key}), "no CERTIFICATE block"),
-        (json!({"certificate": certificate, "private_key": "hello"}), "no PRIVATE KEY block"),
-        (json!({"certificate": certificate, "private_key": other_key}), "does not belong to any certificate"),
-        (json!({"certificate": expired, "private_key": expired_key}), "expired at"),
+        (
+            json!({"certificate": certificate}),
+            "no field \"private_key\"; there is \"certificate\"",
+        ),
+        (
+            json!({"certificate": 7, "private_key": key}),
+            "is a number, not a text",
+        ),
+        (
+            json!({"certificate": "hello", "private_key": key}),
+            "no CERTIFICATE block",
+        ),
+        (
+            json!({"certificate": certificate, "private_key": "hello"}),
+            "no PRIVATE KEY block",
+        ),
+        (
+            json!({"certificate": certificate, "private_key": other_key}),
+            "does not belong to any certificate",
+        ),
+        (
+            json!({"certificate": expired, "private_key": expired_key}),
+            "expired at",
+        ),
     ];
     for (fields, expected) in cases {
         bao.write("secret/data/www", json!({"data": fields})).await;
@@ -88,7 +109,10 @@ async fn each_bad_case_has_its_own_message_and_keeps_the_last_good() {
     bao.delete("secret/data/www").await;
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Deleted, "{problem}");
-    assert!(problem.message.contains("version 13 of the secret is deleted"), "{problem}");
+    assert!(
+        problem.message.contains("version 13 of the secret is deleted"),
+        "{problem}"
+    );
     bao.write("secret/undelete/www", json!({"versions": [13]})).await;
     rig.material().await;
     bao.write("secret/destroy/www", json!({"versions": [13]})).await;
@@ -109,13 +133,41 @@ async fn wrong_places_are_told_apart() {
     bao.write("kv/www", fields.clone()).await;
     bao.write("secret/data/www", json!({"data": fields})).await;
     let cases = [
-        (kv(KvVersion::V2, "secret", "absent"), ProblemKind::NotFound, "nothing at this path"),
-        (kv(KvVersion::V1, "kv", "absent"), ProblemKind::NotFound, "nothing at this path"),
-        (kv(KvVersion::V2, "nowhere", "www"), ProblemKind::NotFound, "nowhere/data/www"),
-        (kv(KvVersion::V1, "secret", "www"), ProblemKind::Refused, "is KV version 2, and the document says version 1"),
-        (kv(KvVersion::V2, "kv", "www"), ProblemKind::Refused, "is KV version 1, and the document says version 2"),
-        (kv(KvVersion::Detect, "pki", "www"), ProblemKind::Refused, "is of type \"pki\", not kv"),
-        (kv(KvVersion::V2, "secret", "../sys/raw"), ProblemKind::Refused, "not one that Vault can hold"),
+        (
+            kv(KvVersion::V2, "secret", "absent"),
+            ProblemKind::NotFound,
+            "nothing at this path",
+        ),
+        (
+            kv(KvVersion::V1, "kv", "absent"),
+            ProblemKind::NotFound,
+            "nothing at this path",
+        ),
+        (
+            kv(KvVersion::V2, "nowhere", "www"),
+            ProblemKind::NotFound,
+            "nowhere/data/www",
+        ),
+        (
+            kv(KvVersion::V1, "secret", "www"),
+            ProblemKind::Refused,
+            "is KV version 2, and the document says version 1",
+        ),
+        (
+            kv(KvVersion::V2, "kv", "www"),
+            ProblemKind::Refused,
+            "is KV version 1, and the document says version 2",
+        ),
+        (
+            kv(KvVersion::Detect, "pki", "www"),
+            ProblemKind::Refused,
+            "is of type \"pki\", not kv",
+        ),
+        (
+            kv(KvVersion::V2, "secret", "../sys/raw"),
+            ProblemKind::Refused,
+            "not one that Vault can hold",
+        ),
     ];
     for (query, kind, expected) in cases {
         let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());

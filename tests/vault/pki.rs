@@ -10,7 +10,8 @@ use super::rig::{Rig, pki, token};
 #[tokio::test]
 async fn issues_a_servable_chain_and_renews_at_two_thirds() {
     let bao = Bao::start().await;
-    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "not_before_duration": "1s"})).await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "not_before_duration": "1s"}))
+        .await;
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
     let query = CertificateQuery::VaultPki {
@@ -27,8 +28,15 @@ async fn issues_a_servable_chain_and_renews_at_two_thirds() {
     let issued = Instant::now();
     let mut names: Vec<&str> = first.names.iter().map(AsRef::as_ref).collect();
     names.sort_unstable();
-    assert_eq!(names, ["10.1.2.3", "a.example.com", "b.example.com", "www.example.com"]);
-    assert_eq!(first.chain.matches("BEGIN CERTIFICATE").count(), 2, "leaf and intermediate, no root");
+    assert_eq!(
+        names,
+        ["10.1.2.3", "a.example.com", "b.example.com", "www.example.com"]
+    );
+    assert_eq!(
+        first.chain.matches("BEGIN CERTIFICATE").count(),
+        2,
+        "leaf and intermediate, no root"
+    );
     let second = rig.material().await;
     let elapsed = issued.elapsed();
     assert_ne!(first.serial, second.serial);
@@ -44,7 +52,8 @@ async fn issues_a_servable_chain_and_renews_at_two_thirds() {
 #[tokio::test]
 async fn a_restart_issues_nothing_until_a_key_is_wanted() {
     let bao = Bao::start().await;
-    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"})).await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
+        .await;
     let directory = tempfile::tempdir().unwrap();
     let query = pki("www.example.com", 3600);
     let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
@@ -56,7 +65,10 @@ async fn a_restart_issues_nothing_until_a_key_is_wanted() {
         let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
         rig.watch(&[&query]);
         let again = rig.material().await;
-        assert_eq!((again.version(), again.serial.clone()), (first.version(), first.serial.clone()));
+        assert_eq!(
+            (again.version(), again.serial.clone()),
+            (first.version(), first.serial.clone())
+        );
         assert!(again.private_key.is_none(), "no key on disk");
         rig.watcher.refresh(&query);
         rig.silence(Duration::from_millis(700)).await;
@@ -76,16 +88,23 @@ async fn a_restart_issues_nothing_until_a_key_is_wanted() {
     rig.stop().await;
 
     let stored = std::fs::read(directory.path().join("certificates.redb")).unwrap();
-    assert!(!stored.windows(11).any(|window| window == b"PRIVATE KEY"), "no private key on disk");
+    assert!(
+        !stored.windows(11).any(|window| window == b"PRIVATE KEY"),
+        "no private key on disk"
+    );
 }
 
 #[tokio::test]
 async fn a_crash_loop_that_loses_every_answer_asks_once_per_interval() {
     let bao = Bao::start().await;
-    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"})).await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
+        .await;
     let directory = tempfile::tempdir().unwrap();
     let query = pki("www.example.com", 3600);
-    let slow = CertificateSettings { issue_interval: Duration::from_secs(60), ..super::rig::fast() };
+    let slow = CertificateSettings {
+        issue_interval: Duration::from_secs(60),
+        ..super::rig::fast()
+    };
     for round in 0..6 {
         let mut rig = Rig::with(&bao.address, token(&bao.root_token), directory.path(), slow);
         rig.watch(&[&query]);
@@ -137,5 +156,13 @@ fn forget_the_answer(directory: &std::path::Path, query: &CertificateQuery) {
     let store = RedbCertificateStore::open(&directory.join("certificates.redb")).unwrap();
     let record = store.load(query).unwrap().unwrap();
     assert!(record.last_attempt.is_some(), "written down before it was sent");
-    store.save(query, &StoredCertificate { certificate: None, ..record }).unwrap();
+    store
+        .save(
+            query,
+            &StoredCertificate {
+                certificate: None,
+                ..record
+            },
+        )
+        .unwrap();
 }

@@ -24,7 +24,10 @@ pub struct Rig {
 
 /// As fast as tests want it; the rules are the same.
 pub fn fast() -> CertificateSettings {
-    CertificateSettings { kv_poll: Duration::from_millis(200), issue_interval: Duration::from_secs(2) }
+    CertificateSettings {
+        kv_poll: Duration::from_millis(200),
+        issue_interval: Duration::from_secs(2),
+    }
 }
 
 impl Rig {
@@ -48,7 +51,13 @@ impl Rig {
             sender,
             CancellationToken::new(),
         );
-        Self { vault, watcher, updates, cancel, session }
+        Self {
+            vault,
+            watcher,
+            updates,
+            cancel,
+            session,
+        }
     }
 
     pub fn watch(&mut self, queries: &[&CertificateQuery]) {
@@ -136,7 +145,11 @@ pub fn self_signed(name: &str, days: i64) -> (String, String) {
     let now = std::time::SystemTime::now();
     let day = Duration::from_secs(86_400);
     params.not_before = (now - 10 * day).into();
-    let end = if days < 0 { now - day * days.unsigned_abs() as u32 } else { now + day * days as u32 };
+    let end = if days < 0 {
+        now - day * days.unsigned_abs() as u32
+    } else {
+        now + day * days as u32
+    };
     params.not_after = end.into();
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }

@@ -36,7 +36,9 @@ pub(super) fn renewal_time(not_before: i64, not_after: i64, serial: &str) -> i64
 mod tests {
     use super::*;
 
-    const MINUTE: Budget = Budget { interval: Duration::from_secs(60) };
+    const MINUTE: Budget = Budget {
+        interval: Duration::from_secs(60),
+    };
 
     #[test]
     fn one_request_per_minute_however_often_the_process_starts() {
@@ -52,10 +54,19 @@ mod tests {
 
     #[test]
     fn due_at_two_thirds_give_or_take_a_twentieth() {
-        let times: Vec<i64> =
-            (0..200).map(|serial| renewal_time(1000, 1000 + 90_000, &serial.to_string())).collect();
-        assert!(times.iter().all(|at| (1000 + 57_000..=1000 + 63_000).contains(at)), "{times:?}");
-        assert!(times.iter().max().unwrap() - times.iter().min().unwrap() > 4_000, "spread");
+        let times: Vec<i64> = (0..200)
+            .map(|serial| renewal_time(1000, 1000 + 90_000, &serial.to_string()))
+            .collect();
+        assert!(
+            times
+                .iter()
+                .all(|at| (1000 + 57_000..=1000 + 63_000).contains(at)),
+            "{times:?}"
+        );
+        assert!(
+            times.iter().max().unwrap() - times.iter().min().unwrap() > 4_000,
+            "spread"
+        );
         assert_eq!(renewal_time(0, 900, "ab"), renewal_time(0, 900, "ab"));
     }
 }

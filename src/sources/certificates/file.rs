@@ -44,7 +44,9 @@ pub(super) async fn watch(
             events = observe(certificate, private_key, changed.clone());
         }
         let sent = match settled(certificate, private_key, publisher.now()).await {
-            Ok(material) if publisher.good().map(AsRef::as_ref) == Some(&material) => publisher.unchanged().await,
+            Ok(material) if publisher.good().map(AsRef::as_ref) == Some(&material) => {
+                publisher.unchanged().await
+            }
             Ok(material) => publisher.material(material).await,
             Err(problem) => publisher.problem(problem).await,
         };
@@ -78,10 +80,13 @@ async fn read_pair(certificate: &Path, private_key: &Path, now: i64) -> Result<C
 async fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
     let failed = |error: std::io::Error| {
         let (kind, fix) = match error.kind() {
-            std::io::ErrorKind::NotFound => (ProblemKind::NotFound, "Put the file there, or correct the path."),
-            std::io::ErrorKind::PermissionDenied => {
-                (ProblemKind::Forbidden, "Make the file, and its directories, readable for the agent's user.")
+            std::io::ErrorKind::NotFound => {
+                (ProblemKind::NotFound, "Put the file there, or correct the path.")
             }
+            std::io::ErrorKind::PermissionDenied => (
+                ProblemKind::Forbidden,
+                "Make the file, and its directories, readable for the agent's user.",
+            ),
             _ => (ProblemKind::Invalid, "It must be a PEM text file."),
         };
         Problem::new(kind, format!("file {}: {error}", path.display())).with_fix(fix)
@@ -89,12 +94,19 @@ async fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
     let mut text = Zeroizing::new(String::new());
     // One byte more than allowed: the parser then says that it is too large.
-    file.take(MAX_CHAIN_BYTES as u64 + 1).read_to_string(&mut text).await.map_err(failed)?;
+    file.take(MAX_CHAIN_BYTES as u64 + 1)
+        .read_to_string(&mut text)
+        .await
+        .map_err(failed)?;
     Ok(text)
 }
 
 /// None: there are no events to be had now (no inotify left, no such directory).
-fn observe(certificate: &Path, private_key: &Path, changed: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+fn observe(
+    certificate: &Path,
+    private_key: &Path,
+    changed: Arc<Notify>,
+) -> Option<notify::RecommendedWatcher> {
     let wake = move |event: notify::Result<notify::Event>| {
         // A read of the files is an event too, and ours would wake us for ever.
         if !event.is_ok_and(|event| event.kind.is_access()) {

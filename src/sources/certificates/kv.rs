@@ -32,7 +32,13 @@ pub(super) async fn watch(
     refresh: &Notify,
     publisher: &mut Publisher,
 ) -> Closed {
-    let mut watch = KvWatch { query, vault, version: None, seen: None, metadata_forbidden: false };
+    let mut watch = KvWatch {
+        query,
+        vault,
+        version: None,
+        seen: None,
+        metadata_forbidden: false,
+    };
     let mut pauses = Pauses::default();
     loop {
         let asked = Instant::now();
@@ -47,7 +53,11 @@ pub(super) async fn watch(
             }
             Err(Failed { problem, unavailable }) => {
                 watch.forget();
-                let wait = if unavailable { Wait::UntilReachable } else { Wait::Poll };
+                let wait = if unavailable {
+                    Wait::UntilReachable
+                } else {
+                    Wait::Poll
+                };
                 (publisher.problem(problem).await, wait)
             }
         };
@@ -87,7 +97,10 @@ struct Failed {
 
 impl From<VaultFault> for Failed {
     fn from(fault: VaultFault) -> Self {
-        Self { problem: fault.problem(), unavailable: fault.kind() == ProblemKind::Unavailable }
+        Self {
+            problem: fault.problem(),
+            unavailable: fault.kind() == ProblemKind::Unavailable,
+        }
     }
 }
 
@@ -105,7 +118,11 @@ struct KvWatch<'a> {
 impl KvWatch<'_> {
     async fn poll(&mut self, now: i64) -> Result<Polled, Failed> {
         let version = self.version().await?;
-        let stamp = if version == KvVersion::V2 { self.stamp().await? } else { None };
+        let stamp = if version == KvVersion::V2 {
+            self.stamp().await?
+        } else {
+            None
+        };
         if stamp.is_some() && stamp == self.seen {
             return Ok(Polled::Unchanged);
         }
@@ -121,8 +138,10 @@ impl KvWatch<'_> {
         };
         let chain = field(self.query.certificate_field)?;
         let key = field(self.query.private_key_field)?;
-        let material = pem::parse(chain.expose(), key.expose(), now)
-            .map_err(|fault| Failed { problem: fault.problem(&place), unavailable: false })?;
+        let material = pem::parse(chain.expose(), key.expose(), now).map_err(|fault| Failed {
+            problem: fault.problem(&place),
+            unavailable: false,
+        })?;
         // A version that ends by itself is read each time: its content goes without a new version.
         self.seen = stamp.filter(|stamp| !stamp.ends && !stamp.destroyed);
         Ok(Polled::Changed(Box::new(material)))

@@ -39,7 +39,9 @@ pub fn parse(chain: &str, private_key: &str, now: i64) -> Result<CertificateMate
     let leaf = certificates
         .iter()
         .position(|candidate| {
-            CertifiedKey::new(vec![candidate.clone()], signing.clone()).keys_match().is_ok()
+            CertifiedKey::new(vec![candidate.clone()], signing.clone())
+                .keys_match()
+                .is_ok()
         })
         .ok_or(PemFault::KeyMismatch)?;
     let mut material = describe(&certificates, leaf, now)?;
@@ -101,7 +103,9 @@ impl PemFault {
             Self::EncryptedKey => "Store it without a passphrase: `openssl pkey -in key.pem -out plain.pem`.",
             Self::UnsupportedKey => "Use an RSA key of 2048 to 8192 bits, or ECDSA on P-256 or P-384.",
             Self::KeyMismatch => "Store the key and the certificate that were issued together.",
-            Self::Expired(_) => "Store a renewed certificate; what was served before stays in use until then.",
+            Self::Expired(_) => {
+                "Store a renewed certificate; what was served before stays in use until then."
+            }
             Self::NotYetValid(_) => "Wait, issue it again, or check the clock of this machine.",
         }
     }
@@ -131,7 +135,11 @@ fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, PemFault> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|error| PemFault::BrokenPem(error.to_string()))?;
-    if certificates.is_empty() { Err(PemFault::NoCertificate) } else { Ok(certificates) }
+    if certificates.is_empty() {
+        Err(PemFault::NoCertificate)
+    } else {
+        Ok(certificates)
+    }
 }
 
 fn key(text: &str) -> Result<PrivateKeyDer<'static>, PemFault> {
@@ -143,7 +151,11 @@ fn key(text: &str) -> Result<PrivateKeyDer<'static>, PemFault> {
         // The error's own text can quote the line it stumbled over: of a key, nothing is quoted.
         _ => PemFault::UnsupportedKey,
     })?;
-    if key.secret_der().len() > MAX_KEY_BYTES { Err(PemFault::KeyTooLarge) } else { Ok(key) }
+    if key.secret_der().len() > MAX_KEY_BYTES {
+        Err(PemFault::KeyTooLarge)
+    } else {
+        Ok(key)
+    }
 }
 
 fn describe(
@@ -168,8 +180,10 @@ fn describe(
     if not_before > now + CLOCK_SKEW_SECONDS {
         return Err(PemFault::NotYetValid(not_before));
     }
-    let chain: String =
-        ordered(&parsed, leaf).into_iter().map(|index| encode("CERTIFICATE", &certificates[index])).collect();
+    let chain: String = ordered(&parsed, leaf)
+        .into_iter()
+        .map(|index| encode("CERTIFICATE", &certificates[index]))
+        .collect();
     Ok(CertificateMaterial {
         chain: chain.into(),
         private_key: None,
@@ -204,13 +218,20 @@ fn ordered(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> {
 
 /// As Vault writes it: `39:dd:2e`, without the sign byte of the DER integer.
 fn serial(certificate: &X509Certificate<'_>) -> String {
-    let bytes: Vec<String> =
-        certificate.tbs_certificate.serial.to_bytes_be().iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes: Vec<String> = certificate
+        .tbs_certificate
+        .serial
+        .to_bytes_be()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     bytes.join(":")
 }
 
 fn names(certificate: &X509Certificate<'_>) -> Vec<Arc<str>> {
-    let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return Vec::new();
+    };
     extension
         .value
         .general_names
@@ -227,7 +248,9 @@ fn address(bytes: &[u8]) -> Option<Arc<str>> {
     if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
         return Some(Ipv4Addr::from(octets).to_string().into());
     }
-    <[u8; 16]>::try_from(bytes).ok().map(|octets| Ipv6Addr::from(octets).to_string().into())
+    <[u8; 16]>::try_from(bytes)
+        .ok()
+        .map(|octets| Ipv6Addr::from(octets).to_string().into())
 }
 
 fn encode_key(key: &PrivateKeyDer<'_>) -> String {

@@ -34,17 +34,28 @@ fn issue(from: i64, to: i64) -> Issued {
 
     let intermediate_key = KeyPair::generate().unwrap();
     let intermediate_params = authority("intermediate");
-    let intermediate = intermediate_params.signed_by(&intermediate_key, &root_issuer).unwrap();
+    let intermediate = intermediate_params
+        .signed_by(&intermediate_key, &root_issuer)
+        .unwrap();
     let intermediate_issuer = Issuer::from_params(&intermediate_params, &intermediate_key);
 
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["WWW.example.com".to_owned()]).unwrap();
-    params.subject_alt_names.push(SanType::IpAddress("10.0.0.7".parse().unwrap()));
-    params.subject_alt_names.push(SanType::IpAddress("::1".parse().unwrap()));
+    params
+        .subject_alt_names
+        .push(SanType::IpAddress("10.0.0.7".parse().unwrap()));
+    params
+        .subject_alt_names
+        .push(SanType::IpAddress("::1".parse().unwrap()));
     params.serial_number = Some(SerialNumber::from_slice(&[0x00, 0xf0, 0x0d]));
     validity(&mut params, from, to);
     let leaf = params.signed_by(&key, &intermediate_issuer).unwrap();
-    Issued { leaf: leaf.pem(), key: key.serialize_pem(), intermediate: intermediate.pem(), root: root.pem() }
+    Issued {
+        leaf: leaf.pem(),
+        key: key.serialize_pem(),
+        intermediate: intermediate.pem(),
+        root: root.pem(),
+    }
 }
 
 fn valid() -> Issued {
@@ -53,7 +64,12 @@ fn valid() -> Issued {
 
 #[test]
 fn puts_the_leaf_first_and_leaves_the_root_out() {
-    let Issued { leaf, key, intermediate, root } = valid();
+    let Issued {
+        leaf,
+        key,
+        intermediate,
+        root,
+    } = valid();
     let straight = parse(&format!("{leaf}{intermediate}"), &key, NOW).unwrap();
     let shuffled = parse(&format!("{root}\r\n# a comment\n{intermediate}{leaf}"), &key, NOW).unwrap();
     assert_eq!(straight, shuffled);
@@ -76,7 +92,10 @@ fn keeps_a_self_signed_leaf() {
     validity(&mut params, NOW - DAY, NOW + DAY);
     let leaf = params.self_signed(&key).unwrap();
     let both = format!("{}{}", key.serialize_pem(), leaf.pem());
-    assert_eq!(parse(&both, &both, NOW).unwrap().chain.matches("BEGIN").count(), 1);
+    assert_eq!(
+        parse(&both, &both, NOW).unwrap().chain.matches("BEGIN").count(),
+        1
+    );
 }
 
 #[test]
@@ -112,7 +131,11 @@ fn every_fault_has_its_own_message_and_fix() {
         assert!(problem.fix.is_some());
     }
     assert!(matches!(
-        parse("-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n", &key, NOW),
+        parse(
+            "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n",
+            &key,
+            NOW
+        ),
         Err(PemFault::BrokenPem(_))
     ));
     assert_eq!(
@@ -125,7 +148,11 @@ fn every_fault_has_its_own_message_and_fix() {
 fn no_fault_quotes_a_key() {
     let Issued { leaf, key, .. } = valid();
     let secret: String = key.lines().nth(1).unwrap().to_owned();
-    for damaged in [key.replace("-----END", "----END"), key.replace('M', "!"), key.replacen('\n', "", 2)] {
+    for damaged in [
+        key.replace("-----END", "----END"),
+        key.replace('M', "!"),
+        key.replacen('\n', "", 2),
+    ] {
         let shown = match parse(&leaf, &damaged, NOW) {
             Ok(material) => format!("{material:?}"),
             Err(fault) => format!("{fault} {fault:?}"),

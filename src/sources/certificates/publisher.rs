@@ -63,7 +63,14 @@ impl Publisher {
         clock: WallClock,
         freshness: Arc<Mutex<CertificateFreshness>>,
     ) -> Self {
-        Self { query, updates, clock, freshness, good: None, problem: None }
+        Self {
+            query,
+            updates,
+            clock,
+            freshness,
+            good: None,
+            problem: None,
+        }
     }
 
     pub(super) fn now(&self) -> i64 {
@@ -106,7 +113,8 @@ impl Publisher {
     pub(super) async fn unchanged(&mut self) -> Result<(), Closed> {
         match self.good.clone() {
             Some(material) if material.not_after <= self.now() => {
-                self.problem(PemFault::Expired(material.not_after).problem(&self.query.to_string())).await
+                self.problem(PemFault::Expired(material.not_after).problem(&self.query.to_string()))
+                    .await
             }
             Some(material) => {
                 let now = self.now();
@@ -141,8 +149,14 @@ impl Publisher {
     }
 
     async fn send(&self, result: Result<Arc<CertificateMaterial>, Problem>) -> Result<(), Closed> {
-        let update = CertificateUpdate { query: self.query.clone(), result };
-        self.updates.send(Observation::Certificate(update)).await.map_err(|_| Closed)
+        let update = CertificateUpdate {
+            query: self.query.clone(),
+            result,
+        };
+        self.updates
+            .send(Observation::Certificate(update))
+            .await
+            .map_err(|_| Closed)
     }
 }
 
@@ -166,7 +180,10 @@ mod tests {
 
     #[tokio::test]
     async fn tells_each_change_once_and_the_end_of_a_problem() {
-        let query = CertificateQuery::File { certificate: "a".into(), private_key: "b".into() };
+        let query = CertificateQuery::File {
+            certificate: "a".into(),
+            private_key: "b".into(),
+        };
         let (updates, mut received) = mpsc::channel(8);
         let now = Arc::new(AtomicI64::new(100));
         let ticking = now.clone();
@@ -174,7 +191,9 @@ mod tests {
         let freshness = Arc::new(Mutex::new(CertificateFreshness::new(query.clone())));
         let mut publisher = Publisher::new(query, updates, clock, freshness.clone());
         let mut next = || match received.try_recv() {
-            Ok(Observation::Certificate(update)) => Some(update.result.map(|material| material.serial.clone())),
+            Ok(Observation::Certificate(update)) => {
+                Some(update.result.map(|material| material.serial.clone()))
+            }
             _ => None,
         };
 
@@ -190,7 +209,11 @@ mod tests {
         assert_eq!(next(), None, "so is a problem");
         publisher.unchanged().await.unwrap();
         publisher.unchanged().await.unwrap();
-        assert_eq!(next(), Some(Ok("1".into())), "its end is told with the same material");
+        assert_eq!(
+            next(),
+            Some(Ok("1".into())),
+            "its end is told with the same material"
+        );
         assert_eq!(next(), None);
 
         now.store(200, Ordering::Relaxed);
@@ -199,7 +222,11 @@ mod tests {
         let expired = next().unwrap().unwrap_err();
         assert_eq!(expired.kind, ProblemKind::Invalid);
         assert_eq!(next(), None);
-        assert_eq!(publisher.good().unwrap().serial.as_ref(), "1", "the last good one stands");
+        assert_eq!(
+            publisher.good().unwrap().serial.as_ref(),
+            "1",
+            "the last good one stands"
+        );
         assert_eq!(freshness.lock().unwrap().failures, 4);
     }
 }

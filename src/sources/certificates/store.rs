@@ -85,9 +85,13 @@ impl RedbCertificateStore {
 
     /// Opens or creates a file that only its owner can read: it names what this gateway serves.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let opened = private_file(path)
-            .map_err(|source| StoreError::Open { path: path.display().to_string(), source })?;
-        Ok(Self::new(Arc::new(Database::builder().create_with_backend(FileBackend::new(opened)?)?)))
+        let opened = private_file(path).map_err(|source| StoreError::Open {
+            path: path.display().to_string(),
+            source,
+        })?;
+        Ok(Self::new(Arc::new(
+            Database::builder().create_with_backend(FileBackend::new(opened)?)?,
+        )))
     }
 
     /// Drops what expired before `now`, so that renamed certificates do not pile up. Returns how many.
@@ -100,7 +104,8 @@ impl RedbCertificateStore {
                 let keep = serde_json::from_slice::<StoredCertificate>(bytes).is_ok_and(|record| {
                     let ends = record.certificate.map(|certificate| certificate.not_after);
                     // A record with an attempt alone matters for as long as an attempt is counted: a day is ample.
-                    ends.or(record.last_attempt.map(|at| at + 86_400)).is_some_and(|end| end > now)
+                    ends.or(record.last_attempt.map(|at| at + 86_400))
+                        .is_some_and(|end| end > now)
                 });
                 dropped += usize::from(!keep);
                 keep
@@ -119,14 +124,20 @@ impl CertificateStore for RedbCertificateStore {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let Some(bytes) = table.get(key(query)?.as_str())? else { return Ok(None) };
-        serde_json::from_slice(bytes.value()).map(Some).map_err(StoreError::Record)
+        let Some(bytes) = table.get(key(query)?.as_str())? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(bytes.value())
+            .map(Some)
+            .map_err(StoreError::Record)
     }
 
     fn save(&self, query: &CertificateQuery, record: &StoredCertificate) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(record).map_err(StoreError::Record)?;
         let transaction = self.database.begin_write()?;
-        transaction.open_table(TABLE)?.insert(key(query)?.as_str(), bytes.as_slice())?;
+        transaction
+            .open_table(TABLE)?
+            .insert(key(query)?.as_str(), bytes.as_slice())?;
         transaction.commit()?;
         Ok(())
     }
@@ -137,8 +148,13 @@ fn key(query: &CertificateQuery) -> Result<String, StoreError> {
 }
 
 fn private_file(path: &Path) -> std::io::Result<File> {
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
     // An existing file keeps its mode when opened; one copied from a backup may be wider.
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(file)
@@ -187,7 +203,10 @@ mod tests {
         let store = RedbCertificateStore::open(&path).unwrap();
         assert_eq!(store.load(&query("a")).unwrap(), Some(record(100)));
         assert_eq!(store.load(&query("b")).unwrap(), None);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]

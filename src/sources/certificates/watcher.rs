@@ -29,7 +29,10 @@ pub struct CertificateSettings {
 
 impl Default for CertificateSettings {
     fn default() -> Self {
-        Self { kv_poll: Duration::from_secs(30), issue_interval: Duration::from_secs(60) }
+        Self {
+            kv_poll: Duration::from_secs(30),
+            issue_interval: Duration::from_secs(60),
+        }
     }
 }
 
@@ -75,7 +78,13 @@ impl CertificateWatcher {
         cancel: CancellationToken,
     ) -> Self {
         Self {
-            context: Arc::new(Context { settings, vault, store, clock, updates }),
+            context: Arc::new(Context {
+                settings,
+                vault,
+                store,
+                clock,
+                updates,
+            }),
             watches: BTreeMap::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
@@ -102,18 +111,30 @@ impl CertificateWatcher {
     /// Looks at the source now: KV and files are read again, a failed issue is tried again (within its budget). False:
     /// nobody watches it.
     pub fn refresh(&self, query: &CertificateQuery) -> bool {
-        self.watches.get(query).map(|watch| watch.wishes.refresh.notify_one()).is_some()
+        self.watches
+            .get(query)
+            .map(|watch| watch.wishes.refresh.notify_one())
+            .is_some()
     }
 
     /// An Envoy needs the private key. Where only the public half is known (after a restart), another certificate is
     /// issued, within the budget. False: nobody watches it.
     pub fn want_key(&self, query: &CertificateQuery) -> bool {
-        self.watches.get(query).map(|watch| watch.wishes.key.notify_one()).is_some()
+        self.watches
+            .get(query)
+            .map(|watch| watch.wishes.key.notify_one())
+            .is_some()
     }
 
     /// In the order of the queries.
     pub fn freshness(&self) -> Vec<CertificateFreshness> {
-        let read = |watch: &Watch| watch.freshness.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let read = |watch: &Watch| {
+            watch
+                .freshness
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        };
         self.watches.values().map(read).collect()
     }
 
@@ -126,7 +147,10 @@ impl CertificateWatcher {
                 }
                 Some(Err(error)) => {
                     if let Some(query) = self.names.remove(&error.id()) {
-                        return StoppedWatch { query, reason: error.to_string() };
+                        return StoppedWatch {
+                            query,
+                            reason: error.to_string(),
+                        };
                     }
                 }
                 None => std::future::pending().await,
@@ -169,22 +193,53 @@ impl CertificateWatcher {
     }
 }
 
-async fn run(context: &Context, query: &CertificateQuery, wishes: &Wishes, mut publisher: Publisher) -> Closed {
+async fn run(
+    context: &Context,
+    query: &CertificateQuery,
+    wishes: &Wishes,
+    mut publisher: Publisher,
+) -> Closed {
     let publisher = &mut publisher;
     match (query, &context.vault) {
-        (CertificateQuery::File { certificate, private_key }, _) => {
+        (
+            CertificateQuery::File {
+                certificate,
+                private_key,
+            },
+            _,
+        ) => {
             let (certificate, private_key) = (Path::new(&**certificate), Path::new(&**private_key));
             file::watch(certificate, private_key, &wishes.refresh, publisher).await
         }
         (
-            CertificateQuery::VaultKv { mount, path, version, certificate_field, private_key_field },
+            CertificateQuery::VaultKv {
+                mount,
+                path,
+                version,
+                certificate_field,
+                private_key_field,
+            },
             Some(vault),
         ) => {
-            let query = kv::KvQuery { mount, path, version: *version, certificate_field, private_key_field };
+            let query = kv::KvQuery {
+                mount,
+                path,
+                version: *version,
+                certificate_field,
+                private_key_field,
+            };
             kv::watch(query, vault, context.settings.kv_poll, &wishes.refresh, publisher).await
         }
         (
-            CertificateQuery::VaultPki { mount, role, issuer, common_name, alt_names, ip_sans, ttl },
+            CertificateQuery::VaultPki {
+                mount,
+                role,
+                issuer,
+                common_name,
+                alt_names,
+                ip_sans,
+                ttl,
+            },
             Some(vault),
         ) => {
             let request = IssueRequest {
@@ -196,9 +251,19 @@ async fn run(context: &Context, query: &CertificateQuery, wishes: &Wishes, mut p
                 ip_sans,
                 ttl: *ttl,
             };
-            let budget = Budget { interval: context.settings.issue_interval };
+            let budget = Budget {
+                interval: context.settings.issue_interval,
+            };
             let store = context.store.clone();
-            IssuedWatch { query, request, vault, store, budget }.run(wishes, publisher).await
+            IssuedWatch {
+                query,
+                request,
+                vault,
+                store,
+                budget,
+            }
+            .run(wishes, publisher)
+            .await
         }
         (_, None) => {
             let problem = Problem::new(ProblemKind::Refused, format!("{query}: no Vault is configured"))

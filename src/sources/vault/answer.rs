@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -37,7 +37,12 @@ impl Answer {
         });
         // Vault lays its lists of errors out over lines: "1 error occurred:\n\t* permission denied\n\n".
         let words: Vec<&str> = said.iter().flat_map(|text| text.split_whitespace()).collect();
-        words.join(" ").chars().filter(|c| !c.is_control()).take(MAX_ERROR_CHARS).collect()
+        words
+            .join(" ")
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_ERROR_CHARS)
+            .collect()
     }
 }
 
@@ -159,9 +164,10 @@ fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
 /// Servers and documents show a list, null and even `""`.
 fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
-        Value::Array(values) => {
-            values.into_iter().filter_map(|value| value.as_str().map(str::to_owned)).collect()
-        }
+        Value::Array(values) => values
+            .into_iter()
+            .filter_map(|value| value.as_str().map(str::to_owned))
+            .collect(),
         Value::String(text) if !text.is_empty() => vec![text],
         _ => Vec::new(),
     })
@@ -172,13 +178,22 @@ mod tests {
     use super::*;
 
     fn answer(body: &str) -> Answer {
-        Answer { status: 200, body: Zeroizing::new(body.as_bytes().to_vec()) }
+        Answer {
+            status: 200,
+            body: Zeroizing::new(body.as_bytes().to_vec()),
+        }
     }
 
     #[test]
     fn warnings_come_as_lists_null_or_text() {
-        for (warnings, count) in [("[\"a\",\"b\"]", 2), ("null", 0), ("\"\"", 0), ("\"one\"", 1), ("[]", 0), ("7", 0)]
-        {
+        for (warnings, count) in [
+            ("[\"a\",\"b\"]", 2),
+            ("null", 0),
+            ("\"\"", 0),
+            ("\"one\"", 1),
+            ("[]", 0),
+            ("7", 0),
+        ] {
             let body = format!(r#"{{"warnings":{warnings},"lease_id":null,"data":{{"ttl":5}}}}"#);
             let envelope = answer(&body).parse::<TokenData>().unwrap();
             assert_eq!(envelope.warnings.len(), count, "{warnings}");
@@ -206,6 +221,9 @@ mod tests {
                 Field::Other(kind) => kind,
             })
             .collect();
-        assert_eq!(kinds, ["text", "a number", "null", "a list", "an object", "a boolean"]);
+        assert_eq!(
+            kinds,
+            ["text", "a number", "null", "a list", "an object", "a boolean"]
+        );
     }
 }

@@ -25,7 +25,10 @@ impl Pause {
     }
 
     pub(crate) fn next(&mut self) -> Duration {
-        self.intervals.next_backoff().unwrap_or(self.longest).min(self.longest)
+        self.intervals
+            .next_backoff()
+            .unwrap_or(self.longest)
+            .min(self.longest)
     }
 
     pub(crate) fn reset(&mut self) {
@@ -53,7 +56,10 @@ pub(crate) struct Pauses {
 
 impl Default for Pauses {
     fn default() -> Self {
-        Self { unavailable: Pause::while_unavailable(), refused: Pause::while_refused() }
+        Self {
+            unavailable: Pause::while_unavailable(),
+            refused: Pause::while_refused(),
+        }
     }
 }
 
@@ -87,7 +93,10 @@ mod tests {
         let mut pause = Pause::while_refused();
         assert!(pause.next() <= Duration::from_secs(1));
         let longest = (0..400).map(|_| pause.next()).max().unwrap();
-        assert!(longest <= Duration::from_secs(60) && longest > Duration::from_secs(30), "{longest:?}");
+        assert!(
+            longest <= Duration::from_secs(60) && longest > Duration::from_secs(30),
+            "{longest:?}"
+        );
     }
 
     #[test]

@@ -51,7 +51,14 @@ impl VaultClient {
         // One waiting doubt per watch is typical; a full queue only makes a request wait.
         let (doubts, questions) = mpsc::channel(64);
         let session = VaultSession::new(shared.clone(), settings.auth, publish, questions);
-        Ok((Self { shared, state, doubts }, session))
+        Ok((
+            Self {
+                shared,
+                state,
+                doubts,
+            },
+            session,
+        ))
     }
 
     pub fn status(&self) -> VaultStatus {
@@ -71,7 +78,10 @@ impl VaultClient {
         if answer.status != 403 {
             return self.shared.accept(call, answer);
         }
-        let state = self.look_into(call, state, &answer).await.map_err(VaultFault::before_sending)?;
+        let state = self
+            .look_into(call, state, &answer)
+            .await
+            .map_err(VaultFault::before_sending)?;
         let answer = self.shared.send(call, &state).await?;
         self.shared.accept(call, answer)
     }
@@ -101,7 +111,11 @@ impl VaultClient {
         if current.ready && current.generation != used.generation {
             return Ok(current);
         }
-        let forbidden = || self.shared.transport.fault(call, Reason::Forbidden(answer.errors()));
+        let forbidden = || {
+            self.shared
+                .transport
+                .fault(call, Reason::Forbidden(answer.errors()))
+        };
         if used.token.is_none() {
             return Err(forbidden());
         }
@@ -113,17 +127,25 @@ impl VaultClient {
             Err(_) => {}
         }
         let (reply, replaced) = oneshot::channel();
-        let doubt = Doubt { generation: used.generation, reply };
+        let doubt = Doubt {
+            generation: used.generation,
+            reply,
+        };
         let asked = self.doubts.send(doubt).await;
         match (asked, tokio::time::timeout(TOKEN_WAIT, replaced).await) {
             (Ok(()), Ok(Ok(Ok(())))) => Ok(self.state.borrow().clone()),
             (Ok(()), Ok(Ok(Err(fault)))) => Err(fault),
-            _ => Err(self.shared.transport.fault(call, Reason::TokenInvalid(answer.errors()))),
+            _ => Err(self
+                .shared
+                .transport
+                .fault(call, Reason::TokenInvalid(answer.errors()))),
         }
     }
 
     fn no_token(&self, call: &Call, why: &str) -> VaultFault {
-        self.shared.transport.fault(call, Reason::NoAnswer(why.to_owned()))
+        self.shared
+            .transport
+            .fault(call, Reason::NoAnswer(why.to_owned()))
     }
 }
 
@@ -147,7 +169,10 @@ impl Shared {
         let reason = match answer.status {
             200..=299 | 404 => return Ok(answer),
             403 => Reason::Forbidden(answer.errors()),
-            status => Reason::Refused { status, errors: answer.errors() },
+            status => Reason::Refused {
+                status,
+                errors: answer.errors(),
+            },
         };
         Err(self.transport.fault(call, reason))
     }
@@ -166,7 +191,9 @@ impl Shared {
     }
 
     async fn serves(&self) -> bool {
-        let Ok(call) = Call::get("sys/health".to_owned()) else { return true };
+        let Ok(call) = Call::get("sys/health".to_owned()) else {
+            return true;
+        };
         match self.transport.status(&call.within(PROBE_TIMEOUT)).await {
             // Uninitialised, sealed, a gateway without a server, or a recovery replica. 429 and 473 are standbys here:
             // they forward or redirect.

@@ -109,6 +109,10 @@ impl VaultFault {
     fn fix(&self) -> String {
         let (path, capability) = (&self.path, self.capability);
         match &self.reason {
+            Reason::Unreachable(why) if why.contains("peer certificate") => {
+                "Set ca_file (or ca_path) to the authority of Vault's certificate, or tls_server_name to a name in it."
+                    .to_owned()
+            }
             Reason::Unreachable(_) | Reason::NoAnswer(_) => {
                 "Check the address, the network and that Vault runs; it is tried again by itself.".to_owned()
             }
@@ -153,11 +157,19 @@ impl VaultFault {
 
 /// Vault's own text for a 403 is mostly these two words again.
 fn said_more(errors: &str) -> String {
-    if errors.ends_with("permission denied") { String::new() } else { said(errors) }
+    if errors.ends_with("permission denied") {
+        String::new()
+    } else {
+        said(errors)
+    }
 }
 
 fn said(errors: &str) -> String {
-    if errors.is_empty() { String::new() } else { format!(": {errors}") }
+    if errors.is_empty() {
+        String::new()
+    } else {
+        format!(": {errors}")
+    }
 }
 
 #[cfg(test)]
@@ -184,22 +196,40 @@ mod tests {
         );
         assert_eq!(
             problem.fix.as_deref(),
-            Some("Add to the policy of the agent's token: path \"secret/data/www\" { capabilities = [\"read\"] }")
+            Some(
+                "Add to the policy of the agent's token: path \"secret/data/www\" { capabilities = [\"read\"] }"
+            )
         );
     }
 
     #[test]
     fn only_an_answerless_or_failed_request_may_have_happened() {
         assert!(fault(Reason::NoAnswer("timeout".to_owned())).may_have_happened());
-        assert!(fault(Reason::ServerError { status: 500, errors: String::new() }).may_have_happened());
-        assert!(!fault(Reason::NoAnswer("no login yet".to_owned())).before_sending().may_have_happened());
+        assert!(
+            fault(Reason::ServerError {
+                status: 500,
+                errors: String::new()
+            })
+            .may_have_happened()
+        );
+        assert!(
+            !fault(Reason::NoAnswer("no login yet".to_owned()))
+                .before_sending()
+                .may_have_happened()
+        );
         for reason in [
             Reason::Unreachable("refused".to_owned()),
             Reason::Sealed(String::new()),
             Reason::Overloaded,
             Reason::Forbidden(String::new()),
-            Reason::Refused { status: 400, errors: String::new() },
-            Reason::ServerError { status: 412, errors: String::new() },
+            Reason::Refused {
+                status: 400,
+                errors: String::new(),
+            },
+            Reason::ServerError {
+                status: 412,
+                errors: String::new(),
+            },
         ] {
             assert!(!fault(reason).may_have_happened());
         }

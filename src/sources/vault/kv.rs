@@ -35,8 +35,17 @@ impl KvSecret {
             Some(Field::Other(kind)) => Err(format!("its field {name:?} is {kind}, not a text")),
             None => {
                 // Names only: the values are secret.
-                let names: Vec<String> = self.fields.keys().take(20).map(|name| format!("{name:?}")).collect();
-                let there = if names.is_empty() { "no fields".to_owned() } else { names.join(", ") };
+                let names: Vec<String> = self
+                    .fields
+                    .keys()
+                    .take(20)
+                    .map(|name| format!("{name:?}"))
+                    .collect();
+                let there = if names.is_empty() {
+                    "no fields".to_owned()
+                } else {
+                    names.join(", ")
+                };
                 Err(format!("it has no field {name:?}; there is {there}"))
             }
         }
@@ -89,8 +98,10 @@ impl VaultClient {
 
     /// The state of a KV v2 secret, without its content.
     pub async fn kv2_stamp(&self, mount: &str, path: &str) -> Result<KvStamp, VaultFault> {
-        let call =
-            Call::of(&ReadSecretMetadataRequest { mount: trim(mount), path: trim(path) })?;
+        let call = Call::of(&ReadSecretMetadataRequest {
+            mount: trim(mount),
+            path: trim(path),
+        })?;
         let answer = self.call(&call).await?;
         if answer.status == 404 {
             return Err(self.not_found(&call, &answer));
@@ -106,27 +117,51 @@ impl VaultClient {
     }
 
     async fn read_kv1(&self, mount: &str, path: &str) -> Result<KvSecret, VaultFault> {
-        let call = Call::of(&GetSecretRequest { mount: trim(mount), path: trim(path) })?;
+        let call = Call::of(&GetSecretRequest {
+            mount: trim(mount),
+            path: trim(path),
+        })?;
         let answer = self.call(&call).await?;
         if answer.status == 404 {
             return Err(self.not_found(&call, &answer));
         }
         let fields = answer.parse::<Fields>().and_then(|envelope| envelope.data);
-        Ok(KvSecret { fields: fields.ok_or_else(|| self.unreadable(&call))? })
+        Ok(KvSecret {
+            fields: fields.ok_or_else(|| self.unreadable(&call))?,
+        })
     }
 
     async fn read_kv2(&self, mount: &str, path: &str) -> Result<KvSecret, VaultFault> {
-        let call = Call::of(&ReadSecretRequest { mount: trim(mount), path: trim(path), version: None })?;
+        let call = Call::of(&ReadSecretRequest {
+            mount: trim(mount),
+            path: trim(path),
+            version: None,
+        })?;
         let answer = self.call(&call).await?;
         let secret = answer.parse::<V2Secret>().and_then(|envelope| envelope.data);
         match (answer.status, secret) {
             // A deleted or destroyed version answers 404 with its metadata.
             (404, Some(V2Secret { metadata, .. })) => {
-                let how = if metadata.destroyed { "destroyed" } else { "deleted" };
-                Err(self.shared.transport.fault(&call, Reason::Deleted { version: metadata.version, how }))
+                let how = if metadata.destroyed {
+                    "destroyed"
+                } else {
+                    "deleted"
+                };
+                Err(self.shared.transport.fault(
+                    &call,
+                    Reason::Deleted {
+                        version: metadata.version,
+                        how,
+                    },
+                ))
             }
             (404, None) => Err(self.not_found(&call, &answer)),
-            (_, Some(V2Secret { data: Some(fields), .. })) => Ok(KvSecret { fields }),
+            (
+                _,
+                Some(V2Secret {
+                    data: Some(fields), ..
+                }),
+            ) => Ok(KvSecret { fields }),
             _ => Err(self.unreadable(&call)),
         }
     }
@@ -138,15 +173,23 @@ impl VaultClient {
         match self.detect_kv(mount, path).await {
             Ok(found) if found != version => {
                 let found = if found == KvVersion::V1 { 1 } else { 2 };
-                VaultFault { reason: Reason::KvVersion { found, configured }, ..fault }
+                VaultFault {
+                    reason: Reason::KvVersion { found, configured },
+                    ..fault
+                }
             }
-            Err(found) if matches!(found.reason, Reason::NotKv(_)) => VaultFault { reason: found.reason, ..fault },
+            Err(found) if matches!(found.reason, Reason::NotKv(_)) => VaultFault {
+                reason: found.reason,
+                ..fault
+            },
             _ => fault,
         }
     }
 
     pub(super) fn not_found(&self, call: &Call, answer: &Answer) -> VaultFault {
-        self.shared.transport.fault(call, Reason::NotFound(answer.errors()))
+        self.shared
+            .transport
+            .fault(call, Reason::NotFound(answer.errors()))
     }
 
     pub(super) fn unreadable(&self, call: &Call) -> VaultFault {

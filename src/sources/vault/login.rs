@@ -43,20 +43,36 @@ pub(super) fn credential_file(auth: &VaultAuth) -> Option<&Path> {
     match auth {
         VaultAuth::TokenFile(path)
         | VaultAuth::Jwt { jwt_file: path, .. }
-        | VaultAuth::AppRole { secret_id: SecretId::File(path), .. } => Some(path),
+        | VaultAuth::AppRole {
+            secret_id: SecretId::File(path),
+            ..
+        } => Some(path),
         _ => None,
     }
 }
 
 pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received, VaultFault> {
     match auth {
-        VaultAuth::Proxy => Ok(Received { token: None, life: Some(TokenLife::default()) }),
-        VaultAuth::Token(token) => Ok(Received { token: Some(token.clone()), life: None }),
+        VaultAuth::Proxy => Ok(Received {
+            token: None,
+            life: Some(TokenLife::default()),
+        }),
+        VaultAuth::Token(token) => Ok(Received {
+            token: Some(token.clone()),
+            life: None,
+        }),
         VaultAuth::TokenFile(path) => {
             let token = credential(shared, "token", path).await?;
-            Ok(Received { token: Some(Arc::new(token)), life: None })
+            Ok(Received {
+                token: Some(Arc::new(token)),
+                life: None,
+            })
         }
-        VaultAuth::AppRole { mount, role_id, secret_id } => {
+        VaultAuth::AppRole {
+            mount,
+            role_id,
+            secret_id,
+        } => {
             let read;
             let secret_id = match secret_id {
                 SecretId::Value(value) => value.as_ref(),
@@ -74,7 +90,11 @@ pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received
             drop(Zeroizing::new(request.secret_id));
             log_in(shared, call?).await
         }
-        VaultAuth::Jwt { mount, role, jwt_file } => {
+        VaultAuth::Jwt {
+            mount,
+            role,
+            jwt_file,
+        } => {
             let jwt = credential(shared, "JWT", jwt_file).await?;
             let request = JWTLoginRequest {
                 mount: mount.clone(),
@@ -93,13 +113,25 @@ pub(super) async fn inspect(shared: &Shared, state: &TokenState) -> Result<Token
     let call = Call::of(&LookupTokenSelfRequest {})?;
     let answer = shared.send(&call, state).await?;
     if answer.status == 403 {
-        return Err(shared.transport.fault(&call, Reason::TokenInvalid(answer.errors())));
+        return Err(shared
+            .transport
+            .fault(&call, Reason::TokenInvalid(answer.errors())));
     }
     let answer = shared.accept(&call, answer)?;
     let data = answer.parse::<TokenData>().and_then(|envelope| envelope.data);
-    let Some(data) = data else { return Err(unreadable(shared, &call)) };
-    let full = if data.period > 0 { data.period } else { data.creation_ttl };
-    Ok(TokenLife { ttl: data.ttl, full: full.max(data.ttl), renewable: data.renewable })
+    let Some(data) = data else {
+        return Err(unreadable(shared, &call));
+    };
+    let full = if data.period > 0 {
+        data.period
+    } else {
+        data.creation_ttl
+    };
+    Ok(TokenLife {
+        ttl: data.ttl,
+        full: full.max(data.ttl),
+        renewable: data.renewable,
+    })
 }
 
 /// Prolongs a token to its full life. Returns the seconds granted and whether it can be done again.
@@ -112,7 +144,9 @@ pub(super) async fn renew(
     let call = Call::of(&RenewTokenSelfRequest { increment })?.repeatable();
     let answer = shared.send(&call, state).await?;
     if answer.status == 403 {
-        return Err(shared.transport.fault(&call, Reason::TokenInvalid(answer.errors())));
+        return Err(shared
+            .transport
+            .fault(&call, Reason::TokenInvalid(answer.errors())));
     }
     let auth = auth(shared, &call, &shared.accept(&call, answer)?)?;
     shared.freshness.update(|status| status.renewals += 1);
@@ -125,10 +159,15 @@ pub(super) async fn revoke(shared: &Shared, state: &TokenState) {
         tracing::info!("vault token kept: what was issued with it would be revoked too");
         return;
     }
-    let Ok(call) = Call::of(&RevokeTokenSelfRequest {}) else { return };
+    let Ok(call) = Call::of(&RevokeTokenSelfRequest {}) else {
+        return;
+    };
     match shared.send(&call.within(REVOKE_TIMEOUT), state).await {
         Ok(answer) if answer.status < 300 => tracing::info!("vault token revoked"),
-        Ok(answer) => tracing::info!(status = answer.status, "vault token not revoked: it ends by itself"),
+        Ok(answer) => tracing::info!(
+            status = answer.status,
+            "vault token not revoked: it ends by itself"
+        ),
         Err(fault) => tracing::info!(%fault, "vault token not revoked: it ends by itself"),
     }
 }
@@ -137,7 +176,10 @@ async fn log_in(shared: &Shared, call: Call) -> Result<Received, VaultFault> {
     let anonymous = TokenState::default();
     let answer = shared.send(&call, &anonymous).await?;
     if answer.status >= 400 {
-        let reason = Reason::LoginRefused { status: answer.status, errors: answer.errors() };
+        let reason = Reason::LoginRefused {
+            status: answer.status,
+            errors: answer.errors(),
+        };
         return Err(shared.transport.fault(&call, reason));
     }
     let auth = auth(shared, &call, &answer)?;
@@ -147,7 +189,10 @@ async fn log_in(shared: &Shared, call: Call) -> Result<Received, VaultFault> {
         full: auth.lease_duration,
         renewable: auth.renewable,
     };
-    Ok(Received { token: Some(auth.client_token), life: Some(life) })
+    Ok(Received {
+        token: Some(auth.client_token),
+        life: Some(life),
+    })
 }
 
 fn auth(shared: &Shared, call: &Call, answer: &Answer) -> Result<Auth, VaultFault> {
@@ -158,18 +203,26 @@ fn auth(shared: &Shared, call: &Call, answer: &Answer) -> Result<Auth, VaultFaul
 }
 
 fn unreadable(shared: &Shared, call: &Call) -> VaultFault {
-    shared.transport.fault(call, Reason::Unusable("the answer is not what Vault answers here".to_owned()))
+    shared.transport.fault(
+        call,
+        Reason::Unusable("the answer is not what Vault answers here".to_owned()),
+    )
 }
 
 async fn credential(shared: &Shared, kind: &str, path: &Path) -> Result<Redacted<String>, VaultFault> {
     let failed = |reason: String| {
-        let reason = Reason::Credential { path: path.display().to_string(), reason };
+        let reason = Reason::Credential {
+            path: path.display().to_string(),
+            reason,
+        };
         match Call::get(format!("auth ({kind})")) {
             Ok(call) => shared.transport.fault(&call, reason),
             Err(fault) => VaultFault { reason, ..fault },
         }
     };
-    let file = tokio::fs::File::open(path).await.map_err(|error| failed(error.to_string()))?;
+    let file = tokio::fs::File::open(path)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
     let mut text = Zeroizing::new(String::new());
     file.take(MAX_CREDENTIAL_BYTES)
         .read_to_string(&mut text)

@@ -24,9 +24,9 @@ mod settings;
 mod tls;
 mod transport;
 
+pub(crate) use backoff::{Pauses, jitter, spread};
 pub use client::VaultClient;
 pub use fault::VaultFault;
-pub(crate) use backoff::{Pauses, jitter, spread};
 pub(crate) use freshness::unix_now;
 pub use freshness::{VaultFreshness, VaultStatus};
 pub use kv::{KvSecret, KvStamp};

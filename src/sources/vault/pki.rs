@@ -54,7 +54,9 @@ impl VaultClient {
         if answer.status == 404 {
             return Err(self.not_found(&call, &answer));
         }
-        let envelope = answer.parse::<IssuedData>().ok_or_else(|| self.unreadable(&call))?;
+        let envelope = answer
+            .parse::<IssuedData>()
+            .ok_or_else(|| self.unreadable(&call))?;
         let leased = !envelope.lease_id.is_empty();
         if leased {
             self.shared.token_carries_leases.store(true, Ordering::Relaxed);
@@ -65,7 +67,12 @@ impl VaultClient {
             chain.push('\n');
             chain.push_str(&authority);
         }
-        Ok(Issued { chain, private_key: data.private_key, warnings: envelope.warnings, leased })
+        Ok(Issued {
+            chain,
+            private_key: data.private_key,
+            warnings: envelope.warnings,
+            leased,
+        })
     }
 
     /// The path that a policy must allow for `request`.
@@ -119,6 +126,9 @@ mod tests {
         assert_eq!(body(&request).alt_names.as_deref(), Some("b.example,c.example"));
         assert_eq!(body(&request).ip_sans, None);
         request.issuer = Some("g2");
-        assert_eq!(Call::of(&body(&request)).unwrap().path(), VaultClient::issue_path(&request));
+        assert_eq!(
+            Call::of(&body(&request)).unwrap().path(),
+            VaultClient::issue_path(&request)
+        );
     }
 }

@@ -33,7 +33,9 @@ pub(super) enum Step {
 pub(super) fn first_step(life: TokenLife, jitter: f64) -> Step {
     match life {
         TokenLife { ttl: 0, .. } => Step::Rest,
-        TokenLife { ttl, renewable: true, .. } => Step::Renew(two_thirds(ttl, jitter)),
+        TokenLife {
+            ttl, renewable: true, ..
+        } => Step::Renew(two_thirds(ttl, jitter)),
         TokenLife { ttl, .. } => Step::Replace(two_thirds(ttl, jitter)),
     }
 }
@@ -57,7 +59,9 @@ fn tolerance(full: u64) -> u64 {
 /// 2/3 of a life, spread by 10 %, at least 5 s: but never beyond 90 % of the life itself.
 fn two_thirds(seconds: u64, jitter: f64) -> Duration {
     let life = Duration::from_secs(seconds);
-    spread(life * 2 / 3, SPREAD, jitter).max(FLOOR).min(life.mul_f64(0.9))
+    spread(life * 2 / 3, SPREAD, jitter)
+        .max(FLOOR)
+        .min(life.mul_f64(0.9))
 }
 
 #[cfg(test)]
@@ -65,41 +69,76 @@ mod tests {
     use super::*;
 
     fn life(ttl: u64, renewable: bool) -> TokenLife {
-        TokenLife { ttl, full: ttl, renewable }
+        TokenLife {
+            ttl,
+            full: ttl,
+            renewable,
+        }
     }
 
     #[test]
     fn renews_at_two_thirds_with_a_tenth_of_jitter() {
-        assert_eq!(first_step(life(3600, true), 0.0), Step::Renew(Duration::from_secs(2400)));
-        assert_eq!(first_step(life(3600, true), 1.0), Step::Renew(Duration::from_secs(2640)));
-        assert_eq!(first_step(life(3600, true), -1.0), Step::Renew(Duration::from_secs(2160)));
+        assert_eq!(
+            first_step(life(3600, true), 0.0),
+            Step::Renew(Duration::from_secs(2400))
+        );
+        assert_eq!(
+            first_step(life(3600, true), 1.0),
+            Step::Renew(Duration::from_secs(2640))
+        );
+        assert_eq!(
+            first_step(life(3600, true), -1.0),
+            Step::Renew(Duration::from_secs(2160))
+        );
     }
 
     #[test]
     fn a_root_token_rests_and_a_batch_token_is_replaced() {
         assert_eq!(first_step(life(0, false), 0.3), Step::Rest);
-        assert_eq!(first_step(life(300, false), 0.0), Step::Replace(Duration::from_secs(200)));
+        assert_eq!(
+            first_step(life(300, false), 0.0),
+            Step::Replace(Duration::from_secs(200))
+        );
     }
 
     #[test]
     fn never_before_five_seconds_nor_after_the_end() {
-        assert_eq!(first_step(life(6, true), -1.0), Step::Renew(Duration::from_secs(5)));
-        assert_eq!(first_step(life(3, true), 0.0), Step::Renew(Duration::from_millis(2700)));
+        assert_eq!(
+            first_step(life(6, true), -1.0),
+            Step::Renew(Duration::from_secs(5))
+        );
+        assert_eq!(
+            first_step(life(3, true), 0.0),
+            Step::Renew(Duration::from_millis(2700))
+        );
     }
 
     #[test]
     fn a_shrinking_grant_means_another_login() {
         let token = life(3600, true);
         assert!(matches!(after_renewal(token, 3600, true, 0.0), Step::Renew(_)));
-        assert!(matches!(after_renewal(token, 3599, true, 0.0), Step::Renew(_)), "rounding is no shrinking");
-        assert_eq!(after_renewal(token, 900, true, 0.0), Step::Replace(Duration::from_secs(600)));
+        assert!(
+            matches!(after_renewal(token, 3599, true, 0.0), Step::Renew(_)),
+            "rounding is no shrinking"
+        );
+        assert_eq!(
+            after_renewal(token, 900, true, 0.0),
+            Step::Replace(Duration::from_secs(600))
+        );
         assert!(matches!(after_renewal(token, 3600, false, 0.0), Step::Replace(_)));
     }
 
     #[test]
     fn a_periodic_token_found_half_spent_is_renewed_to_its_period() {
-        let found = TokenLife { ttl: 900, full: 1800, renewable: true };
+        let found = TokenLife {
+            ttl: 900,
+            full: 1800,
+            renewable: true,
+        };
         assert_eq!(first_step(found, 0.0), Step::Renew(Duration::from_secs(600)));
-        assert_eq!(after_renewal(found, 1800, true, 0.0), Step::Renew(Duration::from_secs(1200)));
+        assert_eq!(
+            after_renewal(found, 1800, true, 0.0),
+            Step::Renew(Duration::from_secs(1200))
+        );
     }
 }

@@ -71,7 +71,12 @@ impl VaultSession {
         state: watch::Sender<TokenState>,
         doubts: mpsc::Receiver<Doubt>,
     ) -> Self {
-        Self { shared, auth, state, doubts }
+        Self {
+            shared,
+            auth,
+            state,
+            doubts,
+        }
     }
 
     /// Returns when cancelled, after giving back a token that it logged in for.
@@ -141,7 +146,10 @@ impl VaultSession {
         if received.token.is_none() {
             return Ok((received, true));
         }
-        let candidate = TokenState { token: received.token.clone(), ..TokenState::default() };
+        let candidate = TokenState {
+            token: received.token.clone(),
+            ..TokenState::default()
+        };
         match login::inspect(&self.shared, &candidate).await {
             Ok(life) => {
                 received.life = Some(life);
@@ -232,7 +240,11 @@ impl VaultSession {
             state.token = received.token;
             state.ready = true;
             state.generation += u64::from(!same);
-            state.received = if same { state.received } else { Some(Instant::now()) };
+            state.received = if same {
+                state.received
+            } else {
+                Some(Instant::now())
+            };
             state.may_look_up = may_look_up;
         });
     }
@@ -246,14 +258,18 @@ impl VaultSession {
             Some(fault) => tracing::warn!(%fault, "vault token trouble"),
             None => tracing::info!("vault token in order"),
         }
-        self.shared.freshness.update(|status| status.problem = fault.map(VaultFault::problem));
+        self.shared
+            .freshness
+            .update(|status| status.problem = fault.map(VaultFault::problem));
         self.state.send_modify(|state| state.fault = fault.cloned());
     }
 
     fn note_expiry(&self, life: TokenLife) {
         let expires = Some(life.ttl).filter(|ttl| *ttl > 0);
         let expires = expires.and_then(|ttl| Some(unix_now() + i64::try_from(ttl).ok()?));
-        self.shared.freshness.update(|status| status.token_expires = expires);
+        self.shared
+            .freshness
+            .update(|status| status.token_expires = expires);
     }
 
     fn invalid(&self) -> VaultFault {
@@ -308,7 +324,10 @@ impl Timer {
             // It ends, and only whoever gave it can give another: look at it now and then, so that status says so.
             Step::Replace(_) => (Some(FRESH), Action::Inspect),
         };
-        Self { at: after.map(|after| Instant::now() + after), action }
+        Self {
+            at: after.map(|after| Instant::now() + after),
+            action,
+        }
     }
 
     async fn due(&self) {
@@ -331,7 +350,10 @@ impl Stamp {
             Some(path) => Self::look(path).await,
             None => None,
         };
-        Self { path: path.map(Path::to_owned), seen }
+        Self {
+            path: path.map(Path::to_owned),
+            seen,
+        }
     }
 
     async fn changed(&self) -> bool {

@@ -39,7 +39,10 @@ pub struct VaultTimeouts {
 
 impl Default for VaultTimeouts {
     fn default() -> Self {
-        Self { connect: DEFAULT_CONNECT_TIMEOUT, request: DEFAULT_REQUEST_TIMEOUT }
+        Self {
+            connect: DEFAULT_CONNECT_TIMEOUT,
+            request: DEFAULT_REQUEST_TIMEOUT,
+        }
     }
 }
 
@@ -52,9 +55,17 @@ pub enum VaultAuth {
     Token(Arc<Redacted<String>>),
     /// Kept fresh by someone else (a Vault Agent sink, Nomad's `secrets/vault_token`): read again when it changes.
     TokenFile(PathBuf),
-    AppRole { mount: String, role_id: String, secret_id: SecretId },
+    AppRole {
+        mount: String,
+        role_id: String,
+        secret_id: SecretId,
+    },
     /// The file is read again on every login: workload identities rotate it.
-    Jwt { mount: String, role: String, jwt_file: PathBuf },
+    Jwt {
+        mount: String,
+        role: String,
+        jwt_file: PathBuf,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -86,7 +97,11 @@ impl VaultSettings {
         let read = |name: &str| {
             [format!("BAO_{name}"), format!("VAULT_{name}")]
                 .into_iter()
-                .find_map(|name| environment(&name).filter(|value| !value.is_empty()).map(|value| (name, value)))
+                .find_map(|name| {
+                    environment(&name)
+                        .filter(|value| !value.is_empty())
+                        .map(|value| (name, value))
+                })
         };
         let text = |name: &str| read(name).map(|(_, value)| value);
         let path = |name: &str| text(name).map(PathBuf::from);
@@ -94,8 +109,9 @@ impl VaultSettings {
             Some(token) => VaultAuth::Token(Arc::new(Redacted::new(token.trim().to_owned()))),
             None => VaultAuth::Proxy,
         };
-        let address =
-            text("AGENT_ADDR").or_else(|| text("ADDR")).unwrap_or_else(|| "https://127.0.0.1:8200".to_owned());
+        let address = text("AGENT_ADDR")
+            .or_else(|| text("ADDR"))
+            .unwrap_or_else(|| "https://127.0.0.1:8200".to_owned());
         let mut settings = Self::new(address, auth);
         settings.namespace = text("NAMESPACE");
         settings.ca_file = path("CACERT");
@@ -127,7 +143,11 @@ pub enum SettingsError {
     #[error("the Vault address {address:?} is not usable: {reason}")]
     Address { address: String, reason: String },
     #[error("cannot read {path} ({purpose})")]
-    File { path: String, purpose: &'static str, source: FileError },
+    File {
+        path: String,
+        purpose: &'static str,
+        source: FileError,
+    },
     #[error("{path} ({purpose}) holds no usable PEM")]
     Pem { path: String, purpose: &'static str },
     #[error("a Vault client certificate needs both client_cert and client_key")]
@@ -166,7 +186,10 @@ mod tests {
 
     fn settings(variables: &[(&str, &str)]) -> Result<VaultSettings, SettingsError> {
         VaultSettings::from_environment(&|name| {
-            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            variables
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
         })
     }
 
@@ -174,23 +197,43 @@ mod tests {
     fn an_empty_or_odd_skip_verify_never_skips() {
         assert!(!settings(&[("VAULT_SKIP_VERIFY", "")]).unwrap().tls_skip_verify);
         assert!(!settings(&[("VAULT_SKIP_VERIFY", "0")]).unwrap().tls_skip_verify);
-        assert!(settings(&[("VAULT_SKIP_VERIFY", "True")]).unwrap().tls_skip_verify);
+        assert!(
+            settings(&[("VAULT_SKIP_VERIFY", "True")])
+                .unwrap()
+                .tls_skip_verify
+        );
         for odd in ["yes", "tRUE", "on", " true"] {
-            assert!(matches!(settings(&[("VAULT_SKIP_VERIFY", odd)]), Err(SettingsError::Bool { .. })), "{odd}");
+            assert!(
+                matches!(
+                    settings(&[("VAULT_SKIP_VERIFY", odd)]),
+                    Err(SettingsError::Bool { .. })
+                ),
+                "{odd}"
+            );
         }
     }
 
     #[test]
     fn bao_comes_before_vault() {
-        let both = settings(&[("VAULT_ADDR", "http://v"), ("BAO_ADDR", "http://b"), ("BAO_NAMESPACE", "")]);
+        let both = settings(&[
+            ("VAULT_ADDR", "http://v"),
+            ("BAO_ADDR", "http://b"),
+            ("BAO_NAMESPACE", ""),
+        ]);
         let both = both.unwrap();
         assert_eq!(both.address, "http://b");
         assert_eq!(both.namespace, None);
         assert!(matches!(both.auth, VaultAuth::Proxy));
-        let token = settings(&[("VAULT_TOKEN", "s.secret\n"), ("VAULT_AGENT_ADDR", "unix:///run/agent")]).unwrap();
+        let token = settings(&[
+            ("VAULT_TOKEN", "s.secret\n"),
+            ("VAULT_AGENT_ADDR", "unix:///run/agent"),
+        ])
+        .unwrap();
         assert_eq!(token.address, "unix:///run/agent");
         assert!(!format!("{token:?}").contains("s.secret"));
-        let VaultAuth::Token(token) = token.auth else { panic!("no token") };
+        let VaultAuth::Token(token) = token.auth else {
+            panic!("no token")
+        };
         assert_eq!(token.expose(), "s.secret");
     }
 

@@ -35,7 +35,11 @@ impl Trust {
         }
         let mut authorities = Vec::new();
         if let Some(text) = &settings.ca_pem {
-            authorities.extend(bundle(text.as_bytes(), "VAULT_CACERT_BYTES", "certificate authorities")?);
+            authorities.extend(bundle(
+                text.as_bytes(),
+                "VAULT_CACERT_BYTES",
+                "certificate authorities",
+            )?);
         }
         // As Go's client: a CA file hides the CA directory.
         if let Some(path) = &settings.ca_file {
@@ -88,11 +92,16 @@ impl Trust {
                     builder = builder.no_proxy();
                 }
                 if let Some(name) = self.server_name.as_ref().filter(|_| https) {
-                    builder = builder.dns_resolver(StandIn { name: name.clone(), host: (*host).into() });
+                    builder = builder.dns_resolver(StandIn {
+                        name: name.clone(),
+                        host: (*host).into(),
+                    });
                 }
             }
         }
-        builder.build().map_err(|error| SettingsError::Client(error.without_url().to_string()))
+        builder
+            .build()
+            .map_err(|error| SettingsError::Client(error.without_url().to_string()))
     }
 }
 
@@ -134,7 +143,10 @@ fn identity(settings: &VaultSettings) -> Result<Option<Identity>, SettingsError>
     text.extend_from_slice(&Zeroizing::new(read(key, purpose)?));
     Identity::from_pem(&text)
         .map(Some)
-        .map_err(|_| SettingsError::Pem { path: certificate.display().to_string(), purpose })
+        .map_err(|_| SettingsError::Pem {
+            path: certificate.display().to_string(),
+            purpose,
+        })
 }
 
 fn bundle_file(path: &Path) -> Result<Vec<Certificate>, SettingsError> {
@@ -145,7 +157,10 @@ fn bundle_file(path: &Path) -> Result<Vec<Certificate>, SettingsError> {
 fn bundle(text: &[u8], path: &str, purpose: &'static str) -> Result<Vec<Certificate>, SettingsError> {
     match Certificate::from_pem_bundle(text) {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(SettingsError::Pem { path: path.to_owned(), purpose }),
+        _ => Err(SettingsError::Pem {
+            path: path.to_owned(),
+            purpose,
+        }),
     }
 }
 

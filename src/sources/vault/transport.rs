@@ -51,14 +51,32 @@ impl Call {
         let path = endpoint.path().trim().trim_start_matches('/').to_owned();
         let unusable = |reason: String| fault(&method, &path, &path, Reason::Unusable(reason));
         let query = endpoint.query().map_err(|error| unusable(error.to_string()))?;
-        let body = endpoint.body().map_err(|error| unusable(error.to_string()))?.map(Zeroizing::new);
+        let body = endpoint
+            .body()
+            .map_err(|error| unusable(error.to_string()))?
+            .map(Zeroizing::new);
         let repeatable = method == Method::GET;
-        let call = Self { method, path, query, body, repeatable, timeout: None };
+        let call = Self {
+            method,
+            path,
+            query,
+            body,
+            repeatable,
+            timeout: None,
+        };
         call.checked()
     }
 
     pub(super) fn get(path: String) -> Result<Self, VaultFault> {
-        Self { method: Method::GET, path, query: None, body: None, repeatable: true, timeout: None }.checked()
+        Self {
+            method: Method::GET,
+            path,
+            query: None,
+            body: None,
+            repeatable: true,
+            timeout: None,
+        }
+        .checked()
     }
 
     pub(super) fn repeatable(mut self) -> Self {
@@ -107,7 +125,11 @@ impl Transport {
             reason: reason.to_owned(),
         };
         let socket = settings.address.strip_prefix("unix://").map(PathBuf::from);
-        let address = if socket.is_some() { "http://localhost" } else { settings.address.trim_end_matches('/') };
+        let address = if socket.is_some() {
+            "http://localhost"
+        } else {
+            settings.address.trim_end_matches('/')
+        };
         let base = Url::parse(address).map_err(|error| bad(&error.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") {
             return Err(bad("use http://, https:// or unix://"));
@@ -122,10 +144,19 @@ impl Transport {
             None => trust.client(&Route::Host(host), https)?,
         };
         let namespace = match &settings.namespace {
-            Some(name) => Some(HeaderValue::from_str(name).map_err(|_| bad("the namespace is no header value"))?),
+            Some(name) => {
+                Some(HeaderValue::from_str(name).map_err(|_| bad("the namespace is no header value"))?)
+            }
             None => None,
         };
-        Ok(Self { base, socket, trust, primary, others: Mutex::default(), namespace })
+        Ok(Self {
+            base,
+            socket,
+            trust,
+            primary,
+            others: Mutex::default(),
+            namespace,
+        })
     }
 
     /// Sends `call`, again where that helps and does no harm. Every answer that is not a matter of the transport
@@ -141,7 +172,8 @@ impl Transport {
             let pause = match answer.status {
                 // Turned away before anything was done: asking again is safe whatever it was.
                 412 => Some(CONSISTENCY_PAUSE),
-                429 => Some(retry_after.unwrap_or(SERVER_ERROR_PAUSE)).filter(|wait| *wait <= LONGEST_RETRY_AFTER),
+                429 => Some(retry_after.unwrap_or(SERVER_ERROR_PAUSE))
+                    .filter(|wait| *wait <= LONGEST_RETRY_AFTER),
                 500 | 502 | 504 if call.repeatable => Some(SERVER_ERROR_PAUSE),
                 _ => None,
             };
@@ -165,17 +197,28 @@ impl Transport {
             Some(path) => format!("unix://{}", path.display()),
             None => self.base.as_str().trim_end_matches('/').to_owned(),
         };
-        fault(&call.method, &format!("{address}/v1/{}", call.path), &call.path, reason)
+        fault(
+            &call.method,
+            &format!("{address}/v1/{}", call.path),
+            &call.path,
+            reason,
+        )
     }
 
     fn judge(&self, call: &Call, answer: Answer) -> Result<Answer, VaultFault> {
         let reason = match answer.status {
-            412 => Reason::ServerError { status: 412, errors: answer.errors() },
+            412 => Reason::ServerError {
+                status: 412,
+                errors: answer.errors(),
+            },
             429 => Reason::Overloaded,
             501 => Reason::Uninitialised,
             503 => Reason::Sealed(answer.errors()),
             472 | 473 => Reason::Standby(format!("it answered {}", answer.status)),
-            status if status >= 500 => Reason::ServerError { status, errors: answer.errors() },
+            status if status >= 500 => Reason::ServerError {
+                status,
+                errors: answer.errors(),
+            },
             _ => return Ok(answer),
         };
         Err(self.fault(call, reason))
@@ -191,14 +234,22 @@ impl Transport {
         if !matches!(response.status().as_u16(), 301 | 302 | 307 | 308) {
             return self.read(call, response).await;
         }
-        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-        let target = self.target(location).map_err(|why| self.fault(call, Reason::Standby(why)))?;
-        let client = self.client_for(&target).map_err(|error| {
-            self.fault(call, Reason::Standby(format!("no client for {target}: {error}")))
-        })?;
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok());
+        let target = self
+            .target(location)
+            .map_err(|why| self.fault(call, Reason::Standby(why)))?;
+        let client = self
+            .client_for(&target)
+            .map_err(|error| self.fault(call, Reason::Standby(format!("no client for {target}: {error}"))))?;
         let response = self.exchange(call, &client, self.named(target), token).await?;
         if response.status().is_redirection() {
-            return Err(self.fault(call, Reason::Standby("the server it points to redirects again".to_owned())));
+            return Err(self.fault(
+                call,
+                Reason::Standby("the server it points to redirects again".to_owned()),
+            ));
         }
         self.read(call, response).await
     }
@@ -211,10 +262,15 @@ impl Transport {
         token: Option<&Redacted<String>>,
     ) -> Result<reqwest::Response, VaultFault> {
         // Vault Agent and Proxy refuse requests without this header when told to (require_request_header).
-        let mut request = client.request(call.method.clone(), url).header("X-Vault-Request", "true");
+        let mut request = client
+            .request(call.method.clone(), url)
+            .header("X-Vault-Request", "true");
         if let Some(token) = token {
             let mut value = HeaderValue::from_str(token.expose()).map_err(|_| {
-                self.fault(call, Reason::TokenInvalid("it has characters no token has".to_owned()))
+                self.fault(
+                    call,
+                    Reason::TokenInvalid("it has characters no token has".to_owned()),
+                )
             })?;
             value.set_sensitive(true);
             request = request.header("X-Vault-Token", value);
@@ -226,9 +282,14 @@ impl Transport {
             request = request.timeout(timeout);
         }
         if let Some(body) = &call.body {
-            request = request.header("Content-Type", "application/json").body(body.to_vec());
+            request = request
+                .header("Content-Type", "application/json")
+                .body(body.to_vec());
         }
-        request.send().await.map_err(|error| self.fault(call, failure(error)))
+        request
+            .send()
+            .await
+            .map_err(|error| self.fault(call, failure(error)))
     }
 
     async fn read(
@@ -275,10 +336,17 @@ impl Transport {
 
     fn target(&self, location: Option<&str>) -> Result<Url, String> {
         let location = location.ok_or("it names no location")?;
-        let url = self.base.join(location).map_err(|error| format!("{location:?} is no address ({error})"))?;
+        let url = self
+            .base
+            .join(location)
+            .map_err(|error| format!("{location:?} is no address ({error})"))?;
         match (self.base.scheme(), url.scheme()) {
             (_, "https") | ("http", "http") => Ok(url),
-            _ => Err(format!("it leads from {} to {}", self.base.scheme(), url.scheme())),
+            _ => Err(format!(
+                "it leads from {} to {}",
+                self.base.scheme(),
+                url.scheme()
+            )),
         }
     }
 
@@ -349,20 +417,34 @@ mod tests {
 
     #[test]
     fn paths_from_documents_cannot_leave_their_place() {
-        for path in ["secret/../sys/seal", "secret//x", "/secret", "a/./b", "a/\n", "", &"x/".repeat(600)] {
+        for path in [
+            "secret/../sys/seal",
+            "secret//x",
+            "/secret",
+            "a/./b",
+            "a/\n",
+            "",
+            &"x/".repeat(600),
+        ] {
             let fault = Call::get(path.to_owned()).err().unwrap();
             assert!(matches!(fault.reason, Reason::BadPath(_)), "{path}");
         }
         let odd = Call::get("secret/data/a b%2e%2e?x#y".to_owned()).unwrap();
         let url = transport("http://127.0.0.1:1/pre").unwrap().url(&odd);
-        assert_eq!(url.as_str(), "http://127.0.0.1:1/pre/v1/secret/data/a%20b%252e%252e%3Fx%23y");
+        assert_eq!(
+            url.as_str(),
+            "http://127.0.0.1:1/pre/v1/secret/data/a%20b%252e%252e%3Fx%23y"
+        );
     }
 
     #[test]
     fn addresses_are_http_https_or_a_socket() {
         assert!(transport("unix:///run/vault.sock").is_ok());
         for bad in ["ftp://x", "vault:8200", "http://user:pass@x", ""] {
-            assert!(matches!(transport(bad), Err(SettingsError::Address { .. })), "{bad}");
+            assert!(
+                matches!(transport(bad), Err(SettingsError::Address { .. })),
+                "{bad}"
+            );
         }
     }
 
@@ -381,7 +463,15 @@ mod tests {
         settings.tls_server_name = Some("vault.service.consul".to_owned());
         let transport = Transport::new(&settings).unwrap();
         let call = Call::get("sys/health".to_owned()).unwrap();
-        assert_eq!(transport.url(&call).as_str(), "https://vault.service.consul:8200/v1/sys/health");
-        assert!(transport.fault(&call, Reason::Overloaded).asked.contains("https://10.0.0.1:8200/"));
+        assert_eq!(
+            transport.url(&call).as_str(),
+            "https://vault.service.consul:8200/v1/sys/health"
+        );
+        assert!(
+            transport
+                .fault(&call, Reason::Overloaded)
+                .asked
+                .contains("https://10.0.0.1:8200/")
+        );
     }
 }
