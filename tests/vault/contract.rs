@@ -8,12 +8,13 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
 use portreeve::model::{KvVersion, ProblemKind};
+use portreeve::sources::certificates::CertificateSettings;
 use portreeve::sources::vault::{VaultClient, VaultFault, VaultSettings};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::rig::token;
+use super::rig::{Rig, pki, token};
 
 type Seen = Arc<Mutex<Vec<(String, Option<String>, Option<String>, bool)>>>;
 
@@ -256,4 +257,41 @@ async fn a_unix_socket_is_an_address() {
     read(&client(&format!("unix://{}", path.display())))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn an_attempt_is_written_down_before_it_is_sent() {
+    let issues = Arc::new(Mutex::new(0));
+    let counted = issues.clone();
+    let app = Router::new().fallback(move |request: Request| {
+        let issue = request.uri().path().ends_with("/issue/edge");
+        *counted.lock().unwrap() += usize::from(issue);
+        async move {
+            if issue {
+                // The answer never comes: the agent dies first.
+                std::future::pending::<()>().await;
+            }
+            body(200, json!({"data": {"ttl": 0}}))
+        }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let directory = tempfile::tempdir().unwrap();
+    for _ in 0..5 {
+        let mut rig = Rig::with(
+            &address,
+            token("s.token"),
+            directory.path(),
+            CertificateSettings::default(),
+        );
+        rig.watch(&[&pki("www.example.com", 600)]);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        rig.stop().await;
+    }
+    assert_eq!(
+        *issues.lock().unwrap(),
+        1,
+        "five starts within a minute, one request"
+    );
 }
