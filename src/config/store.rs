@@ -111,7 +111,8 @@ impl Config {
         let (in_service, problems) = match refused {
             Some(quarantine) => {
                 // A version that no Envoy ever confirmed is still better than nothing, unless it is the refused one.
-                let other = |parsed: &Arc<ParsedDocument>| text_hash(&parsed.document.text) != quarantine.text_hash;
+                let other =
+                    |parsed: &Arc<ParsedDocument>| text_hash(&parsed.document.text) != quarantine.text_hash;
                 let stays = confirmed.clone().or_else(|| last_good.clone()).filter(other);
                 (stays, vec![quarantine.diagnostic.clone()])
             }

@@ -18,9 +18,13 @@ async fn serving(options: Options) -> (Stack, Backend, Request) {
     let backend = Backend::start("one").await;
     stack.register("orders", &backend).await;
     stack.put("gateway", GATEWAY).await;
-    stack.put("shop", &route("shop", "shop.example.com", "orders")).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
     let request = Request::get("shop.example.com", "/");
-    stack.until(&request, "the route", |reply| reply.status == 200).await;
+    stack
+        .until(&request, "the route", |reply| reply.status == 200)
+        .await;
     // Settled and on disk.
     tokio::time::sleep(Duration::from_millis(500)).await;
     (stack, backend, request)
@@ -36,7 +40,11 @@ async fn agent_killed_and_back_loses_nothing() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let start = stack.agent.process.log_length();
     stack.agent.process.start_again();
-    stack.agent.process.wait_for_log_after(start, "Envoy connected", SOON).await;
+    stack
+        .agent
+        .process
+        .wait_for_log_after(start, "Envoy connected", SOON)
+        .await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let report = load.finish().await;
     println!("agent kill -9: {report}");
@@ -44,7 +52,11 @@ async fn agent_killed_and_back_loses_nothing() {
     assert_eq!(stack.envoy_pid(), envoy, "adopted, not doubled");
     let two = Backend::start("two").await;
     stack.register("orders", &two).await;
-    stack.until(&request, "changes to flow again", |reply| reply.backend() == Some("two")).await;
+    stack
+        .until(&request, "changes to flow again", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +68,11 @@ async fn consul_killed_and_back_loses_nothing() {
     stack.consul.restart().await;
     let two = Backend::start("two").await;
     stack.register("orders", &two).await;
-    stack.until(&request, "changes to flow again", |reply| reply.backend() == Some("two")).await;
+    stack
+        .until(&request, "changes to flow again", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
     let report = load.finish().await;
     println!("consul kill and restart: {report}");
     report.assert_none_lost();
@@ -68,15 +84,31 @@ async fn agent_restarted_while_consul_is_down_serves_what_it_knew() {
     stack.consul.kill();
     stack.agent.kill();
     // Envoy too: the next one has nothing but what the agent remembers.
-    rustix::process::kill_process(rustix::process::Pid::from_raw(stack.envoy_pid()).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(stack.envoy_pid()).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
     let start = stack.agent.process.log_length();
     stack.agent.process.start_again();
-    stack.agent.process.wait_for_log_after(start, "serving the last published state from disk", SOON).await;
-    stack.until(&request, "the last published state", |reply| reply.backend() == Some("one")).await;
+    stack
+        .agent
+        .process
+        .wait_for_log_after(start, "serving the last published state from disk", SOON)
+        .await;
+    stack
+        .until(&request, "the last published state", |reply| {
+            reply.backend() == Some("one")
+        })
+        .await;
     stack.consul.restart().await;
     let two = Backend::start("two").await;
     stack.register("orders", &two).await;
-    stack.until(&request, "changes to flow again", |reply| reply.backend() == Some("two")).await;
+    stack
+        .until(&request, "changes to flow again", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,22 +117,38 @@ async fn envoy_killed_is_replaced() {
     let load = Load::start(RATE, stack.client(), request.clone());
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = stack.envoy_pid();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(before).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(before).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
     wait_for("another Envoy", SOON, async || {
         anyhow::ensure!(stack.envoy_pid() != before);
         Ok(())
     })
     .await;
-    stack.until(&request, "the next Envoy", |reply| reply.status == 200).await;
+    stack
+        .until(&request, "the next Envoy", |reply| reply.status == 200)
+        .await;
     let report = load.finish().await;
     println!("envoy kill -9 (refused while there was none, in flight on the killed one): {report}");
     assert!(report.wrong_status.is_empty(), "no wrong answer: {report}");
-    assert!(report.failed.keys().all(|kind| ["refused", "reset", "stale"].contains(kind)), "{report}");
+    assert!(
+        report
+            .failed
+            .keys()
+            .all(|kind| ["refused", "reset", "stale"].contains(kind)),
+        "{report}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vault_sealed_keeps_the_certificate() {
-    let stack = Stack::start(Options { vault: true, ..Options::default() }).await;
+    let stack = Stack::start(Options {
+        vault: true,
+        ..Options::default()
+    })
+    .await;
     let document = r#"
 gateway "edge" {
   listener "secure" {
@@ -131,7 +179,10 @@ http_route "www" {
 "#;
     stack.put("www", document).await;
     let vault = stack.vault.as_ref().unwrap();
-    let root = vault.read("pki_int/cert/ca").await["data"]["certificate"].as_str().unwrap().to_owned();
+    let root = vault.read("pki_int/cert/ca").await["data"]["certificate"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let client = Client::https(stack.https, &root);
     let request = Request::get("www.example.com", "/");
     until(&client, &request, "https", |reply| reply.status == 200).await;
@@ -139,7 +190,12 @@ http_route "www" {
     vault.seal().await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     // A change that needs no secret goes through meanwhile.
-    stack.put("www", &document.replace("status = 200", "status = 200\n      body   = \"changed\"")).await;
+    stack
+        .put(
+            "www",
+            &document.replace("status = 200", "status = 200\n      body   = \"changed\""),
+        )
+        .await;
     until(&client, &request, "a change", |reply| reply.text() == "changed").await;
     vault.unseal().await;
     let report = load.finish().await;
@@ -159,20 +215,49 @@ async fn what_envoy_refuses_is_traced_put_back_and_remembered() {
     stack.put("shop", &bad).await;
     let line = stack.agent.wait_for_log("error[envoy-rejected]").await;
     assert!(line.contains("portreeve/config/shop"), "{line}");
-    stack.put("pets", &route("pets", "pets.example.com", "orders")).await;
-    stack.until(&Request::get("pets.example.com", "/"), "the others to move on", |reply| reply.status == 200).await;
-    assert_eq!(stack.client().send(&request).await.unwrap().status, 200, "what Envoy last accepted serves on");
+    stack
+        .put("pets", &route("pets", "pets.example.com", "orders"))
+        .await;
+    stack
+        .until(
+            &Request::get("pets.example.com", "/"),
+            "the others to move on",
+            |reply| reply.status == 200,
+        )
+        .await;
+    assert_eq!(
+        stack.client().send(&request).await.unwrap().status,
+        200,
+        "what Envoy last accepted serves on"
+    );
 
     // Remembered over a restart, and kept from an Envoy that connects later.
     stack.agent.kill();
-    rustix::process::kill_process(rustix::process::Pid::from_raw(stack.envoy_pid()).unwrap(), rustix::process::Signal::KILL).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(stack.envoy_pid()).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
     let start = stack.agent.process.log_length();
     stack.agent.process.start_again();
-    stack.agent.process.wait_for_log_after(start, "Envoy serves", SOON).await;
-    stack.until(&request, "the accepted version", |reply| reply.status == 200).await;
+    stack
+        .agent
+        .process
+        .wait_for_log_after(start, "Envoy serves", SOON)
+        .await;
+    stack
+        .until(&request, "the accepted version", |reply| reply.status == 200)
+        .await;
     let log = stack.agent.process.log();
-    assert!(!log[start as usize..].contains("Envoy refused"), "the refused bytes were sent again");
+    assert!(
+        !log[start as usize..].contains("Envoy refused"),
+        "the refused bytes were sent again"
+    );
 
-    stack.put("shop", &route("shop", "shop.example.com", "pets")).await;
-    stack.until(&request, "the next version", |reply| reply.status == 503).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "pets"))
+        .await;
+    stack
+        .until(&request, "the next version", |reply| reply.status == 503)
+        .await;
 }

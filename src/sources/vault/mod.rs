@@ -31,4 +31,5 @@ pub(crate) use freshness::unix_now;
 pub use freshness::{VaultFreshness, VaultStatus};
 pub use kv::{KvSecret, KvStamp};
 pub use pki::{IssueRequest, Issued};
+pub use session::VaultSession;
 pub use settings::{Environment, SecretId, SettingsError, VaultAuth, VaultSettings, VaultTimeouts};
