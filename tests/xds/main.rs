@@ -3,4 +3,5 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod model;
 mod script;
