@@ -3,5 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod grpc;
+mod harness;
 mod model;
 mod script;
