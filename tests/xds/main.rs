@@ -6,4 +6,5 @@
 mod grpc;
 mod harness;
 mod model;
+mod mutual_tls;
 mod script;
