@@ -436,8 +436,7 @@ impl Subscription {
     }
 }
 
-/// Envoy appends the refused resource itself, which can be long and can hold secrets: the first line says what is wrong,
-/// further lines are kept only while they are short.
+/// Envoy may append the refused resource itself, which can be megabytes; what is wrong comes first.
 fn shorten(message: &str) -> String {
     const LONGEST: usize = 2048;
     let mut end = message.len().min(LONGEST);
