@@ -17,21 +17,17 @@ pub(super) struct InUse {
     for_now: HashSet<ResourceRef>,
     /// Needed by the old version of something whose new version Envoy refuses.
     lasting: HashSet<ResourceRef>,
-    /// Something at Envoy is from another stream, nobody knows what it needs.
-    is_partly_unknown: bool,
+    /// A route or listener at Envoy is from another stream: nobody knows which clusters and routes it needs.
+    are_clusters_unknown: bool,
+    /// The same of a cluster or listener, and the secrets it needs.
+    are_secrets_unknown: bool,
     not_before: Duration,
 }
 
 impl InUse {
     pub(super) fn of(subscriptions: &[Subscription; 6], target: &ResourceSet, not_before: Duration) -> Self {
-        let mut in_use = Self {
-            not_before,
-            ..Self::default()
-        };
-        if !subscriptions
-            .iter()
-            .any(|subscription| has_removal(subscription, target))
-        {
+        let mut in_use = Self { not_before, ..Self::default() };
+        if !subscriptions.iter().any(|subscription| has_removal(subscription, target)) {
             return in_use;
         }
         for subscription in subscriptions {
@@ -41,20 +37,14 @@ impl InUse {
                 }
             }
             let in_flight = subscription.in_flight.iter().flat_map(|response| {
-                response
-                    .changed
-                    .iter()
-                    .map(|resource| &resource.name)
-                    .chain(&response.removed)
+                response.changed.iter().map(|resource| &resource.name).chain(&response.removed)
             });
-            for resource in subscription
-                .dirty
-                .keys()
-                .chain(in_flight)
-                .flat_map(|name| held(subscription, name))
-            {
-                let has_needs = !matches!(subscription.kind, ResourceKind::Endpoint | ResourceKind::Secret);
-                in_use.is_partly_unknown |= has_needs && resource.is_held_by_envoy();
+            for resource in subscription.dirty.keys().chain(in_flight).flat_map(|name| held(subscription, name)) {
+                if resource.is_held_by_envoy() {
+                    use ResourceKind::{Cluster, Listener, Route, ScopedRoute};
+                    in_use.are_clusters_unknown |= matches!(subscription.kind, Listener | ScopedRoute | Route);
+                    in_use.are_secrets_unknown |= matches!(subscription.kind, Listener | Cluster);
+                }
                 in_use.for_now.extend(resource.needs.iter().cloned());
             }
         }
@@ -62,40 +52,26 @@ impl InUse {
         in_use
     }
 
-    pub(super) fn holds_removal(
-        &self,
-        kind: ResourceKind,
-        name: &Arc<str>,
-        since: Duration,
-        now: Duration,
-    ) -> bool {
+    pub(super) fn holds_removal(&self, kind: ResourceKind, name: &Arc<str>, since: Duration, now: Duration) -> bool {
         if matches!(kind, ResourceKind::Listener | ResourceKind::ScopedRoute) {
             // Nothing refers to them; and a listener must go in the response that brings its successor on the same
             // port, a scope in the one that brings its successor with the same key.
             return false;
         }
-        let reference = ResourceRef {
-            kind,
-            name: name.clone(),
-        };
+        let reference = ResourceRef { kind, name: name.clone() };
         if now < self.not_before || self.lasting.contains(&reference) {
             return true;
         }
-        now < since + REMOVAL_PATIENCE && (self.is_partly_unknown || self.for_now.contains(&reference))
+        let is_unknown =
+            if kind == ResourceKind::Secret { self.are_secrets_unknown } else { self.are_clusters_unknown };
+        now < since + REMOVAL_PATIENCE && (is_unknown || self.for_now.contains(&reference))
     }
 
-    fn keep_endpoints_of_leaving_clusters(
-        &mut self,
-        subscriptions: &[Subscription; 6],
-        target: &ResourceSet,
-    ) {
+    fn keep_endpoints_of_leaving_clusters(&mut self, subscriptions: &[Subscription; 6], target: &ResourceSet) {
         let clusters = &subscriptions[ResourceKind::Cluster as usize];
         for name in subscriptions[ResourceKind::Endpoint as usize].dirty.keys() {
             if clusters.told.contains_key(name) && target.get(ResourceKind::Cluster, name).is_none() {
-                self.lasting.insert(ResourceRef {
-                    kind: ResourceKind::Endpoint,
-                    name: name.clone(),
-                });
+                self.lasting.insert(ResourceRef { kind: ResourceKind::Endpoint, name: name.clone() });
             }
         }
     }
@@ -110,9 +86,5 @@ fn has_removal(subscription: &Subscription, target: &ResourceSet) -> bool {
 
 /// What Envoy may have under this name: the last acknowledged, and what was sent since.
 fn held<'a>(subscription: &'a Subscription, name: &str) -> impl Iterator<Item = &'a Arc<Resource>> {
-    subscription
-        .acked
-        .get(name)
-        .into_iter()
-        .chain(subscription.told.get(name))
+    subscription.acked.get(name).into_iter().chain(subscription.told.get(name))
 }

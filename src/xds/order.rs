@@ -41,22 +41,15 @@ pub const REFUSAL_DELAY_MAX: Duration = Duration::from_millis(800);
 /// Kinds that Envoy asks for without names. A state-of-the-world response of them is the whole state: what is missing
 /// in it is deleted.
 pub fn is_wildcard(kind: ResourceKind) -> bool {
-    matches!(
-        kind,
-        ResourceKind::Cluster | ResourceKind::Listener | ResourceKind::ScopedRoute
-    )
+    matches!(kind, ResourceKind::Cluster | ResourceKind::Listener | ResourceKind::ScopedRoute)
 }
 
-/// Kinds of which Envoy applies the good resources of a response that it refuses for a bad one, naming each bad one.
-/// Measured for clusters and listeners; for the others nothing of a refused response counts as applied.
-pub fn applies_in_part(kind: ResourceKind) -> bool {
+/// Kinds of which Envoy's refusal names every bad resource of the response. Measured for clusters and listeners.
+pub fn is_blame_complete(kind: ResourceKind) -> bool {
     matches!(kind, ResourceKind::Cluster | ResourceKind::Listener)
 }
 
 /// Kinds that wait for the clusters they need.
 pub fn is_gated(kind: ResourceKind) -> bool {
-    matches!(
-        kind,
-        ResourceKind::Listener | ResourceKind::ScopedRoute | ResourceKind::Route
-    )
+    matches!(kind, ResourceKind::Listener | ResourceKind::ScopedRoute | ResourceKind::Route)
 }

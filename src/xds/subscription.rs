@@ -73,6 +73,10 @@ impl InFlight {
     pub(super) fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.removed.is_empty()
     }
+
+    fn mentions(&self, name: &Arc<str>) -> bool {
+        self.changed.iter().any(|resource| resource.name == *name) || self.removed.contains(name)
+    }
 }
 
 impl Subscription {
@@ -99,11 +103,7 @@ impl Subscription {
     }
 
     pub(super) fn name_count(&self) -> usize {
-        let told = if self.wildcard {
-            self.named_beside.len()
-        } else {
-            self.told.len()
-        };
+        let told = if self.wildcard { self.named_beside.len() } else { self.told.len() };
         told + self.unheld.len()
     }
 
@@ -162,18 +162,11 @@ impl Subscription {
             if self.wildcard {
                 self.wildcard = false;
                 let named = std::mem::take(&mut self.named_beside);
-                let dropped: Vec<Arc<str>> = self
-                    .told
-                    .keys()
-                    .filter(|name| !named.contains(*name))
-                    .cloned()
-                    .collect();
+                let dropped: Vec<Arc<str>> =
+                    self.told.keys().filter(|name| !named.contains(*name)).cloned().collect();
                 dropped.iter().for_each(|name| self.drop_name(name));
                 self.dirty.retain(|name, _| named.contains(name));
-                self.unheld = named
-                    .into_iter()
-                    .filter(|name| !self.told.contains_key(name))
-                    .collect();
+                self.unheld = named.into_iter().filter(|name| !self.told.contains_key(name)).collect();
             }
         } else if self.wildcard {
             self.named_beside.remove(name);
@@ -196,13 +189,8 @@ impl Subscription {
         }
         let asked: std::collections::HashSet<&str> = names.iter().map(String::as_str).collect();
         self.wildcard = false;
-        let dropped: Vec<Arc<str>> = self
-            .told
-            .keys()
-            .chain(&self.unheld)
-            .filter(|name| !asked.contains(&***name))
-            .cloned()
-            .collect();
+        let dropped: Vec<Arc<str>> =
+            self.told.keys().chain(&self.unheld).filter(|name| !asked.contains(&***name)).cloned().collect();
         dropped.iter().for_each(|name| self.drop_name(name));
         for name in names {
             if !self.told.contains_key(name.as_str()) && !self.unheld.contains(name.as_str()) {
@@ -285,17 +273,11 @@ impl Subscription {
     /// Takes back what a refused response told, as far as Envoy did not apply it.
     pub(super) fn refuse(&mut self, nonce: u64, message: &str, now: Duration) -> Vec<Report> {
         let mut settled = self.settle(nonce);
-        let Some(refused) = settled.pop() else {
-            return Vec::new();
-        };
+        let Some(refused) = settled.pop() else { return Vec::new() };
         let mut reports = Vec::new();
         for earlier in settled {
             self.accept(&earlier.changed, &earlier.removed);
-            reports.push(Report::Acked {
-                kind: self.kind,
-                resources: earlier.changed,
-                removed: earlier.removed,
-            });
+            reports.push(Report::Acked { kind: self.kind, resources: earlier.changed, removed: earlier.removed });
         }
         let message: Arc<str> = shorten(message).into();
         if refused.is_trial {
@@ -310,45 +292,39 @@ impl Subscription {
             Blame::Proven(names) => (names, true),
             Blame::Hinted(names) => (names, false),
         };
-        let mut applied = Vec::new();
+        // Envoy applies the good clusters and listeners of such a response, but does not note their versions. Sent once
+        // more without the bad ones, they are acknowledged, and Envoy can tell them on its next stream.
+        let is_rest_applied = proven && order::is_blame_complete(self.kind);
         for resource in &refused.changed {
             if proven && blamed.contains(&resource.name) {
+                self.take_back(resource);
                 self.refusals.refuse(resource, &message);
-                self.take_back(&resource.name);
-            } else if proven && order::applies_in_part(self.kind) {
-                applied.push(resource.clone());
+                continue;
+            }
+            if is_rest_applied {
+                self.accept(std::slice::from_ref(resource), &[]);
             } else {
-                self.take_back(&resource.name);
-                self.mark(resource.name.clone(), now, true);
+                self.take_back(resource);
             }
+            self.mark(resource.name.clone(), now, true);
         }
-        if proven && order::applies_in_part(self.kind) {
-            self.accept(&applied, &refused.removed);
-            if !applied.is_empty() || !refused.removed.is_empty() {
-                let removed = refused.removed;
-                reports.push(Report::Acked {
-                    kind: self.kind,
-                    resources: applied,
-                    removed,
-                });
+        for name in &refused.removed {
+            if self.told.contains_key(name) {
+                continue;
             }
-        } else {
-            for name in &refused.removed {
-                self.take_back(name);
-                self.mark(name.clone(), now, false);
+            if is_rest_applied {
+                self.acked.remove(name);
+            } else if let Some(old) = self.acked.get(name) {
+                self.told.insert(name.clone(), old.clone());
+                self.unheld.remove(name);
             }
+            self.mark(name.clone(), now, true);
         }
         if !proven {
             self.refusals.suspect(&refused.changed, &blamed);
         }
         self.refusals.on_refused(now);
-        reports.push(Report::Nacked {
-            kind: self.kind,
-            candidates: refused.changed,
-            blamed,
-            proven,
-            message,
-        });
+        reports.push(Report::Nacked { kind: self.kind, candidates: refused.changed, blamed, proven, message });
         reports
     }
 
@@ -371,10 +347,7 @@ impl Subscription {
             return published.clone();
         }
         let names = self.told.keys().chain(&self.unheld);
-        names
-            .filter_map(|name| published.get_key_value(name))
-            .map(|(k, v)| (k.clone(), v.clone()))
-            .collect()
+        names.filter_map(|name| published.get_key_value(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
     }
 
     fn resume(&mut self, published: &Held, versions: &HashMap<String, String>, now: Duration) {
@@ -411,26 +384,39 @@ impl Subscription {
             // Envoy may have unsubscribed meanwhile.
             if self.is_subscribed(&resource.name) {
                 self.acked.insert(resource.name.clone(), resource.clone());
+                self.confirm_told(&resource.name, Some(resource));
             }
         }
         for name in removed {
             self.acked.remove(name);
+            self.confirm_told(name, None);
         }
     }
 
-    /// Back to what Envoy acknowledged, unless a later response that is still open says otherwise.
-    fn take_back(&mut self, name: &Arc<str>) {
-        let is_told_later = |response: &InFlight| {
-            response.changed.iter().any(|resource| resource.name == *name) || response.removed.contains(name)
-        };
-        if !self.is_subscribed(name) || self.in_flight.iter().any(is_told_later) {
+    /// What Envoy answered last is what it has, also when an earlier refusal took it back here meanwhile.
+    fn confirm_told(&mut self, name: &Arc<str>, answered: Option<&Arc<Resource>>) {
+        let told = self.told.get(name);
+        let is_told = told.map(|told| &told.version) == answered.map(|resource| &resource.version);
+        if is_told || self.in_flight.iter().any(|later| later.mentions(name)) {
+            return;
+        }
+        match answered {
+            Some(resource) => {
+                self.unheld.remove(name);
+                self.told.insert(name.clone(), resource.clone());
+            }
+            None => self.forget_told(name),
+        }
+    }
+
+    /// Back to what Envoy acknowledged, unless it was told something else since.
+    fn take_back(&mut self, refused: &Resource) {
+        let name = &refused.name;
+        if self.told.get(name).is_none_or(|told| told.version != refused.version) {
             return;
         }
         match self.acked.get(name) {
-            Some(old) => {
-                self.told.insert(name.clone(), old.clone());
-                self.unheld.remove(name);
-            }
+            Some(old) => _ = self.told.insert(name.clone(), old.clone()),
             None => self.forget_told(name),
         }
     }
@@ -446,15 +432,11 @@ impl Subscription {
 
     /// The name as this stream holds it already, to not hold it twice.
     fn intern(&self, name: &str) -> Arc<str> {
-        self.told
-            .get_key_value(name)
-            .map(|(name, _)| name.clone())
-            .unwrap_or_else(|| name.into())
+        self.told.get_key_value(name).map(|(name, _)| name.clone()).unwrap_or_else(|| name.into())
     }
 }
 
-/// Envoy appends the refused resource itself, which can be long and can hold secrets: the first line says what is wrong,
-/// further lines are kept only while they are short.
+/// Envoy may append the refused resource itself, which can be megabytes; what is wrong comes first.
 fn shorten(message: &str) -> String {
     const LONGEST: usize = 2048;
     let mut end = message.len().min(LONGEST);
