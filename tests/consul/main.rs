@@ -1,0 +1,11 @@
+//! The Consul sources against the real Consul, and against a server that plays its bad days.
+//!
+//! The binary is `$CONSUL_BIN`, `target/tools/bin/consul`, or `consul` on the PATH; none is a failure, not a skip.
+
+mod contract;
+mod contract_server;
+mod documents;
+mod leader;
+mod server;
+mod services;
+mod transport;
