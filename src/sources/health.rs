@@ -69,6 +69,13 @@ mod tests {
         let after_failure = health.reading();
         assert!(!after_failure.ok);
         assert_eq!(after_failure.last_success, after_success.last_success);
-        assert_eq!((after_failure.requests_total, after_failure.errors_total, after_failure.wakeups_total), (2, 1, 1));
+        assert_eq!(
+            (
+                after_failure.requests_total,
+                after_failure.errors_total,
+                after_failure.wakeups_total
+            ),
+            (2, 1, 1)
+        );
     }
 }

@@ -55,7 +55,12 @@ pub struct TokenBucket {
 
 impl TokenBucket {
     pub fn new(burst: u32, period: Duration) -> Self {
-        Self { burst, period, tokens: f64::from(burst), filled_at: Instant::now() }
+        Self {
+            burst,
+            period,
+            tokens: f64::from(burst),
+            filled_at: Instant::now(),
+        }
     }
 
     /// Takes one turn and says how long to wait before using it.
@@ -68,7 +73,11 @@ impl TokenBucket {
         self.tokens = (self.tokens + earned).min(f64::from(self.burst));
         self.filled_at = now;
         self.tokens -= 1.0;
-        if self.tokens >= 0.0 { Duration::ZERO } else { self.period.mul_f64(-self.tokens) }
+        if self.tokens >= 0.0 {
+            Duration::ZERO
+        } else {
+            self.period.mul_f64(-self.tokens)
+        }
     }
 }
 
@@ -101,6 +110,9 @@ mod tests {
         let later = now + Duration::from_secs(60);
         assert_eq!(bucket.take_at(later), Duration::ZERO);
         assert_eq!(bucket.take_at(later), Duration::ZERO);
-        assert!(!bucket.take_at(later).is_zero(), "rest does not add up beyond the burst");
+        assert!(
+            !bucket.take_at(later).is_zero(),
+            "rest does not add up beyond the burst"
+        );
     }
 }

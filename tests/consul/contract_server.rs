@@ -44,7 +44,12 @@ impl ContractServer {
                 connections.spawn(serve(stream, steps.clone(), log.clone()));
             }
         });
-        Self { address, script, asked, _tasks: tasks }
+        Self {
+            address,
+            script,
+            asked,
+            _tasks: tasks,
+        }
     }
 
     pub fn add(&self, step: Step) {
@@ -53,7 +58,13 @@ impl ContractServer {
 
     /// The listings asked for so far: path and query.
     pub fn listings(&self) -> Vec<String> {
-        self.asked.lock().unwrap().iter().filter(|asked| is_listing(asked)).cloned().collect()
+        self.asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|asked| is_listing(asked))
+            .cloned()
+            .collect()
     }
 }
 
@@ -83,21 +94,35 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<VecDeque<Step>>>, log: A
             Some(Step::Hold(millis)) => tokio::time::sleep(Duration::from_millis(millis)).await,
             Some(Step::CutAfter(millis)) => return tokio::time::sleep(Duration::from_millis(millis)).await,
             Some(Step::CutInBody(index, body)) => {
-                let text = format!("HTTP/1.1 200 OK\r\nX-Consul-Index: {index}\r\nContent-Length: {}\r\n\r\n", body.len());
+                let text = format!(
+                    "HTTP/1.1 200 OK\r\nX-Consul-Index: {index}\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
                 let _ = stream.write_all(text.as_bytes()).await;
                 let _ = stream.write_all(&body.as_bytes()[..body.len() / 2]).await;
                 return;
             }
-            Some(Step::Answer(status, index, body)) => return answer(&mut stream, status, index, "", &body).await,
+            Some(Step::Answer(status, index, body)) => {
+                return answer(&mut stream, status, index, "", &body).await;
+            }
             Some(Step::AnswerWith(header, index, body)) => {
-                return answer(&mut stream, 200, Some(&index.to_string()), &format!("{header}\r\n"), &body).await;
+                return answer(
+                    &mut stream,
+                    200,
+                    Some(&index.to_string()),
+                    &format!("{header}\r\n"),
+                    &body,
+                )
+                .await;
             }
         }
     }
 }
 
 async fn answer(stream: &mut TcpStream, status: u16, index: Option<&str>, more: &str, body: &str) {
-    let index = index.map(|index| format!("X-Consul-Index: {index}\r\n")).unwrap_or_default();
+    let index = index
+        .map(|index| format!("X-Consul-Index: {index}\r\n"))
+        .unwrap_or_default();
     let text = format!(
         "HTTP/1.1 {status} X\r\n{index}{more}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()

@@ -22,12 +22,21 @@ fn changed(update: &DocumentsUpdate) -> Vec<(&str, &str)> {
     update
         .changed
         .iter()
-        .map(|document| (document.id.as_str().strip_prefix(PREFIX).unwrap(), &*document.text))
+        .map(|document| {
+            (
+                document.id.as_str().strip_prefix(PREFIX).unwrap(),
+                &*document.text,
+            )
+        })
         .collect()
 }
 
 fn removed(update: &DocumentsUpdate) -> Vec<&str> {
-    update.removed.iter().map(|id| id.as_str().strip_prefix(PREFIX).unwrap()).collect()
+    update
+        .removed
+        .iter()
+        .map(|id| id.as_str().strip_prefix(PREFIX).unwrap())
+        .collect()
 }
 
 async fn put(server: &Server, key: &str, text: &str) {
@@ -49,9 +58,19 @@ async fn settled() -> (Server, Running, (String, String)) {
     (server, running, token)
 }
 
+/// Consul settles a poll's rights when it begins: the poll that runs ends with what it may still see.
+async fn end_poll(server: &Server, running: &mut Running) {
+    put(server, "a", "to end the poll").await;
+    assert_eq!(changed(&running.documents().await), [("a", "to end the poll")]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+}
+
 /// Nothing removed, a problem that says so, and still complete.
 fn assert_kept(update: &DocumentsUpdate) {
-    assert!(update.removed.is_empty() && update.changed.is_empty() && update.complete, "{update:?}");
+    assert!(
+        update.removed.is_empty() && update.changed.is_empty() && update.complete,
+        "{update:?}"
+    );
     let problem = update.problem.as_ref().expect("a problem");
     assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
     assert!(problem.fix.is_some(), "{problem:?}");
@@ -62,7 +81,9 @@ async fn changes_arrive_in_milliseconds_and_a_transaction_whole() {
     let server = Server::start().await;
     put(&server, "a", "1").await;
     server.put(&format!("kv/{PREFIX}folder/"), "").await;
-    server.put("kv/portreeve/configuration", "not below the prefix").await;
+    server
+        .put("kv/portreeve/configuration", "not below the prefix")
+        .await;
     let client = server.client(None);
     let mut running = watch(client.clone());
     let first = running.documents().await;
@@ -72,19 +93,33 @@ async fn changes_arrive_in_milliseconds_and_a_transaction_whole() {
     let started = std::time::Instant::now();
     put(&server, "a", "2").await;
     assert_eq!(changed(&running.documents().await), [("a", "2")]);
-    assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        started.elapsed()
+    );
 
     let key = |name: &str| format!("{PREFIX}{name}");
     let index = client
         .txn(&[
             TxnWrite::Delete { key: key("a") },
-            TxnWrite::Set { key: key("b"), value: "b".into() },
-            TxnWrite::Cas { key: key("c"), value: "".into(), index: 0 },
+            TxnWrite::Set {
+                key: key("b"),
+                value: "b".into(),
+            },
+            TxnWrite::Cas {
+                key: key("c"),
+                value: "".into(),
+                index: 0,
+            },
         ])
         .await
         .unwrap();
     let update = running.documents().await;
-    assert_eq!((changed(&update), removed(&update)), (vec![("b", "b"), ("c", "")], vec!["a"]));
+    assert_eq!(
+        (changed(&update), removed(&update)),
+        (vec![("b", "b"), ("c", "")], vec!["a"])
+    );
     assert!(update.changed.iter().all(|document| document.version == index));
 
     // The same value again moves nothing, and neither does a write beside the prefix.
@@ -148,30 +183,45 @@ async fn a_deleted_token_keeps_everything_and_a_new_file_mends_it() {
     std::fs::write(&next, fresh).unwrap();
     std::fs::rename(next, file).unwrap();
     let update = running.documents().await;
-    assert!(update.problem.is_none() && update.removed.is_empty(), "{update:?}");
+    assert!(
+        update.problem.is_none() && update.removed.is_empty(),
+        "{update:?}"
+    );
 }
 
 #[tokio::test]
 async fn an_emptied_policy_keeps_everything() {
     let (server, mut running, _) = settled().await;
     server.policy("reader", "").await;
-    // Rights do not wake a poll; a change does.
+    end_poll(&server, &mut running).await;
     put(&server, "a", "changed").await;
     assert_kept(&running.documents().await);
     running.quiet_for(1500).await;
     server.policy("reader", READ).await;
     let update = running.documents().await;
-    assert_eq!((changed(&update), removed(&update)), (vec![("a", "changed")], vec![]));
+    assert_eq!(
+        (changed(&update), removed(&update)),
+        (vec![("a", "changed")], vec![])
+    );
     assert!(update.problem.is_none());
 }
 
 #[tokio::test]
 async fn a_narrowed_policy_keeps_what_it_hides_and_shows_the_rest() {
     let (server, mut running, _) = settled().await;
-    server.policy("reader", "key_prefix \"portreeve/config/team/\" { policy = \"read\" }").await;
+    server
+        .policy(
+            "reader",
+            "key_prefix \"portreeve/config/team/\" { policy = \"read\" }",
+        )
+        .await;
+    end_poll(&server, &mut running).await;
     put(&server, "team/b", "changed").await;
     let update = running.documents().await;
-    assert_eq!((changed(&update), removed(&update)), (vec![("team/b", "changed")], vec![]));
+    assert_eq!(
+        (changed(&update), removed(&update)),
+        (vec![("team/b", "changed")], vec![])
+    );
     let problem = update.problem.unwrap();
     assert_eq!(problem.kind, ProblemKind::Forbidden);
     assert!(problem.message.contains("portreeve/config/a"), "{problem}");
@@ -188,7 +238,13 @@ async fn a_narrowed_policy_keeps_what_it_hides_and_shows_the_rest() {
 #[tokio::test]
 async fn one_denied_key_among_deleted_ones_keeps_all() {
     let (server, mut running, _) = settled().await;
-    server.policy("reader", &format!("{READ} key \"portreeve/config/team/c\" {{ policy = \"deny\" }}")).await;
+    server
+        .policy(
+            "reader",
+            &format!("{READ} key \"portreeve/config/team/c\" {{ policy = \"deny\" }}"),
+        )
+        .await;
+    end_poll(&server, &mut running).await;
     server.delete(&format!("kv/{PREFIX}team/b")).await;
     assert_kept(&running.documents().await);
 }
@@ -198,9 +254,14 @@ async fn a_token_that_sees_nothing_or_a_part_at_start_is_not_an_answer() {
     let server = Server::start_with_acls().await;
     put(&server, "a", "1").await;
     put(&server, "team/b", "1").await;
-    for (policy, rules, seen) in
-        [("none", "", 0), ("part", "key_prefix \"portreeve/config/team/\" { policy = \"read\" }", 1)]
-    {
+    for (policy, rules, seen) in [
+        ("none", "", 0),
+        (
+            "part",
+            "key_prefix \"portreeve/config/team/\" { policy = \"read\" }",
+            1,
+        ),
+    ] {
         server.policy(policy, rules).await;
         let (_, secret) = server.token(policy).await;
         let client = server.client(Some(&secret));
@@ -212,7 +273,12 @@ async fn a_token_that_sees_nothing_or_a_part_at_start_is_not_an_answer() {
         assert_eq!(first.changed.len(), seen);
         let problem = first.problem.unwrap();
         assert!(problem.message.contains("403: Permission denied"), "{problem}");
-        assert!(problem.fix.unwrap().contains("key_prefix \"portreeve/config/\" { policy = \"read\" }"));
+        assert!(
+            problem
+                .fix
+                .unwrap()
+                .contains("key_prefix \"portreeve/config/\" { policy = \"read\" }")
+        );
         server.policy(policy, READ).await;
         let update = running.documents().await;
         assert!(update.complete && update.problem.is_none());
@@ -234,7 +300,10 @@ async fn restarts_are_survived_and_a_wiped_consul_empties_nothing() {
     while seen.is_empty() {
         let update = running.documents().await;
         assert!(update.removed.is_empty(), "{update:?}");
-        seen = changed(&update).into_iter().map(|(_, text)| text.to_owned()).collect();
+        seen = changed(&update)
+            .into_iter()
+            .map(|(_, text)| text.to_owned())
+            .collect();
     }
     assert_eq!(seen, ["after"]);
 
@@ -242,14 +311,20 @@ async fn restarts_are_survived_and_a_wiped_consul_empties_nothing() {
     let lost = loop {
         let update = running.documents().await;
         assert!(update.removed.is_empty(), "{update:?}");
-        if let Some(problem) = update.problem.filter(|problem| problem.kind == ProblemKind::Invalid) {
+        if let Some(problem) = update
+            .problem
+            .filter(|problem| problem.kind == ProblemKind::Invalid)
+        {
             break problem;
         }
     };
     assert!(lost.message.contains("lost its state"), "{lost}");
     put(&server, "b", "new life").await;
     let update = running.documents().await;
-    assert_eq!((changed(&update), removed(&update)), (vec![("b", "new life")], vec!["a"]));
+    assert_eq!(
+        (changed(&update), removed(&update)),
+        (vec![("b", "new life")], vec!["a"])
+    );
     assert!(update.problem.is_none());
 }
 
@@ -261,12 +336,25 @@ async fn what_cannot_be_taken_is_named() {
     let mut running = watch(server.client(None));
     running.documents().await;
     let client = server.client(None);
-    let index = client.read_key(&format!("{PREFIX}bad")).await.unwrap().unwrap().modify_index;
-    assert!(client.put_cas(&format!("{PREFIX}bad"), vec![0xff, 0xfe], index).await.unwrap());
+    let index = client
+        .read_key(&format!("{PREFIX}bad"))
+        .await
+        .unwrap()
+        .unwrap()
+        .modify_index;
+    assert!(
+        client
+            .put_cas(&format!("{PREFIX}bad"), vec![0xff, 0xfe], index)
+            .await
+            .unwrap()
+    );
     let update = running.documents().await;
     assert!(update.changed.is_empty() && update.removed.is_empty());
     let problem = update.problem.unwrap();
-    assert!(problem.message.contains("portreeve/config/bad: not UTF-8"), "{problem}");
+    assert!(
+        problem.message.contains("portreeve/config/bad: not UTF-8"),
+        "{problem}"
+    );
     put(&server, "good", "2").await;
     let update = running.documents().await;
     assert_eq!(changed(&update), [("good", "2")]);
@@ -289,15 +377,32 @@ async fn one_shot_writes() {
     assert!(client.put_cas("p/a/b", "", 0).await.unwrap() && client.put_cas("p/ab", "", 0).await.unwrap());
     assert!(client.delete_cas("p/a", entry.modify_index).await.unwrap());
     assert!(client.read_key("p/a").await.unwrap().is_none());
-    assert!(client.read_key("p/a/b").await.unwrap().is_some() && client.read_key("p/ab").await.unwrap().is_some());
+    assert!(
+        client.read_key("p/a/b").await.unwrap().is_some() && client.read_key("p/ab").await.unwrap().is_some()
+    );
 
-    let set = |n: usize| TxnWrite::Set { key: format!("p/{n}"), value: "x".into() };
+    let set = |n: usize| TxnWrite::Set {
+        key: format!("p/{n}"),
+        value: "x".into(),
+    };
     let many: Vec<TxnWrite> = (0..65).map(set).collect();
-    assert!(matches!(client.txn(&many).await, Err(ConsulError::TxnTooLarge { operations: 65, .. })));
+    assert!(matches!(
+        client.txn(&many).await,
+        Err(ConsulError::TxnTooLarge { operations: 65, .. })
+    ));
     client.txn(&many[..64]).await.unwrap();
-    let large = TxnWrite::Set { key: "p/l".to_owned(), value: vec![b'x'; 400_000].into() };
-    assert!(matches!(client.txn(&[large]).await, Err(ConsulError::TxnTooLarge { .. })));
-    let stale = TxnWrite::DeleteCas { key: "p/1".to_owned(), index: 1 };
+    let large = TxnWrite::Set {
+        key: "p/l".to_owned(),
+        value: vec![b'x'; 400_000].into(),
+    };
+    assert!(matches!(
+        client.txn(&[large]).await,
+        Err(ConsulError::TxnTooLarge { .. })
+    ));
+    let stale = TxnWrite::DeleteCas {
+        key: "p/1".to_owned(),
+        index: 1,
+    };
     match client.txn(&[set(2), stale]).await {
         Err(ConsulError::TxnFailed { failures }) => {
             assert_eq!(failures[0].operation, 1);

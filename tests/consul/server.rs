@@ -38,11 +38,17 @@ impl Server {
         let directory = tempfile::tempdir().unwrap();
         let [port, https_port, server, serf] = free_ports();
         let acl = if acls {
-            format!("acl {{ enabled = true  default_policy = \"deny\"  tokens {{ master = \"{ROOT}\"  agent = \"{ROOT}\" }} }}")
+            format!(
+                "acl {{ enabled = true  default_policy = \"deny\"  tokens {{ master = \"{ROOT}\"  agent = \"{ROOT}\" }} }}"
+            )
         } else {
             String::new()
         };
-        let https = if extra.contains("cert_file") { i32::from(https_port) } else { -1 };
+        let https = if extra.contains("cert_file") {
+            i32::from(https_port)
+        } else {
+            -1
+        };
         let extra = extra.replace("{dir}", &directory.path().display().to_string());
         let config = format!(
             "data_dir = \"{}/data\"\nserver = true\nbootstrap_expect = 1\nnode_name = \"n1\"\nbind_addr = \"127.0.0.1\"\n\
@@ -54,7 +60,13 @@ impl Server {
         std::fs::write(directory.path().join("agent.hcl"), config).unwrap();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let child = launch(directory.path());
-        let server = Self { child, directory, http, port, https_port };
+        let server = Self {
+            child,
+            directory,
+            http,
+            port,
+            https_port,
+        };
         server.wait_until_ready().await;
         server
     }
@@ -87,12 +99,17 @@ impl Server {
         for _ in 0..300 {
             tokio::time::sleep(Duration::from_millis(100)).await;
             // The node's own registration comes after the leader: sessions and services need it.
-            let Ok(response) = self.ask(reqwest::Method::GET, "catalog/nodes", None).await else { continue };
+            let Ok(response) = self.ask(reqwest::Method::GET, "catalog/nodes", None).await else {
+                continue;
+            };
             if response.1.contains("\"n1\"") {
                 return;
             }
         }
-        panic!("Consul did not start:\n{}", std::fs::read_to_string(self.directory.path().join("log")).unwrap());
+        panic!(
+            "Consul did not start:\n{}",
+            std::fs::read_to_string(self.directory.path().join("log")).unwrap()
+        );
     }
 
     pub fn settings(&self, token: Option<&str>) -> ConsulSettings {
@@ -107,7 +124,12 @@ impl Server {
         ConsulClient::new(&self.settings(token)).unwrap()
     }
 
-    async fn ask(&self, method: reqwest::Method, path: &str, body: Option<String>) -> reqwest::Result<(u16, String)> {
+    async fn ask(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<String>,
+    ) -> reqwest::Result<(u16, String)> {
         let url = format!("http://127.0.0.1:{}/v1/{path}", self.port);
         let mut request = self.http.request(method, url).header("x-consul-token", ROOT);
         if let Some(body) = body {
@@ -119,7 +141,10 @@ impl Server {
 
     /// As root; must succeed.
     pub async fn put(&self, path: &str, body: impl ToString) -> String {
-        let (status, text) = self.ask(reqwest::Method::PUT, path, Some(body.to_string())).await.unwrap();
+        let (status, text) = self
+            .ask(reqwest::Method::PUT, path, Some(body.to_string()))
+            .await
+            .unwrap();
         assert_eq!(status, 200, "PUT {path}: {text}");
         text
     }
@@ -131,7 +156,10 @@ impl Server {
 
     /// Creates or replaces a policy.
     pub async fn policy(&self, name: &str, rules: &str) {
-        let (status, text) = self.ask(reqwest::Method::GET, &format!("acl/policy/name/{name}"), None).await.unwrap();
+        let (status, text) = self
+            .ask(reqwest::Method::GET, &format!("acl/policy/name/{name}"), None)
+            .await
+            .unwrap();
         let path = match serde_json::from_str::<Value>(&text) {
             Ok(found) if status == 200 => format!("acl/policy/{}", found["ID"].as_str().unwrap()),
             _ => "acl/policy".to_owned(),
@@ -141,9 +169,14 @@ impl Server {
 
     /// A new token with one policy: (accessor, secret).
     pub async fn token(&self, policy: &str) -> (String, String) {
-        let made = self.put("acl/token", json!({ "Policies": [{ "Name": policy }] })).await;
+        let made = self
+            .put("acl/token", json!({ "Policies": [{ "Name": policy }] }))
+            .await;
         let made: Value = serde_json::from_str(&made).unwrap();
-        (made["AccessorID"].as_str().unwrap().to_owned(), made["SecretID"].as_str().unwrap().to_owned())
+        (
+            made["AccessorID"].as_str().unwrap().to_owned(),
+            made["SecretID"].as_str().unwrap().to_owned(),
+        )
     }
 
     pub async fn register(&self, name: &str, id: &str, port: u16) {
@@ -153,7 +186,8 @@ impl Server {
 
     /// An instance on another node, as an external service has it.
     pub async fn register_on(&self, node: &str, name: &str, port: u16) {
-        let body = json!({ "Node": node, "Address": "10.0.0.9", "Service": { "Service": name, "Port": port } });
+        let body =
+            json!({ "Node": node, "Address": "10.0.0.9", "Service": { "Service": name, "Port": port } });
         self.put("catalog/register", body).await;
     }
 }
@@ -174,7 +208,14 @@ pub struct Running {
 impl Running {
     pub fn new() -> (Self, mpsc::Sender<Observation>) {
         let (sender, observations) = mpsc::channel(64);
-        (Self { observations, cancel: CancellationToken::new(), tasks: JoinSet::new() }, sender)
+        (
+            Self {
+                observations,
+                cancel: CancellationToken::new(),
+                tasks: JoinSet::new(),
+            },
+            sender,
+        )
     }
 
     pub async fn documents(&mut self) -> DocumentsUpdate {
@@ -192,7 +233,10 @@ impl Running {
     }
 
     pub async fn next(&mut self) -> Observation {
-        tokio::time::timeout(Duration::from_secs(20), self.observations.recv()).await.expect("an observation").unwrap()
+        tokio::time::timeout(Duration::from_secs(20), self.observations.recv())
+            .await
+            .expect("an observation")
+            .unwrap()
     }
 
     pub async fn quiet_for(&mut self, millis: u64) {
@@ -213,7 +257,11 @@ pub fn quick() -> WatchTiming {
 }
 
 fn launch(directory: &Path) -> Child {
-    let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).unwrap();
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(directory.join("log"))
+        .unwrap();
     Command::new(binary())
         .arg("agent")
         .arg(format!("-config-file={}", directory.join("agent.hcl").display()))
@@ -229,7 +277,11 @@ fn binary() -> PathBuf {
         return named.into();
     }
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/consul");
-    if fetched.exists() { fetched } else { "consul".into() }
+    if fetched.exists() {
+        fetched
+    } else {
+        "consul".into()
+    }
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {

@@ -4,20 +4,33 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use portreeve::model::{ProblemKind, Redacted, ServiceQuery};
-use portreeve::sources::consul::{ConsulAddress, ConsulClient, ConsulSettings, ServiceWatcher, service_names};
+use portreeve::sources::consul::{
+    ConsulAddress, ConsulClient, ConsulSettings, ServiceWatcher, service_names,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use crate::server::{Running, Server, quick};
 
 #[tokio::test]
 async fn unix_socket() {
-    let server = Server::start_with(false, "addresses { http = \"127.0.0.1 unix://{dir}/consul.sock\" }").await;
+    let server = Server::start_with(
+        false,
+        "addresses { http = \"127.0.0.1 unix://{dir}/consul.sock\" }",
+    )
+    .await;
     let socket = format!("unix://{}/consul.sock", server.path().display());
-    let settings = ConsulSettings { address: ConsulAddress::parse(&socket, false).unwrap(), ..Default::default() };
+    let settings = ConsulSettings {
+        address: ConsulAddress::parse(&socket, false).unwrap(),
+        ..Default::default()
+    };
     let client = ConsulClient::new(&settings).unwrap();
     assert!(client.put_cas("a", "1", 0).await.unwrap());
     assert!(client.read_key("a").await.unwrap().is_some());
-    assert_eq!(service_names(&client).await.unwrap(), ["consul".into()], "not by way of rs-consul");
+    assert_eq!(
+        service_names(&client).await.unwrap(),
+        ["consul".into()],
+        "not by way of rs-consul"
+    );
 }
 
 /// A CA, a server certificate for `server.dc1.consul` alone, and a client certificate.
@@ -28,7 +41,10 @@ fn certificates(directory: &std::path::Path) {
     std::fs::write(directory.join("ca.pem"), ca.pem()).unwrap();
     for name in ["server.dc1.consul", "client"] {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()])
+            .unwrap()
+            .signed_by(&key, &ca)
+            .unwrap();
         std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
         std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
     }
@@ -57,13 +73,34 @@ async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection
     assert!(client.put_cas("a", "1", 0).await.unwrap());
     assert!(client.is_multiplexed());
 
-    let unverified = ConsulSettings { tls_server_name: None, ..good.clone() };
-    let error = ConsulClient::new(&unverified).unwrap().read_key("a").await.unwrap_err();
+    let unverified = ConsulSettings {
+        tls_server_name: None,
+        ..good.clone()
+    };
+    let error = ConsulClient::new(&unverified)
+        .unwrap()
+        .read_key("a")
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ProblemKind::Unavailable, "{error}");
     assert!(error.to_string().to_lowercase().contains("cert"), "{error}");
-    let skipped = ConsulSettings { tls_skip_verify: true, ..unverified };
-    assert!(ConsulClient::new(&skipped).unwrap().read_key("a").await.unwrap().is_some());
-    let nameless = ConsulSettings { client_cert: None, client_key: None, ..good.clone() };
+    let skipped = ConsulSettings {
+        tls_skip_verify: true,
+        ..unverified
+    };
+    assert!(
+        ConsulClient::new(&skipped)
+            .unwrap()
+            .read_key("a")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let nameless = ConsulSettings {
+        client_cert: None,
+        client_key: None,
+        ..good.clone()
+    };
     assert!(ConsulClient::new(&nameless).unwrap().read_key("a").await.is_err());
 
     // 400 long polls on an agent that grants 20 connections, with only 10 places over HTTP/1.
@@ -73,8 +110,17 @@ async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection
     }
     let (mut running, sender) = Running::new();
     let (watcher, task) = ServiceWatcher::new(client, sender);
-    running.tasks.spawn(task.with_timing(quick()).with_connections(10, Duration::from_secs(1)).run(running.cancel.clone()));
-    watcher.set_interests(names.iter().map(|name| ServiceQuery::named(name)).collect::<BTreeSet<_>>());
+    running.tasks.spawn(
+        task.with_timing(quick())
+            .with_connections(10, Duration::from_secs(1))
+            .run(running.cancel.clone()),
+    );
+    watcher.set_interests(
+        names
+            .iter()
+            .map(|name| ServiceQuery::named(name))
+            .collect::<BTreeSet<_>>(),
+    );
     let mut seen = BTreeSet::new();
     while seen.len() < 400 {
         let update = running.service().await;
@@ -96,7 +142,11 @@ async fn a_wrong_address_and_a_proxy_in_the_environment() {
         token: Some(Redacted::new("s3cret".to_owned())),
         ..Default::default()
     };
-    let error = ConsulClient::new(&settings).unwrap().read_key("a").await.unwrap_err();
+    let error = ConsulClient::new(&settings)
+        .unwrap()
+        .read_key("a")
+        .await
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "Consul at http://127.0.0.1:1 did not answer GET /v1/kv/a: Connection refused (os error 111)"

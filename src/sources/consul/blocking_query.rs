@@ -65,8 +65,14 @@ pub(super) enum Polled {
     Doubted { index: Option<u64> },
     /// 200, and not what it should be.
     Unreadable,
-    Refused { status: u16, retry_after: Option<Duration> },
-    Lost { failure: TransportFailure, after: Duration },
+    Refused {
+        status: u16,
+        retry_after: Option<Duration>,
+    },
+    Lost {
+        failure: TransportFailure,
+        after: Duration,
+    },
 }
 
 /// What to do before the next poll.
@@ -112,7 +118,10 @@ impl WatchState {
 
     /// None: ask for an answer at once.
     pub(super) fn poll(&self) -> Option<Blocking> {
-        (self.index > 0).then(|| Blocking { index: self.index, wait: self.next_wait.unwrap_or(self.wait) })
+        (self.index > 0).then(|| Blocking {
+            index: self.index,
+            wait: self.next_wait.unwrap_or(self.wait),
+        })
     }
 
     /// The answer cannot be told from an older one by its version numbers alone: the server may have lost its past.
@@ -140,14 +149,26 @@ impl WatchState {
                 let wait = self.doubt_waits.next_interval();
                 self.next_wait = Some(wait);
                 // Without an index there is no poll to hold the wait.
-                let after = if self.index == 0 { wait } else { self.retries.next_interval() };
-                Next { after: after.max(next.after), tell: true, ..next }
+                let after = if self.index == 0 {
+                    wait
+                } else {
+                    self.retries.next_interval()
+                };
+                Next {
+                    after: after.max(next.after),
+                    tell: true,
+                    ..next
+                }
             }
             // The index stays: the next answer may be whole.
             Polled::Unreadable => self.fail(None, true),
             Polled::Refused { status, retry_after } => match status {
                 401 | 403 => self.fail(None, true),
-                429 | 500.. => self.fail(*retry_after, self.failures > 0),
+                // Bounded: a header must not silence a watch for a day.
+                429 | 500.. => self.fail(
+                    retry_after.map(|after| after.min(self.timing.wait)),
+                    self.failures > 0,
+                ),
                 // A request that Consul will not take stays as it is until the configuration changes.
                 _ => self.fail(Some(self.timing.retry.1), true),
             },
@@ -161,13 +182,19 @@ impl WatchState {
             return self.fail(None, self.failures > 0);
         }
         let habitual = after >= self.timing.habitual_cut;
-        if let Some(last) = self.last_cut.filter(|last| habitual && last.abs_diff(after) <= after / 10) {
+        if let Some(last) = self
+            .last_cut
+            .filter(|last| habitual && last.abs_diff(after) <= after / 10)
+        {
             // 5/6 leaves room for the server's own jitter of 1/16: 30 s become 25 s.
             self.wait = last.min(after) * 5 / 6;
             tracing::info!(wait = ?self.wait, cut_after = ?after, "long polls are cut, shorter ones from now on");
         }
         self.last_cut = habitual.then_some(after);
-        Next { after: jittered(self.timing.retry.0), ..Next::default() }
+        Next {
+            after: jittered(self.timing.retry.0),
+            ..Next::default()
+        }
     }
 
     fn settle(&mut self) {
@@ -181,16 +208,25 @@ impl WatchState {
         match index {
             None => {
                 self.index = 0;
-                Next { after: jittered(self.timing.poll_interval), ..Next::default() }
+                Next {
+                    after: jittered(self.timing.poll_interval),
+                    ..Next::default()
+                }
             }
             Some(index) if index < self.index => {
                 self.index = 0;
-                Next { woken: true, ..Next::default() }
+                Next {
+                    woken: true,
+                    ..Next::default()
+                }
             }
             Some(index) => {
                 let woken = index != self.index;
                 self.index = index;
-                Next { woken, ..Next::default() }
+                Next {
+                    woken,
+                    ..Next::default()
+                }
             }
         }
     }
@@ -202,7 +238,11 @@ impl WatchState {
         if self.failures > FORGET_AFTER {
             self.index = 0;
         }
-        Next { after: self.retries.next_interval().max(at_least.unwrap_or_default()), woken: false, tell }
+        Next {
+            after: self.retries.next_interval().max(at_least.unwrap_or_default()),
+            woken: false,
+            tell,
+        }
     }
 }
 
@@ -214,7 +254,11 @@ pub(super) trait Watched: Send {
     fn admit(&mut self, first: bool) -> impl Future<Output = Pass> + Send;
 
     /// Compares, guards, hands on.
-    fn take(&mut self, answer: Answer, context: Context) -> impl Future<Output = Result<Verdict, ConsulError>> + Send;
+    fn take(
+        &mut self,
+        answer: Answer,
+        context: Context,
+    ) -> impl Future<Output = Result<Verdict, ConsulError>> + Send;
 
     /// Tells a problem; what was handed on before stands.
     fn tell(&mut self, problem: Problem) -> impl Future<Output = Result<(), Closed>> + Send;
@@ -224,6 +268,9 @@ pub(super) trait Watched: Send {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Context {
     pub(super) compare_whole: bool,
+    /// The answer was waited for, and may show the rights of minutes ago: Consul settles them when a KV poll begins;
+    /// a health poll that ran out gives what was computed at its beginning.
+    pub(super) waited: bool,
 }
 
 #[derive(Debug)]
@@ -262,10 +309,17 @@ async fn drive<W: Watched>(
     let mut pace = TokenBucket::new(timing.pace.0, timing.pace.1);
     let mut token = client.token().changes();
     let mut first = true;
+    let mut seated = true;
     loop {
         tokio::time::sleep(pace.take()).await;
         let pass = watched.admit(first).await;
-        let blocking = if pass.may_block { state.poll() } else { None };
+        // A watch that just got a place looks once more at once, to say so; then it waits.
+        let blocking = if pass.may_block && seated {
+            state.poll()
+        } else {
+            None
+        };
+        seated = pass.may_block;
         let mut call = watched.call().blocking(blocking);
         if blocking.is_none() {
             call = call.timeout(READ_TIMEOUT);
@@ -279,12 +333,19 @@ async fn drive<W: Watched>(
             true = changed(&mut token), if state.is_troubled() => continue,
         };
         // Over HTTP/2 there is a place for everyone: the next turn takes one.
-        let rest = if client.is_multiplexed() { Duration::ZERO } else { pass.rest };
+        let rest = if client.is_multiplexed() {
+            Duration::ZERO
+        } else {
+            pass.rest
+        };
         drop(pass);
         let outcome = match answer {
             Ok(answer) => {
                 let index = answer.index;
-                let context = Context { compare_whole: first || state.must_compare_whole(index) };
+                let context = Context {
+                    compare_whole: first || state.must_compare_whole(index),
+                    waited: blocking.is_some(),
+                };
                 first = false;
                 match watched.take(answer, context).await {
                     Ok(Verdict::Taken) => Ok((Polled::Taken { index }, None)),
@@ -348,13 +409,22 @@ async fn changed<T>(token: &mut tokio::sync::watch::Receiver<T>) -> bool {
 
 fn polled_of(error: &ConsulError, after: Duration) -> Polled {
     match error {
-        ConsulError::Status { status, retry_after, .. } => {
-            Polled::Refused { status: *status, retry_after: *retry_after }
-        }
-        ConsulError::Transport { failure, .. } => Polled::Lost { failure: *failure, after },
+        ConsulError::Status {
+            status, retry_after, ..
+        } => Polled::Refused {
+            status: *status,
+            retry_after: *retry_after,
+        },
+        ConsulError::Transport { failure, .. } => Polled::Lost {
+            failure: *failure,
+            after,
+        },
         ConsulError::Unreadable { .. } | ConsulError::TooLarge { .. } => Polled::Unreadable,
         // A call that cannot even be made is like one that Consul will never take.
-        _ => Polled::Refused { status: 400, retry_after: None },
+        _ => Polled::Refused {
+            status: 400,
+            retry_after: None,
+        },
     }
 }
 

@@ -11,11 +11,17 @@ fn taken(index: u64) -> Polled {
 }
 
 fn cut(seconds: u64) -> Polled {
-    Polled::Lost { failure: TransportFailure::Cut, after: Duration::from_secs(seconds) }
+    Polled::Lost {
+        failure: TransportFailure::Cut,
+        after: Duration::from_secs(seconds),
+    }
 }
 
 fn refused(status: u16) -> Polled {
-    Polled::Refused { status, retry_after: None }
+    Polled::Refused {
+        status,
+        retry_after: None,
+    }
 }
 
 fn poll_at(state: &WatchState) -> (u64, u64) {
@@ -28,7 +34,14 @@ fn first_poll_asks_at_once_then_blocks_five_minutes() {
     let mut state = state();
     assert_eq!(state.poll(), None);
     let next = state.on_answer(&taken(7));
-    assert_eq!(next, Next { after: Duration::ZERO, woken: true, tell: false });
+    assert_eq!(
+        next,
+        Next {
+            after: Duration::ZERO,
+            woken: true,
+            tell: false
+        }
+    );
     assert_eq!(poll_at(&state), (7, 300));
 }
 
@@ -95,14 +108,21 @@ fn an_early_cut_is_a_failure_told_when_it_repeats() {
     state.on_answer(&taken(7));
     assert!(!state.on_answer(&cut(0)).tell);
     assert!(state.on_answer(&cut(0)).tell);
-    assert_eq!(poll_at(&state), (7, 1), "a short wait shows recovery without a full read");
+    assert_eq!(
+        poll_at(&state),
+        (7, 1),
+        "a short wait shows recovery without a full read"
+    );
 }
 
 #[test]
 fn unreachable_keeps_the_index_for_a_while() {
     let mut state = state();
     state.on_answer(&taken(7));
-    let lost = Polled::Lost { failure: TransportFailure::Connect, after: Duration::ZERO };
+    let lost = Polled::Lost {
+        failure: TransportFailure::Connect,
+        after: Duration::ZERO,
+    };
     assert!(!state.on_answer(&lost).tell);
     let mut longest = Duration::ZERO;
     for _ in 1..FORGET_AFTER {
@@ -119,19 +139,31 @@ fn unreachable_keeps_the_index_for_a_while() {
     }
     assert!((15..=45).contains(&longest.as_secs()), "{longest:?}");
     state.on_answer(&taken(9));
-    assert!(state.on_answer(&lost).after < Duration::from_secs(1), "starts over");
+    assert!(
+        state.on_answer(&lost).after < Duration::from_secs(1),
+        "starts over"
+    );
 }
 
 #[test]
 fn refusals() {
-    for (status, tell, at_least) in
-        [(403, true, 0), (401, true, 0), (429, false, 0), (500, false, 0), (503, false, 0), (400, true, 30), (301, true, 30)]
-    {
+    for (status, tell, at_least) in [
+        (403, true, 0),
+        (401, true, 0),
+        (429, false, 0),
+        (500, false, 0),
+        (503, false, 0),
+        (400, true, 30),
+        (301, true, 30),
+    ] {
         let mut state = state();
         state.on_answer(&taken(7));
         let next = state.on_answer(&refused(status));
         assert_eq!(next.tell, tell, "{status}");
-        assert!(next.after >= Duration::from_secs(at_least) && !next.after.is_zero(), "{status} {next:?}");
+        assert!(
+            next.after >= Duration::from_secs(at_least) && !next.after.is_zero(),
+            "{status} {next:?}"
+        );
         assert_eq!(poll_at(&state), (7, 1), "{status}: the index stands");
         assert!(state.is_troubled(), "{status}");
     }
@@ -140,7 +172,10 @@ fn refusals() {
 #[test]
 fn retry_after_is_honoured() {
     let mut state = state();
-    let next = state.on_answer(&Polled::Refused { status: 429, retry_after: Some(Duration::from_secs(17)) });
+    let next = state.on_answer(&Polled::Refused {
+        status: 429,
+        retry_after: Some(Duration::from_secs(17)),
+    });
     assert!(next.after >= Duration::from_secs(17));
 }
 

@@ -27,7 +27,12 @@ pub(super) struct Pass {
 impl Pass {
     /// For a watch that is always granted: there is one of its kind.
     pub(super) fn granted() -> Self {
-        Self { lane: CALL_LANE, may_block: true, rest: Duration::ZERO, _permit: None }
+        Self {
+            lane: CALL_LANE,
+            may_block: true,
+            rest: Duration::ZERO,
+            _permit: None,
+        }
     }
 }
 
@@ -64,7 +69,11 @@ impl Budget {
     }
 
     pub(super) fn claim(self: &Arc<Self>) -> Claim {
-        Claim { budget: self.clone(), seat: None, waits: false }
+        Claim {
+            budget: self.clone(),
+            seat: None,
+            waits: false,
+        }
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -74,7 +83,8 @@ impl Budget {
     /// How often a watch without a place looks: at most 200 looks a second for all of them together.
     fn turn(&self) -> Duration {
         let waiting = u32::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        self.shortest_turn.max(Duration::from_millis(5).saturating_mul(waiting))
+        self.shortest_turn
+            .max(Duration::from_millis(5).saturating_mul(waiting))
     }
 
     fn take_seat(&self) -> Option<usize> {
@@ -107,11 +117,21 @@ impl Claim {
                     Some(gate) => gate.await.ok(),
                     None => None,
                 };
-                Pass { lane: CALL_LANE + 1 + seat / STREAMS_PER_LANE, may_block: true, rest: Duration::ZERO, _permit: permit }
+                Pass {
+                    lane: CALL_LANE + 1 + seat / STREAMS_PER_LANE,
+                    may_block: true,
+                    rest: Duration::ZERO,
+                    _permit: permit,
+                }
             }
             None => {
                 let permit = self.budget.turns.clone().acquire_owned().await.ok();
-                Pass { lane: CALL_LANE, may_block: false, rest: self.budget.turn(), _permit: permit }
+                Pass {
+                    lane: CALL_LANE,
+                    may_block: false,
+                    rest: self.budget.turn(),
+                    _permit: permit,
+                }
             }
         }
     }
@@ -130,7 +150,11 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.set_waiting(false);
         if let Some(seat) = self.seat {
-            self.budget.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&seat);
+            self.budget
+                .taken
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&seat);
         }
     }
 }
@@ -157,7 +181,10 @@ mod tests {
         assert!(a.admit(true).await.may_block && b.admit(true).await.may_block);
         let pass = c.admit(true).await;
         assert!(!pass.may_block);
-        assert_eq!((pass.rest, c.turn()), (Duration::from_secs(10), Some(Duration::from_secs(10))));
+        assert_eq!(
+            (pass.rest, c.turn()),
+            (Duration::from_secs(10), Some(Duration::from_secs(10)))
+        );
         drop(pass);
         drop(a);
         assert!(c.admit(false).await.may_block);

@@ -141,7 +141,11 @@ impl Call {
             }
         }
         let mut url = base.clone();
-        url.path_segments_mut().ok()?.pop_if_empty().push("v1").extend(&self.segments);
+        url.path_segments_mut()
+            .ok()?
+            .pop_if_empty()
+            .push("v1")
+            .extend(&self.segments);
         {
             let mut pairs = url.query_pairs_mut();
             for (name, own, default) in [
@@ -179,7 +183,9 @@ impl fmt::Display for Call {
             ("ns", &self.scope.namespace),
             ("partition", &self.scope.partition),
         ];
-        let scope = scope.into_iter().filter_map(|(name, value)| value.as_ref().map(|value| (name, value.as_str())));
+        let scope = scope
+            .into_iter()
+            .filter_map(|(name, value)| value.as_ref().map(|value| (name, value.as_str())));
         let query = self.query.iter().map(|(name, value)| (*name, value.as_str()));
         let mut mark = '?';
         for flag in &self.flags {
@@ -213,7 +219,9 @@ mod tests {
     use super::*;
 
     fn url(call: &Call) -> String {
-        call.url(&Url::parse("http://c:8500/proxy").unwrap(), &Scope::default()).unwrap().to_string()
+        call.url(&Url::parse("http://c:8500/proxy").unwrap(), &Scope::default())
+            .unwrap()
+            .to_string()
     }
 
     #[test]
@@ -230,7 +238,10 @@ mod tests {
 
     #[test]
     fn a_long_poll_has_a_unit_and_room_to_end() {
-        let call = Call::get("kv").key("a").blocking(Some(Blocking { index: 7, wait: Duration::from_secs(300) }));
+        let call = Call::get("kv").key("a").blocking(Some(Blocking {
+            index: 7,
+            wait: Duration::from_secs(300),
+        }));
         assert_eq!(url(&call), "http://c:8500/proxy/v1/kv/a?index=7&wait=300000ms");
         assert!(call.timeout > Duration::from_secs(318));
         assert_eq!(call.to_string(), "GET /v1/kv/a");
@@ -239,17 +250,32 @@ mod tests {
     #[test]
     fn scope_is_sent_only_when_set() {
         let base = Url::parse("http://c").unwrap();
-        let default = Scope { datacenter: Some("dc2".to_owned()), ..Scope::default() };
-        assert_eq!(Call::get("a").url(&base, &default).unwrap().as_str(), "http://c/v1/a?dc=dc2");
-        let own = Scope { datacenter: Some("dc3".to_owned()), ..Scope::default() };
-        assert_eq!(Call::get("a").scope(own).url(&base, &default).unwrap().as_str(), "http://c/v1/a?dc=dc3");
+        let default = Scope {
+            datacenter: Some("dc2".to_owned()),
+            ..Scope::default()
+        };
+        assert_eq!(
+            Call::get("a").url(&base, &default).unwrap().as_str(),
+            "http://c/v1/a?dc=dc2"
+        );
+        let own = Scope {
+            datacenter: Some("dc3".to_owned()),
+            ..Scope::default()
+        };
+        assert_eq!(
+            Call::get("a").scope(own).url(&base, &default).unwrap().as_str(),
+            "http://c/v1/a?dc=dc3"
+        );
     }
 
     #[test]
     fn segments_that_urls_swallow_are_refused() {
         let base = Url::parse("http://c").unwrap();
         for key in ["a/../b", ".", "a//b", "/a"] {
-            assert!(Call::get("kv").key(key).url(&base, &Scope::default()).is_none(), "{key}");
+            assert!(
+                Call::get("kv").key(key).url(&base, &Scope::default()).is_none(),
+                "{key}"
+            );
         }
     }
 }

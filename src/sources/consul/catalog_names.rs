@@ -33,7 +33,9 @@ pub async fn service_names(client: &ConsulClient) -> Result<Vec<Arc<str>>, Consu
             Err(error) => tracing::debug!(%error, "service names asked again"),
         }
     }
-    let call = Call::get("catalog/services").max_body(NAMES_BYTES).needs("service_prefix \"\" { policy = \"read\" }");
+    let call = Call::get("catalog/services")
+        .max_body(NAMES_BYTES)
+        .needs("service_prefix \"\" { policy = \"read\" }");
     let names: BTreeMap<Arc<str>, IgnoredAny> = client.call(call).await?.json()?;
     Ok(names.into_keys().collect())
 }
@@ -41,7 +43,11 @@ pub async fn service_names(client: &ConsulClient) -> Result<Vec<Arc<str>>, Consu
 fn simple_client(client: &ConsulClient) -> Option<Consul> {
     let address = simple_address(client.settings())?;
     let token = client.token().current().map(|token| token.expose().clone());
-    Some(Consul::new(Config { address, token, ..Config::default() }))
+    Some(Consul::new(Config {
+        address,
+        token,
+        ..Config::default()
+    }))
 }
 
 /// The address in the form that `rs-consul` takes, if everything else about it can be said there too.
@@ -62,13 +68,22 @@ mod tests {
     use crate::sources::consul::ConsulAddress;
 
     fn settings(address: &str) -> ConsulSettings {
-        ConsulSettings { address: ConsulAddress::parse(address, false).unwrap(), ..ConsulSettings::default() }
+        ConsulSettings {
+            address: ConsulAddress::parse(address, false).unwrap(),
+            ..ConsulSettings::default()
+        }
     }
 
     #[test]
     fn the_scheme_is_always_there_and_the_rest_falls_back() {
-        assert_eq!(simple_address(&settings("c:8500")).as_deref(), Some("http://c:8500"));
-        assert_eq!(simple_address(&settings("c:80/consul")).as_deref(), Some("http://c:80/consul"));
+        assert_eq!(
+            simple_address(&settings("c:8500")).as_deref(),
+            Some("http://c:8500")
+        );
+        assert_eq!(
+            simple_address(&settings("c:80/consul")).as_deref(),
+            Some("http://c:80/consul")
+        );
         assert_eq!(simple_address(&settings("https://c:8501")), None);
         assert_eq!(simple_address(&settings("unix:///run/c.sock")), None);
     }

@@ -116,7 +116,12 @@ impl ConsulClient {
         };
         let http = match self.lane(lane) {
             Ok(http) => http,
-            Err(error) => return Err(ConsulError::NotSent { asked, reason: error.to_string() }),
+            Err(error) => {
+                return Err(ConsulError::NotSent {
+                    asked,
+                    reason: error.to_string(),
+                });
+            }
         };
         let mut request = http.request(call.method.clone(), url).timeout(call.timeout);
         if let Some(token) = self.0.token.current() {
@@ -128,16 +133,24 @@ impl ConsulClient {
         if let Some(body) = call.body.clone() {
             request = request.body(body);
         }
-        let response = request.send().await.map_err(|error| self.transport_error(&asked, error))?;
-        self.0.multiplexed.store(response.version() == Version::HTTP_2, Ordering::Relaxed);
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.transport_error(&asked, error))?;
+        self.0
+            .multiplexed
+            .store(response.version() == Version::HTTP_2, Ordering::Relaxed);
         self.read(response, &call, asked).await
     }
 
     async fn read(&self, mut response: Response, call: &Call, asked: String) -> Result<Answer, ConsulError> {
         let status = response.status();
-        let index = header(&response, "x-consul-index").and_then(|value| value.parse().ok()).filter(|index| *index > 0);
+        let index = header(&response, "x-consul-index")
+            .and_then(|value| value.parse().ok())
+            .filter(|index| *index > 0);
         let found = status == StatusCode::OK;
-        if !found && !(call.not_found_is_answer && status == StatusCode::NOT_FOUND) {
+        let is_answer = found || (call.not_found_is_answer && status == StatusCode::NOT_FOUND);
+        if !is_answer {
             let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());
             let body = self.error_text(&mut response).await;
             if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
@@ -155,14 +168,29 @@ impl ConsulClient {
         }
         let filtered_by_acls = header(&response, "x-consul-results-filtered-by-acls") == Some("true");
         let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.transport_error(&asked, error))? {
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.transport_error(&asked, error))?
+        {
             if body.len() + chunk.len() > call.max_body {
-                return Err(ConsulError::TooLarge { address: self.0.address.clone(), asked, limit: call.max_body });
+                return Err(ConsulError::TooLarge {
+                    address: self.0.address.clone(),
+                    asked,
+                    limit: call.max_body,
+                });
             }
             body.extend_from_slice(&chunk);
         }
         let address = self.0.address.clone();
-        Ok(Answer { found, index, filtered_by_acls, body: body.freeze(), asked, address })
+        Ok(Answer {
+            found,
+            index,
+            filtered_by_acls,
+            body: body.freeze(),
+            asked,
+            address,
+        })
     }
 
     /// The start of a plain-text error, fit for one line of a message.
@@ -170,12 +198,17 @@ impl ConsulClient {
         let mut bytes = BytesMut::new();
         while bytes.len() < ERROR_BODY {
             match response.chunk().await {
-                Ok(Some(chunk)) => bytes.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY - bytes.len())]),
+                Ok(Some(chunk)) => {
+                    bytes.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY - bytes.len())])
+                }
                 Ok(None) | Err(_) => break,
             }
         }
         let text = String::from_utf8_lossy(&bytes);
-        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+        text.trim()
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect()
     }
 
     fn rights_fix(&self, status: StatusCode, body: &str, call: &Call) -> Option<String> {
@@ -187,7 +220,9 @@ impl ConsulClient {
             None => "CONSUL_HTTP_TOKEN".to_owned(),
         };
         if body.contains("ACL not found") {
-            return Some(format!("Consul no longer knows this token (deleted or expired): put a valid one into {place}"));
+            return Some(format!(
+                "Consul no longer knows this token (deleted or expired): put a valid one into {place}"
+            ));
         }
         let rule = call.needs.as_ref()?;
         Some(match self.0.token.current() {
@@ -246,7 +281,10 @@ fn secret_header(token: &str, asked: &str) -> Result<http::HeaderValue, ConsulEr
 
 fn base_url(settings: &ConsulSettings) -> Result<Url, SettingsError> {
     let address = &settings.address;
-    let fail = |reason: String| SettingsError::Address { address: address.to_string(), reason };
+    let fail = |reason: String| SettingsError::Address {
+        address: address.to_string(),
+        reason,
+    };
     let text = match &address.endpoint {
         Endpoint::Http { authority } => format!("http://{authority}/{}", address.path_prefix),
         Endpoint::Https { authority } => format!("https://{authority}/{}", address.path_prefix),
@@ -256,7 +294,8 @@ fn base_url(settings: &ConsulSettings) -> Result<Url, SettingsError> {
     let mut url = Url::parse(&text).map_err(|error| fail(error.to_string()))?;
     if let (Some(name), true) = (&settings.tls_server_name, address.is_tls()) {
         // SNI and verification follow the URL's host; where to connect is the resolver's business below.
-        url.set_host(Some(name)).map_err(|error| fail(error.to_string()))?;
+        url.set_host(Some(name))
+            .map_err(|error| fail(error.to_string()))?;
     }
     Ok(url)
 }
@@ -300,7 +339,9 @@ fn build(settings: &ConsulSettings) -> Result<reqwest::Client, SettingsError> {
             if name.parse::<std::net::IpAddr>().is_ok() {
                 return Err(SettingsError::ServerName(name.clone()));
             }
-            builder = builder.dns_resolver(Arc::new(ConnectTo { authority: authority.clone() }));
+            builder = builder.dns_resolver(Arc::new(ConnectTo {
+                authority: authority.clone(),
+            }));
         }
     }
     builder.build().map_err(SettingsError::Build)
@@ -310,7 +351,11 @@ fn roots(settings: &ConsulSettings) -> Result<Vec<Certificate>, SettingsError> {
     let mut files = Vec::new();
     files.extend(settings.ca_file.clone());
     if let Some(directory) = &settings.ca_path {
-        let fail = |source| SettingsError::File { what: "the Consul CA directory", path: directory.clone(), source };
+        let fail = |source| SettingsError::File {
+            what: "the Consul CA directory",
+            path: directory.clone(),
+            source,
+        };
         for entry in std::fs::read_dir(directory).map_err(fail)? {
             let path = entry.map_err(fail)?.path();
             if path.is_file() {
@@ -321,7 +366,11 @@ fn roots(settings: &ConsulSettings) -> Result<Vec<Certificate>, SettingsError> {
     let mut roots = Vec::new();
     for file in files {
         let pem = read_file("the Consul CA certificate", &file)?;
-        let fail = |reason: String| SettingsError::Pem { what: "the Consul CA certificate", path: file.clone(), reason };
+        let fail = |reason: String| SettingsError::Pem {
+            what: "the Consul CA certificate",
+            path: file.clone(),
+            reason,
+        };
         let parsed = Certificate::from_pem_bundle(&pem).map_err(|error| fail(innermost_reason(&error)))?;
         if parsed.is_empty() {
             return Err(fail("no certificate found".to_owned()));
@@ -332,7 +381,11 @@ fn roots(settings: &ConsulSettings) -> Result<Vec<Certificate>, SettingsError> {
 }
 
 fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, SettingsError> {
-    std::fs::read(path).map_err(|source| SettingsError::File { what, path: path.to_owned(), source })
+    std::fs::read(path).map_err(|source| SettingsError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Leads every name to one place: the URL carries the name to verify, this the address to dial.

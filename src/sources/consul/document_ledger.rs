@@ -52,7 +52,11 @@ impl DocumentLedger {
     /// Reads a listing. `compare_whole` looks at texts even where the version number is known: a Consul that lost its
     /// past may count to the same number again.
     pub(super) fn compare(&self, body: &[u8], compare_whole: bool) -> Result<Listing, serde_json::Error> {
-        let rows: Vec<Row<'_>> = if body.is_empty() { Vec::new() } else { serde_json::from_slice(body)? };
+        let rows: Vec<Row<'_>> = if body.is_empty() {
+            Vec::new()
+        } else {
+            serde_json::from_slice(body)?
+        };
         let mut listing = Listing::default();
         let mut seen = BTreeSet::new();
         for row in &rows {
@@ -69,10 +73,18 @@ impl DocumentLedger {
             match row.document() {
                 Ok(document) if known == Some(&document) => {}
                 Ok(document) => listing.changed.push(document),
-                Err(reason) => listing.rejected.push(Rejected { key: row.key.as_ref().into(), reason }),
+                Err(reason) => listing.rejected.push(Rejected {
+                    key: row.key.as_ref().into(),
+                    reason,
+                }),
             }
         }
-        listing.vanished = self.known.keys().filter(|key| !seen.contains(&***key)).cloned().collect();
+        listing.vanished = self
+            .known
+            .keys()
+            .filter(|key| !seen.contains(&***key))
+            .cloned()
+            .collect();
         listing.rejected.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(listing)
     }
@@ -115,12 +127,15 @@ impl Row<'_> {
         let padding = encoded.bytes().rev().take(2).filter(|byte| *byte == b'=').count();
         let size = (encoded.len() / 4 * 3).saturating_sub(padding);
         if size > DOCUMENT_BYTES {
-            return Err(format!("{size} bytes exceed the {DOCUMENT_BYTES} of one document"));
+            return Err(format!(
+                "{size} bytes exceed the {DOCUMENT_BYTES} of one document"
+            ));
         }
-        let bytes = BASE64.decode(encoded).map_err(|error| format!("not base64: {error}"))?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            format!("not UTF-8 text (byte {} of it)", error.utf8_error().valid_up_to())
-        })?;
+        let bytes = BASE64
+            .decode(encoded)
+            .map_err(|error| format!("not base64: {error}"))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|error| format!("not UTF-8 text (byte {} of it)", error.utf8_error().valid_up_to()))?;
         Ok(Document {
             id: DocumentId::Kv(self.key.as_ref().into()),
             text: text.into(),
@@ -138,7 +153,11 @@ mod tests {
     use super::*;
 
     fn row(key: &str, text: &str, create: u64, modify: u64) -> String {
-        let value = if text.is_empty() { "null".to_owned() } else { format!("{:?}", BASE64.encode(text)) };
+        let value = if text.is_empty() {
+            "null".to_owned()
+        } else {
+            format!("{:?}", BASE64.encode(text))
+        };
         format!(
             r#"{{"LockIndex":0,"Key":"{key}","Flags":18446744073709551615,"Value":{value},"CreateIndex":{create},"ModifyIndex":{modify},"New":{{}}}}"#
         )
@@ -156,13 +175,24 @@ mod tests {
     }
 
     fn texts(listing: &Listing) -> Vec<(&str, &str)> {
-        listing.changed.iter().map(|document| (document.id.as_str(), &*document.text)).collect()
+        listing
+            .changed
+            .iter()
+            .map(|document| (document.id.as_str(), &*document.text))
+            .collect()
     }
 
     #[test]
     fn first_listing_is_all_change() {
         let ledger = DocumentLedger::default();
-        let listing = ledger.compare(&body(&[row("p/a", "x", 1, 2), row("p/b", "", 3, 3), row("p/dir/", "", 4, 4)]), true);
+        let listing = ledger.compare(
+            &body(&[
+                row("p/a", "x", 1, 2),
+                row("p/b", "", 3, 3),
+                row("p/dir/", "", 4, 4),
+            ]),
+            true,
+        );
         let listing = listing.unwrap();
         assert_eq!(texts(&listing), [("p/a", "x"), ("p/b", "")]);
         assert_eq!(listing.present, 2);
@@ -171,8 +201,14 @@ mod tests {
 
     #[test]
     fn change_and_disappearance() {
-        let ledger = filled(&[row("p/a", "x", 1, 2), row("p/b", "y", 1, 2), row("p/c", "z", 1, 2)]);
-        let listing = ledger.compare(&body(&[row("p/a", "x", 1, 2), row("p/b", "new", 1, 9)]), false).unwrap();
+        let ledger = filled(&[
+            row("p/a", "x", 1, 2),
+            row("p/b", "y", 1, 2),
+            row("p/c", "z", 1, 2),
+        ]);
+        let listing = ledger
+            .compare(&body(&[row("p/a", "x", 1, 2), row("p/b", "new", 1, 9)]), false)
+            .unwrap();
         assert_eq!(texts(&listing), [("p/b", "new")]);
         assert_eq!(listing.vanished, ["p/c".into()]);
         let empty = ledger.compare(b"", false).unwrap();
@@ -195,13 +231,21 @@ mod tests {
             BASE64.encode([0x66, 0xff, 0xfe])
         );
         let big = row("p/big", &"x".repeat(DOCUMENT_BYTES + 1), 1, 2);
-        let listing = ledger.compare(&body(&[bad, big, row("p/ç", "x", 1, 2)]), false).unwrap();
+        let listing = ledger
+            .compare(&body(&[bad, big, row("p/ç", "x", 1, 2)]), false)
+            .unwrap();
         assert!(listing.changed.is_empty() && listing.vanished.is_empty());
         let reasons: Vec<String> = listing.rejected.iter().map(ToString::to_string).collect();
         assert!(reasons[0].contains("p/a: not UTF-8"), "{reasons:?}");
         assert!(reasons[1].contains("p/big: 524289 bytes exceed"), "{reasons:?}");
         assert!(reasons[2].contains("'ç' is not allowed"), "{reasons:?}");
-        assert!(ledger.compare(&body(&[row("p/max", &"x".repeat(DOCUMENT_BYTES), 1, 2)]), false).unwrap().rejected.is_empty());
+        assert!(
+            ledger
+                .compare(&body(&[row("p/max", &"x".repeat(DOCUMENT_BYTES), 1, 2)]), false)
+                .unwrap()
+                .rejected
+                .is_empty()
+        );
     }
 
     #[test]

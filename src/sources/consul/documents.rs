@@ -44,7 +44,11 @@ impl DocumentsWatch {
             believed_index: 0,
             unlisted_reads: 0,
         };
-        Self { watched, timing: WatchTiming::default(), health: SourceHealth::default() }
+        Self {
+            watched,
+            timing: WatchTiming::default(),
+            health: SourceHealth::default(),
+        }
     }
 
     pub fn with_timing(mut self, timing: WatchTiming) -> Self {
@@ -63,15 +67,30 @@ impl DocumentsWatch {
     }
 }
 
-/// All documents as they are now, for one look (`plan`, `apply`); with the keys that are no documents.
+/// What one look at a prefix found.
+#[derive(Debug, Default)]
+pub struct KvListing {
+    pub documents: Vec<Document>,
+    /// Keys that are no documents.
+    pub rejected: Vec<Rejected>,
+}
+
+/// All documents as they are now, for one look (`plan`, `apply`).
 ///
 /// The same care as the watch: an empty or partial listing with a token that may not read the prefix is an error.
-pub async fn list_documents(client: &ConsulClient, prefix: &str) -> Result<(Vec<Document>, Vec<Rejected>), ConsulError> {
+pub async fn list_documents(client: &ConsulClient, prefix: &str) -> Result<KvListing, ConsulError> {
     let prefix = format!("{}/", prefix.trim_end_matches('/'));
     let answer = client.call(list_call(&prefix)).await?;
-    client.probe(read_call(&prefix).needs(prefix_rule(&prefix))).await?;
-    let listing = DocumentLedger::default().compare(&answer.body, true).map_err(|error| answer.unreadable(error))?;
-    Ok((listing.changed, listing.rejected))
+    client
+        .probe(read_call(&prefix).needs(prefix_rule(&prefix)))
+        .await?;
+    let listing = DocumentLedger::default()
+        .compare(&answer.body, true)
+        .map_err(|error| answer.unreadable(error))?;
+    Ok(KvListing {
+        documents: listing.changed,
+        rejected: listing.rejected,
+    })
 }
 
 #[derive(Debug)]
@@ -108,9 +127,13 @@ impl Watched for Documents {
         Pass::granted()
     }
 
-    async fn take(&mut self, answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
-        let listing =
-            self.ledger.compare(&answer.body, context.compare_whole).map_err(|error| answer.unreadable(error))?;
+    async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
+        let mut listing = self.compare(&answer, context)?;
+        if context.waited && (!self.complete || !listing.vanished.is_empty()) {
+            // The probes below show the rights of now, a poll those of its beginning: look again before comparing them.
+            answer = self.client.call(self.call()).await?;
+            listing = self.compare(&answer, context)?;
+        }
         if listing.present > DOCUMENTS {
             let message = format!(
                 "Consul at {} holds {} keys under {}, more than the {DOCUMENTS} that are taken; nothing is taken",
@@ -126,7 +149,11 @@ impl Watched for Documents {
             match self.ask_about(&listing, answer.index).await? {
                 Disappearance::Deleted => {
                     self.unlisted_reads = 0;
-                    removed = listing.vanished.iter().map(|key| DocumentId::Kv(key.clone())).collect();
+                    removed = listing
+                        .vanished
+                        .iter()
+                        .map(|key| DocumentId::Kv(key.clone()))
+                        .collect();
                 }
                 Disappearance::RightsLost(problem) => doubt = Some(problem),
                 Disappearance::NotGone(key) => {
@@ -140,9 +167,15 @@ impl Watched for Documents {
             self.complete = true;
             self.believed_index = answer.index.unwrap_or(0);
         }
-        let rejected = doubt.is_none().then(|| self.rejection(&listing.rejected)).flatten();
+        let rejected = doubt
+            .is_none()
+            .then(|| self.rejection(&listing.rejected))
+            .flatten();
         // What can be seen is true even while something else is hidden.
-        match self.publish(listing.changed, removed, doubt.clone().or(rejected)).await {
+        match self
+            .publish(listing.changed, removed, doubt.clone().or(rejected))
+            .await
+        {
             Err(Closed) => Ok(Verdict::Closed),
             Ok(()) => Ok(doubt.map_or(Verdict::Taken, Verdict::Doubted)),
         }
@@ -154,40 +187,52 @@ impl Watched for Documents {
 }
 
 impl Documents {
+    fn compare(&self, answer: &Answer, context: Context) -> Result<Listing, ConsulError> {
+        self.ledger
+            .compare(&answer.body, context.compare_whole)
+            .map_err(|error| answer.unreadable(error))
+    }
+
     /// Until the first answer is believed: may the token read the prefix at all? A token that sees a part of it would
     /// otherwise make that part the whole configuration.
     async fn doubt_completeness(&self) -> Result<Option<Problem>, ConsulError> {
         if self.complete {
             return Ok(None);
         }
-        match self.client.probe(read_call(&self.prefix).needs(prefix_rule(&self.prefix))).await {
+        match self
+            .client
+            .probe(read_call(&self.prefix).needs(prefix_rule(&self.prefix)))
+            .await
+        {
             Ok(_) => Ok(None),
             Err(error) if error.status() == Some(403) => Ok(Some(error.problem())),
             Err(error) => Err(error),
         }
     }
 
-    async fn ask_about(
-        &self,
-        listing: &Listing,
-        index: Option<u64>,
-    ) -> Result<Disappearance, ConsulError> {
+    async fn ask_about(&self, listing: &Listing, index: Option<u64>) -> Result<Disappearance, ConsulError> {
         let asked = sample(&listing.vanished);
         let reads = stream::iter(asked.iter().cloned().map(|key| {
             let client = self.client.clone();
             async move {
-                let read = client.probe(read_call(&key).needs(prefix_rule(&self.prefix))).await;
+                let read = client
+                    .probe(read_call(&key).needs(prefix_rule(&self.prefix)))
+                    .await;
                 (key, read)
             }
         }));
-        let mut reads = reads.buffer_unordered(READS_IN_FLIGHT);
+        // In order, so that the same trouble is told in the same words each time.
+        let mut reads = reads.buffered(READS_IN_FLIGHT);
         let mut not_gone = None;
         while let Some((key, read)) = reads.next().await {
             match read {
                 Ok(answer) if answer.found => not_gone = Some(key),
                 Ok(_) => {}
                 Err(error) if error.status() == Some(403) => {
-                    return Ok(Disappearance::RightsLost(lost_rights(&error, listing.vanished.len())));
+                    return Ok(Disappearance::RightsLost(lost_rights(
+                        &error,
+                        listing.vanished.len(),
+                    )));
                 }
                 Err(error) => return Err(error),
             }
@@ -206,15 +251,23 @@ impl Documents {
                 self.prefix,
                 self.believed_index
             );
-            let fix = format!("restore Consul, or write the documents again; one key under {} is enough", self.prefix);
-            return Ok(Disappearance::RightsLost(Problem::new(ProblemKind::Invalid, message).with_fix(fix)));
+            let fix = format!(
+                "restore Consul, or write the documents again; one key under {} is enough",
+                self.prefix
+            );
+            return Ok(Disappearance::RightsLost(
+                Problem::new(ProblemKind::Invalid, message).with_fix(fix),
+            ));
         }
         Ok(Disappearance::Deleted)
     }
 
     fn not_gone(&self, key: &str) -> Problem {
-        let message =
-            format!("Consul at {} lists {} without {key}, which can be read", self.client.address(), self.prefix);
+        let message = format!(
+            "Consul at {} lists {} without {key}, which can be read",
+            self.client.address(),
+            self.prefix
+        );
         Problem::new(ProblemKind::Unavailable, message)
     }
 
@@ -222,9 +275,16 @@ impl Documents {
         let first = rejected.first()?;
         let shown: Vec<String> = rejected.iter().take(SHOWN).map(ToString::to_string).collect();
         let more = rejected.len().saturating_sub(SHOWN);
-        let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let tail = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
         let message = format!("not taken from Consul KV: {}{tail}", shown.join("; "));
-        let fix = format!("write the document again (consul kv put {} @file), or delete the key", first.key);
+        let fix = format!(
+            "write the document again (consul kv put {} @file), or delete the key",
+            first.key
+        );
         Some(Problem::new(ProblemKind::Invalid, message).with_fix(fix))
     }
 
@@ -242,8 +302,16 @@ impl Documents {
         self.ledger.apply(&changed, &removed);
         self.told = problem.clone();
         self.told_complete = self.complete;
-        let update = DocumentsUpdate { changed, removed, complete: self.complete, problem };
-        self.observations.send(Observation::Documents(update)).await.map_err(|_| Closed)
+        let update = DocumentsUpdate {
+            changed,
+            removed,
+            complete: self.complete,
+            problem,
+        };
+        self.observations
+            .send(Observation::Documents(update))
+            .await
+            .map_err(|_| Closed)
     }
 }
 
@@ -262,8 +330,13 @@ fn prefix_rule(prefix: &str) -> String {
 
 fn lost_rights(error: &ConsulError, vanished: usize) -> Problem {
     let problem = error.problem();
-    let message = format!("{vanished} documents vanished because the token may no longer read them; they are kept. {problem}");
-    Problem { message: message.into(), ..problem }
+    let message = format!(
+        "{vanished} documents vanished because the token may no longer read them; they are kept. {problem}"
+    );
+    Problem {
+        message: message.into(),
+        ..problem
+    }
 }
 
 /// Which vanished keys to read: all of them while they are few, beyond that the first ones and one of each folder.
@@ -271,7 +344,10 @@ fn lost_rights(error: &ConsulError, vanished: usize) -> Problem {
 fn sample(vanished: &[Arc<str>]) -> Vec<Arc<str>> {
     let mut folders = BTreeSet::new();
     let folder_of = |key: &Arc<str>| key.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
-    let chosen = vanished.iter().enumerate().filter(|(position, key)| folders.insert(folder_of(key)) || *position < READ_ALL);
+    let chosen = vanished
+        .iter()
+        .enumerate()
+        .filter(|(position, key)| folders.insert(folder_of(key)) || *position < READ_ALL);
     chosen.map(|(_, key)| key.clone()).collect()
 }
 

@@ -34,16 +34,31 @@ pub enum ConsulError {
         fix: Option<String>,
     },
     #[error("Consul at {address} answered {asked} with more than {limit} bytes")]
-    TooLarge { address: Arc<str>, asked: String, limit: usize },
+    TooLarge {
+        address: Arc<str>,
+        asked: String,
+        limit: usize,
+    },
     #[error("Consul at {address} answered {asked} with something that cannot be read: {reason}")]
-    Unreadable { address: Arc<str>, asked: String, reason: String },
+    Unreadable {
+        address: Arc<str>,
+        asked: String,
+        reason: String,
+    },
     /// Never sent.
     #[error("{asked} was not sent to Consul: {reason}")]
     NotSent { asked: String, reason: String },
     #[error("Consul refused the transaction: {}", failures.iter().map(|f| f.what.as_str()).collect::<Vec<_>>().join("; "))]
     TxnFailed { failures: Vec<TxnFailure> },
-    #[error("a transaction of {operations} operations and {bytes} bytes exceeds Consul's limit of {max_operations} operations and {max_bytes} bytes")]
-    TxnTooLarge { operations: usize, bytes: usize, max_operations: usize, max_bytes: usize },
+    #[error(
+        "a transaction of {operations} operations and {bytes} bytes exceeds Consul's limit of {max_operations} operations and {max_bytes} bytes"
+    )]
+    TxnTooLarge {
+        operations: usize,
+        bytes: usize,
+        max_operations: usize,
+        max_bytes: usize,
+    },
 }
 
 /// Why one operation made a whole transaction fail.
@@ -153,7 +168,9 @@ pub(super) fn innermost_reason(error: &reqwest::Error) -> String {
 }
 
 fn is_bad_filter(body: &str) -> bool {
-    ["filter", "Selector", "selector"].iter().any(|word| body.contains(word))
+    ["filter", "Selector", "selector"]
+        .iter()
+        .any(|word| body.contains(word))
 }
 
 #[cfg(test)]
@@ -182,7 +199,11 @@ mod tests {
             (413, "", ProblemKind::Limit),
             (429, "", ProblemKind::Unavailable),
             (500, "No cluster leader", ProblemKind::Unavailable),
-            (500, "Failed to create filter: Selector \"X\" is not valid", ProblemKind::Refused),
+            (
+                500,
+                "Failed to create filter: Selector \"X\" is not valid",
+                ProblemKind::Refused,
+            ),
             (503, "", ProblemKind::Unavailable),
             (301, "", ProblemKind::Refused),
         ] {
@@ -193,6 +214,9 @@ mod tests {
     #[test]
     fn the_message_says_what_was_asked_and_what_came_back() {
         let problem = status(403, "Permission denied").problem();
-        assert_eq!(&*problem.message, "Consul at http://c answered GET /v1/x with 403: Permission denied");
+        assert_eq!(
+            &*problem.message,
+            "Consul at http://c answered GET /v1/x with 403: Permission denied"
+        );
     }
 }

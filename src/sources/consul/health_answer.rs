@@ -92,7 +92,10 @@ struct RawWeights {
 
 impl Default for RawWeights {
     fn default() -> Self {
-        Self { passing: 1, warning: 1 }
+        Self {
+            passing: 1,
+            warning: 1,
+        }
     }
 }
 
@@ -106,8 +109,16 @@ struct Check {
 
 impl Entry {
     fn instance(self) -> Option<Instance> {
-        let Self { node, service, checks } = self;
-        let address = if service.address.is_empty() { node.address } else { service.address };
+        let Self {
+            node,
+            service,
+            checks,
+        } = self;
+        let address = if service.address.is_empty() {
+            node.address
+        } else {
+            service.address
+        };
         let ports: BTreeMap<Arc<str>, u16> = service
             .ports
             .iter()
@@ -115,11 +126,24 @@ impl Entry {
             .filter(|port| port.name.len() <= NAME_BYTES)
             .filter_map(|port| Some((port.name.clone(), u16::try_from(port.port).ok()?)))
             .collect();
-        let default = service.ports.iter().find(|port| port.default).or(service.ports.first());
-        let port = if service.port == 0 { default.map_or(0, |port| port.port) } else { service.port };
+        let default = service
+            .ports
+            .iter()
+            .find(|port| port.default)
+            .or(service.ports.first());
+        let port = if service.port == 0 {
+            default.map_or(0, |port| port.port)
+        } else {
+            service.port
+        };
         let port = u16::try_from(port).ok()?;
-        let id = if service.id.is_empty() { service.name } else { service.id };
-        let usable = |text: &str| !text.is_empty() && text.len() <= NAME_BYTES && !text.contains(char::is_control);
+        let id = if service.id.is_empty() {
+            service.name
+        } else {
+            service.id
+        };
+        let usable =
+            |text: &str| !text.is_empty() && text.len() <= NAME_BYTES && !text.contains(char::is_control);
         if !usable(&node.node) || !usable(&id) || !usable(&address) || address.contains(char::is_whitespace) {
             return None;
         }
@@ -130,7 +154,10 @@ impl Entry {
             address: address.into(),
             port,
             ports,
-            weights: Weights { passing: weight(service.weights.passing), warning: weight(service.weights.warning) },
+            weights: Weights {
+                passing: weight(service.weights.passing),
+                warning: weight(service.weights.warning),
+            },
             tags: bounded_tags(service.tags),
             meta: bounded_meta(service.meta),
         })
@@ -141,7 +168,9 @@ fn worst(checks: &[Check]) -> Health {
     let health = |check: &Check| match check.status.as_str() {
         "passing" => Health::Passing,
         "warning" => Health::Warning,
-        _ if check.id == "_node_maintenance" || check.id.starts_with("_service_maintenance:") => Health::Maintenance,
+        _ if check.id == "_node_maintenance" || check.id.starts_with("_service_maintenance:") => {
+            Health::Maintenance
+        }
         // "critical", and whatever a newer Consul may call worse than that.
         _ => Health::Critical,
     };
@@ -159,10 +188,15 @@ fn bounded_tags(mut tags: Vec<Arc<str>>) -> Vec<Arc<str>> {
 }
 
 fn bounded_meta(meta: BTreeMap<Arc<str>, Arc<str>>) -> BTreeMap<Arc<str>, Arc<str>> {
-    meta.into_iter().filter(|(key, value)| key.len() <= NAME_BYTES && value.len() <= VALUE_BYTES).take(META).collect()
+    meta.into_iter()
+        .filter(|(key, value)| key.len() <= NAME_BYTES && value.len() <= VALUE_BYTES)
+        .take(META)
+        .collect()
 }
 
-fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -204,8 +238,17 @@ mod tests {
           "Proxy":{"MeshGateway":{},"Expose":{}},"Connect":{},"CreateIndex":29,"ModifyIndex":29},
           "Checks":[{"Node":"vm","CheckID":"serfHealth","Status":"passing","ServiceID":"","Type":""},{"CheckID":"service:web-1","Status":"warning","ServiceID":"web-1","Type":"ttl"}]}]"#;
         let instance = parse(body).unwrap().list.pop().unwrap();
-        assert_eq!((&*instance.node, &*instance.id, &*instance.address, instance.port), ("vm", "web-1", "127.0.0.1", 9001));
-        assert_eq!(instance.weights, Weights { passing: 10, warning: 1 });
+        assert_eq!(
+            (&*instance.node, &*instance.id, &*instance.address, instance.port),
+            ("vm", "web-1", "127.0.0.1", 9001)
+        );
+        assert_eq!(
+            instance.weights,
+            Weights {
+                passing: 10,
+                warning: 1
+            }
+        );
         assert_eq!(instance.health, Health::Warning);
         assert_eq!(instance.tags, ["v1".into(), "http".into()]);
         assert_eq!(instance.meta.get("version").map(|value| &**value), Some("v1"));
@@ -215,16 +258,32 @@ mod tests {
     fn the_worst_check_counts() {
         assert_eq!(health("[]"), Health::Passing);
         assert_eq!(health("null"), Health::Passing);
-        assert_eq!(health(r#"[{"Status":"passing"},{"Status":"warning"}]"#), Health::Warning);
-        assert_eq!(health(r#"[{"Status":"critical"},{"Status":"warning"}]"#), Health::Critical);
-        assert_eq!(health(r#"[{"Status":"critical"},{"CheckID":"_node_maintenance","Status":"critical"}]"#), Health::Maintenance);
-        assert_eq!(health(r#"[{"CheckID":"_service_maintenance:web-1","Status":"critical"}]"#), Health::Maintenance);
+        assert_eq!(
+            health(r#"[{"Status":"passing"},{"Status":"warning"}]"#),
+            Health::Warning
+        );
+        assert_eq!(
+            health(r#"[{"Status":"critical"},{"Status":"warning"}]"#),
+            Health::Critical
+        );
+        assert_eq!(
+            health(r#"[{"Status":"critical"},{"CheckID":"_node_maintenance","Status":"critical"}]"#),
+            Health::Maintenance
+        );
+        assert_eq!(
+            health(r#"[{"CheckID":"_service_maintenance:web-1","Status":"critical"}]"#),
+            Health::Maintenance
+        );
         assert_eq!(health(r#"[{"Status":"unheard-of"}]"#), Health::Critical);
     }
 
     #[test]
     fn addresses_and_ports_fall_back() {
-        let instance = one(r#""Address":"","Port":0,"Tags":null,"Meta":null,"Weights":null"#, "null").unwrap();
+        let instance = one(
+            r#""Address":"","Port":0,"Tags":null,"Meta":null,"Weights":null"#,
+            "null",
+        )
+        .unwrap();
         assert_eq!((&*instance.address, instance.port), ("10.0.0.1", 0));
         assert_eq!(instance.weights, Weights::default());
         let ports = r#""Address":"10.1.1.1","Port":0,"Ports":[{"name":"admin","port":9000},{"name":"http","port":8080,"default":true}]"#;
@@ -244,16 +303,35 @@ mod tests {
         ] {
             assert!(one(service, "[]").is_none(), "{service}");
         }
-        let meta: Vec<String> = (0..100).map(|n| format!(r#""k{n:03}":"{}""#, "v".repeat(if n == 0 { 600 } else { 10 }))).collect();
-        let instance = one(&format!(r#""Port":1,"Meta":{{{}}},"Weights":{{"Passing":-4,"Warning":99999999}}"#, meta.join(",")), "[]").unwrap();
+        let meta: Vec<String> = (0..100)
+            .map(|n| format!(r#""k{n:03}":"{}""#, "v".repeat(if n == 0 { 600 } else { 10 })))
+            .collect();
+        let instance = one(
+            &format!(
+                r#""Port":1,"Meta":{{{}}},"Weights":{{"Passing":-4,"Warning":99999999}}"#,
+                meta.join(",")
+            ),
+            "[]",
+        )
+        .unwrap();
         assert_eq!(instance.meta.len(), META);
         assert!(!instance.meta.contains_key("k000"));
-        assert_eq!(instance.weights, Weights { passing: 0, warning: 65_535 });
+        assert_eq!(
+            instance.weights,
+            Weights {
+                passing: 0,
+                warning: 65_535
+            }
+        );
     }
 
     #[test]
     fn order_does_not_matter_and_numbers_are_bounded() {
-        let entry = |n: usize| format!(r#"{{"Node":{{"Node":"n{n:05}","Address":"10.0.0.1"}},"Service":{{"ID":"w","Port":1}},"Checks":[]}}"#);
+        let entry = |n: usize| {
+            format!(
+                r#"{{"Node":{{"Node":"n{n:05}","Address":"10.0.0.1"}},"Service":{{"ID":"w","Port":1}},"Checks":[]}}"#
+            )
+        };
         let forward: Vec<String> = (0..INSTANCES + 3).map(entry).collect();
         let backward: Vec<String> = forward.iter().rev().cloned().collect();
         let a = parse(format!("[{}]", forward.join(",")).as_bytes()).unwrap();

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::call::Call;
 use super::client::{Answer, ConsulClient};
 use super::error::{ConsulError, TxnFailure};
+use super::session::PARTING;
 
 /// One key as Consul holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,16 +30,36 @@ pub struct KvEntry {
 /// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TxnWrite {
-    Set { key: String, value: Bytes },
+    Set {
+        key: String,
+        value: Bytes,
+    },
     /// `index` 0: only if the key does not exist.
-    Cas { key: String, value: Bytes, index: u64 },
-    Delete { key: String },
-    DeleteCas { key: String, index: u64 },
+    Cas {
+        key: String,
+        value: Bytes,
+        index: u64,
+    },
+    Delete {
+        key: String,
+    },
+    DeleteCas {
+        key: String,
+        index: u64,
+    },
     /// Fails the transaction unless the key stands at `index`.
-    CheckIndex { key: String, index: u64 },
-    CheckNotExists { key: String },
+    CheckIndex {
+        key: String,
+        index: u64,
+    },
+    CheckNotExists {
+        key: String,
+    },
     /// Fails the transaction unless `session` holds the lock `key`.
-    CheckSession { key: String, session: String },
+    CheckSession {
+        key: String,
+        session: String,
+    },
 }
 
 impl ConsulClient {
@@ -55,12 +76,36 @@ impl ConsulClient {
 
     /// Deletes if the key still stands at `index`; false if it does not (Consul answers false to index 0 always).
     pub async fn delete_cas(&self, key: &str, index: u64) -> Result<bool, ConsulError> {
-        self.call(write_call(Method::DELETE, key)?.query("cas", index)).await?.json()
+        self.call(write_call(Method::DELETE, key)?.query("cas", index))
+            .await?
+            .json()
     }
 
     /// Writes while `session` lives; false if another session holds the key.
-    pub(super) async fn put_acquire(&self, key: &str, value: Bytes, session: &str) -> Result<bool, ConsulError> {
-        self.write(write_call(Method::PUT, key)?.query("acquire", session), value).await
+    pub(super) async fn put_acquire(
+        &self,
+        key: &str,
+        value: Bytes,
+        session: &str,
+    ) -> Result<bool, ConsulError> {
+        self.write(write_call(Method::PUT, key)?.query("acquire", session), value)
+            .await
+    }
+
+    /// Gives the lock up, leaving `value` behind: the body of a release overwrites.
+    pub(super) async fn put_release(
+        &self,
+        key: &str,
+        value: Bytes,
+        session: &str,
+    ) -> Result<bool, ConsulError> {
+        self.write(
+            write_call(Method::PUT, key)?
+                .query("release", session)
+                .timeout(PARTING),
+            value,
+        )
+        .await
     }
 
     /// All or nothing, under one index, which is returned. At most 64 operations and 512 KiB of JSON.
@@ -72,8 +117,10 @@ impl ConsulClient {
             })?;
         }
         let rows: Vec<TxnRow<'_>> = writes.iter().map(|write| TxnRow { kv: write.row() }).collect();
-        let body = serde_json::to_vec(&rows)
-            .map_err(|error| ConsulError::NotSent { asked: "PUT /v1/txn".to_owned(), reason: error.to_string() })?;
+        let body = serde_json::to_vec(&rows).map_err(|error| ConsulError::NotSent {
+            asked: "PUT /v1/txn".to_owned(),
+            reason: error.to_string(),
+        })?;
         if writes.len() > TXN_OPERATIONS || body.len() > TXN_BYTES {
             return Err(ConsulError::TxnTooLarge {
                 operations: writes.len(),
@@ -82,18 +129,36 @@ impl ConsulClient {
                 max_bytes: TXN_BYTES,
             });
         }
-        let call = Call::put("txn").body(body).needs("key_prefix \"…\" { policy = \"write\" } for every key written");
+        let call = Call::put("txn")
+            .body(body)
+            .needs("key_prefix \"…\" { policy = \"write\" } for every key written");
         match self.call(call).await {
             Ok(answer) => {
                 let answer: TxnAnswer = answer.json()?;
-                let indexes = answer.results.unwrap_or_default().into_iter().filter_map(|row| row.kv);
+                let indexes = answer
+                    .results
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter_map(|row| row.kv);
                 Ok(indexes.map(|row| row.modify_index).max().unwrap_or(0))
             }
-            Err(ConsulError::Status { status: 409, body, address, asked, .. }) => {
+            Err(ConsulError::Status {
+                status: 409,
+                body,
+                address,
+                asked,
+                ..
+            }) => {
                 match serde_json::from_str::<TxnAnswer>(&body) {
-                    Ok(answer) => Err(ConsulError::TxnFailed { failures: answer.failures() }),
+                    Ok(answer) => Err(ConsulError::TxnFailed {
+                        failures: answer.failures(),
+                    }),
                     // More than 1 KiB of reasons: the first ones are still worth reading.
-                    Err(_) => Err(ConsulError::Unreadable { address, asked, reason: body }),
+                    Err(_) => Err(ConsulError::Unreadable {
+                        address,
+                        asked,
+                        reason: body,
+                    }),
                 }
             }
             Err(error) => Err(error),
@@ -103,8 +168,14 @@ impl ConsulClient {
     async fn write(&self, call: Call, value: Bytes) -> Result<bool, ConsulError> {
         if value.len() > VALUE_BYTES {
             // Consul answers before it has read the body, which looks like a broken connection.
-            let reason = format!("{} bytes exceed Consul's limit of {VALUE_BYTES} for one value", value.len());
-            return Err(ConsulError::NotSent { asked: call.to_string(), reason });
+            let reason = format!(
+                "{} bytes exceed Consul's limit of {VALUE_BYTES} for one value",
+                value.len()
+            );
+            return Err(ConsulError::NotSent {
+                asked: call.to_string(),
+                reason,
+            });
         }
         self.call(call.body(value)).await?.json()
     }
@@ -124,38 +195,70 @@ impl TxnWrite {
     }
 
     fn row(&self) -> TxnKv<'_> {
-        let row = |verb| TxnKv { verb, key: self.key(), value: None, index: None, session: None };
+        let row = |verb| TxnKv {
+            verb,
+            key: self.key(),
+            value: None,
+            index: None,
+            session: None,
+        };
         match self {
-            Self::Set { value, .. } => TxnKv { value: Some(BASE64.encode(value)), ..row("set") },
-            Self::Cas { value, index, .. } => {
-                TxnKv { value: Some(BASE64.encode(value)), index: Some(*index), ..row("cas") }
-            }
+            Self::Set { value, .. } => TxnKv {
+                value: Some(BASE64.encode(value)),
+                ..row("set")
+            },
+            Self::Cas { value, index, .. } => TxnKv {
+                value: Some(BASE64.encode(value)),
+                index: Some(*index),
+                ..row("cas")
+            },
             Self::Delete { .. } => row("delete"),
-            Self::DeleteCas { index, .. } => TxnKv { index: Some(*index), ..row("delete-cas") },
-            Self::CheckIndex { index, .. } => TxnKv { index: Some(*index), ..row("check-index") },
+            Self::DeleteCas { index, .. } => TxnKv {
+                index: Some(*index),
+                ..row("delete-cas")
+            },
+            Self::CheckIndex { index, .. } => TxnKv {
+                index: Some(*index),
+                ..row("check-index")
+            },
             Self::CheckNotExists { .. } => row("check-not-exists"),
-            Self::CheckSession { session, .. } => TxnKv { session: Some(session), ..row("check-session") },
+            Self::CheckSession { session, .. } => TxnKv {
+                session: Some(session),
+                ..row("check-session")
+            },
         }
     }
 }
 
 /// The call that reads one key. Not found is an answer: with 403 it is what tells a deletion from lost rights.
 pub(super) fn read_call(key: &str) -> Call {
-    Call::get("kv").key(key).not_found_is_answer().needs(format!("key {key:?} {{ policy = \"read\" }}"))
+    Call::get("kv")
+        .key(key)
+        .not_found_is_answer()
+        .needs(format!("key {key:?} {{ policy = \"read\" }}"))
 }
 
 pub(super) fn entry_of(answer: &Answer) -> Result<Option<KvEntry>, ConsulError> {
     if !answer.found {
         return Ok(None);
     }
-    answer.json::<Vec<Row>>()?.pop().map(|row| row.entry().map_err(|error| answer.unreadable(error))).transpose()
+    answer
+        .json::<Vec<Row>>()?
+        .pop()
+        .map(|row| row.entry().map_err(|error| answer.unreadable(error)))
+        .transpose()
 }
 
 fn write_call(method: Method, key: &str) -> Result<Call, ConsulError> {
-    let call = Call::new(method, "kv").key(key).needs(format!("key {key:?} {{ policy = \"write\" }}"));
+    let call = Call::new(method, "kv")
+        .key(key)
+        .needs(format!("key {key:?} {{ policy = \"write\" }}"));
     match check_key(key) {
         Ok(()) => Ok(call),
-        Err(reason) => Err(ConsulError::NotSent { asked: call.to_string(), reason }),
+        Err(reason) => Err(ConsulError::NotSent {
+            asked: call.to_string(),
+            reason,
+        }),
     }
 }
 
@@ -164,10 +267,18 @@ pub(super) fn check_key(key: &str) -> Result<(), String> {
     if key.is_empty() || key.len() > KEY_BYTES {
         return Err(format!("a key has 1 to {KEY_BYTES} characters"));
     }
-    if let Some(odd) = key.chars().find(|c| !c.is_ascii_alphanumeric() && !"_./-".contains(*c)) {
-        return Err(format!("{odd:?} is not allowed in a key; use letters, digits, `_`, `.`, `/` and `-`"));
+    if let Some(odd) = key
+        .chars()
+        .find(|c| !c.is_ascii_alphanumeric() && !"_./-".contains(*c))
+    {
+        return Err(format!(
+            "{odd:?} is not allowed in a key; use letters, digits, `_`, `.`, `/` and `-`"
+        ));
     }
-    if key.split('/').any(|segment| segment.is_empty() || segment == "." || segment.contains("..")) {
+    if key
+        .split('/')
+        .any(|segment| segment.is_empty() || segment == "." || segment.contains(".."))
+    {
         return Err("a key has no empty, `.` or `..` segment".to_owned());
     }
     Ok(())
@@ -227,7 +338,12 @@ struct TxnAnswer {
 impl TxnAnswer {
     fn failures(self) -> Vec<TxnFailure> {
         let errors = self.errors.unwrap_or_default().into_iter();
-        errors.map(|error| TxnFailure { operation: error.op_index, what: error.what }).collect()
+        errors
+            .map(|error| TxnFailure {
+                operation: error.op_index,
+                what: error.what,
+            })
+            .collect()
     }
 }
 
@@ -273,17 +389,38 @@ mod tests {
         for key in ["portreeve/config/shop", "a.b_c-D/9"] {
             assert_eq!(check_key(key), Ok(()), "{key}");
         }
-        for key in ["", "/a", "a//b", "a/", "a/../b", "a/./b", "ç", "a b", "a?recurse", "x..y"] {
+        for key in [
+            "",
+            "/a",
+            "a//b",
+            "a/",
+            "a/../b",
+            "a/./b",
+            "ç",
+            "a b",
+            "a?recurse",
+            "x..y",
+        ] {
             assert!(check_key(key).is_err(), "{key}");
         }
     }
 
     #[test]
     fn operations_as_consul_reads_them() {
-        let write = TxnWrite::Cas { key: "a".to_owned(), value: Bytes::from_static(b"hi"), index: 0 };
+        let write = TxnWrite::Cas {
+            key: "a".to_owned(),
+            value: Bytes::from_static(b"hi"),
+            index: 0,
+        };
         let json = serde_json::to_string(&TxnRow { kv: write.row() }).unwrap();
-        assert_eq!(json, r#"{"KV":{"Verb":"cas","Key":"a","Value":"aGk=","Index":0}}"#);
-        let check = TxnWrite::CheckSession { key: "l".to_owned(), session: "s".to_owned() };
+        assert_eq!(
+            json,
+            r#"{"KV":{"Verb":"cas","Key":"a","Value":"aGk=","Index":0}}"#
+        );
+        let check = TxnWrite::CheckSession {
+            key: "l".to_owned(),
+            session: "s".to_owned(),
+        };
         let json = serde_json::to_string(&TxnRow { kv: check.row() }).unwrap();
         assert_eq!(json, r#"{"KV":{"Verb":"check-session","Key":"l","Session":"s"}}"#);
     }

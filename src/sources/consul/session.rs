@@ -41,7 +41,12 @@ pub enum SessionBehavior {
 
 impl SessionSettings {
     pub fn new(name: impl Into<String>, behavior: SessionBehavior) -> Self {
-        Self { name: name.into(), ttl: Duration::from_secs(15), lock_delay: Duration::from_secs(15), behavior }
+        Self {
+            name: name.into(),
+            ttl: Duration::from_secs(15),
+            lock_delay: Duration::from_secs(15),
+            behavior,
+        }
     }
 }
 
@@ -56,7 +61,12 @@ pub struct SessionKeeper {
 
 impl SessionKeeper {
     pub fn new(client: ConsulClient, settings: SessionSettings) -> Self {
-        Self { client, settings, current: watch::Sender::new(None), health: SourceHealth::default() }
+        Self {
+            client,
+            settings,
+            current: watch::Sender::new(None),
+            health: SourceHealth::default(),
+        }
     }
 
     /// The session that may be trusted now; none while there is none.
@@ -70,10 +80,13 @@ impl SessionKeeper {
 
     /// Writes a key that lives as long as the session does.
     pub fn key(&self) -> SessionKey {
-        SessionKey { client: self.client.clone(), session: self.session() }
+        SessionKey {
+            client: self.client.clone(),
+            session: self.session(),
+        }
     }
 
-    /// Until cancelled; then the session is destroyed, which frees its locks at once (no lock delay applies).
+    /// Until cancelled; then the session is destroyed, which frees its keys, after the lock delay.
     pub async fn run(self, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}
@@ -185,19 +198,31 @@ impl ConsulClient {
             behavior: settings.behavior,
         };
         let call = Call::put("session/create").needs(SESSION_RULE);
-        let body = serde_json::to_vec(&request)
-            .map_err(|error| ConsulError::NotSent { asked: call.to_string(), reason: error.to_string() })?;
+        let body = serde_json::to_vec(&request).map_err(|error| ConsulError::NotSent {
+            asked: call.to_string(),
+            reason: error.to_string(),
+        })?;
         Ok(self.call(call.body(body)).await?.json::<Created>()?.id)
     }
 
     /// False: Consul does not know the session any more.
     pub(super) async fn renew_session(&self, session: &str) -> Result<bool, ConsulError> {
-        let call = Call::put("session/renew").segment(session).not_found_is_answer().needs(SESSION_RULE);
+        let call = Call::put("session/renew")
+            .segment(session)
+            .not_found_is_answer()
+            .needs(SESSION_RULE);
         Ok(self.call(call).await?.found)
     }
 
     pub(super) async fn destroy_session(&self, session: &str) -> Result<(), ConsulError> {
-        self.call(Call::put("session/destroy").segment(session).needs(SESSION_RULE)).await.map(|_| ())
+        self.call(
+            Call::put("session/destroy")
+                .segment(session)
+                .timeout(PARTING)
+                .needs(SESSION_RULE),
+        )
+        .await
+        .map(|_| ())
     }
 
     /// Waits until the key's entry moves on from `index`; with the index to wait from next.
@@ -213,5 +238,8 @@ impl ConsulClient {
         Ok((super::kv::entry_of(&answer)?, next))
     }
 }
+
+/// For what is only polite when leaving: a process that ends does not wait for a Consul that is away.
+pub(super) const PARTING: Duration = Duration::from_secs(2);
 
 const SESSION_RULE: &str = "session_prefix \"\" { policy = \"write\" }";

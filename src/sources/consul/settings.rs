@@ -63,7 +63,11 @@ pub enum SettingsError {
         source: std::io::Error,
     },
     #[error("{what} {path} holds no usable PEM: {reason}")]
-    Pem { what: &'static str, path: PathBuf, reason: String },
+    Pem {
+        what: &'static str,
+        path: PathBuf,
+        reason: String,
+    },
     #[error("a Consul client certificate needs both CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY")]
     HalfClientCertificate,
     #[error("tls_server_name {0:?} must be a host name, not an IP address")]
@@ -77,9 +81,12 @@ impl ConsulSettings {
     pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
         // Go treats an empty variable as unset throughout.
         let set = |name: &str| lookup(name).filter(|value| !value.is_empty());
-        let force_tls = set("CONSUL_HTTP_SSL").and_then(|value| go_bool("CONSUL_HTTP_SSL", &value)).unwrap_or(false);
-        let verify =
-            set("CONSUL_HTTP_SSL_VERIFY").and_then(|value| go_bool("CONSUL_HTTP_SSL_VERIFY", &value)).unwrap_or(true);
+        let force_tls = set("CONSUL_HTTP_SSL")
+            .and_then(|value| go_bool("CONSUL_HTTP_SSL", &value))
+            .unwrap_or(false);
+        let verify = set("CONSUL_HTTP_SSL_VERIFY")
+            .and_then(|value| go_bool("CONSUL_HTTP_SSL_VERIFY", &value))
+            .unwrap_or(true);
         let address = set("CONSUL_HTTP_ADDR").unwrap_or_else(|| DEFAULT_AUTHORITY.to_owned());
         let settings = Self {
             address: ConsulAddress::parse(&address, force_tls)?,
@@ -111,34 +118,56 @@ impl ConsulAddress {
     ///
     /// `force_tls` is `CONSUL_HTTP_SSL`: `http://` never downgrades it.
     pub fn parse(address: &str, force_tls: bool) -> Result<Self, SettingsError> {
-        let fail = |reason: &str| SettingsError::Address { address: address.to_owned(), reason: reason.to_owned() };
+        let fail = |reason: &str| SettingsError::Address {
+            address: address.to_owned(),
+            reason: reason.to_owned(),
+        };
         let (tls, rest) = match address.split_once("://") {
             Some(("unix", path)) if path.starts_with('/') => {
-                return Ok(Self { endpoint: Endpoint::Unix { path: path.into() }, path_prefix: String::new() });
+                return Ok(Self {
+                    endpoint: Endpoint::Unix { path: path.into() },
+                    path_prefix: String::new(),
+                });
             }
-            Some(("unix", _)) => return Err(fail("a unix socket needs an absolute path, as in unix:///run/consul.sock")),
+            Some(("unix", _)) => {
+                return Err(fail(
+                    "a unix socket needs an absolute path, as in unix:///run/consul.sock",
+                ));
+            }
             Some(("http", rest)) => (force_tls, rest),
             Some(("https", rest)) => (true, rest),
             Some((scheme, _)) => {
-                return Err(fail(&format!("scheme {scheme:?} is unknown; use http, https or unix")));
+                return Err(fail(&format!(
+                    "scheme {scheme:?} is unknown; use http, https or unix"
+                )));
             }
             None => (force_tls, address),
         };
         let (authority, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let scheme = if tls { "https" } else { "http" };
-        let url = Url::parse(&format!("{scheme}://{authority}/")).map_err(|error| fail(&error.to_string()))?;
+        let url =
+            Url::parse(&format!("{scheme}://{authority}/")).map_err(|error| fail(&error.to_string()))?;
         if url.host_str().is_none_or(str::is_empty) {
             return Err(fail("it names no host"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(fail("user and password belong in CONSUL_HTTP_AUTH, where they are not logged"));
+            return Err(fail(
+                "user and password belong in CONSUL_HTTP_AUTH, where they are not logged",
+            ));
         }
         if url.query().is_some() || url.fragment().is_some() || prefix.contains(['?', '#']) {
             return Err(fail("it must end with its path"));
         }
         let authority = authority.to_owned();
-        let endpoint = if tls { Endpoint::Https { authority } } else { Endpoint::Http { authority } };
-        Ok(Self { endpoint, path_prefix: prefix.trim_matches('/').to_owned() })
+        let endpoint = if tls {
+            Endpoint::Https { authority }
+        } else {
+            Endpoint::Http { authority }
+        };
+        Ok(Self {
+            endpoint,
+            path_prefix: prefix.trim_matches('/').to_owned(),
+        })
     }
 
     pub fn is_tls(&self) -> bool {
@@ -148,8 +177,13 @@ impl ConsulAddress {
 
 impl Default for ConsulAddress {
     fn default() -> Self {
-        let endpoint = Endpoint::Http { authority: DEFAULT_AUTHORITY.to_owned() };
-        Self { endpoint, path_prefix: String::new() }
+        let endpoint = Endpoint::Http {
+            authority: DEFAULT_AUTHORITY.to_owned(),
+        };
+        Self {
+            endpoint,
+            path_prefix: String::new(),
+        }
     }
 }
 
@@ -189,7 +223,10 @@ mod tests {
     use super::*;
 
     fn from(pairs: &[(&str, &str)]) -> Result<ConsulSettings, SettingsError> {
-        let map: BTreeMap<String, String> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let map: BTreeMap<String, String> = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         ConsulSettings::from_env(|name| map.get(name).cloned())
     }
 
@@ -201,17 +238,38 @@ mod tests {
     fn address_forms() {
         assert_eq!(address(&[]), "http://127.0.0.1:8500");
         assert_eq!(address(&[("CONSUL_HTTP_ADDR", "")]), "http://127.0.0.1:8500");
-        assert_eq!(address(&[("CONSUL_HTTP_ADDR", "10.0.0.1:8500")]), "http://10.0.0.1:8500");
-        assert_eq!(address(&[("CONSUL_HTTP_ADDR", "https://c:8501")]), "https://c:8501");
-        assert_eq!(address(&[("CONSUL_HTTP_ADDR", "[::1]:8500")]), "http://[::1]:8500");
-        assert_eq!(address(&[("CONSUL_HTTP_ADDR", "http://c:80/consul/")]), "http://c:80/consul");
-        assert_eq!(address(&[("CONSUL_HTTP_ADDR", "unix:///run/consul.sock")]), "unix:///run/consul.sock");
+        assert_eq!(
+            address(&[("CONSUL_HTTP_ADDR", "10.0.0.1:8500")]),
+            "http://10.0.0.1:8500"
+        );
+        assert_eq!(
+            address(&[("CONSUL_HTTP_ADDR", "https://c:8501")]),
+            "https://c:8501"
+        );
+        assert_eq!(
+            address(&[("CONSUL_HTTP_ADDR", "[::1]:8500")]),
+            "http://[::1]:8500"
+        );
+        assert_eq!(
+            address(&[("CONSUL_HTTP_ADDR", "http://c:80/consul/")]),
+            "http://c:80/consul"
+        );
+        assert_eq!(
+            address(&[("CONSUL_HTTP_ADDR", "unix:///run/consul.sock")]),
+            "unix:///run/consul.sock"
+        );
     }
 
     #[test]
     fn ssl_is_never_downgraded_and_bad_booleans_are_ignored() {
-        assert_eq!(address(&[("CONSUL_HTTP_ADDR", "http://c:1"), ("CONSUL_HTTP_SSL", "T")]), "https://c:1");
-        assert_eq!(address(&[("CONSUL_HTTP_ADDR", "c:1"), ("CONSUL_HTTP_SSL", "yes")]), "http://c:1");
+        assert_eq!(
+            address(&[("CONSUL_HTTP_ADDR", "http://c:1"), ("CONSUL_HTTP_SSL", "T")]),
+            "https://c:1"
+        );
+        assert_eq!(
+            address(&[("CONSUL_HTTP_ADDR", "c:1"), ("CONSUL_HTTP_SSL", "yes")]),
+            "http://c:1"
+        );
         assert!(from(&[("CONSUL_HTTP_SSL_VERIFY", "0")]).unwrap().tls_skip_verify);
         assert!(!from(&[("CONSUL_HTTP_SSL_VERIFY", "no")]).unwrap().tls_skip_verify);
         assert!(!from(&[("CONSUL_HTTP_SSL_VERIFY", "")]).unwrap().tls_skip_verify);
@@ -238,6 +296,9 @@ mod tests {
         assert_eq!((user.as_str(), password.expose().as_str()), ("me", "pa:ss"));
         assert!(!format!("{settings:?}").contains("t0k3n"));
         assert!(!format!("{settings:?}").contains("pa:ss"));
-        assert!(matches!(from(&[("CONSUL_CLIENT_CERT", "/a")]), Err(SettingsError::HalfClientCertificate)));
+        assert!(matches!(
+            from(&[("CONSUL_CLIENT_CERT", "/a")]),
+            Err(SettingsError::HalfClientCertificate)
+        ));
     }
 }

@@ -45,15 +45,29 @@ impl TokenSource {
         let mut token = settings.token.clone().map(Arc::new);
         let mut file = None;
         if let Some(path) = &settings.token_file {
-            let fail = |source| SettingsError::File { what: "the Consul token file", path: path.clone(), source };
+            let fail = |source| SettingsError::File {
+                what: "the Consul token file",
+                path: path.clone(),
+                source,
+            };
             let stamp = stamp_of(&std::fs::metadata(path).map_err(fail)?);
             if let Some(read) = trimmed(std::fs::read_to_string(path).map_err(fail)?) {
                 token = Some(Arc::new(read));
             }
-            let look = Look { at: Instant::now(), stamp: Some(stamp), warned: false };
-            file = Some(TokenFile { path: path.clone(), last_look: Mutex::new(look) });
+            let look = Look {
+                at: Instant::now(),
+                stamp: Some(stamp),
+                warned: false,
+            };
+            file = Some(TokenFile {
+                path: path.clone(),
+                last_look: Mutex::new(look),
+            });
         }
-        Ok(Self { current: watch::Sender::new(token), file })
+        Ok(Self {
+            current: watch::Sender::new(token),
+            file,
+        })
     }
 
     pub(super) fn current(&self) -> Option<Arc<Redacted<String>>> {
@@ -73,7 +87,9 @@ impl TokenSource {
     pub(super) async fn refresh(&self, refused: bool) {
         let Some(file) = &self.file else { return };
         // Whoever finds the lock taken uses what the holder is about to find.
-        let Ok(mut look) = file.last_look.try_lock() else { return };
+        let Ok(mut look) = file.last_look.try_lock() else {
+            return;
+        };
         if !refused && look.at.elapsed() < LOOK_EVERY {
             return;
         }
@@ -116,7 +132,12 @@ async fn read_if_changed(path: &Path, known: Option<Stamp>) -> std::io::Result<O
 }
 
 fn stamp_of(metadata: &std::fs::Metadata) -> Stamp {
-    (metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len())
+    (
+        metadata.ino(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.len(),
+    )
 }
 
 fn trimmed(text: String) -> Option<Redacted<String>> {
@@ -141,7 +162,10 @@ mod tests {
     }
 
     fn shown(source: &TokenSource) -> String {
-        source.current().map(|token| token.expose().clone()).unwrap_or_default()
+        source
+            .current()
+            .map(|token| token.expose().clone())
+            .unwrap_or_default()
     }
 
     #[tokio::test]

@@ -34,7 +34,12 @@ pub struct DirectoryWatch {
 
 impl DirectoryWatch {
     pub fn new(root: impl Into<PathBuf>, observations: mpsc::Sender<Observation>) -> Self {
-        Self { root: root.into(), observations, health: SourceHealth::default(), rescan: RESCAN }
+        Self {
+            root: root.into(),
+            observations,
+            health: SourceHealth::default(),
+            rescan: RESCAN,
+        }
     }
 
     /// How often to look without having been told to.
@@ -60,6 +65,7 @@ impl DirectoryWatch {
         let mut watched = Directories::new(&self.root, moved.clone());
         let mut known = Known::default();
         let mut scanner = Scanner::new(self.root.clone());
+        let mut patience = None;
         loop {
             self.health.requested();
             // Reading thousands of files would hold up every other task of this thread.
@@ -76,13 +82,31 @@ impl DirectoryWatch {
                 continue;
             };
             scanner = returned;
+            if scan.is_unsettled {
+                // Someone is writing: an editor that truncates first would otherwise empty a document for a moment.
+                let until = *patience.get_or_insert_with(|| Instant::now() + SETTLE_AT_MOST);
+                if Instant::now() < until {
+                    tokio::time::sleep(SETTLE).await;
+                    continue;
+                }
+            }
+            patience = None;
             // A directory that is new to the watch may have changed before it was watched: look once more.
             let look_again = watched.follow(&scan.directories);
             match known.compare(scan) {
                 Some(update) => {
                     let fine = update.problem.is_none();
-                    if fine { self.health.succeeded(true) } else { self.health.failed() }
-                    if self.observations.send(Observation::Documents(update)).await.is_err() {
+                    if fine {
+                        self.health.succeeded(true)
+                    } else {
+                        self.health.failed()
+                    }
+                    if self
+                        .observations
+                        .send(Observation::Documents(update))
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -92,7 +116,11 @@ impl DirectoryWatch {
             if look_again {
                 continue;
             }
-            let rescan = if watched.is_blind() { BLIND_RESCAN.min(self.rescan) } else { self.rescan };
+            let rescan = if watched.is_blind() {
+                BLIND_RESCAN.min(self.rescan)
+            } else {
+                self.rescan
+            };
             if tokio::time::timeout(rescan, moved.notified()).await.is_ok() {
                 settle(&moved).await;
             }
@@ -100,19 +128,33 @@ impl DirectoryWatch {
     }
 }
 
-/// All documents below `root` as they are now, for one look (`validate`, `plan`); with what could not be read, by path.
-pub fn read_documents(root: &Path) -> Result<(Vec<Document>, Vec<(String, String)>), Problem> {
+/// What one look at a directory found.
+#[derive(Debug, Default)]
+pub struct DirectoryListing {
+    pub documents: Vec<Document>,
+    /// Path and reason of what could not be read.
+    pub unreadable: Vec<(String, String)>,
+}
+
+/// All documents below `root` as they are now, for one look (`validate`, `plan`). Blocking file IO.
+pub fn read_documents(root: &Path) -> Result<DirectoryListing, Problem> {
     let scan = Scanner::new(root.to_owned()).scan();
     match scan.root_problem {
         Some(reason) => Err(root_problem(root, &reason)),
-        None => Ok((scan.documents.into_values().collect(), scan.unreadable.into_iter().collect())),
+        None => Ok(DirectoryListing {
+            documents: scan.documents.into_values().collect(),
+            unreadable: scan.unreadable.into_iter().collect(),
+        }),
     }
 }
 
 /// Waits until writing pauses: an editor's save is several events, a checkout is thousands.
 async fn settle(moved: &Notify) {
     let latest = Instant::now() + SETTLE_AT_MOST;
-    while timeout_at(latest.min(Instant::now() + SETTLE), moved.notified()).await.is_ok() {
+    while timeout_at(latest.min(Instant::now() + SETTLE), moved.notified())
+        .await
+        .is_ok()
+    {
         if Instant::now() >= latest {
             return;
         }
@@ -130,7 +172,10 @@ struct Known {
 impl Known {
     /// None: nothing to say.
     fn compare(&mut self, scan: Scan) -> Option<DocumentsUpdate> {
-        let mut update = DocumentsUpdate { complete: self.complete, ..DocumentsUpdate::default() };
+        let mut update = DocumentsUpdate {
+            complete: self.complete,
+            ..DocumentsUpdate::default()
+        };
         match scan.root_problem {
             Some(reason) => update.problem = Some(root_problem(&scan.root, &reason)),
             None => {
@@ -139,7 +184,8 @@ impl Known {
                         // An unreadable file, or one below an unreadable directory, is still there.
                         && !scan.unreadable.keys().any(|bad| is_at_or_below(path, bad))
                 };
-                let removed: Vec<Arc<str>> = self.documents.keys().filter(|path| gone(path)).cloned().collect();
+                let removed: Vec<Arc<str>> =
+                    self.documents.keys().filter(|path| gone(path)).cloned().collect();
                 for path in removed {
                     self.documents.remove(&path);
                     update.removed.push(DocumentId::File(path));
@@ -165,21 +211,40 @@ impl Known {
 }
 
 fn is_at_or_below(path: &str, above: &str) -> bool {
-    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(above)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn root_problem(root: &Path, reason: &str) -> Problem {
-    let message = format!("documents directory {} cannot be read: {reason}; what was known stands", root.display());
-    Problem::new(ProblemKind::Unavailable, message).with_fix("restore the directory, or start with another -config")
+    let message = format!(
+        "documents directory {} cannot be read: {reason}; what was known stands",
+        root.display()
+    );
+    Problem::new(ProblemKind::Unavailable, message)
+        .with_fix("restore the directory, or start with another -config")
 }
 
 fn unreadable_problem(unreadable: &std::collections::BTreeMap<String, String>) -> Option<Problem> {
     let first = unreadable.first_key_value()?;
-    let shown: Vec<String> = unreadable.iter().take(SHOWN).map(|(path, reason)| format!("{path}: {reason}")).collect();
+    let shown: Vec<String> = unreadable
+        .iter()
+        .take(SHOWN)
+        .map(|(path, reason)| format!("{path}: {reason}"))
+        .collect();
     let more = unreadable.len().saturating_sub(SHOWN);
-    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let problem = Problem::new(ProblemKind::Invalid, format!("not taken: {}{tail}", shown.join("; ")));
-    Some(problem.with_fix(format!("make {} readable UTF-8 text of at most 512 KiB, or remove it", first.0)))
+    let tail = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    let problem = Problem::new(
+        ProblemKind::Invalid,
+        format!("not taken: {}{tail}", shown.join("; ")),
+    );
+    Some(problem.with_fix(format!(
+        "make {} readable UTF-8 text of at most 512 KiB, or remove it",
+        first.0
+    )))
 }
 
 /// The directories under watch; each alone, because only our own walk knows where symlinks lead.
@@ -194,21 +259,31 @@ impl Directories {
     fn new(root: &Path, moved: Arc<Notify>) -> Self {
         let on_event = move |event: notify::Result<Event>| match event {
             // Our own reading is an event too.
-            Ok(Event { kind: EventKind::Access(kind), .. })
-                if !matches!(kind, AccessKind::Close(AccessMode::Write)) => {}
+            Ok(Event {
+                kind: EventKind::Access(kind),
+                ..
+            }) if !matches!(kind, AccessKind::Close(AccessMode::Write)) => {}
             // An error is mostly an overflow: something moved.
             Ok(_) | Err(_) => moved.notify_one(),
         };
-        let watcher = RecommendedWatcher::new(on_event, notify::Config::default())
-            .inspect_err(|error| tracing::warn!(%error, "no file events, documents are looked at every few seconds"));
+        let watcher = RecommendedWatcher::new(on_event, notify::Config::default()).inspect_err(
+            |error| tracing::warn!(%error, "no file events, documents are looked at every few seconds"),
+        );
         let absolute = std::path::absolute(root).ok();
         let parent = absolute.as_deref().and_then(Path::parent).map(Path::to_owned);
-        Self { blind: watcher.is_err(), watcher: watcher.ok(), parent, watched: BTreeSet::new() }
+        Self {
+            blind: watcher.is_err(),
+            watcher: watcher.ok(),
+            parent,
+            watched: BTreeSet::new(),
+        }
     }
 
     /// Watches exactly these; true if one of them is new.
     fn follow(&mut self, directories: &BTreeSet<scan::Directory>) -> bool {
-        let Some(watcher) = &mut self.watcher else { return false };
+        let Some(watcher) = &mut self.watcher else {
+            return false;
+        };
         if let Some(parent) = &self.parent {
             // Again each time, as the parent too may have been replaced; the same watch twice is one watch.
             let _ = watcher.watch(parent, RecursiveMode::NonRecursive);

@@ -25,6 +25,8 @@ pub(super) struct Scan {
     /// Path (of a file or a directory) to reason.
     pub(super) unreadable: BTreeMap<String, String>,
     pub(super) directories: BTreeSet<Directory>,
+    /// A document was written to just now, perhaps not to its end.
+    pub(super) is_unsettled: bool,
     /// Nothing can be said about anything.
     pub(super) root_problem: Option<String>,
 }
@@ -41,23 +43,39 @@ type Stamp = (u64, u64, i64, i64, u64);
 
 impl Scanner {
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, cache: BTreeMap::new() }
+        Self {
+            root,
+            cache: BTreeMap::new(),
+        }
     }
 
     pub(super) fn scan(&mut self) -> Scan {
-        let mut scan = Scan { root: self.root.clone(), ..Scan::default() };
+        let mut scan = Scan {
+            root: self.root.clone(),
+            ..Scan::default()
+        };
         let root = self.root.clone();
         let mut cache = BTreeMap::new();
         match fs::metadata(&root) {
             Err(error) => scan.root_problem = Some(error.to_string()),
             Ok(metadata) if metadata.is_dir() => {
-                let mut walk = Walk { scanner: self, scan: &mut scan, cache: &mut cache, ancestors: Vec::new() };
+                let mut walk = Walk {
+                    scanner: self,
+                    scan: &mut scan,
+                    cache: &mut cache,
+                    ancestors: Vec::new(),
+                };
                 if let Err(error) = walk.directory(&root, &metadata) {
                     scan.root_problem = Some(error.to_string());
                 }
             }
             Ok(metadata) => {
-                let mut walk = Walk { scanner: self, scan: &mut scan, cache: &mut cache, ancestors: Vec::new() };
+                let mut walk = Walk {
+                    scanner: self,
+                    scan: &mut scan,
+                    cache: &mut cache,
+                    ancestors: Vec::new(),
+                };
                 walk.file(&root, &metadata);
             }
         }
@@ -83,7 +101,10 @@ impl Walk<'_> {
             return Ok(());
         }
         if self.ancestors.len() >= DEPTH || self.scan.directories.len() >= DIRECTORIES {
-            self.reject(path, format!("deeper than {DEPTH} directories, or more than {DIRECTORIES} of them"));
+            self.reject(
+                path,
+                format!("deeper than {DEPTH} directories, or more than {DIRECTORIES} of them"),
+            );
             return Ok(());
         }
         let mut names = Vec::new();
@@ -91,7 +112,10 @@ impl Walk<'_> {
             names.push(entry?.file_name());
         }
         names.sort();
-        self.scan.directories.insert(Directory { path: path.to_owned(), identity });
+        self.scan.directories.insert(Directory {
+            path: path.to_owned(),
+            identity,
+        });
         self.ancestors.push(identity);
         for name in names {
             let shown = name.to_string_lossy();
@@ -105,11 +129,17 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, path: &Path) {
-        let is_document = path.extension().is_some_and(|extension| extension == "hcl" || extension == "json");
+        let is_document = path
+            .extension()
+            .is_some_and(|extension| extension == "hcl" || extension == "json");
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             // Gone since it was listed; a document's dangling symlink is an operator's mistake.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => return,
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() =>
+            {
+                return;
+            }
             Err(error) => {
                 if is_document {
                     self.reject(path, error.to_string());
@@ -137,13 +167,20 @@ impl Walk<'_> {
             return self.reject(path, format!("more than {DOCUMENTS} documents"));
         }
         let stamp = stamp_of(metadata);
-        let cached = self.scanner.cache.get(path).filter(|(known, _)| *known == stamp && !is_recent(metadata));
+        let cached = self
+            .scanner
+            .cache
+            .get(path)
+            .filter(|(known, _)| *known == stamp && !is_younger_than(TICK, metadata));
         let document = match cached {
             Some((_, document)) => document.clone(),
-            None => match read(path, metadata) {
-                Ok(text) => {
-                    Document { id: DocumentId::File(name.into()), text: text.into(), order: 0, version: 0 }
-                }
+            None => match self.read(path, metadata) {
+                Ok(text) => Document {
+                    id: DocumentId::File(name.into()),
+                    text: text.into(),
+                    order: 0,
+                    version: 0,
+                },
                 Err(reason) => return self.reject(path, reason),
             },
         };
@@ -151,31 +188,54 @@ impl Walk<'_> {
         self.scan.documents.insert(name.into(), document);
     }
 
-    fn reject(&mut self, path: &Path, reason: String) {
-        self.scan.unreadable.insert(path.to_string_lossy().into_owned(), reason);
+    fn read(&mut self, path: &Path, metadata: &Metadata) -> Result<String, String> {
+        if metadata.len() > DOCUMENT_BYTES {
+            let (size, limit) = (metadata.len() / 1024, DOCUMENT_BYTES / 1024);
+            return Err(format!("{size} KiB exceed the {limit} KiB of one document"));
+        }
+        let bytes = fs::read(path).map_err(|error| error.to_string())?;
+        let moved_on = fs::metadata(path).map_or(true, |after| stamp_of(&after) != stamp_of(metadata));
+        let limit = if bytes.is_empty() { TRUNCATED } else { WRITING };
+        self.scan.is_unsettled |= moved_on || is_younger_than(limit, metadata);
+        String::from_utf8(bytes)
+            .map_err(|error| format!("not UTF-8 text (byte {} of it)", error.utf8_error().valid_up_to()))
     }
-}
 
-fn read(path: &Path, metadata: &Metadata) -> Result<String, String> {
-    if metadata.len() > DOCUMENT_BYTES {
-        return Err(format!("{} KiB exceed the {} KiB of one document", metadata.len() / 1024, DOCUMENT_BYTES / 1024));
+    fn reject(&mut self, path: &Path, reason: String) {
+        self.scan
+            .unreadable
+            .insert(path.to_string_lossy().into_owned(), reason);
     }
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|error| format!("not UTF-8 text (byte {} of it)", error.utf8_error().valid_up_to()))
 }
 
 fn stamp_of(metadata: &Metadata) -> Stamp {
-    (metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len())
+    (
+        metadata.dev(),
+        metadata.ino(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.len(),
+    )
 }
 
-/// Two writes within one tick of the file system's clock leave one stamp; a fresh file is read again (as git does).
-fn is_recent(metadata: &Metadata) -> bool {
-    let age = metadata.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
-    age.is_none_or(|age| age < TICK)
+fn is_younger_than(limit: Duration, metadata: &Metadata) -> bool {
+    let age = metadata
+        .modified()
+        .ok()
+        .and_then(|modified| SystemTime::now().duration_since(modified).ok());
+    age.is_some_and(|age| age < limit)
 }
 
-/// Some file systems count in whole seconds.
+/// Two writes within one tick of the file system's clock leave one stamp, so a young file is read again (as git does);
+/// some file systems count in whole seconds.
 const TICK: Duration = Duration::from_secs(2);
+
+/// A write that began this recently may still go on. Below the pause that follows an event, so that an ordinary save
+/// costs one look.
+const WRITING: Duration = Duration::from_millis(40);
+
+/// An empty file is most likely a save in its middle, on a machine too busy to finish it.
+const TRUNCATED: Duration = Duration::from_millis(400);
 
 /// As in Consul KV, so that a directory can always be moved there.
 const DOCUMENT_BYTES: u64 = 524_288;

@@ -18,11 +18,18 @@ impl Watched {
         prepare(directory.path());
         let (sender, updates) = mpsc::channel(16);
         // No rescan: what is seen was told by an event.
-        let watch = DirectoryWatch::new(directory.path().join(root), sender).with_rescan(Duration::from_secs(3600));
+        let watch =
+            DirectoryWatch::new(directory.path().join(root), sender).with_rescan(Duration::from_secs(3600));
         let (health, cancel) = (watch.health(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(watch.run(cancel.clone()));
-        Self { directory, updates, health, cancel, _tasks: tasks }
+        Self {
+            directory,
+            updates,
+            health,
+            cancel,
+            _tasks: tasks,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -30,7 +37,9 @@ impl Watched {
     }
 
     async fn next(&mut self) -> DocumentsUpdate {
-        let next = tokio::time::timeout(Duration::from_secs(5), self.updates.recv()).await.expect("an update");
+        let next = tokio::time::timeout(Duration::from_secs(5), self.updates.recv())
+            .await
+            .expect("an update");
         match next.unwrap() {
             Observation::Documents(update) => update,
             other => panic!("{other:?}"),
@@ -44,21 +53,42 @@ impl Watched {
 
     fn changed(&self, update: &DocumentsUpdate) -> Vec<(String, String)> {
         let name = |id: &DocumentId| {
-            Path::new(id.as_str()).strip_prefix(self.directory.path()).unwrap().display().to_string()
+            Path::new(id.as_str())
+                .strip_prefix(self.directory.path())
+                .unwrap()
+                .display()
+                .to_string()
         };
-        update.changed.iter().map(|document| (name(&document.id), document.text.to_string())).collect()
+        update
+            .changed
+            .iter()
+            .map(|document| (name(&document.id), document.text.to_string()))
+            .collect()
     }
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-    pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+    pairs
+        .iter()
+        .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+        .collect()
 }
 
 #[tokio::test]
 async fn takes_documents_in_order_and_skips_the_rest() {
     let mut watched = Watched::start("d", |top| {
         fs::create_dir_all(top.join("d/sub")).unwrap();
-        for name in ["b.hcl", "a.json", "sub/c.hcl", ".hidden.hcl", ".#b.hcl", "#b.hcl#", "b.hcl~", "b.hcl.swp", "readme"] {
+        for name in [
+            "b.hcl",
+            "a.json",
+            "sub/c.hcl",
+            ".hidden.hcl",
+            ".#b.hcl",
+            "#b.hcl#",
+            "b.hcl~",
+            "b.hcl.swp",
+            "readme",
+        ] {
             fs::write(top.join("d").join(name), name).unwrap();
         }
         symlink(top.join("d"), top.join("d/loop")).unwrap();
@@ -66,7 +96,11 @@ async fn takes_documents_in_order_and_skips_the_rest() {
     let update = watched.next().await;
     assert_eq!(
         watched.changed(&update),
-        pairs(&[("d/a.json", "a.json"), ("d/b.hcl", "b.hcl"), ("d/sub/c.hcl", "sub/c.hcl")])
+        pairs(&[
+            ("d/a.json", "a.json"),
+            ("d/b.hcl", "b.hcl"),
+            ("d/sub/c.hcl", "sub/c.hcl")
+        ])
     );
     assert!(update.complete && update.problem.is_none());
     assert!(watched.health.reading().ok);
@@ -122,7 +156,29 @@ async fn a_swapped_symlink_is_a_new_directory() {
     assert!(update.removed.is_empty());
     fs::write(watched.path("r2/a.hcl"), "two and a half").unwrap();
     let update = watched.next().await;
-    assert_eq!(watched.changed(&update), pairs(&[("current/a.hcl", "two and a half")]));
+    assert_eq!(
+        watched.changed(&update),
+        pairs(&[("current/a.hcl", "two and a half")])
+    );
+}
+
+#[tokio::test]
+async fn a_save_that_truncates_first_is_taken_whole() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/a.hcl"), "0").unwrap();
+    });
+    watched.next().await;
+    for round in 1..10 {
+        fs::write(watched.path("d/a.hcl"), "").unwrap();
+        tokio::time::sleep(Duration::from_millis(4 * round)).await;
+        fs::write(watched.path("d/a.hcl"), round.to_string()).unwrap();
+        let update = watched.next().await;
+        assert_eq!(
+            watched.changed(&update),
+            pairs(&[("d/a.hcl", &round.to_string())])
+        );
+    }
 }
 
 #[tokio::test]
@@ -174,9 +230,14 @@ async fn not_there_at_start_is_not_empty() {
 fn one_look_for_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.hcl"), "x").unwrap();
-    let (documents, unreadable) = read_documents(directory.path()).unwrap();
-    assert_eq!((documents.len(), unreadable.len()), (1, 0));
-    let (documents, _) = read_documents(&directory.path().join("a.hcl")).unwrap();
-    assert_eq!(documents.len(), 1);
+    let listing = read_documents(directory.path()).unwrap();
+    assert_eq!((listing.documents.len(), listing.unreadable.len()), (1, 0));
+    assert_eq!(
+        read_documents(&directory.path().join("a.hcl"))
+            .unwrap()
+            .documents
+            .len(),
+        1
+    );
     assert!(read_documents(&directory.path().join("none")).is_err());
 }
