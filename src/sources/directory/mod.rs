@@ -82,6 +82,10 @@ impl DirectoryWatch {
                 continue;
             };
             scanner = returned;
+            if scan.is_torn {
+                tokio::time::sleep(SETTLE).await;
+                continue;
+            }
             if scan.is_unsettled {
                 // Someone is writing: an editor that truncates first would otherwise empty a document for a moment.
                 let until = *patience.get_or_insert_with(|| Instant::now() + SETTLE_AT_MOST);

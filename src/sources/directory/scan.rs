@@ -27,6 +27,8 @@ pub(super) struct Scan {
     pub(super) directories: BTreeSet<Directory>,
     /// A document was written to just now, perhaps not to its end.
     pub(super) is_unsettled: bool,
+    /// A directory was replaced during the look: what was found belongs to no one state of the tree.
+    pub(super) is_torn: bool,
     /// Nothing can be said about anything.
     pub(super) root_problem: Option<String>,
 }
@@ -79,6 +81,10 @@ impl Scanner {
                 walk.file(&root, &metadata);
             }
         }
+        let stands = |directory: &Directory| {
+            fs::metadata(&directory.path).is_ok_and(|now| (now.dev(), now.ino()) == directory.identity)
+        };
+        scan.is_torn = !scan.directories.iter().all(stands);
         if scan.root_problem.is_none() {
             self.cache = cache;
         }
