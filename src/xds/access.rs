@@ -82,7 +82,10 @@ impl Access {
                 let permitted = settings.borrow().identities.permitted(sans);
                 if permitted.is_empty() {
                     let shown: Vec<String> = sans.iter().map(San::to_string).collect();
-                    return Err(Denied::identity(format!("no gateway is open to a certificate for {}", shown.join(", "))));
+                    return Err(Denied::identity(format!(
+                        "no gateway is open to a certificate for {}",
+                        shown.join(", ")
+                    )));
                 }
                 Ok(GatewayAccess::Only(permitted))
             }
@@ -94,7 +97,12 @@ impl Access {
 impl GatewayAccess {
     /// The gateway for an Envoy whose `node.cluster` is this (empty: not set).
     pub(super) fn choose(&self, asked: &str) -> Result<Arc<str>, Denied> {
-        let not_permitted = |message| Err(Denied { reason: RefusedReason::GatewayNotPermitted, message });
+        let not_permitted = |message| {
+            Err(Denied {
+                reason: RefusedReason::GatewayNotPermitted,
+                message,
+            })
+        };
         match self {
             Self::All if asked.is_empty() => {
                 not_permitted("node.cluster is empty: set it to the name of the gateway".into())
@@ -103,7 +111,10 @@ impl GatewayAccess {
             Self::Only(names) => match (names.get(asked), names.first()) {
                 (Some(name), _) => Ok(name.clone()),
                 (None, Some(only)) if asked.is_empty() && names.len() == 1 => Ok(only.clone()),
-                _ => not_permitted(format!("gateway {asked:?} (node.cluster) is not open to this peer: it may have {}", list(names))),
+                _ => not_permitted(format!(
+                    "gateway {asked:?} (node.cluster) is not open to this peer: it may have {}",
+                    list(names)
+                )),
             },
         }
     }
@@ -111,8 +122,13 @@ impl GatewayAccess {
 
 impl Identities {
     fn permitted(&self, sans: &[San]) -> BTreeSet<Arc<str>> {
-        let listed = self.0.iter().filter(|identity| sans.iter().any(|san| san.is_same(&identity.san)));
-        listed.flat_map(|identity| identity.gateways.iter().cloned()).collect()
+        let listed = self
+            .0
+            .iter()
+            .filter(|identity| sans.iter().any(|san| san.is_same(&identity.san)));
+        listed
+            .flat_map(|identity| identity.gateways.iter().cloned())
+            .collect()
     }
 }
 
@@ -128,7 +144,10 @@ impl San {
 
 impl Denied {
     fn identity(message: String) -> Self {
-        Self { reason: RefusedReason::Identity, message }
+        Self {
+            reason: RefusedReason::Identity,
+            message,
+        }
     }
 }
 
@@ -157,6 +176,10 @@ impl fmt::Display for Peer {
 fn list(names: &BTreeSet<Arc<str>>) -> String {
     match names.len() {
         0 => "none".into(),
-        _ => names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
+        _ => names
+            .iter()
+            .map(|name| format!("{name:?}"))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }

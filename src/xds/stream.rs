@@ -124,7 +124,12 @@ impl<M: DiscoveryMessage> Opening<M> {
             let node: Option<Arc<str>> = node.map(|node| node.id.as_str().into());
             let peer = connection.peer.clone();
             tracing::warn!(%peer, node = node.as_deref(), message, "Envoy refused");
-            shared.events.send(Event::Refused { peer, node, reason, message: message.as_str().into() });
+            shared.events.send(Event::Refused {
+                peer,
+                node,
+                reason,
+                message: message.as_str().into(),
+            });
             Status::new(status_code(reason), message)
         };
         let place = match Place::take(shared) {
@@ -142,10 +147,16 @@ impl<M: DiscoveryMessage> Opening<M> {
         let mut message = match first {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => return Err(Status::ok("")),
-            Ok(Err(status)) => return Err(refuse(None, RefusedReason::Protocol, status.message().to_owned())),
+            Ok(Err(status)) => {
+                return Err(refuse(None, RefusedReason::Protocol, status.message().to_owned()));
+            }
             Err(_) => {
                 let seconds = shared.limits.first_request.as_secs();
-                return Err(refuse(None, RefusedReason::Protocol, format!("no request within {seconds} s")));
+                return Err(refuse(
+                    None,
+                    RefusedReason::Protocol,
+                    format!("no request within {seconds} s"),
+                ));
             }
         };
         let node = message.take_node().unwrap_or_default();
@@ -159,11 +170,17 @@ impl<M: DiscoveryMessage> Opening<M> {
             Err(Denied { reason, message }) => return Err(refuse(Some(&node), reason, message)),
         };
         let Some(entry) = shared.gateways.find(&gateway) else {
-            let message = format!("gateway {gateway:?} (node.cluster) is not served here: name it in the agent's settings");
+            let message = format!(
+                "gateway {gateway:?} (node.cluster) is not served here: name it in the agent's settings"
+            );
             return Err(refuse(Some(&node), RefusedReason::UnknownGateway, message));
         };
         let session = Session::begin::<M>(shared, connection, &node, gateway, place);
-        Ok(Self { message: Some(message), session, entry })
+        Ok(Self {
+            message: Some(message),
+            session,
+            entry,
+        })
     }
 }
 
@@ -217,7 +234,13 @@ impl Session {
             peer: peer.clone(),
             variant,
         });
-        let event = Event::Connected { stream: id, node: name.clone(), gateway: gateway.clone(), peer, variant };
+        let event = Event::Connected {
+            stream: id,
+            node: name.clone(),
+            gateway: gateway.clone(),
+            peer,
+            variant,
+        };
         shared.events.send(event);
         Self {
             id,
@@ -264,14 +287,44 @@ impl Session {
         for report in reports {
             let (stream, gateway, node) = (self.id, self.gateway.clone(), self.node.clone());
             let event = match report {
-                Report::Acked { kind, resources, removed } => Event::Acked { stream, gateway, kind, resources, removed },
-                Report::Nacked { kind, candidates, blamed, proven, message } => {
+                Report::Acked {
+                    kind,
+                    resources,
+                    removed,
+                } => Event::Acked {
+                    stream,
+                    gateway,
+                    kind,
+                    resources,
+                    removed,
+                },
+                Report::Nacked {
+                    kind,
+                    candidates,
+                    blamed,
+                    proven,
+                    message,
+                } => {
                     tracing::warn!(%stream, %node, %gateway, ?kind, ?blamed, proven, %message, "Envoy refused resources");
-                    Event::Nacked { stream, node, gateway, kind, candidates, blamed, proven, message }
+                    Event::Nacked {
+                        stream,
+                        node,
+                        gateway,
+                        kind,
+                        candidates,
+                        blamed,
+                        proven,
+                        message,
+                    }
                 }
                 Report::Wanted { kind, name } => {
                     tracing::info!(%stream, %node, %gateway, ?kind, %name, "Envoy needs a resource that must be made anew");
-                    Event::Wanted { stream, gateway, kind, name }
+                    Event::Wanted {
+                        stream,
+                        gateway,
+                        kind,
+                        name,
+                    }
                 }
             };
             self.shared.events.send(event);
@@ -283,7 +336,11 @@ impl Drop for Session {
     fn drop(&mut self) {
         tracing::info!(stream = %self.id, node = %self.node, gateway = %self.gateway, "Envoy disconnected");
         let (stream, node, gateway) = (self.id, self.node.clone(), self.gateway.clone());
-        self.shared.events.send(Event::Disconnected { stream, node, gateway });
+        self.shared.events.send(Event::Disconnected {
+            stream,
+            node,
+            gateway,
+        });
     }
 }
 
@@ -292,7 +349,13 @@ fn envoy_version(node: &Node) -> Option<Arc<str>> {
         UserAgentVersionType::UserAgentVersion(text) => Some(text.as_str().into()),
         UserAgentVersionType::UserAgentBuildVersion(build) => {
             let version = build.version.as_ref()?;
-            Some(format!("{}.{}.{}", version.major_number, version.minor_number, version.patch).into())
+            Some(
+                format!(
+                    "{}.{}.{}",
+                    version.major_number, version.minor_number, version.patch
+                )
+                .into(),
+            )
         }
     }
 }
