@@ -346,6 +346,8 @@ fn header_matcher(condition: &ValueMatch) -> HeaderMatcher {
     HeaderMatcher {
         name: condition.name.to_string(),
         invert_match: condition.invert,
+        // Envoy takes no route for an absent header otherwise, inverted or not; "is not yes" holds without the header.
+        treat_missing_header_as_empty: condition.invert && condition.text != TextMatch::Present,
         header_match_specifier: Some(match text_pattern(&condition.text) {
             None => HeaderMatchSpecifier::PresentMatch(true),
             Some(pattern) => HeaderMatchSpecifier::StringMatch(StringMatcher {
