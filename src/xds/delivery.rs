@@ -59,7 +59,7 @@ impl Subscription {
             if self.waits_to_be_whole(target, holds, &names) {
                 return None;
             }
-            let (changed, removed) = self.take(target, holds, &names, reports);
+            let (mut changed, removed) = self.take(target, holds, &names, reports);
             let is_needed = self.is_response_needed(&changed, &removed);
             if !is_needed && is_trial {
                 // Its suspects changed meanwhile or wait for something: they are no longer tried apart.
@@ -74,6 +74,7 @@ impl Subscription {
                 }
                 return None;
             }
+            self.add_unanswered(&mut changed);
             *last_nonce += 1;
             let response = self.response(*last_nonce, &changed, &removed);
             self.answered = true;
@@ -152,7 +153,7 @@ impl Subscription {
         reports: &mut Vec<Report>,
     ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
         let mut changed = Vec::new();
-        let mut removed = Vec::new();
+        let mut removals = Vec::new();
         for (name, dirty) in names {
             match self.judge(name, *dirty, target, holds, reports) {
                 Verdict::Wait => continue,
@@ -170,17 +171,26 @@ impl Subscription {
                     changed.push(resource);
                 }
                 Verdict::Remove => {
-                    self.wanted.remove(name);
-                    self.refusals.forget(name);
-                    if self.told.contains_key(name) {
-                        self.forget_told(name);
-                    }
-                    removed.push(name.clone());
+                    removals.push(name.clone());
+                    continue;
                 }
             }
             self.dirty.remove(name);
         }
-        (changed, removed)
+        // Clusters go in a response of their own, so that one refused for a bad cluster removes nothing: Envoy would
+        // have done it, and would not say so on its next stream.
+        if self.kind == ResourceKind::Cluster && !changed.is_empty() {
+            removals.clear();
+        }
+        for name in &removals {
+            self.dirty.remove(name);
+            self.wanted.remove(name);
+            self.refusals.forget(name);
+            if self.told.contains_key(name) {
+                self.forget_told(name);
+            }
+        }
+        (changed, removals)
     }
 
     fn judge(
@@ -236,6 +246,26 @@ impl Subscription {
         }
         self.refusals.forget(name);
         Verdict::Send(resource.clone())
+    }
+
+    /// A response that carries the whole state carries what is still unanswered too, and may be refused for it.
+    fn add_unanswered(&self, changed: &mut Vec<Arc<Resource>>) {
+        if self.variant == Variant::Delta {
+            return;
+        }
+        let unanswered: Vec<Arc<Resource>> = self
+            .in_flight
+            .iter()
+            .flat_map(|response| &response.changed)
+            .filter(|resource| {
+                self.told
+                    .get(&resource.name)
+                    .is_some_and(|told| told.version == resource.version)
+            })
+            .filter(|resource| !changed.iter().any(|other| other.name == resource.name))
+            .cloned()
+            .collect();
+        changed.extend(unanswered);
     }
 
     fn is_response_needed(&self, changed: &[Arc<Resource>], removed: &[Arc<str>]) -> bool {

@@ -47,9 +47,8 @@ pub fn is_wildcard(kind: ResourceKind) -> bool {
     )
 }
 
-/// Kinds of which Envoy applies the good resources of a response that it refuses for a bad one, naming each bad one.
-/// Measured for clusters and listeners; for the others nothing of a refused response counts as applied.
-pub fn applies_in_part(kind: ResourceKind) -> bool {
+/// Kinds of which Envoy's refusal names every bad resource of the response. Measured for clusters and listeners.
+pub fn is_blame_complete(kind: ResourceKind) -> bool {
     matches!(kind, ResourceKind::Cluster | ResourceKind::Listener)
 }
 

@@ -3,4 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod envoy;
+mod grpc;
+mod harness;
+mod model;
+mod mutual_tls;
 mod script;
