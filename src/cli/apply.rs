@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let prefix = arguments.kv.documents_prefix();
     let wanted = change_set::below(&prefix, kv::named(&arguments.path, &given)?);
     let client = arguments.kv.client()?;
-    let current = kv::keyed(block_on(kv::read(&client, &prefix))?);
+    let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
     let set = ChangeSet::between(&current, &wanted, arguments.prune);
     let report = change_set::check(&current, &wanted, &set);
     set.write(terminal)?;
@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     }
     let mut written = 0;
     for batch in batches {
-        let writes: Vec<TxnWrite> = batch.iter().map(|change| operation(change)).collect();
+        let writes: Vec<TxnWrite> = batch.iter().map(operation).collect();
         let index = block_on(kv::write(&client, &writes))
             .map_err(|error| after(error, written, set.changes.len()))?;
         for change in batch {
