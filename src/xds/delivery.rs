@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::{Report, Response, Variant};
-use super::order::{self, CLUSTER_OVERLAP, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
+use super::order::{self, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
 use super::subscription::{Dirty, InFlight, Subscription};
 use crate::envoy::{Resource, ResourceKind, ResourceSet};
 
@@ -68,12 +68,20 @@ impl Subscription {
                 }
                 return None;
             }
+            let fresh = changed.len();
             self.add_unanswered(&mut changed);
             *last_nonce += 1;
             let response = self.response(*last_nonce, &changed, &removed);
             self.answered = true;
             self.last_nonce = *last_nonce;
-            self.in_flight.push_back(InFlight { nonce: *last_nonce, sent_at: now, changed, removed, is_trial });
+            self.in_flight.push_back(InFlight {
+                nonce: *last_nonce,
+                sent_at: now,
+                changed,
+                fresh,
+                removed,
+                is_trial,
+            });
             return Some(response);
         }
     }
@@ -87,7 +95,7 @@ impl Subscription {
             .in_flight
             .back()
             .filter(|_| self.kind == ResourceKind::Cluster && self.in_flight.len() < CLUSTER_OVERLAP_MAX)
-            .map(|response| response.sent_at + CLUSTER_OVERLAP);
+            .map(|response| response.sent_at + order::cluster_overlap(self.variant));
         let removal = self.removal_held_since.map(|since| since + REMOVAL_PATIENCE);
         let backed_off = Some(self.refusals.not_before());
         [overlap, removal, backed_off].into_iter().flatten().filter(|at| *at > now).min()
@@ -100,7 +108,7 @@ impl Subscription {
         let Some(last) = self.in_flight.back() else { return true };
         self.kind == ResourceKind::Cluster
             && self.refusals.next_group().is_none()
-            && now >= last.sent_at + CLUSTER_OVERLAP
+            && now >= last.sent_at + order::cluster_overlap(self.variant)
             && self.in_flight.len() < CLUSTER_OVERLAP_MAX
     }
 

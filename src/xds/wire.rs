@@ -90,7 +90,7 @@ impl Iterator for Chunks {
         if let Some(shared) = self.shared.take() {
             return Some(shared);
         }
-        while let Some(resource) = self.resources.next() {
+        for resource in self.resources.by_ref() {
             let Some(bytes) = encoded(self.variant, &resource) else { continue };
             encode_key(RESOURCES, WireType::LengthDelimited, &mut self.buffer);
             encode_varint(bytes.len() as u64, &mut self.buffer);
