@@ -1,5 +1,16 @@
 //! Portreeve turns HCL documents into Envoy configuration, live.
 
+pub mod agent;
+pub mod config;
+pub mod diagnostics;
 pub mod envoy;
+pub mod features;
+pub mod hcl;
+pub mod ir;
 pub mod model;
+pub mod pipeline;
+pub mod resolve;
+pub mod snapshot;
+pub mod sources;
+pub mod translate;
 pub mod xds;

@@ -2,6 +2,9 @@
 //!
 //! Knows Envoy's protobuf and nothing of our documents or of where data comes from.
 
+pub mod bootstrap;
+mod message;
 mod resource;
 
+pub use message::{any, duration, wrap_bool, wrap_u32};
 pub use resource::{Resource, ResourceChange, ResourceKind, ResourceRef, ResourceSet};

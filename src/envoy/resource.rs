@@ -24,8 +24,14 @@ pub enum ResourceKind {
 }
 
 impl ResourceKind {
-    pub const ALL: [Self; 6] =
-        [Self::Cluster, Self::Endpoint, Self::Secret, Self::Listener, Self::ScopedRoute, Self::Route];
+    pub const ALL: [Self; 6] = [
+        Self::Cluster,
+        Self::Endpoint,
+        Self::Secret,
+        Self::Listener,
+        Self::ScopedRoute,
+        Self::Route,
+    ];
 
     pub fn type_url(self) -> &'static str {
         match self {
@@ -94,7 +100,14 @@ impl Resource {
 
     pub fn held_by_envoy(kind: ResourceKind, name: Arc<str>, version: String) -> Self {
         let version = version.into();
-        Self { kind, name, version, body: Body::HeldByEnvoy, needs: Arc::new([]), origins: Arc::new([]) }
+        Self {
+            kind,
+            name,
+            version,
+            body: Body::HeldByEnvoy,
+            needs: Arc::new([]),
+            origins: Arc::new([]),
+        }
     }
 
     pub fn needing(mut self, needs: Arc<[ResourceRef]>) -> Self {
@@ -204,7 +217,11 @@ impl ResourceSet {
     pub fn insert(&mut self, resource: Arc<Resource>) -> bool {
         let map = &mut self.kinds[resource.kind as usize];
         match map.get(&resource.name) {
-            Some(old) if **old == *resource && old.needs == resource.needs && old.origins == resource.origins => false,
+            Some(old)
+                if **old == *resource && old.needs == resource.needs && old.origins == resource.origins =>
+            {
+                false
+            }
             _ => {
                 map.insert(resource.name.clone(), resource);
                 true
@@ -235,13 +252,16 @@ impl ResourceSet {
         older: &'a Self,
         kind: ResourceKind,
     ) -> impl Iterator<Item = ResourceChange> + 'a {
-        older.kinds[kind as usize].diff(&self.kinds[kind as usize]).filter_map(|item| match item {
-            DiffItem::Add(_, resource) => Some(ResourceChange::Set(resource.clone())),
-            DiffItem::Update { old: (_, old), new: (_, new) } => {
-                (**old != **new).then(|| ResourceChange::Set(new.clone()))
-            }
-            DiffItem::Remove(name, _) => Some(ResourceChange::Removed(name.clone())),
-        })
+        older.kinds[kind as usize]
+            .diff(&self.kinds[kind as usize])
+            .filter_map(|item| match item {
+                DiffItem::Add(_, resource) => Some(ResourceChange::Set(resource.clone())),
+                DiffItem::Update {
+                    old: (_, old),
+                    new: (_, new),
+                } => (**old != **new).then(|| ResourceChange::Set(new.clone())),
+                DiffItem::Remove(name, _) => Some(ResourceChange::Removed(name.clone())),
+            })
     }
 }
 
@@ -261,7 +281,8 @@ mod tests {
         let any = decoded.resource.unwrap();
         assert_eq!(any.type_url, ResourceKind::Route.type_url());
         assert_eq!(any.value, b"body");
-        let same = envoy_types::pb::google::protobuf::Any::decode(resource.any_bytes().unwrap().clone()).unwrap();
+        let same =
+            envoy_types::pb::google::protobuf::Any::decode(resource.any_bytes().unwrap().clone()).unwrap();
         assert_eq!(same, any);
     }
 

@@ -36,7 +36,12 @@ impl fmt::Display for CertificateQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::VaultKv { mount, path, .. } => write!(f, "vault_kv {mount}/{path}"),
-            Self::VaultPki { mount, role, common_name, .. } => write!(f, "vault_pki {mount}/issue/{role} ({common_name})"),
+            Self::VaultPki {
+                mount,
+                role,
+                common_name,
+                ..
+            } => write!(f, "vault_pki {mount}/issue/{role} ({common_name})"),
             Self::File { certificate, .. } => write!(f, "file {certificate}"),
         }
     }

@@ -4,7 +4,9 @@
 
 mod certificate;
 mod document;
+pub mod http;
 mod observation;
+mod policies;
 mod problem;
 mod redacted;
 mod service;
@@ -12,6 +14,7 @@ mod service;
 pub use certificate::{CertificateMaterial, CertificateQuery, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span};
 pub use observation::{CertificateUpdate, DocumentsUpdate, Interests, Observation, ServiceUpdate};
+pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};
 pub use redacted::Redacted;
 pub use service::{Health, Instance, ServiceQuery, Weights};

@@ -35,7 +35,11 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(kind: ProblemKind, message: impl Into<Arc<str>>) -> Self {
-        Self { kind, message: message.into(), fix: None }
+        Self {
+            kind,
+            message: message.into(),
+            fix: None,
+        }
     }
 
     pub fn with_fix(mut self, fix: impl Into<Arc<str>>) -> Self {

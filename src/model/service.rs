@@ -22,14 +22,24 @@ pub struct ServiceQuery {
 
 impl ServiceQuery {
     pub fn named(name: &str) -> Self {
-        Self { name: name.into(), datacenter: None, namespace: None, partition: None, filter: None }
+        Self {
+            name: name.into(),
+            datacenter: None,
+            namespace: None,
+            partition: None,
+            filter: None,
+        }
     }
 }
 
 impl fmt::Display for ServiceQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
-        for (label, value) in [("dc", &self.datacenter), ("ns", &self.namespace), ("partition", &self.partition)] {
+        for (label, value) in [
+            ("dc", &self.datacenter),
+            ("ns", &self.namespace),
+            ("partition", &self.partition),
+        ] {
             if let Some(value) = value {
                 write!(f, " {label}={value}")?;
             }
@@ -60,7 +70,10 @@ pub struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { passing: 1, warning: 1 }
+        Self {
+            passing: 1,
+            warning: 1,
+        }
     }
 }
 

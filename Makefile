@@ -1,0 +1,50 @@
+# Portreeve's tasks. `make` alone prints them.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
+
+.PHONY: help setup build demo test lint unit deny bench bench-quick fuzz-smoke docs clean
+
+help: ## Print these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+setup: ## Fetch the programs that the tests and the demo start (Envoy, Consul, OpenBao) into target/tools
+	@tests/setup.sh
+
+build: ## Build the portreeve program (debug)
+	cargo build --locked
+
+demo: setup build ## Run a gateway on this machine and send requests through it
+	@tests/demo.sh
+
+test: setup lint deny unit ## Everything that CI checks
+
+lint: ## Check formatting and lints
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+deny: ## Check licences, bans, sources and advisories of all dependencies
+	@tests/setup.sh deny
+	cargo deny --locked --log-level error check --hide-inclusion-graph licenses bans sources
+	@if timeout 120 cargo deny --locked --log-level off fetch db; then \
+	    cargo deny --locked --offline --log-level error check --hide-inclusion-graph advisories; \
+	else \
+	    echo "deny: advisories NOT checked: their database cannot be reached from this machine"; \
+	fi
+
+unit: ## Run every test; the programs must be there (make setup)
+	cargo test --locked
+
+bench: setup ## Run every benchmark
+	cargo bench --locked --bench '*'
+
+bench-quick: setup ## Run every benchmark with few samples
+	cargo bench --locked --bench '*' -- --quick
+
+fuzz-smoke: ## Feed every parser many more random inputs than `make test` does
+	PROPTEST_CASES=20000 cargo test --locked fuzz
+
+docs: ## Build the API documentation, warnings being errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+clean: ## Remove what cargo built; the fetched programs stay
+	rm -rf target/{debug,release,doc,criterion,tmp}

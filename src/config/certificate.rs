@@ -1,0 +1,203 @@
+use super::document::Decoder;
+use super::objects::Certificate;
+use crate::diagnostics::{Code, Diagnostic};
+use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
+use crate::model::{CertificateQuery, KvVersion};
+
+pub(super) fn schema() -> BlockSchema {
+    BlockSchema::new(
+        "certificate",
+        &["name"],
+        "A certificate with its key, and where it comes from.",
+    )
+    .block(
+        BlockSchema::new(
+            "vault_kv",
+            &[],
+            "PEM texts in a Vault KV secret. Read again when its version changes.",
+        )
+        .required(
+            "mount",
+            Type::String,
+            "\"secret\"",
+            "Where the KV engine is mounted.",
+        )
+        .required(
+            "path",
+            Type::String,
+            "\"edge/www\"",
+            "The secret's path below the mount, without `data/`.",
+        )
+        .attribute(
+            "kv_version",
+            Type::Integer(1, 2),
+            None,
+            "2",
+            "1 or 2. Left out: the mount is asked, which needs a token that may see it.",
+        )
+        .attribute(
+            "certificate",
+            Type::String,
+            Some("\"certificate\""),
+            "\"tls.crt\"",
+            "The field with the chain, leaf first.",
+        )
+        .attribute(
+            "private_key",
+            Type::String,
+            Some("\"private_key\""),
+            "\"tls.key\"",
+            "The field with the key.",
+        ),
+        Occurs::Optional,
+    )
+    .block(
+        BlockSchema::new(
+            "vault_pki",
+            &[],
+            "Issued by a Vault PKI mount, renewed at two thirds of its life. The key never touches a disk.",
+        )
+        .required(
+            "mount",
+            Type::String,
+            "\"pki_int\"",
+            "Where the PKI engine is mounted.",
+        )
+        .required("role", Type::String, "\"edge\"", "The role to issue with.")
+        .attribute(
+            "issuer",
+            Type::String,
+            None,
+            "\"2026\"",
+            "Name or id of the issuer. Left out: the role's own.",
+        )
+        .required(
+            "common_name",
+            Type::Hostname,
+            "\"www.example.com\"",
+            "The certificate's common name; also its first DNS name.",
+        )
+        .attribute(
+            "alt_names",
+            Type::List(&Type::Hostname),
+            Some("[]"),
+            "[\"example.com\"]",
+            "Further DNS names.",
+        )
+        .attribute(
+            "ip_sans",
+            Type::List(&Type::IpAddress),
+            Some("[]"),
+            "[\"203.0.113.5\"]",
+            "IP addresses.",
+        )
+        .attribute(
+            "ttl",
+            Type::Duration(60_000, 10 * 365 * 24 * 3_600_000),
+            None,
+            "\"72h\"",
+            "Life asked for. Left out: the role's default.",
+        ),
+        Occurs::Optional,
+    )
+    .block(
+        BlockSchema::new("file", &[], "PEM files on the agent's machine, watched.")
+            .required(
+                "certificate",
+                Type::String,
+                "\"/etc/ssl/www.pem\"",
+                "The chain, leaf first.",
+            )
+            .required("private_key", Type::String, "\"/etc/ssl/www.key\"", "The key."),
+        Occurs::Optional,
+    )
+    .exactly_one_of(&["vault_kv", "vault_pki", "file"])
+}
+
+pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Certificate {
+    let query = if let Some(kv) = reader.child("vault_kv") {
+        let (mount, path) = (trimmed(&kv, "mount"), trimmed(&kv, "path"));
+        decoder.require_vault(&kv, "path", &format!("{mount}/{path}"));
+        CertificateQuery::VaultKv {
+            mount,
+            path,
+            version: match kv.integer("kv_version") {
+                Some(1) => KvVersion::V1,
+                Some(_) => KvVersion::V2,
+                None => KvVersion::Detect,
+            },
+            certificate_field: kv.string("certificate").unwrap_or_else(|| "certificate".into()),
+            private_key_field: kv.string("private_key").unwrap_or_else(|| "private_key".into()),
+        }
+    } else if let Some(pki) = reader.child("vault_pki") {
+        let (mount, role) = (trimmed(&pki, "mount"), trimmed(&pki, "role"));
+        decoder.require_vault(&pki, "role", &format!("{mount}/issue/{role}"));
+        CertificateQuery::VaultPki {
+            mount,
+            role,
+            issuer: pki.string("issuer"),
+            common_name: pki.string("common_name").unwrap_or_default(),
+            alt_names: pki.strings("alt_names"),
+            ip_sans: pki.strings("ip_sans"),
+            ttl: pki.duration("ttl").map(|ttl| ttl.as_secs()),
+        }
+    } else {
+        let file = reader.child("file").unwrap_or(*reader);
+        for name in ["certificate", "private_key"] {
+            decoder.require_file(&file, name);
+        }
+        CertificateQuery::File {
+            certificate: file.string("certificate").unwrap_or_default(),
+            private_key: file.string("private_key").unwrap_or_default(),
+        }
+    };
+    Certificate {
+        name: block.label(0).into(),
+        origin: reader.origin(),
+        query,
+    }
+}
+
+/// Vault paths are written with and without slashes at their ends; `..` never.
+fn trimmed(reader: &Reader<'_>, name: &str) -> std::sync::Arc<str> {
+    reader.string(name).unwrap_or_default().trim_matches('/').into()
+}
+
+impl Decoder<'_> {
+    fn require_vault(&mut self, reader: &Reader<'_>, attribute: &str, path: &str) {
+        let clean = path
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..")
+            && path
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_./@ +=:".contains(&byte));
+        if !clean {
+            self.problems.push(
+                Diagnostic::error(Code::InvalidValue, format!("{path:?} is not a Vault path"))
+                    .at(reader.origin_of(attribute)),
+            );
+        } else if !self.permissions.vault_allowed(&self.source.document, path) {
+            self.problems.push(
+                Diagnostic::error(
+                    Code::NotAllowed,
+                    format!("a document from KV may not use the Vault path {path:?}"),
+                )
+                .at(reader.origin_of(attribute))
+                .because("what may write KV is not trusted with every secret this agent's token can read")
+                .fix("add the path to `kv_documents { vault_paths = [...] }` in the agent's settings"),
+            );
+        }
+    }
+
+    fn require_file(&mut self, reader: &Reader<'_>, attribute: &str) {
+        let path = reader.string(attribute).unwrap_or_default();
+        if !self.permissions.file_allowed(&self.source.document, &path) {
+            self.problems.push(
+                Diagnostic::error(Code::NotAllowed, format!("a document from KV may not name the file {path:?}"))
+                    .at(reader.origin_of(attribute))
+                    .because("what may write KV is not trusted with this machine's files")
+                    .fix("add it to `kv_documents { files = [...] }` in the agent's settings, or keep this document in a -config directory"),
+            );
+        }
+    }
+}

@@ -1,0 +1,108 @@
+use std::sync::Arc;
+
+use super::objects::{Object, Policy, Scope};
+use super::permissions::Permissions;
+use super::schema::document_schema;
+use crate::diagnostics::Diagnostic;
+use crate::features::FEATURES;
+use crate::hcl::{self, Limits, Reader, Source};
+use crate::model::{Document, Policies};
+
+/// A document that holds together on its own: syntax, schema and what it may reach.
+#[derive(Clone, Debug)]
+pub struct ParsedDocument {
+    pub document: Document,
+    pub objects: Vec<Object>,
+}
+
+/// All or nothing: a document with one error is not taken in part, its last good version stays.
+pub fn parse_document(
+    document: &Document,
+    permissions: &Permissions,
+    limits: &Limits,
+) -> Result<ParsedDocument, Vec<Diagnostic>> {
+    let source = Source::new(document.id.clone(), document.text.clone());
+    let schema = document_schema();
+    let body = hcl::parse(&source, schema, limits)?;
+    let problems = hcl::check(&source, &body, schema);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let mut decoder = Decoder {
+        source: &source,
+        permissions,
+        problems: Vec::new(),
+    };
+    let reader = Reader::document(&source, &body);
+    let mut objects = Vec::new();
+    for (block, reader) in reader.children("gateway") {
+        objects.push(Object::Gateway(Arc::new(super::gateway::decode(
+            &mut decoder,
+            block,
+            &reader,
+        ))));
+    }
+    for (block, reader) in reader.children("certificate") {
+        objects.push(Object::Certificate(Arc::new(super::certificate::decode(
+            &mut decoder,
+            block,
+            &reader,
+        ))));
+    }
+    for (block, reader) in reader.children("http_route") {
+        objects.push(Object::HttpRoute(Arc::new(super::route::decode(
+            &mut decoder,
+            block,
+            &reader,
+        ))));
+    }
+    for (block, reader) in reader.children("upstream") {
+        objects.push(Object::Upstream(Arc::new(super::upstream::decode(
+            &mut decoder,
+            block,
+            &reader,
+        ))));
+    }
+    for (block, reader) in reader.children("policy") {
+        let policies = decoder.policies(&reader);
+        objects.push(Object::Policy(Arc::new(Policy {
+            name: block.label(0).into(),
+            origin: reader.origin(),
+            policies,
+        })));
+    }
+    if decoder.problems.is_empty() {
+        Ok(ParsedDocument {
+            document: document.clone(),
+            objects,
+        })
+    } else {
+        Err(decoder.problems)
+    }
+}
+
+/// What decoding one document needs at hand.
+pub(super) struct Decoder<'a> {
+    pub source: &'a Source,
+    pub permissions: &'a Permissions,
+    pub problems: Vec<Diagnostic>,
+}
+
+impl Decoder<'_> {
+    pub fn scope(&mut self, reader: &Reader<'_>) -> Scope {
+        Scope {
+            bundles: reader.strings_with_origin("policies"),
+            policies: self.policies(reader),
+        }
+    }
+
+    fn policies(&mut self, reader: &Reader<'_>) -> Policies {
+        let mut policies = Policies::default();
+        for feature in FEATURES {
+            if let Some(setting) = feature.decode(reader, &mut self.problems) {
+                policies.set(feature.name(), setting);
+            }
+        }
+        policies
+    }
+}

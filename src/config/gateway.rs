@@ -1,0 +1,161 @@
+use std::time::Duration;
+
+use super::document::Decoder;
+use super::objects::{Gateway, Listener, ListenerTls, Protocol};
+use super::schema::with_policies;
+use crate::diagnostics::{Code, Diagnostic};
+use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
+
+pub(super) fn schema() -> BlockSchema {
+    with_policies(BlockSchema::new(
+        "gateway",
+        &["name"],
+        "A group of listeners that an Envoy, or several, serve.",
+    ))
+    .block(listener_schema(), Occurs::AtLeastOnce)
+}
+
+fn listener_schema() -> BlockSchema {
+    with_policies(BlockSchema::new("listener", &["name"], "A port that clients reach."))
+        .attribute(
+            "address",
+            Type::IpAddress,
+            None,
+            "\"0.0.0.0\"",
+            "The address to listen on. Left out: the agent's `bind_addr` (0.0.0.0; 127.0.0.1 under -dev).",
+        )
+        .required("port", Type::Integer(1, 65535), "8443", "The TCP port to listen on.")
+        .attribute("protocol", Type::Word(&["http", "https"]), Some("\"http\""), "\"https\"", "What clients speak.")
+        .attribute(
+            "trusted_proxies",
+            Type::Integer(0, 16),
+            Some("0"),
+            "1",
+            "How many proxies of yours stand in front and append to X-Forwarded-For. 0: the header is not believed.",
+        )
+        .attribute(
+            "idle_timeout",
+            Type::Duration(1000, 24 * 3_600_000),
+            Some("\"1h\""),
+            "\"10m\"",
+            "How long a connection without requests is kept.",
+        )
+        .attribute(
+            "stream_idle_timeout",
+            Type::Duration(0, 24 * 3_600_000),
+            Some("\"5m\""),
+            "\"1h\"",
+            "How long a request or an upgraded connection (WebSocket) may go without a byte in either direction. \"0s\": for ever.",
+        )
+        .attribute(
+            "request_headers_timeout",
+            Type::Duration(100, 600_000),
+            Some("\"10s\""),
+            "\"5s\"",
+            "Longest time from a request's first byte to the end of its headers: slow senders are cut off.",
+        )
+        .attribute(
+            "max_request_headers_kb",
+            Type::Integer(8, 8192),
+            Some("60"),
+            "96",
+            "Bound on a request's headers in KiB; more answers 431.",
+        )
+        .attribute(
+            "max_connections",
+            Type::Integer(1, 10_000_000),
+            None,
+            "20000",
+            "Connections this listener accepts at once. Left out: only the Envoy-wide bound of the agent's settings holds.",
+        )
+        .block(
+            BlockSchema::new("tls", &[], "How an https listener terminates TLS.")
+                .required(
+                    "certificates",
+                    Type::List(&Type::Name),
+                    "[\"www\"]",
+                    "Names of `certificate` blocks. Which one is served is decided by the client's SNI; a name that no \
+                     certificate covers is refused.",
+                )
+                .attribute("min_version", Type::Word(&["1.2", "1.3"]), Some("\"1.2\""), "\"1.3\"", "The oldest TLS version accepted."),
+            Occurs::Optional,
+        )
+}
+
+pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Gateway {
+    let mut listeners: Vec<Listener> = Vec::new();
+    for (block, reader) in reader.children("listener") {
+        let listener = decode_listener(decoder, block, &reader);
+        let same = |other: &&Listener| {
+            other.port == listener.port
+                && (other.address == listener.address
+                    || other.address.is_none()
+                    || listener.address.is_none())
+        };
+        if let Some(other) = listeners.iter().find(same) {
+            decoder.problems.push(
+                Diagnostic::error(Code::PortClash, format!("listeners {:?} and {:?} both want port {}", other.name, listener.name, listener.port))
+                    .at(reader.origin_of("port"))
+                    .fix("give one of them another port or address; several hosts on one port are several routes, not several listeners"),
+            );
+        }
+        listeners.push(listener);
+    }
+    Gateway {
+        name: block.label(0).into(),
+        origin: reader.origin(),
+        listeners,
+        scope: decoder.scope(reader),
+    }
+}
+
+fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Listener {
+    let protocol = match reader.string("protocol").as_deref() {
+        Some("https") => Protocol::Https,
+        _ => Protocol::Http,
+    };
+    let tls = reader.child("tls").map(|tls| ListenerTls {
+        certificates: tls.strings_with_origin("certificates"),
+        min_version: tls.string("min_version").unwrap_or_else(|| "1.2".into()),
+    });
+    match (&tls, protocol) {
+        (None, Protocol::Https) => decoder.problems.push(
+            Diagnostic::error(Code::MissingKey, "an https listener needs a tls block")
+                .at(reader.origin())
+                .fix("add `tls { certificates = [\"<name>\"] }`"),
+        ),
+        (Some(_), Protocol::Http) => decoder.problems.push(
+            Diagnostic::error(Code::Conflict, "a tls block on a listener that speaks plain http")
+                .at(reader.origin())
+                .fix("set `protocol = \"https\"`, or take the tls block away"),
+        ),
+        (Some(tls), Protocol::Https) if tls.certificates.is_empty() => decoder.problems.push(
+            Diagnostic::error(Code::MissingKey, "tls needs at least one certificate").at(reader.origin()),
+        ),
+        _ => {}
+    }
+    Listener {
+        name: block.label(0).into(),
+        origin: reader.origin(),
+        address: reader.string("address").and_then(|address| address.parse().ok()),
+        port: reader
+            .unsigned("port")
+            .and_then(|port| u16::try_from(port).ok())
+            .unwrap_or_default(),
+        protocol,
+        tls,
+        trusted_proxies: reader.unsigned("trusted_proxies").unwrap_or(0),
+        idle_timeout: reader
+            .duration("idle_timeout")
+            .unwrap_or(Duration::from_secs(3600)),
+        stream_idle_timeout: reader
+            .duration("stream_idle_timeout")
+            .unwrap_or(Duration::from_secs(300)),
+        request_headers_timeout: reader
+            .duration("request_headers_timeout")
+            .unwrap_or(Duration::from_secs(10)),
+        max_request_headers_kb: reader.unsigned("max_request_headers_kb").unwrap_or(60),
+        max_connections: reader.unsigned("max_connections"),
+        scope: decoder.scope(reader),
+    }
+}

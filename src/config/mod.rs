@@ -1,0 +1,22 @@
+//! Documents to configuration: core blocks, defaults, who owns a name, last good versions.
+//!
+//! Pure: the same documents give the same [`Config`] in every process and in every order of arrival.
+
+mod certificate;
+mod document;
+mod gateway;
+mod objects;
+mod permissions;
+mod route;
+mod schema;
+mod store;
+mod upstream;
+
+pub use document::{ParsedDocument, parse_document};
+pub use objects::{
+    Backend, BackendTarget, Certificate, Gateway, HttpRoute, Listener, ListenerTls, Object, ObjectKey,
+    ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
+};
+pub use permissions::{AddressRules, Permissions};
+pub use schema::document_schema;
+pub use store::{Config, ConfigChange, DocumentState, Quarantine, Rank, text_hash};

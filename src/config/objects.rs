@@ -1,0 +1,274 @@
+//! The typed objects that documents declare.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::http::{DirectResponse, Redirect, RequestMatch, Rewrite, UpstreamOptions};
+use crate::model::{CertificateQuery, Origin, Policies, ServiceQuery};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectKind {
+    Gateway,
+    Certificate,
+    HttpRoute,
+    Upstream,
+    Policy,
+}
+
+impl ObjectKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Certificate => "certificate",
+            Self::HttpRoute => "http_route",
+            Self::Upstream => "upstream",
+            Self::Policy => "policy",
+        }
+    }
+}
+
+/// Names are unique per kind over the whole tree.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ObjectKey {
+    pub kind: ObjectKind,
+    pub name: Arc<str>,
+}
+
+impl ObjectKey {
+    pub fn new(kind: ObjectKind, name: &str) -> Self {
+        Self {
+            kind,
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.kind.as_str(), self.name)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Object {
+    Gateway(Arc<Gateway>),
+    Certificate(Arc<Certificate>),
+    HttpRoute(Arc<HttpRoute>),
+    Upstream(Arc<Upstream>),
+    Policy(Arc<Policy>),
+}
+
+impl Object {
+    pub fn key(&self) -> ObjectKey {
+        let (kind, name) = match self {
+            Self::Gateway(object) => (ObjectKind::Gateway, &object.name),
+            Self::Certificate(object) => (ObjectKind::Certificate, &object.name),
+            Self::HttpRoute(object) => (ObjectKind::HttpRoute, &object.name),
+            Self::Upstream(object) => (ObjectKind::Upstream, &object.name),
+            Self::Policy(object) => (ObjectKind::Policy, &object.name),
+        };
+        ObjectKey {
+            kind,
+            name: name.clone(),
+        }
+    }
+
+    pub fn origin(&self) -> &Origin {
+        match self {
+            Self::Gateway(object) => &object.origin,
+            Self::Certificate(object) => &object.origin,
+            Self::HttpRoute(object) => &object.origin,
+            Self::Upstream(object) => &object.origin,
+            Self::Policy(object) => &object.origin,
+        }
+    }
+
+    /// The objects this one names.
+    pub fn references(&self) -> Vec<ObjectKey> {
+        let mut keys = Vec::new();
+        let mut bundles = |scope: &Scope| {
+            keys.extend(
+                scope
+                    .bundles
+                    .iter()
+                    .map(|(name, _)| ObjectKey::new(ObjectKind::Policy, name)),
+            );
+        };
+        match self {
+            Self::Gateway(gateway) => {
+                bundles(&gateway.scope);
+                gateway
+                    .listeners
+                    .iter()
+                    .for_each(|listener| bundles(&listener.scope));
+                for tls in gateway
+                    .listeners
+                    .iter()
+                    .filter_map(|listener| listener.tls.as_ref())
+                {
+                    keys.extend(
+                        tls.certificates
+                            .iter()
+                            .map(|(name, _)| ObjectKey::new(ObjectKind::Certificate, name)),
+                    );
+                }
+            }
+            Self::HttpRoute(route) => {
+                bundles(&route.scope);
+                route.rules.iter().for_each(|rule| bundles(&rule.scope));
+                keys.extend(
+                    route
+                        .gateways
+                        .iter()
+                        .map(|(name, _)| ObjectKey::new(ObjectKind::Gateway, name)),
+                );
+                for rule in &route.rules {
+                    if let RuleAction::Forward(backends) = &rule.action {
+                        keys.extend(backends.iter().filter_map(|backend| match &backend.target {
+                            BackendTarget::Upstream(name) => Some(ObjectKey::new(ObjectKind::Upstream, name)),
+                            BackendTarget::Consul(_) => None,
+                        }));
+                    }
+                }
+            }
+            Self::Certificate(_) | Self::Upstream(_) | Self::Policy(_) => {}
+        }
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+}
+
+/// What stands on one scope: named bundles first, then the scope's own blocks, which win.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scope {
+    pub bundles: Vec<(Arc<str>, Origin)>,
+    pub policies: Policies,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gateway {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    pub listeners: Vec<Listener>,
+    pub scope: Scope,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    Http,
+    Https,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    /// None: the agent's `bind_addr`.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub tls: Option<ListenerTls>,
+    /// How many proxies in front of us write X-Forwarded-For.
+    pub trusted_proxies: u32,
+    pub idle_timeout: Duration,
+    pub stream_idle_timeout: Duration,
+    pub request_headers_timeout: Duration,
+    pub max_request_headers_kb: u32,
+    pub max_connections: Option<u32>,
+    pub scope: Scope,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerTls {
+    pub certificates: Vec<(Arc<str>, Origin)>,
+    /// "1.2" or "1.3".
+    pub min_version: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Certificate {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    pub query: CertificateQuery,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRoute {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    pub gateways: Vec<(Arc<str>, Origin)>,
+    /// Empty: every listener of the gateways.
+    pub listeners: Vec<(Arc<str>, Origin)>,
+    pub hostnames: Vec<Arc<str>>,
+    pub rules: Vec<Rule>,
+    pub scope: Scope,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    /// Any of these. Never empty.
+    pub matches: Vec<RequestMatch>,
+    pub rewrite: Option<Rewrite>,
+    pub action: RuleAction,
+    pub scope: Scope,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum RuleAction {
+    Forward(Vec<Backend>),
+    Redirect(Redirect),
+    Respond(DirectResponse),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    pub target: BackendTarget,
+    pub weight: u32,
+    pub origin: Origin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BackendTarget {
+    /// A service of the local datacenter, with an upstream's defaults.
+    Consul(Arc<str>),
+    Upstream(Arc<str>),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Upstream {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    pub source: UpstreamSource,
+    pub options: UpstreamOptions,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum UpstreamSource {
+    Consul {
+        query: ServiceQuery,
+        /// A named port (Consul 1.22 and newer).
+        port: Option<Arc<str>>,
+        /// Leaves instances in warning out.
+        only_passing: bool,
+    },
+    /// `host:port`, addresses only.
+    Static(Vec<Arc<str>>),
+    /// `host:port`, resolved by Envoy.
+    Dns(Arc<str>),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    pub policies: Policies,
+}

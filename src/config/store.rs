@@ -1,0 +1,410 @@
+//! All documents together: who owns which name, what is in service, who uses whom.
+//!
+//! The maps are persistent: a `Config` is cloned in constant time, and a change costs what it touches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+
+use super::document::{ParsedDocument, parse_document};
+use super::objects::{Certificate, Gateway, HttpRoute, Object, ObjectKey, ObjectKind, Policy, Upstream};
+use super::permissions::Permissions;
+use crate::diagnostics::{Code, Diagnostic};
+use crate::hcl::Limits;
+use crate::model::{Document, DocumentId};
+
+/// Who wins a clash: files before KV, then Consul's CreateIndex, then the path. The same on every replica.
+pub type Rank = (bool, u64, DocumentId);
+
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    documents: OrdMap<DocumentId, Arc<DocumentState>>,
+    /// Every declaration of a name, the holder first.
+    claims: OrdMap<ObjectKey, Arc<Vec<(Rank, Object)>>>,
+    /// (named, by whom), over the holders.
+    users: OrdSet<(ObjectKey, ObjectKey)>,
+    /// (gateway, host) to the routes that claim it, oldest first.
+    hosts: OrdMap<(Arc<str>, Arc<str>), OrdSet<(Rank, Arc<str>)>>,
+    permissions: Arc<Permissions>,
+    limits: LimitsByValue,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LimitsByValue(Limits);
+
+/// One document, with what of it is in service.
+#[derive(Clone, Debug)]
+pub struct DocumentState {
+    /// As it stands in its source.
+    pub document: Document,
+    /// Why the text as it stands is not in service. Empty: it is.
+    pub problems: Arc<[Diagnostic]>,
+    /// The last good version.
+    pub in_service: Option<Arc<ParsedDocument>>,
+    /// The last version that an Envoy acknowledged: what a refused version goes back to.
+    pub confirmed: Option<Arc<ParsedDocument>>,
+}
+
+/// A text that Envoy refused. It stays out until the document changes.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Quarantine {
+    pub document: DocumentId,
+    /// Hash of the refused text.
+    pub text_hash: String,
+    pub diagnostic: Diagnostic,
+}
+
+/// What a change did to the objects in service.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigChange {
+    /// Before and after.
+    pub objects: BTreeMap<ObjectKey, (Option<Object>, Option<Object>)>,
+    pub documents: BTreeSet<DocumentId>,
+}
+
+impl ConfigChange {
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty() && self.documents.is_empty()
+    }
+
+    fn note(&mut self, key: ObjectKey, before: Option<Object>, after: Option<Object>) {
+        let entry = self.objects.entry(key).or_insert_with(|| (before, None));
+        entry.1 = after;
+    }
+}
+
+impl Config {
+    pub fn new(permissions: Permissions, limits: Limits) -> Self {
+        Self {
+            permissions: Arc::new(permissions),
+            limits: LimitsByValue(limits),
+            ..Self::default()
+        }
+    }
+
+    /// Takes a document as its source has it now. A bad text leaves the last good version in service.
+    pub fn upsert(&mut self, document: Document, quarantine: Option<&Quarantine>, change: &mut ConfigChange) {
+        let id = document.id.clone();
+        let before = self.documents.get(&id).cloned();
+        let refused = quarantine.filter(|quarantine| quarantine.text_hash == text_hash(&document.text));
+        if let Some(before) = &before
+            && before.document.text == document.text
+            && before.document.order == document.order
+            && refused.is_none()
+            && (before.problems.is_empty()
+                || before
+                    .problems
+                    .iter()
+                    .all(|problem| problem.code != Code::EnvoyRejected))
+        {
+            let state = DocumentState {
+                document,
+                ..(**before).clone()
+            };
+            self.documents.insert(id, Arc::new(state));
+            return;
+        }
+        change.documents.insert(id.clone());
+        let confirmed = before.as_ref().and_then(|state| state.confirmed.clone());
+        let last_good = before.as_ref().and_then(|state| state.in_service.clone());
+        let (in_service, problems) = match refused {
+            Some(quarantine) => {
+                // A version that no Envoy ever confirmed is still better than nothing, unless it is the refused one.
+                let other =
+                    |parsed: &Arc<ParsedDocument>| text_hash(&parsed.document.text) != quarantine.text_hash;
+                let stays = confirmed.clone().or_else(|| last_good.clone()).filter(other);
+                (stays, vec![quarantine.diagnostic.clone()])
+            }
+            None => match parse_document(&document, &self.permissions, &self.limits.0) {
+                Ok(parsed) => (Some(Arc::new(parsed)), Vec::new()),
+                Err(problems) => (last_good.clone(), say_what_stays(problems, last_good.is_some())),
+            },
+        };
+        self.put_in_service(&id, last_good.as_deref(), in_service.as_deref(), change);
+        self.documents.insert(
+            id,
+            Arc::new(DocumentState {
+                document,
+                problems: problems.into(),
+                in_service,
+                confirmed,
+            }),
+        );
+    }
+
+    pub fn remove(&mut self, id: &DocumentId, change: &mut ConfigChange) {
+        if let Some(state) = self.documents.remove(id) {
+            change.documents.insert(id.clone());
+            self.put_in_service(id, state.in_service.as_deref(), None, change);
+        }
+    }
+
+    /// Notes that Envoy runs with what these documents say now.
+    pub fn confirm(&mut self, id: &DocumentId) {
+        if let Some(state) = self.documents.get(id)
+            && state.in_service.is_some()
+            && !same(&state.in_service, &state.confirmed)
+        {
+            let state = DocumentState {
+                confirmed: state.in_service.clone(),
+                ..(**state).clone()
+            };
+            self.documents.insert(id.clone(), Arc::new(state));
+        }
+    }
+
+    /// Takes the text out of service that Envoy refused; what Envoy last acknowledged comes back.
+    pub fn quarantine(&mut self, quarantine: &Quarantine, change: &mut ConfigChange) {
+        if let Some(state) = self.documents.get(&quarantine.document).cloned()
+            && text_hash(&state.document.text) == quarantine.text_hash
+        {
+            self.upsert(state.document.clone(), Some(quarantine), change);
+        }
+    }
+
+    fn put_in_service(
+        &mut self,
+        id: &DocumentId,
+        before: Option<&ParsedDocument>,
+        after: Option<&ParsedDocument>,
+        change: &mut ConfigChange,
+    ) {
+        let mut keys: BTreeSet<ObjectKey> = BTreeSet::new();
+        for object in before.into_iter().flat_map(|parsed| &parsed.objects) {
+            keys.insert(object.key());
+        }
+        for object in after.into_iter().flat_map(|parsed| &parsed.objects) {
+            keys.insert(object.key());
+        }
+        for key in keys {
+            let old = self.claims.get(&key).cloned();
+            let held_before = old.as_deref().and_then(|claims| claims.first()).cloned();
+            let mut claims: Vec<(Rank, Object)> = old.as_deref().cloned().unwrap_or_default();
+            claims.retain(|(rank, _)| rank.2 != *id);
+            if let Some(after) = after {
+                let rank = rank_of(&after.document);
+                let declared = after.objects.iter().filter(|object| object.key() == key);
+                claims.extend(declared.map(|object| (rank.clone(), object.clone())));
+            }
+            claims.sort_by(|(a, one), (b, other)| (a, one.origin().span).cmp(&(b, other.origin().span)));
+            let held_after = claims.first().cloned();
+            if claims.is_empty() {
+                self.claims.remove(&key);
+            } else {
+                self.claims.insert(key.clone(), Arc::new(claims));
+            }
+            self.index(&key, held_before.as_ref(), held_after.as_ref());
+            change.note(
+                key,
+                held_before.map(|(_, object)| object),
+                held_after.map(|(_, object)| object),
+            );
+        }
+    }
+
+    fn index(&mut self, key: &ObjectKey, before: Option<&(Rank, Object)>, after: Option<&(Rank, Object)>) {
+        if let Some((_, object)) = before {
+            for target in object.references() {
+                self.users.remove(&(target, key.clone()));
+            }
+        }
+        if let Some((rank, Object::HttpRoute(route))) = before {
+            for place in places(route) {
+                if let Some(routes) = self.hosts.get_mut(&place) {
+                    routes.remove(&(rank.clone(), route.name.clone()));
+                    if routes.is_empty() {
+                        self.hosts.remove(&place);
+                    }
+                }
+            }
+        }
+        if let Some((_, object)) = after {
+            for target in object.references() {
+                self.users.insert((target, key.clone()));
+            }
+        }
+        if let Some((rank, Object::HttpRoute(route))) = after {
+            for place in places(route) {
+                self.hosts
+                    .entry(place)
+                    .or_default()
+                    .insert((rank.clone(), route.name.clone()));
+            }
+        }
+    }
+
+    pub fn documents(&self) -> impl Iterator<Item = &Arc<DocumentState>> {
+        self.documents.values()
+    }
+
+    pub fn document(&self, id: &DocumentId) -> Option<&Arc<DocumentState>> {
+        self.documents.get(id)
+    }
+
+    pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
+        self.claims
+            .get(key)
+            .and_then(|claims| claims.first())
+            .map(|(_, object)| object)
+    }
+
+    pub fn gateway(&self, name: &str) -> Option<&Arc<Gateway>> {
+        match self.object(&ObjectKey::new(ObjectKind::Gateway, name))? {
+            Object::Gateway(gateway) => Some(gateway),
+            _ => None,
+        }
+    }
+
+    pub fn gateways(&self) -> impl Iterator<Item = &Arc<Gateway>> {
+        self.of_kind(ObjectKind::Gateway)
+            .filter_map(|object| match object {
+                Object::Gateway(gateway) => Some(gateway),
+                _ => None,
+            })
+    }
+
+    pub fn certificate(&self, name: &str) -> Option<&Arc<Certificate>> {
+        match self.object(&ObjectKey::new(ObjectKind::Certificate, name))? {
+            Object::Certificate(certificate) => Some(certificate),
+            _ => None,
+        }
+    }
+
+    pub fn http_route(&self, name: &str) -> Option<&Arc<HttpRoute>> {
+        match self.object(&ObjectKey::new(ObjectKind::HttpRoute, name))? {
+            Object::HttpRoute(route) => Some(route),
+            _ => None,
+        }
+    }
+
+    pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
+        match self.object(&ObjectKey::new(ObjectKind::Upstream, name))? {
+            Object::Upstream(upstream) => Some(upstream),
+            _ => None,
+        }
+    }
+
+    pub fn policy(&self, name: &str) -> Option<&Arc<Policy>> {
+        match self.object(&ObjectKey::new(ObjectKind::Policy, name))? {
+            Object::Policy(policy) => Some(policy),
+            _ => None,
+        }
+    }
+
+    pub fn of_kind(&self, kind: ObjectKind) -> impl Iterator<Item = &Object> {
+        let from = ObjectKey {
+            kind,
+            name: "".into(),
+        };
+        self.claims
+            .range(from..)
+            .take_while(move |(key, _)| key.kind == kind)
+            .filter_map(|(_, claims)| claims.first().map(|(_, object)| object))
+    }
+
+    /// The objects that name this one.
+    pub fn users_of<'a>(&'a self, key: &'a ObjectKey) -> impl Iterator<Item = &'a ObjectKey> + 'a {
+        let from = (
+            key.clone(),
+            ObjectKey {
+                kind: ObjectKind::Gateway,
+                name: "".into(),
+            },
+        );
+        self.users
+            .range(from..)
+            .take_while(move |(target, _)| target == key)
+            .map(|(_, user)| user)
+    }
+
+    /// Routes of one host of one gateway, oldest document first.
+    pub fn routes_of_host(
+        &self,
+        gateway: &Arc<str>,
+        host: &Arc<str>,
+    ) -> impl Iterator<Item = (&Rank, &Arc<HttpRoute>)> {
+        self.hosts
+            .get(&(gateway.clone(), host.clone()))
+            .into_iter()
+            .flatten()
+            .filter_map(|(rank, name)| Some((rank, self.http_route(name)?)))
+    }
+
+    pub fn hosts_of_gateway<'a>(&'a self, gateway: &'a Arc<str>) -> impl Iterator<Item = &'a Arc<str>> + 'a {
+        self.hosts
+            .range((gateway.clone(), "".into())..)
+            .take_while(move |((name, _), _)| name == gateway)
+            .map(|((_, host), _)| host)
+    }
+
+    /// Names declared more than once: the losers say so.
+    pub fn name_clashes(&self, key: &ObjectKey) -> Vec<Diagnostic> {
+        let Some(claims) = self.claims.get(key) else {
+            return Vec::new();
+        };
+        let Some(((_, holder), losers)) = claims.split_first() else {
+            return Vec::new();
+        };
+        losers
+            .iter()
+            .map(|(_, object)| {
+                Diagnostic::error(Code::DuplicateName, format!("{key} is declared already"))
+                    .at(object.origin().clone())
+                    .about(key.kind.as_str(), &key.name)
+                    .because(format!(
+                        "{} holds the name: the older document wins",
+                        holder.origin()
+                    ))
+                    .fix("give this one another name, or take one of the two away")
+            })
+            .collect()
+    }
+
+    pub fn permissions(&self) -> &Permissions {
+        &self.permissions
+    }
+}
+
+pub(crate) fn rank_of(document: &Document) -> Rank {
+    (
+        matches!(document.id, DocumentId::Kv(_)),
+        document.order,
+        document.id.clone(),
+    )
+}
+
+pub fn text_hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..32].to_owned()
+}
+
+fn places(route: &HttpRoute) -> impl Iterator<Item = (Arc<str>, Arc<str>)> + '_ {
+    route
+        .gateways
+        .iter()
+        .flat_map(|(gateway, _)| route.hostnames.iter().map(|host| (gateway.clone(), host.clone())))
+}
+
+fn same(one: &Option<Arc<ParsedDocument>>, other: &Option<Arc<ParsedDocument>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+fn say_what_stays(mut problems: Vec<Diagnostic>, has_last_good: bool) -> Vec<Diagnostic> {
+    for problem in &mut problems {
+        if problem.reason.is_none() {
+            problem.reason = Some(
+                if has_last_good {
+                    "the document's last good version stays in service"
+                } else {
+                    "nothing of this document is in service"
+                }
+                .to_owned(),
+            );
+        }
+    }
+    problems
+}

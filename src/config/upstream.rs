@@ -1,0 +1,258 @@
+use std::sync::Arc;
+
+use super::document::Decoder;
+use super::objects::{Upstream, UpstreamSource};
+use crate::diagnostics::{Code, Diagnostic};
+use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
+use crate::model::ServiceQuery;
+use crate::model::http::{CircuitBreaker, LoadBalancer, UpstreamOptions, UpstreamProtocol};
+
+pub(super) fn schema() -> BlockSchema {
+    BlockSchema::new(
+        "upstream",
+        &["name"],
+        "A named destination of requests, and how Envoy speaks to it.",
+    )
+    .block(
+        BlockSchema::new(
+            "consul",
+            &[],
+            "Instances of a service in the Consul catalog, watched.",
+        )
+        .attribute(
+            "service",
+            Type::String,
+            Some("the upstream's name"),
+            "\"orders\"",
+            "The service's name.",
+        )
+        .attribute(
+            "datacenter",
+            Type::Name,
+            None,
+            "\"dc2\"",
+            "Another datacenter. Left out: the agent's own.",
+        )
+        .attribute(
+            "namespace",
+            Type::Name,
+            None,
+            "\"shop\"",
+            "Consul Enterprise only.",
+        )
+        .attribute(
+            "partition",
+            Type::Name,
+            None,
+            "\"edge\"",
+            "Consul Enterprise only.",
+        )
+        .attribute(
+            "filter",
+            Type::String,
+            None,
+            "\"Service.Meta.version == v2\"",
+            "A Consul filter expression over the health answer: instances it does not take are left out.",
+        )
+        .attribute(
+            "port",
+            Type::Name,
+            None,
+            "\"http\"",
+            "A named port (Consul 1.22 and newer). Left out: the default port.",
+        )
+        .attribute(
+            "only_passing",
+            Type::Bool,
+            Some("false"),
+            "true",
+            "Leaves out instances in warning. Otherwise they serve with their warning weight.",
+        ),
+        Occurs::Optional,
+    )
+    .block(
+        BlockSchema::new("static", &[], "Fixed addresses.").required(
+            "addresses",
+            Type::List(&Type::HostPort),
+            "[\"10.0.0.7:8080\"]",
+            "IP addresses with ports.",
+        ),
+        Occurs::Optional,
+    )
+    .block(
+        BlockSchema::new(
+            "dns",
+            &[],
+            "A host name that Envoy resolves, all its addresses used.",
+        )
+        .required(
+            "address",
+            Type::HostPort,
+            "\"legacy.example.com:8080\"",
+            "Host name and port.",
+        ),
+        Occurs::Optional,
+    )
+    .exactly_one_of(&["consul", "static", "dns"])
+    .attribute(
+        "protocol",
+        Type::Word(&["http", "http2"]),
+        Some("\"http\""),
+        "\"http2\"",
+        "What instances speak: HTTP/1.1, or HTTP/2 without TLS (gRPC).",
+    )
+    .attribute(
+        "load_balancer",
+        Type::Word(&["least_request", "round_robin", "random"]),
+        Some("\"least_request\""),
+        "\"round_robin\"",
+        "How an instance is chosen, by weight in each case.",
+    )
+    .attribute(
+        "connect_timeout",
+        Type::Duration(10, 60_000),
+        Some("\"5s\""),
+        "\"1s\"",
+        "Longest time to a connection.",
+    )
+    .block(
+        BlockSchema::new(
+            "circuit_breaker",
+            &[],
+            "Bounds per Envoy; what is over them answers 503 at once.",
+        )
+        .attribute(
+            "max_connections",
+            Type::Integer(1, 1_000_000),
+            Some("10000"),
+            "1000",
+            "Connections.",
+        )
+        .attribute(
+            "max_pending_requests",
+            Type::Integer(1, 1_000_000),
+            Some("10000"),
+            "500",
+            "Requests waiting for a connection.",
+        )
+        .attribute(
+            "max_requests",
+            Type::Integer(1, 1_000_000),
+            Some("10000"),
+            "2000",
+            "Requests under way.",
+        )
+        .attribute(
+            "max_retries",
+            Type::Integer(0, 1_000_000),
+            Some("1000"),
+            "50",
+            "Retries under way.",
+        ),
+        Occurs::Optional,
+    )
+}
+
+pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Upstream {
+    let name: Arc<str> = block.label(0).into();
+    let source = if let Some(consul) = reader.child("consul") {
+        let service = consul.string("service").unwrap_or_else(|| name.clone());
+        if service.is_empty() {
+            decoder.problems.push(
+                Diagnostic::error(Code::InvalidValue, "the service's name is empty")
+                    .at(consul.origin_of("service")),
+            );
+        }
+        UpstreamSource::Consul {
+            query: ServiceQuery {
+                name: service,
+                datacenter: consul.string("datacenter"),
+                namespace: consul.string("namespace"),
+                partition: consul.string("partition"),
+                filter: consul.string("filter"),
+            },
+            port: consul.string("port"),
+            only_passing: consul.boolean("only_passing").unwrap_or(false),
+        }
+    } else if let Some(fixed) = reader.child("static") {
+        let addresses = fixed.strings_with_origin("addresses");
+        for (address, origin) in &addresses {
+            let host = address.rsplit_once(':').map_or(&**address, |(host, _)| host);
+            if host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_err() {
+                decoder.problems.push(
+                    Diagnostic::error(Code::InvalidValue, format!("{address:?} is a host name"))
+                        .at(origin.clone())
+                        .fix(format!(
+                            "write `dns {{ address = {address:?} }}` in place of the static block"
+                        )),
+                );
+            }
+            decoder.require_address(host, origin);
+        }
+        if addresses.is_empty() {
+            decoder.problems.push(
+                Diagnostic::error(Code::MissingKey, "addresses is empty").at(fixed.origin_of("addresses")),
+            );
+        }
+        UpstreamSource::Static(addresses.into_iter().map(|(address, _)| address).collect())
+    } else {
+        let dns = reader.child("dns").unwrap_or(*reader);
+        let address = dns.string("address").unwrap_or_default();
+        let host = address.rsplit_once(':').map_or(&*address, |(host, _)| host);
+        decoder.require_address(host, &dns.origin_of("address"));
+        UpstreamSource::Dns(address)
+    };
+    Upstream {
+        name,
+        origin: reader.origin(),
+        source,
+        options: options(reader),
+    }
+}
+
+fn options(reader: &Reader<'_>) -> UpstreamOptions {
+    let defaults = UpstreamOptions::default();
+    let breaker = reader
+        .child("circuit_breaker")
+        .map_or(defaults.circuit_breaker, |block| {
+            let default = CircuitBreaker::default();
+            CircuitBreaker {
+                max_connections: block
+                    .unsigned("max_connections")
+                    .unwrap_or(default.max_connections),
+                max_pending_requests: block
+                    .unsigned("max_pending_requests")
+                    .unwrap_or(default.max_pending_requests),
+                max_requests: block.unsigned("max_requests").unwrap_or(default.max_requests),
+                max_retries: block.unsigned("max_retries").unwrap_or(default.max_retries),
+            }
+        });
+    UpstreamOptions {
+        protocol: match reader.string("protocol").as_deref() {
+            Some("http2") => UpstreamProtocol::Http2,
+            _ => UpstreamProtocol::Http1,
+        },
+        load_balancer: match reader.string("load_balancer").as_deref() {
+            Some("round_robin") => LoadBalancer::RoundRobin,
+            Some("random") => LoadBalancer::Random,
+            _ => LoadBalancer::LeastRequest,
+        },
+        connect_timeout: reader
+            .duration("connect_timeout")
+            .unwrap_or(defaults.connect_timeout),
+        circuit_breaker: breaker,
+    }
+}
+
+impl Decoder<'_> {
+    fn require_address(&mut self, host: &str, origin: &crate::model::Origin) {
+        if let Some(why) = self.permissions.address_refusal(&self.source.document, host) {
+            self.problems.push(
+                Diagnostic::error(Code::NotAllowed, format!("a document from KV may not send requests to {host:?}"))
+                    .at(origin.clone())
+                    .because(why)
+                    .fix("register the service in Consul, or allow it with `kv_documents { allow_loopback = true }` (or allow_link_local) in the agent's settings"),
+            );
+        }
+    }
+}

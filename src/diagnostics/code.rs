@@ -1,0 +1,71 @@
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {
+        /// What kind of problem. The names are stable: scripts and alerts may rely on them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Code {
+            $($(#[doc = $doc])+ #[serde(rename = $name)] $variant,)+
+        }
+
+        impl Code {
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// For the generated reference.
+            pub fn explanation(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The text is not valid HCL or JSON. The document's last good version stays in service.
+    SyntaxError => "syntax-error",
+    /// An attribute or block that the schema does not have at this place.
+    UnknownKey => "unknown-key",
+    /// A required attribute, label or block is not there.
+    MissingKey => "missing-key",
+    /// A value of the wrong type, out of range, or malformed.
+    InvalidValue => "invalid-value",
+    /// Blocks or attributes that exclude each other, or stand more often than allowed.
+    Conflict => "conflict",
+    /// A document, value or nesting over a stated bound.
+    TooLarge => "too-large",
+    /// Two objects of one kind with one name: the older document holds it.
+    DuplicateName => "duplicate-name",
+    /// A name that no document declares.
+    UnknownReference => "unknown-reference",
+    /// A Consul service that has no registered instance.
+    UnknownService => "unknown-service",
+    /// Every instance of a service is critical or in maintenance.
+    NoHealthyInstance => "no-healthy-instance",
+    /// An instance that cannot be used: no port, or a host name where an address is needed.
+    UnusableInstance => "unusable-instance",
+    /// A watch has not answered yet.
+    NotYetKnown => "not-yet-known",
+    /// A route is attached to nothing: no gateway or listener takes it.
+    NotAttached => "not-attached",
+    /// Two rules match exactly the same requests: the older document's rule holds.
+    ShadowedRule => "shadowed-rule",
+    /// Two gateways or listeners want the same port.
+    PortClash => "port-clash",
+    /// No usable certificate: the listener is withheld.
+    ListenerWithheld => "listener-withheld",
+    /// A certificate that could not be fetched, read or used.
+    CertificateProblem => "certificate-problem",
+    /// A certificate near or past its end.
+    CertificateExpiry => "certificate-expiry",
+    /// A document from KV reaches for something that the agent's settings do not allow it.
+    NotAllowed => "not-allowed",
+    /// A security policy that cannot be built: its routes answer 503.
+    SecurityPolicyInvalid => "security-policy-invalid",
+    /// Envoy refused a resource: what it last accepted stays in service.
+    EnvoyRejected => "envoy-rejected",
+    /// Consul, Vault or the file system did not answer as needed: what was last known stays.
+    SourceProblem => "source-problem",
+}

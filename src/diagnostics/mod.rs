@@ -1,0 +1,147 @@
+//! Everything a user can be told, as values.
+//!
+//! The same [`Diagnostic`] is shown by the CLI, the API, the log and the status keys. Nothing here knows where the
+//! text of a document came from; whoever renders brings it.
+
+mod code;
+mod render;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use code::Code;
+pub use render::render;
+
+use crate::model::Origin;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Something the user asked for is not in effect.
+    Error,
+    /// In effect, and probably not what was meant.
+    Warning,
+}
+
+/// The named thing a diagnostic is about, as the user wrote it: `http_route "shop"`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectRef {
+    pub kind: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl std::fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?}", self.kind, self.name)
+    }
+}
+
+/// One problem: what, where, why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Diagnostic {
+    pub severity: Severity,
+    pub code: Code,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<ObjectRef>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// What is wrong, in one line.
+    pub message: String,
+    /// Why, or what happens meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+impl Diagnostic {
+    pub fn error(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Error,
+            code,
+            object: None,
+            origin: None,
+            message: message.into(),
+            reason: None,
+            fix: None,
+        }
+    }
+
+    pub fn warning(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            severity: Severity::Warning,
+            ..Self::error(code, message)
+        }
+    }
+
+    pub fn at(mut self, origin: Origin) -> Self {
+        self.origin = Some(origin);
+        self
+    }
+
+    pub fn about(mut self, kind: &str, name: &str) -> Self {
+        self.object = Some(ObjectRef {
+            kind: kind.into(),
+            name: name.into(),
+        });
+        self
+    }
+
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+/// One line, for logs and lists: `shop:12:3: error[unknown-key]: ...`.
+impl std::fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(origin) = &self.origin {
+            write!(f, "{origin}: ")?;
+        }
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{severity}[{}]: {}", self.code.as_str(), self.message)?;
+        if let Some(reason) = &self.reason {
+            write!(f, "; {reason}")?;
+        }
+        if let Some(fix) = &self.fix {
+            write!(f, "; fix: {fix}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The nearest of `known` to a word nobody knows, if it is near enough to be a slip.
+pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(word.len()) / 4)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::suggestion;
+
+    #[test]
+    fn suggests_slips_only() {
+        assert_eq!(
+            suggestion("hostname", ["hostnames", "gateways"]),
+            Some("hostnames")
+        );
+        assert_eq!(suggestion("rewirte", ["rewrite", "redirect"]), Some("rewrite"));
+        assert_eq!(suggestion("banana", ["rewrite", "redirect"]), None);
+    }
+}

@@ -1,0 +1,83 @@
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+use super::{Diagnostic, Severity};
+
+/// Renders like a compiler: the line, a mark under the place, the reason and the fix.
+///
+/// `source` is the text the diagnostic's origin points into; without it only the place is named.
+pub fn render(diagnostic: &Diagnostic, source: Option<&str>, color: bool) -> String {
+    let level = match diagnostic.severity {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
+    let title = level
+        .primary_title(&diagnostic.message)
+        .id(diagnostic.code.as_str());
+    let path = diagnostic.origin.as_ref().map(ToString::to_string);
+    let mut group = match (&diagnostic.origin, source) {
+        (Some(origin), Some(source)) if source.get(origin.span.start..origin.span.end).is_some() => {
+            let mut annotation = AnnotationKind::Primary.span(origin.span.start..origin.span.end);
+            if let Some(reason) = &diagnostic.reason {
+                annotation = annotation.label(reason);
+            }
+            let snippet = Snippet::source(source)
+                .path(origin.document.as_str())
+                .annotation(annotation);
+            title.element(snippet)
+        }
+        _ => {
+            let mut group = Group::with_title(title);
+            if let Some(path) = &path {
+                group = group.element(Level::NOTE.message(format!("at {path}")));
+            }
+            if let Some(reason) = &diagnostic.reason {
+                group = group.element(Level::NOTE.message(reason));
+            }
+            group
+        }
+    };
+    if let Some(object) = &diagnostic.object {
+        group = group.element(Level::NOTE.message(format!("in {object}")));
+    }
+    if let Some(fix) = &diagnostic.fix {
+        group = group.element(Level::HELP.message(fix));
+    }
+    let renderer = if color {
+        Renderer::styled()
+    } else {
+        Renderer::plain()
+    };
+    renderer.render(&[group]).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnostics::Code;
+    use crate::model::{DocumentId, Origin, Span};
+
+    #[test]
+    fn shows_line_reason_and_fix() {
+        let source = "http_route \"shop\" {\n  hostname = \"a\"\n}\n";
+        let diagnostic = Diagnostic::error(Code::UnknownKey, "unknown attribute \"hostname\"")
+            .at(Origin {
+                document: DocumentId::File("shop.hcl".into()),
+                span: Span { start: 22, end: 30 },
+                line: 2,
+                column: 3,
+            })
+            .because("not an attribute of http_route")
+            .fix("did you mean \"hostnames\"?")
+            .about("http_route", "shop");
+        insta::assert_snapshot!(render(&diagnostic, Some(source), false), @r#"
+        error[unknown-key]: unknown attribute "hostname"
+         --> shop.hcl:2:3
+          |
+        2 |   hostname = "a"
+          |   ^^^^^^^^ not an attribute of http_route
+          |
+          = note: in http_route "shop"
+          = help: did you mean "hostnames"?
+        "#);
+    }
+}

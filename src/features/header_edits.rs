@@ -1,0 +1,78 @@
+//! Header edits, the same for requests and responses.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use serde::Serialize;
+
+use crate::hcl::{BlockSchema, Reader, Type};
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HeaderEdits {
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub remove: Vec<Arc<str>>,
+}
+
+pub(super) fn schema(kind: &'static str, doc: &'static str) -> BlockSchema {
+    const EDITS: Type = Type::Map(&Type::HeaderName, &Type::HeaderValue);
+    BlockSchema::new(kind, &[], doc)
+        .attribute(
+            "set",
+            EDITS,
+            Some("{}"),
+            "{ \"x-team\" = \"shop\" }",
+            "Headers that have this value afterwards, whatever was there. Envoy's command operators such as \
+             `%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%` are replaced; a literal `%` is written `%%`.",
+        )
+        .attribute(
+            "add",
+            EDITS,
+            Some("{}"),
+            "{ \"x-seen-by\" = \"edge\" }",
+            "Headers added beside any of the same name.",
+        )
+        .attribute(
+            "remove",
+            Type::List(&Type::HeaderName),
+            Some("[]"),
+            "[\"x-internal\"]",
+            "Headers taken away.",
+        )
+}
+
+pub(super) fn decode(reader: &Reader<'_>) -> HeaderEdits {
+    HeaderEdits {
+        set: reader.string_map("set"),
+        add: reader.string_map("add"),
+        remove: reader.strings("remove"),
+    }
+}
+
+impl HeaderEdits {
+    pub(super) fn additions(&self) -> Vec<HeaderValueOption> {
+        let option = |(name, value): &(Arc<str>, Arc<str>), action: HeaderAppendAction| HeaderValueOption {
+            header: Some(HeaderValue {
+                key: name.to_string(),
+                value: value.to_string(),
+                ..HeaderValue::default()
+            }),
+            append_action: action.into(),
+            ..HeaderValueOption::default()
+        };
+        let set = self
+            .set
+            .iter()
+            .map(|edit| option(edit, HeaderAppendAction::OverwriteIfExistsOrAdd));
+        let add = self
+            .add
+            .iter()
+            .map(|edit| option(edit, HeaderAppendAction::AppendIfExistsOrAdd));
+        set.chain(add).collect()
+    }
+
+    pub(super) fn removals(&self) -> Vec<String> {
+        self.remove.iter().map(ToString::to_string).collect()
+    }
+}

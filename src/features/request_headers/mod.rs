@@ -1,0 +1,30 @@
+//! `request_headers`: headers set, added and removed on the way to the upstream.
+
+use super::header_edits::{self, HeaderEdits};
+use super::{Feature, Form, RouteParts};
+use crate::diagnostics::Diagnostic;
+use crate::hcl::Reader;
+
+pub struct RequestHeaders;
+
+impl Feature for RequestHeaders {
+    type Policy = HeaderEdits;
+
+    const NAME: &'static str = "request_headers";
+
+    fn form(&self) -> Form {
+        Form::Block(header_edits::schema(
+            Self::NAME,
+            "Edits the headers of the request before it goes to the upstream.",
+        ))
+    }
+
+    fn decode(&self, reader: &Reader<'_>, _: &mut Vec<Diagnostic>) -> Option<HeaderEdits> {
+        Some(header_edits::decode(reader))
+    }
+
+    fn apply(&self, policy: &HeaderEdits, route: &mut RouteParts) {
+        route.request_headers_to_add.extend(policy.additions());
+        route.request_headers_to_remove.extend(policy.removals());
+    }
+}

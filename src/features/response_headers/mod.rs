@@ -1,0 +1,30 @@
+//! `response_headers`: headers set, added and removed on the way back to the client.
+
+use super::header_edits::{self, HeaderEdits};
+use super::{Feature, Form, RouteParts};
+use crate::diagnostics::Diagnostic;
+use crate::hcl::Reader;
+
+pub struct ResponseHeaders;
+
+impl Feature for ResponseHeaders {
+    type Policy = HeaderEdits;
+
+    const NAME: &'static str = "response_headers";
+
+    fn form(&self) -> Form {
+        Form::Block(header_edits::schema(
+            Self::NAME,
+            "Edits the headers of the response before it goes to the client.",
+        ))
+    }
+
+    fn decode(&self, reader: &Reader<'_>, _: &mut Vec<Diagnostic>) -> Option<HeaderEdits> {
+        Some(header_edits::decode(reader))
+    }
+
+    fn apply(&self, policy: &HeaderEdits, route: &mut RouteParts) {
+        route.response_headers_to_add.extend(policy.additions());
+        route.response_headers_to_remove.extend(policy.removals());
+    }
+}

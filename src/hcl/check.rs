@@ -1,0 +1,223 @@
+use super::schema::{BlockSchema, Occurs};
+use super::tree::{Body, Source};
+use super::value_types::mismatch;
+use crate::diagnostics::{Code, Diagnostic, suggestion};
+use crate::model::Span;
+
+/// Holds a tree against its schema: every problem, not only the first. What passes can be read without further checks.
+pub fn check(source: &Source, body: &Body, schema: &BlockSchema) -> Vec<Diagnostic> {
+    let mut problems = Vec::new();
+    check_body(source, body, schema, Span::default(), &mut problems);
+    problems
+}
+
+fn check_body(
+    source: &Source,
+    body: &Body,
+    schema: &BlockSchema,
+    header: Span,
+    problems: &mut Vec<Diagnostic>,
+) {
+    let place = if schema.kind.is_empty() {
+        "a document".to_owned()
+    } else {
+        schema.kind.to_owned()
+    };
+    check_attributes(source, body, schema, &place, problems);
+    check_blocks(source, body, schema, &place, problems);
+    for attribute in schema.attributes.iter().filter(|attribute| attribute.required) {
+        if body.attribute(attribute.name).is_none() {
+            problems.push(
+                Diagnostic::error(
+                    Code::MissingKey,
+                    format!("{place} needs the attribute {:?}", attribute.name),
+                )
+                .at(source.origin(header))
+                .because(attribute.doc)
+                .fix(format!("add `{} = {}`", attribute.name, attribute.example)),
+            );
+        }
+    }
+    for (block, occurs) in &schema.blocks {
+        let count = body.blocks_of(block.kind).count();
+        if count == 0 && matches!(occurs, Occurs::Once | Occurs::AtLeastOnce) {
+            problems.push(
+                Diagnostic::error(
+                    Code::MissingKey,
+                    format!("{place} needs a block {:?}", block.kind),
+                )
+                .at(source.origin(header))
+                .because(block.doc),
+            );
+        }
+    }
+    for (names, must) in &schema.one_of {
+        let present: Vec<&str> = names
+            .iter()
+            .copied()
+            .filter(|name| body.attribute(name).is_some() || body.block(name).is_some())
+            .collect();
+        if present.len() > 1 {
+            problems.push(
+                Diagnostic::error(
+                    Code::Conflict,
+                    format!("{place} cannot have both {:?} and {:?}", present[0], present[1]),
+                )
+                .at(source.origin(header))
+                .fix(format!("keep one of {}", names.join(", "))),
+            );
+        } else if present.is_empty() && *must {
+            problems.push(
+                Diagnostic::error(
+                    Code::MissingKey,
+                    format!("{place} needs one of {}", names.join(", ")),
+                )
+                .at(source.origin(header)),
+            );
+        }
+    }
+}
+
+fn check_attributes(
+    source: &Source,
+    body: &Body,
+    schema: &BlockSchema,
+    place: &str,
+    problems: &mut Vec<Diagnostic>,
+) {
+    for (index, attribute) in body.attributes.iter().enumerate() {
+        let Some(known) = schema.attribute_schema(&attribute.name) else {
+            let block = schema.block_schema(&attribute.name).map(|_| {
+                format!(
+                    "{:?} is a block: write `{} {{ ... }}` without \"=\"",
+                    attribute.name, attribute.name
+                )
+            });
+            problems.push(unknown(
+                source,
+                "attribute",
+                &attribute.name,
+                attribute.name_span,
+                schema,
+                place,
+                block,
+            ));
+            continue;
+        };
+        if body.attributes[..index]
+            .iter()
+            .any(|other| other.name == attribute.name)
+        {
+            problems.push(
+                Diagnostic::error(Code::Conflict, format!("{:?} is set twice", attribute.name))
+                    .at(source.origin(attribute.name_span)),
+            );
+        }
+        if let Some((span, why)) = mismatch(&known.ty, &attribute.value) {
+            problems.push(
+                Diagnostic::error(Code::InvalidValue, format!("{}: {why}", attribute.name))
+                    .at(source.origin(span))
+                    .because(known.doc)
+                    .fix(format!("for example `{} = {}`", attribute.name, known.example)),
+            );
+        }
+    }
+}
+
+fn check_blocks(
+    source: &Source,
+    body: &Body,
+    schema: &BlockSchema,
+    place: &str,
+    problems: &mut Vec<Diagnostic>,
+) {
+    for (index, block) in body.blocks.iter().enumerate() {
+        let Some((known, occurs)) = schema.block_schema(&block.kind) else {
+            let attribute = schema.attribute_schema(&block.kind).map(|attribute| {
+                format!(
+                    "{:?} is an attribute: write `{} = {}`",
+                    block.kind, block.kind, attribute.example
+                )
+            });
+            problems.push(unknown(
+                source,
+                "block",
+                &block.kind,
+                block.span,
+                schema,
+                place,
+                attribute,
+            ));
+            continue;
+        };
+        if block.labels.len() != known.labels.len() {
+            let shape: Vec<String> = known
+                .labels
+                .iter()
+                .map(|label| format!("\"<{label}>\""))
+                .collect();
+            problems.push(
+                Diagnostic::error(
+                    Code::MissingKey,
+                    format!(
+                        "{} takes {} label(s), found {}",
+                        known.kind,
+                        known.labels.len(),
+                        block.labels.len()
+                    ),
+                )
+                .at(source.origin(block.span))
+                .fix(format!("write `{} {} {{`", known.kind, shape.join(" ")).replace("  ", " ")),
+            );
+        }
+        for (label, span) in &block.labels {
+            let value = super::tree::Value {
+                kind: super::tree::ValueKind::String(label.clone()),
+                span: *span,
+            };
+            if let Some((span, why)) = mismatch(&super::schema::Type::Name, &value) {
+                problems.push(Diagnostic::error(Code::InvalidValue, why).at(source.origin(span)));
+            }
+        }
+        let same_before = body.blocks[..index].iter().find(|other| {
+            other.kind == block.kind
+                && (matches!(occurs, Occurs::Optional | Occurs::Once)
+                    || (!block.labels.is_empty()
+                        && other
+                            .labels
+                            .iter()
+                            .map(|l| &l.0)
+                            .eq(block.labels.iter().map(|l| &l.0))))
+        });
+        if same_before.is_some() {
+            problems.push(
+                Diagnostic::error(Code::Conflict, format!("this block stands twice in {place}"))
+                    .at(source.origin(block.span))
+                    .fix("keep one, or give the second another label where labels are allowed"),
+            );
+        }
+        check_body(source, &block.body, known, block.span, problems);
+    }
+}
+
+fn unknown(
+    source: &Source,
+    what: &str,
+    name: &str,
+    span: Span,
+    schema: &BlockSchema,
+    place: &str,
+    other_form: Option<String>,
+) -> Diagnostic {
+    let names = schema
+        .attributes
+        .iter()
+        .map(|attribute| attribute.name)
+        .chain(schema.blocks.iter().map(|(block, _)| block.kind));
+    let fix = other_form
+        .or_else(|| suggestion(name, names.clone()).map(|near| format!("did you mean {near:?}?")))
+        .unwrap_or_else(|| format!("known here: {}", names.collect::<Vec<_>>().join(", ")));
+    Diagnostic::error(Code::UnknownKey, format!("unknown {what} {name:?} in {place}"))
+        .at(source.origin(span))
+        .fix(fix)
+}

@@ -1,0 +1,241 @@
+use hcl_edit::Span as _;
+use hcl_edit::expr::Expression;
+use hcl_edit::structure::{BlockLabel, Body as EditBody, Structure};
+
+use super::schema::BlockSchema;
+use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
+use crate::diagnostics::{Code, Diagnostic};
+use crate::model::Span;
+
+/// Bounds on what is read, whoever wrote it.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of one document. Consul's own bound for a KV value.
+    pub document_bytes: usize,
+    /// Levels of `{`, `[` and `(`. The parser recurses: deep nesting would exhaust the stack.
+    pub nesting: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            document_bytes: 512 * 1024,
+            nesting: 32,
+        }
+    }
+}
+
+/// Reads HCL, or JSON of the same schema when the text's first character is `{`.
+pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<Body, Vec<Diagnostic>> {
+    let text = source.text();
+    if text.len() > limits.document_bytes {
+        return Err(vec![
+            Diagnostic::error(
+                Code::TooLarge,
+                format!(
+                    "the document has {} bytes, the bound is {}",
+                    text.len(),
+                    limits.document_bytes
+                ),
+            )
+            .at(source.origin(Span::default()))
+            .fix("split it: a configuration may be any number of documents"),
+        ]);
+    }
+    check_nesting(source, limits)?;
+    if text.trim_start().starts_with('{') {
+        return super::json::parse_json(source, schema);
+    }
+    let body = hcl_edit::parser::parse_body(text).map_err(|error| vec![syntax_error(source, &error)])?;
+    let mut problems = Vec::new();
+    let body = convert_body(source, &body, &mut problems);
+    if problems.is_empty() {
+        Ok(body)
+    } else {
+        Err(problems)
+    }
+}
+
+pub(super) fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic {
+    let location = error.location();
+    let start = location.offset().min(source.text().len());
+    let end = source.text()[start..]
+        .chars()
+        .next()
+        .map_or(start, |next| start + next.len_utf8());
+    let mut diagnostic = Diagnostic::error(Code::SyntaxError, format!("not valid HCL: {}", error.message()))
+        .at(source.origin(Span { start, end }));
+    let line = error.line();
+    if line.contains('{') && line.matches('=').count() > 1 {
+        diagnostic = diagnostic
+            .fix("a block on one line may hold one attribute only: put each attribute on its own line");
+    }
+    diagnostic
+}
+
+/// Counts brackets outside strings and comments; a here-document counts as text only where its brackets balance.
+fn check_nesting(source: &Source, limits: &Limits) -> Result<(), Vec<Diagnostic>> {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for (index, byte) in source.text().bytes().enumerate() {
+        match byte {
+            b'\n' => (in_string, escaped) = (false, false),
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            // `${` opens an expression inside a string: the parser recurses there too.
+            b'{' | b'[' | b'(' => depth += 1,
+            b'}' | b']' | b')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > limits.nesting {
+            return Err(vec![
+                Diagnostic::error(
+                    Code::TooLarge,
+                    format!("nested deeper than {} levels", limits.nesting),
+                )
+                .at(source.origin(Span {
+                    start: index,
+                    end: index + 1,
+                })),
+            ]);
+        }
+    }
+    Ok(())
+}
+
+fn convert_body(source: &Source, body: &EditBody, problems: &mut Vec<Diagnostic>) -> Body {
+    let mut converted = Body::default();
+    for structure in body {
+        match structure {
+            Structure::Attribute(attribute) => {
+                let name_span = span_of(attribute.key.span());
+                if let Some(value) = convert_value(source, &attribute.value, problems) {
+                    converted.attributes.push(Attribute {
+                        name: attribute.key.to_string(),
+                        name_span,
+                        value,
+                    });
+                }
+            }
+            Structure::Block(block) => {
+                let kind_span = span_of(block.ident.span());
+                let labels: Vec<(String, Span)> = block
+                    .labels
+                    .iter()
+                    .map(|label| match label {
+                        BlockLabel::Ident(ident) => (ident.to_string(), span_of(ident.span())),
+                        BlockLabel::String(text) => (text.to_string(), span_of(text.span())),
+                    })
+                    .collect();
+                let end = labels.last().map_or(kind_span.end, |(_, span)| span.end);
+                converted.blocks.push(Block {
+                    kind: block.ident.to_string(),
+                    span: Span {
+                        start: kind_span.start,
+                        end,
+                    },
+                    labels,
+                    body: convert_body(source, &block.body, problems),
+                });
+            }
+        }
+    }
+    converted
+}
+
+pub(super) fn convert_value(
+    source: &Source,
+    expression: &Expression,
+    problems: &mut Vec<Diagnostic>,
+) -> Option<Value> {
+    let span = span_of(expression.span());
+    let kind = match expression {
+        Expression::Null(_) => ValueKind::Null,
+        Expression::Bool(value) => ValueKind::Bool(*value.value()),
+        Expression::Number(number) => match number.value().as_i64() {
+            Some(integer) => ValueKind::Integer(integer),
+            None => ValueKind::Float(number.value().as_f64().unwrap_or(f64::NAN)),
+        },
+        Expression::String(text) => ValueKind::String(text.value().clone()),
+        Expression::Array(items) => ValueKind::List(
+            items
+                .iter()
+                .filter_map(|item| convert_value(source, item, problems))
+                .collect(),
+        ),
+        Expression::Object(object) => {
+            let mut entries = Vec::with_capacity(object.len());
+            for (key, value) in object {
+                let key_span = span_of(key.span());
+                let name = match key {
+                    hcl_edit::expr::ObjectKey::Ident(ident) => ident.to_string(),
+                    hcl_edit::expr::ObjectKey::Expression(Expression::String(text)) => text.value().clone(),
+                    hcl_edit::expr::ObjectKey::Expression(_) => {
+                        problems.push(not_a_literal(source, key_span));
+                        continue;
+                    }
+                };
+                if let Some(value) = convert_value(source, value.expr(), problems) {
+                    entries.push((name, key_span, value));
+                }
+            }
+            ValueKind::Object(entries)
+        }
+        Expression::HeredocTemplate(heredoc) => match literal_template(&heredoc.template) {
+            Some(text) => ValueKind::String(text),
+            None => {
+                problems.push(not_a_literal(source, span));
+                return None;
+            }
+        },
+        Expression::StringTemplate(template) => match literal_template(template) {
+            Some(text) => ValueKind::String(text),
+            None => {
+                problems.push(not_a_literal(source, span));
+                return None;
+            }
+        },
+        Expression::Parenthesis(inner) => return convert_value(source, inner.inner(), problems),
+        Expression::UnaryOp(operation) => match convert_value(source, &operation.expr, problems)?.kind {
+            ValueKind::Integer(value) => ValueKind::Integer(-value),
+            ValueKind::Float(value) => ValueKind::Float(-value),
+            _ => {
+                problems.push(not_a_literal(source, span));
+                return None;
+            }
+        },
+        _ => {
+            problems.push(not_a_literal(source, span));
+            return None;
+        }
+    };
+    Some(Value { kind, span })
+}
+
+/// A template without interpolation is a plain string (`$${` stands for `${`).
+fn literal_template<'a>(
+    template: impl IntoIterator<Item = &'a hcl_edit::template::Element>,
+) -> Option<String> {
+    let mut text = String::new();
+    for element in template {
+        match element {
+            hcl_edit::template::Element::Literal(literal) => text.push_str(literal.value()),
+            _ => return None,
+        }
+    }
+    Some(text)
+}
+
+fn not_a_literal(source: &Source, span: Span) -> Diagnostic {
+    Diagnostic::error(Code::InvalidValue, "expressions are not evaluated here")
+        .at(source.origin(span))
+        .because("a document is data: variables, functions and \"${...}\" have no value in it")
+        .fix("write the value itself, or render the document with a tool before it is put; \"$${\" is a literal \"${\"")
+}
+
+fn span_of(range: Option<std::ops::Range<usize>>) -> Span {
+    range.map_or_else(Span::default, |range| Span {
+        start: range.start,
+        end: range.end,
+    })
+}

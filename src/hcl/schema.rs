@@ -1,0 +1,175 @@
+/// What may stand in a block. The reference documentation, the JSON form, the check and the suggestions all read this.
+#[derive(Clone, Debug)]
+pub struct BlockSchema {
+    pub kind: &'static str,
+    /// Names of the labels, for messages and the reference.
+    pub labels: &'static [&'static str],
+    pub doc: &'static str,
+    pub attributes: Vec<AttributeSchema>,
+    pub blocks: Vec<(BlockSchema, Occurs)>,
+    /// Groups of attributes and blocks of which exactly one must stand (`true`) or at most one may (`false`).
+    pub one_of: Vec<(&'static [&'static str], bool)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occurs {
+    Optional,
+    Once,
+    Many,
+    AtLeastOnce,
+}
+
+#[derive(Clone, Debug)]
+pub struct AttributeSchema {
+    pub name: &'static str,
+    pub ty: Type,
+    pub required: bool,
+    /// As it would be written; None where leaving it out means "nothing".
+    pub default: Option<&'static str>,
+    pub example: &'static str,
+    pub doc: &'static str,
+}
+
+/// Types of values, with their bounds: what passes the check needs no second look.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Type {
+    Bool,
+    /// Inclusive bounds.
+    Integer(i64, i64),
+    Number(f64, f64),
+    /// Any text without control characters.
+    String,
+    /// A name used as a reference or label.
+    Name,
+    /// `"250ms"`, `"10s"`, `"5m"`, `"1h"`: whole milliseconds, in inclusive bounds given in milliseconds.
+    Duration(u64, u64),
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// A host name, `*.suffix` or `*`.
+    Hostname,
+    /// Begins with `/`, has no query or fragment.
+    Path,
+    /// RE2 syntax, bounded in size.
+    Regex,
+    HeaderName,
+    HeaderValue,
+    Method,
+    IpAddress,
+    /// `address/length`, or a single address.
+    Cidr,
+    /// `host:port` or `[v6]:port`.
+    HostPort,
+    List(&'static Type),
+    /// Keys and values.
+    Map(&'static Type, &'static Type),
+}
+
+impl BlockSchema {
+    pub fn new(kind: &'static str, labels: &'static [&'static str], doc: &'static str) -> Self {
+        Self {
+            kind,
+            labels,
+            doc,
+            attributes: Vec::new(),
+            blocks: Vec::new(),
+            one_of: Vec::new(),
+        }
+    }
+
+    pub fn attribute(
+        mut self,
+        name: &'static str,
+        ty: Type,
+        default: Option<&'static str>,
+        example: &'static str,
+        doc: &'static str,
+    ) -> Self {
+        self.attributes.push(AttributeSchema {
+            name,
+            ty,
+            required: false,
+            default,
+            example,
+            doc,
+        });
+        self
+    }
+
+    pub fn required(
+        mut self,
+        name: &'static str,
+        ty: Type,
+        example: &'static str,
+        doc: &'static str,
+    ) -> Self {
+        self.attributes.push(AttributeSchema {
+            name,
+            ty,
+            required: true,
+            default: None,
+            example,
+            doc,
+        });
+        self
+    }
+
+    pub fn block(mut self, schema: BlockSchema, occurs: Occurs) -> Self {
+        self.blocks.push((schema, occurs));
+        self
+    }
+
+    pub fn exactly_one_of(mut self, names: &'static [&'static str]) -> Self {
+        self.one_of.push((names, true));
+        self
+    }
+
+    pub fn at_most_one_of(mut self, names: &'static [&'static str]) -> Self {
+        self.one_of.push((names, false));
+        self
+    }
+
+    pub fn attribute_schema(&self, name: &str) -> Option<&AttributeSchema> {
+        self.attributes.iter().find(|attribute| attribute.name == name)
+    }
+
+    pub fn block_schema(&self, kind: &str) -> Option<&(BlockSchema, Occurs)> {
+        self.blocks.iter().find(|(block, _)| block.kind == kind)
+    }
+}
+
+impl Type {
+    /// For messages and the reference.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Bool => "true or false".into(),
+            Self::Integer(min, max) => format!("a whole number from {min} to {max}"),
+            Self::Number(min, max) => format!("a number from {min} to {max}"),
+            Self::String => "a string".into(),
+            Self::Name => "a name (letters, digits, '.', '_' and '-')".into(),
+            Self::Duration(min, max) => format!(
+                "a duration such as \"10s\", from {} to {}",
+                humantime::format_duration(std::time::Duration::from_millis(*min)),
+                humantime::format_duration(std::time::Duration::from_millis(*max))
+            ),
+            Self::Word(words) => {
+                let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+                format!("one of {}", quoted.join(", "))
+            }
+            Self::Hostname => "a host name such as \"www.example.com\", \"*.example.com\" or \"*\"".into(),
+            Self::Path => "a path that begins with \"/\" and has no query".into(),
+            Self::Regex => "a regular expression in RE2 syntax".into(),
+            Self::HeaderName => "a header name".into(),
+            Self::HeaderValue => "a header value".into(),
+            Self::Method => "an HTTP method such as \"GET\"".into(),
+            Self::IpAddress => "an IP address".into(),
+            Self::Cidr => "an IP address or range such as \"10.0.0.0/8\"".into(),
+            Self::HostPort => "an address such as \"10.0.0.7:8080\"".into(),
+            Self::List(item) => format!("a list, each item {}", item.describe()),
+            Self::Map(key, value) => format!(
+                "an object, each key {}, each value {}",
+                key.describe(),
+                value.describe()
+            ),
+        }
+    }
+}

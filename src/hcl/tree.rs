@@ -1,0 +1,122 @@
+use std::sync::Arc;
+
+use crate::model::{DocumentId, Origin, Span};
+
+/// The document being read: turns byte ranges into origins.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub document: DocumentId,
+    line_starts: Arc<[usize]>,
+    text: Arc<str>,
+}
+
+impl Source {
+    pub fn new(document: DocumentId, text: Arc<str>) -> Self {
+        let line_starts = std::iter::once(0)
+            .chain(
+                text.bytes()
+                    .enumerate()
+                    .filter(|(_, byte)| *byte == b'\n')
+                    .map(|(index, _)| index + 1),
+            )
+            .collect();
+        Self {
+            document,
+            line_starts,
+            text,
+        }
+    }
+
+    pub fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
+    pub fn origin(&self, span: Span) -> Origin {
+        let line = self.line_starts.partition_point(|start| *start <= span.start);
+        let line_start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
+        let column = self
+            .text
+            .get(line_start..span.start)
+            .map_or(1, |before| before.chars().count() + 1);
+        Origin {
+            document: self.document.clone(),
+            span,
+            line: line as u32,
+            column: column as u32,
+        }
+    }
+}
+
+/// The inside of a block, or a whole document, in the order written.
+#[derive(Clone, Debug, Default)]
+pub struct Body {
+    pub attributes: Vec<Attribute>,
+    pub blocks: Vec<Block>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Attribute {
+    pub name: String,
+    pub name_span: Span,
+    pub value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub struct Block {
+    pub kind: String,
+    /// The block's header: where a problem of the block as a whole is shown.
+    pub span: Span,
+    pub labels: Vec<(String, Span)>,
+    pub body: Body,
+}
+
+#[derive(Clone, Debug)]
+pub struct Value {
+    pub kind: ValueKind,
+    pub span: Span,
+}
+
+#[derive(Clone, Debug)]
+pub enum ValueKind {
+    Null,
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    String(String),
+    List(Vec<Value>),
+    Object(Vec<(String, Span, Value)>),
+}
+
+impl ValueKind {
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Bool(_) => "a boolean",
+            Self::Integer(_) | Self::Float(_) => "a number",
+            Self::String(_) => "a string",
+            Self::List(_) => "a list",
+            Self::Object(_) => "an object",
+        }
+    }
+}
+
+impl Body {
+    pub fn attribute(&self, name: &str) -> Option<&Attribute> {
+        self.attributes.iter().find(|attribute| attribute.name == name)
+    }
+
+    pub fn blocks_of<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Block> + 'a {
+        self.blocks.iter().filter(move |block| block.kind == kind)
+    }
+
+    pub fn block(&self, kind: &str) -> Option<&Block> {
+        self.blocks.iter().find(|block| block.kind == kind)
+    }
+}
+
+impl Block {
+    /// Label by position; the schema check has made sure that it is there.
+    pub fn label(&self, index: usize) -> &str {
+        self.labels.get(index).map_or("", |(label, _)| label)
+    }
+}

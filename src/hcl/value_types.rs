@@ -1,0 +1,263 @@
+//! Checks of single values by type.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::schema::Type;
+use super::tree::{Value, ValueKind};
+use crate::model::Span;
+
+/// Compiled size of a user's regular expression, in bytes. Envoy's own default bound (`re2.max_program_size.error_level`,
+/// 100 instructions) is a count of another engine; this refuses what could be costly in either.
+const REGEX_BYTES: usize = 256 * 1024;
+const REGEX_CHARACTERS: usize = 1024;
+
+/// Why a value does not fit, and where exactly.
+pub(super) fn mismatch(ty: &Type, value: &Value) -> Option<(Span, String)> {
+    let wrong = |why: &str| Some((value.span, why.to_owned()));
+    let expected = || {
+        Some((
+            value.span,
+            format!("expected {}, found {}", ty.describe(), value.kind.type_name()),
+        ))
+    };
+    match (ty, &value.kind) {
+        (Type::Bool, ValueKind::Bool(_)) => None,
+        (Type::Integer(min, max), ValueKind::Integer(number)) => {
+            if (min..=max).contains(&number) {
+                None
+            } else {
+                wrong(&format!("{number} is out of range: expected {}", ty.describe()))
+            }
+        }
+        (Type::Number(min, max), ValueKind::Integer(number)) => {
+            if (*min..=*max).contains(&(*number as f64)) {
+                None
+            } else {
+                wrong(&format!("{number} is out of range: expected {}", ty.describe()))
+            }
+        }
+        (Type::Number(min, max), ValueKind::Float(number)) => {
+            if (min..=max).contains(&number) {
+                None
+            } else {
+                wrong(&format!("{number} is out of range: expected {}", ty.describe()))
+            }
+        }
+        (Type::List(item), ValueKind::List(items)) => items.iter().find_map(|value| mismatch(item, value)),
+        (Type::Map(key, item), ValueKind::Object(entries)) => {
+            entries.iter().find_map(|(name, span, value)| {
+                let as_value = Value {
+                    kind: ValueKind::String(name.clone()),
+                    span: *span,
+                };
+                mismatch(key, &as_value).or_else(|| mismatch(item, value))
+            })
+        }
+        (_, ValueKind::String(text)) => match check_text(ty, text) {
+            Ok(()) => None,
+            Err(why) => wrong(&why),
+        },
+        _ => expected(),
+    }
+}
+
+fn check_text(ty: &Type, text: &str) -> Result<(), String> {
+    if text.chars().any(char::is_control) {
+        return Err("control characters are not allowed".into());
+    }
+    match ty {
+        Type::String => Ok(()),
+        Type::Name => check_name(text),
+        Type::Duration(min, max) => {
+            let millis = parse_duration(text)?.as_millis() as u64;
+            if (min..=max).contains(&&millis) {
+                Ok(())
+            } else {
+                Err(format!("{text:?} is out of range: expected {}", ty.describe()))
+            }
+        }
+        Type::Word(words) => {
+            if words.contains(&text) {
+                return Ok(());
+            }
+            let hint = crate::diagnostics::suggestion(text, words.iter().copied());
+            let hint = hint
+                .map(|word| format!("; did you mean {word:?}?"))
+                .unwrap_or_default();
+            Err(format!(
+                "{text:?} is not known here: expected {}{hint}",
+                ty.describe()
+            ))
+        }
+        Type::Hostname => parse_hostname(text).map(|_| ()),
+        Type::Path => check_path(text),
+        Type::Regex => check_regex(text),
+        Type::HeaderName => check_header_name(text),
+        Type::HeaderValue => http::HeaderValue::from_str(text)
+            .map(|_| ())
+            .map_err(|_| format!("{text:?} cannot be a header value")),
+        Type::Method => {
+            if !text.is_empty()
+                && text.len() <= 32
+                && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-')
+            {
+                Ok(())
+            } else {
+                Err(format!(
+                    "{text:?} is not an HTTP method: methods are written in capitals"
+                ))
+            }
+        }
+        Type::IpAddress => text
+            .parse::<IpAddr>()
+            .map(|_| ())
+            .map_err(|_| format!("{text:?} is not an IP address")),
+        Type::Cidr => check_cidr(text),
+        Type::HostPort => check_host_port(text),
+        _ => Err(format!("expected {}, found a string", ty.describe())),
+    }
+}
+
+fn check_name(text: &str) -> Result<(), String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if text.is_empty() || text.len() > 128 || !text.bytes().all(fits) {
+        return Err(format!(
+            "{text:?} is not a name: 1 to 128 letters, digits, '.', '_' or '-'"
+        ));
+    }
+    Ok(())
+}
+
+fn check_path(text: &str) -> Result<(), String> {
+    if !text.starts_with('/') {
+        return Err(format!("{text:?} must begin with \"/\""));
+    }
+    if let Some(bad) = text.chars().find(|c| matches!(c, '?' | '#')) {
+        return Err(format!(
+            "{text:?} holds {bad:?}: a path match sees the path alone, without query or fragment"
+        ));
+    }
+    if text.split('/').any(|segment| segment == "." || segment == "..") || text.contains("//") {
+        return Err(format!(
+            "{text:?} would never match: paths are normalised before they are matched (\"//\", \"/./\", \"/../\")"
+        ));
+    }
+    if text.len() > 1024 {
+        return Err("a path is at most 1024 bytes long".into());
+    }
+    Ok(())
+}
+
+fn check_regex(text: &str) -> Result<(), String> {
+    if text.chars().count() > REGEX_CHARACTERS {
+        return Err(format!(
+            "a regular expression is at most {REGEX_CHARACTERS} characters long"
+        ));
+    }
+    regex::RegexBuilder::new(text)
+        .size_limit(REGEX_BYTES)
+        .build()
+        .map(|_| ())
+        .map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => format!("{text:?} is too costly: use smaller repeat counts"),
+            other => format!("not a regular expression: {other}"),
+        })
+}
+
+fn check_header_name(text: &str) -> Result<(), String> {
+    if text.starts_with(':') || text.eq_ignore_ascii_case("host") {
+        return Err(format!(
+            "{text:?} cannot be used here: the host and pseudo headers have their own attributes"
+        ));
+    }
+    http::HeaderName::try_from(text)
+        .map(|_| ())
+        .map_err(|_| format!("{text:?} is not a header name"))
+}
+
+fn check_cidr(text: &str) -> Result<(), String> {
+    let (address, length) = match text.split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (text, None),
+    };
+    let address: IpAddr = address
+        .parse()
+        .map_err(|_| format!("{text:?} is not an IP address or range"))?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    match length.map(str::parse::<u8>) {
+        None => Ok(()),
+        Some(Ok(length)) if length <= most => Ok(()),
+        _ => Err(format!("{text:?}: the length after \"/\" is 0 to {most}")),
+    }
+}
+
+fn check_host_port(text: &str) -> Result<(), String> {
+    let (host, port) = text
+        .rsplit_once(':')
+        .ok_or_else(|| format!("{text:?} has no port: write \"host:port\""))?;
+    if !matches!(port.parse::<u16>(), Ok(1..)) {
+        return Err(format!("{text:?}: the port is 1 to 65535"));
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    match bare {
+        Some(inner) => inner
+            .parse::<std::net::Ipv6Addr>()
+            .map(|_| ())
+            .map_err(|_| format!("{text:?}: not an IPv6 address in the brackets")),
+        None if host.parse::<std::net::Ipv4Addr>().is_ok() => Ok(()),
+        None if host.contains(':') => Err(format!("{text:?}: an IPv6 address is written in brackets")),
+        None => check_dns_name(host).map_err(|why| format!("{text:?}: {why}")),
+    }
+}
+
+/// Whole milliseconds; `"0s"` is allowed where the schema's bounds allow it.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|_| {
+        format!("{text:?} is not a duration: write a number and a unit, such as \"250ms\", \"10s\" or \"5m\"")
+    })?;
+    if duration.subsec_nanos() % 1_000_000 != 0 {
+        return Err(format!("{text:?} is finer than a millisecond"));
+    }
+    Ok(duration)
+}
+
+/// A host name in lower case without a trailing dot; `*` or `*.suffix` for wildcards.
+pub fn parse_hostname(text: &str) -> Result<String, String> {
+    if text == "*" {
+        return Ok(text.to_owned());
+    }
+    let lower = text.trim_end_matches('.').to_ascii_lowercase();
+    if lower.parse::<IpAddr>().is_ok() {
+        return Ok(lower);
+    }
+    let name = lower.strip_prefix("*.").unwrap_or(&lower);
+    if name.contains(':') {
+        return Err(format!(
+            "{text:?}: hosts are matched without their port: leave the port out"
+        ));
+    }
+    if name.contains('*') {
+        return Err(format!(
+            "{text:?}: a wildcard is \"*\" alone or the whole first label, as in \"*.example.com\""
+        ));
+    }
+    check_dns_name(name).map_err(|why| format!("{text:?}: {why}"))?;
+    Ok(lower)
+}
+
+fn check_dns_name(name: &str) -> Result<(), String> {
+    let label_fits = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    if name.len() > 253 || !name.split('.').all(label_fits) {
+        return Err("not a host name (labels of letters, digits and '-', 63 at most; international names in their xn-- form)".into());
+    }
+    Ok(())
+}

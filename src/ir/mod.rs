@@ -1,0 +1,145 @@
+//! The resolved tree of one gateway: every reference is found, or is a value that says why not.
+//!
+//! Neutral: no HCL, no Consul, no protobuf. The unit is one virtual host, one listener, one cluster.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::model::http::{DirectResponse, Redirect, RequestMatch, Rewrite, UpstreamOptions};
+use crate::model::{CertificateMaterial, DocumentId, Origin, Policies};
+
+/// One host of one listener, with its routes in the order in which they are tried.
+#[derive(Clone, Debug)]
+pub struct VirtualHost {
+    pub listener: Arc<str>,
+    pub host: Arc<str>,
+    pub routes: Vec<Route>,
+    /// An https listener: a request whose SNI names another host is answered 421.
+    pub checks_sni: bool,
+    pub origins: Vec<DocumentId>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// What Envoy reports as route name, and what `explain` says: `<http_route>/<rule>`, with `#n` for a second match block.
+    pub name: Arc<str>,
+    pub matching: RequestMatch,
+    pub rewrite: Option<Rewrite>,
+    pub action: Action,
+    pub policies: Policies,
+    pub origin: Origin,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Forward(Vec<WeightedCluster>),
+    Redirect(Redirect),
+    Respond(DirectResponse),
+    /// 503 with this reason in a header: what the rule asks for cannot be done.
+    Unavailable(Unavailable),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unavailable {
+    NoBackend,
+    UnknownUpstream,
+    NotYetKnown,
+    PolicyUnresolved,
+}
+
+impl Unavailable {
+    /// The value of `x-portreeve-reason`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoBackend => "no-backend",
+            Self::UnknownUpstream => "unknown-upstream",
+            Self::NotYetKnown => "not-yet-known",
+            Self::PolicyUnresolved => "policy-unresolved",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WeightedCluster {
+    pub cluster: Arc<str>,
+    pub weight: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub name: Arc<str>,
+    pub source: ClusterSource,
+    pub options: UpstreamOptions,
+    pub origins: Vec<DocumentId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClusterSource {
+    /// Endpoints come apart, in their own lane.
+    Discovered,
+    /// `address:port`.
+    Static(Vec<Arc<str>>),
+    /// `host:port`.
+    Dns(Arc<str>),
+}
+
+/// One address that serves.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub port: u16,
+    pub weight: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Listener {
+    pub name: Arc<str>,
+    pub address: IpAddr,
+    pub port: u16,
+    /// None: plain http.
+    pub tls: Option<Tls>,
+    pub routing: Routing,
+    pub trusted_proxies: u32,
+    pub idle_timeout: Duration,
+    pub stream_idle_timeout: Duration,
+    pub request_headers_timeout: Duration,
+    pub max_request_headers_kb: u32,
+    pub max_connections: Option<u32>,
+    /// Names of the features whose filters the chain holds, because some route asks for them.
+    pub features: Vec<&'static str>,
+    pub origins: Vec<DocumentId>,
+}
+
+/// How Envoy finds a host's routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Routing {
+    /// One scope per host: a change costs that host alone. All hosts are exact.
+    Scoped,
+    /// One table for the listener: wildcards need it.
+    Table,
+}
+
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub chains: Vec<TlsChain>,
+    pub min_version: Arc<str>,
+}
+
+/// One certificate and the SNI names it is served for.
+#[derive(Clone, Debug)]
+pub struct TlsChain {
+    pub secret: Arc<str>,
+    pub server_names: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Secret {
+    pub name: Arc<str>,
+    pub material: Arc<CertificateMaterial>,
+    pub origins: Vec<DocumentId>,
+}

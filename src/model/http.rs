@@ -1,0 +1,153 @@
+//! What HTTP routes say, in terms shared by the documents and the resolved tree.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathMatch {
+    Exact(Arc<str>),
+    /// Whole segments: `/api` takes `/api` and `/api/x`, not `/apix`. Never ends in `/`, but for the root `/` itself.
+    Prefix(Arc<str>),
+    /// Matches the whole path.
+    Regex(Arc<str>),
+}
+
+impl PathMatch {
+    pub fn any() -> Self {
+        Self::Prefix("/".into())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextMatch {
+    Exact(Arc<str>),
+    Prefix(Arc<str>),
+    Suffix(Arc<str>),
+    Contains(Arc<str>),
+    Regex(Arc<str>),
+    Present,
+}
+
+/// A condition on one header or query parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ValueMatch {
+    pub name: Arc<str>,
+    pub text: TextMatch,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub invert: bool,
+}
+
+/// All conditions must hold.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct RequestMatch {
+    pub path: PathMatch,
+    /// Empty: any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<Arc<str>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<ValueMatch>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub query: Vec<ValueMatch>,
+}
+
+impl RequestMatch {
+    pub fn any() -> Self {
+        Self {
+            path: PathMatch::any(),
+            methods: Vec::new(),
+            headers: Vec::new(),
+            query: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathRewrite {
+    /// The whole path.
+    Full(Arc<str>),
+    /// What the rule's prefix matched.
+    Prefix(Arc<str>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize)]
+pub struct Rewrite {
+    pub path: Option<PathRewrite>,
+    pub hostname: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Redirect {
+    pub scheme: Option<Arc<str>>,
+    pub hostname: Option<Arc<str>>,
+    pub port: Option<u16>,
+    pub path: Option<PathRewrite>,
+    pub status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct DirectResponse {
+    pub status: u16,
+    pub body: Option<Arc<str>>,
+}
+
+/// How Envoy speaks to an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamProtocol {
+    Http1,
+    Http2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadBalancer {
+    RoundRobin,
+    LeastRequest,
+    Random,
+}
+
+/// Upper bounds per Envoy and upstream; what is over answers 503.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct CircuitBreaker {
+    pub max_connections: u32,
+    pub max_pending_requests: u32,
+    pub max_requests: u32,
+    pub max_retries: u32,
+}
+
+impl Default for CircuitBreaker {
+    /// Envoy's own 1024 and 3 are low for an edge: a burst of slow answers would be refused with instances idle.
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            max_pending_requests: 10_000,
+            max_requests: 10_000,
+            max_retries: 1_000,
+        }
+    }
+}
+
+/// Settings of an upstream that do not depend on where its endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct UpstreamOptions {
+    pub protocol: UpstreamProtocol,
+    pub load_balancer: LoadBalancer,
+    pub connect_timeout: Duration,
+    pub circuit_breaker: CircuitBreaker,
+}
+
+impl Default for UpstreamOptions {
+    fn default() -> Self {
+        Self {
+            protocol: UpstreamProtocol::Http1,
+            load_balancer: LoadBalancer::LeastRequest,
+            connect_timeout: Duration::from_secs(5),
+            circuit_breaker: CircuitBreaker::default(),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// One policy's value, of a type only its feature knows.
+pub trait PolicyValue: fmt::Debug + Send + Sync + 'static {
+    fn as_any(&self) -> &dyn Any;
+    fn equals(&self, other: &dyn PolicyValue) -> bool;
+    /// For `explain` and the API.
+    fn to_json(&self) -> serde_json::Value;
+}
+
+impl<T> PolicyValue for T
+where
+    T: fmt::Debug + PartialEq + serde::Serialize + Send + Sync + 'static,
+{
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn equals(&self, other: &dyn PolicyValue) -> bool {
+        other.as_any().downcast_ref::<T>() == Some(self)
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).unwrap_or(serde_json::Value::Null)
+    }
+}
+
+/// What one scope says about one policy.
+#[derive(Clone, Debug)]
+pub enum PolicySetting {
+    Set(Arc<dyn PolicyValue>),
+    /// `disabled = true`: an inherited one is switched off.
+    Disabled,
+}
+
+/// The policies that stand on one scope, by feature name.
+#[derive(Clone, Debug, Default)]
+pub struct Policies(BTreeMap<&'static str, PolicySetting>);
+
+impl Policies {
+    pub fn set(&mut self, feature: &'static str, setting: PolicySetting) {
+        self.0.insert(feature, setting);
+    }
+
+    pub fn get(&self, feature: &str) -> Option<&dyn PolicyValue> {
+        match self.0.get(feature)? {
+            PolicySetting::Set(value) => Some(&**value),
+            PolicySetting::Disabled => None,
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &dyn PolicyValue)> {
+        self.0.iter().filter_map(|(name, setting)| match setting {
+            PolicySetting::Set(value) => Some((*name, &**value)),
+            PolicySetting::Disabled => None,
+        })
+    }
+
+    /// The nearer scope wins, policy by policy.
+    pub fn overlaid_by(&self, nearer: &Self) -> Self {
+        let mut merged = self.clone();
+        for (name, setting) in &nearer.0 {
+            merged.0.insert(name, setting.clone());
+        }
+        merged
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl PartialEq for Policies {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len()
+            && self
+                .0
+                .iter()
+                .zip(&other.0)
+                .all(|((name, setting), (other_name, other))| {
+                    name == other_name
+                        && match (setting, other) {
+                            (PolicySetting::Set(a), PolicySetting::Set(b)) => {
+                                Arc::ptr_eq(a, b) || a.equals(&**b)
+                            }
+                            (PolicySetting::Disabled, PolicySetting::Disabled) => true,
+                            _ => false,
+                        }
+                })
+    }
+}

@@ -1,0 +1,190 @@
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::Resolved;
+use crate::config::{Gateway, Listener};
+use crate::diagnostics::{Code, Diagnostic};
+use crate::features::FEATURES;
+use crate::ir::{self, Routing, Secret, Tls, TlsChain, VirtualHost};
+use crate::model::CertificateQuery;
+use crate::snapshot::Snapshot;
+
+/// The certificates a gateway's listeners name, with what to fetch for each.
+pub fn certificates_of(snapshot: &Snapshot, gateway: &Gateway) -> Vec<(Arc<str>, CertificateQuery)> {
+    let names: BTreeSet<&Arc<str>> = gateway
+        .listeners
+        .iter()
+        .filter_map(|listener| listener.tls.as_ref())
+        .flat_map(|tls| tls.certificates.iter().map(|(name, _)| name))
+        .collect();
+    names
+        .into_iter()
+        .filter_map(|name| Some((name.clone(), snapshot.config.certificate(name)?.query.clone())))
+        .collect()
+}
+
+pub fn secret_name(certificate: &str) -> Arc<str> {
+    format!("certificate/{certificate}").into()
+}
+
+pub fn resolve_secret(snapshot: &Snapshot, certificate: &str) -> Option<Secret> {
+    let declared = snapshot.config.certificate(certificate)?;
+    let material = snapshot.certificate(&declared.query)?.value.clone()?;
+    Some(Secret {
+        name: secret_name(certificate),
+        material,
+        origins: vec![declared.origin.document.clone()],
+    })
+}
+
+/// Features with a filter that some route of the host asks for.
+pub fn attached_features(host: &VirtualHost) -> BTreeSet<&'static str> {
+    let used: BTreeSet<&'static str> = host
+        .routes
+        .iter()
+        .flat_map(|route| route.policies.iter().map(|(name, _)| name))
+        .collect();
+    FEATURES
+        .iter()
+        .filter(|feature| used.contains(feature.name()) && feature.http_filter().is_some())
+        .map(|feature| feature.name())
+        .collect()
+}
+
+/// None as value: the listener is withheld, and the diagnostics say why.
+pub fn resolve_listener(
+    snapshot: &Snapshot,
+    gateway: &Gateway,
+    listener: &Listener,
+    bind_address: IpAddr,
+    routing: Routing,
+    features: Vec<&'static str>,
+) -> Resolved<Option<ir::Listener>> {
+    let mut diagnostics = Vec::new();
+    let mut origins = BTreeSet::from([gateway.origin.document.clone()]);
+    let tls = match &listener.tls {
+        None => None,
+        Some(tls) => {
+            let mut chains: Vec<TlsChain> = Vec::new();
+            let mut taken: BTreeSet<Arc<str>> = BTreeSet::new();
+            for (name, origin) in &tls.certificates {
+                match chain(snapshot, listener, name, &mut taken) {
+                    Ok((chain, document)) => {
+                        origins.insert(document);
+                        chains.extend(chain);
+                    }
+                    Err(diagnostic) => {
+                        diagnostics.push(diagnostic.at(origin.clone()).about("gateway", &gateway.name))
+                    }
+                }
+            }
+            if chains.is_empty() {
+                diagnostics.push(
+                    Diagnostic::error(
+                        Code::ListenerWithheld,
+                        format!(
+                            "the listener {:?} has no usable certificate and is not opened",
+                            listener.name
+                        ),
+                    )
+                    .at(listener.origin.clone())
+                    .about("gateway", &gateway.name)
+                    .because("a port that answers every handshake with an error is worse than a closed one"),
+                );
+                return Resolved {
+                    value: None,
+                    diagnostics,
+                };
+            }
+            Some(Tls {
+                chains,
+                min_version: tls.min_version.clone(),
+            })
+        }
+    };
+    let value = ir::Listener {
+        name: listener.name.clone(),
+        address: listener.address.unwrap_or(bind_address),
+        port: listener.port,
+        tls,
+        routing,
+        trusted_proxies: listener.trusted_proxies,
+        idle_timeout: listener.idle_timeout,
+        stream_idle_timeout: listener.stream_idle_timeout,
+        request_headers_timeout: listener.request_headers_timeout,
+        max_request_headers_kb: listener.max_request_headers_kb,
+        max_connections: listener.max_connections,
+        features,
+        origins: origins.into_iter().collect(),
+    };
+    Resolved {
+        value: Some(value),
+        diagnostics,
+    }
+}
+
+/// The chain for one certificate. None: all its names are served by an earlier one.
+fn chain(
+    snapshot: &Snapshot,
+    listener: &Listener,
+    name: &Arc<str>,
+    taken: &mut BTreeSet<Arc<str>>,
+) -> Result<(Option<TlsChain>, crate::model::DocumentId), Diagnostic> {
+    let Some(declared) = snapshot.config.certificate(name) else {
+        let known: Vec<_> = snapshot
+            .config
+            .of_kind(crate::config::ObjectKind::Certificate)
+            .map(|object| object.key().name)
+            .collect();
+        let near = crate::diagnostics::suggestion(name, known.iter().map(|name| &**name));
+        return Err(Diagnostic::error(
+            Code::UnknownReference,
+            format!("no document declares the certificate {name:?}"),
+        )
+        .because(format!("the listener {:?} goes on without it", listener.name))
+        .fix(near.map_or_else(
+            || format!("declare `certificate {name:?} {{ ... }}`"),
+            |near| format!("did you mean {near:?}?"),
+        )));
+    };
+    let known = snapshot.certificate(&declared.query);
+    let Some(material) = known.and_then(|known| known.value.as_ref()) else {
+        return Err(match known.and_then(|known| known.problem.as_ref()) {
+            Some(problem) => {
+                let mut diagnostic = Diagnostic::error(
+                    Code::CertificateProblem,
+                    format!("certificate {name:?}: {problem}"),
+                )
+                .because(format!("the listener {:?} goes on without it", listener.name));
+                diagnostic.fix = problem.fix.as_deref().map(str::to_owned);
+                diagnostic
+            }
+            None => Diagnostic::warning(
+                Code::NotYetKnown,
+                format!("certificate {name:?} has not arrived yet ({})", declared.query),
+            ),
+        });
+    };
+    // A client's SNI is a DNS name; IP addresses never appear in one.
+    let server_names: Vec<Arc<str>> = material
+        .names
+        .iter()
+        .filter(|san| san.parse::<IpAddr>().is_err())
+        .map(|san| Arc::from(san.to_ascii_lowercase()))
+        .filter(|san: &Arc<str>| taken.insert(san.clone()))
+        .collect();
+    if server_names.is_empty() && material.names.iter().all(|san| san.parse::<IpAddr>().is_ok()) {
+        return Err(Diagnostic::error(
+            Code::CertificateProblem,
+            format!("certificate {name:?} names no host"),
+        )
+        .because("which certificate is served is decided by the client's SNI, which names a host")
+        .fix("issue it with a DNS name (subject alternative name)"));
+    }
+    let chain = (!server_names.is_empty()).then(|| TlsChain {
+        secret: secret_name(name),
+        server_names,
+    });
+    Ok((chain, declared.origin.document.clone()))
+}

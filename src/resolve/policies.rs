@@ -1,0 +1,39 @@
+use crate::config::{Config, Scope};
+use crate::diagnostics::{Code, Diagnostic};
+use crate::model::Policies;
+
+/// What holds on a scope: its bundles in the order named, then its own blocks. `Err`: a bundle is missing, and since
+/// nobody knows what it would have forbidden, the scope's routes are closed.
+pub(super) fn effective(config: &Config, scope: &Scope) -> Result<Policies, Vec<Diagnostic>> {
+    let mut policies = Policies::default();
+    let mut problems = Vec::new();
+    for (name, origin) in &scope.bundles {
+        match config.policy(name) {
+            Some(bundle) => policies = policies.overlaid_by(&bundle.policies),
+            None => {
+                let known = config
+                    .of_kind(crate::config::ObjectKind::Policy)
+                    .map(|object| object.key().name);
+                let known: Vec<_> = known.collect();
+                let near = crate::diagnostics::suggestion(name, known.iter().map(|name| &**name));
+                problems.push(
+                    Diagnostic::error(
+                        Code::SecurityPolicyInvalid,
+                        format!("no document declares the policy {name:?}"),
+                    )
+                    .at(origin.clone())
+                    .because("it may hold a security policy, so its routes answer 503 until it is there")
+                    .fix(near.map_or_else(
+                        || format!("declare `policy {name:?} {{ ... }}`, or take the name away"),
+                        |near| format!("did you mean {near:?}?"),
+                    )),
+                );
+            }
+        }
+    }
+    if problems.is_empty() {
+        Ok(policies.overlaid_by(&scope.policies))
+    } else {
+        Err(problems)
+    }
+}

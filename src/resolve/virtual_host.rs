@@ -1,0 +1,269 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::policies::effective;
+use super::{Resolved, cluster_name, resolve_target};
+use crate::config::{Backend, BackendTarget, Gateway, HttpRoute, Listener, Protocol, Rank, Rule, RuleAction};
+use crate::diagnostics::{Code, Diagnostic};
+use crate::ir::{Action, Route, Unavailable, VirtualHost, WeightedCluster};
+use crate::model::http::{PathMatch, RequestMatch};
+use crate::model::{DocumentId, Policies, ServiceQuery};
+use crate::snapshot::Snapshot;
+
+/// One host of one listener, and what it depends on.
+#[derive(Clone, Debug)]
+pub struct ResolvedHost {
+    pub host: VirtualHost,
+    /// Destinations in use.
+    pub targets: BTreeSet<BackendTarget>,
+    /// Watches that have not answered yet: the host is better published when they have.
+    pub pending: BTreeSet<ServiceQuery>,
+}
+
+/// None: no route of the gateway claims this host on this listener.
+pub fn resolve_virtual_host(
+    snapshot: &Snapshot,
+    gateway: &Gateway,
+    listener: &Listener,
+    host: &Arc<str>,
+) -> Option<Resolved<ResolvedHost>> {
+    let config = &snapshot.config;
+    let mut diagnostics = Vec::new();
+    let mut origins: BTreeSet<DocumentId> = BTreeSet::from([gateway.origin.document.clone()]);
+    let mut builder = Builder {
+        snapshot,
+        targets: BTreeSet::new(),
+        pending: BTreeSet::new(),
+        diagnostics: Vec::new(),
+    };
+    let outer = effective(config, &gateway.scope)
+        .and_then(|outer| effective(config, &listener.scope).map(|inner| outer.overlaid_by(&inner)))
+        .map_err(|problems| diagnostics.extend(problems))
+        .ok();
+    let mut routes: Vec<(Rank, usize, Route)> = Vec::new();
+    let mut attached = false;
+    for (rank, route) in config.routes_of_host(&gateway.name, host) {
+        if !route.listeners.is_empty() && !route.listeners.iter().any(|(name, _)| *name == listener.name) {
+            continue;
+        }
+        attached = true;
+        origins.insert(route.origin.document.clone());
+        for rule in &route.rules {
+            builder.rule(route, rule, outer.as_ref(), rank, &mut routes);
+        }
+    }
+    if !attached {
+        return None;
+    }
+    diagnostics.append(&mut builder.diagnostics);
+    for target in &builder.targets {
+        if let BackendTarget::Upstream(name) = target
+            && let Some(upstream) = config.upstream(name)
+        {
+            origins.insert(upstream.origin.document.clone());
+        }
+    }
+    routes.sort_by(|(rank, index, route), (other_rank, other_index, other)| {
+        precedence(&route.matching, &other.matching)
+            .then_with(|| rank.cmp(other_rank))
+            .then_with(|| index.cmp(other_index))
+    });
+    let routes = drop_shadowed(routes, host, &mut diagnostics);
+    let host = VirtualHost {
+        listener: listener.name.clone(),
+        host: host.clone(),
+        routes,
+        checks_sni: listener.protocol == Protocol::Https,
+        origins: origins.into_iter().collect(),
+    };
+    let value = ResolvedHost {
+        host,
+        targets: builder.targets,
+        pending: builder.pending,
+    };
+    Some(Resolved { value, diagnostics })
+}
+
+/// Gateway API's order of matches: `Less` is tried first.
+fn precedence(one: &RequestMatch, other: &RequestMatch) -> std::cmp::Ordering {
+    let path = |request: &RequestMatch| match &request.path {
+        PathMatch::Exact(path) => (0, usize::MAX - path.len()),
+        PathMatch::Regex(regex) => (1, usize::MAX - regex.len()),
+        PathMatch::Prefix(prefix) => (2, usize::MAX - prefix.len()),
+    };
+    let key = |request: &RequestMatch| {
+        (
+            path(request),
+            request.methods.is_empty(),
+            usize::MAX - request.headers.len(),
+            usize::MAX - request.query.len(),
+        )
+    };
+    key(one).cmp(&key(other))
+}
+
+fn drop_shadowed(
+    routes: Vec<(Rank, usize, Route)>,
+    host: &str,
+    diagnostics: &mut Vec<Diagnostic>,
+) -> Vec<Route> {
+    let mut kept: Vec<Route> = Vec::with_capacity(routes.len());
+    for (_, _, route) in routes {
+        // Equal matches stand next to each other after sorting by precedence only if nothing of the same weight is
+        // between them, so all of the same weight are looked at.
+        let shadow = kept
+            .iter()
+            .rev()
+            .take_while(|other| precedence(&other.matching, &route.matching).is_eq())
+            .find(|other| other.matching == route.matching);
+        if let Some(holder) = shadow {
+            diagnostics.push(
+                Diagnostic::warning(
+                    Code::ShadowedRule,
+                    format!("{:?} never takes a request for {host:?}", route.name),
+                )
+                .at(route.origin.clone())
+                .because(format!(
+                    "{:?} ({}) matches exactly the same and is older",
+                    holder.name, holder.origin
+                ))
+                .fix("take one of the two away, or tell them apart by method, header or query"),
+            );
+        } else {
+            kept.push(route);
+        }
+    }
+    kept
+}
+
+struct Builder<'a> {
+    snapshot: &'a Snapshot,
+    targets: BTreeSet<BackendTarget>,
+    pending: BTreeSet<ServiceQuery>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Builder<'_> {
+    fn rule(
+        &mut self,
+        route: &HttpRoute,
+        rule: &Rule,
+        outer: Option<&Policies>,
+        rank: &Rank,
+        routes: &mut Vec<(Rank, usize, Route)>,
+    ) {
+        let config = &self.snapshot.config;
+        let own = effective(config, &route.scope)
+            .and_then(|wide| effective(config, &rule.scope).map(|near| wide.overlaid_by(&near)));
+        let (policies, action) = match (outer, own) {
+            (Some(outer), Ok(own)) => (outer.overlaid_by(&own), self.action(route, rule)),
+            (_, own) => {
+                if let Err(problems) = own {
+                    self.diagnostics.extend(
+                        problems
+                            .into_iter()
+                            .map(|problem| problem.about("http_route", &route.name)),
+                    );
+                }
+                (
+                    Policies::default(),
+                    Action::Unavailable(Unavailable::PolicyUnresolved),
+                )
+            }
+        };
+        for (index, matching) in rule.matches.iter().enumerate() {
+            let name = match index {
+                0 => format!("{}/{}", route.name, rule.name),
+                _ => format!("{}/{}#{}", route.name, rule.name, index + 1),
+            };
+            let position = routes.len();
+            routes.push((
+                rank.clone(),
+                position,
+                Route {
+                    name: name.into(),
+                    matching: matching.clone(),
+                    rewrite: rule.rewrite.clone(),
+                    action: action.clone(),
+                    policies: policies.clone(),
+                    origin: rule.origin.clone(),
+                },
+            ));
+        }
+    }
+
+    fn action(&mut self, route: &HttpRoute, rule: &Rule) -> Action {
+        let backends = match &rule.action {
+            RuleAction::Redirect(redirect) => return Action::Redirect(redirect.clone()),
+            RuleAction::Respond(response) => return Action::Respond(response.clone()),
+            RuleAction::Forward(backends) => backends,
+        };
+        let mut clusters: Vec<WeightedCluster> = Vec::with_capacity(backends.len());
+        let mut why = Unavailable::NoBackend;
+        for backend in backends.iter().filter(|backend| backend.weight > 0) {
+            match self.usable(route, backend) {
+                Ok(()) => {
+                    let cluster = cluster_name(&backend.target);
+                    match clusters.iter_mut().find(|other| other.cluster == cluster) {
+                        Some(other) => other.weight = other.weight.saturating_add(backend.weight),
+                        None => clusters.push(WeightedCluster {
+                            cluster,
+                            weight: backend.weight,
+                        }),
+                    }
+                    self.targets.insert(backend.target.clone());
+                }
+                Err(reason) => why = reason,
+            }
+        }
+        if clusters.is_empty() {
+            if why == Unavailable::NoBackend {
+                self.diagnostics.push(
+                    Diagnostic::warning(
+                        Code::UnknownReference,
+                        "every backend of this rule has weight 0: it answers 503",
+                    )
+                    .at(rule.origin.clone())
+                    .about("http_route", &route.name),
+                );
+            }
+            Action::Unavailable(why)
+        } else {
+            Action::Forward(clusters)
+        }
+    }
+
+    /// A backend nobody knows is left out; the others take its share.
+    fn usable(&mut self, route: &HttpRoute, backend: &Backend) -> Result<(), Unavailable> {
+        let config = &self.snapshot.config;
+        let Some((source, _)) = resolve_target(config, &backend.target) else {
+            let BackendTarget::Upstream(name) = &backend.target else {
+                return Err(Unavailable::UnknownUpstream);
+            };
+            let known: Vec<_> = config
+                .of_kind(crate::config::ObjectKind::Upstream)
+                .map(|object| object.key().name)
+                .collect();
+            let near = crate::diagnostics::suggestion(name, known.iter().map(|name| &**name));
+            self.diagnostics.push(
+                Diagnostic::error(Code::UnknownReference, format!("no document declares the upstream {name:?}"))
+                    .at(backend.origin.clone())
+                    .about("http_route", &route.name)
+                    .because("the rule's other backends take its share; a rule without any answers 503")
+                    .fix(near.map_or_else(
+                        || format!("declare `upstream {name:?} {{ ... }}`, or name a Consul service: `backend \"consul\" {name:?} {{}}`"),
+                        |near| format!("did you mean {near:?}?"),
+                    )),
+            );
+            return Err(Unavailable::UnknownUpstream);
+        };
+        if let crate::config::UpstreamSource::Consul { query, .. } = source
+            && !self.snapshot.service_answered(&query)
+        {
+            self.pending.insert(query);
+            self.targets.insert(backend.target.clone());
+            return Err(Unavailable::NotYetKnown);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! Everything known at one moment: the configuration and what the sources last said.
+//!
+//! One owner applies observations; whoever needs a view clones it, which is cheap. "Not known yet" is not "empty".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::HashMap;
+
+use crate::config::{Config, ConfigChange, Quarantine};
+use crate::model::{
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
+    Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
+};
+
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub config: Config,
+    services: HashMap<ServiceQuery, Known<[Instance]>>,
+    certificates: HashMap<CertificateQuery, Known<CertificateMaterial>>,
+    quarantined: HashMap<DocumentId, Quarantine>,
+    /// Where documents come from.
+    document_sources: Arc<BTreeSet<Arc<str>>>,
+    /// Those of them that have answered in full at least once.
+    complete_sources: Arc<BTreeSet<Arc<str>>>,
+    document_problems: Arc<BTreeMap<Arc<str>, Problem>>,
+}
+
+/// The last good answer of one watch, and what is wrong with it since.
+#[derive(Debug)]
+pub struct Known<T: ?Sized> {
+    pub value: Option<Arc<T>>,
+    pub problem: Option<Problem>,
+    /// From disk, not from the source: shown as such until the source answers.
+    pub stale: bool,
+}
+
+impl<T: ?Sized> Clone for Known<T> {
+    fn clone(&self) -> Self {
+        Self {
+            value: self.value.clone(),
+            problem: self.problem.clone(),
+            stale: self.stale,
+        }
+    }
+}
+
+/// What an observation changed, as the units that depend on it see it.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    pub config: ConfigChange,
+    pub services: BTreeSet<ServiceQuery>,
+    pub certificates: BTreeSet<CertificateQuery>,
+    /// Problems, freshness: nothing that reaches Envoy.
+    pub status_only: bool,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        self.config.is_empty() && self.services.is_empty() && self.certificates.is_empty()
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        for (key, (before, after)) in other.config.objects {
+            match self.config.objects.entry(key) {
+                std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().1 = after,
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert((before, after));
+                }
+            }
+        }
+        self.config.documents.extend(other.config.documents);
+        self.services.extend(other.services);
+        self.certificates.extend(other.certificates);
+        self.status_only |= other.status_only;
+    }
+}
+
+impl Snapshot {
+    pub fn new(config: Config, document_sources: BTreeSet<Arc<str>>) -> Self {
+        Self {
+            config,
+            document_sources: Arc::new(document_sources),
+            ..Self::default()
+        }
+    }
+
+    /// Every source of documents has answered in full at least once.
+    pub fn documents_complete(&self) -> bool {
+        self.document_sources.is_subset(&self.complete_sources)
+    }
+
+    /// What is wrong with a source of documents; what it said before stands.
+    pub fn document_problems(&self) -> &BTreeMap<Arc<str>, Problem> {
+        &self.document_problems
+    }
+
+    pub fn apply(&mut self, observation: Observation) -> Changes {
+        match observation {
+            Observation::Documents(update) => self.apply_documents(update),
+            Observation::Service(update) => self.apply_service(update),
+            Observation::Certificate(update) => self.apply_certificate(update),
+        }
+    }
+
+    fn apply_documents(&mut self, update: DocumentsUpdate) -> Changes {
+        let mut changes = Changes::default();
+        for id in &update.removed {
+            self.quarantined.remove(id);
+            self.config.remove(id, &mut changes.config);
+        }
+        for document in update.changed {
+            let quarantine = self.quarantined.get(&document.id).cloned();
+            self.config
+                .upsert(document, quarantine.as_ref(), &mut changes.config);
+        }
+        if self.document_problems.get(&update.source) != update.problem.as_ref() {
+            changes.status_only = true;
+            let problems = Arc::make_mut(&mut self.document_problems);
+            match update.problem {
+                Some(problem) => problems.insert(update.source.clone(), problem),
+                None => problems.remove(&update.source),
+            };
+        }
+        if update.complete && !self.complete_sources.contains(&update.source) {
+            changes.status_only = true;
+            Arc::make_mut(&mut self.complete_sources).insert(update.source);
+        }
+        changes
+    }
+
+    fn apply_service(&mut self, update: ServiceUpdate) -> Changes {
+        let mut changes = Changes::default();
+        let before = self.services.get(&update.query);
+        let after = match update.result {
+            Ok(instances) => Known {
+                value: Some(instances),
+                problem: None,
+                stale: false,
+            },
+            Err(problem) => {
+                let (value, stale) = before.map_or((None, false), |known| (known.value.clone(), known.stale));
+                Known {
+                    value,
+                    problem: Some(problem),
+                    stale,
+                }
+            }
+        };
+        let same_value = before.is_some_and(|known| {
+            known.value == after.value && known.problem.is_some() == after.problem.is_some()
+        });
+        changes.status_only =
+            before.is_none_or(|known| known.problem != after.problem || known.stale != after.stale);
+        if !same_value {
+            changes.services.insert(update.query.clone());
+        }
+        self.services.insert(update.query, after);
+        changes
+    }
+
+    fn apply_certificate(&mut self, update: CertificateUpdate) -> Changes {
+        let mut changes = Changes::default();
+        let before = self.certificates.get(&update.query);
+        let after = match update.result {
+            Ok(material) => Known {
+                value: Some(material),
+                problem: None,
+                stale: false,
+            },
+            Err(problem) => {
+                let (value, stale) = before.map_or((None, false), |known| (known.value.clone(), known.stale));
+                Known {
+                    value,
+                    problem: Some(problem),
+                    stale,
+                }
+            }
+        };
+        let same_value = before.is_some_and(|known| {
+            known.value == after.value && known.problem.is_some() == after.problem.is_some()
+        });
+        changes.status_only =
+            before.is_none_or(|known| known.problem != after.problem || known.stale != after.stale);
+        if !same_value {
+            changes.certificates.insert(update.query.clone());
+        }
+        self.certificates.insert(update.query, after);
+        changes
+    }
+
+    /// The documents in service before our restart. They count as known only once their source has answered.
+    pub fn restore_documents(&mut self, documents: Vec<Document>) -> Changes {
+        let mut changes = Changes::default();
+        for document in documents {
+            let id = document.id.clone();
+            self.config.upsert(document, None, &mut changes.config);
+            // What was in service is what Envoy ran with.
+            self.config.confirm(&id);
+        }
+        changes
+    }
+
+    /// Lets a document back in: its text is tried again.
+    pub fn lift_quarantine(&mut self, id: &DocumentId) -> Changes {
+        let mut changes = Changes::default();
+        self.quarantined.remove(id);
+        if let Some(state) = self.config.document(id).cloned() {
+            self.config
+                .upsert(state.document.clone(), None, &mut changes.config);
+        }
+        changes
+    }
+
+    /// What a watch last said before our restart.
+    pub fn restore_service(&mut self, query: ServiceQuery, instances: Arc<[Instance]>) {
+        self.services.insert(
+            query,
+            Known {
+                value: Some(instances),
+                problem: None,
+                stale: true,
+            },
+        );
+    }
+
+    /// Takes a document out of service that Envoy refused.
+    pub fn quarantine(&mut self, quarantine: Quarantine) -> Changes {
+        let mut changes = Changes::default();
+        self.config.quarantine(&quarantine, &mut changes.config);
+        self.quarantined.insert(quarantine.document.clone(), quarantine);
+        changes
+    }
+
+    /// Remembers a refusal from before our restart; the document itself comes from its source later.
+    pub fn restore_quarantine(&mut self, quarantine: Quarantine) {
+        self.quarantined.insert(quarantine.document.clone(), quarantine);
+    }
+
+    pub fn quarantined(&self) -> impl Iterator<Item = &Quarantine> {
+        self.quarantined.values()
+    }
+
+    /// Forgets watches that nobody needs any more.
+    pub fn forget_service(&mut self, query: &ServiceQuery) {
+        self.services.remove(query);
+    }
+
+    pub fn forget_certificate(&mut self, query: &CertificateQuery) {
+        self.certificates.remove(query);
+    }
+
+    pub fn service(&self, query: &ServiceQuery) -> Option<&Known<[Instance]>> {
+        self.services.get(query)
+    }
+
+    pub fn certificate(&self, query: &CertificateQuery) -> Option<&Known<CertificateMaterial>> {
+        self.certificates.get(query)
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceQuery, &Known<[Instance]>)> {
+        self.services.iter()
+    }
+
+    pub fn certificates(&self) -> impl Iterator<Item = (&CertificateQuery, &Known<CertificateMaterial>)> {
+        self.certificates.iter()
+    }
+
+    /// The watch has spoken: instances, or a reason why there are none.
+    pub fn service_answered(&self, query: &ServiceQuery) -> bool {
+        self.services
+            .get(query)
+            .is_some_and(|known| known.value.is_some() || known.problem.is_some())
+    }
+
+    pub fn certificate_answered(&self, query: &CertificateQuery) -> bool {
+        self.certificates
+            .get(query)
+            .is_some_and(|known| known.value.is_some() || known.problem.is_some())
+    }
+}

@@ -1,0 +1,131 @@
+use std::collections::HashMap;
+
+use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
+};
+use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
+use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use envoy_types::pb::envoy::config::core::v3::{
+    AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
+};
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
+    ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
+};
+use envoy_types::pb::envoy::r#type::v3::Percent;
+use prost::Message;
+
+use super::endpoint::{assignment, is_ip, lb_endpoint, split_host_port};
+use crate::envoy::{Resource, ResourceKind, any, duration, wrap_u32};
+use crate::ir::{self, ClusterSource};
+use crate::model::http::{LoadBalancer, UpstreamProtocol};
+
+pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
+    let bytes = cluster_message(cluster).encode_to_vec();
+    Resource::new(ResourceKind::Cluster, cluster.name.clone(), &bytes)
+        .from_documents(cluster.origins.clone().into())
+}
+
+fn cluster_message(cluster: &ir::Cluster) -> Cluster {
+    let options = &cluster.options;
+    let mut message = Cluster {
+        name: cluster.name.to_string(),
+        // Statistics split at dots: a name with dots or slashes would end up as several levels.
+        alt_stat_name: cluster.name.replace(['.', ':'], "_"),
+        connect_timeout: Some(duration(options.connect_timeout)),
+        // 32 KiB instead of 1 MiB: at the edge a slow client must not pin a megabyte per stream (Envoy's edge guide).
+        per_connection_buffer_limit_bytes: Some(wrap_u32(32 * 1024)),
+        lb_policy: match options.load_balancer {
+            LoadBalancer::RoundRobin => LbPolicy::RoundRobin,
+            LoadBalancer::LeastRequest => LbPolicy::LeastRequest,
+            LoadBalancer::Random => LbPolicy::Random,
+        }
+        .into(),
+        // No panic routing: with every instance unhealthy the answer is 503, not a gamble.
+        common_lb_config: Some(CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            ..CommonLbConfig::default()
+        }),
+        circuit_breakers: Some(CircuitBreakers {
+            thresholds: vec![Thresholds {
+                max_connections: Some(wrap_u32(options.circuit_breaker.max_connections)),
+                max_pending_requests: Some(wrap_u32(options.circuit_breaker.max_pending_requests)),
+                max_requests: Some(wrap_u32(options.circuit_breaker.max_requests)),
+                max_retries: Some(wrap_u32(options.circuit_breaker.max_retries)),
+                ..Thresholds::default()
+            }],
+            ..CircuitBreakers::default()
+        }),
+        // One entry: the map's order cannot differ.
+        typed_extension_protocol_options: HashMap::from([(
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
+            any(&protocol_options(options.protocol)),
+        )]),
+        ..Cluster::default()
+    };
+    match &cluster.source {
+        ClusterSource::Discovered => {
+            message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
+            message.eds_cluster_config = Some(EdsClusterConfig {
+                eds_config: Some(ads()),
+                service_name: String::new(),
+            });
+        }
+        ClusterSource::Static(addresses) => {
+            message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into()));
+            message.load_assignment = Some(fixed(&cluster.name, addresses.iter().map(|address| &**address)));
+        }
+        ClusterSource::Dns(address) => {
+            // An address in place of a name needs no resolver.
+            let kind = if is_ip(split_host_port(address).0) {
+                DiscoveryType::Static
+            } else {
+                DiscoveryType::StrictDns
+            };
+            message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(kind.into()));
+            message.dns_lookup_family = DnsLookupFamily::All.into();
+            message.load_assignment = Some(fixed(&cluster.name, [&**address]));
+        }
+    }
+    message
+}
+
+fn fixed<'a>(
+    name: &str,
+    addresses: impl IntoIterator<Item = &'a str>,
+) -> envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment {
+    let endpoints = addresses.into_iter().map(|address| {
+        let (host, port) = split_host_port(address);
+        lb_endpoint(host, port, 1)
+    });
+    assignment(name, endpoints.collect())
+}
+
+fn protocol_options(protocol: UpstreamProtocol) -> HttpProtocolOptions {
+    let config = match protocol {
+        UpstreamProtocol::Http1 => {
+            explicit_http_config::ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
+        }
+        UpstreamProtocol::Http2 => {
+            explicit_http_config::ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default())
+        }
+    };
+    HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(config),
+        })),
+        ..HttpProtocolOptions::default()
+    }
+}
+
+/// Everything comes over the one stream, in the order that we decide.
+pub(super) fn ads() -> ConfigSource {
+    ConfigSource {
+        resource_api_version: ApiVersion::V3.into(),
+        // Envoy waits this long for a first answer before it goes on without; its default of 15 s stalls a whole update.
+        initial_fetch_timeout: Some(duration(std::time::Duration::from_secs(3))),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..ConfigSource::default()
+    }
+}

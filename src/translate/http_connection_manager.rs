@@ -1,0 +1,275 @@
+//! How a listener treats HTTP: safe defaults for the edge, and only the filters that the documents ask for.
+//!
+//! The values follow Envoy's own guide for edge proxies; where we differ the comment says why.
+
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLogFilter, ResponseFlagFilter, access_log_filter};
+use envoy_types::pb::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation};
+use envoy_types::pb::envoy::config::core::v3::{
+    CidrRange, DataSource, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig, data_source,
+    http_protocol_options::HeadersWithUnderscoresAction,
+};
+use envoy_types::pb::envoy::extensions::common::matching::v3::ExtensionWithMatcher;
+use envoy_types::pb::envoy::extensions::filters::http::composite::v3::{Composite, ExecuteFilterAction};
+use envoy_types::pb::envoy::extensions::filters::http::lua::v3::Lua;
+use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier,
+    ServerHeaderTransformation, StripPortMode, UpgradeConfig,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::scoped_routes::scope_key_builder::{
+    FragmentBuilder, fragment_builder,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::scoped_routes::{
+    ConfigSpecifier, ScopeKeyBuilder,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, LocalReplyConfig, Rds, ResponseMapper, ScopedRds, ScopedRoutes, http_filter,
+};
+use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
+use envoy_types::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
+use envoy_types::pb::xds::core::v3::TypedExtensionConfig as XdsExtension;
+use envoy_types::pb::xds::r#type::matcher::v3::matcher::matcher_list::{FieldMatcher, Predicate, predicate};
+use envoy_types::pb::xds::r#type::matcher::v3::matcher::{MatcherList, MatcherType, OnMatch, on_match};
+use envoy_types::pb::xds::r#type::matcher::v3::{Matcher, RegexMatcher, StringMatcher, regex_matcher, string_matcher};
+
+use super::cluster::ads;
+use super::route::{REASON_HEADER, set_header};
+use crate::envoy::{any, duration, wrap_bool, wrap_u32};
+use crate::features::FEATURES;
+use crate::ir::{Listener, Routing};
+
+/// Which listener a request came in by: scopes of all listeners share one namespace at Envoy. Never leaves the gateway.
+pub(super) const LISTENER_HEADER: &str = "x-portreeve-listener";
+/// The name the client asked for in its TLS handshake. Never leaves the gateway.
+pub(super) const SNI_HEADER: &str = "x-portreeve-sni";
+
+pub(super) fn http_connection_manager(listener: &Listener) -> HttpConnectionManager {
+    HttpConnectionManager {
+        codec_type: CodecType::Auto.into(),
+        stat_prefix: listener.name.to_string(),
+        route_specifier: Some(match listener.routing {
+            Routing::Scoped => RouteSpecifier::ScopedRoutes(scoped_routes(listener)),
+            Routing::Table => RouteSpecifier::Rds(Rds {
+                config_source: Some(ads()),
+                route_config_name: listener.name.to_string(),
+            }),
+        }),
+        http_filters: filters(listener),
+        early_header_mutation_extensions: vec![marks(listener)],
+        // The client's address is the connection's, or what the trusted proxies appended.
+        use_remote_address: Some(wrap_bool(true)),
+        xff_num_trusted_hops: listener.trusted_proxies,
+        internal_address_config: Some(nobody_internal()),
+        forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
+        normalize_path: Some(wrap_bool(true)),
+        merge_slashes: true,
+        // %2F and %5C: the client is sent to the path it means, so that no rule can be slipped past.
+        path_with_escaped_slashes_action: PathWithEscapedSlashesAction::UnescapeAndRedirect.into(),
+        strip_port_mode: Some(StripPortMode::StripAnyHostPort(true)),
+        strip_trailing_host_dot: true,
+        common_http_protocol_options: Some(HttpProtocolOptions {
+            idle_timeout: Some(duration(listener.idle_timeout)),
+            max_headers_count: Some(wrap_u32(100)),
+            // x_user and x-user are one header to many servers: a client must not be able to set the one we remove.
+            headers_with_underscores_action: HeadersWithUnderscoresAction::RejectRequest.into(),
+            ..HttpProtocolOptions::default()
+        }),
+        http_protocol_options: Some(Http1ProtocolOptions::default()),
+        http2_protocol_options: Some(Http2ProtocolOptions {
+            max_concurrent_streams: Some(wrap_u32(100)),
+            initial_stream_window_size: Some(wrap_u32(64 * 1024)),
+            initial_connection_window_size: Some(wrap_u32(1024 * 1024)),
+            ..Http2ProtocolOptions::default()
+        }),
+        stream_idle_timeout: Some(duration(listener.stream_idle_timeout)),
+        request_headers_timeout: Some(duration(listener.request_headers_timeout)),
+        max_request_headers_kb: Some(wrap_u32(listener.max_request_headers_kb)),
+        upgrade_configs: vec![UpgradeConfig {
+            upgrade_type: "websocket".into(),
+            ..UpgradeConfig::default()
+        }],
+        // The upstream's own name, or none: what software the edge runs is nobody's business.
+        server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
+        local_reply_config: Some(reasons()),
+        ..HttpConnectionManager::default()
+    }
+}
+
+/// Nobody is "internal": a client with a private address would be believed its x-envoy-* headers. An empty list means
+/// Envoy's default (RFC 1918), so it holds an address that no client can have.
+fn nobody_internal() -> InternalAddressConfig {
+    let broadcast = CidrRange {
+        address_prefix: "255.255.255.255".into(),
+        prefix_len: Some(wrap_u32(32)),
+    };
+    InternalAddressConfig {
+        cidr_ranges: vec![broadcast],
+        ..InternalAddressConfig::default()
+    }
+}
+
+fn filters(listener: &Listener) -> Vec<HttpFilter> {
+    let mut staged: Vec<_> = FEATURES
+        .iter()
+        .filter(|feature| listener.features.contains(&feature.name()))
+        .filter_map(|feature| feature.http_filter())
+        .collect();
+    // The stage decides, then the name: the same chain for the same set of features.
+    staged.sort_by(|one, other| (one.stage, &one.filter.name).cmp(&(other.stage, &other.filter.name)));
+    let lower_case = (listener.routing == Routing::Scoped).then(lower_case_host);
+    let router = HttpFilter {
+        name: "envoy.filters.http.router".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router {
+            // Neither clients nor upstreams learn of us from x-envoy-* headers.
+            suppress_envoy_headers: true,
+            ..Router::default()
+        }))),
+        ..HttpFilter::default()
+    };
+    lower_case
+        .into_iter()
+        .chain(staged.into_iter().map(|staged| staged.filter))
+        .chain([router])
+        .collect()
+}
+
+/// Sets our marks before a route is chosen, over whatever a client sent.
+fn marks(listener: &Listener) -> TypedExtensionConfig {
+    let mut headers = vec![set_header(LISTENER_HEADER, &listener.name)];
+    if listener.tls.is_some() {
+        headers.push(set_header(SNI_HEADER, "%REQUESTED_SERVER_NAME%"));
+    }
+    let mutations = headers
+        .into_iter()
+        .map(|header| HeaderMutation {
+            action: Some(header_mutation::Action::Append(header)),
+        })
+        .collect();
+    TypedExtensionConfig {
+        name: "envoy.http.early_header_mutation.header_mutation".into(),
+        typed_config: Some(any(&EarlyHeaderMutation { mutations })),
+    }
+}
+
+fn scoped_routes(listener: &Listener) -> ScopedRoutes {
+    let header = |name: &str| FragmentBuilder {
+        r#type: Some(fragment_builder::Type::HeaderValueExtractor(
+            fragment_builder::HeaderValueExtractor {
+                name: name.to_owned(),
+                extract_type: Some(fragment_builder::header_value_extractor::ExtractType::Index(0)),
+                ..fragment_builder::HeaderValueExtractor::default()
+            },
+        )),
+    };
+    ScopedRoutes {
+        name: listener.name.to_string(),
+        scope_key_builder: Some(ScopeKeyBuilder {
+            fragments: vec![header(LISTENER_HEADER), header(":authority")],
+        }),
+        rds_config_source: Some(ads()),
+        config_specifier: Some(ConfigSpecifier::ScopedRds(ScopedRds {
+            scoped_rds_config_source: Some(ads()),
+            ..ScopedRds::default()
+        })),
+    }
+}
+
+/// Scope keys are case-sensitive while hosts are not. Only a request whose host has a capital letter runs the script;
+/// the others pay for one match.
+fn lower_case_host() -> HttpFilter {
+    const SCRIPT: &str = "function envoy_on_request(handle)\n\
+        \x20 local headers = handle:headers()\n\
+        \x20 headers:replace(\":authority\", string.lower(headers:get(\":authority\")))\n\
+        \x20 handle:clearRouteCache()\n\
+        end\n";
+    let lua = Lua {
+        default_source_code: Some(DataSource {
+            specifier: Some(data_source::Specifier::InlineString(SCRIPT.to_owned())),
+            ..DataSource::default()
+        }),
+        ..Lua::default()
+    };
+    let action = ExecuteFilterAction {
+        typed_config: Some(TypedExtensionConfig {
+            name: "portreeve.lower_case_host.lua".into(),
+            typed_config: Some(any(&lua)),
+        }),
+        ..ExecuteFilterAction::default()
+    };
+    let input = HttpRequestHeaderMatchInput {
+        header_name: ":authority".into(),
+    };
+    let predicate = Predicate {
+        match_type: Some(predicate::MatchType::SinglePredicate(
+            predicate::SinglePredicate {
+                input: Some(extension("authority", any(&input))),
+                matcher: Some(predicate::single_predicate::Matcher::ValueMatch(StringMatcher {
+                    match_pattern: Some(string_matcher::MatchPattern::SafeRegex(RegexMatcher {
+                        regex: ".*[A-Z].*".into(),
+                        engine_type: Some(regex_matcher::EngineType::GoogleRe2(regex_matcher::GoogleRe2 {})),
+                    })),
+                    ..StringMatcher::default()
+                })),
+            },
+        )),
+    };
+    let matcher = Matcher {
+        matcher_type: Some(MatcherType::MatcherList(MatcherList {
+            matchers: vec![FieldMatcher {
+                predicate: Some(predicate),
+                on_match: Some(OnMatch {
+                    on_match: Some(on_match::OnMatch::Action(extension("lower-case", any(&action)))),
+                    ..OnMatch::default()
+                }),
+            }],
+        })),
+        on_no_match: None,
+    };
+    let composite = ExtensionWithMatcher {
+        xds_matcher: Some(matcher),
+        extension_config: Some(TypedExtensionConfig {
+            name: "composite".into(),
+            typed_config: Some(any(&Composite::default())),
+        }),
+        ..ExtensionWithMatcher::default()
+    };
+    HttpFilter {
+        name: "portreeve.lower_case_host".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&composite))),
+        ..HttpFilter::default()
+    }
+}
+
+fn extension(name: &str, config: envoy_types::pb::google::protobuf::Any) -> XdsExtension {
+    XdsExtension {
+        name: name.to_owned(),
+        typed_config: Some(config),
+    }
+}
+
+/// What Envoy's own 503s and 504s say in the reason header.
+fn reasons() -> LocalReplyConfig {
+    let reason = |flags: &[&str], reason: &str| ResponseMapper {
+        filter: Some(AccessLogFilter {
+            filter_specifier: Some(access_log_filter::FilterSpecifier::ResponseFlagFilter(
+                ResponseFlagFilter {
+                    flags: flags.iter().map(ToString::to_string).collect(),
+                },
+            )),
+        }),
+        headers_to_add: vec![set_header(REASON_HEADER, reason)],
+        ..ResponseMapper::default()
+    };
+    LocalReplyConfig {
+        mappers: vec![
+            reason(&["UH"], "no-healthy-instance"),
+            reason(&["NC"], "no-cluster"),
+            reason(&["UO"], "circuit-breaker-open"),
+            reason(&["UF", "URX"], "upstream-connection-failed"),
+            reason(&["UC", "UR"], "upstream-connection-closed"),
+            reason(&["UT", "SI"], "timeout"),
+            reason(&["NR"], "no-route"),
+        ],
+        ..LocalReplyConfig::default()
+    }
+}

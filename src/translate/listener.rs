@@ -1,0 +1,144 @@
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
+use envoy_types::pb::envoy::config::listener::v3::{
+    Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
+};
+use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
+use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, tls_parameters::TlsProtocol,
+};
+use prost::Message;
+
+use super::cluster::ads;
+use super::endpoint::socket_address;
+use super::http_connection_manager::http_connection_manager;
+use crate::envoy::{Resource, ResourceKind, ResourceRef, any, duration, wrap_bool, wrap_u32};
+use crate::ir::{self, TlsChain};
+
+pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
+    let mut needs: Vec<ResourceRef> = listener
+        .tls
+        .iter()
+        .flat_map(|tls| &tls.chains)
+        .map(|chain| ResourceRef {
+            kind: ResourceKind::Secret,
+            name: chain.secret.clone(),
+        })
+        .collect();
+    needs.sort();
+    Resource::new(
+        ResourceKind::Listener,
+        listener.name.clone(),
+        &listener_message(listener).encode_to_vec(),
+    )
+    .needing(needs.into())
+    .from_documents(listener.origins.clone().into())
+}
+
+fn listener_message(listener: &ir::Listener) -> Listener {
+    let filters = filters(listener);
+    let (filter_chains, listener_filters) = match &listener.tls {
+        None => (
+            vec![FilterChain {
+                name: "http".into(),
+                filters,
+                ..FilterChain::default()
+            }],
+            Vec::new(),
+        ),
+        Some(tls) => (
+            tls.chains
+                .iter()
+                .map(|chain| tls_chain(chain, &tls.min_version, filters.clone()))
+                .collect(),
+            vec![tls_inspector()],
+        ),
+    };
+    Listener {
+        name: listener.name.to_string(),
+        address: Some(socket_address(&listener.address.to_string(), listener.port)),
+        filter_chains,
+        listener_filters,
+        // Envoy's edge guide: a slow client must not pin a megabyte.
+        per_connection_buffer_limit_bytes: Some(wrap_u32(32 * 1024)),
+        // Two Envoys of one host overlap during a planned restart.
+        enable_reuse_port: Some(wrap_bool(true)),
+        // Listed by their real name even when the address is IPv6's "any".
+        listener_filters_timeout: Some(duration(std::time::Duration::from_secs(5))),
+        ..Listener::default()
+    }
+}
+
+fn filters(listener: &ir::Listener) -> Vec<Filter> {
+    let limit = listener.max_connections.map(|most| Filter {
+        name: "envoy.filters.network.connection_limit".into(),
+        config_type: Some(filter::ConfigType::TypedConfig(any(&ConnectionLimit {
+            stat_prefix: listener.name.to_string(),
+            max_connections: Some(envoy_types::pb::google::protobuf::UInt64Value {
+                value: u64::from(most),
+            }),
+            ..ConnectionLimit::default()
+        }))),
+    });
+    let http = Filter {
+        name: "envoy.filters.network.http_connection_manager".into(),
+        config_type: Some(filter::ConfigType::TypedConfig(any(&http_connection_manager(
+            listener,
+        )))),
+    };
+    limit.into_iter().chain([http]).collect()
+}
+
+/// A handshake whose SNI no chain names finds no chain and is refused.
+fn tls_chain(chain: &TlsChain, min_version: &str, filters: Vec<Filter>) -> FilterChain {
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_params: Some(TlsParameters {
+                tls_minimum_protocol_version: if min_version == "1.3" {
+                    TlsProtocol::TlSv13
+                } else {
+                    TlsProtocol::TlSv12
+                }
+                .into(),
+                tls_maximum_protocol_version: TlsProtocol::TlSv13.into(),
+                ..TlsParameters::default()
+            }),
+            tls_certificate_sds_secret_configs: vec![SdsSecretConfig {
+                name: chain.secret.to_string(),
+                sds_config: Some(ads()),
+            }],
+            alpn_protocols: vec!["h2".into(), "http/1.1".into()],
+            ..CommonTlsContext::default()
+        }),
+        ..DownstreamTlsContext::default()
+    };
+    let mut server_names: Vec<Arc<str>> = chain.server_names.clone();
+    server_names.sort();
+    FilterChain {
+        name: chain.secret.to_string(),
+        filter_chain_match: Some(FilterChainMatch {
+            server_names: server_names.iter().map(ToString::to_string).collect(),
+            ..FilterChainMatch::default()
+        }),
+        filters,
+        transport_socket: Some(TransportSocket {
+            name: "envoy.transport_sockets.tls".into(),
+            config_type: Some(transport_socket::ConfigType::TypedConfig(any(&context))),
+        }),
+        // A client that opens a connection and never shakes hands.
+        transport_socket_connect_timeout: Some(duration(std::time::Duration::from_secs(10))),
+        ..FilterChain::default()
+    }
+}
+
+fn tls_inspector() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.tls_inspector".into(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(any(
+            &TlsInspector::default(),
+        ))),
+        ..ListenerFilter::default()
+    }
+}

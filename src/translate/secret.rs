@@ -1,0 +1,39 @@
+use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
+use prost::Message;
+
+use crate::envoy::{Resource, ResourceKind};
+use crate::ir;
+
+pub(super) fn secret_resource(wanted: &ir::Secret) -> Resource {
+    let material = &wanted.material;
+    let version = material.version();
+    let resource = match &material.private_key {
+        // Known from before our restart: only Envoy has the key.
+        None => Resource::held_by_envoy(ResourceKind::Secret, wanted.name.clone(), version),
+        Some(key) => {
+            let message = Secret {
+                name: wanted.name.to_string(),
+                r#type: Some(secret::Type::TlsCertificate(TlsCertificate {
+                    certificate_chain: Some(inline(&material.chain)),
+                    private_key: Some(inline(key.expose())),
+                    ..TlsCertificate::default()
+                })),
+            };
+            Resource::with_version(
+                ResourceKind::Secret,
+                wanted.name.clone(),
+                version,
+                &message.encode_to_vec(),
+            )
+        }
+    };
+    resource.from_documents(wanted.origins.clone().into())
+}
+
+fn inline(text: &str) -> DataSource {
+    DataSource {
+        specifier: Some(data_source::Specifier::InlineString(text.to_owned())),
+        ..DataSource::default()
+    }
+}

@@ -1,0 +1,147 @@
+//! The program under test, as an operator runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::Result;
+use hyper::Method;
+use tempfile::TempDir;
+
+use super::http::{Answer, over_socket};
+use super::process::{Launch, Process};
+use super::{START_LIMIT, scratch_directory, wait_for};
+
+/// What the agent's API answers 2xx on once it serves.
+pub const READY_PATH: &str = "/v1/ready";
+
+pub struct Agent {
+    pub process: Process,
+    pub api: PathBuf,
+    _directory: TempDir,
+}
+
+/// An agent that is yet to be started.
+pub struct AgentLaunch {
+    launch: Launch,
+    api: PathBuf,
+    directory: TempDir,
+}
+
+impl Agent {
+    /// An agent with a scratch directory of its own, where its API's socket is expected as `api.sock`.
+    pub fn prepare() -> AgentLaunch {
+        let directory = scratch_directory("agent");
+        let launch = Launch::new("portreeve", env!("CARGO_BIN_EXE_portreeve"), directory.path());
+        AgentLaunch {
+            launch,
+            api: directory.path().join("api.sock"),
+            directory,
+        }
+    }
+
+    /// One request to its API; every status is an answer.
+    pub async fn api(&self, method: Method, path: &str, body: &str) -> Result<Answer> {
+        over_socket(&self.api, method, path, body.to_owned()).await
+    }
+
+    pub async fn wait_ready(&mut self) {
+        wait_for("portreeve to be ready", START_LIMIT, async || {
+            self.process.check_running()?;
+            over_socket(&self.api, Method::GET, READY_PATH, "").await?.ok()
+        })
+        .await;
+    }
+
+    pub async fn wait_for_log(&mut self, text: &str) -> String {
+        self.process.wait_for_log(text, START_LIMIT).await
+    }
+
+    /// SIGHUP: reload.
+    pub fn reload(&mut self) {
+        self.process.hang_up();
+    }
+
+    /// SIGTERM; panics if it takes more than 30 s.
+    pub fn terminate(&mut self) {
+        self.process.terminate(Duration::from_secs(30));
+    }
+
+    /// SIGKILL, to the agent alone: an Envoy that it supervises goes on.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    pub async fn restart(&mut self) {
+        self.process.start_again();
+        self.wait_ready().await;
+    }
+}
+
+impl AgentLaunch {
+    /// The agent's scratch directory, for its settings, documents and state.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes a file there, directories included, and returns its path.
+    pub fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory().join(name);
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("a directory for a file");
+        std::fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        path
+    }
+
+    /// Where its settings say its API's socket is.
+    pub fn api_socket(mut self, path: impl Into<PathBuf>) -> AgentLaunch {
+        self.api = path.into();
+        self
+    }
+
+    pub fn api(&self) -> &Path {
+        &self.api
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> AgentLaunch {
+        self.launch = self.launch.arg(arg);
+        self
+    }
+
+    pub fn args<A: AsRef<std::ffi::OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> AgentLaunch {
+        self.launch = self.launch.args(args);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> AgentLaunch {
+        self.launch = self.launch.env(name, value);
+        self
+    }
+
+    /// Starts it without waiting.
+    pub fn start(self) -> Agent {
+        Agent {
+            process: self.launch.start(),
+            api: self.api,
+            _directory: self.directory,
+        }
+    }
+
+    pub async fn start_ready(self) -> Agent {
+        let mut agent = self.start();
+        agent.wait_ready().await;
+        agent
+    }
+}
+
+/// Runs a portreeve command to its end, with an environment free of Consul's and Vault's variables.
+pub fn run(directory: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portreeve"));
+    command
+        .args(args)
+        .current_dir(directory)
+        .env_clear()
+        .env("HOME", directory)
+        .stdin(Stdio::null());
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.output().expect("portreeve runs")
+}

@@ -1,0 +1,101 @@
+//! A certificate authority for tests.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rcgen::{SanType, date_time_ymd};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+pub struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    /// Its certificate, PEM.
+    pub certificate: String,
+}
+
+/// A leaf certificate and its key, PEM.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Ca {
+    pub fn new(name: &str) -> Ca {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        Ca {
+            issuer: Issuer::new(params, key),
+            certificate,
+        }
+    }
+
+    /// A leaf for servers and clients, valid for a day. A name is a DNS name, an IP address or a `scheme://`
+    /// URI.
+    pub fn issue(&self, names: &[&str]) -> Pair {
+        self.issue_for(names, Duration::from_secs(24 * 3600))
+    }
+
+    pub fn issue_for(&self, names: &[&str], validity: Duration) -> Pair {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, names[0]);
+        params.subject_alt_names = names.iter().map(|name| subject_alt_name(name)).collect();
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap();
+        params.not_before = date_time_ymd(1970, 1, 1) + (since_epoch - Duration::from_secs(60));
+        params.not_after = date_time_ymd(1970, 1, 1) + (since_epoch + validity);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Pair {
+            certificate,
+            key: key.serialize_pem(),
+        }
+    }
+}
+
+impl Pair {
+    /// For a rustls server or client.
+    pub fn parsed(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (
+            parse_certificates(&self.certificate),
+            PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap(),
+        )
+    }
+
+    /// A TLS server with this certificate, for [`super::backend::Backend::start_tls`].
+    pub fn server_config(&self) -> std::sync::Arc<rustls::ServerConfig> {
+        super::http::install_tls_provider();
+        let (chain, key) = self.parsed();
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(chain, key);
+        std::sync::Arc::new(config.unwrap())
+    }
+}
+
+pub fn parse_certificates(pem: &str) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .map(Result::unwrap)
+        .collect()
+}
+
+fn subject_alt_name(name: &str) -> SanType {
+    if name.contains("://") {
+        SanType::URI(name.try_into().unwrap())
+    } else if let Ok(address) = name.parse::<IpAddr>() {
+        SanType::IpAddress(address)
+    } else {
+        SanType::DnsName(name.try_into().unwrap())
+    }
+}
