@@ -82,11 +82,27 @@ impl Access {
                 let permitted = settings.borrow().identities.permitted(sans);
                 if permitted.is_empty() {
                     let shown: Vec<String> = sans.iter().map(San::to_string).collect();
-                    return Err(Denied::identity(format!("no gateway is open to a certificate for {}", shown.join(", "))));
+                    return Err(Denied::identity(format!(
+                        "no gateway is open to a certificate for {}",
+                        shown.join(", ")
+                    )));
                 }
                 Ok(GatewayAccess::Only(permitted))
             }
             _ => Err(Denied::identity("a peer of another kind of listener".into())),
+        }
+    }
+
+    /// Whether this peer may still have this gateway, by the settings of now.
+    pub(super) fn still_admits(&self, peer: &Peer, gateway: &str) -> Result<(), Denied> {
+        self.admit(peer)?.choose(gateway).map(|_| ())
+    }
+
+    /// Settings that may change while a stream is open.
+    pub(super) fn settings(&self) -> Option<watch::Receiver<Arc<TlsSettings>>> {
+        match self {
+            Self::Unix { .. } => None,
+            Self::Tls(settings) => Some(settings.clone()),
         }
     }
 }
@@ -94,7 +110,12 @@ impl Access {
 impl GatewayAccess {
     /// The gateway for an Envoy whose `node.cluster` is this (empty: not set).
     pub(super) fn choose(&self, asked: &str) -> Result<Arc<str>, Denied> {
-        let not_permitted = |message| Err(Denied { reason: RefusedReason::GatewayNotPermitted, message });
+        let not_permitted = |message| {
+            Err(Denied {
+                reason: RefusedReason::GatewayNotPermitted,
+                message,
+            })
+        };
         match self {
             Self::All if asked.is_empty() => {
                 not_permitted("node.cluster is empty: set it to the name of the gateway".into())
@@ -103,7 +124,10 @@ impl GatewayAccess {
             Self::Only(names) => match (names.get(asked), names.first()) {
                 (Some(name), _) => Ok(name.clone()),
                 (None, Some(only)) if asked.is_empty() && names.len() == 1 => Ok(only.clone()),
-                _ => not_permitted(format!("gateway {asked:?} (node.cluster) is not open to this peer: it may have {}", list(names))),
+                _ => not_permitted(format!(
+                    "gateway {asked:?} (node.cluster) is not open to this peer: it may have {}",
+                    list(names)
+                )),
             },
         }
     }
@@ -111,8 +135,13 @@ impl GatewayAccess {
 
 impl Identities {
     fn permitted(&self, sans: &[San]) -> BTreeSet<Arc<str>> {
-        let listed = self.0.iter().filter(|identity| sans.iter().any(|san| san.is_same(&identity.san)));
-        listed.flat_map(|identity| identity.gateways.iter().cloned()).collect()
+        let listed = self
+            .0
+            .iter()
+            .filter(|identity| sans.iter().any(|san| san.is_same(&identity.san)));
+        listed
+            .flat_map(|identity| identity.gateways.iter().cloned())
+            .collect()
     }
 }
 
@@ -128,7 +157,10 @@ impl San {
 
 impl Denied {
     fn identity(message: String) -> Self {
-        Self { reason: RefusedReason::Identity, message }
+        Self {
+            reason: RefusedReason::Identity,
+            message,
+        }
     }
 }
 
@@ -157,6 +189,46 @@ impl fmt::Display for Peer {
 fn list(names: &BTreeSet<Arc<str>>) -> String {
     match names.len() {
         0 => "none".into(),
-        _ => names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
+        _ => names
+            .iter()
+            .map(|name| format!("{name:?}"))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_for_listed_uids_and_gateways() {
+        let access = Access::Unix {
+            uids: BTreeSet::from([4242]),
+            gateways: GatewayAccess::Only(BTreeSet::from(["edge".into()])),
+        };
+        let own = rustix::process::geteuid().as_raw();
+        for uid in [own, 0, 4242] {
+            let permitted = access.admit(&Peer::Unix { uid, pid: None }).unwrap();
+            assert_eq!(&*permitted.choose("edge").unwrap(), "edge");
+            assert_eq!(&*permitted.choose("").unwrap(), "edge");
+            let denied = permitted.choose("inner").unwrap_err();
+            assert_eq!(denied.reason, RefusedReason::GatewayNotPermitted);
+        }
+        let denied = access
+            .admit(&Peer::Unix {
+                uid: 4343,
+                pid: Some(7),
+            })
+            .unwrap_err();
+        assert_eq!(denied.reason, RefusedReason::Identity);
+        assert!(denied.message.contains("4343"));
+    }
+
+    #[test]
+    fn a_socket_for_all_needs_a_name() {
+        assert_eq!(&*GatewayAccess::All.choose("any").unwrap(), "any");
+        assert!(GatewayAccess::All.choose("").is_err());
+        assert!(GatewayAccess::Only(BTreeSet::new()).choose("").is_err());
     }
 }

@@ -45,10 +45,16 @@ impl Subscription {
             let trial = self.refusals.next_group();
             let is_trial = trial.is_some();
             let names: Vec<(Arc<str>, Dirty)> = match trial {
-                Some(group) => {
-                    group.iter().filter_map(|name| self.dirty.get_key_value(name)).map(|(k, v)| (k.clone(), *v)).collect()
-                }
-                None => self.dirty.iter().map(|(name, dirty)| (name.clone(), *dirty)).collect(),
+                Some(group) => group
+                    .iter()
+                    .filter_map(|name| self.dirty.get_key_value(name))
+                    .map(|(k, v)| (k.clone(), *v))
+                    .collect(),
+                None => self
+                    .dirty
+                    .iter()
+                    .map(|(name, dirty)| (name.clone(), *dirty))
+                    .collect(),
             };
             if self.waits_to_be_whole(target, holds, &names) {
                 return None;
@@ -98,14 +104,20 @@ impl Subscription {
             .map(|response| response.sent_at + order::cluster_overlap(self.variant));
         let removal = self.removal_held_since.map(|since| since + REMOVAL_PATIENCE);
         let backed_off = Some(self.refusals.not_before());
-        [overlap, removal, backed_off].into_iter().flatten().filter(|at| *at > now).min()
+        [overlap, removal, backed_off]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
     }
 
     fn may_send(&self, now: Duration) -> bool {
         if now < self.refusals.not_before() {
             return false;
         }
-        let Some(last) = self.in_flight.back() else { return true };
+        let Some(last) = self.in_flight.back() else {
+            return true;
+        };
         self.kind == ResourceKind::Cluster
             && self.refusals.next_group().is_none()
             && now >= last.sent_at + order::cluster_overlap(self.variant)
@@ -115,12 +127,20 @@ impl Subscription {
     /// A first state-of-the-world answer deletes what it lacks, so it must not lack what is only withheld: this Envoy may
     /// hold an older version from another stream. A first delta answer must not be empty only for that reason, or
     /// Envoy starts up with nothing.
-    fn waits_to_be_whole(&self, target: &ResourceSet, holds: &impl Holds, names: &[(Arc<str>, Dirty)]) -> bool {
+    fn waits_to_be_whole(
+        &self,
+        target: &ResourceSet,
+        holds: &impl Holds,
+        names: &[(Arc<str>, Dirty)],
+    ) -> bool {
         if self.answered || !self.wildcard || !order::is_gated(self.kind) || names.is_empty() {
             return false;
         }
-        let is_withheld =
-            |name: &Arc<str>| target.get(self.kind, name).is_some_and(|resource| holds.withholds(resource));
+        let is_withheld = |name: &Arc<str>| {
+            target
+                .get(self.kind, name)
+                .is_some_and(|resource| holds.withholds(resource))
+        };
         match self.variant {
             Variant::StateOfTheWorld => names.iter().any(|(name, _)| is_withheld(name)),
             Variant::Delta => names.iter().all(|(name, _)| is_withheld(name)),
@@ -195,7 +215,11 @@ impl Subscription {
             self.wanted.remove(name);
             self.refusals.forget(name);
             // Asked for and known to be absent: said at once, or Envoy waits for its time-out.
-            return if dirty.forced { Verdict::Remove } else { Verdict::Leave };
+            return if dirty.forced {
+                Verdict::Remove
+            } else {
+                Verdict::Leave
+            };
         };
         if !dirty.forced && told.is_some_and(|told| told.version == resource.version) {
             return Verdict::UpToDate(resource.clone());
@@ -206,9 +230,16 @@ impl Subscription {
             return last_good.map_or(Verdict::Leave, |told| Verdict::Send(told.clone()));
         }
         if resource.is_held_by_envoy() {
-            let is_news = self.wanted.insert(name.clone(), resource.version.clone()).as_ref() != Some(&resource.version);
+            let is_news = self
+                .wanted
+                .insert(name.clone(), resource.version.clone())
+                .as_ref()
+                != Some(&resource.version);
             if is_news || dirty.forced {
-                reports.push(Report::Wanted { kind: self.kind, name: name.clone() });
+                reports.push(Report::Wanted {
+                    kind: self.kind,
+                    name: name.clone(),
+                });
             }
             return Verdict::Leave;
         }
@@ -228,7 +259,11 @@ impl Subscription {
             .in_flight
             .iter()
             .flat_map(|response| &response.changed)
-            .filter(|resource| self.told.get(&resource.name).is_some_and(|told| told.version == resource.version))
+            .filter(|resource| {
+                self.told
+                    .get(&resource.name)
+                    .is_some_and(|told| told.version == resource.version)
+            })
             .filter(|resource| !changed.iter().any(|other| other.name == resource.name))
             .cloned()
             .collect();
@@ -252,14 +287,24 @@ impl Subscription {
                 // that a watch waits for can count as an error. Endpoints and routes: missing means unchanged.
                 let is_whole = order::is_wildcard(self.kind) || self.kind == ResourceKind::Secret;
                 let resources = if is_whole {
-                    self.told.values().filter(|resource| !resource.is_held_by_envoy()).cloned().collect()
+                    self.told
+                        .values()
+                        .filter(|resource| !resource.is_held_by_envoy())
+                        .cloned()
+                        .collect()
                 } else {
                     changed.to_vec()
                 };
                 (resources, Vec::new(), super::wire::whole_version(&self.told))
             }
         };
-        Response { kind: self.kind, nonce, version, resources, removed }
+        Response {
+            kind: self.kind,
+            nonce,
+            version,
+            resources,
+            removed,
+        }
     }
 
     /// Once everything is told, `told` becomes the published map itself: nothing of its own left in memory, and the next

@@ -104,7 +104,13 @@ struct Lag {
 impl EventQueue {
     pub fn new(capacity: usize) -> (Self, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(capacity);
-        (Self { sender, lag: Arc::default() }, receiver)
+        (
+            Self {
+                sender,
+                lag: Arc::default(),
+            },
+            receiver,
+        )
     }
 
     /// Must be called within a tokio runtime.

@@ -50,7 +50,10 @@ impl Gates {
     pub(super) fn on_sent(&mut self, clusters: &[Arc<Resource>], nonce: u64) {
         for cluster in clusters {
             if let Some(gate) = self.by_cluster.get_mut(&cluster.name) {
-                gate.sent = Some(Sent { nonce, reacted_at: None });
+                gate.sent = Some(Sent {
+                    nonce,
+                    reacted_at: None,
+                });
                 gate.cluster_acked = false;
                 gate.endpoints_acked = false;
             }
@@ -71,7 +74,9 @@ impl Gates {
         }
         for response in settled {
             for resource in &response.changed {
-                let Some(gate) = self.by_cluster.get_mut(&resource.name) else { continue };
+                let Some(gate) = self.by_cluster.get_mut(&resource.name) else {
+                    continue;
+                };
                 let Some(sent) = &gate.sent else { continue };
                 match kind {
                     ResourceKind::Cluster if response.nonce >= sent.nonce => gate.cluster_acked = true,
@@ -85,9 +90,15 @@ impl Gates {
     /// Opens the gates of clusters that are in place, gone, or waited for long enough.
     pub(super) fn review(&mut self, target: &ResourceSet, acked_secrets: &Held, now: Duration) {
         self.by_cluster.retain(|name, gate| {
-            let Some(cluster) = target.get(ResourceKind::Cluster, name) else { return false };
+            let Some(cluster) = target.get(ResourceKind::Cluster, name) else {
+                return false;
+            };
             let has_endpoints = target.get(ResourceKind::Endpoint, name).is_some();
-            let is_warm = if has_endpoints { gate.endpoints_acked } else { gate.cluster_acked };
+            let is_warm = if has_endpoints {
+                gate.endpoints_acked
+            } else {
+                gate.cluster_acked
+            };
             let has_secrets = || {
                 cluster
                     .needs

@@ -25,7 +25,10 @@ pub(super) struct Entry {
 impl Gateways {
     /// Adds a gateway. One of that name that was there before is replaced, and its streams end.
     pub fn insert(&self, name: impl Into<Arc<str>>, resources: watch::Receiver<Option<Arc<ResourceSet>>>) {
-        let entry = Entry { resources, gone: CancellationToken::new() };
+        let entry = Entry {
+            resources,
+            gone: CancellationToken::new(),
+        };
         if let Some(old) = self.lock().insert(name.into(), entry) {
             old.gone.cancel();
         }

@@ -26,8 +26,14 @@ pub(super) struct InUse {
 
 impl InUse {
     pub(super) fn of(subscriptions: &[Subscription; 6], target: &ResourceSet, not_before: Duration) -> Self {
-        let mut in_use = Self { not_before, ..Self::default() };
-        if !subscriptions.iter().any(|subscription| has_removal(subscription, target)) {
+        let mut in_use = Self {
+            not_before,
+            ..Self::default()
+        };
+        if !subscriptions
+            .iter()
+            .any(|subscription| has_removal(subscription, target))
+        {
             return in_use;
         }
         for subscription in subscriptions {
@@ -37,12 +43,22 @@ impl InUse {
                 }
             }
             let in_flight = subscription.in_flight.iter().flat_map(|response| {
-                response.changed.iter().map(|resource| &resource.name).chain(&response.removed)
+                response
+                    .changed
+                    .iter()
+                    .map(|resource| &resource.name)
+                    .chain(&response.removed)
             });
-            for resource in subscription.dirty.keys().chain(in_flight).flat_map(|name| held(subscription, name)) {
+            for resource in subscription
+                .dirty
+                .keys()
+                .chain(in_flight)
+                .flat_map(|name| held(subscription, name))
+            {
                 if resource.is_held_by_envoy() {
                     use ResourceKind::{Cluster, Listener, Route, ScopedRoute};
-                    in_use.are_clusters_unknown |= matches!(subscription.kind, Listener | ScopedRoute | Route);
+                    in_use.are_clusters_unknown |=
+                        matches!(subscription.kind, Listener | ScopedRoute | Route);
                     in_use.are_secrets_unknown |= matches!(subscription.kind, Listener | Cluster);
                 }
                 in_use.for_now.extend(resource.needs.iter().cloned());
@@ -52,26 +68,45 @@ impl InUse {
         in_use
     }
 
-    pub(super) fn holds_removal(&self, kind: ResourceKind, name: &Arc<str>, since: Duration, now: Duration) -> bool {
+    pub(super) fn holds_removal(
+        &self,
+        kind: ResourceKind,
+        name: &Arc<str>,
+        since: Duration,
+        now: Duration,
+    ) -> bool {
         if matches!(kind, ResourceKind::Listener | ResourceKind::ScopedRoute) {
             // Nothing refers to them; and a listener must go in the response that brings its successor on the same
             // port, a scope in the one that brings its successor with the same key.
             return false;
         }
-        let reference = ResourceRef { kind, name: name.clone() };
+        let reference = ResourceRef {
+            kind,
+            name: name.clone(),
+        };
         if now < self.not_before || self.lasting.contains(&reference) {
             return true;
         }
-        let is_unknown =
-            if kind == ResourceKind::Secret { self.are_secrets_unknown } else { self.are_clusters_unknown };
+        let is_unknown = if kind == ResourceKind::Secret {
+            self.are_secrets_unknown
+        } else {
+            self.are_clusters_unknown
+        };
         now < since + REMOVAL_PATIENCE && (is_unknown || self.for_now.contains(&reference))
     }
 
-    fn keep_endpoints_of_leaving_clusters(&mut self, subscriptions: &[Subscription; 6], target: &ResourceSet) {
+    fn keep_endpoints_of_leaving_clusters(
+        &mut self,
+        subscriptions: &[Subscription; 6],
+        target: &ResourceSet,
+    ) {
         let clusters = &subscriptions[ResourceKind::Cluster as usize];
         for name in subscriptions[ResourceKind::Endpoint as usize].dirty.keys() {
             if clusters.told.contains_key(name) && target.get(ResourceKind::Cluster, name).is_none() {
-                self.lasting.insert(ResourceRef { kind: ResourceKind::Endpoint, name: name.clone() });
+                self.lasting.insert(ResourceRef {
+                    kind: ResourceKind::Endpoint,
+                    name: name.clone(),
+                });
             }
         }
     }
@@ -86,5 +121,9 @@ fn has_removal(subscription: &Subscription, target: &ResourceSet) -> bool {
 
 /// What Envoy may have under this name: the last acknowledged, and what was sent since.
 fn held<'a>(subscription: &'a Subscription, name: &str) -> impl Iterator<Item = &'a Arc<Resource>> {
-    subscription.acked.get(name).into_iter().chain(subscription.told.get(name))
+    subscription
+        .acked
+        .get(name)
+        .into_iter()
+        .chain(subscription.told.get(name))
 }

@@ -38,7 +38,10 @@ impl Default for Limits {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Violation {
     #[error("more than {limit} names of {kind:?} subscribed on one stream")]
-    TooManyNames { kind: crate::envoy::ResourceKind, limit: usize },
+    TooManyNames {
+        kind: crate::envoy::ResourceKind,
+        limit: usize,
+    },
     #[error("a resource name of {length} bytes; at most {limit} are accepted")]
     NameTooLong { length: usize, limit: usize },
     #[error("a node message of {length} bytes; at most {limit} are accepted: reduce node.metadata")]

@@ -66,37 +66,66 @@ pub struct Listener {
 }
 
 enum Socket {
-    Unix { listener: UnixListener, file: SocketFile },
-    Tcp { listener: TcpListener, tls: watch::Receiver<Arc<TlsSettings>>, config: Arc<rustls::ServerConfig> },
+    Unix {
+        listener: UnixListener,
+        file: SocketFile,
+    },
+    Tcp {
+        listener: TcpListener,
+        tls: watch::Receiver<Arc<TlsSettings>>,
+        config: Arc<rustls::ServerConfig>,
+    },
 }
 
 impl UnixSettings {
     pub async fn bind(self) -> Result<Listener, ListenError> {
         let path = self.path;
         make_room(&path).await?;
-        let failed = |source| ListenError::Unix { path: path.clone(), source };
+        let failed = |source| ListenError::Unix {
+            path: path.clone(),
+            source,
+        };
         let socket = UnixSocket::new_stream().map_err(failed)?;
         socket.bind(&path).map_err(failed)?;
         // Before it listens: nobody can connect while the umask decides about the mode.
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         let file = SocketFile::of(&path).map_err(failed)?;
         let listener = socket.listen(BACKLOG).map_err(failed)?;
-        let access = Arc::new(Access::Unix { uids: self.uids, gateways: self.gateways });
-        Ok(Listener { socket: Socket::Unix { listener, file }, access })
+        let access = Arc::new(Access::Unix {
+            uids: self.uids,
+            gateways: self.gateways,
+        });
+        Ok(Listener {
+            socket: Socket::Unix { listener, file },
+            access,
+        })
     }
 }
 
 impl TcpSettings {
     pub async fn bind(self) -> Result<Listener, ListenError> {
         let address = self.address;
-        let config = tls::server_config(&self.tls.borrow()).map_err(|source| ListenError::Tls { address, source })?;
+        let config =
+            tls::server_config(&self.tls.borrow()).map_err(|source| ListenError::Tls { address, source })?;
         let failed = |source| ListenError::Tcp { address, source };
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }
+        .map_err(failed)?;
         socket.set_reuseaddr(true).map_err(failed)?;
         socket.bind(address).map_err(failed)?;
         let listener = socket.listen(BACKLOG).map_err(failed)?;
         let access = Arc::new(Access::Tls(self.tls.clone()));
-        Ok(Listener { socket: Socket::Tcp { listener, tls: self.tls, config }, access })
+        Ok(Listener {
+            socket: Socket::Tcp {
+                listener,
+                tls: self.tls,
+                config,
+            },
+            access,
+        })
     }
 }
 
@@ -116,7 +145,11 @@ impl Listener {
                 accept_unix(&listener, &self.access, &connections).await;
                 drop(file);
             }
-            Socket::Tcp { listener, tls, config } => {
+            Socket::Tcp {
+                listener,
+                tls,
+                config,
+            } => {
                 accept_tls(&listener, tls, config, &self.access, &connections, &events).await;
             }
         }
@@ -150,8 +183,14 @@ async fn accept_unix(
         };
         match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream))) {
             Ok((credentials, stream)) => {
-                let peer = Arc::new(Peer::Unix { uid: credentials.uid(), pid: credentials.pid() });
-                let info = ConnectionInfo { peer, access: access.clone() };
+                let peer = Arc::new(Peer::Unix {
+                    uid: credentials.uid(),
+                    pid: credentials.pid(),
+                });
+                let info = ConnectionInfo {
+                    peer,
+                    access: access.clone(),
+                };
                 _ = connections.send(Ok(Connection::new(stream, info))).await;
             }
             Err(error) => pause(&error).await,
@@ -193,7 +232,9 @@ async fn accept_tls(
             }
         };
         // Never closed, so this cannot fail.
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+        let Ok(permit) = handshakes.clone().acquire_owned().await else {
+            return;
+        };
         let acceptor = TlsAcceptor::from(config.clone());
         let (access, connections, events) = (access.clone(), connections.clone(), events.clone());
         tokio::spawn(async move {
@@ -202,9 +243,17 @@ async fn accept_tls(
                 Ok(connection) => _ = connections.send(Ok(connection)).await,
                 Err(message) => {
                     tracing::warn!(%address, %message, "TLS handshake with an Envoy failed");
-                    let peer = Arc::new(Peer::Tls { address, sans: Vec::new() });
+                    let peer = Arc::new(Peer::Tls {
+                        address,
+                        sans: Vec::new(),
+                    });
                     let reason = RefusedReason::Identity;
-                    events.send(Event::Refused { peer, node: None, reason, message: message.into() });
+                    events.send(Event::Refused {
+                        peer,
+                        node: None,
+                        reason,
+                        message: message.into(),
+                    });
                 }
             }
         });
@@ -223,7 +272,11 @@ async fn shake_hands(
         .await
         .map_err(|_| format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()))?
         .map_err(|error| error.to_string())?;
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let leaf = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
     let sans = leaf.map(|leaf| tls::sans(leaf)).unwrap_or_default();
     let peer = Arc::new(Peer::Tls { address, sans });
     Ok(Connection::new(stream, ConnectionInfo { peer, access }))
@@ -236,20 +289,29 @@ async fn pause(error: &io::Error) {
 
 /// Removes a socket file that nobody serves any more.
 async fn make_room(path: &Path) -> Result<(), ListenError> {
-    let failed = |source| ListenError::Unix { path: path.to_owned(), source };
+    let failed = |source| ListenError::Unix {
+        path: path.to_owned(),
+        source,
+    };
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
     if !metadata.file_type().is_socket() {
-        return Err(ListenError::NotASocket { path: path.to_owned() });
+        return Err(ListenError::NotASocket {
+            path: path.to_owned(),
+        });
     }
     match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(failed)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(error)),
-        Ok(_) => Err(ListenError::InUse { path: path.to_owned() }),
+        Ok(_) => Err(ListenError::InUse {
+            path: path.to_owned(),
+        }),
     }
 }
 
@@ -261,7 +323,10 @@ struct SocketFile {
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), inode: std::fs::symlink_metadata(path)?.ino() })
+        Ok(Self {
+            path: path.to_owned(),
+            inode: std::fs::symlink_metadata(path)?.ino(),
+        })
     }
 }
 
@@ -275,7 +340,10 @@ impl Drop for SocketFile {
 
 impl Connection {
     fn new(io: impl AsyncRead + AsyncWrite + Send + 'static, info: ConnectionInfo) -> Self {
-        Self { io: Box::pin(io), info }
+        Self {
+            io: Box::pin(io),
+            info,
+        }
     }
 }
 
@@ -288,7 +356,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.io.as_mut().poll_read(cx, buffer)
     }
 }

@@ -49,7 +49,10 @@ pub const REFUSAL_DELAY_MAX: Duration = Duration::from_millis(800);
 /// Kinds that Envoy asks for without names. A state-of-the-world response of them is the whole state: what is missing
 /// in it is deleted.
 pub fn is_wildcard(kind: ResourceKind) -> bool {
-    matches!(kind, ResourceKind::Cluster | ResourceKind::Listener | ResourceKind::ScopedRoute)
+    matches!(
+        kind,
+        ResourceKind::Cluster | ResourceKind::Listener | ResourceKind::ScopedRoute
+    )
 }
 
 /// Kinds of which Envoy's refusal names every bad resource of the response. Measured for clusters and listeners.
@@ -59,5 +62,8 @@ pub fn is_blame_complete(kind: ResourceKind) -> bool {
 
 /// Kinds that wait for the clusters they need.
 pub fn is_gated(kind: ResourceKind) -> bool {
-    matches!(kind, ResourceKind::Listener | ResourceKind::ScopedRoute | ResourceKind::Route)
+    matches!(
+        kind,
+        ResourceKind::Listener | ResourceKind::ScopedRoute | ResourceKind::Route
+    )
 }

@@ -41,7 +41,9 @@ impl Refusals {
     }
 
     pub(super) fn is_refused(&self, resource: &Resource) -> bool {
-        self.refused.get(&resource.name).is_some_and(|refusal| refusal.version == resource.version)
+        self.refused
+            .get(&resource.name)
+            .is_some_and(|refusal| refusal.version == resource.version)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -53,7 +55,10 @@ impl Refusals {
     }
 
     pub(super) fn refuse(&mut self, resource: &Resource, message: &Arc<str>) {
-        let refusal = Refusal { version: resource.version.clone(), message: message.clone() };
+        let refusal = Refusal {
+            version: resource.version.clone(),
+            message: message.clone(),
+        };
         self.refused.insert(resource.name.clone(), refusal);
     }
 
@@ -69,8 +74,11 @@ impl Refusals {
     /// Plans to send the suspects apart: the hinted ones each alone, the others in two halves.
     pub(super) fn suspect(&mut self, candidates: &[Arc<Resource>], hinted: &[Arc<str>]) {
         let hinted: BTreeSet<&Arc<str>> = hinted.iter().collect();
-        let rest: Vec<Arc<str>> =
-            candidates.iter().map(|resource| resource.name.clone()).filter(|name| !hinted.contains(name)).collect();
+        let rest: Vec<Arc<str>> = candidates
+            .iter()
+            .map(|resource| resource.name.clone())
+            .filter(|name| !hinted.contains(name))
+            .collect();
         let groups: Vec<BTreeSet<Arc<str>>> = if hinted.is_empty() {
             let (left, right) = rest.split_at(rest.len() / 2);
             vec![left.iter().cloned().collect(), right.iter().cloned().collect()]
@@ -112,7 +120,9 @@ pub(super) fn blame(kind: ResourceKind, message: &str, candidates: &[Arc<Resourc
         return Blame::Proven(names().collect());
     }
     if order::is_blame_complete(kind)
-        && let Some((_, listed)) = message.split_once("Error adding/updating ").and_then(|(_, rest)| rest.split_once("(s) "))
+        && let Some((_, listed)) = message
+            .split_once("Error adding/updating ")
+            .and_then(|(_, rest)| rest.split_once("(s) "))
     {
         let bad: Vec<Arc<str>> = names().filter(|name| is_listed(listed, name)).collect();
         if !bad.is_empty() {
@@ -137,7 +147,10 @@ fn is_mentioned(message: &str, name: &str) -> bool {
         && message.match_indices(name).any(|(at, _)| {
             let before = message[..at].chars().next_back();
             // A name may end a sentence or stand before a colon.
-            let after = message[at + name.len()..].chars().next().filter(|c| !".:".contains(*c));
+            let after = message[at + name.len()..]
+                .chars()
+                .next()
+                .filter(|c| !".:".contains(*c));
             !before.is_some_and(is_part_of_name) && !after.is_some_and(is_part_of_name)
         })
 }
@@ -147,7 +160,10 @@ mod tests {
     use super::*;
 
     fn resources(names: &[&str]) -> Vec<Arc<Resource>> {
-        names.iter().map(|name| Arc::new(Resource::new(ResourceKind::Cluster, (*name).into(), b"x"))).collect()
+        names
+            .iter()
+            .map(|name| Arc::new(Resource::new(ResourceKind::Cluster, (*name).into(), b"x")))
+            .collect()
     }
 
     fn named(names: &[&str]) -> Vec<Arc<str>> {
@@ -158,19 +174,35 @@ mod tests {
     fn lists_of_bad_resources_prove() {
         let candidates = resources(&["a", "b", "web"]);
         let message = "Error adding/updating cluster(s) a: STRICT_DNS needs an address, web: no such b";
-        assert_eq!(blame(ResourceKind::Cluster, message, &candidates), Blame::Proven(named(&["a", "web"])));
+        assert_eq!(
+            blame(ResourceKind::Cluster, message, &candidates),
+            Blame::Proven(named(&["a", "web"]))
+        );
         let message = "Error adding/updating listener(s) web: bad address\nb: bad too";
-        assert_eq!(blame(ResourceKind::Listener, message, &candidates), Blame::Proven(named(&["b", "web"])));
+        assert_eq!(
+            blame(ResourceKind::Listener, message, &candidates),
+            Blame::Proven(named(&["b", "web"]))
+        );
     }
 
     #[test]
     fn other_texts_only_hint() {
         let candidates = resources(&["shop", "shop-next"]);
-        let message = "Proto constraint validation failed (shop-next.name)";
-        assert_eq!(blame(ResourceKind::Cluster, message, &candidates), Blame::Hinted(named(&[])));
+        let message =
+            "Proto constraint validation failed (ClusterValidationError.Name: too short) in shopping";
+        assert_eq!(
+            blame(ResourceKind::Cluster, message, &candidates),
+            Blame::Hinted(named(&[]))
+        );
         let message = "route: unknown cluster 'shop-next'.";
-        assert_eq!(blame(ResourceKind::Route, message, &candidates), Blame::Hinted(named(&["shop-next"])));
-        assert_eq!(blame(ResourceKind::Route, "bad regex", &candidates[..1]), Blame::Proven(named(&["shop"])));
+        assert_eq!(
+            blame(ResourceKind::Route, message, &candidates),
+            Blame::Hinted(named(&["shop-next"]))
+        );
+        assert_eq!(
+            blame(ResourceKind::Route, "bad regex", &candidates[..1]),
+            Blame::Proven(named(&["shop"]))
+        );
     }
 
     #[test]
@@ -178,8 +210,11 @@ mod tests {
         let candidates = resources(&["a", "b", "c"]);
         let mut refusals = Refusals::default();
         refusals.suspect(&candidates, &[]);
-        let groups: Vec<Vec<&str>> =
-            refusals.groups.iter().map(|group| group.iter().map(|name| &**name).collect()).collect();
+        let groups: Vec<Vec<&str>> = refusals
+            .groups
+            .iter()
+            .map(|group| group.iter().map(|name| &**name).collect())
+            .collect();
         assert_eq!(groups, [vec!["a"], vec!["b", "c"]]);
     }
 

@@ -52,7 +52,18 @@ impl Server {
     pub fn new(gateways: Gateways, limits: Limits, event_capacity: usize) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = EventQueue::new(event_capacity);
         let open = AtomicUsize::new(0);
-        (Self { shared: Arc::new(Shared { gateways, streams: Streams::default(), events, limits, open }) }, receiver)
+        (
+            Self {
+                shared: Arc::new(Shared {
+                    gateways,
+                    streams: Streams::default(),
+                    events,
+                    limits,
+                    open,
+                }),
+            },
+            receiver,
+        )
     }
 
     pub fn gateways(&self) -> &Gateways {

@@ -37,7 +37,11 @@ impl DiscoveryService {
     }
 
     fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
-        let method = request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(NAME));
+        let method = request
+            .uri()
+            .path()
+            .strip_prefix('/')
+            .and_then(|path| path.strip_prefix(NAME));
         match method {
             Some("/DeltaAggregatedResources") => self.open::<DeltaDiscoveryRequest>(request),
             Some("/StreamAggregatedResources") => self.open::<DiscoveryRequest>(request),
@@ -66,7 +70,13 @@ impl DiscoveryService {
         let decoder = ProstCodec::<M, M>::default().decoder();
         let limit = self.shared.limits.request_bytes;
         let requests = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
-        let frames = stream::serve(self.shared.clone(), connection, permitted, requests, self.stop.clone());
+        let frames = stream::serve(
+            self.shared.clone(),
+            connection,
+            permitted,
+            requests,
+            self.stop.clone(),
+        );
         http::Response::builder()
             .header(http::header::CONTENT_TYPE, "application/grpc")
             .body(Body::new(StreamBody::new(frames)))
@@ -144,7 +154,10 @@ impl DiscoveryMessage for DiscoveryRequest {
             kind,
             nonce: nonce(&self.response_nonce),
             error: self.error_detail.map(|status| status.message),
-            asked: Asked::StateOfTheWorld { names: self.resource_names, version: self.version_info },
+            asked: Asked::StateOfTheWorld {
+                names: self.resource_names,
+                version: self.version_info,
+            },
         }
     }
 }

@@ -14,6 +14,7 @@ use futures::Stream;
 use http::HeaderMap;
 use hyper::body::Frame;
 use prost::Message;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::Streaming;
@@ -48,6 +49,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
             let Opening { mut message, mut session, entry } = opening;
             let mut resources = entry.resources;
             resources.mark_changed();
+            let mut settings = connection.access.settings();
             let started = Instant::now();
             let mut state = StreamState::new(M::VARIANT, &shared.limits);
             loop {
@@ -60,6 +62,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
                             () = entry.gone.cancelled() => {
                                 break 'serving Status::unavailable("this gateway is not served here any more");
                             }
+                            () = changed(&mut settings) => Input::Settings,
                             received = requests.message() => match received {
                                 Ok(Some(message)) => Input::Message(message),
                                 Ok(None) => break 'serving Status::ok(""),
@@ -84,6 +87,10 @@ pub(super) fn serve<M: DiscoveryMessage>(
                         // None: not complete yet, or no longer known. What was said before stands.
                         newest.map(|set| state.on_set(&set, now)).unwrap_or_default()
                     }
+                    Input::Settings => match connection.access.still_admits(&connection.peer, &session.gateway) {
+                        Ok(()) => continue,
+                        Err(denied) => break 'serving session.on_denied(denied),
+                    },
                     Input::Deadline => state.on_deadline(now),
                 };
                 session.report(actions.reports);
@@ -102,6 +109,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
 enum Input<M> {
     Message(M),
     Resources,
+    Settings,
     Deadline,
 }
 
@@ -124,7 +132,12 @@ impl<M: DiscoveryMessage> Opening<M> {
             let node: Option<Arc<str>> = node.map(|node| node.id.as_str().into());
             let peer = connection.peer.clone();
             tracing::warn!(%peer, node = node.as_deref(), message, "Envoy refused");
-            shared.events.send(Event::Refused { peer, node, reason, message: message.as_str().into() });
+            shared.events.send(Event::Refused {
+                peer,
+                node,
+                reason,
+                message: message.as_str().into(),
+            });
             Status::new(status_code(reason), message)
         };
         let place = match Place::take(shared) {
@@ -142,10 +155,16 @@ impl<M: DiscoveryMessage> Opening<M> {
         let mut message = match first {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => return Err(Status::ok("")),
-            Ok(Err(status)) => return Err(refuse(None, RefusedReason::Protocol, status.message().to_owned())),
+            Ok(Err(status)) => {
+                return Err(refuse(None, RefusedReason::Protocol, status.message().to_owned()));
+            }
             Err(_) => {
                 let seconds = shared.limits.first_request.as_secs();
-                return Err(refuse(None, RefusedReason::Protocol, format!("no request within {seconds} s")));
+                return Err(refuse(
+                    None,
+                    RefusedReason::Protocol,
+                    format!("no request within {seconds} s"),
+                ));
             }
         };
         let node = message.take_node().unwrap_or_default();
@@ -159,11 +178,17 @@ impl<M: DiscoveryMessage> Opening<M> {
             Err(Denied { reason, message }) => return Err(refuse(Some(&node), reason, message)),
         };
         let Some(entry) = shared.gateways.find(&gateway) else {
-            let message = format!("gateway {gateway:?} (node.cluster) is not served here: name it in the agent's settings");
+            let message = format!(
+                "gateway {gateway:?} (node.cluster) is not served here: name it in the agent's settings"
+            );
             return Err(refuse(Some(&node), RefusedReason::UnknownGateway, message));
         };
         let session = Session::begin::<M>(shared, connection, &node, gateway, place);
-        Ok(Self { message: Some(message), session, entry })
+        Ok(Self {
+            message: Some(message),
+            session,
+            entry,
+        })
     }
 }
 
@@ -217,7 +242,13 @@ impl Session {
             peer: peer.clone(),
             variant,
         });
-        let event = Event::Connected { stream: id, node: name.clone(), gateway: gateway.clone(), peer, variant };
+        let event = Event::Connected {
+            stream: id,
+            node: name.clone(),
+            gateway: gateway.clone(),
+            peer,
+            variant,
+        };
         shared.events.send(event);
         Self {
             id,
@@ -260,18 +291,62 @@ impl Session {
         Status::new(Code::ResourceExhausted, message)
     }
 
+    /// The table changed, and this peer is no longer in it.
+    fn on_denied(&self, denied: Denied) -> Status {
+        let Denied { reason, message } = denied;
+        tracing::warn!(stream = %self.id, node = %self.node, message, "Envoy's stream ended by new settings");
+        let (peer, node) = (self.connection.peer.clone(), Some(self.node.clone()));
+        self.shared.events.send(Event::Refused {
+            peer,
+            node,
+            reason,
+            message: message.as_str().into(),
+        });
+        Status::new(status_code(reason), message)
+    }
+
     fn report(&self, reports: Vec<Report>) {
         for report in reports {
             let (stream, gateway, node) = (self.id, self.gateway.clone(), self.node.clone());
             let event = match report {
-                Report::Acked { kind, resources, removed } => Event::Acked { stream, gateway, kind, resources, removed },
-                Report::Nacked { kind, candidates, blamed, proven, message } => {
+                Report::Acked {
+                    kind,
+                    resources,
+                    removed,
+                } => Event::Acked {
+                    stream,
+                    gateway,
+                    kind,
+                    resources,
+                    removed,
+                },
+                Report::Nacked {
+                    kind,
+                    candidates,
+                    blamed,
+                    proven,
+                    message,
+                } => {
                     tracing::warn!(%stream, %node, %gateway, ?kind, ?blamed, proven, %message, "Envoy refused resources");
-                    Event::Nacked { stream, node, gateway, kind, candidates, blamed, proven, message }
+                    Event::Nacked {
+                        stream,
+                        node,
+                        gateway,
+                        kind,
+                        candidates,
+                        blamed,
+                        proven,
+                        message,
+                    }
                 }
                 Report::Wanted { kind, name } => {
                     tracing::info!(%stream, %node, %gateway, ?kind, %name, "Envoy needs a resource that must be made anew");
-                    Event::Wanted { stream, gateway, kind, name }
+                    Event::Wanted {
+                        stream,
+                        gateway,
+                        kind,
+                        name,
+                    }
                 }
             };
             self.shared.events.send(event);
@@ -283,7 +358,11 @@ impl Drop for Session {
     fn drop(&mut self) {
         tracing::info!(stream = %self.id, node = %self.node, gateway = %self.gateway, "Envoy disconnected");
         let (stream, node, gateway) = (self.id, self.node.clone(), self.gateway.clone());
-        self.shared.events.send(Event::Disconnected { stream, node, gateway });
+        self.shared.events.send(Event::Disconnected {
+            stream,
+            node,
+            gateway,
+        });
     }
 }
 
@@ -292,9 +371,26 @@ fn envoy_version(node: &Node) -> Option<Arc<str>> {
         UserAgentVersionType::UserAgentVersion(text) => Some(text.as_str().into()),
         UserAgentVersionType::UserAgentBuildVersion(build) => {
             let version = build.version.as_ref()?;
-            Some(format!("{}.{}.{}", version.major_number, version.minor_number, version.patch).into())
+            Some(
+                format!(
+                    "{}.{}.{}",
+                    version.major_number, version.minor_number, version.patch
+                )
+                .into(),
+            )
         }
     }
+}
+
+/// Never, once nobody can change them any more.
+async fn changed<T>(settings: &mut Option<watch::Receiver<T>>) {
+    if let Some(receiver) = settings {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *settings = None;
+    }
+    std::future::pending().await
 }
 
 async fn sleep(until: Option<Instant>) {

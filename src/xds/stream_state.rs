@@ -53,7 +53,11 @@ impl StreamState {
         let is_current = self.on_answer(&request, &mut actions.reports, now);
         let kind = request.kind;
         match request.asked {
-            Asked::Delta { subscribe, unsubscribe, initial } => {
+            Asked::Delta {
+                subscribe,
+                unsubscribe,
+                initial,
+            } => {
                 self.check_name_lengths(subscribe.iter().chain(&unsubscribe).chain(initial.keys()))?;
                 let subscription = &mut self.subscriptions[kind as usize];
                 let is_first = !subscription.opened;
@@ -87,7 +91,10 @@ impl StreamState {
             }
         }
         if self.subscriptions[kind as usize].name_count() > self.max_names {
-            return Err(Violation::TooManyNames { kind, limit: self.max_names });
+            return Err(Violation::TooManyNames {
+                kind,
+                limit: self.max_names,
+            });
         }
         self.flush(&mut actions, now);
         Ok(actions)
@@ -116,12 +123,20 @@ impl StreamState {
     /// When to call `on_deadline` if nothing else happens before.
     pub fn deadline(&self, now: Duration) -> Option<Duration> {
         self.target.as_ref()?;
-        let is_gate_awaited =
-            self.subscriptions.iter().any(|subscription| order::is_gated(subscription.kind) && !subscription.dirty.is_empty());
+        let is_gate_awaited = self
+            .subscriptions
+            .iter()
+            .any(|subscription| order::is_gated(subscription.kind) && !subscription.dirty.is_empty());
         let gates = self.gates.deadline().filter(|_| is_gate_awaited);
-        let settle = Some(self.removals_not_before)
-            .filter(|_| self.subscriptions.iter().any(|subscription| !subscription.dirty.is_empty()));
-        let own = self.subscriptions.iter().filter_map(|subscription| subscription.deadline(now));
+        let settle = Some(self.removals_not_before).filter(|_| {
+            self.subscriptions
+                .iter()
+                .any(|subscription| !subscription.dirty.is_empty())
+        });
+        let own = self
+            .subscriptions
+            .iter()
+            .filter_map(|subscription| subscription.deadline(now));
         own.chain(gates).chain(settle).filter(|at| *at > now).min()
     }
 
@@ -145,8 +160,11 @@ impl StreamState {
     /// Resources of this kind that are sent and not acknowledged, or wait to be sent.
     pub fn pending(&self, kind: ResourceKind) -> usize {
         let subscription = &self.subscriptions[kind as usize];
-        let in_flight: usize =
-            subscription.in_flight.iter().map(|response| response.changed.len() + response.removed.len()).sum();
+        let in_flight: usize = subscription
+            .in_flight
+            .iter()
+            .map(|response| response.changed.len() + response.removed.len())
+            .sum();
         in_flight + subscription.dirty.len() + subscription.wanted.len()
     }
 
@@ -169,17 +187,30 @@ impl StreamState {
                 let settled = subscription.acknowledge(nonce);
                 self.gates.on_acked(request.kind, &settled);
                 let kind = request.kind;
-                reports.extend(settled.into_iter().filter(|response| !response.is_empty()).map(|response| {
-                    Report::Acked { kind, resources: response.changed, removed: response.removed }
-                }));
+                reports.extend(
+                    settled
+                        .into_iter()
+                        .filter(|response| !response.is_empty())
+                        .map(|response| Report::Acked {
+                            kind,
+                            resources: response.changed,
+                            removed: response.removed,
+                        }),
+                );
             }
         }
         is_current
     }
 
     fn check_name_lengths<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<(), Violation> {
-        match names.map(String::len).find(|length| *length > self.max_name_bytes) {
-            Some(length) => Err(Violation::NameTooLong { length, limit: self.max_name_bytes }),
+        match names
+            .map(String::len)
+            .find(|length| *length > self.max_name_bytes)
+        {
+            Some(length) => Err(Violation::NameTooLong {
+                length,
+                limit: self.max_name_bytes,
+            }),
             None => Ok(()),
         }
     }
@@ -205,22 +236,35 @@ impl StreamState {
             }
         }
         if !self.gates.is_empty() {
-            self.gates.review(&target, &self.subscriptions[ResourceKind::Secret as usize].acked, now);
+            self.gates.review(
+                &target,
+                &self.subscriptions[ResourceKind::Secret as usize].acked,
+                now,
+            );
         }
         let in_use = InUse::of(&self.subscriptions, &target, self.removals_not_before);
         for kind in ResourceKind::ALL {
             if kind == ResourceKind::Endpoint {
                 self.send_due_endpoints(now);
             }
-            let holds = StreamHolds { kind, gates: &self.gates, in_use: &in_use, now };
+            let holds = StreamHolds {
+                kind,
+                gates: &self.gates,
+                in_use: &in_use,
+                now,
+            };
             let subscription = &mut self.subscriptions[kind as usize];
             let reports = &mut actions.reports;
-            let Some(response) = subscription.deliver(&target, &holds, now, &mut self.last_nonce, reports) else { continue };
+            let Some(response) = subscription.deliver(&target, &holds, now, &mut self.last_nonce, reports)
+            else {
+                continue;
+            };
             if kind == ResourceKind::Cluster
                 && let Some(sent) = subscription.in_flight.back()
             {
                 self.gates.on_sent(sent.fresh(), sent.nonce);
-                self.endpoints_due.extend(sent.fresh().iter().map(|cluster| cluster.name.clone()));
+                self.endpoints_due
+                    .extend(sent.fresh().iter().map(|cluster| cluster.name.clone()));
             }
             actions.responses.push(response);
         }

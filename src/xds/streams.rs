@@ -48,7 +48,9 @@ impl StreamView {
 
     /// Nothing is on its way, refused or missing.
     pub fn is_settled(&self) -> bool {
-        self.kinds.iter().all(|kind| kind.pending == 0 && kind.refused.is_empty() && kind.wanted.is_empty())
+        self.kinds
+            .iter()
+            .all(|kind| kind.pending == 0 && kind.refused.is_empty() && kind.wanted.is_empty())
     }
 }
 
@@ -66,7 +68,10 @@ impl Streams {
     }
 
     pub fn of_gateway(&self, gateway: &str) -> Vec<StreamView> {
-        self.snapshot().into_iter().filter(|view| *view.gateway == *gateway).collect()
+        self.snapshot()
+            .into_iter()
+            .filter(|view| *view.gateway == *gateway)
+            .collect()
     }
 
     pub fn len(&self) -> usize {
@@ -95,7 +100,11 @@ impl Streams {
         };
         let cell = Arc::new(Mutex::new(view));
         lock(&self.by_id).insert(about.id, cell.clone());
-        Enrolled { id: about.id, cell, streams: self.clone() }
+        Enrolled {
+            id: about.id,
+            cell,
+            streams: self.clone(),
+        }
     }
 }
 
@@ -121,7 +130,10 @@ impl Enrolled {
         let kinds = ResourceKind::ALL.map(|kind| KindView {
             subscribed: state.is_subscribed(kind),
             pending: state.pending(kind),
-            refused: state.refused(kind).map(|(name, refusal)| (name.clone(), refusal.clone())).collect(),
+            refused: state
+                .refused(kind)
+                .map(|(name, refusal)| (name.clone(), refusal.clone()))
+                .collect(),
             wanted: state.wanted(kind).cloned().collect(),
         });
         let mut view = lock(&self.cell);

@@ -109,7 +109,11 @@ impl Subscription {
     }
 
     pub(super) fn name_count(&self) -> usize {
-        let told = if self.wildcard { self.named_beside.len() } else { self.told.len() };
+        let told = if self.wildcard {
+            self.named_beside.len()
+        } else {
+            self.told.len()
+        };
         told + self.unheld.len()
     }
 
@@ -168,11 +172,18 @@ impl Subscription {
             if self.wildcard {
                 self.wildcard = false;
                 let named = std::mem::take(&mut self.named_beside);
-                let dropped: Vec<Arc<str>> =
-                    self.told.keys().filter(|name| !named.contains(*name)).cloned().collect();
+                let dropped: Vec<Arc<str>> = self
+                    .told
+                    .keys()
+                    .filter(|name| !named.contains(*name))
+                    .cloned()
+                    .collect();
                 dropped.iter().for_each(|name| self.drop_name(name));
                 self.dirty.retain(|name, _| named.contains(name));
-                self.unheld = named.into_iter().filter(|name| !self.told.contains_key(name)).collect();
+                self.unheld = named
+                    .into_iter()
+                    .filter(|name| !self.told.contains_key(name))
+                    .collect();
             }
         } else if self.wildcard {
             self.named_beside.remove(name);
@@ -195,8 +206,13 @@ impl Subscription {
         }
         let asked: std::collections::HashSet<&str> = names.iter().map(String::as_str).collect();
         self.wildcard = false;
-        let dropped: Vec<Arc<str>> =
-            self.told.keys().chain(&self.unheld).filter(|name| !asked.contains(&***name)).cloned().collect();
+        let dropped: Vec<Arc<str>> = self
+            .told
+            .keys()
+            .chain(&self.unheld)
+            .filter(|name| !asked.contains(&***name))
+            .cloned()
+            .collect();
         dropped.iter().for_each(|name| self.drop_name(name));
         for name in names {
             if !self.told.contains_key(name.as_str()) && !self.unheld.contains(name.as_str()) {
@@ -279,11 +295,17 @@ impl Subscription {
     /// Takes back what a refused response told, as far as Envoy did not apply it.
     pub(super) fn refuse(&mut self, nonce: u64, message: &str, now: Duration) -> Vec<Report> {
         let mut settled = self.settle(nonce);
-        let Some(refused) = settled.pop() else { return Vec::new() };
+        let Some(refused) = settled.pop() else {
+            return Vec::new();
+        };
         let mut reports = Vec::new();
         for earlier in settled {
             self.accept(&earlier.changed, &earlier.removed);
-            reports.push(Report::Acked { kind: self.kind, resources: earlier.changed, removed: earlier.removed });
+            reports.push(Report::Acked {
+                kind: self.kind,
+                resources: earlier.changed,
+                removed: earlier.removed,
+            });
         }
         let message: Arc<str> = shorten(message).into();
         if refused.is_trial {
@@ -330,7 +352,13 @@ impl Subscription {
             self.refusals.suspect(&refused.changed, &blamed);
         }
         self.refusals.on_refused(now);
-        reports.push(Report::Nacked { kind: self.kind, candidates: refused.changed, blamed, proven, message });
+        reports.push(Report::Nacked {
+            kind: self.kind,
+            candidates: refused.changed,
+            blamed,
+            proven,
+            message,
+        });
         reports
     }
 
@@ -353,7 +381,10 @@ impl Subscription {
             return published.clone();
         }
         let names = self.told.keys().chain(&self.unheld);
-        names.filter_map(|name| published.get_key_value(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
+        names
+            .filter_map(|name| published.get_key_value(name))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     }
 
     fn resume(&mut self, published: &Held, versions: &HashMap<String, String>, now: Duration) {
@@ -418,7 +449,11 @@ impl Subscription {
     /// Back to what Envoy acknowledged, unless it was told something else since.
     fn take_back(&mut self, refused: &Resource) {
         let name = &refused.name;
-        if self.told.get(name).is_none_or(|told| told.version != refused.version) {
+        if self
+            .told
+            .get(name)
+            .is_none_or(|told| told.version != refused.version)
+        {
             return;
         }
         match self.acked.get(name) {
@@ -438,7 +473,10 @@ impl Subscription {
 
     /// The name as this stream holds it already, to not hold it twice.
     fn intern(&self, name: &str) -> Arc<str> {
-        self.told.get_key_value(name).map(|(name, _)| name.clone()).unwrap_or_else(|| name.into())
+        self.told
+            .get_key_value(name)
+            .map(|(name, _)| name.clone())
+            .unwrap_or_else(|| name.into())
     }
 }
 

@@ -26,7 +26,10 @@ pub struct TlsSettings {
 #[derive(Debug, Error)]
 pub enum TlsError {
     #[error("the {what} is no usable PEM")]
-    Pem { what: &'static str, source: rustls_pki_types::pem::Error },
+    Pem {
+        what: &'static str,
+        source: rustls_pki_types::pem::Error,
+    },
     #[error("the {what} holds no certificate")]
     Empty { what: &'static str },
     #[error("the client CA is not usable")]
@@ -40,7 +43,9 @@ pub(super) fn server_config(settings: &TlsSettings) -> Result<Arc<rustls::Server
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&settings.client_ca, "client CA")? {
-        roots.add(certificate).map_err(|source| TlsError::ClientCa(source.into()))?;
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::ClientCa(source.into()))?;
     }
     // A peer without a certificate is let in as far as to be told why it gets nothing: Envoy logs a gRPC status, and
     // hardly anything of a broken handshake.
@@ -49,8 +54,12 @@ pub(super) fn server_config(settings: &TlsSettings) -> Result<Arc<rustls::Server
         .build()
         .map_err(|source| TlsError::ClientCa(source.into()))?;
     let chain = certificates(&settings.certificate, "server certificate")?;
-    let key = PrivateKeyDer::from_pem_slice(settings.private_key.expose().as_bytes())
-        .map_err(|source| TlsError::Pem { what: "private key", source })?;
+    let key = PrivateKeyDer::from_pem_slice(settings.private_key.expose().as_bytes()).map_err(|source| {
+        TlsError::Pem {
+            what: "private key",
+            source,
+        }
+    })?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::Certificate)?
@@ -63,8 +72,12 @@ pub(super) fn server_config(settings: &TlsSettings) -> Result<Arc<rustls::Server
 
 /// The names that decide about gateways. None for a certificate that does not parse.
 pub(super) fn sans(certificate: &[u8]) -> Vec<San> {
-    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(extension)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
+        return Vec::new();
+    };
+    let Ok(Some(extension)) = parsed.subject_alternative_name() else {
+        return Vec::new();
+    };
     let names = extension.value.general_names.iter();
     names
         .filter_map(|name| match name {
@@ -79,5 +92,9 @@ fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'sta
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|source| TlsError::Pem { what, source })?;
-    if found.is_empty() { Err(TlsError::Empty { what }) } else { Ok(found) }
+    if found.is_empty() {
+        Err(TlsError::Empty { what })
+    } else {
+        Ok(found)
+    }
 }

@@ -58,8 +58,15 @@ impl Chunks {
         let mut tail = BytesMut::new();
         put_text(&mut tail, TYPE_URL, response.kind.type_url());
         put_text(&mut tail, NONCE, &response.nonce.to_string());
-        response.removed.iter().for_each(|name| put_text(&mut tail, REMOVED_RESOURCES, name));
-        let version_length = if response.version.is_empty() { 0 } else { field_length(response.version.len()) };
+        response
+            .removed
+            .iter()
+            .for_each(|name| put_text(&mut tail, REMOVED_RESOURCES, name));
+        let version_length = if response.version.is_empty() {
+            0
+        } else {
+            field_length(response.version.len())
+        };
         let resources_length: usize = response
             .resources
             .iter()
@@ -91,7 +98,9 @@ impl Iterator for Chunks {
             return Some(shared);
         }
         for resource in self.resources.by_ref() {
-            let Some(bytes) = encoded(self.variant, &resource) else { continue };
+            let Some(bytes) = encoded(self.variant, &resource) else {
+                continue;
+            };
             encode_key(RESOURCES, WireType::LengthDelimited, &mut self.buffer);
             encode_varint(bytes.len() as u64, &mut self.buffer);
             if bytes.len() >= SHARE_FROM {
@@ -139,9 +148,21 @@ mod tests {
         let resources = sizes
             .iter()
             .enumerate()
-            .map(|(at, size)| Arc::new(Resource::new(ResourceKind::Cluster, format!("c{at}").into(), &vec![7; *size])))
+            .map(|(at, size)| {
+                Arc::new(Resource::new(
+                    ResourceKind::Cluster,
+                    format!("c{at}").into(),
+                    &vec![7; *size],
+                ))
+            })
             .collect();
-        Response { kind: ResourceKind::Cluster, nonce: 42, version: "v".into(), resources, removed: vec!["gone".into()] }
+        Response {
+            kind: ResourceKind::Cluster,
+            nonce: 42,
+            version: "v".into(),
+            resources,
+            removed: vec!["gone".into()],
+        }
     }
 
     fn body(variant: Variant, response: Response) -> (usize, Vec<u8>) {
@@ -159,16 +180,40 @@ mod tests {
             assert_eq!(length, bytes.len());
             let decoded = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
             assert_eq!(decoded.resources.len(), sizes.len());
-            assert_eq!((decoded.nonce.as_str(), decoded.system_version_info.as_str()), ("42", "v"));
-            assert_eq!((decoded.type_url.as_str(), &*decoded.removed_resources[0]), (sent.kind.type_url(), "gone"));
-            assert!(decoded.resources.iter().zip(&sent.resources).all(|(got, sent)| got.version == *sent.version));
+            assert_eq!(
+                (decoded.nonce.as_str(), decoded.system_version_info.as_str()),
+                ("42", "v")
+            );
+            assert_eq!(
+                (decoded.type_url.as_str(), &*decoded.removed_resources[0]),
+                (sent.kind.type_url(), "gone")
+            );
+            assert!(
+                decoded
+                    .resources
+                    .iter()
+                    .zip(&sent.resources)
+                    .all(|(got, sent)| got.version == *sent.version)
+            );
 
-            let sent = Response { removed: Vec::new(), ..response(sizes) };
+            let sent = Response {
+                removed: Vec::new(),
+                ..response(sizes)
+            };
             let (length, bytes) = body(Variant::StateOfTheWorld, sent.clone());
             assert_eq!(length, bytes.len());
             let decoded = DiscoveryResponse::decode(&*bytes).unwrap();
-            assert_eq!((decoded.nonce.as_str(), decoded.version_info.as_str()), ("42", "v"));
-            assert!(decoded.resources.iter().zip(sizes).all(|(got, size)| got.value.len() == *size));
+            assert_eq!(
+                (decoded.nonce.as_str(), decoded.version_info.as_str()),
+                ("42", "v")
+            );
+            assert!(
+                decoded
+                    .resources
+                    .iter()
+                    .zip(sizes)
+                    .all(|(got, size)| got.value.len() == *size)
+            );
             assert_eq!(decoded.resources.len(), sizes.len());
         }
     }

@@ -46,18 +46,31 @@ impl Served {
         let (server, events) = Server::new(gateways, limits, 4096);
         let socket = folder.join("xds.sock");
         let gateways = GatewayAccess::Only(BTreeSet::from(["edge".into(), "absent".into()]));
-        let settings = UnixSettings { path: socket.clone(), uids: BTreeSet::new(), gateways };
+        let settings = UnixSettings {
+            path: socket.clone(),
+            uids: BTreeSet::new(),
+            gateways,
+        };
         let listener = settings.bind().await.unwrap();
         let stop = CancellationToken::new();
         let serving = tokio::spawn({
             let (server, stop) = (server.clone(), stop.clone());
             async move { server.serve(listener, stop).await }
         });
-        Self { server, events, socket, stop, serving }
+        Self {
+            server,
+            events,
+            socket,
+            stop,
+            serving,
+        }
     }
 
     pub async fn event(&mut self) -> Event {
-        tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("no event came").unwrap()
+        tokio::time::timeout(PATIENCE, self.events.recv())
+            .await
+            .expect("no event came")
+            .unwrap()
     }
 
     /// The next event that the function takes.
@@ -86,7 +99,11 @@ impl Served {
 
     pub async fn end(self) {
         self.stop.cancel();
-        tokio::time::timeout(PATIENCE, self.serving).await.expect("does not stop").unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, self.serving)
+            .await
+            .expect("does not stop")
+            .unwrap()
+            .unwrap();
     }
 }
 
@@ -104,7 +121,11 @@ pub fn set_of(resources: &[(ResourceKind, &str, &str)]) -> ResourceSet {
 }
 
 pub async fn connect(socket: &Path) -> Channel {
-    Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect().await.unwrap()
+    Endpoint::from_shared(format!("unix://{}", socket.display()))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
 }
 
 /// The delta dialect, spoken by hand.
@@ -116,10 +137,15 @@ pub struct Client {
 impl Client {
     pub async fn open(channel: Channel, node: Node, first: DeltaDiscoveryRequest) -> Result<Self, Status> {
         let (requests, receiver) = mpsc::channel(16);
-        requests.send(DeltaDiscoveryRequest { node: Some(node), ..first }).await.unwrap();
+        requests
+            .send(DeltaDiscoveryRequest {
+                node: Some(node),
+                ..first
+            })
+            .await
+            .unwrap();
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
         let responses = client.delta_aggregated_resources(stream).await?.into_inner();
         Ok(Self { requests, responses })
     }
@@ -129,7 +155,9 @@ impl Client {
     }
 
     pub async fn next(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
-        let next = tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("no response came");
+        let next = tokio::time::timeout(PATIENCE, self.responses.message())
+            .await
+            .expect("no response came");
         next.map(|message| message.expect("the stream ended"))
     }
 
@@ -157,9 +185,17 @@ pub fn ask(kind: ResourceKind, subscribe: &[&str]) -> DeltaDiscoveryRequest {
 }
 
 pub fn node(cluster: &str) -> Node {
-    Node { id: "test-node".to_owned(), cluster: cluster.to_owned(), ..Default::default() }
+    Node {
+        id: "test-node".to_owned(),
+        cluster: cluster.to_owned(),
+        ..Default::default()
+    }
 }
 
 pub fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
-    response.resources.iter().map(|resource| resource.name.as_str()).collect()
+    response
+        .resources
+        .iter()
+        .map(|resource| resource.name.as_str())
+        .collect()
 }

@@ -40,10 +40,18 @@ impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "clusters")?;
         for (name, cluster) in &self.clusters {
-            let endpoints = cluster.endpoints.map(|version| format!("+{version}")).unwrap_or_default();
+            let endpoints = cluster
+                .endpoints
+                .map(|version| format!("+{version}"))
+                .unwrap_or_default();
             write!(f, " c{name}@{}{endpoints}", cluster.version)?;
         }
-        write!(f, ", routes {:?}, secrets {:?}", Flat(&self.routes), Flat(&self.secrets))
+        write!(
+            f,
+            ", routes {:?}, secrets {:?}",
+            Flat(&self.routes),
+            Flat(&self.secrets)
+        )
     }
 }
 
@@ -66,8 +74,14 @@ fn worlds(versions: u8) -> impl Strategy<Value = World> {
     let routes = proptest::collection::btree_map(0..4u8, (0..versions, 0..5u8), 0..4);
     let secrets = proptest::collection::btree_map(0..3u8, 0..3u8, 0..3);
     (clusters, routes, secrets).prop_map(|(clusters, routes, secrets)| World {
-        routes: routes.into_iter().filter(|(_, (_, need))| clusters.contains_key(need)).collect(),
-        clusters: clusters.into_iter().map(|(name, (version, endpoints))| (name, Cluster { version, endpoints })).collect(),
+        routes: routes
+            .into_iter()
+            .filter(|(_, (_, need))| clusters.contains_key(need))
+            .collect(),
+        clusters: clusters
+            .into_iter()
+            .map(|(name, (version, endpoints))| (name, Cluster { version, endpoints }))
+            .collect(),
         secrets,
     })
 }
@@ -126,7 +140,8 @@ fn play(variant: Variant, steps: &[Step], checks: Checks) -> Result<(), TestCase
                 is_published = true;
                 // Gone (or good) and back is a change: it may be tried again, the reason may lie outside of us.
                 envoy.proven.retain(|(kind, name, version)| {
-                    set.get(*kind, name).is_some_and(|resource| resource.version == *version)
+                    set.get(*kind, name)
+                        .is_some_and(|resource| resource.version == *version)
                 });
                 envoy.published = set.clone();
                 let actions = envoy.server.on_set(&set, envoy.now);
@@ -172,8 +187,12 @@ struct Envoy {
     proven: BTreeSet<(ResourceKind, Arc<str>, Arc<str>)>,
 }
 
-const KINDS: [ResourceKind; 4] =
-    [ResourceKind::Cluster, ResourceKind::Endpoint, ResourceKind::Secret, ResourceKind::ScopedRoute];
+const KINDS: [ResourceKind; 4] = [
+    ResourceKind::Cluster,
+    ResourceKind::Endpoint,
+    ResourceKind::Secret,
+    ResourceKind::ScopedRoute,
+];
 
 impl Envoy {
     fn new(variant: Variant, refuses: bool) -> Self {
@@ -207,15 +226,25 @@ impl Envoy {
         // The known weakness of state of the world: its version tells what was sent last, not that names dropped and
         // asked for again since were answered. A stream that breaks in between is left out here.
         for kind in [ResourceKind::Endpoint, ResourceKind::Secret] {
-            if self.names(kind).iter().any(|name| !self.held.contains_key(&(kind, name.as_str().into()))) {
+            if self
+                .names(kind)
+                .iter()
+                .any(|name| !self.held.contains_key(&(kind, name.as_str().into())))
+            {
                 self.whole_versions.remove(&kind);
             }
         }
         // Envoy does not note the versions of what it applied of a refused response. It is told again at once; a stream
         // that breaks before that, while the set goes back to the version noted, is left out here.
-        for ((kind, name), resource) in self.held.iter().filter(|((kind, _), _)| *kind == ResourceKind::Cluster) {
+        for ((kind, name), resource) in self
+            .held
+            .iter()
+            .filter(|((kind, _), _)| *kind == ResourceKind::Cluster)
+        {
             let noted = self.versions.entry(*kind).or_default();
-            noted.entry(name.to_string()).and_modify(|version| *version = resource.version.to_string());
+            noted
+                .entry(name.to_string())
+                .and_modify(|version| *version = resource.version.to_string());
         }
         if let Some(set) = published {
             let actions = self.server.on_set(set, self.now);
@@ -232,7 +261,13 @@ impl Envoy {
                 Variant::Delta => Asked::Delta {
                     subscribe: names,
                     unsubscribe: Vec::new(),
-                    initial: self.versions.get(&kind).cloned().unwrap_or_default().into_iter().collect(),
+                    initial: self
+                        .versions
+                        .get(&kind)
+                        .cloned()
+                        .unwrap_or_default()
+                        .into_iter()
+                        .collect(),
                 },
                 Variant::StateOfTheWorld => Asked::StateOfTheWorld {
                     names,
@@ -259,28 +294,61 @@ impl Envoy {
         error: Option<String>,
         asked: Asked,
     ) -> Result<(), TestCaseError> {
-        let actions = self.server.on_request(Request { kind, nonce, error, asked }, self.now);
+        let actions = self.server.on_request(
+            Request {
+                kind,
+                nonce,
+                error,
+                asked,
+            },
+            self.now,
+        );
         self.receive(actions.map_err(|violation| TestCaseError::fail(violation.to_string()))?)
     }
 
     fn receive(&mut self, actions: Actions) -> Result<(), TestCaseError> {
         for report in actions.reports {
-            if let Report::Nacked { kind, candidates, blamed, proven: true, .. } = report {
-                for resource in candidates.iter().filter(|resource| blamed.contains(&resource.name)) {
+            if let Report::Nacked {
+                kind,
+                candidates,
+                blamed,
+                proven: true,
+                ..
+            } = report
+            {
+                for resource in candidates
+                    .iter()
+                    .filter(|resource| blamed.contains(&resource.name))
+                {
                     prop_assert!(is_bad(resource), "{resource:?} was blamed and is good");
-                    if self.published.get(kind, &resource.name).is_none_or(|now| now.version != resource.version) {
+                    if self
+                        .published
+                        .get(kind, &resource.name)
+                        .is_none_or(|now| now.version != resource.version)
+                    {
                         continue;
                     }
-                    self.proven.insert((kind, resource.name.clone(), resource.version.clone()));
+                    self.proven
+                        .insert((kind, resource.name.clone(), resource.version.clone()));
                 }
             }
         }
         for response in actions.responses {
-            let waiting = self.inbox.iter().filter(|waiting| waiting.kind == response.kind).count();
-            prop_assert!(waiting == 0 || response.kind == ResourceKind::Cluster, "two responses of a kind open");
+            let waiting = self
+                .inbox
+                .iter()
+                .filter(|waiting| waiting.kind == response.kind)
+                .count();
+            prop_assert!(
+                waiting == 0 || response.kind == ResourceKind::Cluster,
+                "two responses of a kind open"
+            );
             for resource in &response.resources {
                 let key = (response.kind, resource.name.clone(), resource.version.clone());
-                prop_assert!(!self.proven.contains(&key), "{resource:?} was refused and is sent again");
+                prop_assert!(
+                    !self.proven.contains(&key),
+                    "{resource:?} was refused and is sent again"
+                );
             }
             self.inbox.push_back(response);
         }
@@ -288,25 +356,39 @@ impl Envoy {
     }
 
     fn handle_next(&mut self) -> Result<(), TestCaseError> {
-        let Some(response) = self.inbox.pop_front() else { return Ok(()) };
+        let Some(response) = self.inbox.pop_front() else {
+            return Ok(());
+        };
         let kind = response.kind;
         self.nonces.insert(kind, response.nonce);
-        let bad: Vec<&Arc<Resource>> =
-            response.resources.iter().filter(|resource| self.refuses && is_bad(resource)).collect();
+        let bad: Vec<&Arc<Resource>> = response
+            .resources
+            .iter()
+            .filter(|resource| self.refuses && is_bad(resource))
+            .collect();
         let error = match (&bad[..], kind) {
             ([], _) => None,
             // Clusters of an even version are named and the others applied, as Envoy does; else nothing is said.
             (bad, ResourceKind::Cluster) if response.nonce.is_multiple_of(2) => {
-                let listed: Vec<String> = bad.iter().map(|resource| format!("{}: bad", resource.name)).collect();
+                let listed: Vec<String> = bad
+                    .iter()
+                    .map(|resource| format!("{}: bad", resource.name))
+                    .collect();
                 Some(format!("Error adding/updating cluster(s) {}", listed.join(", ")))
             }
             _ => Some("something is wrong".to_owned()),
         };
-        let is_applied_in_part = error.as_ref().is_some_and(|error| error.starts_with("Error adding"));
+        let is_applied_in_part = error
+            .as_ref()
+            .is_some_and(|error| error.starts_with("Error adding"));
         let mut asks = Vec::new();
         if error.is_none() || is_applied_in_part {
-            let good: Vec<Arc<Resource>> =
-                response.resources.iter().filter(|resource| !self.refuses || !is_bad(resource)).cloned().collect();
+            let good: Vec<Arc<Resource>> = response
+                .resources
+                .iter()
+                .filter(|resource| !self.refuses || !is_bad(resource))
+                .cloned()
+                .collect();
             asks = self.apply(&response, &good);
         }
         if error.is_none() {
@@ -323,9 +405,11 @@ impl Envoy {
             }
         }
         let asked = match self.variant {
-            Variant::Delta => {
-                Asked::Delta { subscribe: Vec::new(), unsubscribe: Vec::new(), initial: HashMap::new() }
-            }
+            Variant::Delta => Asked::Delta {
+                subscribe: Vec::new(),
+                unsubscribe: Vec::new(),
+                initial: HashMap::new(),
+            },
             Variant::StateOfTheWorld => Asked::StateOfTheWorld {
                 names: self.names(kind),
                 version: self.whole_versions.get(&kind).cloned().unwrap_or_default(),
@@ -342,8 +426,12 @@ impl Envoy {
         let is_whole = self.variant == Variant::StateOfTheWorld
             && matches!(kind, ResourceKind::Cluster | ResourceKind::ScopedRoute);
         if is_whole {
-            let kept: BTreeSet<&Arc<str>> = response.resources.iter().map(|resource| &resource.name).collect();
-            let held = self.held.keys().filter(|(other, name)| *other == kind && !kept.contains(name));
+            let kept: BTreeSet<&Arc<str>> =
+                response.resources.iter().map(|resource| &resource.name).collect();
+            let held = self
+                .held
+                .keys()
+                .filter(|(other, name)| *other == kind && !kept.contains(name));
             removed.extend(held.map(|(_, name)| name.clone()));
         }
         let mut asks = Vec::new();
@@ -395,7 +483,11 @@ impl Envoy {
                 unsubscribe.push(name);
             }
         }
-        if subscribe.is_empty() && unsubscribe.is_empty() { Ok(()) } else { self.change_names(kind, subscribe, unsubscribe) }
+        if subscribe.is_empty() && unsubscribe.is_empty() {
+            Ok(())
+        } else {
+            self.change_names(kind, subscribe, unsubscribe)
+        }
     }
 
     fn change_names(
@@ -405,7 +497,11 @@ impl Envoy {
         unsubscribe: Vec<String>,
     ) -> Result<(), TestCaseError> {
         let asked = match self.variant {
-            Variant::Delta => Asked::Delta { subscribe, unsubscribe, initial: HashMap::new() },
+            Variant::Delta => Asked::Delta {
+                subscribe,
+                unsubscribe,
+                initial: HashMap::new(),
+            },
             Variant::StateOfTheWorld => Asked::StateOfTheWorld {
                 names: self.names(kind),
                 version: self.whole_versions.get(&kind).cloned().unwrap_or_default(),
@@ -424,7 +520,10 @@ impl Envoy {
         let unsubscribe: Vec<String> = self.secrets.difference(&wanted).cloned().collect();
         for name in &unsubscribe {
             self.held.remove(&(ResourceKind::Secret, name.as_str().into()));
-            self.versions.entry(ResourceKind::Secret).or_default().remove(name);
+            self.versions
+                .entry(ResourceKind::Secret)
+                .or_default()
+                .remove(name);
         }
         self.secrets = wanted;
         if subscribe.is_empty() && unsubscribe.is_empty() {
@@ -485,7 +584,10 @@ impl Envoy {
                     ResourceKind::Secret => self.secrets.contains(&*resource.name),
                     _ => true,
                 };
-                let held = self.held.get(&(kind, resource.name.clone())).map(|held| held.version.clone());
+                let held = self
+                    .held
+                    .get(&(kind, resource.name.clone()))
+                    .map(|held| held.version.clone());
                 if self.refuses && is_bad(resource) {
                     prop_assert_ne!(held.as_ref(), Some(&resource.version));
                 } else if is_asked {
@@ -497,8 +599,15 @@ impl Envoy {
                 && matches!(kind, ResourceKind::Endpoint | ResourceKind::Secret);
             // A cluster that an old route needs stays while the new version of that route is refused.
             let can_linger = can_linger || self.refuses;
-            for (_, name) in self.held.keys().filter(|(other, _)| *other == kind && !can_linger) {
-                prop_assert!(set.get(kind, name).is_some(), "{kind:?} {name} is gone and was not removed");
+            for (_, name) in self
+                .held
+                .keys()
+                .filter(|(other, _)| *other == kind && !can_linger)
+            {
+                prop_assert!(
+                    set.get(kind, name).is_some(),
+                    "{kind:?} {name} is gone and was not removed"
+                );
             }
         }
         // What Envoy applied of a refused response is not known to have been applied.
@@ -511,10 +620,19 @@ impl Envoy {
         let acked = self.server.acked();
         for kind in KINDS {
             // A version that Envoy brought along is what it says; what it applied of a refused response it does not say.
-            for resource in acked.of_kind(kind).values().filter(|resource| !resource.is_held_by_envoy()) {
+            for resource in acked
+                .of_kind(kind)
+                .values()
+                .filter(|resource| !resource.is_held_by_envoy())
+            {
                 let held = self.held.get(&(kind, resource.name.clone()));
                 let held = held.map(|held| held.version.clone());
-                prop_assert_eq!(held, Some(resource.version.clone()), "acknowledged: {:?}", resource);
+                prop_assert_eq!(
+                    held,
+                    Some(resource.version.clone()),
+                    "acknowledged: {:?}",
+                    resource
+                );
             }
         }
         Ok(())
@@ -532,17 +650,40 @@ fn set_of(world: &World) -> ResourceSet {
         set.insert(Arc::new(resource.needing(needs.into())));
     };
     for (number, cluster) in &world.clusters {
-        insert(ResourceKind::Cluster, format!("c{number}"), cluster.version.to_string(), Vec::new());
+        insert(
+            ResourceKind::Cluster,
+            format!("c{number}"),
+            cluster.version.to_string(),
+            Vec::new(),
+        );
         if let Some(version) = cluster.endpoints {
-            insert(ResourceKind::Endpoint, format!("c{number}"), version.to_string(), Vec::new());
+            insert(
+                ResourceKind::Endpoint,
+                format!("c{number}"),
+                version.to_string(),
+                Vec::new(),
+            );
         }
     }
     for (number, (version, need)) in &world.routes {
-        let needs = vec![ResourceRef { kind: ResourceKind::Cluster, name: format!("c{need}").into() }];
-        insert(ResourceKind::ScopedRoute, format!("r{number}"), format!("{version}-c{need}"), needs);
+        let needs = vec![ResourceRef {
+            kind: ResourceKind::Cluster,
+            name: format!("c{need}").into(),
+        }];
+        insert(
+            ResourceKind::ScopedRoute,
+            format!("r{number}"),
+            format!("{version}-c{need}"),
+            needs,
+        );
     }
     for (number, version) in &world.secrets {
-        insert(ResourceKind::Secret, format!("s{number}"), version.to_string(), Vec::new());
+        insert(
+            ResourceKind::Secret,
+            format!("s{number}"),
+            version.to_string(),
+            Vec::new(),
+        );
     }
     set
 }
@@ -551,10 +692,16 @@ fn set_of(world: &World) -> ResourceSet {
 fn update(old: &ResourceSet, new: &ResourceSet) -> ResourceSet {
     let mut set = old.clone();
     for kind in ResourceKind::ALL {
-        for name in old.of_kind(kind).keys().filter(|name| new.get(kind, name).is_none()) {
+        for name in old
+            .of_kind(kind)
+            .keys()
+            .filter(|name| new.get(kind, name).is_none())
+        {
             set.remove(kind, name);
         }
-        new.of_kind(kind).values().for_each(|resource| _ = set.insert(resource.clone()));
+        new.of_kind(kind)
+            .values()
+            .for_each(|resource| _ = set.insert(resource.clone()));
     }
     set
 }

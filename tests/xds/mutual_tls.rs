@@ -6,8 +6,8 @@ use std::time::Duration;
 use portreeve::envoy::ResourceKind::Cluster;
 use portreeve::model::Redacted;
 use portreeve::xds::{
-    Event, Gateways, Identities, Identity, Limits, ListenError, Peer, RefusedReason, San, Server, TcpSettings,
-    TlsSettings,
+    Event, Gateways, Identities, Identity, Limits, ListenError, Peer, RefusedReason, San, Server,
+    TcpSettings, TlsSettings,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use tokio::sync::watch;
@@ -30,7 +30,9 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+        }
     }
 
     pub fn pem(&self) -> String {
@@ -42,7 +44,10 @@ impl Authority {
         params.subject_alt_names = names;
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Pair { certificate: certificate.pem(), private_key: key.serialize_pem() }
+        Pair {
+            certificate: certificate.pem(),
+            private_key: key.serialize_pem(),
+        }
     }
 }
 
@@ -65,7 +70,10 @@ pub fn tls_settings(clients: &Authority, servers: &Authority, identities: Vec<Id
 }
 
 pub fn identity(san: San, gateways: &[&str]) -> Identity {
-    Identity { san, gateways: gateways.iter().map(|name| (*name).into()).collect() }
+    Identity {
+        san,
+        gateways: gateways.iter().map(|name| (*name).into()).collect(),
+    }
 }
 
 async fn connect(
@@ -77,9 +85,15 @@ async fn connect(
         .ca_certificate(Certificate::from_pem(servers.pem()))
         .domain_name("agent.example");
     if let Some(pair) = own {
-        tls = tls.identity(tonic::transport::Identity::from_pem(&pair.certificate, &pair.private_key));
+        tls = tls.identity(tonic::transport::Identity::from_pem(
+            &pair.certificate,
+            &pair.private_key,
+        ));
     }
-    Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?.connect().await
+    Endpoint::from_shared(format!("https://{address}"))?
+        .tls_config(tls)?
+        .connect()
+        .await
 }
 
 async fn first_answer(channel: Channel, cluster: &str) -> Result<Vec<String>, Status> {
@@ -103,7 +117,13 @@ async fn the_certificate_decides() {
     let (_inner, receiver) = publisher(Some(set_of(&[(Cluster, "of-inner", "1")])));
     gateways.insert("inner", receiver);
     let (server, mut events) = Server::new(gateways, Limits::default(), 64);
-    let listener = TcpSettings { address: ([127, 0, 0, 1], 0).into(), tls }.bind().await.unwrap();
+    let listener = TcpSettings {
+        address: ([127, 0, 0, 1], 0).into(),
+        tls,
+    }
+    .bind()
+    .await
+    .unwrap();
     let address = listener.tcp_address().unwrap();
     let stop = CancellationToken::new();
     let serving = tokio::spawn({
@@ -121,18 +141,28 @@ async fn the_certificate_decides() {
     let channel = connect(address, &servers, Some(&edge)).await.unwrap();
     let status = first_answer(channel, "inner").await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
-    assert!(status.message().contains("inner") && status.message().contains("edge"), "{status:?}");
+    assert!(
+        status.message().contains("inner") && status.message().contains("edge"),
+        "{status:?}"
+    );
 
     // By DNS name: two gateways, so it must say which.
     let both = clients.issue(vec![dns("Both.example")]);
     for (cluster, expected) in [("edge", Some("of-edge")), ("inner", Some("of-inner")), ("", None)] {
         let channel = connect(address, &servers, Some(&both)).await.unwrap();
         let answer = first_answer(channel, cluster).await;
-        assert_eq!(answer.ok().map(|names| names[0].clone()).as_deref(), expected, "{cluster:?}");
+        assert_eq!(
+            answer.ok().map(|names| names[0].clone()).as_deref(),
+            expected,
+            "{cluster:?}"
+        );
     }
 
     // Without a certificate, and with one that no line lists: a status that says so.
-    for (own, says) in [(None, "no client certificate"), (Some(clients.issue(vec![dns("other.example")])), "other.example")] {
+    for (own, says) in [
+        (None, "no client certificate"),
+        (Some(clients.issue(vec![dns("other.example")])), "other.example"),
+    ] {
         let channel = connect(address, &servers, own.as_ref()).await.unwrap();
         let status = first_answer(channel, "edge").await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
@@ -142,18 +172,38 @@ async fn the_certificate_decides() {
     // Signed by somebody else: no connection.
     let forged = strangers.issue(vec![uri("spiffe://example/edge")]);
     let answer = match connect(address, &servers, Some(&forged)).await {
-        Ok(channel) => first_answer(channel, "edge").await.map_err(|status| status.to_string()),
+        Ok(channel) => first_answer(channel, "edge")
+            .await
+            .map_err(|status| status.to_string()),
         Err(error) => Err(error.to_string()),
     };
     assert!(answer.is_err());
     let mut identity_refusals = 0;
     while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(300), events.recv()).await {
-        if let Event::Refused { peer, reason: RefusedReason::Identity, .. } = event {
+        if let Event::Refused {
+            peer,
+            reason: RefusedReason::Identity,
+            ..
+        } = event
+        {
             assert!(matches!(&*peer, Peer::Tls { .. }));
             identity_refusals += 1;
         }
     }
     assert_eq!(identity_refusals, 3);
+
+    // An open stream whose line leaves the table ends with it.
+    let channel = connect(address, &servers, Some(&edge)).await.unwrap();
+    let mut open = Client::open(channel, node("edge"), ask(Cluster, &[]))
+        .await
+        .unwrap();
+    open.next().await.unwrap();
+    change_tls.send_modify(|settings| {
+        let mut other = (**settings).clone();
+        other.identities.0.remove(0);
+        *settings = Arc::new(other);
+    });
+    assert_eq!(open.next().await.unwrap_err().code(), Code::Unauthenticated);
 
     // The settings change while the port stays open: other clients, another table. What is unusable is not taken.
     change_tls.send_modify(|settings| {
@@ -162,7 +212,11 @@ async fn the_certificate_decides() {
         *settings = Arc::new(broken);
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let renewed = tls_settings(&strangers, &servers, vec![identity(San::Uri("spiffe://example/edge".into()), &["inner"])]);
+    let renewed = tls_settings(
+        &strangers,
+        &servers,
+        vec![identity(San::Uri("spiffe://example/edge".into()), &["inner"])],
+    );
     change_tls.send_replace(Arc::new(renewed));
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
@@ -184,12 +238,28 @@ async fn unusable_settings_are_an_error_at_the_start() {
     let (clients, servers) = (Authority::new(), Authority::new());
     let good = tls_settings(&clients, &servers, Vec::new());
     for broken in [
-        TlsSettings { client_ca: "".into(), ..good.clone() },
-        TlsSettings { certificate: "no PEM".into(), ..good.clone() },
-        TlsSettings { private_key: tls_settings(&clients, &servers, Vec::new()).private_key, ..good.clone() },
+        TlsSettings {
+            client_ca: "".into(),
+            ..good.clone()
+        },
+        TlsSettings {
+            certificate: "no PEM".into(),
+            ..good.clone()
+        },
+        TlsSettings {
+            private_key: tls_settings(&clients, &servers, Vec::new()).private_key,
+            ..good.clone()
+        },
     ] {
         let tls = watch::channel(Arc::new(broken)).1;
-        let error = TcpSettings { address: ([127, 0, 0, 1], 0).into(), tls }.bind().await.err().unwrap();
+        let error = TcpSettings {
+            address: ([127, 0, 0, 1], 0).into(),
+            tls,
+        }
+        .bind()
+        .await
+        .err()
+        .unwrap();
         assert!(matches!(error, ListenError::Tls { .. }), "{error:?}");
     }
 }

@@ -27,21 +27,36 @@ use portreeve::xds::{Actions, Asked, Limits, Report, Request, StreamState, Varia
 #[test]
 fn scripts() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/xds/scripts");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.sort();
     assert!(!files.is_empty());
     let mut failures = String::new();
     for file in files {
-        assert!(file.extension().is_some_and(|extension| extension == "script"), "{file:?} is no script");
+        assert!(
+            file.extension().is_some_and(|extension| extension == "script"),
+            "{file:?} is no script"
+        );
         let text = std::fs::read_to_string(&file).unwrap();
         let played = play(&text);
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write(&file, played).unwrap();
         } else if played != text {
-            let at = played.lines().zip(text.lines()).position(|(got, expected)| got != expected);
+            let at = played
+                .lines()
+                .zip(text.lines())
+                .position(|(got, expected)| got != expected);
             let at = at.unwrap_or_else(|| played.lines().count().min(text.lines().count()));
             let (got, expected) = (played.lines().nth(at), text.lines().nth(at));
-            writeln!(failures, "{}:{}\n  expected {expected:?}\n  got      {got:?}", file.display(), at + 1).unwrap();
+            writeln!(
+                failures,
+                "{}:{}\n  expected {expected:?}\n  got      {got:?}",
+                file.display(),
+                at + 1
+            )
+            .unwrap();
         }
     }
     assert!(failures.is_empty(), "{failures}");
@@ -84,7 +99,11 @@ impl Stage {
         let words: Vec<&str> = rest.split_whitespace().collect();
         match command {
             "stream" => {
-                let variant = if words[0] == "sotw" { Variant::StateOfTheWorld } else { Variant::Delta };
+                let variant = if words[0] == "sotw" {
+                    Variant::StateOfTheWorld
+                } else {
+                    Variant::Delta
+                };
                 self.state = StreamState::new(variant, &Limits::default());
                 self.open.clear();
                 self.latest.clear();
@@ -104,7 +123,10 @@ impl Stage {
             "open" | "subscribe" | "unsubscribe" | "names" => self.ask(command, &words),
             "ack" | "nack" => {
                 let kind = kind(words[0]);
-                let number = words.get(1).filter(|_| command == "ack").and_then(|word| word.parse().ok());
+                let number = words
+                    .get(1)
+                    .filter(|_| command == "ack")
+                    .and_then(|word| word.parse().ok());
                 let open = self.open.entry(kind).or_default();
                 let Some(nonce) = number.or(open.front().copied()) else {
                     writeln!(self.shown, "  nothing is open").unwrap();
@@ -138,7 +160,11 @@ impl Stage {
             let (sign, kind) = (&words[at][..1], kind(&words[at][1..]));
             at += 1;
             if sign == "-" {
-                assert!(self.set.remove(kind, words[at]), "{} is not in the set", words[at]);
+                assert!(
+                    self.set.remove(kind, words[at]),
+                    "{} is not in the set",
+                    words[at]
+                );
                 at += 1;
                 continue;
             }
@@ -172,10 +198,20 @@ impl Stage {
             Variant::Delta => {
                 let initial = option("initial=").into_iter().flat_map(|list| list.split(','));
                 let initial = initial.map(|item| item.split_once('@').unwrap());
-                let initial = initial.map(|(name, version)| (name.to_owned(), version.to_owned())).collect();
+                let initial = initial
+                    .map(|(name, version)| (name.to_owned(), version.to_owned()))
+                    .collect();
                 match command {
-                    "unsubscribe" => Asked::Delta { subscribe: Vec::new(), unsubscribe: names, initial },
-                    _ => Asked::Delta { subscribe: names, unsubscribe: Vec::new(), initial },
+                    "unsubscribe" => Asked::Delta {
+                        subscribe: Vec::new(),
+                        unsubscribe: names,
+                        initial,
+                    },
+                    _ => Asked::Delta {
+                        subscribe: names,
+                        unsubscribe: Vec::new(),
+                        initial,
+                    },
                 }
             }
             Variant::StateOfTheWorld => {
@@ -186,29 +222,50 @@ impl Stage {
                     "same" => LAST.with_borrow(|last| last.get(&kind).cloned().unwrap_or_default()),
                     version => version.to_owned(),
                 });
-                Asked::StateOfTheWorld { names, version: version.or(latest).unwrap_or_default() }
+                Asked::StateOfTheWorld {
+                    names,
+                    version: version.or(latest).unwrap_or_default(),
+                }
             }
         };
-        let nonce = self.latest.get(&kind).map(|(nonce, _)| *nonce).filter(|_| command == "names");
+        let nonce = self
+            .latest
+            .get(&kind)
+            .map(|(nonce, _)| *nonce)
+            .filter(|_| command == "names");
         self.request(kind, nonce, None, asked);
     }
 
     /// What an answer says beside yes or no.
     fn same_names(&self, kind: ResourceKind) -> Asked {
         match self.state.variant() {
-            Variant::Delta => {
-                Asked::Delta { subscribe: Vec::new(), unsubscribe: Vec::new(), initial: HashMap::new() }
-            }
+            Variant::Delta => Asked::Delta {
+                subscribe: Vec::new(),
+                unsubscribe: Vec::new(),
+                initial: HashMap::new(),
+            },
             Variant::StateOfTheWorld => {
                 let names = self.names.get(&kind).cloned().unwrap_or_default();
-                let version = self.latest.get(&kind).map(|(_, version)| version.clone()).unwrap_or_default();
+                let version = self
+                    .latest
+                    .get(&kind)
+                    .map(|(_, version)| version.clone())
+                    .unwrap_or_default();
                 Asked::StateOfTheWorld { names, version }
             }
         }
     }
 
     fn request(&mut self, kind: ResourceKind, nonce: Option<u64>, error: Option<String>, asked: Asked) {
-        match self.state.on_request(Request { kind, nonce, error, asked }, self.now) {
+        match self.state.on_request(
+            Request {
+                kind,
+                nonce,
+                error,
+                asked,
+            },
+            self.now,
+        ) {
             Ok(actions) => self.show(actions),
             Err(violation) => writeln!(self.shown, "  ended: {violation}").unwrap(),
         }
@@ -217,13 +274,33 @@ impl Stage {
     fn show(&mut self, actions: Actions) {
         for report in actions.reports {
             match report {
-                Report::Acked { kind, resources, removed } => {
-                    writeln!(self.shown, "  !! acked {}{}", short(kind), list(&resources, &removed))
+                Report::Acked {
+                    kind,
+                    resources,
+                    removed,
+                } => {
+                    writeln!(
+                        self.shown,
+                        "  !! acked {}{}",
+                        short(kind),
+                        list(&resources, &removed)
+                    )
                 }
-                Report::Nacked { kind, candidates, blamed, proven, .. } => {
+                Report::Nacked {
+                    kind,
+                    candidates,
+                    blamed,
+                    proven,
+                    ..
+                } => {
                     let verdict = if proven { "proven" } else { "suspected" };
                     let candidates = list(&candidates, &[]);
-                    writeln!(self.shown, "  !! nacked {} of{candidates}, {verdict}: {}", short(kind), blamed.join(" "))
+                    writeln!(
+                        self.shown,
+                        "  !! nacked {} of{candidates}, {verdict}: {}",
+                        short(kind),
+                        blamed.join(" ")
+                    )
                 }
                 Report::Wanted { kind, name } => writeln!(self.shown, "  !! wanted {} {name}", short(kind)),
             }
@@ -231,10 +308,20 @@ impl Stage {
         }
         for response in actions.responses {
             let (kind, nonce) = (response.kind, response.nonce);
-            let time = if self.now.is_zero() { String::new() } else { format!(" ({} ms)", self.now.as_millis()) };
+            let time = if self.now.is_zero() {
+                String::new()
+            } else {
+                format!(" ({} ms)", self.now.as_millis())
+            };
             let listed = list(&response.resources, &response.removed);
             writeln!(self.shown, "  -> {} {nonce}{listed}{time}", short(kind)).unwrap();
-            assert!(response.resources.iter().all(|resource| !resource.is_held_by_envoy()), "sent without bytes");
+            assert!(
+                response
+                    .resources
+                    .iter()
+                    .all(|resource| !resource.is_held_by_envoy()),
+                "sent without bytes"
+            );
             self.open.entry(kind).or_default().push_back(nonce);
             LAST.with_borrow_mut(|last| last.insert(kind, response.version.clone()));
             self.latest.insert(kind, (nonce, response.version));
@@ -257,7 +344,11 @@ const SHORT: [(&str, ResourceKind); 6] = [
 ];
 
 fn kind(short: &str) -> ResourceKind {
-    SHORT.iter().find(|(name, _)| *name == short).unwrap_or_else(|| panic!("no kind {short}")).1
+    SHORT
+        .iter()
+        .find(|(name, _)| *name == short)
+        .unwrap_or_else(|| panic!("no kind {short}"))
+        .1
 }
 
 fn short(kind: ResourceKind) -> &'static str {
@@ -266,10 +357,16 @@ fn short(kind: ResourceKind) -> &'static str {
 
 fn reference(text: &str) -> ResourceRef {
     let (short, name) = text.split_once('/').unwrap();
-    ResourceRef { kind: kind(short), name: name.into() }
+    ResourceRef {
+        kind: kind(short),
+        name: name.into(),
+    }
 }
 
 fn list(resources: &[Arc<Resource>], removed: &[Arc<str>]) -> String {
-    let set = resources.iter().map(|resource| format!(" +{}@{}", resource.name, resource.version));
-    set.chain(removed.iter().map(|name| format!(" -{name}"))).collect()
+    let set = resources
+        .iter()
+        .map(|resource| format!(" +{}@{}", resource.name, resource.version));
+    set.chain(removed.iter().map(|name| format!(" -{name}")))
+        .collect()
 }

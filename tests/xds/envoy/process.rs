@@ -22,8 +22,11 @@ pub struct EnvoyProcess {
 
 impl EnvoyProcess {
     pub fn start(folder: &Path, socket: &Path, variant: Variant) -> Self {
-        let (admin, log, bootstrap) =
-            (folder.join("admin.sock"), folder.join("envoy.log"), folder.join("bootstrap.json"));
+        let (admin, log, bootstrap) = (
+            folder.join("admin.sock"),
+            folder.join("envoy.log"),
+            folder.join("bootstrap.json"),
+        );
         let api_type = match variant {
             Variant::Delta => "DELTA_GRPC",
             Variant::StateOfTheWorld => "GRPC",
@@ -59,7 +62,14 @@ impl EnvoyProcess {
         std::fs::write(&bootstrap, text.to_string()).unwrap();
         let output = std::fs::File::create(&log).unwrap();
         let child = Command::new(binary())
-            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info", "-c"])
+            .args([
+                "--concurrency",
+                "1",
+                "--disable-hot-restart",
+                "--log-level",
+                "info",
+                "-c",
+            ])
             .arg(&bootstrap)
             .stdout(Stdio::null())
             .stderr(output)
@@ -70,12 +80,18 @@ impl EnvoyProcess {
 
     pub async fn stat(&self, name: &str) -> u64 {
         let mut stream = UnixStream::connect(&self.admin).await.unwrap();
-        let request = format!("GET /stats?filter={name} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("GET /stats?filter={name} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
-        line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().parse().unwrap()
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name}: ")));
+        line.unwrap_or_else(|| panic!("no {name} in {text}"))
+            .trim()
+            .parse()
+            .unwrap()
     }
 }
 
@@ -84,7 +100,10 @@ impl Drop for EnvoyProcess {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("Envoy said:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            eprintln!(
+                "Envoy said:\n{}",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
         }
         _ = self.child.kill();
         _ = self.child.wait();
@@ -95,8 +114,13 @@ impl Drop for EnvoyProcess {
 fn binary() -> PathBuf {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/envoy");
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let candidates = std::env::split_paths(&path).map(|folder| folder.join("envoy")).chain([fetched]);
-    candidates.into_iter().find(|file| file.is_file()).expect("no envoy on PATH or in target/tools/bin")
+    let candidates = std::env::split_paths(&path)
+        .map(|folder| folder.join("envoy"))
+        .chain([fetched]);
+    candidates
+        .into_iter()
+        .find(|file| file.is_file())
+        .expect("no envoy on PATH or in target/tools/bin")
 }
 
 /// Answers every request with its name; `/slow` after 1.5 s.
@@ -114,7 +138,10 @@ impl Backend {
                 tokio::spawn(answer(stream, name));
             }
         });
-        Self { port, _serving: AbortOnDrop(serving) }
+        Self {
+            port,
+            _serving: AbortOnDrop(serving),
+        }
     }
 }
 
@@ -151,23 +178,40 @@ impl Drop for AbortOnDrop {
 pub async fn get(port: u16, host: &str, path: &str) -> (u16, String) {
     let attempt = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes())
+            .await?;
         // Not to the end of the stream: after a reply of its own, Envoy keeps it open for a second.
         let mut bytes = Vec::new();
         while !is_complete(&bytes) && stream.read_buf(&mut bytes).await? > 0 {}
         std::io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let Ok(text) = attempt.await else { return (0, String::new()) };
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    let Ok(text) = attempt.await else {
+        return (0, String::new());
+    };
+    let status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(0);
+    let body = text
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default();
     (status, body)
 }
 
 fn is_complete(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    length.and_then(|length| length.parse().ok()).is_some_and(|length: usize| body.len() >= length)
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    length
+        .and_then(|length| length.parse().ok())
+        .is_some_and(|length: usize| body.len() >= length)
 }
 
 /// Asks again until the answer is as wanted; how long that took.
@@ -178,7 +222,10 @@ pub async fn get_until(port: u16, host: &str, path: &str, status: u16, body: &st
         if got.0 == status && got.1.contains(body) {
             return started.elapsed();
         }
-        assert!(started.elapsed() < PATIENCE, "{host}{path}: got {got:?}, want {status} {body:?}");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{host}{path}: got {got:?}, want {status} {body:?}"
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

@@ -49,7 +49,10 @@ pub fn eds_cluster(name: &str, connect_timeout: Duration) -> Arc<Resource> {
             nanos: 0,
         }),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
-        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), service_name: String::new() }),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(ads()),
+            service_name: String::new(),
+        }),
         ..Default::default()
     };
     resource(ResourceKind::Cluster, name, &cluster, &[])
@@ -77,32 +80,56 @@ pub fn tls_cluster(name: &str, secret: &str) -> Arc<Resource> {
     let cluster = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
-        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), service_name: String::new() }),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(ads()),
+            service_name: String::new(),
+        }),
         transport_socket: Some(socket),
         ..Default::default()
     };
-    let needs = [ResourceRef { kind: ResourceKind::Secret, name: secret.into() }];
-    Arc::new(Resource::new(ResourceKind::Cluster, name.into(), &cluster.encode_to_vec()).needing(needs.into()))
+    let needs = [ResourceRef {
+        kind: ResourceKind::Secret,
+        name: secret.into(),
+    }];
+    Arc::new(
+        Resource::new(ResourceKind::Cluster, name.into(), &cluster.encode_to_vec()).needing(needs.into()),
+    )
 }
 
 pub fn secret(name: &str, certificate: &str, private_key: &str) -> Arc<Resource> {
-    let inline = |text: &str| Some(DataSource { specifier: Some(Specifier::InlineString(text.to_owned())), ..Default::default() });
+    let inline = |text: &str| {
+        Some(DataSource {
+            specifier: Some(Specifier::InlineString(text.to_owned())),
+            ..Default::default()
+        })
+    };
     let pair = TlsCertificate {
         certificate_chain: inline(certificate),
         private_key: inline(private_key),
         ..Default::default()
     };
-    let secret = Secret { name: name.to_owned(), r#type: Some(secret::Type::TlsCertificate(pair)) };
+    let secret = Secret {
+        name: name.to_owned(),
+        r#type: Some(secret::Type::TlsCertificate(pair)),
+    };
     resource(ResourceKind::Secret, name, &secret, &[])
 }
 
 pub fn endpoints(name: &str, port: u16) -> Arc<Resource> {
-    resource(ResourceKind::Endpoint, name, &assignment(name, &[("127.0.0.1", port)]), &[])
+    resource(
+        ResourceKind::Endpoint,
+        name,
+        &assignment(name, &[("127.0.0.1", port)]),
+        &[],
+    )
 }
 
 /// A listener whose routes come by RDS, under its own name.
 pub fn rds_listener(name: &str, port: u16) -> Arc<Resource> {
-    let rds = Rds { config_source: Some(ads()), route_config_name: name.to_owned() };
+    let rds = Rds {
+        config_source: Some(ads()),
+        route_config_name: name.to_owned(),
+    };
     listener(name, port, RouteSpecifier::Rds(rds))
 }
 
@@ -113,10 +140,14 @@ pub fn scoped_listener(name: &str, port: u16) -> Arc<Resource> {
         element_separator: String::new(),
         extract_type: Some(ExtractType::Index(0)),
     };
-    let fragment = FragmentBuilder { r#type: Some(Type::HeaderValueExtractor(by_host)) };
+    let fragment = FragmentBuilder {
+        r#type: Some(Type::HeaderValueExtractor(by_host)),
+    };
     let scoped = ScopedRoutes {
         name: name.to_owned(),
-        scope_key_builder: Some(ScopeKeyBuilder { fragments: vec![fragment] }),
+        scope_key_builder: Some(ScopeKeyBuilder {
+            fragments: vec![fragment],
+        }),
         rds_config_source: Some(ads()),
         config_specifier: Some(ConfigSpecifier::ScopedRds(ScopedRds {
             scoped_rds_config_source: Some(ads()),
@@ -133,7 +164,10 @@ pub fn routes(name: &str, cluster: &str) -> Arc<Resource> {
 pub fn bad_routes(name: &str, cluster: &str) -> Arc<Resource> {
     let mut table = table(name, "*", cluster);
     table.virtual_hosts[0].routes[0].r#match = Some(RouteMatch {
-        path_specifier: Some(PathSpecifier::SafeRegex(RegexMatcher { regex: "(".to_owned(), ..Default::default() })),
+        path_specifier: Some(PathSpecifier::SafeRegex(RegexMatcher {
+            regex: "(".to_owned(),
+            ..Default::default()
+        })),
         ..Default::default()
     });
     resource(ResourceKind::Route, name, &table, &[cluster])
@@ -141,10 +175,14 @@ pub fn bad_routes(name: &str, cluster: &str) -> Arc<Resource> {
 
 /// The routes of one host, inline.
 pub fn scope(host: &str, cluster: &str) -> Arc<Resource> {
-    let fragment = key::Fragment { r#type: Some(key::fragment::Type::StringKey(host.to_owned())) };
+    let fragment = key::Fragment {
+        r#type: Some(key::fragment::Type::StringKey(host.to_owned())),
+    };
     let scope = ScopedRouteConfiguration {
         name: host.to_owned(),
-        key: Some(Key { fragments: vec![fragment] }),
+        key: Some(Key {
+            fragments: vec![fragment],
+        }),
         route_configuration: Some(table(host, host, cluster)),
         ..Default::default()
     };
@@ -153,7 +191,15 @@ pub fn scope(host: &str, cluster: &str) -> Arc<Resource> {
 
 /// Passes no validation: it has no name inside and no address.
 pub fn bad_listener(name: &str) -> Arc<Resource> {
-    resource(ResourceKind::Listener, name, &Listener { name: name.to_owned(), ..Default::default() }, &[])
+    resource(
+        ResourceKind::Listener,
+        name,
+        &Listener {
+            name: name.to_owned(),
+            ..Default::default()
+        },
+        &[],
+    )
 }
 
 /// Violates a constraint of the message, so Envoy refuses the response without saying which resource it was.
@@ -186,14 +232,20 @@ fn listener(name: &str, port: u16, routes: RouteSpecifier) -> Arc<Resource> {
     let listener = Listener {
         name: name.to_owned(),
         address: Some(socket_address("127.0.0.1", port)),
-        filter_chains: vec![FilterChain { filters: vec![filter], ..Default::default() }],
+        filter_chains: vec![FilterChain {
+            filters: vec![filter],
+            ..Default::default()
+        }],
         ..Default::default()
     };
     resource(ResourceKind::Listener, name, &listener, &[])
 }
 
 fn table(name: &str, host: &str, cluster: &str) -> RouteConfiguration {
-    let action = RouteAction { cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())), ..Default::default() };
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
     let route = Route {
         r#match: Some(RouteMatch {
             path_specifier: Some(PathSpecifier::Prefix("/".to_owned())),
@@ -208,7 +260,11 @@ fn table(name: &str, host: &str, cluster: &str) -> RouteConfiguration {
         routes: vec![route],
         ..Default::default()
     };
-    RouteConfiguration { name: name.to_owned(), virtual_hosts: vec![virtual_host], ..Default::default() }
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![virtual_host],
+        ..Default::default()
+    }
 }
 
 fn assignment(name: &str, addresses: &[(&str, u16)]) -> ClusterLoadAssignment {
@@ -222,7 +278,10 @@ fn assignment(name: &str, addresses: &[(&str, u16)]) -> ClusterLoadAssignment {
     });
     ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: vec![LocalityLbEndpoints { lb_endpoints: endpoints.collect(), ..Default::default() }],
+        endpoints: vec![LocalityLbEndpoints {
+            lb_endpoints: endpoints.collect(),
+            ..Default::default()
+        }],
         ..Default::default()
     }
 }
@@ -233,7 +292,9 @@ fn socket_address(host: &str, port: u16) -> Address {
         port_specifier: Some(PortSpecifier::PortValue(port.into())),
         ..Default::default()
     };
-    Address { address: Some(address::Address::SocketAddress(address)) }
+    Address {
+        address: Some(address::Address::SocketAddress(address)),
+    }
 }
 
 fn ads() -> ConfigSource {
@@ -245,10 +306,16 @@ fn ads() -> ConfigSource {
 }
 
 fn any(name: &str, message: &impl Message) -> Any {
-    Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+    Any {
+        type_url: format!("type.googleapis.com/{name}"),
+        value: message.encode_to_vec(),
+    }
 }
 
 fn resource(kind: ResourceKind, name: &str, message: &impl Message, clusters: &[&str]) -> Arc<Resource> {
-    let needs = clusters.iter().map(|name| ResourceRef { kind: ResourceKind::Cluster, name: (*name).into() });
+    let needs = clusters.iter().map(|name| ResourceRef {
+        kind: ResourceKind::Cluster,
+        name: (*name).into(),
+    });
     Arc::new(Resource::new(kind, name.into(), &message.encode_to_vec()).needing(needs.collect()))
 }
