@@ -178,15 +178,16 @@ async fn ask(path: &Path, flag: &'static str) -> Result<String, BinaryError> {
             });
         }
     };
-    let printed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    // `--version` goes to stdout, `--hot-restart-version` to stderr.
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).trim().to_owned();
     if output.status.success() && !printed.is_empty() {
         return Ok(printed);
     }
-    let output = format!("{printed}{}", String::from_utf8_lossy(&output.stderr));
     Err(BinaryError::NotEnvoy {
         path: path.to_owned(),
         flag,
-        output: output.chars().take(200).collect(),
+        output: printed.chars().take(200).collect(),
     })
 }
 

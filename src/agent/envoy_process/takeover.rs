@@ -18,13 +18,17 @@ impl Supervisor {
         let prepared = Launch::prepare(self.settings.clone(), self.runtime.clone()).await;
         let found = find_envoys(&self.runtime.bootstrap());
         for envoy in &found {
-            let adopted = Process::adopt(envoy.identity, envoy.base_id, envoy.epoch).map_err(|source| {
-                Error::Watch {
-                    pid: envoy.identity.pid,
-                    source,
-                }
-            })?;
-            let Some(process) = adopted else { continue };
+            let status = self.runtime.status(envoy.base_id, envoy.epoch);
+            let process =
+                Process::open(envoy.identity, envoy.base_id, envoy.epoch, status).map_err(|source| {
+                    Error::Watch {
+                        pid: envoy.identity.pid,
+                        source,
+                    }
+                })?;
+            if process.has_ended() {
+                continue;
+            }
             let known = record
                 .as_ref()
                 .filter(|record| record.identity == process.identity);
@@ -76,12 +80,14 @@ impl Supervisor {
             }
         }
         let launch = prepared?;
-        self.start(launch)
+        self.start(launch).await
     }
 
     /// Makes the newest of the others current.
     fn promote_newest(&mut self) {
         let Some(current) = self.others.pop() else { return };
+        // Two or more: the former agent died in the middle of a restart.
+        self.deadline = Some(Instant::now() + self.settings.takeover_deadline);
         let (pid, epoch, adopted) = (current.process.pid(), current.process.epoch, current.adopted);
         self.current = Some(current);
         self.save_record(false);
