@@ -37,9 +37,8 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Given> {
                 .because(error)
                 .into());
         }
-        let (documents, unreadable) =
-            read_documents(path).map_err(|problem| Failure::new(problem.to_string()))?;
-        for document in documents {
+        let listing = read_documents(path).map_err(|problem| Failure::new(problem.to_string()))?;
+        for document in listing.documents {
             if is_settings(&document) {
                 given.settings.push(document);
             } else {
@@ -47,7 +46,8 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Given> {
             }
         }
         given.problems.extend(
-            unreadable
+            listing
+                .unreadable
                 .into_iter()
                 .map(|(path, reason)| unreadable_file(&path, &reason)),
         );

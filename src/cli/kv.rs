@@ -58,11 +58,11 @@ impl KvArguments {
 
 /// The documents as they are now.
 pub async fn read(client: &ConsulClient, prefix: &str) -> anyhow::Result<Vec<Document>> {
-    let (documents, rejected) = list_documents(client, prefix).await.map_err(consul_failure)?;
-    for rejected in rejected {
+    let listing = list_documents(client, prefix).await.map_err(consul_failure)?;
+    for rejected in listing.rejected {
         tracing::warn!(key = %rejected.key, reason = rejected.reason, "not a document");
     }
-    Ok(documents)
+    Ok(listing.documents)
 }
 
 /// All or nothing. Returns the index under which Consul took it.
