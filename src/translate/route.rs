@@ -276,14 +276,11 @@ fn redirect_action(redirect: &Redirect, path: &PathMatch) -> RedirectAction {
         },
     });
     // A scheme given without a port means the scheme's own port: the listener's would be wrong there.
-    let port = redirect
-        .port
-        .map(u32::from)
-        .or_else(|| match redirect.scheme.as_deref() {
-            Some("https") => Some(443),
-            Some("http") => Some(80),
-            _ => None,
-        });
+    let port = redirect.port.map(u32::from).or(match redirect.scheme.as_deref() {
+        Some("https") => Some(443),
+        Some("http") => Some(80),
+        _ => None,
+    });
     RedirectAction {
         host_redirect: redirect.hostname.as_deref().unwrap_or_default().to_owned(),
         port_redirect: port.unwrap_or_default(),
@@ -355,7 +352,6 @@ fn header_matcher(condition: &ValueMatch) -> HeaderMatcher {
                 ..StringMatcher::default()
             }),
         }),
-        ..HeaderMatcher::default()
     }
 }
 
