@@ -193,7 +193,10 @@ impl Snapshot {
     pub fn restore_documents(&mut self, documents: Vec<Document>) -> Changes {
         let mut changes = Changes::default();
         for document in documents {
+            let id = document.id.clone();
             self.config.upsert(document, None, &mut changes.config);
+            // What was in service is what Envoy ran with.
+            self.config.confirm(&id);
         }
         changes
     }

@@ -5,6 +5,8 @@
 mod support;
 
 mod catalog;
+mod edge;
+mod faults;
 mod programs;
 mod stack;
 mod tls;

@@ -35,7 +35,11 @@ pub struct Options {
 impl Stack {
     pub async fn start(options: Options) -> Stack {
         let consul = Consul::start().await;
-        let vault = if options.vault { Some(start_vault().await) } else { None };
+        let vault = if options.vault {
+            Some(start_vault().await)
+        } else {
+            None
+        };
         let launch = Agent::prepare();
         let settings = settings(&launch, &consul, vault.as_ref(), options);
         let stack = Stack {
@@ -51,7 +55,9 @@ impl Stack {
 
     /// Puts a document with `$HTTP` and `$HTTPS` replaced by this stack's ports.
     pub async fn put(&self, name: &str, text: &str) {
-        let text = text.replace("$HTTPS", &self.https.to_string()).replace("$HTTP", &self.http.to_string());
+        let text = text
+            .replace("$HTTPS", &self.https.to_string())
+            .replace("$HTTP", &self.http.to_string());
         self.consul.put(&format!("portreeve/config/{name}"), text).await;
     }
 
@@ -61,8 +67,12 @@ impl Stack {
 
     /// Registers a backend as an instance that passes.
     pub async fn register(&self, name: &str, backend: &Backend) {
-        self.consul.register(&service(name, &id(name, backend), backend.port)).await;
-        self.consul.set_check(&format!("service:{}", id(name, backend)), "passing").await;
+        self.consul
+            .register(&service(name, &id(name, backend), backend.port))
+            .await;
+        self.consul
+            .set_check(&format!("service:{}", id(name, backend)), "passing")
+            .await;
     }
 
     pub async fn deregister(&self, name: &str, backend: &Backend) {
@@ -74,12 +84,15 @@ impl Stack {
     }
 
     pub fn envoy(&self) -> EnvoyAdmin {
-        EnvoyAdmin { socket: self.data.join("envoy/edge/admin.sock") }
+        EnvoyAdmin {
+            socket: self.data.join("envoy/edge/admin.sock"),
+        }
     }
 
     /// The pid of the supervised Envoy, from its record.
     pub fn envoy_pid(&self) -> i32 {
-        let text = std::fs::read_to_string(self.data.join("envoy/edge/envoy-state.json")).expect("Envoy's record");
+        let text =
+            std::fs::read_to_string(self.data.join("envoy/edge/envoy-state.json")).expect("Envoy's record");
         let record: serde_json::Value = serde_json::from_str(&text).expect("a record");
         find_pid(&record).unwrap_or_else(|| panic!("no pid in {text}"))
     }
@@ -90,10 +103,24 @@ impl Stack {
     }
 }
 
-pub async fn until(client: &Client, request: &Request, what: &str, expected: impl Fn(&Reply) -> bool) -> Reply {
+pub async fn until(
+    client: &Client,
+    request: &Request,
+    what: &str,
+    expected: impl Fn(&Reply) -> bool,
+) -> Reply {
     wait_for(what, SOON, async || {
-        let reply = client.send(request).await.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
-        anyhow::ensure!(expected(&reply), "{} {:?} {}", reply.status, reply.headers, reply.text());
+        let reply = client
+            .send(request)
+            .await
+            .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        anyhow::ensure!(
+            expected(&reply),
+            "{} {:?} {}",
+            reply.status,
+            reply.headers,
+            reply.text()
+        );
         Ok(reply)
     })
     .await
@@ -153,7 +180,11 @@ api {{
         data = launch.directory().join("data").display(),
         consul = consul.address(),
         envoy = program("envoy").display(),
-        variant = if options.state_of_the_world { "sotw" } else { "delta" },
+        variant = if options.state_of_the_world {
+            "sotw"
+        } else {
+            "delta"
+        },
         api = launch.api().display(),
     );
     if let Some(vault) = vault {

@@ -40,7 +40,11 @@ http_route "www" {
 "#;
 
 async fn secure(options: Options, ttl: &str) -> (Stack, Client) {
-    let stack = Stack::start(Options { vault: true, ..options }).await;
+    let stack = Stack::start(Options {
+        vault: true,
+        ..options
+    })
+    .await;
     stack.put("www", &DOCUMENT.replace("TTL", ttl)).await;
     let root = stack.vault.as_ref().unwrap().read("pki_int/cert/ca").await;
     let root = root["data"]["certificate"].as_str().unwrap().to_owned();
@@ -55,10 +59,22 @@ async fn https_serves_a_certificate_from_vault_and_refuses_what_it_should() {
     let reply = until(&client, &request, "https", |reply| reply.status == 200).await;
     assert_eq!(reply.text(), "secure");
     // Another host on a connection opened for the first.
-    let misdirected = client.clone().sni("www.example.com").send(&Request::get("other.example.com", "/")).await.unwrap();
+    let misdirected = client
+        .clone()
+        .sni("www.example.com")
+        .send(&Request::get("other.example.com", "/"))
+        .await
+        .unwrap();
     assert_eq!(misdirected.status, 421);
     // A name that the certificate covers and no route serves, and one that no certificate covers.
-    assert_eq!(client.send(&Request::get("nowhere.example.com", "/")).await.unwrap().status, 404);
+    assert_eq!(
+        client
+            .send(&Request::get("nowhere.example.com", "/"))
+            .await
+            .unwrap()
+            .status,
+        404
+    );
     let unknown = client.send(&Request::get("stranger.example.com", "/")).await;
     assert!(
         matches!(unknown, Err(Failure::Tls(_) | Failure::Reset(_) | Failure::Stale)),
@@ -73,11 +89,19 @@ async fn https_serves_a_certificate_from_vault_and_refuses_what_it_should() {
     assert_eq!(client.send(&request).await.unwrap().status, 200);
     let start = stack.agent.process.log_length();
     stack.agent.process.start_again();
-    stack.agent.process.wait_for_log_after(start, "Envoy connected", SOON).await;
+    stack
+        .agent
+        .process
+        .wait_for_log_after(start, "Envoy connected", SOON)
+        .await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(stack.envoy_pid(), envoy, "adopted, not doubled");
     assert_eq!(client.send(&request).await.unwrap().status, 200);
-    assert_eq!(vault.count_certificates("pki_int").await, issued, "a restart issues nothing");
+    assert_eq!(
+        vault.count_certificates("pki_int").await,
+        issued,
+        "a restart issues nothing"
+    );
 
     // Private keys are nowhere on disk, in the log or in KV.
     let log = stack.agent.process.log();
@@ -113,17 +137,26 @@ async fn rotation_fails_no_handshake_delta() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rotation_fails_no_handshake_state_of_the_world() {
-    rotation_fails_no_handshake(Options { state_of_the_world: true, ..Options::default() }).await;
+    rotation_fails_no_handshake(Options {
+        state_of_the_world: true,
+        ..Options::default()
+    })
+    .await;
 }
 
 /// Five rotations of a KV certificate under 50 new, fully verified TLS connections a second.
 async fn rotation_fails_no_handshake(options: Options) {
-    let stack = Stack::start(Options { vault: true, ..options }).await;
+    let stack = Stack::start(Options {
+        vault: true,
+        ..options
+    })
+    .await;
     let vault = stack.vault.as_ref().unwrap();
     let ca = crate::support::pki::Ca::new("rotation");
     let put = async |number: usize| {
         let pair = ca.issue(&["www.example.com"]);
-        let data = serde_json::json!({ "certificate": pair.certificate, "private_key": pair.key, "number": number });
+        let data =
+            serde_json::json!({ "certificate": pair.certificate, "private_key": pair.key, "number": number });
         vault.put_kv2("secret", "edge/www", data).await;
         pair.certificate
     };
@@ -132,7 +165,9 @@ async fn rotation_fails_no_handshake(options: Options) {
     let start = document.find("  vault_pki {").unwrap();
     let end = start + document[start..].find("  }\n").unwrap() + 4;
     let kv = "  vault_kv {\n    mount = \"secret\"\n    path  = \"edge/www\"\n  }\n";
-    stack.put("www", &format!("{}{kv}{}", &document[..start], &document[end..])).await;
+    stack
+        .put("www", &format!("{}{kv}{}", &document[..start], &document[end..]))
+        .await;
     let client = Client::https(stack.https, &ca.certificate);
     let request = Request::get("www.example.com", "/");
     until(&client, &request, "https", |reply| reply.status == 200).await;
@@ -141,7 +176,11 @@ async fn rotation_fails_no_handshake(options: Options) {
         let before = client.send(&request).await.unwrap().certificate;
         put(number).await;
         wait_for("the new certificate", SOON, async || {
-            let now = client.send(&request).await.map_err(|failure| anyhow::anyhow!("{failure:?}"))?.certificate;
+            let now = client
+                .send(&request)
+                .await
+                .map_err(|failure| anyhow::anyhow!("{failure:?}"))?
+                .certificate;
             anyhow::ensure!(now != before, "still the old one");
             Ok(())
         })

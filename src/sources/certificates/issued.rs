@@ -37,13 +37,27 @@ pub(super) struct IssuedWatch<'a> {
     pub(super) budget: Budget,
 }
 
-/// Why the last request brought nothing.
-enum Setback {
-    None,
-    /// Vault was not there: waits for it.
-    Unavailable(Instant),
+/// Why the last request brought nothing, and when another may.
+#[derive(Default)]
+struct Setback {
+    problem: Option<Problem>,
+    wait: Hope,
+}
+
+#[derive(Default)]
+enum Hope {
+    #[default]
+    Now,
+    /// Vault was not there at that time.
+    WhenReachable(Instant),
     /// It was refused: waits longer and longer.
-    Until(Instant),
+    At(Instant),
+}
+
+enum Woken {
+    ToIssue,
+    /// What is in use ended while its successor is waited for.
+    CertificateEnded,
 }
 
 impl IssuedWatch<'_> {
@@ -54,17 +68,29 @@ impl IssuedWatch<'_> {
             return closed;
         }
         let mut pauses = Pauses::default();
-        let mut setback = Setback::None;
+        let mut setback = Setback::default();
         let mut key_wanted = false;
         loop {
-            self.wait(&record, &setback, &mut key_wanted, wishes, &mut pauses, publisher)
+            let woken = self
+                .wait(&record, &setback, &mut key_wanted, wishes, &mut pauses, publisher)
                 .await;
-            let good = publisher
-                .good()
-                .is_some_and(|material| material.not_after > publisher.now());
+            if let Woken::CertificateEnded = woken {
+                let told = match &setback.problem {
+                    Some(problem) => {
+                        publisher
+                            .problem(self.without_certificate(problem, publisher))
+                            .await
+                    }
+                    None => publisher.unchanged().await,
+                };
+                match told {
+                    Ok(()) => continue,
+                    Err(closed) => return closed,
+                }
+            }
             match self.issue(&mut record, publisher).await {
                 Ok(material) => {
-                    setback = Setback::None;
+                    setback = Setback::default();
                     key_wanted = false;
                     pauses.reset();
                     if let Err(closed) = publisher.material(material).await {
@@ -72,14 +98,21 @@ impl IssuedWatch<'_> {
                     }
                 }
                 Err(problem) => {
-                    setback = match problem.kind {
-                        ProblemKind::Unavailable => Setback::Unavailable(Instant::now()),
-                        _ => Setback::Until(Instant::now() + pauses.refused.next()),
+                    let wait = match problem.kind {
+                        ProblemKind::Unavailable => Hope::WhenReachable(Instant::now()),
+                        _ => Hope::At(Instant::now() + pauses.refused.next()),
                     };
-                    let problem = if good {
-                        problem
+                    setback = Setback {
+                        problem: Some(problem.clone()),
+                        wait,
+                    };
+                    let ended = publisher
+                        .good()
+                        .is_some_and(|good| good.not_after <= publisher.now());
+                    let problem = if ended {
+                        self.without_certificate(&problem, publisher)
                     } else {
-                        self.without_certificate(problem, publisher)
+                        problem
                     };
                     if let Err(closed) = publisher.problem(problem).await {
                         return closed;
@@ -98,9 +131,16 @@ impl IssuedWatch<'_> {
         wishes: &Wishes,
         pauses: &mut Pauses,
         publisher: &Publisher,
-    ) {
+    ) -> Woken {
+        let alive_at_first = publisher
+            .good()
+            .is_some_and(|good| good.not_after > publisher.now());
         loop {
             let now = publisher.now();
+            let ends = publisher.good().map_or(i64::MAX, |good| good.not_after);
+            if alive_at_first && ends <= now {
+                return Woken::CertificateEnded;
+            }
             let needed = match (publisher.good(), &record.certificate) {
                 (Some(material), _) if material.private_key.is_none() && *key_wanted => now,
                 (Some(material), _) => {
@@ -111,15 +151,18 @@ impl IssuedWatch<'_> {
             let allowed = self.budget.next(record.last_attempt, now);
             let due = needed.max(allowed);
             publisher.note(|freshness| freshness.renews_at = Some(due));
-            let sleep = Duration::from_secs(u64::try_from(due - now).unwrap_or(0)).min(LONGEST_SLEEP);
+            let until = |time: i64| {
+                Duration::from_secs(u64::try_from(time.saturating_sub(now)).unwrap_or(0)).min(LONGEST_SLEEP)
+            };
             tokio::select! {
-                () = tokio::time::sleep(sleep), if due > now => {}
-                () = self.overcome(setback, pauses), if due <= now => return,
+                () = tokio::time::sleep(until(due)), if due > now => {}
+                () = tokio::time::sleep(until(ends)), if alive_at_first => {}
+                () = self.overcome(setback, pauses), if due <= now => return Woken::ToIssue,
                 () = wishes.key.notified() => *key_wanted = true,
                 // Only what failed is tried again; a good certificate is not issued anew for a refresh.
-                () = wishes.refresh.notified(), if !matches!(setback, Setback::None) => {
+                () = wishes.refresh.notified(), if setback.problem.is_some() => {
                     if due <= now {
-                        return;
+                        return Woken::ToIssue;
                     }
                 }
             }
@@ -127,12 +170,12 @@ impl IssuedWatch<'_> {
     }
 
     async fn overcome(&self, setback: &Setback, pauses: &mut Pauses) {
-        match setback {
-            Setback::None => {}
-            Setback::Until(time) => tokio::time::sleep_until(*time).await,
-            Setback::Unavailable(failed) => {
+        match setback.wait {
+            Hope::Now => {}
+            Hope::At(time) => tokio::time::sleep_until(time).await,
+            Hope::WhenReachable(failed) => {
                 tokio::time::sleep(pauses.unavailable.next()).await;
-                self.vault.wait_until_reachable(*failed).await;
+                self.vault.wait_until_reachable(failed).await;
             }
         }
     }
@@ -214,17 +257,15 @@ impl IssuedWatch<'_> {
         }
     }
 
-    fn without_certificate(&self, problem: Problem, publisher: &Publisher) -> Problem {
-        let state = match publisher.good() {
-            Some(material) => format!(
-                "the certificate in use expired at {}",
-                pem::timestamp(material.not_after)
-            ),
-            None => return problem,
+    fn without_certificate(&self, problem: &Problem, publisher: &Publisher) -> Problem {
+        let Some(material) = publisher.good() else {
+            return problem.clone();
         };
+        let ended = pem::timestamp(material.not_after);
+        let message = format!("{problem}; the certificate in use expired at {ended}");
         Problem {
-            message: format!("{problem}; {state}").into(),
-            ..problem
+            message: message.into(),
+            ..problem.clone()
         }
     }
 }

@@ -109,6 +109,10 @@ impl VaultFault {
     fn fix(&self) -> String {
         let (path, capability) = (&self.path, self.capability);
         match &self.reason {
+            Reason::Unreachable(why) if why.contains("peer certificate") => {
+                "Set ca_file (or ca_path) to the authority of Vault's certificate, or tls_server_name to a name in it."
+                    .to_owned()
+            }
             Reason::Unreachable(_) | Reason::NoAnswer(_) => {
                 "Check the address, the network and that Vault runs; it is tried again by itself.".to_owned()
             }
