@@ -121,10 +121,10 @@ fn make_directory(path: &Path) -> anyhow::Result<()> {
 fn declared_gateways(settings: &Settings) -> Vec<Arc<str>> {
     let mut names = BTreeSet::new();
     for path in &settings.document_paths {
-        let Ok((documents, _)) = crate::sources::directory::read_documents(path) else {
+        let Ok(listing) = crate::sources::directory::read_documents(path) else {
             continue;
         };
-        for document in documents {
+        for document in listing.documents {
             let Ok(parsed) = parse_document(&document, &settings.permissions, &Limits::default()) else {
                 continue;
             };

@@ -39,19 +39,19 @@ fn rule_schema() -> BlockSchema {
     )
     .block(
         BlockSchema::new("rewrite", &[], "Changes path or host on the way to the backend.")
-            .attribute("path", Type::Path, None, "\"/new\"", "The whole path becomes this; the query stays.")
-            .attribute("path_prefix", Type::Path, None, "\"/\"", "What the rule's path_prefix matched becomes this.")
-            .attribute("hostname", Type::Hostname, None, "\"orders.internal\"", "The Host header that the backend sees.")
+            .attribute("path", Type::NewPath, None, "\"/new\"", "The whole path becomes this; the query stays.")
+            .attribute("path_prefix", Type::NewPath, None, "\"/\"", "What the rule's path_prefix matched becomes this.")
+            .attribute("hostname", Type::Host, None, "\"orders.internal\"", "The Host header that the backend sees.")
             .at_most_one_of(&["path", "path_prefix"]),
         Occurs::Optional,
     )
     .block(
         BlockSchema::new("redirect", &[], "Answers with a redirect.")
             .attribute("scheme", Type::Word(&["http", "https"]), None, "\"https\"", "Left out: the request's.")
-            .attribute("hostname", Type::Hostname, None, "\"www.example.com\"", "Left out: the request's.")
-            .attribute("port", Type::Integer(1, 65535), None, "8443", "Left out: the one of the scheme, if a scheme is given, else the request's.")
-            .attribute("path", Type::Path, None, "\"/moved\"", "The whole path becomes this.")
-            .attribute("path_prefix", Type::Path, None, "\"/v2\"", "What the rule's path_prefix matched becomes this.")
+            .attribute("hostname", Type::Host, None, "\"www.example.com\"", "Left out: the request's.")
+            .attribute("port", Type::Integer(1, 65535), None, "8443", "Left out: none is named, so clients use the scheme's own.")
+            .attribute("path", Type::NewPath, None, "\"/moved\"", "The whole path becomes this.")
+            .attribute("path_prefix", Type::NewPath, None, "\"/v2\"", "What the rule's path_prefix matched becomes this.")
             .attribute("status", Type::Integer(301, 308), Some("302"), "301", "301, 302, 303, 307 or 308.")
             .at_most_one_of(&["path", "path_prefix"]),
         Occurs::Optional,
@@ -59,7 +59,7 @@ fn rule_schema() -> BlockSchema {
     .block(
         BlockSchema::new("direct_response", &[], "Answers without a backend.")
             .required("status", Type::Integer(200, 599), "404", "The HTTP status.")
-            .attribute("body", Type::String, None, "\"gone\"", "The body, at most 4096 bytes."),
+            .attribute("body", Type::Text, None, "\"gone\"", "The body, at most 4096 bytes."),
         Occurs::Optional,
     )
     .exactly_one_of(&["backend", "redirect", "direct_response"])
@@ -108,14 +108,14 @@ fn match_schema() -> BlockSchema {
     };
     let header = value(
         "header",
-        "A condition on a request header. Names compare without case, values with.",
+        "A condition on a request header. Names compare without case, values with. Of a repeated header any value may hold.",
     )
     .attribute(
         "invert",
         Type::Bool,
         Some("false"),
         "true",
-        "The condition must not hold.",
+        "The condition must not hold: other values do, and so does a request without the header.",
     );
     BlockSchema::new(
         "match",
@@ -149,7 +149,7 @@ fn match_schema() -> BlockSchema {
     .block(
         value(
             "query",
-            "A condition on a query parameter. Names and values compare with case.",
+            "A condition on a query parameter: the first of that name, as sent (nothing is decoded), with case.",
         ),
         Occurs::Many,
     )

@@ -3,8 +3,10 @@
 //! Knows Envoy's protobuf and nothing of our documents or of where data comes from.
 
 pub mod bootstrap;
+mod json;
 mod message;
 mod resource;
 
+pub use json::{descriptors, render, render_resource};
 pub use message::{any, duration, wrap_bool, wrap_u32};
 pub use resource::{Resource, ResourceChange, ResourceKind, ResourceRef, ResourceSet};

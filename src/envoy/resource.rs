@@ -44,6 +44,18 @@ impl ResourceKind {
         }
     }
 
+    /// What a list of them is called.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::Cluster => "clusters",
+            Self::Endpoint => "endpoints",
+            Self::Secret => "secrets",
+            Self::Listener => "listeners",
+            Self::ScopedRoute => "scoped_routes",
+            Self::Route => "routes",
+        }
+    }
+
     pub fn from_type_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }

@@ -1,41 +1,188 @@
-use super::parse::{convert_value, syntax_error};
+use super::parse::not_a_literal;
 use super::schema::BlockSchema;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::model::Span;
 
+/// Levels of `{` and `[`; the HCL parser has the same bound.
+const NESTING: usize = 64;
+
 /// JSON by HCL's own convention: a block is a member whose value is an object, nested once per label; a list of
-/// objects repeats it. A JSON text is a valid HCL object, so one parser gives the spans of both.
+/// objects repeats it.
 pub(super) fn parse_json(source: &Source, schema: &BlockSchema) -> Result<Body, Vec<Diagnostic>> {
-    // serde_json first: its errors speak of JSON, and it refuses what only HCL would take (comments, `=`).
-    if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(source.text()) {
-        let start = offset_of(source.text(), error.line(), error.column());
+    let text = source.text();
+    // serde_json first: its errors speak of JSON. What it lets through, the reader below can take for granted.
+    if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
+        let start = offset_of(text, error.line(), error.column());
+        let message = error.to_string();
+        let what = message
+            .rsplit_once(" at line ")
+            .map_or(&*message, |(what, _)| what);
+        let code = match what {
+            "recursion limit exceeded" => Code::TooLarge,
+            _ => Code::SyntaxError,
+        };
         return Err(vec![
-            Diagnostic::error(Code::SyntaxError, format!("not valid JSON: {error}"))
+            Diagnostic::error(code, format!("not valid JSON: {what}"))
                 .at(source.origin(Span { start, end: start }))
-                .because("the first character is \"{\", so the document is read as JSON"),
+                .fix("a document whose first character is \"{\" is read as JSON: check quotes, commas and brackets before this place"),
         ]);
     }
-    let expression: hcl_edit::expr::Expression = source
-        .text()
-        .trim()
-        .parse()
-        .map_err(|error: hcl_edit::parser::Error| vec![syntax_error(source, &error)])?;
-    let mut problems = Vec::new();
-    let shift = source.text().len() - source.text().trim_start().len();
-    let Some(mut value) = convert_value(source, &expression, &mut problems) else {
-        return Err(problems);
+    let mut reader = Reader {
+        source,
+        text,
+        at: 0,
+        problems: Vec::new(),
     };
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    shift_spans(&mut value, shift);
+    let value = reader.value(0);
+    let mut problems = reader.problems;
     let mut body = Body::default();
-    to_body(source, value, schema, &mut body, &mut problems);
+    if let (Some(value), true) = (value, problems.is_empty()) {
+        to_body(source, value, schema, &mut body, &mut problems);
+    }
     if problems.is_empty() {
         Ok(body)
     } else {
         Err(problems)
+    }
+}
+
+/// Reads text that is known to be JSON into a tree that knows where everything stands.
+struct Reader<'a> {
+    source: &'a Source,
+    text: &'a str,
+    at: usize,
+    problems: Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    /// None: a problem is noted, and what follows is not worth reading.
+    fn value(&mut self, depth: usize) -> Option<Value> {
+        let start = self.skip_space();
+        if depth > NESTING {
+            let place = self.source.origin(Span {
+                start,
+                end: start + 1,
+            });
+            self.problems.push(
+                Diagnostic::error(Code::TooLarge, format!("nested deeper than {NESTING} levels")).at(place),
+            );
+            return None;
+        }
+        let kind = match self.peek() {
+            b'{' => ValueKind::Object(self.members(depth)?),
+            b'[' => ValueKind::List(self.items(depth)?),
+            b'"' => {
+                let (text, span) = self.string()?;
+                ValueKind::String(self.without_templates(text, span)?)
+            }
+            _ => self.scalar(),
+        };
+        let span = Span { start, end: self.at };
+        Some(Value { kind, span })
+    }
+
+    fn members(&mut self, depth: usize) -> Option<Vec<(String, Span, Value)>> {
+        let mut members = Vec::new();
+        self.at += 1;
+        loop {
+            self.skip_space();
+            match self.peek() {
+                b'"' => {
+                    let (name, span) = self.string()?;
+                    self.skip_space();
+                    self.at += 1;
+                    members.push((name, span, self.value(depth + 1)?));
+                }
+                b',' => self.at += 1,
+                _ => break,
+            }
+        }
+        self.at += 1;
+        Some(members)
+    }
+
+    fn items(&mut self, depth: usize) -> Option<Vec<Value>> {
+        let mut items = Vec::new();
+        self.at += 1;
+        loop {
+            self.skip_space();
+            match self.peek() {
+                b']' | 0 => break,
+                b',' => self.at += 1,
+                _ => items.push(self.value(depth + 1)?),
+            }
+        }
+        self.at += 1;
+        Some(items)
+    }
+
+    fn string(&mut self) -> Option<(String, Span)> {
+        let start = self.at;
+        let bytes = self.text.as_bytes();
+        self.at += 1;
+        while self.at < bytes.len() && bytes[self.at] != b'"' {
+            self.at += if bytes[self.at] == b'\\' { 2 } else { 1 };
+        }
+        self.at += 1;
+        let span = Span {
+            start,
+            end: self.at.min(bytes.len()),
+        };
+        let quoted = self.text.get(span.start..span.end).unwrap_or_default();
+        match serde_json::from_str::<String>(quoted) {
+            Ok(text) => Some((text, span)),
+            // Half of a surrogate pair: valid JSON, and no text.
+            Err(_) => {
+                self.problems.push(
+                    Diagnostic::error(Code::SyntaxError, "this string is not Unicode text")
+                        .at(self.source.origin(span))
+                        .fix("write the character itself, or both halves of its \\uXXXX\\uXXXX pair"),
+                );
+                None
+            }
+        }
+    }
+
+    /// Strings mean the same in both forms: `${` would begin an expression, `$${` is a literal `${`.
+    fn without_templates(&mut self, text: String, span: Span) -> Option<String> {
+        for mark in ["${", "%{"] {
+            let doubled = format!("{}{mark}", &mark[..1]);
+            if text.replace(&doubled, "").contains(mark) {
+                self.problems.push(not_a_literal(self.source, span));
+                return None;
+            }
+        }
+        Some(text.replace("$${", "${").replace("%%{", "%{"))
+    }
+
+    fn scalar(&mut self) -> ValueKind {
+        let rest = &self.text[self.at..];
+        let length = rest
+            .find(|c: char| matches!(c, ',' | ']' | '}') || c.is_ascii_whitespace())
+            .unwrap_or(rest.len());
+        let word = &rest[..length];
+        self.at += length.max(1);
+        match word {
+            "true" => ValueKind::Bool(true),
+            "false" => ValueKind::Bool(false),
+            "null" => ValueKind::Null,
+            number => match number.parse() {
+                Ok(integer) => ValueKind::Integer(integer),
+                Err(_) => ValueKind::Float(number.parse().unwrap_or(f64::NAN)),
+            },
+        }
+    }
+
+    fn skip_space(&mut self) -> usize {
+        while matches!(self.peek(), b' ' | b'\t' | b'\r' | b'\n') {
+            self.at += 1;
+        }
+        self.at
+    }
+
+    fn peek(&self) -> u8 {
+        self.text.as_bytes().get(self.at).copied().unwrap_or(0)
     }
 }
 
@@ -51,7 +198,7 @@ fn to_body(
             Diagnostic::error(
                 Code::InvalidValue,
                 format!(
-                    "{} must be an object here, found {}",
+                    "{} is a block: expected an object, found {}",
                     schema.kind,
                     value.kind.type_name()
                 ),
@@ -61,9 +208,16 @@ fn to_body(
         return;
     };
     for (name, span, value) in entries {
-        match schema.block_schema(&name) {
-            Some((block, _)) => to_blocks(source, value, block, span, Vec::new(), body, problems),
-            None => body.attributes.push(Attribute {
+        match (schema.block_schema(&name), schema.attribute_schema(&name)) {
+            (Some((block, _)), _) => to_blocks(source, value, block, span, Vec::new(), body, problems),
+            // Nobody knows the name; its shape says that a block was meant.
+            (None, None) if matches!(value.kind, ValueKind::Object(_)) => body.blocks.push(Block {
+                kind: name,
+                span,
+                labels: Vec::new(),
+                body: Body::default(),
+            }),
+            _ => body.attributes.push(Attribute {
                 name,
                 name_span: span,
                 value,
@@ -104,29 +258,6 @@ fn to_blocks(
                 body: block_body,
             });
         }
-    }
-}
-
-fn shift_spans(value: &mut Value, by: usize) {
-    if by == 0 {
-        return;
-    }
-    value.span = Span {
-        start: value.span.start + by,
-        end: value.span.end + by,
-    };
-    match &mut value.kind {
-        ValueKind::List(items) => items.iter_mut().for_each(|item| shift_spans(item, by)),
-        ValueKind::Object(entries) => {
-            for (_, span, value) in entries {
-                *span = Span {
-                    start: span.start + by,
-                    end: span.end + by,
-                };
-                shift_spans(value, by);
-            }
-        }
-        _ => {}
     }
 }
 

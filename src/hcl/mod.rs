@@ -7,7 +7,10 @@ mod format;
 mod json;
 mod parse;
 mod read;
+mod regex;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod value_types;
 

@@ -12,15 +12,12 @@ use crate::model::Span;
 pub struct Limits {
     /// Bytes of one document. Consul's own bound for a KV value.
     pub document_bytes: usize,
-    /// Levels of `{`, `[` and `(`. The parser recurses: deep nesting would exhaust the stack.
-    pub nesting: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             document_bytes: 512 * 1024,
-            nesting: 32,
         }
     }
 }
@@ -42,7 +39,13 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
             .fix("split it: a configuration may be any number of documents"),
         ]);
     }
-    check_nesting(source, limits)?;
+    if text.starts_with('\u{feff}') {
+        return Err(vec![
+            Diagnostic::error(Code::SyntaxError, "the document begins with a byte order mark")
+                .at(source.origin(Span::default()))
+                .fix("save it as UTF-8 without a byte order mark (BOM)"),
+        ]);
+    }
     if text.trim_start().starts_with('{') {
         return super::json::parse_json(source, schema);
     }
@@ -56,14 +59,19 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
     }
 }
 
-pub(super) fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic {
+fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic {
     let location = error.location();
     let start = location.offset().min(source.text().len());
     let end = source.text()[start..]
         .chars()
         .next()
         .map_or(start, |next| start + next.len_utf8());
-    let mut diagnostic = Diagnostic::error(Code::SyntaxError, format!("not valid HCL: {}", error.message()))
+    // The parser bounds its own recursion: 64 levels, 128 operators in a row.
+    let code = match error.message().contains("at most") {
+        true => Code::TooLarge,
+        false => Code::SyntaxError,
+    };
+    let mut diagnostic = Diagnostic::error(code, format!("not valid HCL: {}", error.message()))
         .at(source.origin(Span { start, end }));
     let line = error.line();
     if line.contains('{') && line.matches('=').count() > 1 {
@@ -71,36 +79,6 @@ pub(super) fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> 
             .fix("a block on one line may hold one attribute only: put each attribute on its own line");
     }
     diagnostic
-}
-
-/// Counts brackets outside strings and comments; a here-document counts as text only where its brackets balance.
-fn check_nesting(source: &Source, limits: &Limits) -> Result<(), Vec<Diagnostic>> {
-    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
-    for (index, byte) in source.text().bytes().enumerate() {
-        match byte {
-            b'\n' => (in_string, escaped) = (false, false),
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            // `${` opens an expression inside a string: the parser recurses there too.
-            b'{' | b'[' | b'(' => depth += 1,
-            b'}' | b']' | b')' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > limits.nesting {
-            return Err(vec![
-                Diagnostic::error(
-                    Code::TooLarge,
-                    format!("nested deeper than {} levels", limits.nesting),
-                )
-                .at(source.origin(Span {
-                    start: index,
-                    end: index + 1,
-                })),
-            ]);
-        }
-    }
-    Ok(())
 }
 
 fn convert_body(source: &Source, body: &EditBody, problems: &mut Vec<Diagnostic>) -> Body {
@@ -143,11 +121,7 @@ fn convert_body(source: &Source, body: &EditBody, problems: &mut Vec<Diagnostic>
     converted
 }
 
-pub(super) fn convert_value(
-    source: &Source,
-    expression: &Expression,
-    problems: &mut Vec<Diagnostic>,
-) -> Option<Value> {
+fn convert_value(source: &Source, expression: &Expression, problems: &mut Vec<Diagnostic>) -> Option<Value> {
     let span = span_of(expression.span());
     let kind = match expression {
         Expression::Null(_) => ValueKind::Null,
@@ -196,14 +170,19 @@ pub(super) fn convert_value(
             }
         },
         Expression::Parenthesis(inner) => return convert_value(source, inner.inner(), problems),
-        Expression::UnaryOp(operation) => match convert_value(source, &operation.expr, problems)?.kind {
-            ValueKind::Integer(value) => ValueKind::Integer(-value),
-            ValueKind::Float(value) => ValueKind::Float(-value),
-            _ => {
-                problems.push(not_a_literal(source, span));
-                return None;
+        Expression::UnaryOp(operation) => {
+            let negative = *operation.operator.value() == hcl_edit::expr::UnaryOperator::Neg;
+            match convert_value(source, &operation.expr, problems)?.kind {
+                ValueKind::Integer(value) if negative => value
+                    .checked_neg()
+                    .map_or(ValueKind::Float(-(value as f64)), ValueKind::Integer),
+                ValueKind::Float(value) if negative => ValueKind::Float(-value),
+                _ => {
+                    problems.push(not_a_literal(source, span));
+                    return None;
+                }
             }
-        },
+        }
         _ => {
             problems.push(not_a_literal(source, span));
             return None;
@@ -226,7 +205,7 @@ fn literal_template<'a>(
     Some(text)
 }
 
-fn not_a_literal(source: &Source, span: Span) -> Diagnostic {
+pub(super) fn not_a_literal(source: &Source, span: Span) -> Diagnostic {
     Diagnostic::error(Code::InvalidValue, "expressions are not evaluated here")
         .at(source.origin(span))
         .because("a document is data: variables, functions and \"${...}\" have no value in it")

@@ -39,6 +39,8 @@ pub enum Type {
     Number(f64, f64),
     /// Any text without control characters.
     String,
+    /// Any text; newlines and tabs may stand in it.
+    Text,
     /// A name used as a reference or label.
     Name,
     /// `"250ms"`, `"10s"`, `"5m"`, `"1h"`: whole milliseconds, in inclusive bounds given in milliseconds.
@@ -47,8 +49,12 @@ pub enum Type {
     Word(&'static [&'static str]),
     /// A host name, `*.suffix` or `*`.
     Hostname,
-    /// Begins with `/`, has no query or fragment.
+    /// A host name or an IP address, no wildcard.
+    Host,
+    /// A path to match: begins with `/`, normalised, no query or fragment.
     Path,
+    /// A path to send: begins with `/`, no query or fragment.
+    NewPath,
     /// RE2 syntax, bounded in size.
     Regex,
     HeaderName,
@@ -145,6 +151,7 @@ impl Type {
             Self::Integer(min, max) => format!("a whole number from {min} to {max}"),
             Self::Number(min, max) => format!("a number from {min} to {max}"),
             Self::String => "a string".into(),
+            Self::Text => "a string, which may have several lines".into(),
             Self::Name => "a name (letters, digits, '.', '_' and '-')".into(),
             Self::Duration(min, max) => format!(
                 "a duration such as \"10s\", from {} to {}",
@@ -156,6 +163,8 @@ impl Type {
                 format!("one of {}", quoted.join(", "))
             }
             Self::Hostname => "a host name such as \"www.example.com\", \"*.example.com\" or \"*\"".into(),
+            Self::Host => "a host name such as \"www.example.com\", or an IP address".into(),
+            Self::NewPath => "a path that begins with \"/\" and has no query".into(),
             Self::Path => "a path that begins with \"/\" and has no query".into(),
             Self::Regex => "a regular expression in RE2 syntax".into(),
             Self::HeaderName => "a header name".into(),

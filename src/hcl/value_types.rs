@@ -7,11 +7,6 @@ use super::schema::Type;
 use super::tree::{Value, ValueKind};
 use crate::model::Span;
 
-/// Compiled size of a user's regular expression, in bytes. Envoy's own default bound (`re2.max_program_size.error_level`,
-/// 100 instructions) is a count of another engine; this refuses what could be costly in either.
-const REGEX_BYTES: usize = 256 * 1024;
-const REGEX_CHARACTERS: usize = 1024;
-
 /// Why a value does not fit, and where exactly.
 pub(super) fn mismatch(ty: &Type, value: &Value) -> Option<(Span, String)> {
     let wrong = |why: &str| Some((value.span, why.to_owned()));
@@ -46,13 +41,22 @@ pub(super) fn mismatch(ty: &Type, value: &Value) -> Option<(Span, String)> {
         }
         (Type::List(item), ValueKind::List(items)) => items.iter().find_map(|value| mismatch(item, value)),
         (Type::Map(key, item), ValueKind::Object(entries)) => {
-            entries.iter().find_map(|(name, span, value)| {
-                let as_value = Value {
-                    kind: ValueKind::String(name.clone()),
-                    span: *span,
-                };
-                mismatch(key, &as_value).or_else(|| mismatch(item, value))
-            })
+            entries
+                .iter()
+                .enumerate()
+                .find_map(|(index, (name, span, value))| {
+                    if entries[..index]
+                        .iter()
+                        .any(|(other, ..)| other.eq_ignore_ascii_case(name))
+                    {
+                        return Some((*span, format!("{name:?} is set twice")));
+                    }
+                    let as_value = Value {
+                        kind: ValueKind::String(name.clone()),
+                        span: *span,
+                    };
+                    mismatch(key, &as_value).or_else(|| mismatch(item, value))
+                })
         }
         (_, ValueKind::String(text)) => match check_text(ty, text) {
             Ok(()) => None,
@@ -63,11 +67,12 @@ pub(super) fn mismatch(ty: &Type, value: &Value) -> Option<(Span, String)> {
 }
 
 fn check_text(ty: &Type, text: &str) -> Result<(), String> {
-    if text.chars().any(char::is_control) {
-        return Err("control characters are not allowed".into());
+    let allowed = |c: char| *ty == Type::Text && matches!(c, '\n' | '\r' | '\t');
+    if let Some(bad) = text.chars().find(|c| c.is_control() && !allowed(*c)) {
+        return Err(format!("control characters such as {bad:?} are not allowed"));
     }
     match ty {
-        Type::String => Ok(()),
+        Type::String | Type::Text => Ok(()),
         Type::Name => check_name(text),
         Type::Duration(min, max) => {
             let millis = parse_duration(text)?.as_millis() as u64;
@@ -91,8 +96,10 @@ fn check_text(ty: &Type, text: &str) -> Result<(), String> {
             ))
         }
         Type::Hostname => parse_hostname(text).map(|_| ()),
+        Type::Host => check_host(text),
         Type::Path => check_path(text),
-        Type::Regex => check_regex(text),
+        Type::NewPath => check_new_path(text),
+        Type::Regex => super::regex::check_regex(text),
         Type::HeaderName => check_header_name(text),
         Type::HeaderValue => http::HeaderValue::from_str(text)
             .map(|_| ())
@@ -129,40 +136,68 @@ fn check_name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A path to match: as requests look after the gateway has normalised them.
 fn check_path(text: &str) -> Result<(), String> {
-    if !text.starts_with('/') {
-        return Err(format!("{text:?} must begin with \"/\""));
-    }
-    if let Some(bad) = text.chars().find(|c| matches!(c, '?' | '#')) {
-        return Err(format!(
-            "{text:?} holds {bad:?}: a path match sees the path alone, without query or fragment"
-        ));
-    }
+    check_new_path(text)?;
     if text.split('/').any(|segment| segment == "." || segment == "..") || text.contains("//") {
         return Err(format!(
             "{text:?} would never match: paths are normalised before they are matched (\"//\", \"/./\", \"/../\")"
         ));
     }
-    if text.len() > 1024 {
-        return Err("a path is at most 1024 bytes long".into());
+    for (index, _) in text.match_indices('%') {
+        let escape = &text[index..index + 3];
+        match u8::from_str_radix(&escape[1..], 16) {
+            Ok(b'/' | b'\\') => {
+                return Err(format!(
+                    "{text:?} would never match: a request with {escape} is redirected to the path without the escape"
+                ));
+            }
+            Ok(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                return Err(format!(
+                    "{text:?} would never match: write {:?} for {escape}",
+                    char::from(byte)
+                ));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
 
-fn check_regex(text: &str) -> Result<(), String> {
-    if text.chars().count() > REGEX_CHARACTERS {
+/// A path to send: what may stand in a URL, and no query.
+fn check_new_path(text: &str) -> Result<(), String> {
+    if !text.starts_with('/') {
+        return Err(format!("{text:?} must begin with \"/\""));
+    }
+    if let Some(bad) = text.chars().find(|c| matches!(c, '?' | '#')) {
         return Err(format!(
-            "a regular expression is at most {REGEX_CHARACTERS} characters long"
+            "{text:?} holds {bad:?}: a path has no query and no fragment"
         ));
     }
-    regex::RegexBuilder::new(text)
-        .size_limit(REGEX_BYTES)
-        .build()
-        .map(|_| ())
-        .map_err(|error| match error {
-            regex::Error::CompiledTooBig(_) => format!("{text:?} is too costly: use smaller repeat counts"),
-            other => format!("not a regular expression: {other}"),
-        })
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/[]%".contains(c);
+    if let Some(bad) = text.chars().find(|c| !allowed(*c)) {
+        let mut utf8 = [0; 4];
+        let escaped: String = bad
+            .encode_utf8(&mut utf8)
+            .bytes()
+            .map(|byte| format!("%{byte:02X}"))
+            .collect();
+        return Err(format!(
+            "{text:?}: {bad:?} cannot stand in a URL's path: write {escaped:?}"
+        ));
+    }
+    for (index, _) in text.match_indices('%') {
+        let digits = text.as_bytes().get(index + 1..index + 3);
+        if !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
+            return Err(format!(
+                "{text:?}: \"%\" begins an escape of two hexadecimal digits; a literal one is \"%25\""
+            ));
+        }
+    }
+    if text.len() > 1024 {
+        return Err("a path is at most 1024 bytes long".into());
+    }
+    Ok(())
 }
 
 fn check_header_name(text: &str) -> Result<(), String> {
@@ -196,7 +231,7 @@ fn check_host_port(text: &str) -> Result<(), String> {
     let (host, port) = text
         .rsplit_once(':')
         .ok_or_else(|| format!("{text:?} has no port: write \"host:port\""))?;
-    if !matches!(port.parse::<u16>(), Ok(1..)) {
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) || !matches!(port.parse::<u16>(), Ok(1..)) {
         return Err(format!("{text:?}: the port is 1 to 65535"));
     }
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -227,9 +262,16 @@ pub fn parse_hostname(text: &str) -> Result<String, String> {
     if text == "*" {
         return Ok(text.to_owned());
     }
-    let lower = text.trim_end_matches('.').to_ascii_lowercase();
-    if lower.parse::<IpAddr>().is_ok() {
-        return Ok(lower);
+    let lower = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let bare = lower
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(&lower);
+    match bare.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) if bare == lower => return Ok(lower),
+        // As clients write it in the Host header.
+        Ok(IpAddr::V6(address)) => return Ok(format!("[{address}]")),
+        _ => {}
     }
     let name = lower.strip_prefix("*.").unwrap_or(&lower);
     if name.contains(':') {
@@ -246,6 +288,14 @@ pub fn parse_hostname(text: &str) -> Result<String, String> {
     Ok(lower)
 }
 
+/// One host: no wildcard.
+fn check_host(text: &str) -> Result<(), String> {
+    if text.starts_with('*') {
+        return Err(format!("{text:?}: one host is needed here, not a wildcard"));
+    }
+    parse_hostname(text).map(|_| ())
+}
+
 fn check_dns_name(name: &str) -> Result<(), String> {
     let label_fits = |label: &str| {
         !label.is_empty()
@@ -256,6 +306,17 @@ fn check_dns_name(name: &str) -> Result<(), String> {
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
+    // `127.1` and `0x7f000001` are addresses to some resolvers: what is meant must be written as one.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let is_number = |label: &str| {
+        label.bytes().all(|byte| byte.is_ascii_digit())
+            || label
+                .strip_prefix("0x")
+                .is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    if !last.is_empty() && is_number(last) {
+        return Err("neither a host name nor an IP address: a host name's last label is not a number".into());
+    }
     if name.len() > 253 || !name.split('.').all(label_fits) {
         return Err("not a host name (labels of letters, digits and '-', 63 at most; international names in their xn-- form)".into());
     }

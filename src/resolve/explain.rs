@@ -79,6 +79,12 @@ pub fn explain(
         return explanation;
     };
     explanation.listener = Some(listener.name.clone());
+    if let Some(path) = &request.redirected_to {
+        explanation.answer = Some(format!(
+            "307 to {path}: a path with an escaped slash is redirected to the path that it means"
+        ));
+        return explanation;
+    }
     let hosts: Vec<&Arc<str>> = snapshot
         .config
         .hosts_of_gateway(&gateway.name)

@@ -15,93 +15,113 @@ pub struct Request {
     pub host: String,
     /// Normalised, without query.
     pub path: String,
+    /// As sent: nothing is decoded.
     pub query: Vec<(String, String)>,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
+    /// The path holds an escaped slash or backslash: before any routing the client is sent to this one (307).
+    pub redirected_to: Option<String>,
 }
 
 impl Request {
     /// Takes a request apart as the gateway does before routing.
     pub fn new(method: &str, host: &str, path_and_query: &str, headers: &[(String, String)]) -> Self {
-        let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
-        let query = query.split_once('#').map_or(query, |(query, _)| query);
+        // A fragment never leaves a client.
+        let sent = path_and_query.split('#').next().unwrap_or_default();
+        let (path, query) = sent.split_once('?').unwrap_or((sent, ""));
+        let unescaped = unescaped_slashes(path);
+        let redirected_to = (unescaped != path).then(|| match query {
+            "" => normal_path(&unescaped),
+            query => format!("{}?{query}", normal_path(&unescaped)),
+        });
         Self {
             method: method.to_owned(),
             host: normal_host(host),
-            path: normal_path(path.split_once('#').map_or(path, |(path, _)| path)),
+            path: normal_path(path),
             query: query
                 .split('&')
                 .filter(|part| !part.is_empty())
-                .map(pair)
+                .map(|part| part.split_once('=').unwrap_or((part, "")))
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
             headers: headers
                 .iter()
                 .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
                 .collect(),
+            redirected_to,
         }
     }
-}
-
-fn pair(part: &str) -> (String, String) {
-    let (name, value) = part.split_once('=').unwrap_or((part, ""));
-    (percent_decoded(name), percent_decoded(value))
-}
-
-fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let hex = (bytes[index] == b'%')
-            .then(|| text.get(index + 1..index + 3))
-            .flatten();
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                index += 3;
-            }
-            None => {
-                decoded.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
 }
 
 fn normal_host(host: &str) -> String {
     let host = host.to_ascii_lowercase();
-    let bare = match host.rfind(':') {
-        Some(colon)
-            if host[colon + 1..].bytes().all(|byte| byte.is_ascii_digit())
-                && !host[..colon].ends_with(':') =>
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port))
+            if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && !bare.ends_with(':') =>
         {
-            &host[..colon]
+            bare
         }
         _ => &host,
     };
     bare.strip_suffix('.').unwrap_or(bare).to_owned()
 }
 
-/// `/./`, `/../`, `//` and `\` as Envoy's normalisation treats them.
+fn unescaped_slashes(path: &str) -> String {
+    path.replace("%2f", "/")
+        .replace("%2F", "/")
+        .replace("%5c", "\\")
+        .replace("%5C", "\\")
+}
+
+/// What Envoy's normalisation does: one spelling for every character, then dot segments, then doubled slashes.
 fn normal_path(path: &str) -> String {
-    let path = path.replace('\\', "/");
+    let path = one_spelling(path);
     let mut segments: Vec<&str> = Vec::new();
-    let trailing = path.ends_with('/') || path.ends_with("/.") || path.ends_with("/..");
+    let mut ends_in_folder = false;
     for segment in path.split('/').skip(1) {
+        ends_in_folder = matches!(segment, "" | "." | "..");
         match segment {
-            "" | "." => {}
+            "." => {}
             ".." => {
                 segments.pop();
             }
+            // An empty one counts as a level until here: `/a//../b` is `/a/b`.
             other => segments.push(other),
         }
     }
-    let mut normal = format!("/{}", segments.join("/"));
-    if trailing && !normal.ends_with('/') {
-        normal.push('/');
+    segments.retain(|segment| !segment.is_empty());
+    let slash = if ends_in_folder && !segments.is_empty() {
+        "/"
+    } else {
+        ""
+    };
+    format!("/{}{slash}", segments.join("/"))
+}
+
+/// Letters, digits and `-._~` bare, what cannot stand in a URL escaped, the rest as sent.
+fn one_spelling(path: &str) -> String {
+    let bytes = path.as_bytes();
+    let mut spelled = String::with_capacity(path.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let escaped = (bytes[index] == b'%')
+            .then(|| path.get(index + 1..index + 3))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match (escaped, bytes[index]) {
+            (Some(byte), _) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                spelled.push(char::from(byte));
+                index += 2;
+            }
+            (_, b'\\') => spelled.push('/'),
+            (_, byte) if !byte.is_ascii_graphic() || b"\"<>^`{|}".contains(&byte) => {
+                spelled.push_str(&format!("%{byte:02X}"));
+            }
+            (_, byte) => spelled.push(char::from(byte)),
+        }
+        index += 1;
     }
-    normal
+    spelled
 }
 
 /// The most specific host that takes this one: itself, then the longest wildcard, then `*`.
@@ -154,45 +174,60 @@ pub fn matches(condition: &RequestMatch, request: &Request) -> Result<(), String
             .filter(|(name, _)| **name == *header.name)
             .map(|(_, value)| value.as_str())
             .collect();
-        // Envoy joins repeated headers with a comma.
-        let value = (!values.is_empty()).then(|| values.join(","));
-        if !holds(header, value.as_deref()) {
-            return Err(describe("header", header, value.as_deref()));
+        if !holds(header, &values) {
+            return Err(describe("header", header, &values));
         }
     }
     for parameter in &condition.query {
+        // The first of a name counts.
         let value = request
             .query
             .iter()
             .find(|(name, _)| **name == *parameter.name)
             .map(|(_, value)| value.as_str());
-        if !holds(parameter, value) {
-            return Err(describe("query parameter", parameter, value));
+        if !holds(parameter, value.as_slice()) {
+            return Err(describe("query parameter", parameter, value.as_slice()));
         }
     }
     Ok(())
 }
 
-fn holds(condition: &ValueMatch, value: Option<&str>) -> bool {
-    // A condition on an absent header does not hold, whatever it says; inverted it does.
-    let fits = value.is_some_and(|value| match &condition.text {
+/// Of a repeated header any value may hold. An absent one holds nothing, and under `invert` counts as empty.
+fn holds(condition: &ValueMatch, values: &[&str]) -> bool {
+    let fits = |value: &str| match &condition.text {
         TextMatch::Exact(text) => value == &**text,
         TextMatch::Prefix(text) => value.starts_with(&**text),
         TextMatch::Suffix(text) => value.ends_with(&**text),
         TextMatch::Contains(text) => value.contains(&**text),
         TextMatch::Regex(pattern) => whole(pattern, value),
         TextMatch::Present => true,
-    });
-    fits != condition.invert
+    };
+    let any_fits = match values {
+        [] => condition.invert && condition.text != TextMatch::Present && fits(""),
+        values => values.iter().any(|value| fits(value)),
+    };
+    any_fits != condition.invert
 }
 
-fn describe(what: &str, condition: &ValueMatch, value: Option<&str>) -> String {
-    let found = value.map_or_else(|| "it is absent".to_owned(), |value| format!("it is {value:?}"));
-    let not = if condition.invert { "not " } else { "" };
-    format!(
-        "{what} {:?} should {not}be {:?}: {found}",
-        condition.name, condition.text
-    )
+fn describe(what: &str, condition: &ValueMatch, values: &[&str]) -> String {
+    let (name, not) = (&condition.name, if condition.invert { "not " } else { "" });
+    let wanted = match &condition.text {
+        TextMatch::Exact(text) => format!("{not}be {text:?}"),
+        TextMatch::Prefix(text) => format!("{not}begin with {text:?}"),
+        TextMatch::Suffix(text) => format!("{not}end with {text:?}"),
+        TextMatch::Contains(text) => format!("{not}contain {text:?}"),
+        TextMatch::Regex(pattern) => format!("{not}match {pattern:?}"),
+        TextMatch::Present => format!("{not}be there"),
+    };
+    let found = match values {
+        [] => "absent".to_owned(),
+        values => values
+            .iter()
+            .map(|value| format!("{value:?}"))
+            .collect::<Vec<_>>()
+            .join(" and "),
+    };
+    format!("the {what} {name:?} should {wanted}, and is {found}")
 }
 
 /// RE2's full match. A pattern that does not compile was refused with its document.
@@ -206,14 +241,79 @@ mod tests {
 
     #[test]
     fn normalises_like_the_gateway() {
-        assert_eq!(normal_path("/a//b/./c/../d"), "/a/b/d");
-        assert_eq!(normal_path("/"), "/");
-        assert_eq!(normal_path("/a/"), "/a/");
-        assert_eq!(normal_path("/a/.."), "/");
+        // Each pair as a real Envoy 1.40 answered it.
+        for (sent, routed) in [
+            ("/a//b/./c/../d", "/a/b/d"),
+            ("/", "/"),
+            ("/a/", "/a/"),
+            ("/a/..", "/"),
+            ("/..", "/"),
+            ("/a/.", "/a/"),
+            ("/a//../b", "/a/b"),
+            ("/a///../b", "/a/b"),
+            ("//psp", "/psp"),
+            ("/psp%61", "/pspa"),
+            ("/psp/%7e", "/psp/~"),
+            ("/psp/a%2Eb", "/psp/a.b"),
+            ("/%2e%2e/psp", "/psp"),
+            ("/a\\b", "/a/b"),
+            ("/psp/%C3%A4", "/psp/%C3%A4"),
+            ("/psp/%c3%a4", "/psp/%c3%a4"),
+            ("/psp/%zz", "/psp/%zz"),
+            ("/psp/%22", "/psp/%22"),
+            ("/psp/\"<>^`{|}", "/psp/%22%3C%3E%5E%60%7B%7C%7D"),
+            ("/psp/!$&'()*+,;=:@[x]", "/psp/!$&'()*+,;=:@[x]"),
+        ] {
+            assert_eq!(normal_path(sent), routed, "{sent}");
+        }
+        assert_eq!(normal_host("a.com:"), "a.com:");
+        assert_eq!(normal_host("a.com.:80"), "a.com");
         for host in ["a.com", "A.com", "a.com:8080", "A.CoM:80", "a.com."] {
             assert_eq!(normal_host(host), "a.com", "{host}");
         }
         assert_eq!(normal_host("[::1]:80"), "[::1]");
+    }
+
+    #[test]
+    fn escaped_slashes_are_redirected() {
+        let request = |path| Request::new("GET", "a", path, &[]).redirected_to;
+        assert_eq!(request("/a%2Fb?x=%2F").as_deref(), Some("/a/b?x=%2F"));
+        assert_eq!(request("/psp/..%2f").as_deref(), Some("/"));
+        assert_eq!(request("/a%5cb").as_deref(), Some("/a/b"));
+        assert_eq!(request("/a?x=%2f"), None);
+    }
+
+    /// As a real Envoy 1.40 answered them, with what `translate` sends for an inverted condition.
+    #[test]
+    fn headers_and_query_as_envoy_compares_them() {
+        let condition = |text, invert| ValueMatch {
+            name: "x-t".into(),
+            text,
+            invert,
+        };
+        let exact = |text: &str, invert| condition(TextMatch::Exact(text.into()), invert);
+        for (condition, values, expected) in [
+            (exact("yes", true), &[][..], true),
+            (exact("yes", true), &["no"], true),
+            (exact("yes", true), &["no", "yes"], false),
+            (exact("yes", false), &[], false),
+            (exact("", false), &[], false),
+            (exact("", true), &[], false),
+            (exact("a", false), &["a", "b"], true),
+            (exact("b", false), &["a", "b"], true),
+            (exact("a,b", false), &["a", "b"], false),
+            (condition(TextMatch::Present, false), &[""], true),
+            (condition(TextMatch::Present, true), &[], true),
+        ] {
+            assert_eq!(holds(&condition, values), expected, "{condition:?} {values:?}");
+        }
+        let request = Request::new("GET", "a", "/q?b&a=%32&a=2&%61=3", &[]);
+        let names: Vec<_> = request
+            .query
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(names, ["b=", "a=%32", "a=2", "%61=3"]);
     }
 
     #[test]

@@ -275,15 +275,16 @@ fn redirect_action(redirect: &Redirect, path: &PathMatch) -> RedirectAction {
             PrefixRewrite::Regex(regex) => PathRewriteSpecifier::RegexRewrite(regex),
         },
     });
-    // A scheme given without a port means the scheme's own port: the listener's would be wrong there.
+    // The Host header is matched without its port, so none is named unless the rule does; nor is the scheme's own.
+    let own_port = match redirect.scheme.as_deref() {
+        Some("https") => Some(443),
+        Some("http") => Some(80),
+        _ => None,
+    };
     let port = redirect
         .port
-        .map(u32::from)
-        .or_else(|| match redirect.scheme.as_deref() {
-            Some("https") => Some(443),
-            Some("http") => Some(80),
-            _ => None,
-        });
+        .filter(|port| Some(*port) != own_port)
+        .map(u32::from);
     RedirectAction {
         host_redirect: redirect.hostname.as_deref().unwrap_or_default().to_owned(),
         port_redirect: port.unwrap_or_default(),
@@ -346,6 +347,8 @@ fn header_matcher(condition: &ValueMatch) -> HeaderMatcher {
     HeaderMatcher {
         name: condition.name.to_string(),
         invert_match: condition.invert,
+        // Envoy takes no route for an absent header otherwise, inverted or not; "is not yes" holds without the header.
+        treat_missing_header_as_empty: condition.invert && condition.text != TextMatch::Present,
         header_match_specifier: Some(match text_pattern(&condition.text) {
             None => HeaderMatchSpecifier::PresentMatch(true),
             Some(pattern) => HeaderMatchSpecifier::StringMatch(StringMatcher {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::{Report, Response, Variant};
-use super::order::{self, CLUSTER_OVERLAP, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
+use super::order::{self, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
 use super::subscription::{Dirty, InFlight, Subscription};
 use crate::envoy::{Resource, ResourceKind, ResourceSet};
 
@@ -59,7 +59,7 @@ impl Subscription {
             if self.waits_to_be_whole(target, holds, &names) {
                 return None;
             }
-            let (changed, removed) = self.take(target, holds, &names, reports);
+            let (mut changed, removed) = self.take(target, holds, &names, reports);
             let is_needed = self.is_response_needed(&changed, &removed);
             if !is_needed && is_trial {
                 // Its suspects changed meanwhile or wait for something: they are no longer tried apart.
@@ -74,6 +74,8 @@ impl Subscription {
                 }
                 return None;
             }
+            let fresh = changed.len();
+            self.add_unanswered(&mut changed);
             *last_nonce += 1;
             let response = self.response(*last_nonce, &changed, &removed);
             self.answered = true;
@@ -82,6 +84,7 @@ impl Subscription {
                 nonce: *last_nonce,
                 sent_at: now,
                 changed,
+                fresh,
                 removed,
                 is_trial,
             });
@@ -98,7 +101,7 @@ impl Subscription {
             .in_flight
             .back()
             .filter(|_| self.kind == ResourceKind::Cluster && self.in_flight.len() < CLUSTER_OVERLAP_MAX)
-            .map(|response| response.sent_at + CLUSTER_OVERLAP);
+            .map(|response| response.sent_at + order::cluster_overlap(self.variant));
         let removal = self.removal_held_since.map(|since| since + REMOVAL_PATIENCE);
         let backed_off = Some(self.refusals.not_before());
         [overlap, removal, backed_off]
@@ -117,7 +120,7 @@ impl Subscription {
         };
         self.kind == ResourceKind::Cluster
             && self.refusals.next_group().is_none()
-            && now >= last.sent_at + CLUSTER_OVERLAP
+            && now >= last.sent_at + order::cluster_overlap(self.variant)
             && self.in_flight.len() < CLUSTER_OVERLAP_MAX
     }
 
@@ -152,7 +155,7 @@ impl Subscription {
         reports: &mut Vec<Report>,
     ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
         let mut changed = Vec::new();
-        let mut removed = Vec::new();
+        let mut removals = Vec::new();
         for (name, dirty) in names {
             match self.judge(name, *dirty, target, holds, reports) {
                 Verdict::Wait => continue,
@@ -170,17 +173,26 @@ impl Subscription {
                     changed.push(resource);
                 }
                 Verdict::Remove => {
-                    self.wanted.remove(name);
-                    self.refusals.forget(name);
-                    if self.told.contains_key(name) {
-                        self.forget_told(name);
-                    }
-                    removed.push(name.clone());
+                    removals.push(name.clone());
+                    continue;
                 }
             }
             self.dirty.remove(name);
         }
-        (changed, removed)
+        // Clusters go in a response of their own, so that one refused for a bad cluster removes nothing: Envoy would
+        // have done it, and would not say so on its next stream.
+        if self.kind == ResourceKind::Cluster && !changed.is_empty() {
+            removals.clear();
+        }
+        for name in &removals {
+            self.dirty.remove(name);
+            self.wanted.remove(name);
+            self.refusals.forget(name);
+            if self.told.contains_key(name) {
+                self.forget_told(name);
+            }
+        }
+        (changed, removals)
     }
 
     fn judge(
@@ -236,6 +248,26 @@ impl Subscription {
         }
         self.refusals.forget(name);
         Verdict::Send(resource.clone())
+    }
+
+    /// A response that carries the whole state carries what is still unanswered too, and may be refused for it.
+    fn add_unanswered(&self, changed: &mut Vec<Arc<Resource>>) {
+        if self.variant == Variant::Delta {
+            return;
+        }
+        let unanswered: Vec<Arc<Resource>> = self
+            .in_flight
+            .iter()
+            .flat_map(|response| &response.changed)
+            .filter(|resource| {
+                self.told
+                    .get(&resource.name)
+                    .is_some_and(|told| told.version == resource.version)
+            })
+            .filter(|resource| !changed.iter().any(|other| other.name == resource.name))
+            .cloned()
+            .collect();
+        changed.extend(unanswered);
     }
 
     fn is_response_needed(&self, changed: &[Arc<Resource>], removed: &[Arc<str>]) -> bool {

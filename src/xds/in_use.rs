@@ -17,8 +17,10 @@ pub(super) struct InUse {
     for_now: HashSet<ResourceRef>,
     /// Needed by the old version of something whose new version Envoy refuses.
     lasting: HashSet<ResourceRef>,
-    /// Something at Envoy is from another stream, nobody knows what it needs.
-    is_partly_unknown: bool,
+    /// A route or listener at Envoy is from another stream: nobody knows which clusters and routes it needs.
+    are_clusters_unknown: bool,
+    /// The same of a cluster or listener, and the secrets it needs.
+    are_secrets_unknown: bool,
     not_before: Duration,
 }
 
@@ -53,8 +55,12 @@ impl InUse {
                 .chain(in_flight)
                 .flat_map(|name| held(subscription, name))
             {
-                let has_needs = !matches!(subscription.kind, ResourceKind::Endpoint | ResourceKind::Secret);
-                in_use.is_partly_unknown |= has_needs && resource.is_held_by_envoy();
+                if resource.is_held_by_envoy() {
+                    use ResourceKind::{Cluster, Listener, Route, ScopedRoute};
+                    in_use.are_clusters_unknown |=
+                        matches!(subscription.kind, Listener | ScopedRoute | Route);
+                    in_use.are_secrets_unknown |= matches!(subscription.kind, Listener | Cluster);
+                }
                 in_use.for_now.extend(resource.needs.iter().cloned());
             }
         }
@@ -81,7 +87,12 @@ impl InUse {
         if now < self.not_before || self.lasting.contains(&reference) {
             return true;
         }
-        now < since + REMOVAL_PATIENCE && (self.is_partly_unknown || self.for_now.contains(&reference))
+        let is_unknown = if kind == ResourceKind::Secret {
+            self.are_secrets_unknown
+        } else {
+            self.are_clusters_unknown
+        };
+        now < since + REMOVAL_PATIENCE && (is_unknown || self.for_now.contains(&reference))
     }
 
     fn keep_endpoints_of_leaving_clusters(

@@ -119,7 +119,7 @@ pub(super) fn blame(kind: ResourceKind, message: &str, candidates: &[Arc<Resourc
     if candidates.len() == 1 {
         return Blame::Proven(names().collect());
     }
-    if order::applies_in_part(kind)
+    if order::is_blame_complete(kind)
         && let Some((_, listed)) = message
             .split_once("Error adding/updating ")
             .and_then(|(_, rest)| rest.split_once("(s) "))
@@ -188,7 +188,8 @@ mod tests {
     #[test]
     fn other_texts_only_hint() {
         let candidates = resources(&["shop", "shop-next"]);
-        let message = "Proto constraint validation failed (shop-next.name)";
+        let message =
+            "Proto constraint validation failed (ClusterValidationError.Name: too short) in shopping";
         assert_eq!(
             blame(ResourceKind::Cluster, message, &candidates),
             Blame::Hinted(named(&[]))

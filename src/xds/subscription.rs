@@ -63,7 +63,9 @@ pub(super) struct Dirty {
 pub(super) struct InFlight {
     pub(super) nonce: u64,
     pub(super) sent_at: Duration,
+    /// What may be refused: first the fresh ones, then those that are still unanswered from before.
     pub(super) changed: Vec<Arc<Resource>>,
+    pub(super) fresh: usize,
     pub(super) removed: Vec<Arc<str>>,
     /// Sent apart from everything else, to find out who is bad.
     pub(super) is_trial: bool,
@@ -72,6 +74,14 @@ pub(super) struct InFlight {
 impl InFlight {
     pub(super) fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    pub(super) fn fresh(&self) -> &[Arc<Resource>] {
+        &self.changed[..self.fresh]
+    }
+
+    fn mentions(&self, name: &Arc<str>) -> bool {
+        self.changed.iter().any(|resource| resource.name == *name) || self.removed.contains(name)
     }
 }
 
@@ -310,33 +320,33 @@ impl Subscription {
             Blame::Proven(names) => (names, true),
             Blame::Hinted(names) => (names, false),
         };
-        let mut applied = Vec::new();
+        // Envoy applies the good clusters and listeners of such a response, but does not note their versions. Sent once
+        // more without the bad ones, they are acknowledged, and Envoy can tell them on its next stream.
+        let is_rest_applied = proven && order::is_blame_complete(self.kind);
         for resource in &refused.changed {
             if proven && blamed.contains(&resource.name) {
+                self.take_back(resource);
                 self.refusals.refuse(resource, &message);
-                self.take_back(&resource.name);
-            } else if proven && order::applies_in_part(self.kind) {
-                applied.push(resource.clone());
+                continue;
+            }
+            if is_rest_applied {
+                self.accept(std::slice::from_ref(resource), &[]);
             } else {
-                self.take_back(&resource.name);
-                self.mark(resource.name.clone(), now, true);
+                self.take_back(resource);
             }
+            self.mark(resource.name.clone(), now, true);
         }
-        if proven && order::applies_in_part(self.kind) {
-            self.accept(&applied, &refused.removed);
-            if !applied.is_empty() || !refused.removed.is_empty() {
-                let removed = refused.removed;
-                reports.push(Report::Acked {
-                    kind: self.kind,
-                    resources: applied,
-                    removed,
-                });
+        for name in &refused.removed {
+            if self.told.contains_key(name) {
+                continue;
             }
-        } else {
-            for name in &refused.removed {
-                self.take_back(name);
-                self.mark(name.clone(), now, false);
+            if is_rest_applied {
+                self.acked.remove(name);
+            } else if let Some(old) = self.acked.get(name) {
+                self.told.insert(name.clone(), old.clone());
+                self.unheld.remove(name);
             }
+            self.mark(name.clone(), now, true);
         }
         if !proven {
             self.refusals.suspect(&refused.changed, &blamed);
@@ -411,26 +421,43 @@ impl Subscription {
             // Envoy may have unsubscribed meanwhile.
             if self.is_subscribed(&resource.name) {
                 self.acked.insert(resource.name.clone(), resource.clone());
+                self.confirm_told(&resource.name, Some(resource));
             }
         }
         for name in removed {
             self.acked.remove(name);
+            self.confirm_told(name, None);
         }
     }
 
-    /// Back to what Envoy acknowledged, unless a later response that is still open says otherwise.
-    fn take_back(&mut self, name: &Arc<str>) {
-        let is_told_later = |response: &InFlight| {
-            response.changed.iter().any(|resource| resource.name == *name) || response.removed.contains(name)
-        };
-        if !self.is_subscribed(name) || self.in_flight.iter().any(is_told_later) {
+    /// What Envoy answered last is what it has, also when an earlier refusal took it back here meanwhile.
+    fn confirm_told(&mut self, name: &Arc<str>, answered: Option<&Arc<Resource>>) {
+        let told = self.told.get(name);
+        let is_told = told.map(|told| &told.version) == answered.map(|resource| &resource.version);
+        if is_told || self.in_flight.iter().any(|later| later.mentions(name)) {
+            return;
+        }
+        match answered {
+            Some(resource) => {
+                self.unheld.remove(name);
+                self.told.insert(name.clone(), resource.clone());
+            }
+            None => self.forget_told(name),
+        }
+    }
+
+    /// Back to what Envoy acknowledged, unless it was told something else since.
+    fn take_back(&mut self, refused: &Resource) {
+        let name = &refused.name;
+        if self
+            .told
+            .get(name)
+            .is_none_or(|told| told.version != refused.version)
+        {
             return;
         }
         match self.acked.get(name) {
-            Some(old) => {
-                self.told.insert(name.clone(), old.clone());
-                self.unheld.remove(name);
-            }
+            Some(old) => _ = self.told.insert(name.clone(), old.clone()),
             None => self.forget_told(name),
         }
     }
@@ -453,8 +480,7 @@ impl Subscription {
     }
 }
 
-/// Envoy appends the refused resource itself, which can be long and can hold secrets: the first line says what is wrong,
-/// further lines are kept only while they are short.
+/// Envoy may append the refused resource itself, which can be megabytes; what is wrong comes first.
 fn shorten(message: &str) -> String {
     const LONGEST: usize = 2048;
     let mut end = message.len().min(LONGEST);

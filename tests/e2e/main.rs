@@ -7,6 +7,7 @@ mod support;
 mod catalog;
 mod edge;
 mod faults;
+mod oracle;
 mod programs;
 mod stack;
 mod tls;

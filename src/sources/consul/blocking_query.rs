@@ -164,7 +164,11 @@ impl WatchState {
             Polled::Unreadable => self.fail(None, true),
             Polled::Refused { status, retry_after } => match status {
                 401 | 403 => self.fail(None, true),
-                429 | 500.. => self.fail(*retry_after, self.failures > 0),
+                // Bounded: a header must not silence a watch for a day.
+                429 | 500.. => self.fail(
+                    retry_after.map(|after| after.min(self.timing.wait)),
+                    self.failures > 0,
+                ),
                 // A request that Consul will not take stays as it is until the configuration changes.
                 _ => self.fail(Some(self.timing.retry.1), true),
             },
@@ -264,6 +268,9 @@ pub(super) trait Watched: Send {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Context {
     pub(super) compare_whole: bool,
+    /// The answer was waited for, and may show the rights of minutes ago: Consul settles them when a KV poll begins;
+    /// a health poll that ran out gives what was computed at its beginning.
+    pub(super) waited: bool,
 }
 
 #[derive(Debug)]
@@ -302,10 +309,17 @@ async fn drive<W: Watched>(
     let mut pace = TokenBucket::new(timing.pace.0, timing.pace.1);
     let mut token = client.token().changes();
     let mut first = true;
+    let mut seated = true;
     loop {
         tokio::time::sleep(pace.take()).await;
         let pass = watched.admit(first).await;
-        let blocking = if pass.may_block { state.poll() } else { None };
+        // A watch that just got a place looks once more at once, to say so; then it waits.
+        let blocking = if pass.may_block && seated {
+            state.poll()
+        } else {
+            None
+        };
+        seated = pass.may_block;
         let mut call = watched.call().blocking(blocking);
         if blocking.is_none() {
             call = call.timeout(READ_TIMEOUT);
@@ -330,6 +344,7 @@ async fn drive<W: Watched>(
                 let index = answer.index;
                 let context = Context {
                     compare_whole: first || state.must_compare_whole(index),
+                    waited: blocking.is_some(),
                 };
                 first = false;
                 match watched.take(answer, context).await {

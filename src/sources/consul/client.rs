@@ -149,7 +149,8 @@ impl ConsulClient {
             .and_then(|value| value.parse().ok())
             .filter(|index| *index > 0);
         let found = status == StatusCode::OK;
-        if !found && !(call.not_found_is_answer && status == StatusCode::NOT_FOUND) {
+        let is_answer = found || (call.not_found_is_answer && status == StatusCode::NOT_FOUND);
+        if !is_answer {
             let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());
             let body = self.error_text(&mut response).await;
             if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {

@@ -58,12 +58,9 @@ impl DocumentsWatch {
 
     /// Documents from before a restart. One that is not listed any more is doubted like any other, and then removed.
     pub fn with_known(mut self, documents: &[Document]) -> Self {
-        let ours: Vec<Document> = documents
-            .iter()
-            .filter(|document| document.id.as_str().starts_with(&*self.watched.prefix))
-            .cloned()
-            .collect();
-        self.watched.ledger.apply(&ours, &[]);
+        let ours = |document: &&Document| document.id.as_str().starts_with(&*self.watched.prefix);
+        let known: Vec<Document> = documents.iter().filter(ours).cloned().collect();
+        self.watched.ledger.apply(&known, &[]);
         self
     }
 
@@ -83,13 +80,18 @@ impl DocumentsWatch {
     }
 }
 
-/// All documents as they are now, for one look (`plan`, `apply`); with the keys that are no documents.
+/// What one look at a prefix found.
+#[derive(Debug, Default)]
+pub struct KvListing {
+    pub documents: Vec<Document>,
+    /// Keys that are no documents.
+    pub rejected: Vec<Rejected>,
+}
+
+/// All documents as they are now, for one look (`plan`, `apply`).
 ///
 /// The same care as the watch: an empty or partial listing with a token that may not read the prefix is an error.
-pub async fn list_documents(
-    client: &ConsulClient,
-    prefix: &str,
-) -> Result<(Vec<Document>, Vec<Rejected>), ConsulError> {
+pub async fn list_documents(client: &ConsulClient, prefix: &str) -> Result<KvListing, ConsulError> {
     let prefix = format!("{}/", prefix.trim_end_matches('/'));
     let answer = client.call(list_call(&prefix)).await?;
     client
@@ -98,7 +100,10 @@ pub async fn list_documents(
     let listing = DocumentLedger::default()
         .compare(&answer.body, true)
         .map_err(|error| answer.unreadable(error))?;
-    Ok((listing.changed, listing.rejected))
+    Ok(KvListing {
+        documents: listing.changed,
+        rejected: listing.rejected,
+    })
 }
 
 #[derive(Debug)]
@@ -135,11 +140,13 @@ impl Watched for Documents {
         Pass::granted()
     }
 
-    async fn take(&mut self, answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
-        let listing = self
-            .ledger
-            .compare(&answer.body, context.compare_whole)
-            .map_err(|error| answer.unreadable(error))?;
+    async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
+        let mut listing = self.compare(&answer, context)?;
+        if context.waited && (!self.complete || !listing.vanished.is_empty()) {
+            // The probes below show the rights of now, a poll those of its beginning: look again before comparing them.
+            answer = self.client.call(self.call()).await?;
+            listing = self.compare(&answer, context)?;
+        }
         if listing.present > DOCUMENTS {
             let message = format!(
                 "Consul at {} holds {} keys under {}, more than the {DOCUMENTS} that are taken; nothing is taken",
@@ -193,6 +200,12 @@ impl Watched for Documents {
 }
 
 impl Documents {
+    fn compare(&self, answer: &Answer, context: Context) -> Result<Listing, ConsulError> {
+        self.ledger
+            .compare(&answer.body, context.compare_whole)
+            .map_err(|error| answer.unreadable(error))
+    }
+
     /// Until the first answer is believed: may the token read the prefix at all? A token that sees a part of it would
     /// otherwise make that part the whole configuration.
     async fn doubt_completeness(&self) -> Result<Option<Problem>, ConsulError> {
@@ -221,7 +234,8 @@ impl Documents {
                 (key, read)
             }
         }));
-        let mut reads = reads.buffer_unordered(READS_IN_FLIGHT);
+        // In order, so that the same trouble is told in the same words each time.
+        let mut reads = reads.buffered(READS_IN_FLIGHT);
         let mut not_gone = None;
         while let Some((key, read)) = reads.next().await {
             match read {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::call::Call;
 use super::client::{Answer, ConsulClient};
 use super::error::{ConsulError, TxnFailure};
+use super::session::PARTING;
 
 /// One key as Consul holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,22 @@ impl ConsulClient {
     ) -> Result<bool, ConsulError> {
         self.write(write_call(Method::PUT, key)?.query("acquire", session), value)
             .await
+    }
+
+    /// Gives the lock up, leaving `value` behind: the body of a release overwrites.
+    pub(super) async fn put_release(
+        &self,
+        key: &str,
+        value: Bytes,
+        session: &str,
+    ) -> Result<bool, ConsulError> {
+        self.write(
+            write_call(Method::PUT, key)?
+                .query("release", session)
+                .timeout(PARTING),
+            value,
+        )
+        .await
     }
 
     /// All or nothing, under one index, which is returned. At most 64 operations and 512 KiB of JSON.

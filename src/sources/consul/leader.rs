@@ -83,17 +83,26 @@ impl LeaderElection {
         )
     }
 
-    /// Until cancelled; then the session is destroyed, and with it leadership, at once.
+    /// Until cancelled; then the lock is released, so that another may take it without waiting for the lock delay
+    /// (which Consul imposes when a session goes, however it goes), and the session is destroyed.
     pub async fn run(self, cancel: CancellationToken) {
         let keeper = SessionKeeper::new(self.client.clone(), self.settings.session.clone());
         let session = keeper.session();
-        // The keeper ends by itself after the cancellation, having destroyed the session; standing just stops.
-        tokio::join!(keeper.run(cancel.clone()), async {
+        let keep = CancellationToken::new();
+        tokio::join!(keeper.run(keep.clone()), async {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = self.stand(session) => {}
             }
-            self.leads.send_replace(None);
+            if let Some(session) = self.leads.send_replace(None)
+                && let Err(error) = self
+                    .client
+                    .put_release(&self.settings.key, Bytes::new(), &session)
+                    .await
+            {
+                tracing::debug!(%error, key = self.settings.key, "lock not released, it will expire");
+            }
+            keep.cancel();
         });
     }
 
@@ -123,7 +132,6 @@ impl LeaderElection {
 
     /// Tries to take the lock and watches it; returns only by being dropped with its session.
     async fn with_session(&self, session: &Arc<str>) {
-        let mut index = 0;
         loop {
             let owner = Bytes::from(self.settings.owner.clone());
             let held = match self.client.put_acquire(&self.settings.key, owner, session).await {
@@ -137,20 +145,21 @@ impl LeaderElection {
             if held {
                 tracing::info!(key = self.settings.key, "leading");
                 self.leads.send_replace(Some(session.clone()));
-                self.watch_own_lock(session, &mut index).await;
+                self.watch_own_lock(session).await;
                 self.step_down();
             } else {
-                self.wait_until_free(&mut index).await;
+                self.wait_until_free().await;
             }
         }
     }
 
     /// Returns when the lock is seen in other hands. A failure to look is no reason: the session decides.
-    async fn watch_own_lock(&self, session: &str, index: &mut u64) {
+    async fn watch_own_lock(&self, session: &str) {
+        let mut index = 0;
         loop {
-            match self.client.wait_for_key(&self.settings.key, *index, WAIT).await {
+            match self.client.wait_for_key(&self.settings.key, index, WAIT).await {
                 Ok((entry, next)) => {
-                    *index = next;
+                    index = next;
                     if entry.and_then(|entry| entry.session).as_deref() != Some(session) {
                         return;
                     }
@@ -164,11 +173,13 @@ impl LeaderElection {
 
     /// Returns when nobody holds the lock, after a pause: not all who wait try at once, and after a lost session
     /// Consul refuses everyone for the lock delay.
-    async fn wait_until_free(&self, index: &mut u64) {
+    async fn wait_until_free(&self) {
+        // From a fresh look each time: during the lock delay the key is free and nothing will move it.
+        let mut index = 0;
         loop {
-            match self.client.wait_for_key(&self.settings.key, *index, WAIT).await {
+            match self.client.wait_for_key(&self.settings.key, index, WAIT).await {
                 Ok((entry, next)) => {
-                    *index = next;
+                    index = next;
                     if entry.is_none_or(|entry| entry.session.is_none()) {
                         return tokio::time::sleep(jittered(RETRY)).await;
                     }

@@ -5,10 +5,10 @@
 //! `/v1/config/service-defaults/<name>` (needs service:read, says 404 if there is no such entry) and
 //! `/v1/coordinate/node/<node>` (needs node:read, says 404 for a node without coordinates). Found on 1.8.7.
 //!
-//! Not detectable: rights that are lost for one of several nodes while an instance of the same node stays visible
-//! (Consul has no such rule), and rights lost where coordinates are switched off (`disable_coordinates`), unless the
-//! server sends `X-Consul-Results-Filtered-By-ACLs` (1.11 and newer).
+//! Not detectable before Consul 1.11 (which marks filtered answers): rights lost for some nodes only, where the agent has
+//! coordinates switched off; there only the loss of all nodes is seen, by an empty list of them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -117,10 +117,10 @@ impl ServiceWatcherTask {
                 keep
             });
             for query in wanted {
-                if !running.contains_key(&query) {
+                if let Entry::Vacant(vacant) = running.entry(query) {
                     let stop = cancel.child_token();
-                    tasks.spawn(self.one(query.clone(), &budget, stop.clone()));
-                    running.insert(query, stop);
+                    tasks.spawn(self.one(vacant.key().clone(), &budget, stop.clone()));
+                    vacant.insert(stop);
                 }
             }
             tokio::select! {
@@ -207,8 +207,14 @@ impl Watched for Watch {
         self.claim.admit(first).await
     }
 
-    async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ConsulError> {
-        let instances = health_answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
+    async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
+        let mut instances = health_answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
+        if context.waited && self.lacks_something(&instances.list) {
+            // A poll that ran out shows the rights of its beginning, the probes show those of now: rights that came
+            // back meanwhile would pass for an end of all instances. So look again first.
+            answer = self.client.probe(self.call()).await?;
+            instances = health_answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
+        }
         if let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await? {
             return Ok(Verdict::Doubted(problem));
         }
@@ -233,15 +239,10 @@ impl Watch {
     /// Is what vanished really gone? Asked for nodes of which no instance is left to see, and for the service when none
     /// is left at all, the first answer included: `[]` to a token without rights is not "no instances".
     async fn doubt(&self, now: &[Instance], filtered: bool) -> Result<Option<Problem>, ConsulError> {
-        let before = self.believed.as_deref().unwrap_or_default();
-        let visible: BTreeSet<&Arc<str>> = now.iter().map(|instance| &instance.node).collect();
-        let mut lost_nodes: Vec<&Arc<str>> = before.iter().map(|instance| &instance.node).collect();
-        lost_nodes.retain(|node| !visible.contains(node));
-        lost_nodes.dedup();
-        let first_and_empty = self.believed.is_none() && now.is_empty();
-        if lost_nodes.is_empty() && !first_and_empty {
+        if !self.lacks_something(now) {
             return Ok(None);
         }
+        let lost_nodes = self.lost_nodes(now);
         if filtered && (now.is_empty() || !self.filtered) {
             return Ok(Some(self.hidden()));
         }
@@ -250,7 +251,7 @@ impl Watch {
         {
             return Ok(Some(problem));
         }
-        if first_and_empty {
+        if self.believed.is_none() {
             return self.probe_any_node().await;
         }
         for node in spread(&lost_nodes) {
@@ -261,6 +262,20 @@ impl Watch {
         Ok(None)
     }
 
+    fn lacks_something(&self, now: &[Instance]) -> bool {
+        (self.believed.is_none() && now.is_empty()) || !self.lost_nodes(now).is_empty()
+    }
+
+    /// Nodes that had an instance and show none now, sorted.
+    fn lost_nodes(&self, now: &[Instance]) -> Vec<&Arc<str>> {
+        let before = self.believed.as_deref().unwrap_or_default();
+        let visible: BTreeSet<&Arc<str>> = now.iter().map(|instance| &instance.node).collect();
+        let mut lost: Vec<&Arc<str>> = before.iter().map(|instance| &instance.node).collect();
+        lost.retain(|node| !visible.contains(node));
+        lost.dedup();
+        lost
+    }
+
     async fn probe_service(&self) -> Result<Option<Problem>, ConsulError> {
         let call = Call::get("config/service-defaults").segment(&self.query.name);
         let rule = format!("service {:?} {{ policy = \"read\" }}", self.query.name);
@@ -268,35 +283,51 @@ impl Watch {
     }
 
     async fn probe_node(&self, node: &str) -> Result<Option<Problem>, ConsulError> {
-        let call = Call::get("coordinate/node").segment(node);
-        self.probe(call.scope(self.scope.clone()).needs(NODE_RULE)).await
+        let call = Call::get("coordinate/node")
+            .segment(node)
+            .scope(self.scope.clone())
+            .needs(NODE_RULE);
+        match self.probe(call).await {
+            Err(error) if error.status() == Some(401) => self.probe_all_nodes().await,
+            probed => probed,
+        }
     }
 
-    /// No node is known to ask about: a name that no rule grants but the broad one, then the list of all nodes, which
-    /// is never empty to a token that may see any of them.
+    /// No node is known to ask about: a name that no rule grants but the broad one, then the list of all nodes.
     async fn probe_any_node(&self) -> Result<Option<Problem>, ConsulError> {
-        let Some(problem) = self.probe_node(UNREGISTERED_NODE).await? else {
-            return Ok(None);
-        };
+        match self.probe_node(UNREGISTERED_NODE).await? {
+            Some(_) => self.probe_all_nodes().await,
+            None => Ok(None),
+        }
+    }
+
+    /// The list of all nodes is never empty to a token that may see any of them. Larger than the other probes, so only
+    /// where they cannot say: no node is known, or coordinates are off.
+    async fn probe_all_nodes(&self) -> Result<Option<Problem>, ConsulError> {
         let call = Call::get("catalog/nodes")
             .scope(self.scope.clone())
             .max_body(ANSWER_BYTES)
             .needs(NODE_RULE);
         let answer = self.client.probe(call).await?;
-        // An array of anything longer than `[]` and its newline has an element.
-        Ok((answer.body.trim_ascii().len() <= 2).then_some(problem))
+        // An array of anything longer than `[]` has an element.
+        let sees_none = answer.body.trim_ascii().len() <= 2;
+        Ok(sees_none.then(|| {
+            let message = format!(
+                "Consul at {} shows the token no node, and so no instance of {}; what was known is kept",
+                self.client.address(),
+                self.query
+            );
+            Problem::new(ProblemKind::Forbidden, message).with_fix(format!("grant the token: {NODE_RULE}"))
+        }))
     }
 
-    /// Only 403 means lost rights: 404 is "no such entry", 401 "coordinates are off". An agent that cannot say (500)
-    /// leaves the question open, and so the answer unbelieved.
+    /// Only 403 means lost rights; 404 is "no such entry". Anything else (an agent that cannot say) leaves the question
+    /// open, and so the answer unbelieved.
     async fn probe(&self, call: Call) -> Result<Option<Problem>, ConsulError> {
         match self.client.probe(call.not_found_is_answer()).await {
             Ok(_) => Ok(None),
-            Err(error) => match error.status() {
-                Some(403) => Ok(Some(self.lost_rights(&error))),
-                Some(400..=499) => Ok(None),
-                _ => Err(error),
-            },
+            Err(error) if error.status() == Some(403) => Ok(Some(self.lost_rights(&error))),
+            Err(error) => Err(error),
         }
     }
 

@@ -86,7 +86,7 @@ impl SessionKeeper {
         }
     }
 
-    /// Until cancelled; then the session is destroyed, which frees its locks at once (no lock delay applies).
+    /// Until cancelled; then the session is destroyed, which frees its keys, after the lock delay.
     pub async fn run(self, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => {}
@@ -215,9 +215,14 @@ impl ConsulClient {
     }
 
     pub(super) async fn destroy_session(&self, session: &str) -> Result<(), ConsulError> {
-        self.call(Call::put("session/destroy").segment(session).needs(SESSION_RULE))
-            .await
-            .map(|_| ())
+        self.call(
+            Call::put("session/destroy")
+                .segment(session)
+                .timeout(PARTING)
+                .needs(SESSION_RULE),
+        )
+        .await
+        .map(|_| ())
     }
 
     /// Waits until the key's entry moves on from `index`; with the index to wait from next.
@@ -233,5 +238,8 @@ impl ConsulClient {
         Ok((super::kv::entry_of(&answer)?, next))
     }
 }
+
+/// For what is only polite when leaving: a process that ends does not wait for a Consul that is away.
+pub(super) const PARTING: Duration = Duration::from_secs(2);
 
 const SESSION_RULE: &str = "session_prefix \"\" { policy = \"write\" }";

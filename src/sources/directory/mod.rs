@@ -70,6 +70,7 @@ impl DirectoryWatch {
         let mut watched = Directories::new(&self.root, moved.clone());
         let mut known = Known::default();
         let mut scanner = Scanner::new(self.root.clone());
+        let mut patience = None;
         loop {
             self.health.requested();
             // Reading thousands of files would hold up every other task of this thread.
@@ -86,6 +87,19 @@ impl DirectoryWatch {
                 continue;
             };
             scanner = returned;
+            if scan.is_torn {
+                tokio::time::sleep(SETTLE).await;
+                continue;
+            }
+            if scan.is_unsettled {
+                // Someone is writing: an editor that truncates first would otherwise empty a document for a moment.
+                let until = *patience.get_or_insert_with(|| Instant::now() + SETTLE_AT_MOST);
+                if Instant::now() < until {
+                    tokio::time::sleep(SETTLE).await;
+                    continue;
+                }
+            }
+            patience = None;
             // A directory that is new to the watch may have changed before it was watched: look once more.
             let look_again = watched.follow(&scan.directories);
             match known.compare(scan) {
@@ -123,15 +137,23 @@ impl DirectoryWatch {
     }
 }
 
-/// All documents below `root` as they are now, for one look (`validate`, `plan`); with what could not be read, by path.
-pub fn read_documents(root: &Path) -> Result<(Vec<Document>, Vec<(String, String)>), Problem> {
+/// What one look at a directory found.
+#[derive(Debug, Default)]
+pub struct DirectoryListing {
+    pub documents: Vec<Document>,
+    /// Path and reason of what could not be read.
+    pub unreadable: Vec<(String, String)>,
+}
+
+/// All documents below `root` as they are now, for one look (`validate`, `plan`). Blocking file IO.
+pub fn read_documents(root: &Path) -> Result<DirectoryListing, Problem> {
     let scan = Scanner::new(root.to_owned()).scan();
     match scan.root_problem {
         Some(reason) => Err(root_problem(root, &reason)),
-        None => Ok((
-            scan.documents.into_values().collect(),
-            scan.unreadable.into_iter().collect(),
-        )),
+        None => Ok(DirectoryListing {
+            documents: scan.documents.into_values().collect(),
+            unreadable: scan.unreadable.into_iter().collect(),
+        }),
     }
 }
 

@@ -25,6 +25,10 @@ pub(super) struct Scan {
     /// Path (of a file or a directory) to reason.
     pub(super) unreadable: BTreeMap<String, String>,
     pub(super) directories: BTreeSet<Directory>,
+    /// A document was written to just now, perhaps not to its end.
+    pub(super) is_unsettled: bool,
+    /// A directory was replaced during the look: what was found belongs to no one state of the tree.
+    pub(super) is_torn: bool,
     /// Nothing can be said about anything.
     pub(super) root_problem: Option<String>,
 }
@@ -77,6 +81,10 @@ impl Scanner {
                 walk.file(&root, &metadata);
             }
         }
+        let stands = |directory: &Directory| {
+            fs::metadata(&directory.path).is_ok_and(|now| (now.dev(), now.ino()) == directory.identity)
+        };
+        scan.is_torn = !scan.directories.iter().all(stands);
         if scan.root_problem.is_none() {
             self.cache = cache;
         }
@@ -169,10 +177,10 @@ impl Walk<'_> {
             .scanner
             .cache
             .get(path)
-            .filter(|(known, _)| *known == stamp && !is_recent(metadata));
+            .filter(|(known, _)| *known == stamp && !is_younger_than(TICK, metadata));
         let document = match cached {
             Some((_, document)) => document.clone(),
-            None => match read(path, metadata) {
+            None => match self.read(path, metadata) {
                 Ok(text) => Document {
                     id: DocumentId::File(name.into()),
                     text: text.into(),
@@ -186,24 +194,24 @@ impl Walk<'_> {
         self.scan.documents.insert(name.into(), document);
     }
 
+    fn read(&mut self, path: &Path, metadata: &Metadata) -> Result<String, String> {
+        if metadata.len() > DOCUMENT_BYTES {
+            let (size, limit) = (metadata.len() / 1024, DOCUMENT_BYTES / 1024);
+            return Err(format!("{size} KiB exceed the {limit} KiB of one document"));
+        }
+        let bytes = fs::read(path).map_err(|error| error.to_string())?;
+        let moved_on = fs::metadata(path).map_or(true, |after| stamp_of(&after) != stamp_of(metadata));
+        let limit = if bytes.is_empty() { TRUNCATED } else { WRITING };
+        self.scan.is_unsettled |= moved_on || is_younger_than(limit, metadata);
+        String::from_utf8(bytes)
+            .map_err(|error| format!("not UTF-8 text (byte {} of it)", error.utf8_error().valid_up_to()))
+    }
+
     fn reject(&mut self, path: &Path, reason: String) {
         self.scan
             .unreadable
             .insert(path.to_string_lossy().into_owned(), reason);
     }
-}
-
-fn read(path: &Path, metadata: &Metadata) -> Result<String, String> {
-    if metadata.len() > DOCUMENT_BYTES {
-        return Err(format!(
-            "{} KiB exceed the {} KiB of one document",
-            metadata.len() / 1024,
-            DOCUMENT_BYTES / 1024
-        ));
-    }
-    let bytes = fs::read(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes)
-        .map_err(|error| format!("not UTF-8 text (byte {} of it)", error.utf8_error().valid_up_to()))
 }
 
 fn stamp_of(metadata: &Metadata) -> Stamp {
@@ -216,17 +224,24 @@ fn stamp_of(metadata: &Metadata) -> Stamp {
     )
 }
 
-/// Two writes within one tick of the file system's clock leave one stamp; a fresh file is read again (as git does).
-fn is_recent(metadata: &Metadata) -> bool {
+fn is_younger_than(limit: Duration, metadata: &Metadata) -> bool {
     let age = metadata
         .modified()
         .ok()
         .and_then(|modified| SystemTime::now().duration_since(modified).ok());
-    age.is_none_or(|age| age < TICK)
+    age.is_some_and(|age| age < limit)
 }
 
-/// Some file systems count in whole seconds.
+/// Two writes within one tick of the file system's clock leave one stamp, so a young file is read again (as git does);
+/// some file systems count in whole seconds.
 const TICK: Duration = Duration::from_secs(2);
+
+/// A write that began this recently may still go on. Below the pause that follows an event, so that an ordinary save
+/// costs one look.
+const WRITING: Duration = Duration::from_millis(40);
+
+/// An empty file is most likely a save in its middle, on a machine too busy to finish it.
+const TRUNCATED: Duration = Duration::from_millis(400);
 
 /// As in Consul KV, so that a directory can always be moved there.
 const DOCUMENT_BYTES: u64 = 524_288;

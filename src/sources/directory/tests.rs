@@ -163,6 +163,25 @@ async fn a_swapped_symlink_is_a_new_directory() {
 }
 
 #[tokio::test]
+async fn a_save_that_truncates_first_is_taken_whole() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/a.hcl"), "0").unwrap();
+    });
+    watched.next().await;
+    for round in 1..10 {
+        fs::write(watched.path("d/a.hcl"), "").unwrap();
+        tokio::time::sleep(Duration::from_millis(4 * round)).await;
+        fs::write(watched.path("d/a.hcl"), round.to_string()).unwrap();
+        let update = watched.next().await;
+        assert_eq!(
+            watched.changed(&update),
+            pairs(&[("d/a.hcl", &round.to_string())])
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_vanished_directory_keeps_everything() {
     let mut watched = Watched::start("d", |top| {
         fs::create_dir(top.join("d")).unwrap();
@@ -211,9 +230,14 @@ async fn not_there_at_start_is_not_empty() {
 fn one_look_for_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.hcl"), "x").unwrap();
-    let (documents, unreadable) = read_documents(directory.path()).unwrap();
-    assert_eq!((documents.len(), unreadable.len()), (1, 0));
-    let (documents, _) = read_documents(&directory.path().join("a.hcl")).unwrap();
-    assert_eq!(documents.len(), 1);
+    let listing = read_documents(directory.path()).unwrap();
+    assert_eq!((listing.documents.len(), listing.unreadable.len()), (1, 0));
+    assert_eq!(
+        read_documents(&directory.path().join("a.hcl"))
+            .unwrap()
+            .documents
+            .len(),
+        1
+    );
     assert!(read_documents(&directory.path().join("none")).is_err());
 }

@@ -1,0 +1,161 @@
+//! The real Envoy reads every example: `envoy --mode validate` on a static rendering of the same messages.
+//!
+//! Static configuration has no xDS, so what would come over it is put in place: endpoints into clusters, secrets and
+//! routes into listeners. Bytes on the wire are the business of the end-to-end tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use portreeve::envoy::{ResourceKind, ResourceSet, render};
+use serde_json::{Value, json};
+
+use super::{examples, world};
+
+#[test]
+fn accepts_every_example() {
+    for (name, path) in examples::all() {
+        let text = std::fs::read_to_string(path).unwrap();
+        let set = examples::compile("example.hcl", &text);
+        assert_eq!(validate(&static_bootstrap(&set)), Ok(()), "{name}");
+    }
+}
+
+/// The check itself can say no.
+#[test]
+fn refuses_what_is_wrong() {
+    let text = std::fs::read_to_string("hcl-examples/quickstart.hcl").unwrap();
+    let set = examples::compile("example.hcl", &text);
+    let mut bootstrap = static_bootstrap(&set);
+    bootstrap["static_resources"]["clusters"][0]["lb_policy"] = json!("MAGLEV_OF_ANOTHER_WORLD");
+    assert!(validate(&bootstrap).is_err());
+    let mut bootstrap = static_bootstrap(&set);
+    bootstrap["static_resources"]["clusters"] = json!([]);
+    let said = validate(&bootstrap).unwrap_err();
+    assert!(said.contains("unknown cluster"), "{said}");
+}
+
+/// References within a set: what a resource needs is there, or Envoy would wait for it.
+#[test]
+fn needs_nothing_that_is_not_there() {
+    for (name, path) in examples::all() {
+        let set = examples::compile("example.hcl", &std::fs::read_to_string(path).unwrap());
+        for kind in ResourceKind::ALL {
+            for resource in set.of_kind(kind).values() {
+                for need in resource.needs.iter() {
+                    assert!(
+                        set.get(need.kind, &need.name).is_some(),
+                        "{name}: {resource:?} needs {need:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn validate(bootstrap: &Value) -> Result<(), String> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("envoy.json");
+    std::fs::write(&file, bootstrap.to_string()).unwrap();
+    let output = Command::new(envoy())
+        .args(["--mode", "validate", "--log-level", "error", "-c"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout))
+    }
+}
+
+fn envoy() -> PathBuf {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::iter::once(fetched)
+        .chain(std::env::split_paths(&path))
+        .map(|directory| directory.join("envoy"))
+        .find(|candidate| candidate.is_file())
+        .expect("envoy in target/tools/bin or on PATH: run make setup")
+}
+
+fn static_bootstrap(set: &ResourceSet) -> Value {
+    let mut shown = render(set);
+    let take = |value: &mut Value| -> Vec<Value> {
+        let mut items = value.as_array_mut().map(std::mem::take).unwrap_or_default();
+        items
+            .iter_mut()
+            .for_each(|item| drop(item.as_object_mut().unwrap().remove("@type")));
+        items
+    };
+    let endpoints = take(&mut shown["endpoints"]);
+    let mut clusters = take(&mut shown["clusters"]);
+    for cluster in &mut clusters {
+        if cluster["type"] == "EDS" {
+            let assignment = endpoints
+                .iter()
+                .find(|one| one["cluster_name"] == cluster["name"]);
+            cluster["load_assignment"] = assignment.expect("endpoints of an EDS cluster").clone();
+            cluster["type"] = json!("STATIC");
+            cluster.as_object_mut().unwrap().remove("eds_cluster_config");
+        }
+    }
+    let mut secrets = take(&mut shown["secrets"]);
+    for secret in &mut secrets {
+        secret["tls_certificate"]["private_key"] = json!({ "inline_string": world::KEY });
+    }
+    let scopes = take(&mut shown["scoped_routes"]);
+    let tables = take(&mut shown["routes"]);
+    let listeners: Vec<Value> = take(&mut shown["listeners"])
+        .into_iter()
+        .map(|listener| with_routes(listener, &scopes, &tables))
+        .collect();
+    json!({
+        "node": { "id": "test", "cluster": "test" },
+        "static_resources": { "clusters": clusters, "secrets": secrets, "listeners": listeners },
+    })
+}
+
+/// The listener with its secrets and routes in place.
+fn with_routes(mut listener: Value, scopes: &[Value], tables: &[Value]) -> Value {
+    const SDS: &str = "/transport_socket/typed_config/common_tls_context/tls_certificate_sds_secret_configs";
+    let name = listener["name"].clone();
+    for chain in listener["filter_chains"].as_array_mut().unwrap() {
+        let sds = chain.pointer_mut(SDS).and_then(Value::as_array_mut);
+        for config in sds.into_iter().flatten() {
+            config.as_object_mut().unwrap().remove("sds_config");
+        }
+        let manager = chain["filters"].as_array_mut().unwrap().last_mut().unwrap();
+        let manager = manager["typed_config"].as_object_mut().unwrap();
+        if let Some(rds) = manager.remove("rds") {
+            let table = tables
+                .iter()
+                .find(|table| table["name"] == rds["route_config_name"]);
+            manager.insert("route_config".to_owned(), strict(table.expect("a table").clone()));
+            continue;
+        }
+        let mine = scopes
+            .iter()
+            .filter(|scope| scope["key"]["fragments"][0]["string_key"] == name);
+        let mine: Vec<Value> = mine
+            .map(|scope| {
+                let mut scope = scope.clone();
+                scope["route_configuration"] = strict(scope["route_configuration"].take());
+                scope
+            })
+            .collect();
+        let routes = manager["scoped_routes"].as_object_mut().unwrap();
+        routes.remove("scoped_rds");
+        routes.remove("rds_config_source");
+        routes.insert(
+            "scoped_route_configurations_list".to_owned(),
+            json!({ "scoped_route_configurations": mine }),
+        );
+    }
+    listener
+}
+
+/// Here every cluster is there, so every route must name one that is.
+fn strict(mut table: Value) -> Value {
+    table["validate_clusters"] = json!(true);
+    table
+}

@@ -1,0 +1,157 @@
+//! A small world for pure tests: documents, and an answer to whatever they ask for.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use portreeve::config::{Config, Permissions};
+use portreeve::hcl::Limits;
+use portreeve::model::{
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Health,
+    Instance, Observation, Redacted, ServiceQuery, ServiceUpdate, Weights,
+};
+use portreeve::snapshot::{Changes, Snapshot};
+use portreeve::translate::{Compiler, Settings};
+
+pub const CHAIN: &str = include_str!("../golden/test-only.pem");
+pub const KEY: &str = include_str!("../golden/test-only.key");
+
+pub fn settings() -> Settings {
+    Settings {
+        bind_address: "127.0.0.1".parse().unwrap(),
+        hold_pending: false,
+    }
+}
+
+pub fn holding() -> Settings {
+    Settings {
+        hold_pending: true,
+        ..settings()
+    }
+}
+
+/// A document of a `-config` directory.
+pub fn file(path: &str, text: &str) -> Document {
+    Document {
+        id: DocumentId::File(path.into()),
+        text: text.into(),
+        order: 0,
+        version: 0,
+    }
+}
+
+/// A document of Consul KV with its CreateIndex.
+pub fn kv(key: &str, order: u64, text: &str) -> Document {
+    Document {
+        id: DocumentId::Kv(key.into()),
+        text: text.into(),
+        order,
+        version: order,
+    }
+}
+
+pub fn empty() -> Snapshot {
+    Snapshot::new(Config::new(Permissions::default(), Limits::default()))
+}
+
+pub fn put(snapshot: &mut Snapshot, documents: impl IntoIterator<Item = Document>) -> Changes {
+    snapshot.apply(Observation::Documents(DocumentsUpdate {
+        changed: documents.into_iter().collect(),
+        complete: true,
+        ..DocumentsUpdate::default()
+    }))
+}
+
+pub fn answer_service(snapshot: &mut Snapshot, query: &ServiceQuery, instances: Vec<Instance>) -> Changes {
+    snapshot.apply(Observation::Service(ServiceUpdate {
+        query: query.clone(),
+        result: Ok(instances.into()),
+    }))
+}
+
+pub fn answer_certificate(snapshot: &mut Snapshot, query: &CertificateQuery) -> Changes {
+    snapshot.apply(Observation::Certificate(CertificateUpdate {
+        query: query.clone(),
+        result: Ok(Arc::new(material(query))),
+    }))
+}
+
+/// Answers every watch that a gateway asks for, until it asks for nothing new.
+pub fn answer_all(snapshot: &mut Snapshot, gateway: &str) {
+    loop {
+        let compiler = Compiler::compile(gateway, settings(), snapshot);
+        let services: Vec<_> = compiler
+            .services()
+            .into_iter()
+            .filter(|query| !snapshot.service_answered(query))
+            .collect();
+        let certificates: Vec<_> = compiler
+            .certificates()
+            .values()
+            .filter(|query| !snapshot.certificate_answered(query))
+            .cloned()
+            .collect();
+        if services.is_empty() && certificates.is_empty() {
+            return;
+        }
+        for query in &services {
+            answer_service(snapshot, query, instances(&query.name));
+        }
+        for query in &certificates {
+            answer_certificate(snapshot, query);
+        }
+    }
+}
+
+/// Three instances that serve, by name always the same, and one that does not.
+pub fn instances(service: &str) -> Vec<Instance> {
+    let last = service.bytes().fold(0u8, u8::wrapping_add);
+    let mut instances = vec![
+        instance(service, 1, &format!("10.0.1.{last}"), Health::Passing),
+        instance(service, 2, &format!("10.0.2.{last}"), Health::Warning),
+        instance(service, 3, &format!("10.0.3.{last}"), Health::Critical),
+        instance(service, 4, "2001:db8::7", Health::Passing),
+    ];
+    instances.sort();
+    instances
+}
+
+pub fn instance(service: &str, number: u16, address: &str, health: Health) -> Instance {
+    Instance {
+        node: format!("node-{number}").into(),
+        id: format!("{service}-{number}").into(),
+        address: address.into(),
+        port: 8000 + number,
+        ports: BTreeMap::from([("grpc".into(), 9000 + number)]),
+        health,
+        weights: Weights::default(),
+        tags: Vec::new(),
+        meta: BTreeMap::new(),
+    }
+}
+
+/// The one checked-in pair, under the names that were asked for.
+pub fn material(query: &CertificateQuery) -> CertificateMaterial {
+    let names = match query {
+        CertificateQuery::VaultPki {
+            common_name,
+            alt_names,
+            ..
+        } => std::iter::once(common_name).chain(alt_names).cloned().collect(),
+        CertificateQuery::VaultKv { path, .. } => {
+            vec![format!("{}.example.com", path.rsplit('/').next().unwrap()).into()]
+        }
+        CertificateQuery::File { certificate, .. } => {
+            let name = certificate.rsplit('/').next().unwrap();
+            vec![format!("{}.example.com", name.trim_end_matches(".pem")).into()]
+        }
+    };
+    CertificateMaterial {
+        chain: CHAIN.into(),
+        private_key: Some(Arc::new(Redacted::new(KEY.to_owned()))),
+        serial: "01".into(),
+        names,
+        not_before: 0,
+        not_after: 4_000_000_000,
+    }
+}
