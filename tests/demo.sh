@@ -38,6 +38,7 @@ unset http_proxy https_proxy HTTPS_PROXY all_proxy ALL_PROXY
 
 export PATH="$PWD/target/tools/bin:$PATH"
 export CONSUL_HTTP_ADDR=127.0.0.1:${PORT[consul]}
+export CONSUL_HTTP_TOKEN=00000000-0000-4000-8000-0000000000de # of whoever runs this demo, and of nobody else's Consul
 export VAULT_ADDR=http://127.0.0.1:${PORT[vault]} BAO_ADDR=http://127.0.0.1:${PORT[vault]}
 export VAULT_TOKEN='' BAO_TOKEN=''
 
@@ -219,11 +220,13 @@ version_of() {
 }
 
 start_consul() {
-    local version extra=''
+    local version extra='' root=initial_management
     version=$(version_of consul)
     # Since 1.14 servers open this port too, and older ones do not know the key.
     if [[ $(printf '%s\n' 1.14.0 "$version" | sort -V | head -1) == 1.14.0 ]]; then extra=', "grpc_tls": -1'; fi
-    say "starting Consul $version on $CONSUL_HTTP_ADDR"
+    # Before 1.11 the first token of all had another name, and each version knows only its own.
+    if [[ $(printf '%s\n' 1.11.0 "$version" | sort -V | head -1) != 1.11.0 ]]; then root=master; fi
+    say "starting Consul $version on $CONSUL_HTTP_ADDR, with ACLs that deny by default"
     cat >"$DEMO/consul.json" <<JSON
 {
   "server": true, "bootstrap_expect": 1, "node_name": "demo", "datacenter": "dc1",
@@ -232,6 +235,10 @@ start_consul() {
     "http": ${PORT[consul]}, "server": ${PORT[consul_server]}, "serf_lan": ${PORT[consul_serf]},
     "serf_wan": -1, "https": -1, "grpc": -1, "dns": -1$extra
   },
+  "acl": {
+    "enabled": true, "default_policy": "deny", "down_policy": "extend-cache",
+    "tokens": { "$root": "$CONSUL_HTTP_TOKEN", "agent": "$CONSUL_HTTP_TOKEN" }
+  },
   "performance": { "raft_multiplier": 1 }, "disable_update_check": true, "log_level": "warn"
 }
 JSON
@@ -239,7 +246,18 @@ JSON
 }
 
 # Leading, and its own node in the catalog: sessions need both.
-consul_leads() { consul kv put portreeve/demo/started yes && curl -fsS "http://$CONSUL_HTTP_ADDR/v1/health/node/demo" | grep -q serfHealth; }
+consul_leads() {
+    consul acl token list && consul kv put portreeve/demo/started yes &&
+        [[ $(curl -fsS -H "x-consul-token: $CONSUL_HTTP_TOKEN" "http://$CONSUL_HTTP_ADDR/v1/health/node/demo") == *serfHealth* ]]
+}
+
+# Exactly the shipped policy, and a token that has nothing else.
+set_up_consul() {
+    local token
+    consul acl policy create -name portreeve -rules @docs/deploy/consul-acl-policy.hcl
+    token=$(consul acl token create -description "the agent" -policy-name portreeve -format=json)
+    (umask 077 && field SecretID <<<"$token" >"$DEMO/consul_token")
+}
 
 # ---- OpenBao or Vault ------------------------------------------------------------------------------------------------
 
@@ -375,7 +393,8 @@ kv_documents {
 }
 
 consul {
-  address = "$CONSUL_HTTP_ADDR"
+  address    = "$CONSUL_HTTP_ADDR"
+  token_file = "$DEMO/consul_token"
 }
 
 vault {
@@ -397,8 +416,8 @@ api {
   address = "127.0.0.1:${PORT[ready]}"
 }
 HCL
-    # Without the root token of this script: the agent logs in for itself, and has what the shipped policy gives.
-    start agent env -u VAULT_TOKEN -u BAO_TOKEN -u VAULT_ADDR -u BAO_ADDR -u CONSUL_HTTP_ADDR \
+    # Without the tokens of this script: the agent has what the two shipped policies give.
+    start agent env -u VAULT_TOKEN -u BAO_TOKEN -u VAULT_ADDR -u BAO_ADDR -u CONSUL_HTTP_ADDR -u CONSUL_HTTP_TOKEN \
         "$PORTREEVE" agent -config "$DEMO/agent.hcl"
 }
 
@@ -560,7 +579,8 @@ what_runs() {
 what_next() {
     title "The gateway stays up until Ctrl-C. Try, in another shell:"
     cat <<TEXT
-    export CONSUL_HTTP_ADDR=$CONSUL_HTTP_ADDR PATH="$PWD/target/tools/bin:\$PATH"
+    export CONSUL_HTTP_ADDR=$CONSUL_HTTP_ADDR CONSUL_HTTP_TOKEN=$CONSUL_HTTP_TOKEN
+    export PATH="$PWD/target/tools/bin:\$PATH"
     tail -f target/demo/agent.log
     \$EDITOR target/demo/documents/shop.hcl && consul kv put portreeve/config/shop @target/demo/documents/shop.hcl
     kill ${PID[orders]}    # Consul's check fails within 2 s, and Envoy sends everything to orders-next
@@ -577,6 +597,8 @@ say "setting up Vault: a CA, the policy vault-policies/portreeve-pki.hcl, an App
 ROLE_ID=
 set_up_vault >"$DEMO/vault-setup.log" 2>&1
 wait_for "Consul" 60 consul consul_leads
+say "setting up Consul: the policy docs/deploy/consul-acl-policy.hcl, a token for the agent"
+set_up_consul >"$DEMO/consul-setup.log" 2>&1
 for name in orders orders-next; do
     wait_for "the backend $name" 30 "$name" backend_answers "$name"
     consul services register "$DEMO/services/$name.json" >/dev/null || die "Consul did not take the service $name"
