@@ -54,6 +54,16 @@ impl Recorder {
     }
 }
 
+impl crate::pipeline::Meter for Recorder {
+    fn published(&self, latency: Duration) {
+        Recorder::published(self, latency);
+    }
+
+    fn refused(&self, gateway: &Arc<str>, kind: ResourceKind) {
+        Recorder::refused(self, gateway, kind);
+    }
+}
+
 impl Default for Recorder {
     fn default() -> Self {
         Self::new()

@@ -92,6 +92,19 @@ impl Access {
             _ => Err(Denied::identity("a peer of another kind of listener".into())),
         }
     }
+
+    /// Whether this peer may still have this gateway, by the settings of now.
+    pub(super) fn still_admits(&self, peer: &Peer, gateway: &str) -> Result<(), Denied> {
+        self.admit(peer)?.choose(gateway).map(|_| ())
+    }
+
+    /// Settings that may change while a stream is open.
+    pub(super) fn settings(&self) -> Option<watch::Receiver<Arc<TlsSettings>>> {
+        match self {
+            Self::Unix { .. } => None,
+            Self::Tls(settings) => Some(settings.clone()),
+        }
+    }
 }
 
 impl GatewayAccess {
@@ -181,5 +194,41 @@ fn list(names: &BTreeSet<Arc<str>>) -> String {
             .map(|name| format!("{name:?}"))
             .collect::<Vec<_>>()
             .join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_for_listed_uids_and_gateways() {
+        let access = Access::Unix {
+            uids: BTreeSet::from([4242]),
+            gateways: GatewayAccess::Only(BTreeSet::from(["edge".into()])),
+        };
+        let own = rustix::process::geteuid().as_raw();
+        for uid in [own, 0, 4242] {
+            let permitted = access.admit(&Peer::Unix { uid, pid: None }).unwrap();
+            assert_eq!(&*permitted.choose("edge").unwrap(), "edge");
+            assert_eq!(&*permitted.choose("").unwrap(), "edge");
+            let denied = permitted.choose("inner").unwrap_err();
+            assert_eq!(denied.reason, RefusedReason::GatewayNotPermitted);
+        }
+        let denied = access
+            .admit(&Peer::Unix {
+                uid: 4343,
+                pid: Some(7),
+            })
+            .unwrap_err();
+        assert_eq!(denied.reason, RefusedReason::Identity);
+        assert!(denied.message.contains("4343"));
+    }
+
+    #[test]
+    fn a_socket_for_all_needs_a_name() {
+        assert_eq!(&*GatewayAccess::All.choose("any").unwrap(), "any");
+        assert!(GatewayAccess::All.choose("").is_err());
+        assert!(GatewayAccess::Only(BTreeSet::new()).choose("").is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::{Report, Response, Variant};
-use super::order::{self, CLUSTER_OVERLAP, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
+use super::order::{self, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
 use super::subscription::{Dirty, InFlight, Subscription};
 use crate::envoy::{Resource, ResourceKind, ResourceSet};
 
@@ -74,6 +74,7 @@ impl Subscription {
                 }
                 return None;
             }
+            let fresh = changed.len();
             self.add_unanswered(&mut changed);
             *last_nonce += 1;
             let response = self.response(*last_nonce, &changed, &removed);
@@ -83,6 +84,7 @@ impl Subscription {
                 nonce: *last_nonce,
                 sent_at: now,
                 changed,
+                fresh,
                 removed,
                 is_trial,
             });
@@ -99,7 +101,7 @@ impl Subscription {
             .in_flight
             .back()
             .filter(|_| self.kind == ResourceKind::Cluster && self.in_flight.len() < CLUSTER_OVERLAP_MAX)
-            .map(|response| response.sent_at + CLUSTER_OVERLAP);
+            .map(|response| response.sent_at + order::cluster_overlap(self.variant));
         let removal = self.removal_held_since.map(|since| since + REMOVAL_PATIENCE);
         let backed_off = Some(self.refusals.not_before());
         [overlap, removal, backed_off]
@@ -118,7 +120,7 @@ impl Subscription {
         };
         self.kind == ResourceKind::Cluster
             && self.refusals.next_group().is_none()
-            && now >= last.sent_at + CLUSTER_OVERLAP
+            && now >= last.sent_at + order::cluster_overlap(self.variant)
             && self.in_flight.len() < CLUSTER_OVERLAP_MAX
     }
 

@@ -111,7 +111,8 @@ impl Gates {
             if is_over {
                 tracing::debug!(cluster = %name, "route no longer waits for its new cluster");
             }
-            !is_over && !(is_warm && has_secrets())
+            let is_in_place = is_warm && has_secrets();
+            !is_over && !is_in_place
         });
     }
 

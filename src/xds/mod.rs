@@ -14,6 +14,11 @@
 //!  Event, StreamView                              `-- InUse: a removal waits for who used it
 //! ```
 //!
+//! State of the world is the weaker dialect, and nothing here can help it: it has no word for "absent" (endpoints,
+//! secrets and routes that are not there are left unanswered), it does not say what Envoy holds (so after a reconnect
+//! with a changed set, removed clusters go at once), and its one version per kind says what was sent last, not that
+//! names dropped and asked for again were answered before a stream broke. Delta is the default for these reasons.
+//!
 //! Must not know: documents, sources, how resources are made.
 
 mod access;

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::exchange::Variant;
 use crate::envoy::ResourceKind;
 
 /// How long a route waits for a new cluster. A cluster that never gets warm then answers 503 on its own routes,
@@ -26,10 +27,17 @@ pub const RECONNECT_SETTLE: Duration = Duration::from_secs(1);
 
 /// Envoy holds back the acknowledgement of clusters until all of them are warm (up to 15 s), while it goes on applying.
 /// Waiting for it would let one cold cluster hold up every other new cluster, so the next response follows after this.
-pub const CLUSTER_OVERLAP: Duration = Duration::from_millis(500);
+/// Normally the answer comes within milliseconds; a whole state is sent less often than a change.
+pub fn cluster_overlap(variant: Variant) -> Duration {
+    match variant {
+        Variant::Delta => Duration::from_millis(100),
+        Variant::StateOfTheWorld => Duration::from_millis(500),
+    }
+}
 
-/// Unacknowledged cluster responses on one stream: 30 s of cold clusters at one response per overlap.
-pub const CLUSTER_OVERLAP_MAX: usize = 60;
+/// Unacknowledged cluster responses on one stream. Envoy waits 15 s for a cold cluster at most: room for one response
+/// every 150 ms.
+pub const CLUSTER_OVERLAP_MAX: usize = 100;
 
 /// Refusals in a row before the next push of that kind is delayed: a pipeline that puts things right within the first
 /// few never notices.

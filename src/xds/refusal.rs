@@ -188,7 +188,8 @@ mod tests {
     #[test]
     fn other_texts_only_hint() {
         let candidates = resources(&["shop", "shop-next"]);
-        let message = "Proto constraint validation failed (shop-next.name)";
+        let message =
+            "Proto constraint validation failed (ClusterValidationError.Name: too short) in shopping";
         assert_eq!(
             blame(ResourceKind::Cluster, message, &candidates),
             Blame::Hinted(named(&[]))

@@ -14,6 +14,7 @@ use futures::Stream;
 use http::HeaderMap;
 use hyper::body::Frame;
 use prost::Message;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::Streaming;
@@ -48,6 +49,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
             let Opening { mut message, mut session, entry } = opening;
             let mut resources = entry.resources;
             resources.mark_changed();
+            let mut settings = connection.access.settings();
             let started = Instant::now();
             let mut state = StreamState::new(M::VARIANT, &shared.limits);
             loop {
@@ -60,6 +62,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
                             () = entry.gone.cancelled() => {
                                 break 'serving Status::unavailable("this gateway is not served here any more");
                             }
+                            () = changed(&mut settings) => Input::Settings,
                             received = requests.message() => match received {
                                 Ok(Some(message)) => Input::Message(message),
                                 Ok(None) => break 'serving Status::ok(""),
@@ -84,6 +87,10 @@ pub(super) fn serve<M: DiscoveryMessage>(
                         // None: not complete yet, or no longer known. What was said before stands.
                         newest.map(|set| state.on_set(&set, now)).unwrap_or_default()
                     }
+                    Input::Settings => match connection.access.still_admits(&connection.peer, &session.gateway) {
+                        Ok(()) => continue,
+                        Err(denied) => break 'serving session.on_denied(denied),
+                    },
                     Input::Deadline => state.on_deadline(now),
                 };
                 session.report(actions.reports);
@@ -102,6 +109,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
 enum Input<M> {
     Message(M),
     Resources,
+    Settings,
     Deadline,
 }
 
@@ -283,6 +291,20 @@ impl Session {
         Status::new(Code::ResourceExhausted, message)
     }
 
+    /// The table changed, and this peer is no longer in it.
+    fn on_denied(&self, denied: Denied) -> Status {
+        let Denied { reason, message } = denied;
+        tracing::warn!(stream = %self.id, node = %self.node, message, "Envoy's stream ended by new settings");
+        let (peer, node) = (self.connection.peer.clone(), Some(self.node.clone()));
+        self.shared.events.send(Event::Refused {
+            peer,
+            node,
+            reason,
+            message: message.as_str().into(),
+        });
+        Status::new(status_code(reason), message)
+    }
+
     fn report(&self, reports: Vec<Report>) {
         for report in reports {
             let (stream, gateway, node) = (self.id, self.gateway.clone(), self.node.clone());
@@ -358,6 +380,17 @@ fn envoy_version(node: &Node) -> Option<Arc<str>> {
             )
         }
     }
+}
+
+/// Never, once nobody can change them any more.
+async fn changed<T>(settings: &mut Option<watch::Receiver<T>>) {
+    if let Some(receiver) = settings {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *settings = None;
+    }
+    std::future::pending().await
 }
 
 async fn sleep(until: Option<Instant>) {

@@ -262,9 +262,9 @@ impl StreamState {
             if kind == ResourceKind::Cluster
                 && let Some(sent) = subscription.in_flight.back()
             {
-                self.gates.on_sent(&sent.changed, sent.nonce);
+                self.gates.on_sent(sent.fresh(), sent.nonce);
                 self.endpoints_due
-                    .extend(sent.changed.iter().map(|cluster| cluster.name.clone()));
+                    .extend(sent.fresh().iter().map(|cluster| cluster.name.clone()));
             }
             actions.responses.push(response);
         }

@@ -63,7 +63,9 @@ pub(super) struct Dirty {
 pub(super) struct InFlight {
     pub(super) nonce: u64,
     pub(super) sent_at: Duration,
+    /// What may be refused: first the fresh ones, then those that are still unanswered from before.
     pub(super) changed: Vec<Arc<Resource>>,
+    pub(super) fresh: usize,
     pub(super) removed: Vec<Arc<str>>,
     /// Sent apart from everything else, to find out who is bad.
     pub(super) is_trial: bool,
@@ -72,6 +74,10 @@ pub(super) struct InFlight {
 impl InFlight {
     pub(super) fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    pub(super) fn fresh(&self) -> &[Arc<Resource>] {
+        &self.changed[..self.fresh]
     }
 
     fn mentions(&self, name: &Arc<str>) -> bool {

@@ -97,7 +97,7 @@ impl Iterator for Chunks {
         if let Some(shared) = self.shared.take() {
             return Some(shared);
         }
-        while let Some(resource) = self.resources.next() {
+        for resource in self.resources.by_ref() {
             let Some(bytes) = encoded(self.variant, &resource) else {
                 continue;
             };

@@ -112,6 +112,7 @@ fn document(dice: &mut Dice, tree: usize, part: usize) -> String {
             host => format!("{host}.t{tree}.example.com"),
         });
     }
+    let hosts: Vec<String> = hosts.into_iter().collect();
     let mut text = format!(
         "http_route \"t{tree}-{part}\" {{\n  gateways  = [\"edge\"]\n  hostnames = {hosts:?}\n\n  response_headers {{\n    set = {{ \"x-route\" = \"%ROUTE_NAME%\" }}\n  }}\n\n"
     );

@@ -2,6 +2,10 @@
 //! gRPC over real sockets, and the real Envoy.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+#![expect(
+    clippy::print_stderr,
+    reason = "times are shown, and Envoy's log when a test fails"
+)]
 
 mod envoy;
 mod grpc;

@@ -192,6 +192,19 @@ async fn the_certificate_decides() {
     }
     assert_eq!(identity_refusals, 3);
 
+    // An open stream whose line leaves the table ends with it.
+    let channel = connect(address, &servers, Some(&edge)).await.unwrap();
+    let mut open = Client::open(channel, node("edge"), ask(Cluster, &[]))
+        .await
+        .unwrap();
+    open.next().await.unwrap();
+    change_tls.send_modify(|settings| {
+        let mut other = (**settings).clone();
+        other.identities.0.remove(0);
+        *settings = Arc::new(other);
+    });
+    assert_eq!(open.next().await.unwrap_err().code(), Code::Unauthenticated);
+
     // The settings change while the port stays open: other clients, another table. What is unusable is not taken.
     change_tls.send_modify(|settings| {
         let mut broken = (**settings).clone();

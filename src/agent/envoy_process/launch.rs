@@ -1,18 +1,26 @@
 //! Starts an Envoy so that nothing ties its life to ours.
+//!
+//! Envoy ties itself: with hot restart enabled it asks the kernel (`PR_SET_PDEATHSIG`) for a SIGTERM when its parent
+//! dies, and "parent" is the thread that forked it. Its parent must therefore be a process that outlives the agent and
+//! does nothing else. A shell is at hand everywhere that an agent has children, has one thread and takes 1 MB; it also
+//! learns how Envoy ended, and writes it down for whichever agent is there then.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::binary::Binary;
 use super::error::{Error, RestartError};
+use super::identity::Identity;
 use super::process::Process;
 use super::record::{RuntimeDirectory, write_private};
 use super::settings::Settings;
@@ -31,6 +39,23 @@ const ENVIRONMENT: [&str; 7] = [
 
 /// Validation of a static file takes about 0.5 s; a cold disk makes it some more.
 const VALIDATE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// `$1` is where the exit status goes, the rest is Envoy's command line. Envoy's pid is told on stdout, which is then
+/// given up. SIGPIPE: the agent may be dead before it reads that line, and this must not end Envoy's parent.
+const KEEPER: &str = r#"
+trap '' PIPE
+status=$1
+shift
+"$@" >&2 &
+umask 077
+echo $!
+exec >&2
+wait $!
+echo $? >"$status"
+"#;
+
+/// The shell only has to fork.
+const PID_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Everything a start needs, made once.
 #[derive(Clone, Debug)]
@@ -103,24 +128,45 @@ impl Launch {
     }
 
     /// Starts a process. The first of its line has epoch 0 and a base id of its own.
-    pub fn spawn(&self, base_id: u32, epoch: u32) -> Result<Process, Error> {
+    pub async fn spawn(&self, base_id: u32, epoch: u32) -> Result<Process, Error> {
         let log = self.open_log()?;
+        let status_file = self.runtime.status(base_id, epoch);
+        // Of an earlier Envoy with this number, if a record was lost.
+        let _ = std::fs::remove_file(&status_file);
         let spawn = |source| Error::Spawn {
             binary: self.binary.path.clone(),
             source,
         };
-        let mut command = Command::new(&self.binary.path);
+        let mut command = Command::new("/bin/sh");
         command
+            .args(["-c", KEEPER, "portreeve-envoy"])
+            .arg(&status_file)
+            .arg(&self.binary.path)
             .args(self.arguments(base_id, epoch))
             .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(spawn)?)
+            .stdout(Stdio::piped())
             .stderr(log)
             // Its own group: Ctrl-C in a terminal is meant for us, and we then say what happens to Envoy.
             .process_group(0)
             .kill_on_drop(false);
         restrict_environment(&mut command, &self.settings.pass_environment);
-        let child = command.spawn().map_err(spawn)?;
-        Process::from_child(child, base_id, epoch).map_err(spawn)
+        // Dropped at the end of this function: the runtime reaps the shell when it ends.
+        let mut keeper = command.spawn().map_err(spawn)?;
+        let mut line = String::new();
+        if let Some(stdout) = keeper.stdout.take() {
+            let told = BufReader::new(stdout);
+            match timeout(PID_TIMEOUT, told.take(32).read_line(&mut line)).await {
+                Ok(read) => read.map_err(spawn)?,
+                Err(_) => return Err(spawn(io::ErrorKind::TimedOut.into())),
+            };
+        }
+        let pid = line
+            .trim()
+            .parse()
+            .map_err(|_| spawn(io::Error::other("its shell told no process id")))?;
+        // One that is dead already has no start time. It can still be waited for, and says why.
+        let identity = Identity::of(pid).unwrap_or(Identity { pid, start_time: 0 });
+        Process::open(identity, base_id, epoch, status_file).map_err(|source| Error::Watch { pid, source })
     }
 
     fn arguments(&self, base_id: u32, epoch: u32) -> Vec<String> {

@@ -6,17 +6,18 @@
 //! Output: a `Status` to watch, and Envoy's log lines in ours.
 //!
 //! ```text
-//!   agent ── Handle ──commands──> supervise ──> launch ───────> Envoy (own process group, survives us)
-//!                 <── Status ──       │  ^                        │ pid, start time  │ stderr
-//!                                     v  └──── process <──────────┘                  v
-//!                          planned_restart, stop ── admin_client ──> admin.sock   envoy.log ──> log_tail ──> tracing
+//!   agent ── Handle ──commands──> supervise ──> launch ──> sh (keeper) ──> Envoy
+//!                 <── Status ──       │  ^                    │ how it ended  │ stderr
+//!                                     v  └─── process <───────┘               v
+//!                          planned_restart, stop ── admin_client         envoy.log ──> log_tail ──> tracing
 //!                                     │
 //!                                     └──> record (envoy-state.json, envoy.lock)
 //! ```
 //!
-//! The agent may be killed at any instruction. Hence nothing is inherited that could hold Envoy back: its output goes
-//! to a file and not to a pipe (a pipe without a reader kills the writer), a lock that the kernel frees says whether
-//! an agent lives, and what the record cannot yet know is found again in the process table.
+//! The agent may be killed at any instruction. Hence nothing of ours may hold Envoy back: its parent is a shell and
+//! not the agent, whose death Envoy would follow; its output goes to a file and not to a pipe, whose writer dies with
+//! its reader. A lock that the kernel frees says whether an agent lives, and what the record cannot know yet is found
+//! again in the process table.
 
 mod admin_client;
 mod binary;
@@ -29,6 +30,7 @@ mod log_tail;
 mod planned_restart;
 mod process;
 mod record;
+mod replace;
 mod settings;
 mod stop;
 mod supervise;

@@ -58,16 +58,20 @@ pub(super) async fn choose(
 }
 
 /// Starts the successor. The old one serves on until the new one has its configuration.
-pub(super) fn start(launch: &Launch, old: &Process, method: &RestartMethod) -> Result<Process, RestartError> {
+pub(super) async fn start(
+    launch: &Launch,
+    old: &Process,
+    method: &RestartMethod,
+) -> Result<Process, RestartError> {
     let process = match method {
         RestartMethod::HotRestart => {
             launch.write_bootstrap()?;
-            launch.spawn(old.base_id, old.epoch + 1)?
+            launch.spawn(old.base_id, old.epoch + 1).await?
         }
         RestartMethod::Overlap { .. } => {
             keep_admin_reachable(&launch.settings.bootstrap.admin_socket);
             launch.write_bootstrap()?;
-            launch.spawn(new_base_id(), 0)?
+            launch.spawn(new_base_id(), 0).await?
         }
     };
     Ok(process)

@@ -1,15 +1,17 @@
-//! One Envoy process: a child of ours, or one that a former agent started.
+//! One Envoy process: signals, and how it ends.
+//!
+//! Envoy is never our child (see `launch`), so it is watched through a pidfd: readable the moment it is dead, and a
+//! signal sent through it reaches this process or none. How it ended is known to its parent, which writes it down.
 
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::process::Child;
 use tokio::time::{sleep, timeout};
 
 use super::identity::Identity;
@@ -18,21 +20,24 @@ use super::identity::Identity;
 /// noticed within 100 ms.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long to wait for the exit status. Its writer only has to wake up: a millisecond, more on a busy machine.
+const STATUS_LOOKS: u32 = 16;
+const STATUS_INTERVAL: Duration = Duration::from_millis(5);
+
 #[derive(Debug)]
 pub(super) struct Process {
     pub identity: Identity,
     pub base_id: u32,
     pub epoch: u32,
+    status_file: PathBuf,
     watch: Watch,
 }
 
 #[derive(Debug)]
 enum Watch {
-    /// Ours: must be reaped, tells its exit code.
-    Child(Box<Child>),
-    /// Not ours: readable once it is dead, tells nothing else.
     Pidfd(AsyncFd<OwnedFd>),
     Poll,
+    Ended,
 }
 
 /// How a process ended.
@@ -40,8 +45,18 @@ enum Watch {
 pub enum Exit {
     Code(i32),
     Signal(i32),
-    /// It was not our child: only its parent is told.
+    /// The writer of the status was killed with it.
     Unknown,
+}
+
+impl Exit {
+    /// Reads a shell's status: 128 and more is a signal. Envoy itself ends with 0 or 1.
+    fn from_status(text: &str) -> Option<Self> {
+        match text.trim().parse().ok()? {
+            status @ 129..=192 => Some(Self::Signal(status - 128)),
+            status => Some(Self::Code(status)),
+        }
+    }
 }
 
 impl fmt::Display for Exit {
@@ -49,7 +64,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Code(code) => write!(f, "exit code {code}"),
             Self::Signal(signal) => write!(f, "killed by signal {signal}{}", signal_meaning(*signal)),
-            Self::Unknown => f.write_str("exit reason unknown, it was started by a former agent"),
+            Self::Unknown => f.write_str("exit reason unknown"),
         }
     }
 }
@@ -66,36 +81,29 @@ fn signal_meaning(signal: i32) -> &'static str {
 }
 
 impl Process {
-    pub fn from_child(child: Child, base_id: u32, epoch: u32) -> io::Result<Self> {
-        let gone = || io::Error::new(io::ErrorKind::NotFound, "it ended at once");
-        let pid = child.id().ok_or_else(gone)?;
-        // An unreaped child keeps its pid, so that even a dead one has an identity to be recorded and waited for.
-        let identity = Identity::of(pid).unwrap_or(Identity { pid, start_time: 0 });
+    /// Holds on to a process, also to one that is dead already.
+    pub fn open(identity: Identity, base_id: u32, epoch: u32, status_file: PathBuf) -> io::Result<Self> {
+        let watch = match Pid::from_raw(identity.pid.cast_signed()) {
+            None => Watch::Ended,
+            Some(pid) => match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+                Ok(fd) => Watch::Pidfd(watched(fd)?),
+                Err(rustix::io::Errno::SRCH) => Watch::Ended,
+                Err(_) => Watch::Poll,
+            },
+        };
+        // Only now does the descriptor hold on to the right one: before it was opened the pid may have been reused.
+        let watch = if identity.is_alive() { watch } else { Watch::Ended };
         Ok(Self {
             identity,
             base_id,
             epoch,
-            watch: Watch::Child(Box::new(child)),
+            status_file,
+            watch,
         })
     }
 
-    /// Takes over a living process. None if it died meanwhile.
-    pub fn adopt(identity: Identity, base_id: u32, epoch: u32) -> io::Result<Option<Self>> {
-        let Some(pid) = Pid::from_raw(identity.pid.cast_signed()) else {
-            return Ok(None);
-        };
-        let watch = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Ok(fd) => Watch::Pidfd(watched(fd)?),
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(_) => Watch::Poll,
-        };
-        // Only now does the descriptor hold on to the right one: before it was opened the pid may have been reused.
-        Ok(identity.is_alive().then_some(Self {
-            identity,
-            base_id,
-            epoch,
-            watch,
-        }))
+    pub fn has_ended(&self) -> bool {
+        matches!(self.watch, Watch::Ended) || !self.identity.is_alive()
     }
 
     pub fn pid(&self) -> u32 {
@@ -105,27 +113,25 @@ impl Process {
     /// Waits for the end. May be cancelled and called again, also after the end.
     pub async fn exited(&mut self) -> Exit {
         match &mut self.watch {
-            Watch::Child(child) => match child.wait().await {
-                Ok(status) => match (status.code(), status.signal()) {
-                    (Some(code), _) => Exit::Code(code),
-                    (None, Some(signal)) => Exit::Signal(signal),
-                    (None, None) => Exit::Unknown,
-                },
-                Err(_) => Exit::Unknown,
+            Watch::Pidfd(fd) => match fd.readable().await {
+                // The kernel has no other event for a pidfd than death.
+                Ok(mut guard) => guard.retain_ready(),
+                Err(_) => poll_until_dead(self.identity).await,
             },
-            Watch::Pidfd(fd) => {
-                // Readiness is only a hint, and the kernel has no other event for a pidfd than death.
-                match fd.readable().await {
-                    Ok(mut guard) => guard.retain_ready(),
-                    Err(_) => poll_until_dead(self.identity).await,
-                }
-                Exit::Unknown
+            Watch::Poll => poll_until_dead(self.identity).await,
+            Watch::Ended => {}
+        }
+        for look in 0..STATUS_LOOKS {
+            if look > 0 {
+                sleep(STATUS_INTERVAL).await;
             }
-            Watch::Poll => {
-                poll_until_dead(self.identity).await;
-                Exit::Unknown
+            let status = std::fs::read_to_string(&self.status_file).unwrap_or_default();
+            // A whole line: the writer may be between making the file and filling it.
+            if let Some(exit) = status.strip_suffix('\n').and_then(Exit::from_status) {
+                return exit;
             }
         }
+        Exit::Unknown
     }
 
     pub async fn exited_within(&mut self, limit: Duration) -> Option<Exit> {
@@ -136,16 +142,11 @@ impl Process {
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let sent = match &self.watch {
             Watch::Pidfd(fd) => rustix::process::pidfd_send_signal(fd.get_ref(), signal),
-            // A child's pid is ours until it is reaped, and `id` is None after that.
-            Watch::Child(child) => match child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-                Some(pid) => rustix::process::kill_process(pid, signal),
-                None => Ok(()),
-            },
             Watch::Poll if self.identity.is_alive() => match Pid::from_raw(self.identity.pid.cast_signed()) {
                 Some(pid) => rustix::process::kill_process(pid, signal),
                 None => Ok(()),
             },
-            Watch::Poll => Ok(()),
+            Watch::Poll | Watch::Ended => Ok(()),
         };
         match sent {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -196,37 +197,52 @@ mod tests {
 
     use super::*;
 
+    fn sleeper() -> (std::process::Child, Process, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let identity = Identity::of(child.id()).unwrap();
+        let process = Process::open(identity, 1, 0, directory.path().join("status")).unwrap();
+        (child, process, directory)
+    }
+
     #[tokio::test]
     async fn notices_the_death_of_a_foreign_process_at_once() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let identity = Identity::of(child.id()).unwrap();
-        let mut adopted = Process::adopt(identity, 1, 0).unwrap().unwrap();
-        assert!(adopted.exited_within(Duration::from_millis(50)).await.is_none());
+        let (mut child, mut process, directory) = sleeper();
+        assert!(process.exited_within(Duration::from_millis(50)).await.is_none());
+        std::fs::write(directory.path().join("status"), "137\n").unwrap();
         let killed_at = Instant::now();
-        assert_eq!(adopted.kill().await, Exit::Unknown);
+        assert_eq!(process.kill().await, Exit::Signal(9));
         assert!(
             killed_at.elapsed() < Duration::from_millis(100),
             "{:?}",
             killed_at.elapsed()
         );
         // Again, as a cancelled wait would.
-        assert_eq!(adopted.exited().await, Exit::Unknown);
-        adopted.signal(Signal::TERM).unwrap();
+        assert_eq!(process.exited().await, Exit::Signal(9));
+        process.signal(Signal::TERM).unwrap();
         child.wait().unwrap();
-        assert!(Process::adopt(identity, 1, 0).unwrap().is_none());
+        let identity = process.identity;
+        assert!(
+            Process::open(identity, 1, 0, directory.path().join("status"))
+                .unwrap()
+                .has_ended()
+        );
     }
 
     #[tokio::test]
-    async fn a_child_tells_how_it_ended() {
-        let child = tokio::process::Command::new("sh")
-            .args(["-c", "exit 3"])
-            .spawn()
-            .unwrap();
-        let mut process = Process::from_child(child, 1, 0).unwrap();
-        assert_eq!(process.exited().await, Exit::Code(3));
-        assert_eq!(process.exited().await, Exit::Code(3));
-        let child = tokio::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let mut process = Process::from_child(child, 1, 0).unwrap();
-        assert_eq!(process.terminate(Duration::from_secs(5)).await, Exit::Signal(15));
+    async fn does_not_wait_for_a_status_that_nobody_writes() {
+        let (mut child, mut process, _directory) = sleeper();
+        let start = Instant::now();
+        assert_eq!(process.terminate(Duration::from_secs(5)).await, Exit::Unknown);
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn reads_a_shells_status() {
+        assert_eq!(Exit::from_status("0"), Some(Exit::Code(0)));
+        assert_eq!(Exit::from_status("127"), Some(Exit::Code(127)));
+        assert_eq!(Exit::from_status("139"), Some(Exit::Signal(11)));
+        assert_eq!(Exit::from_status(""), None);
     }
 }

@@ -64,6 +64,11 @@ impl RuntimeDirectory {
         self.root.join("hot_restart")
     }
 
+    /// Where the parent of this Envoy writes how it ended.
+    pub fn status(&self, base_id: u32, epoch: u32) -> PathBuf {
+        self.root.join(format!("exit-status-{base_id}-{epoch}"))
+    }
+
     fn record(&self) -> PathBuf {
         self.root.join("envoy-state.json")
     }
@@ -126,6 +131,16 @@ impl RuntimeDirectory {
         for epoch in 0..3 {
             for role in ["child", "parent", "udp_child", "udp_parent"] {
                 paths.push(self.root.join(format!("hot_restart_{role}_{}", scaled + epoch)));
+            }
+        }
+        let statuses = format!("exit-status-{base_id}-");
+        for entry in fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+        {
+            if entry.file_name().to_string_lossy().starts_with(&statuses) {
+                paths.push(entry.path());
             }
         }
         for path in paths {

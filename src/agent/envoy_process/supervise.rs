@@ -20,7 +20,7 @@ use super::handle::{Command, Handle, RestartReply, Running, Status};
 use super::identity::{boot_id, find_envoys};
 use super::launch::{Launch, new_base_id};
 use super::log_tail::LogTail;
-use super::planned_restart::{self, RestartMethod, previous_admin_socket};
+use super::planned_restart::{self, RestartMethod};
 use super::process::{Exit, Process};
 use super::record::{Lock, Record, RuntimeDirectory};
 use super::settings::Settings;
@@ -32,14 +32,12 @@ const BACKOFF_LAST: Duration = Duration::from_secs(10);
 /// After so long a run the next crash is a new story.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 /// How often a starting Envoy is asked whether it serves: its fastest start takes 0.5 s.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// The same for one that has been starting for `SLOW_START`: it waits for its xDS server, or has no admin API.
 const LOOK_INTERVAL_SLOW: Duration = Duration::from_secs(1);
 const SLOW_START: Duration = Duration::from_secs(20);
 /// One look. Its main thread may be busy with configuration for seconds; then the next look will do.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How much longer than announced the parent of a hot restart may live.
-const PARENT_GRACE: Duration = Duration::from_secs(10);
 
 /// Takes over the Envoy that a former agent left in this runtime directory, or starts one. Returns as soon as there is
 /// a process; whether it serves is told by the status.
@@ -192,9 +190,9 @@ impl Supervisor {
     }
 
     /// Starts the first process of a new line.
-    pub(super) fn start(&mut self, launch: Launch) -> Result<(), Error> {
+    pub(super) async fn start(&mut self, launch: Launch) -> Result<(), Error> {
         launch.write_bootstrap()?;
-        let process = launch.spawn(new_base_id(), 0)?;
+        let process = launch.spawn(new_base_id(), 0).await?;
         tracing::info!(
             pid = process.pid(),
             binary = %launch.binary.path.display(),
@@ -219,7 +217,11 @@ impl Supervisor {
             Some(launch) if launch.binary.is_unchanged() => Ok(launch),
             _ => Launch::prepare(self.settings.clone(), self.runtime.clone()).await,
         };
-        if let Err(error) = launch.and_then(|launch| self.start(launch)) {
+        let started = match launch {
+            Ok(launch) => self.start(launch).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
             tracing::error!(error = &error as &dyn StdError, "cannot start Envoy");
             self.back_off(error.to_string());
         }
@@ -284,7 +286,7 @@ impl Supervisor {
         self.retire_others();
     }
 
-    fn show_running(&mut self, version: Option<Version>) {
+    pub(super) fn show_running(&mut self, version: Option<Version>) {
         let Some(current) = &self.current else { return };
         let outdated = if current.spoiled {
             Some("its admin API was lost in a failed restart".to_owned())
@@ -300,44 +302,6 @@ impl Supervisor {
             version,
             outdated,
         }));
-    }
-
-    fn retire_others(&mut self) {
-        let Some(current_base_id) = self.current.as_ref().map(|current| current.process.base_id) else {
-            return;
-        };
-        for other in self.others.drain(..) {
-            let settings = self.settings.clone();
-            let mut process = other.process;
-            let admin = AdminClient::new(&previous_admin_socket(&settings.bootstrap.admin_socket));
-            self.retiring.spawn(async move {
-                let base_id = process.base_id;
-                if base_id == current_base_id {
-                    // The parent of a hot restart drains and ends by itself.
-                    let limit = settings.parent_shutdown_time() + PARENT_GRACE;
-                    if process.exited_within(limit).await.is_none() {
-                        tracing::warn!(pid = process.pid(), "the former Envoy does not end, ending it");
-                        process.terminate(settings.kill_after).await;
-                    }
-                } else {
-                    stop::drain_and_end(&mut process, &admin, &settings).await;
-                }
-                tracing::info!(pid = process.pid(), "the former Envoy has ended");
-                base_id
-            });
-        }
-    }
-
-    fn on_retired(&mut self, base_id: u32) {
-        // A hot restart's parent shares the base id, and what belongs to it, with the current one.
-        if self
-            .current
-            .as_ref()
-            .is_none_or(|current| current.process.base_id != base_id)
-        {
-            self.runtime.remove_leftovers(base_id);
-            let _ = std::fs::remove_file(previous_admin_socket(&self.settings.bootstrap.admin_socket));
-        }
     }
 
     async fn on_exit(&mut self, exit: Exit) {
@@ -372,85 +336,6 @@ impl Supervisor {
         });
     }
 
-    fn go_on_with_old(&mut self) {
-        let Some(old) = self.others.pop() else { return };
-        let (spoiled, live) = (old.spoiled, old.live);
-        let (pid, epoch, adopted) = (old.process.pid(), old.process.epoch, old.adopted);
-        self.current = Some(old);
-        self.save_record(false);
-        if spoiled {
-            // It has no admin API to ask. It served before, and nothing told it to stop.
-            self.wake_at = None;
-            self.show_running(None);
-        } else {
-            self.wake_at = Some(Instant::now());
-            if !live {
-                self.status.send_replace(Status::Starting { pid, epoch, adopted });
-            }
-        }
-    }
-
-    fn answer_restart(&mut self, exit: Exit, last_lines: String) {
-        let expired = std::mem::take(&mut self.expired);
-        let Some(pending) = self.pending_restart.take() else {
-            return;
-        };
-        let error = if expired {
-            RestartError::NotReady {
-                seconds: pending.launch.settings.takeover_deadline.as_secs(),
-            }
-        } else {
-            RestartError::Died {
-                exit: exit.to_string(),
-                last_lines,
-            }
-        };
-        let _ = pending.reply.send(Err(error));
-    }
-
-    async fn begin_restart(&mut self, settings: Option<Settings>, reply: RestartReply) {
-        match self.start_successor(settings).await {
-            Ok((launch, method, process)) => {
-                let Some(old) = self.current.take() else { return };
-                let (pid, next_pid) = (old.process.pid(), process.pid());
-                tracing::info!(pid, next_pid, %method, "replacing Envoy");
-                self.others.push(old);
-                self.current = Some(Current::new(process, false, launch.bootstrap_hash()));
-                self.deadline = Some(Instant::now() + launch.settings.takeover_deadline);
-                self.pending_restart = Some(PendingRestart {
-                    method,
-                    launch,
-                    reply,
-                });
-                self.save_record(false);
-                self.status.send_replace(Status::Replacing { pid, next_pid });
-                self.wake_at = Some(Instant::now() + LOOK_INTERVAL);
-            }
-            Err(error) => {
-                tracing::error!(error = &error as &dyn StdError, "cannot replace Envoy");
-                let _ = reply.send(Err(error));
-            }
-        }
-    }
-
-    async fn start_successor(
-        &mut self,
-        settings: Option<Settings>,
-    ) -> Result<(Launch, RestartMethod, Process), RestartError> {
-        let settings = settings.unwrap_or_else(|| self.settings.clone());
-        if !self.others.is_empty() || !self.retiring.is_empty() {
-            return Err(RestartError::StillDraining);
-        }
-        let Some(current) = &self.current else {
-            return Err(RestartError::NotRunning);
-        };
-        let launch = Launch::prepare(settings, self.runtime.clone()).await?;
-        launch.validate().await?;
-        let method = planned_restart::choose(&self.admin, &current.process, &launch, current.spoiled).await;
-        let process = planned_restart::start(&launch, &current.process, &method)?;
-        Ok((launch, method, process))
-    }
-
     async fn stop(&mut self, mode: StopMode) {
         if mode == StopMode::LeaveRunning {
             // The next agent goes on with those that were about to leave.
@@ -482,7 +367,8 @@ impl Supervisor {
         // Those that were about to leave have no successor any more.
         self.retiring.shutdown().await;
         for other in find_envoys(&self.runtime.bootstrap()) {
-            if let Ok(Some(mut process)) = Process::adopt(other.identity, other.base_id, other.epoch) {
+            let status = self.runtime.status(other.base_id, other.epoch);
+            if let Ok(mut process) = Process::open(other.identity, other.base_id, other.epoch, status) {
                 process.terminate(self.settings.kill_after).await;
             }
             self.runtime.remove_leftovers(other.base_id);

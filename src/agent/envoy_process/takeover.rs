@@ -18,13 +18,17 @@ impl Supervisor {
         let prepared = Launch::prepare(self.settings.clone(), self.runtime.clone()).await;
         let found = find_envoys(&self.runtime.bootstrap());
         for envoy in &found {
-            let adopted = Process::adopt(envoy.identity, envoy.base_id, envoy.epoch).map_err(|source| {
-                Error::Watch {
-                    pid: envoy.identity.pid,
-                    source,
-                }
-            })?;
-            let Some(process) = adopted else { continue };
+            let status = self.runtime.status(envoy.base_id, envoy.epoch);
+            let process =
+                Process::open(envoy.identity, envoy.base_id, envoy.epoch, status).map_err(|source| {
+                    Error::Watch {
+                        pid: envoy.identity.pid,
+                        source,
+                    }
+                })?;
+            if process.has_ended() {
+                continue;
+            }
             let known = record
                 .as_ref()
                 .filter(|record| record.identity == process.identity);
@@ -76,7 +80,7 @@ impl Supervisor {
             }
         }
         let launch = prepared?;
-        self.start(launch)
+        self.start(launch).await
     }
 
     /// Makes the newest of the others current.

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use crate::harness::{Publisher, Served, publisher};
 use process::{Backend, EnvoyProcess, Traffic, get, get_until};
 use resources::{
-    bad_listener, bad_routes, dns_cluster, eds_cluster, endpoints, nameless_cluster, rds_listener, routes,
-    scope, scoped_listener,
+    bad_listener, bad_routes, eds_cluster, endpoints, nameless_cluster, rds_listener, routes, scope,
+    scoped_listener, secret, tls_cluster,
 };
 
 const BOTH: [Variant; 2] = [Variant::Delta, Variant::StateOfTheWorld];
@@ -392,43 +392,72 @@ async fn a_restarted_agent_with_another_set_costs_no_request() {
     gateway.served.end().await;
 }
 
-/// One cluster that does not get warm holds up neither other new clusters nor their routes.
+/// A cluster waits for a secret whose key nobody has any more: that is reported, and holds up neither other new clusters
+/// nor their routes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cold_cluster_delays_its_own_routes_only() {
-    let (backend, port) = (Backend::start("one").await, free_port().await);
-    let mut gateway = Gateway::start(
-        Variant::Delta,
-        vec![
-            eds_cluster("shop", SECOND),
-            endpoints("shop", backend.port),
-            scoped_listener("web", port),
-            scope("a.example", "shop"),
-        ],
-    )
-    .await;
-    get_until(port, "a.example", "/", 200, "one").await;
-    gateway.settle().await;
-    gateway.publish(
-        vec![
-            dns_cluster("cold", "cold.invalid", 80),
-            scope("cold.example", "cold"),
-        ],
-        &[],
-    );
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    let started = Instant::now();
-    gateway.publish(
-        vec![
-            eds_cluster("next", SECOND),
-            endpoints("next", backend.port),
-            scope("b.example", "next"),
-        ],
-        &[],
-    );
-    get_until(port, "b.example", "/", 200, "one").await;
-    let next = started.elapsed();
-    assert!(next < SECOND * 2, "the next cluster waited {next:?}");
-    eprintln!("beside a cold cluster, another new one serves after {next:?}");
-    get_until(port, "cold.example", "/", 503, "").await;
-    gateway.served.end().await;
+    for variant in BOTH {
+        let (backend, port) = (Backend::start("one").await, free_port().await);
+        let mut gateway = Gateway::start(
+            variant,
+            vec![
+                eds_cluster("shop", SECOND),
+                endpoints("shop", backend.port),
+                scoped_listener("web", port),
+                scope("a.example", "shop"),
+            ],
+        )
+        .await;
+        get_until(port, "a.example", "/", 200, "one").await;
+        gateway.settle().await;
+        let held = Arc::new(Resource::held_by_envoy(
+            ResourceKind::Secret,
+            "leaf".into(),
+            "1".into(),
+        ));
+        gateway.publish(
+            vec![
+                tls_cluster("cold", "leaf"),
+                held,
+                endpoints("cold", backend.port),
+                scope("cold.example", "cold"),
+            ],
+            &[],
+        );
+        let published = Instant::now();
+        let wanted = gateway.served.event_where(|event| match event {
+            Event::Wanted { name, .. } => Some(name),
+            _ => None,
+        });
+        assert_eq!(&*wanted.await, "leaf");
+        let started = Instant::now();
+        gateway.publish(
+            vec![
+                eds_cluster("next", SECOND),
+                endpoints("next", backend.port),
+                scope("b.example", "next"),
+            ],
+            &[],
+        );
+        get_until(port, "b.example", "/", 200, "one").await;
+        let next = started.elapsed();
+        assert_eq!(gateway.envoy.stat("cluster_manager.warming_clusters").await, 1);
+        assert!(next < SECOND * 2, "{variant:?}: the next cluster waited {next:?}");
+        get_until(port, "cold.example", "/", 503, "").await;
+        let cold = published.elapsed();
+        assert!(
+            cold > SECOND && cold < SECOND * 8,
+            "{variant:?}: the route of the cold cluster came after {cold:?}"
+        );
+        eprintln!(
+            "{variant:?}: beside a cold cluster, another serves after {next:?}; its own route after {cold:?}"
+        );
+
+        // The secret was made anew: everything gets warm.
+        let pair = crate::mutual_tls::Authority::new().issue(vec![crate::mutual_tls::dns("gateway.example")]);
+        gateway.publish(vec![secret("leaf", &pair.certificate, &pair.private_key)], &[]);
+        gateway.settle().await;
+        assert_eq!(gateway.envoy.stat("cluster_manager.warming_clusters").await, 0);
+        gateway.served.end().await;
+    }
 }

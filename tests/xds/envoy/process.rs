@@ -181,9 +181,10 @@ pub async fn get(port: u16, host: &str, path: &str) -> (u16, String) {
         stream
             .write_all(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes())
             .await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        std::io::Result::Ok(text)
+        // Not to the end of the stream: after a reply of its own, Envoy keeps it open for a second.
+        let mut bytes = Vec::new();
+        while !is_complete(&bytes) && stream.read_buf(&mut bytes).await? > 0 {}
+        std::io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     let Ok(text) = attempt.await else {
         return (0, String::new());
@@ -198,6 +199,19 @@ pub async fn get(port: u16, host: &str, path: &str) -> (u16, String) {
         .map(|(_, body)| body.to_owned())
         .unwrap_or_default();
     (status, body)
+}
+
+fn is_complete(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "));
+    length
+        .and_then(|length| length.parse().ok())
+        .is_some_and(|length: usize| body.len() >= length)
 }
 
 /// Asks again until the answer is as wanted; how long that took.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
+    ClusterDiscoveryType, DiscoveryType, EdsClusterConfig,
 };
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress, address, config_source::ConfigSourceSpecifier,
-    socket_address::PortSpecifier,
+    Address, AggregatedConfigSource, ApiVersion, ConfigSource, DataSource, SocketAddress, TransportSocket, address,
+    config_source::ConfigSourceSpecifier, data_source::Specifier, socket_address::PortSpecifier, transport_socket,
 };
 use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints};
@@ -33,6 +33,9 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, ScopedRds, ScopedRoutes, http_filter,
 };
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, SdsSecretConfig, Secret, TlsCertificate, UpstreamTlsContext, secret,
+};
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
 use envoy_types::pb::google::protobuf::{Any, UInt32Value};
 use portreeve::envoy::{Resource, ResourceKind, ResourceRef};
@@ -55,16 +58,61 @@ pub fn eds_cluster(name: &str, connect_timeout: Duration) -> Arc<Resource> {
     resource(ResourceKind::Cluster, name, &cluster, &[])
 }
 
-/// Its name never resolves, and its first answer is awaited: Envoy does not get it warm.
-pub fn dns_cluster(name: &str, host: &str, port: u16) -> Arc<Resource> {
-    let cluster = Cluster {
-        name: name.to_owned(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::StrictDns.into())),
-        dns_lookup_family: DnsLookupFamily::V4Only.into(),
-        load_assignment: Some(assignment(name, &[(host, port)])),
+/// A cluster with TLS whose client certificate comes by SDS.
+pub fn tls_cluster(name: &str, secret: &str) -> Arc<Resource> {
+    let context = UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificate_sds_secret_configs: vec![SdsSecretConfig {
+                name: secret.to_owned(),
+                sds_config: Some(ads()),
+            }],
+            ..Default::default()
+        }),
         ..Default::default()
     };
-    resource(ResourceKind::Cluster, name, &cluster, &[])
+    let socket = TransportSocket {
+        name: "envoy.transport_sockets.tls".to_owned(),
+        config_type: Some(transport_socket::ConfigType::TypedConfig(any(
+            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            &context,
+        ))),
+    };
+    let cluster = Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(ads()),
+            service_name: String::new(),
+        }),
+        transport_socket: Some(socket),
+        ..Default::default()
+    };
+    let needs = [ResourceRef {
+        kind: ResourceKind::Secret,
+        name: secret.into(),
+    }];
+    Arc::new(
+        Resource::new(ResourceKind::Cluster, name.into(), &cluster.encode_to_vec()).needing(needs.into()),
+    )
+}
+
+pub fn secret(name: &str, certificate: &str, private_key: &str) -> Arc<Resource> {
+    let inline = |text: &str| {
+        Some(DataSource {
+            specifier: Some(Specifier::InlineString(text.to_owned())),
+            ..Default::default()
+        })
+    };
+    let pair = TlsCertificate {
+        certificate_chain: inline(certificate),
+        private_key: inline(private_key),
+        ..Default::default()
+    };
+    let secret = Secret {
+        name: name.to_owned(),
+        r#type: Some(secret::Type::TlsCertificate(pair)),
+    };
+    resource(ResourceKind::Secret, name, &secret, &[])
 }
 
 pub fn endpoints(name: &str, port: u16) -> Arc<Resource> {
