@@ -22,7 +22,7 @@ pub fn api_reference() -> String {
         let method = route.method.to_ascii_uppercase();
         let _ = write!(page, "\n## {method} {}\n\n{}\n", route.path, route.summary);
         if let (true, Some(short)) = (route.public, route.path.strip_prefix("/v1")) {
-            let _ = write!(page, "Also as `{short}`, and on the loopback port.\n");
+            let _ = writeln!(page, "Also as `{short}`, and on the loopback port.");
         }
         if !route.parameters.is_empty() {
             page.push_str("\n| Parameter | | |\n|---|---|---|\n");

@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     }
     let mut written = 0;
     for batch in batches {
-        let writes: Vec<TxnWrite> = batch.iter().map(|change| operation(change)).collect();
+        let writes: Vec<TxnWrite> = batch.iter().map(operation).collect();
         let index = block_on(kv::write(&client, &writes))
             .map_err(|error| after(error, written, set.changes.len()))?;
         for change in batch {
