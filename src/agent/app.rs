@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +19,7 @@ use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::supervisor::Tasks;
 use super::{reload, start_banner};
+use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
 use crate::envoy::bootstrap::{Bootstrap, XdsEndpoint, XdsVariant};
@@ -174,6 +175,8 @@ impl Running {
             store,
             server.streams().clone(),
         );
+        let recorder = admin::Recorder::new();
+        let pipeline = pipeline.with_meter(Arc::new(recorder.clone()));
         let Outputs {
             view,
             interests,
@@ -184,8 +187,7 @@ impl Running {
             gateways.insert(name, receiver);
         }
         let mut tasks = Tasks::default();
-        let health = sources.health.clone();
-        sources.start(settings, &mut tasks, interests, wanted, stop);
+        let handles = sources.start(settings, &mut tasks, interests, wanted, stop);
         let (_commands, command_queue) = mpsc::channel(16);
         tasks.spawn_plain(
             "pipeline",
@@ -193,6 +195,25 @@ impl Running {
         );
         let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
         let envoys = start_envoys(settings, &mut facts).await?;
+        let readings = handles.readings;
+        let refresh = handles.refresh;
+        let api = admin::Api {
+            node: settings.node.as_str().into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: SystemTime::now(),
+            view: view.clone(),
+            streams: server.streams().clone(),
+            envoys: settings
+                .gateways
+                .iter()
+                .cloned()
+                .zip(envoys.iter().cloned())
+                .collect(),
+            readings: Arc::new(move || readings.read()),
+            refresh: Arc::new(move || refresh.notify_one()),
+            recorder,
+        };
+        serve_api(settings, api, &mut tasks, stop, &mut facts).await?;
         Ok(Self {
             tasks,
             view,
@@ -387,6 +408,27 @@ async fn serve_xds(
         Ok(tcp_server.serve(listener, tcp_stop).await?)
     });
     Ok(Some(sender))
+}
+
+async fn serve_api(
+    settings: &Settings,
+    api: admin::Api,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+    facts: &mut Vec<(&'static str, String)>,
+) -> anyhow::Result<()> {
+    facts.push(("API Socket", settings.api.socket.display().to_string()));
+    let listener = admin::Listener::unix(&settings.api.socket).await?;
+    tasks.spawn_plain("api", listener.serve(api.clone(), stop.clone()));
+    if let Some(address) = settings.api.address {
+        facts.push((
+            "Ready and Metrics",
+            format!("http://{address}/ready, http://{address}/metrics"),
+        ));
+        let listener = admin::Listener::tcp(address).await?;
+        tasks.spawn_plain("ready and metrics", listener.serve(api, stop.clone()));
+    }
+    Ok(())
 }
 
 async fn start_envoys(

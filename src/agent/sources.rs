@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::settings::{ConsulBlock, Settings, VaultBlock};
@@ -12,13 +13,14 @@ use super::supervisor::Tasks;
 use crate::model::{
     CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, Redacted, ServiceUpdate,
 };
-use crate::sources::SourceHealth;
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
 use crate::sources::consul::{ConsulAddress, ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher};
 use crate::sources::directory::DirectoryWatch;
 use crate::sources::vault::{SecretId, VaultAuth, VaultClient, VaultSession, VaultSettings};
+use crate::sources::{HealthReading, SourceHealth};
+use crate::status::SourceReading;
 
 /// What is started before the pipeline, because the pipeline must know whom it waits for.
 pub(super) struct Sources {
@@ -29,9 +31,53 @@ pub(super) struct Sources {
     certificate_store: Arc<dyn CertificateStore>,
     observations: mpsc::Sender<Observation>,
     pub document_sources: BTreeSet<Arc<str>>,
-    /// By name, for metrics and status.
-    pub health: Vec<(String, SourceHealth)>,
+    health: Vec<(String, SourceHealth)>,
     pub facts: Vec<(&'static str, String)>,
+}
+
+/// What the rest of the agent keeps of the running sources.
+pub(super) struct Handles {
+    pub readings: Readings,
+    /// Asks the polled sources to look now.
+    pub refresh: Arc<Notify>,
+}
+
+/// How fresh each source is and what it costs.
+#[derive(Clone)]
+pub(super) struct Readings {
+    health: Vec<(String, SourceHealth)>,
+    services: Option<ServiceWatcher>,
+    vault: Option<VaultClient>,
+}
+
+impl Readings {
+    pub fn read(&self) -> Vec<SourceReading> {
+        let watched = |name: String, reading: HealthReading| {
+            let age = reading.last_success.map(|at| at.elapsed());
+            SourceReading::new(name, reading.ok, age).counted(reading.requests_total, reading.errors_total)
+        };
+        let mut readings: Vec<SourceReading> = self
+            .health
+            .iter()
+            .map(|(name, health)| watched(name.clone(), health.reading()))
+            .collect();
+        if let Some(services) = &self.services {
+            let each = services.health().into_iter();
+            readings.extend(each.map(|(query, reading)| watched(format!("service {query}"), reading)));
+        }
+        if let Some(vault) = &self.vault {
+            let status = vault.status();
+            let age = status
+                .last_success
+                .map(|at| Duration::from_secs((WallClock::default().now() - at).max(0) as u64));
+            readings.push(
+                SourceReading::new("vault", status.is_ok(), age)
+                    .counted(status.requests, status.errors)
+                    .with_problem(status.problem.map(|problem| problem.to_string())),
+            );
+        }
+        readings
+    }
 }
 
 pub(super) fn environment(name: &str) -> Option<String> {
@@ -109,10 +155,6 @@ impl Sources {
         Ok(sources)
     }
 
-    pub fn consul(&self) -> Option<&ConsulClient> {
-        self.consul.as_ref()
-    }
-
     pub fn start(
         self,
         settings: &Settings,
@@ -120,7 +162,13 @@ impl Sources {
         interests: watch::Receiver<Arc<Interests>>,
         wanted: mpsc::Receiver<CertificateQuery>,
         stop: &CancellationToken,
-    ) {
+    ) -> Handles {
+        let mut readings = Readings {
+            health: self.health,
+            services: None,
+            vault: None,
+        };
+        let refresh = Arc::new(Notify::new());
         for watch in self.documents {
             tasks.spawn_plain("documents in KV", watch.run(stop.clone()));
         }
@@ -130,6 +178,7 @@ impl Sources {
         match self.consul {
             Some(client) => {
                 let (watcher, task) = ServiceWatcher::new(client, self.observations.clone());
+                readings.services = Some(watcher.clone());
                 tasks.spawn_plain("services", task.run(stop.clone()));
                 tasks.spawn_plain(
                     "service interests",
@@ -142,6 +191,7 @@ impl Sources {
             ),
         }
         let client = self.vault.map(|(client, session)| {
+            readings.vault = Some(client.clone());
             tasks.spawn_plain("vault session", session.run(stop.clone()));
             client
         });
@@ -160,8 +210,9 @@ impl Sources {
         );
         tasks.spawn(
             "certificates",
-            follow_certificates(watcher, interests, wanted, stop.clone()),
+            follow_certificates(watcher, interests, wanted, refresh.clone(), stop.clone()),
         );
+        Handles { readings, refresh }
     }
 }
 
@@ -215,6 +266,7 @@ async fn follow_certificates(
     mut watcher: CertificateWatcher,
     mut interests: watch::Receiver<Arc<Interests>>,
     mut wanted: mpsc::Receiver<CertificateQuery>,
+    refresh: Arc<Notify>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
@@ -223,6 +275,11 @@ async fn follow_certificates(
         tokio::select! {
             () = stop.cancelled() => break,
             changed = interests.changed() => if changed.is_err() { break },
+            () = refresh.notified() => {
+                for query in &queries {
+                    watcher.refresh(query);
+                }
+            }
             Some(query) = wanted.recv() => {
                 watcher.want_key(&query);
             }

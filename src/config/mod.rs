@@ -7,6 +7,7 @@ mod document;
 mod gateway;
 mod objects;
 mod permissions;
+mod problems;
 mod route;
 mod schema;
 mod store;

@@ -54,7 +54,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     Gateway(Arc<Gateway>),
     Certificate(Arc<Certificate>),
@@ -86,6 +86,11 @@ impl Object {
             Self::Upstream(object) => &object.origin,
             Self::Policy(object) => &object.origin,
         }
+    }
+
+    /// Where a name is declared twice in one document, or two routes claim one match, the earlier place comes first.
+    pub(super) fn place(&self) -> usize {
+        self.origin().span.start
     }
 
     /// The objects this one names.

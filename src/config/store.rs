@@ -17,6 +17,9 @@ use crate::model::{Document, DocumentId};
 /// Who wins a clash: files before KV, then Consul's CreateIndex, then the path. The same on every replica.
 pub type Rank = (bool, u64, DocumentId);
 
+/// Of a route on a host: its document's rank, its place there, its name.
+type Claim = (Rank, usize, Arc<str>);
+
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     documents: OrdMap<DocumentId, Arc<DocumentState>>,
@@ -24,8 +27,8 @@ pub struct Config {
     claims: OrdMap<ObjectKey, Arc<Vec<(Rank, Object)>>>,
     /// (named, by whom), over the holders.
     users: OrdSet<(ObjectKey, ObjectKey)>,
-    /// (gateway, host) to the routes that claim it, oldest first.
-    hosts: OrdMap<(Arc<str>, Arc<str>), OrdSet<(Rank, Arc<str>)>>,
+    /// (gateway, host) to the routes that claim it, by document and by the place in it.
+    hosts: OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>>,
     permissions: Arc<Permissions>,
     limits: LimitsByValue,
 }
@@ -170,24 +173,28 @@ impl Config {
         after: Option<&ParsedDocument>,
         change: &mut ConfigChange,
     ) {
-        let mut keys: BTreeSet<ObjectKey> = BTreeSet::new();
-        for object in before.into_iter().flat_map(|parsed| &parsed.objects) {
-            keys.insert(object.key());
-        }
-        for object in after.into_iter().flat_map(|parsed| &parsed.objects) {
-            keys.insert(object.key());
-        }
+        let declared = |parsed: Option<&ParsedDocument>| -> BTreeMap<ObjectKey, Object> {
+            let objects = parsed.into_iter().flat_map(|parsed| &parsed.objects);
+            objects.map(|object| (object.key(), object.clone())).collect()
+        };
+        let (old_objects, mut new_objects) = (declared(before), declared(after));
+        let rank = after.map(|after| rank_of(&after.document));
+        let same_rank = rank == before.map(|before| rank_of(&before.document));
+        let mut keys: BTreeSet<ObjectKey> = old_objects.keys().cloned().collect();
+        keys.extend(new_objects.keys().cloned());
         for key in keys {
+            // What stands as it stood costs nothing further: a big document may change in one place.
+            if same_rank && old_objects.get(&key) == new_objects.get(&key) {
+                continue;
+            }
             let old = self.claims.get(&key).cloned();
             let held_before = old.as_deref().and_then(|claims| claims.first()).cloned();
             let mut claims: Vec<(Rank, Object)> = old.as_deref().cloned().unwrap_or_default();
             claims.retain(|(rank, _)| rank.2 != *id);
-            if let Some(after) = after {
-                let rank = rank_of(&after.document);
-                let declared = after.objects.iter().filter(|object| object.key() == key);
-                claims.extend(declared.map(|object| (rank.clone(), object.clone())));
+            if let (Some(rank), Some(object)) = (&rank, new_objects.remove(&key)) {
+                claims.push((rank.clone(), object));
             }
-            claims.sort_by(|(a, one), (b, other)| (a, one.origin().span).cmp(&(b, other.origin().span)));
+            claims.sort_by(|(one, _), (other, _)| one.cmp(other));
             let held_after = claims.first().cloned();
             if claims.is_empty() {
                 self.claims.remove(&key);
@@ -209,10 +216,10 @@ impl Config {
                 self.users.remove(&(target, key.clone()));
             }
         }
-        if let Some((rank, Object::HttpRoute(route))) = before {
+        if let Some((rank, object @ Object::HttpRoute(route))) = before {
             for place in places(route) {
                 if let Some(routes) = self.hosts.get_mut(&place) {
-                    routes.remove(&(rank.clone(), route.name.clone()));
+                    routes.remove(&(rank.clone(), object.place(), route.name.clone()));
                     if routes.is_empty() {
                         self.hosts.remove(&place);
                     }
@@ -224,12 +231,13 @@ impl Config {
                 self.users.insert((target, key.clone()));
             }
         }
-        if let Some((rank, Object::HttpRoute(route))) = after {
+        if let Some((rank, object @ Object::HttpRoute(route))) = after {
             for place in places(route) {
-                self.hosts
-                    .entry(place)
-                    .or_default()
-                    .insert((rank.clone(), route.name.clone()));
+                self.hosts.entry(place).or_default().insert((
+                    rank.clone(),
+                    object.place(),
+                    route.name.clone(),
+                ));
             }
         }
     }
@@ -328,7 +336,7 @@ impl Config {
             .get(&(gateway.clone(), host.clone()))
             .into_iter()
             .flatten()
-            .filter_map(|(rank, name)| Some((rank, self.http_route(name)?)))
+            .filter_map(|(rank, _, name)| Some((rank, self.http_route(name)?)))
     }
 
     pub fn hosts_of_gateway<'a>(&'a self, gateway: &'a Arc<str>) -> impl Iterator<Item = &'a Arc<str>> + 'a {
@@ -338,27 +346,13 @@ impl Config {
             .map(|((_, host), _)| host)
     }
 
-    /// Names declared more than once: the losers say so.
-    pub fn name_clashes(&self, key: &ObjectKey) -> Vec<Diagnostic> {
-        let Some(claims) = self.claims.get(key) else {
-            return Vec::new();
-        };
-        let Some(((_, holder), losers)) = claims.split_first() else {
-            return Vec::new();
-        };
-        losers
-            .iter()
-            .map(|(_, object)| {
-                Diagnostic::error(Code::DuplicateName, format!("{key} is declared already"))
-                    .at(object.origin().clone())
-                    .about(key.kind.as_str(), &key.name)
-                    .because(format!(
-                        "{} holds the name: the older document wins",
-                        holder.origin()
-                    ))
-                    .fix("give this one another name, or take one of the two away")
-            })
-            .collect()
+    /// Every declaration of a name, the holder first.
+    pub(super) fn claims_of(&self, key: &ObjectKey) -> Option<&[(Rank, Object)]> {
+        self.claims.get(key).map(|claims| &claims[..])
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.claims.keys()
     }
 
     pub fn permissions(&self) -> &Permissions {

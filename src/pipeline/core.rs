@@ -59,7 +59,16 @@ pub struct Outputs {
     pub resources: BTreeMap<Arc<str>, watch::Receiver<Option<Arc<ResourceSet>>>>,
 }
 
+/// Counts what a look at the view cannot show.
+pub trait Meter: Send + Sync {
+    /// From taking a change from its source to handing the new resources to the streams.
+    fn published(&self, latency: Duration);
+    /// An Envoy refused resources of this kind.
+    fn refused(&self, gateway: &Arc<str>, kind: ResourceKind);
+}
+
 pub struct Pipeline {
+    meter: Option<Arc<dyn Meter>>,
     snapshot: Snapshot,
     gateways: Vec<Gateway>,
     refusals: Refusals,
@@ -131,6 +140,7 @@ impl Pipeline {
         let (interests, interests_receiver) = watch::channel(Arc::new(Interests::default()));
         let stale_at = has_documents.then(|| Instant::now() + STALE_AFTER);
         let mut pipeline = Self {
+            meter: None,
             snapshot,
             gateways,
             refusals: Refusals::default(),
@@ -155,6 +165,11 @@ impl Pipeline {
                 resources,
             },
         )
+    }
+
+    pub fn with_meter(mut self, meter: Arc<dyn Meter>) -> Self {
+        self.meter = Some(meter);
+        self
     }
 
     /// Runs until cancelled, or until every sender is gone.
@@ -201,6 +216,8 @@ impl Pipeline {
     }
 
     fn observe(&mut self, observations: impl IntoIterator<Item = Observation>) {
+        let started = Instant::now();
+        let revision = self.revision;
         let mut changes = Changes::default();
         for observation in observations {
             if let Some(store) = &self.store
@@ -216,6 +233,11 @@ impl Pipeline {
             self.stale = false;
         }
         self.take_up(&changes);
+        if let Some(meter) = &self.meter
+            && self.revision != revision
+        {
+            meter.published(started.elapsed());
+        }
     }
 
     fn take_up(&mut self, changes: &Changes) {
@@ -342,6 +364,9 @@ impl Pipeline {
                 ..
             } => {
                 tracing::error!(%gateway, %node, ?kind, ?blamed, proven, %message, "Envoy refused a configuration");
+                if let Some(meter) = &self.meter {
+                    meter.refused(&gateway, kind);
+                }
                 if proven {
                     for resource in candidates
                         .iter()

@@ -15,6 +15,6 @@ mod refusals;
 mod store;
 mod view;
 
-pub use core::{Command, GatewaySettings, Outputs, Pipeline, PipelineSettings};
+pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};
 pub use store::{Restored, Store, StoreError};
 pub use view::{GatewayView, View};

@@ -7,7 +7,7 @@ use crate::config::{Gateway, Listener};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
 use crate::ir::{self, Routing, Secret, Tls, TlsChain, VirtualHost};
-use crate::model::CertificateQuery;
+use crate::model::{CertificateQuery, DocumentId};
 use crate::snapshot::Snapshot;
 
 /// The certificates a gateway's listeners name, with what to fetch for each.
@@ -38,7 +38,7 @@ pub fn resolve_secret(snapshot: &Snapshot, certificate: &str) -> Option<Secret> 
     })
 }
 
-/// Features with a filter that some route of the host asks for.
+/// Features with a filter that some route of the host asks for, without those of security policies: they are always there.
 pub fn attached_features(host: &VirtualHost) -> BTreeSet<&'static str> {
     let used: BTreeSet<&'static str> = host
         .routes
@@ -47,7 +47,9 @@ pub fn attached_features(host: &VirtualHost) -> BTreeSet<&'static str> {
         .collect();
     FEATURES
         .iter()
-        .filter(|feature| used.contains(feature.name()) && feature.http_filter().is_some())
+        .filter(|feature| {
+            used.contains(feature.name()) && !feature.is_security() && feature.http_filter().is_some()
+        })
         .map(|feature| feature.name())
         .collect()
 }
@@ -130,7 +132,7 @@ fn chain(
     listener: &Listener,
     name: &Arc<str>,
     taken: &mut BTreeSet<Arc<str>>,
-) -> Result<(Option<TlsChain>, crate::model::DocumentId), Diagnostic> {
+) -> Result<(Option<TlsChain>, DocumentId), Box<Diagnostic>> {
     let Some(declared) = snapshot.config.certificate(name) else {
         let known: Vec<_> = snapshot
             .config
@@ -138,19 +140,21 @@ fn chain(
             .map(|object| object.key().name)
             .collect();
         let near = crate::diagnostics::suggestion(name, known.iter().map(|name| &**name));
-        return Err(Diagnostic::error(
-            Code::UnknownReference,
-            format!("no document declares the certificate {name:?}"),
-        )
-        .because(format!("the listener {:?} goes on without it", listener.name))
-        .fix(near.map_or_else(
-            || format!("declare `certificate {name:?} {{ ... }}`"),
-            |near| format!("did you mean {near:?}?"),
-        )));
+        return Err(Box::new(
+            Diagnostic::error(
+                Code::UnknownReference,
+                format!("no document declares the certificate {name:?}"),
+            )
+            .because(format!("the listener {:?} goes on without it", listener.name))
+            .fix(near.map_or_else(
+                || format!("declare `certificate {name:?} {{ ... }}`"),
+                |near| format!("did you mean {near:?}?"),
+            )),
+        ));
     };
     let known = snapshot.certificate(&declared.query);
     let Some(material) = known.and_then(|known| known.value.as_ref()) else {
-        return Err(match known.and_then(|known| known.problem.as_ref()) {
+        return Err(Box::new(match known.and_then(|known| known.problem.as_ref()) {
             Some(problem) => {
                 let mut diagnostic = Diagnostic::error(
                     Code::CertificateProblem,
@@ -164,24 +168,31 @@ fn chain(
                 Code::NotYetKnown,
                 format!("certificate {name:?} has not arrived yet ({})", declared.query),
             ),
-        });
+        }));
     };
-    // A client's SNI is a DNS name; IP addresses never appear in one.
-    let server_names: Vec<Arc<str>> = material
+    // A client's SNI is a DNS name; IP addresses never appear in one. Envoy refuses wildcards that are not a whole first
+    // label, and with them the listener.
+    let usable: Vec<Arc<str>> = material
         .names
         .iter()
         .filter(|san| san.parse::<IpAddr>().is_err())
         .map(|san| Arc::from(san.to_ascii_lowercase()))
-        .filter(|san: &Arc<str>| taken.insert(san.clone()))
+        .filter(|san: &Arc<str>| !san.strip_prefix("*.").unwrap_or(san).contains('*') && !san.is_empty())
         .collect();
-    if server_names.is_empty() && material.names.iter().all(|san| san.parse::<IpAddr>().is_ok()) {
-        return Err(Diagnostic::error(
-            Code::CertificateProblem,
-            format!("certificate {name:?} names no host"),
-        )
-        .because("which certificate is served is decided by the client's SNI, which names a host")
-        .fix("issue it with a DNS name (subject alternative name)"));
+    if usable.is_empty() {
+        return Err(Box::new(
+            Diagnostic::error(
+                Code::CertificateProblem,
+                format!("certificate {name:?} names no host"),
+            )
+            .because("which certificate is served is decided by the client's SNI, which names a host")
+            .fix("issue it with a DNS name (subject alternative name)"),
+        ));
     }
+    let server_names: Vec<Arc<str>> = usable
+        .into_iter()
+        .filter(|san| taken.insert(san.clone()))
+        .collect();
     let chain = (!server_names.is_empty()).then(|| TlsChain {
         secret: secret_name(name),
         server_names,

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::policies::effective;
@@ -108,15 +108,9 @@ fn drop_shadowed(
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<Route> {
     let mut kept: Vec<Route> = Vec::with_capacity(routes.len());
+    let mut seen: HashMap<RequestMatch, usize> = HashMap::with_capacity(routes.len());
     for (_, _, route) in routes {
-        // Equal matches stand next to each other after sorting by precedence only if nothing of the same weight is
-        // between them, so all of the same weight are looked at.
-        let shadow = kept
-            .iter()
-            .rev()
-            .take_while(|other| precedence(&other.matching, &route.matching).is_eq())
-            .find(|other| other.matching == route.matching);
-        if let Some(holder) = shadow {
+        if let Some(holder) = seen.get(&route.matching).map(|index| &kept[*index]) {
             diagnostics.push(
                 Diagnostic::warning(
                     Code::ShadowedRule,
@@ -124,12 +118,13 @@ fn drop_shadowed(
                 )
                 .at(route.origin.clone())
                 .because(format!(
-                    "{:?} ({}) matches exactly the same and is older",
+                    "{:?} ({}) matches exactly the same and comes first",
                     holder.name, holder.origin
                 ))
                 .fix("take one of the two away, or tell them apart by method, header or query"),
             );
         } else {
+            seen.insert(route.matching.clone(), kept.len());
             kept.push(route);
         }
     }

@@ -147,12 +147,11 @@ impl Snapshot {
                 }
             }
         };
-        let same_value = before.is_some_and(|known| {
-            known.value == after.value && known.problem.is_some() == after.problem.is_some()
-        });
+        // The problem's words are part of what the units say.
+        let same = before.is_some_and(|known| known.value == after.value && known.problem == after.problem);
         changes.status_only =
             before.is_none_or(|known| known.problem != after.problem || known.stale != after.stale);
-        if !same_value {
+        if !same {
             changes.services.insert(update.query.clone());
         }
         self.services.insert(update.query, after);
@@ -177,12 +176,11 @@ impl Snapshot {
                 }
             }
         };
-        let same_value = before.is_some_and(|known| {
-            known.value == after.value && known.problem.is_some() == after.problem.is_some()
-        });
+        // The problem's words are part of what the units say.
+        let same = before.is_some_and(|known| known.value == after.value && known.problem == after.problem);
         changes.status_only =
             before.is_none_or(|known| known.problem != after.problem || known.stale != after.stale);
-        if !same_value {
+        if !same {
             changes.certificates.insert(update.query.clone());
         }
         self.certificates.insert(update.query, after);

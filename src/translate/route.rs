@@ -356,7 +356,6 @@ fn header_matcher(condition: &ValueMatch) -> HeaderMatcher {
                 ..StringMatcher::default()
             }),
         }),
-        ..HeaderMatcher::default()
     }
 }
 

@@ -1,0 +1,98 @@
+//! What is wrong with the configuration as a whole, whichever gateway an agent serves.
+
+use super::objects::{HttpRoute, Object, ObjectKey, ObjectKind};
+use super::store::Config;
+use crate::diagnostics::{Code, Diagnostic, suggestion};
+
+impl Config {
+    /// Everything: bad documents, clashes of names, routes that hang in the air. Walks all objects: for status and CLI.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let mut said: Vec<Diagnostic> = self
+            .documents()
+            .flat_map(|document| document.problems.iter().cloned())
+            .collect();
+        for key in self.keys() {
+            said.extend(self.name_clashes(key));
+        }
+        for object in self.of_kind(ObjectKind::HttpRoute) {
+            if let Object::HttpRoute(route) = object {
+                said.extend(self.attachment_problems(route));
+            }
+        }
+        said
+    }
+
+    /// Names declared more than once: the losers say so.
+    pub fn name_clashes(&self, key: &ObjectKey) -> Vec<Diagnostic> {
+        let Some(claims) = self.claims_of(key) else {
+            return Vec::new();
+        };
+        let Some(((_, holder), losers)) = claims.split_first() else {
+            return Vec::new();
+        };
+        losers
+            .iter()
+            .map(|(_, object)| {
+                Diagnostic::error(Code::DuplicateName, format!("{key} is declared already"))
+                    .at(object.origin().clone())
+                    .about(key.kind.as_str(), &key.name)
+                    .because(format!(
+                        "{} holds the name: the older document wins",
+                        holder.origin()
+                    ))
+                    .fix("give this one another name, or take one of the two away")
+            })
+            .collect()
+    }
+
+    /// Gateways and listeners that a route names and nobody declares.
+    pub fn attachment_problems(&self, route: &HttpRoute) -> Vec<Diagnostic> {
+        let mut said = Vec::new();
+        let mut listeners = Vec::new();
+        for (name, origin) in &route.gateways {
+            match self.gateway(name) {
+                Some(gateway) => listeners.extend(gateway.listeners.iter().map(|listener| &*listener.name)),
+                None => {
+                    let known: Vec<_> = self.gateways().map(|gateway| gateway.name.clone()).collect();
+                    let near = suggestion(name, known.iter().map(|name| &**name));
+                    said.push(
+                        Diagnostic::error(
+                            Code::NotAttached,
+                            format!("no document declares the gateway {name:?}"),
+                        )
+                        .at(origin.clone())
+                        .about("http_route", &route.name)
+                        .because("the route is not served there")
+                        .fix(near.map_or_else(
+                            || format!("declare `gateway {name:?} {{ ... }}`, or take the name away"),
+                            |near| format!("did you mean {near:?}?"),
+                        )),
+                    );
+                }
+            }
+        }
+        if listeners.is_empty() {
+            return said;
+        }
+        for (name, origin) in &route.listeners {
+            if listeners.contains(&&**name) {
+                continue;
+            }
+            let near = suggestion(name, listeners.iter().copied());
+            said.push(
+                Diagnostic::error(
+                    Code::NotAttached,
+                    format!("none of the route's gateways has a listener {name:?}"),
+                )
+                .at(origin.clone())
+                .about("http_route", &route.name)
+                .because("the route is not served there")
+                .fix(near.map_or_else(
+                    || format!("listeners there: {}", listeners.join(", ")),
+                    |near| format!("did you mean {near:?}?"),
+                )),
+            );
+        }
+        said
+    }
+}

@@ -1,0 +1,140 @@
+//! Who uses what: the books that tell when a cluster, a watch, a filter or a table begins and ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Compiled, Compiler, HostKey, HostUnit, Work};
+use crate::config::BackendTarget;
+use crate::ir::Routing;
+use crate::model::ServiceQuery;
+
+impl Compiler {
+    /// Keeps the books of who uses what, and notes the clusters, watches and listeners that this starts or ends.
+    pub(super) fn host_uses(
+        &mut self,
+        key: &HostKey,
+        before: Option<&HostUnit>,
+        after: Option<&HostUnit>,
+        work: &mut Work,
+    ) {
+        let (listener, host) = key;
+        let none = BTreeSet::new();
+        let (old, new) = (
+            before.map_or(&none, |unit| &unit.targets),
+            after.map_or(&none, |unit| &unit.targets),
+        );
+        for target in old.difference(new) {
+            self.target_users
+                .remove(&(target.clone(), listener.clone(), host.clone()));
+            if !self.target_in_use(target) {
+                work.clusters.insert(target.clone());
+            }
+        }
+        for target in new.difference(old) {
+            if !self.target_in_use(target) {
+                work.clusters.insert(target.clone());
+            }
+            self.target_users
+                .insert((target.clone(), listener.clone(), host.clone()));
+        }
+        let no_features = BTreeSet::new();
+        let (old, new) = (
+            before.map_or(&no_features, |unit| &unit.features),
+            after.map_or(&no_features, |unit| &unit.features),
+        );
+        for &feature in old.difference(new) {
+            self.filters_used
+                .remove(&(listener.clone(), feature, host.clone()));
+            if !self.filter_in_use(listener, feature) {
+                work.listeners.insert(listener.clone());
+            }
+        }
+        for &feature in new.difference(old) {
+            if !self.filter_in_use(listener, feature) {
+                work.listeners.insert(listener.clone());
+            }
+            self.filters_used
+                .insert((listener.clone(), feature, host.clone()));
+        }
+        if before.is_some() != after.is_some() && host.starts_with('*') {
+            let count = self.wildcards.entry(listener.clone()).or_default();
+            *count = if after.is_some() {
+                *count + 1
+            } else {
+                count.saturating_sub(1)
+            };
+        }
+    }
+
+    pub(super) fn target_in_use(&self, target: &BackendTarget) -> bool {
+        self.target_users
+            .range((target.clone(), Arc::from(""), Arc::from(""))..)
+            .next()
+            .is_some_and(|(used, _, _)| used == target)
+    }
+
+    pub(super) fn query_in_use(&self, query: &ServiceQuery) -> bool {
+        self.targets_of_service
+            .range((query.clone(), BackendTarget::Consul("".into()))..)
+            .next()
+            .is_some_and(|(used, _)| used == query)
+    }
+
+    pub(super) fn filter_in_use(&self, listener: &Arc<str>, feature: &'static str) -> bool {
+        self.filters_used
+            .range((listener.clone(), feature, Arc::from(""))..)
+            .next()
+            .is_some_and(|(l, f, _)| l == listener && *f == feature)
+    }
+
+    pub(super) fn routing(&self, listener: &Arc<str>) -> Routing {
+        match self.wildcards.get(listener) {
+            Some(1..) => Routing::Table,
+            _ => Routing::Scoped,
+        }
+    }
+
+    pub(super) fn routings(&self) -> BTreeMap<Arc<str>, Routing> {
+        self.wildcards
+            .keys()
+            .map(|listener| (listener.clone(), self.routing(listener)))
+            .collect()
+    }
+
+    /// A host that is held back still goes there: what stands, stands.
+    pub(super) fn is_held(&self, target: &BackendTarget) -> bool {
+        self.settings.hold_pending
+            && self
+                .target_users
+                .range((target.clone(), Arc::from(""), Arc::from(""))..)
+                .take_while(|(used, _, _)| used == target)
+                .any(|(_, listener, host)| self.held.contains(&(listener.clone(), host.clone())))
+    }
+
+    /// Notes which watch feeds a destination now.
+    pub(super) fn fed_by(
+        &mut self,
+        target: &BackendTarget,
+        query: Option<ServiceQuery>,
+        compiled: &mut Compiled,
+    ) {
+        let old = self.query_of_target.get(target).cloned();
+        if old == query {
+            return;
+        }
+        if let Some(old) = old {
+            self.query_of_target.remove(target);
+            self.targets_of_service.remove(&(old.clone(), target.clone()));
+            if !self.query_in_use(&old) {
+                compiled.services_dropped.insert(old);
+            }
+        }
+        if let Some(query) = query {
+            if !self.query_in_use(&query) {
+                compiled.services_added.insert(query.clone());
+            }
+            self.targets_of_service.insert((query.clone(), target.clone()));
+            self.query_of_target.insert(target.clone(), query);
+        }
+    }
+}

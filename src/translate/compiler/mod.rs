@@ -1,0 +1,264 @@
+//! Which units a change touches.
+//!
+//! A unit is one virtual host, one cluster, one service's endpoints, one certificate or one listener. The compiler keeps
+//! what it made of each and remakes only those whose inputs changed: no step of one change walks all objects.
+
+mod books;
+mod touched;
+mod units;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imbl::{OrdMap, OrdSet};
+
+use crate::config::BackendTarget;
+use crate::diagnostics::Diagnostic;
+use crate::envoy::ResourceSet;
+use crate::ir::VirtualHost;
+use crate::model::{CertificateQuery, ServiceQuery};
+use crate::snapshot::{Changes, Snapshot};
+
+/// What a gateway is compiled with that no document says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub bind_address: IpAddr,
+    /// Wait for the watches of a changed host before publishing it, so that a new route's first answer is not a 503.
+    pub hold_pending: bool,
+}
+
+/// Names a unit, for the diagnostics about it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum UnitKey {
+    Gateway,
+    Listener(Arc<str>),
+    Host(Arc<str>, Arc<str>),
+    Cluster(Arc<str>),
+}
+
+/// A host of a listener.
+type HostKey = (Arc<str>, Arc<str>);
+
+/// One gateway as compiled so far.
+#[derive(Clone, Debug)]
+pub struct Compiler {
+    gateway: Arc<str>,
+    settings: Settings,
+    set: ResourceSet,
+    hosts: OrdMap<HostKey, Arc<HostUnit>>,
+    /// Hosts of a listener that are not exact: any of them asks for a table.
+    wildcards: BTreeMap<Arc<str>, usize>,
+    /// (feature, listener, host): which filters a listener's chain needs.
+    filters_used: OrdSet<(Arc<str>, &'static str, Arc<str>)>,
+    /// (destination, listener, host): a cluster lives while somebody uses it.
+    target_users: OrdSet<(BackendTarget, Arc<str>, Arc<str>)>,
+    /// Destinations in use, by the watch that feeds them.
+    targets_of_service: OrdSet<(ServiceQuery, BackendTarget)>,
+    query_of_target: OrdMap<BackendTarget, ServiceQuery>,
+    /// Hosts to look at again when a watch answers.
+    waiting: OrdSet<(ServiceQuery, Arc<str>, Arc<str>)>,
+    /// Hosts that stand as they were, or not at all, until their watches have answered.
+    held: OrdSet<HostKey>,
+    certificates: BTreeMap<Arc<str>, CertificateQuery>,
+    diagnostics: OrdMap<UnitKey, Arc<[Diagnostic]>>,
+}
+
+#[derive(Clone, Debug)]
+struct HostUnit {
+    host: VirtualHost,
+    encoded: Bytes,
+    targets: BTreeSet<BackendTarget>,
+    features: BTreeSet<&'static str>,
+    /// Its entries in `waiting`.
+    pending: BTreeSet<ServiceQuery>,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// Something that reaches Envoy differs.
+    pub changed: bool,
+    /// Watches that are needed now and were not, and the other way round.
+    pub services_added: BTreeSet<ServiceQuery>,
+    pub services_dropped: BTreeSet<ServiceQuery>,
+    /// Units remade: what the benchmarks and tests count.
+    pub units: usize,
+}
+
+/// What must be remade.
+#[derive(Debug, Default)]
+struct Work {
+    hosts: BTreeSet<HostKey>,
+    tables: BTreeSet<Arc<str>>,
+    listeners: BTreeSet<Arc<str>>,
+    clusters: BTreeSet<BackendTarget>,
+    endpoints: BTreeSet<BackendTarget>,
+    secrets: BTreeSet<Arc<str>>,
+}
+
+impl Compiler {
+    pub fn new(gateway: &str, settings: Settings) -> Self {
+        Self {
+            gateway: gateway.into(),
+            settings,
+            set: ResourceSet::default(),
+            hosts: OrdMap::new(),
+            wildcards: BTreeMap::new(),
+            filters_used: OrdSet::new(),
+            target_users: OrdSet::new(),
+            targets_of_service: OrdSet::new(),
+            query_of_target: OrdMap::new(),
+            waiting: OrdSet::new(),
+            held: OrdSet::new(),
+            certificates: BTreeMap::new(),
+            diagnostics: OrdMap::new(),
+        }
+    }
+
+    pub fn gateway(&self) -> &Arc<str> {
+        &self.gateway
+    }
+
+    pub fn resources(&self) -> &ResourceSet {
+        &self.set
+    }
+
+    pub fn diagnostics(&self) -> impl Iterator<Item = (&UnitKey, &Arc<[Diagnostic]>)> {
+        self.diagnostics.iter()
+    }
+
+    pub fn certificates(&self) -> &BTreeMap<Arc<str>, CertificateQuery> {
+        &self.certificates
+    }
+
+    /// Every watch this gateway needs.
+    pub fn services(&self) -> BTreeSet<ServiceQuery> {
+        self.targets_of_service
+            .iter()
+            .map(|(query, _)| query.clone())
+            .collect()
+    }
+
+    /// Some host is held back until its watches have answered: `stop_waiting` ends it.
+    pub fn is_waiting(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// From nothing: the plain form, which `update` must always agree with.
+    pub fn compile(gateway: &str, settings: Settings, snapshot: &Snapshot) -> Self {
+        let mut compiler = Self::new(
+            gateway,
+            Settings {
+                hold_pending: false,
+                ..settings.clone()
+            },
+        );
+        compiler.rebuild(snapshot);
+        compiler.settings = settings;
+        compiler
+    }
+
+    /// Takes up everything anew, keeping what comes out the same.
+    pub fn rebuild(&mut self, snapshot: &Snapshot) -> Compiled {
+        let mut work = Work::default();
+        self.whole_gateway(snapshot, &mut work);
+        work.clusters
+            .extend(self.target_users.iter().map(|(target, _, _)| target.clone()));
+        self.run(snapshot, work)
+    }
+
+    /// Takes up a change.
+    pub fn update(&mut self, snapshot: &Snapshot, changes: &Changes) -> Compiled {
+        let mut work = Work::default();
+        for (key, (before, after)) in &changes.config.objects {
+            self.object_changed(snapshot, key, before.as_ref(), after.as_ref(), &mut work);
+        }
+        for query in &changes.services {
+            self.service_changed(query, &mut work);
+        }
+        if !changes.certificates.is_empty() {
+            let of_changed = self
+                .certificates
+                .iter()
+                .filter(|(_, query)| changes.certificates.contains(query));
+            work.secrets.extend(of_changed.map(|(name, _)| name.clone()));
+        }
+        self.run(snapshot, work)
+    }
+
+    /// Publishes hosts that waited long enough: what is unknown answers 503 from here on.
+    pub fn stop_waiting(&mut self, snapshot: &Snapshot) -> Compiled {
+        let mut work = Work::default();
+        for key in &self.held {
+            work.hosts.insert(key.clone());
+            if let Some(unit) = self.hosts.get(key) {
+                work.clusters.extend(unit.targets.iter().cloned());
+            }
+        }
+        let hold = std::mem::replace(&mut self.settings.hold_pending, false);
+        let compiled = self.run(snapshot, work);
+        self.settings.hold_pending = hold;
+        compiled
+    }
+
+    fn run(&mut self, snapshot: &Snapshot, mut work: Work) -> Compiled {
+        let mut compiled = Compiled::default();
+        let gateway = snapshot.config.gateway(&self.gateway).cloned();
+        let routing_before = self.routings();
+        for (listener, host) in std::mem::take(&mut work.hosts) {
+            compiled.units += 1;
+            self.host(
+                snapshot,
+                gateway.as_deref(),
+                listener,
+                host,
+                &mut work,
+                &mut compiled,
+            );
+        }
+        self.secrets(snapshot, gateway.as_deref(), &mut work, &mut compiled);
+        for target in &work.clusters {
+            compiled.units += 1;
+            self.destination(snapshot, target, &mut compiled);
+        }
+        for target in work.endpoints.difference(&work.clusters) {
+            compiled.units += 1;
+            self.endpoints(snapshot, target, &mut compiled);
+        }
+        for (listener, routing) in self.routings() {
+            if routing_before.get(&listener) != Some(&routing) {
+                self.reroute(&listener, routing, &mut compiled);
+                work.listeners.insert(listener.clone());
+                work.tables.insert(listener);
+            }
+        }
+        for name in &work.tables {
+            compiled.units += 1;
+            self.table(name, &mut compiled);
+        }
+        for name in &work.listeners {
+            compiled.units += 1;
+            self.listener(snapshot, gateway.as_deref(), name, &mut compiled);
+        }
+        let both: Vec<_> = compiled
+            .services_added
+            .intersection(&compiled.services_dropped)
+            .cloned()
+            .collect();
+        for query in both {
+            compiled.services_added.remove(&query);
+            compiled.services_dropped.remove(&query);
+        }
+        compiled
+    }
+
+    fn say(&mut self, unit: UnitKey, diagnostics: Vec<Diagnostic>) {
+        if diagnostics.is_empty() {
+            self.diagnostics.remove(&unit);
+        } else {
+            self.diagnostics.insert(unit, diagnostics.into());
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! From a change to the units that depend on it.
+
+use super::{Compiler, Work};
+use crate::config::{BackendTarget, Object, ObjectKey, ObjectKind, UpstreamSource};
+use crate::envoy::ResourceKind;
+use crate::model::ServiceQuery;
+use crate::resolve::certificates_of;
+use crate::snapshot::Snapshot;
+use std::sync::Arc;
+
+impl Compiler {
+    pub(super) fn object_changed(
+        &self,
+        snapshot: &Snapshot,
+        key: &ObjectKey,
+        before: Option<&Object>,
+        after: Option<&Object>,
+        work: &mut Work,
+    ) {
+        match key.kind {
+            ObjectKind::Gateway if key.name == self.gateway => self.whole_gateway(snapshot, work),
+            ObjectKind::Gateway => {}
+            ObjectKind::HttpRoute => {
+                for route in [before, after].into_iter().flatten() {
+                    self.route_touched(snapshot, route, work);
+                }
+            }
+            ObjectKind::Upstream => {
+                let target = BackendTarget::Upstream(key.name.clone());
+                work.clusters.insert(target.clone());
+                work.endpoints.insert(target);
+                // A route looks different only when the upstream appears, vanishes, or is fed by another watch.
+                if before.map(watch_of) != after.map(watch_of) {
+                    self.users_touched(snapshot, key, work);
+                }
+            }
+            ObjectKind::Policy => self.users_touched(snapshot, key, work),
+            ObjectKind::Certificate => {
+                if snapshot.config.gateway(&self.gateway).is_some() {
+                    work.secrets.insert(key.name.clone());
+                }
+            }
+        }
+    }
+
+    pub(super) fn users_touched(&self, snapshot: &Snapshot, key: &ObjectKey, work: &mut Work) {
+        for user in snapshot.config.users_of(key) {
+            match user.kind {
+                ObjectKind::Gateway if user.name == self.gateway => self.whole_gateway(snapshot, work),
+                ObjectKind::HttpRoute => {
+                    if let Some(route) = snapshot.config.object(user) {
+                        self.route_touched(snapshot, route, work);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn route_touched(&self, snapshot: &Snapshot, route: &Object, work: &mut Work) {
+        let Object::HttpRoute(route) = route else { return };
+        if !route.gateways.iter().any(|(name, _)| *name == self.gateway) {
+            return;
+        }
+        let Some(gateway) = snapshot.config.gateway(&self.gateway) else {
+            return;
+        };
+        for listener in &gateway.listeners {
+            for host in &route.hostnames {
+                work.hosts.insert((listener.name.clone(), host.clone()));
+            }
+        }
+    }
+
+    pub(super) fn service_changed(&self, query: &ServiceQuery, work: &mut Work) {
+        let first = BackendTarget::Consul("".into());
+        for (known, target) in self.targets_of_service.range((query.clone(), first)..) {
+            if known != query {
+                break;
+            }
+            work.endpoints.insert(target.clone());
+        }
+        for (known, listener, host) in self
+            .waiting
+            .range((query.clone(), Arc::from(""), Arc::from(""))..)
+        {
+            if known != query {
+                break;
+            }
+            work.hosts.insert((listener.clone(), host.clone()));
+        }
+    }
+
+    /// The gateway itself changed: all of its units are looked at again.
+    pub(super) fn whole_gateway(&self, snapshot: &Snapshot, work: &mut Work) {
+        work.hosts.extend(self.hosts.keys().cloned());
+        work.listeners
+            .extend(self.set.of_kind(ResourceKind::Listener).keys().cloned());
+        work.tables
+            .extend(self.set.of_kind(ResourceKind::Route).keys().cloned());
+        work.secrets.extend(self.certificates.keys().cloned());
+        let Some(gateway) = snapshot.config.gateway(&self.gateway) else {
+            return;
+        };
+        for listener in &gateway.listeners {
+            work.listeners.insert(listener.name.clone());
+            for host in snapshot.config.hosts_of_gateway(&self.gateway) {
+                work.hosts.insert((listener.name.clone(), host.clone()));
+            }
+        }
+        work.secrets.extend(
+            certificates_of(snapshot, gateway)
+                .into_iter()
+                .map(|(name, _)| name),
+        );
+    }
+}
+
+/// What of an upstream its routes depend on.
+fn watch_of(object: &Object) -> Option<ServiceQuery> {
+    match object {
+        Object::Upstream(upstream) => match &upstream.source {
+            UpstreamSource::Consul { query, .. } => Some(query.clone()),
+            UpstreamSource::Static(_) | UpstreamSource::Dns(_) => None,
+        },
+        _ => None,
+    }
+}

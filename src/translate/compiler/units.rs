@@ -1,0 +1,302 @@
+//! Each unit made anew, and put into the set.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Compiled, Compiler, HostKey, HostUnit, UnitKey, Work};
+use crate::config::{BackendTarget, Gateway, Listener};
+use crate::envoy::ResourceKind;
+use crate::features::FEATURES;
+use crate::ir::{Routing, VirtualHost};
+use crate::model::CertificateQuery;
+use crate::resolve::{
+    attached_features, certificates_of, cluster_name, endpoints, resolve_cluster, resolve_listener,
+    resolve_secret, resolve_virtual_host, secret_name, service_query,
+};
+use crate::snapshot::Snapshot;
+use crate::translate::cluster::cluster_resource;
+use crate::translate::endpoint::endpoint_resource;
+use crate::translate::listener::listener_resource;
+use crate::translate::route::{encode_virtual_host, scoped_resource, table_resource};
+use crate::translate::secret::secret_resource;
+
+impl Compiler {
+    pub(super) fn host(
+        &mut self,
+        snapshot: &Snapshot,
+        gateway: Option<&Gateway>,
+        listener_name: Arc<str>,
+        host: Arc<str>,
+        work: &mut Work,
+        compiled: &mut Compiled,
+    ) {
+        let key = (listener_name.clone(), host.clone());
+        let listener = gateway.and_then(|gateway| {
+            gateway
+                .listeners
+                .iter()
+                .find(|listener| listener.name == listener_name)
+        });
+        let resolved = match (gateway, listener) {
+            (Some(gateway), Some(listener)) => resolve_virtual_host(snapshot, gateway, listener, &host),
+            _ => None,
+        };
+        let unit_key = UnitKey::Host(listener_name.clone(), host.clone());
+        let before = self.hosts.get(&key).cloned();
+        for query in before.iter().flat_map(|before| &before.pending) {
+            self.waiting
+                .remove(&(query.clone(), listener_name.clone(), host.clone()));
+        }
+        self.held.remove(&key);
+        let Some(resolved) = resolved else {
+            self.diagnostics.remove(&unit_key);
+            if let Some(before) = before {
+                self.hosts.remove(&key);
+                self.host_uses(&key, Some(&before), None, work);
+                compiled.changed |= self
+                    .set
+                    .remove(ResourceKind::ScopedRoute, &format!("{listener_name}/{host}"));
+                work.tables.insert(listener_name);
+            }
+            return;
+        };
+        let value = resolved.value;
+        for query in &value.pending {
+            self.waiting
+                .insert((query.clone(), listener_name.clone(), host.clone()));
+        }
+        self.say(unit_key, resolved.diagnostics);
+        let features = attached_features(&value.host);
+        let pending = value.pending;
+        let hold = !pending.is_empty() && self.settings.hold_pending;
+        let unit = if hold {
+            self.held.insert(key.clone());
+            // What stood before stands until the new watches have answered; their watches start now.
+            let (vhost, encoded, features) = match &before {
+                Some(before) => (
+                    before.host.clone(),
+                    before.encoded.clone(),
+                    before.features.clone(),
+                ),
+                None => (value.host.clone(), Bytes::new(), features),
+            };
+            let targets = before
+                .iter()
+                .flat_map(|before| before.targets.iter().cloned())
+                .chain(value.targets)
+                .collect();
+            HostUnit {
+                host: vhost,
+                encoded,
+                targets,
+                features,
+                pending,
+            }
+        } else {
+            HostUnit {
+                encoded: encode_virtual_host(&value.host),
+                host: value.host,
+                targets: value.targets,
+                features,
+                pending,
+            }
+        };
+        let unit = Arc::new(unit);
+        self.hosts.insert(key.clone(), unit.clone());
+        self.host_uses(&key, before.as_deref(), Some(&unit), work);
+        if hold {
+            return;
+        }
+        match self.routing(&listener_name) {
+            Routing::Scoped => {
+                compiled.changed |= self
+                    .set
+                    .insert(Arc::new(scoped_resource(&unit.host, &unit.encoded)))
+            }
+            Routing::Table => {
+                work.tables.insert(listener_name);
+            }
+        }
+    }
+
+    /// A cluster with its endpoints. One without its watch's first answer is not there: Envoy would wait for it.
+    pub(super) fn destination(
+        &mut self,
+        snapshot: &Snapshot,
+        target: &BackendTarget,
+        compiled: &mut Compiled,
+    ) {
+        let in_use = self.target_in_use(target);
+        let query = in_use.then(|| service_query(&snapshot.config, target)).flatten();
+        self.fed_by(target, query.clone(), compiled);
+        let name = cluster_name(target);
+        let ready = query
+            .as_ref()
+            .is_none_or(|query| snapshot.service_answered(query));
+        let resolved = (in_use && ready)
+            .then(|| resolve_cluster(&snapshot.config, target))
+            .flatten();
+        compiled.changed |= match resolved {
+            Some(cluster) => self.set.insert(Arc::new(cluster_resource(&cluster))),
+            None if in_use && self.is_held(target) => false,
+            None => self.set.remove(ResourceKind::Cluster, &name),
+        };
+        self.endpoints(snapshot, target, compiled);
+    }
+
+    /// The endpoint lane: one assignment and nothing else, but for a watch's first answer, which brings the cluster.
+    pub(super) fn endpoints(&mut self, snapshot: &Snapshot, target: &BackendTarget, compiled: &mut Compiled) {
+        let name = cluster_name(target);
+        let discovered = self.query_of_target.contains_key(target);
+        let Some(resolved) = discovered.then(|| endpoints(snapshot, target)).flatten() else {
+            self.diagnostics.remove(&UnitKey::Cluster(name.clone()));
+            if !(self.target_in_use(target) && self.is_held(target)) {
+                compiled.changed |= self.set.remove(ResourceKind::Endpoint, &name);
+                if discovered {
+                    compiled.changed |= self.set.remove(ResourceKind::Cluster, &name);
+                }
+            }
+            return;
+        };
+        self.say(UnitKey::Cluster(name.clone()), resolved.diagnostics);
+        compiled.changed |= self
+            .set
+            .insert(Arc::new(endpoint_resource(&name, &resolved.value)));
+        if self.set.get(ResourceKind::Cluster, &name).is_none()
+            && let Some(cluster) = resolve_cluster(&snapshot.config, target)
+        {
+            compiled.changed |= self.set.insert(Arc::new(cluster_resource(&cluster)));
+        }
+    }
+
+    pub(super) fn secrets(
+        &mut self,
+        snapshot: &Snapshot,
+        gateway: Option<&Gateway>,
+        work: &mut Work,
+        compiled: &mut Compiled,
+    ) {
+        if work.secrets.is_empty() && work.listeners.is_empty() {
+            return;
+        }
+        let wanted: BTreeMap<Arc<str>, CertificateQuery> = gateway
+            .map(|gateway| certificates_of(snapshot, gateway).into_iter().collect())
+            .unwrap_or_default();
+        let names: BTreeSet<Arc<str>> = work
+            .secrets
+            .iter()
+            .chain(self.certificates.keys())
+            .chain(wanted.keys())
+            .cloned()
+            .collect();
+        for name in names {
+            let touched = work.secrets.contains(&name)
+                || wanted.contains_key(&name) != self.certificates.contains_key(&name);
+            if !touched {
+                continue;
+            }
+            compiled.units += 1;
+            let secret = wanted
+                .contains_key(&name)
+                .then(|| resolve_secret(snapshot, &name))
+                .flatten();
+            compiled.changed |= match secret {
+                Some(secret) => self.set.insert(Arc::new(secret_resource(&secret))),
+                None => self.set.remove(ResourceKind::Secret, &secret_name(&name)),
+            };
+            // The listener's chains name the hosts that the certificate covers: it is remade, and comes out the same
+            // unless those changed.
+            for listener in gateway.into_iter().flat_map(|gateway| &gateway.listeners) {
+                if listener
+                    .tls
+                    .iter()
+                    .any(|tls| tls.certificates.iter().any(|(used, _)| *used == name))
+                {
+                    work.listeners.insert(listener.name.clone());
+                }
+            }
+        }
+        self.certificates = wanted;
+    }
+
+    pub(super) fn listener(
+        &mut self,
+        snapshot: &Snapshot,
+        gateway: Option<&Gateway>,
+        name: &Arc<str>,
+        compiled: &mut Compiled,
+    ) {
+        let found: Option<(&Gateway, &Listener)> = gateway.and_then(|gateway| {
+            gateway
+                .listeners
+                .iter()
+                .find(|listener| listener.name == *name)
+                .map(|listener| (gateway, listener))
+        });
+        let Some((gateway, listener)) = found else {
+            self.diagnostics.remove(&UnitKey::Listener(name.clone()));
+            self.wildcards.remove(name);
+            compiled.changed |= self.set.remove(ResourceKind::Listener, name);
+            return;
+        };
+        // Filters of security policies are always there: when a listener gets another filter chain, connections on the
+        // old one go on with the new routes, and a policy whose filter they lack would let everything pass.
+        let features = FEATURES
+            .iter()
+            .filter(|feature| feature.is_security() || self.filter_in_use(name, feature.name()))
+            .map(|feature| feature.name())
+            .collect();
+        let resolved = resolve_listener(
+            snapshot,
+            gateway,
+            listener,
+            self.settings.bind_address,
+            self.routing(name),
+            features,
+        );
+        self.say(UnitKey::Listener(name.clone()), resolved.diagnostics);
+        compiled.changed |= match resolved.value {
+            Some(listener) => self.set.insert(Arc::new(listener_resource(&listener))),
+            None => self.set.remove(ResourceKind::Listener, name),
+        };
+    }
+
+    /// A listener got its first wildcard, or lost its last: all its hosts move.
+    pub(super) fn reroute(&mut self, listener: &Arc<str>, routing: Routing, compiled: &mut Compiled) {
+        for ((_, host), unit) in self.hosts_of(listener) {
+            compiled.units += 1;
+            compiled.changed |= match routing {
+                Routing::Scoped if !unit.encoded.is_empty() => self
+                    .set
+                    .insert(Arc::new(scoped_resource(&unit.host, &unit.encoded))),
+                _ => self
+                    .set
+                    .remove(ResourceKind::ScopedRoute, &format!("{listener}/{host}")),
+            };
+        }
+    }
+
+    pub(super) fn table(&mut self, listener: &Arc<str>, compiled: &mut Compiled) {
+        let hosts = self.hosts_of(listener);
+        let encoded: Vec<(&VirtualHost, &[u8])> = hosts
+            .iter()
+            .filter(|(_, unit)| !unit.encoded.is_empty())
+            .map(|(_, unit)| (&unit.host, &unit.encoded[..]))
+            .collect();
+        compiled.changed |= if self.routing(listener) == Routing::Table && !hosts.is_empty() {
+            self.set.insert(Arc::new(table_resource(listener, &encoded)))
+        } else {
+            self.set.remove(ResourceKind::Route, listener)
+        };
+    }
+
+    pub(super) fn hosts_of(&self, listener: &Arc<str>) -> Vec<(HostKey, Arc<HostUnit>)> {
+        self.hosts
+            .range((listener.clone(), Arc::from(""))..)
+            .take_while(|((name, _), _)| name == listener)
+            .map(|(key, unit)| (key.clone(), unit.clone()))
+            .collect()
+    }
+}
