@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::answer::{self, ApiError};
 use super::parameters::Parameters;
-use crate::envoy::{Resource, ResourceKind, ResourceSet};
+use crate::envoy::{Resource, ResourceKind, ResourceSet, render_resource};
 
 /// Which resources to show.
 #[derive(Clone, Debug, Default)]
@@ -34,24 +34,26 @@ impl ResourceFilter {
     }
 
     fn takes(&self, resource: &Resource) -> bool {
-        self.kind.is_none_or(|kind| resource.kind == kind)
-            && self.name.as_deref().is_none_or(|name| *resource.name == *name)
+        self.name.as_deref().is_none_or(|name| *resource.name == *name)
     }
 }
 
 /// By kind, in name order, without secrets.
 pub fn resources(set: &ResourceSet, filter: &ResourceFilter) -> Value {
-    let kinds = ResourceKind::ALL.into_iter().map(|kind| {
-        let shown = set
+    let kinds = ResourceKind::ALL
+        .into_iter()
+        .filter(|kind| filter.kind.is_none_or(|only| only == *kind));
+    let shown = kinds.map(|kind| {
+        let resources = set
             .of_kind(kind)
             .values()
             .filter(|resource| filter.takes(resource));
         (
-            kind_name(kind),
-            Value::Array(shown.map(|resource| shown_resource(resource)).collect()),
+            kind.plural().to_owned(),
+            Value::Array(resources.map(|resource| render_resource(resource)).collect()),
         )
     });
-    Value::Object(kinds.collect())
+    Value::Object(shown.collect())
 }
 
 pub(super) fn kind_name(kind: ResourceKind) -> String {
@@ -59,15 +61,6 @@ pub(super) fn kind_name(kind: ResourceKind) -> String {
         Ok(Value::String(name)) => name,
         _ => format!("{kind:?}"),
     }
-}
-
-fn shown_resource(resource: &Resource) -> Value {
-    json!({
-        "name": &*resource.name,
-        "version": &*resource.version,
-        "documents": resource.origins.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "resource": { "@type": resource.kind.type_url() },
-    })
 }
 
 pub(super) async fn get(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {

@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let prefix = arguments.kv.documents_prefix();
     let wanted = change_set::below(&prefix, kv::named(&arguments.path, &given)?);
     let client = arguments.kv.client()?;
-    let current = kv::keyed(block_on(kv::read(&client, &prefix))?);
+    let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
     let set = ChangeSet::between(&current, &wanted, arguments.prune);
     let report = change_set::check(&current, &wanted, &set);
     set.write(terminal)?;

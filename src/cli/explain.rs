@@ -85,8 +85,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let answer: Value = if is_offline {
         let given = documents::read(&arguments.config)?;
         let offline = Offline::new(given.documents, Permissions::default());
-        let gateways: Vec<_> = offline.gateways().collect();
-        serde_json::to_value(explain(&offline.view.snapshot, &gateways, &query)?)?
+        serde_json::to_value(explain(&offline.view.snapshot, &offline.gateways(), &query)?)?
     } else {
         let client = ApiClient::new(&arguments.api)?;
         block_on(client.post("/v1/explain", &[], Some(serde_json::to_value(&query)?)))?

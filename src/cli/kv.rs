@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::documents::Given;
 use super::failure::Failure;
+use super::terminal::Terminal;
 use crate::model::{Document, DocumentId};
 use crate::sources::consul::{ConsulClient, ConsulError, ConsulSettings, TxnWrite, list_documents};
 
@@ -56,11 +57,18 @@ impl KvArguments {
     }
 }
 
-/// The documents as they are now.
-pub async fn read(client: &ConsulClient, prefix: &str) -> anyhow::Result<Vec<Document>> {
+/// The documents as they are now. Keys that are none are named, and left alone.
+pub async fn read(
+    client: &ConsulClient,
+    prefix: &str,
+    terminal: &mut Terminal,
+) -> anyhow::Result<Vec<Document>> {
     let listing = list_documents(client, prefix).await.map_err(consul_failure)?;
     for rejected in listing.rejected {
-        tracing::warn!(key = %rejected.key, reason = rejected.reason, "not a document");
+        terminal.error_line(format!(
+            "note: {} is no document: {}",
+            rejected.key, rejected.reason
+        ))?;
     }
     Ok(listing.documents)
 }

@@ -76,39 +76,46 @@ impl Offline {
         all
     }
 
-    /// The gateways that a document declares, and those that are assumed because a route names them.
-    pub fn gateways(&self) -> impl Iterator<Item = &Arc<Gateway>> {
-        self.view.snapshot.config.gateways()
+    /// The gateways that documents declare; where they declare none, those that routes name.
+    pub fn gateways(&self) -> Vec<&Arc<Gateway>> {
+        let all: Vec<_> = self.view.snapshot.config.gateways().collect();
+        let declared: Vec<_> = all
+            .iter()
+            .copied()
+            .filter(|gateway| !is_assumed(gateway))
+            .collect();
+        if declared.is_empty() { all } else { declared }
     }
 
     /// The one asked for, or the only one.
     pub fn gateway(&self, name: Option<&str>) -> anyhow::Result<&GatewayView> {
-        let known = || {
-            self.view
-                .gateways
-                .iter()
-                .map(|gateway| &*gateway.name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        match (name, self.view.gateways.as_slice()) {
-            (_, []) => Err(Failure::new("no document declares or names a gateway").into()),
-            (None, [only]) => Ok(only),
-            (None, _) => Err(Failure::new("the documents have several gateways")
-                .fix(format!("say which with -gateway: {}", known()))
-                .into()),
-            (Some(name), gateways) => {
-                gateways
-                    .iter()
-                    .find(|gateway| *gateway.name == *name)
-                    .ok_or_else(|| {
-                        Failure::new(format!("no document declares the gateway {name:?}"))
-                            .fix(format!("declared are: {}", known()))
-                            .into()
-                    })
+        let gateways = self.gateways();
+        let known = gateways
+            .iter()
+            .map(|gateway| &*gateway.name)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let name = match (name, gateways.as_slice()) {
+            (Some(name), _) => name,
+            (None, [only]) => &only.name,
+            (None, []) => return Err(Failure::new("no document declares or names a gateway").into()),
+            (None, _) => {
+                return Err(Failure::new("the documents have several gateways")
+                    .fix(format!("say which with -gateway: {known}"))
+                    .into());
             }
-        }
+        };
+        let mut views = self.view.gateways.iter();
+        views.find(|gateway| *gateway.name == *name).ok_or_else(|| {
+            Failure::new(format!("no document declares the gateway {name:?}"))
+                .fix(format!("declared are: {known}"))
+                .into()
+        })
     }
+}
+
+fn is_assumed(gateway: &Gateway) -> bool {
+    gateway.origin.document.as_str() == ASSUMED
 }
 
 fn take(snapshot: &mut Snapshot, documents: Vec<Document>) {

@@ -60,7 +60,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     } else {
         let prefix = arguments.kv.documents_prefix();
         let client = arguments.kv.client()?;
-        let current = kv::keyed(block_on(kv::read(&client, &prefix))?);
+        let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
         (current, change_set::below(&prefix, names))
     };
     let set = ChangeSet::between(&current, &wanted, arguments.prune);
