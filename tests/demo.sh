@@ -422,7 +422,8 @@ HCL
 }
 
 gateway_serves() {
-    curl -fsS --resolve "$HOST:${PORT[http]}:127.0.0.1" "http://$HOST:${PORT[http]}/api/" &&
+    curl -fsS "http://127.0.0.1:${PORT[ready]}/ready" &&
+        curl -fsS --resolve "$HOST:${PORT[http]}:127.0.0.1" "http://$HOST:${PORT[http]}/api/" &&
         curl -fsS --cacert "$DEMO/ca.pem" --resolve "$HOST:${PORT[https]}:127.0.0.1" "https://$HOST:${PORT[https]}/api/"
 }
 
@@ -545,9 +546,15 @@ bad_document() {
     local counts status=wrong
     wait_for "word of the bad document" 20 agent says_typo
     echo "    The agent says:"
-    grep -m 3 -F 'path_prefx' "$DEMO/agent.log" | sed 's/^/      /'
+    grep -m 1 -F 'path_prefx' "$DEMO/agent.log" | sed 's/^/    /'
+    echo "    What the command line says of the same text, before it is stored:"
+    echo "    \$ portreeve validate target/demo/documents/shop-bad.hcl"
+    if "$PORTREEVE" validate target/demo/documents/shop-bad.hcl >"$DEMO/validate.out" 2>&1; then
+        verdict wrong "validate to refuse it"
+    fi
+    sed 's/^/    /' "$DEMO/validate.out"
     counts=$(count_answers) || true
-    echo "    and of 50 requests: $counts"
+    echo "    Meanwhile, of 50 requests: $counts"
     if [[ $counts == "50 orders-next" ]]; then status=ok; fi
     verdict "$status" "all 50 from orders-next: the last good text stays in service"
 
@@ -580,7 +587,9 @@ what_next() {
     title "The gateway stays up until Ctrl-C. Try, in another shell:"
     cat <<TEXT
     export CONSUL_HTTP_ADDR=$CONSUL_HTTP_ADDR CONSUL_HTTP_TOKEN=$CONSUL_HTTP_TOKEN
-    export PATH="$PWD/target/tools/bin:\$PATH"
+    export PATH="$PWD/target/tools/bin:$(dirname "$PORTREEVE"):\$PATH" PORTREEVE_API_SOCKET=$RUN/api.sock
+    portreeve status
+    portreeve explain GET $http/api/items/7
     tail -f target/demo/agent.log
     \$EDITOR target/demo/documents/shop.hcl && consul kv put portreeve/config/shop @target/demo/documents/shop.hcl
     kill ${PID[orders]}    # Consul's check fails within 2 s, and Envoy sends everything to orders-next

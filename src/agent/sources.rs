@@ -81,10 +81,6 @@ impl Readings {
 }
 
 pub(super) fn environment(name: &str) -> Option<String> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the agent is where the environment is read"
-    )]
     std::env::var(name).ok()
 }
 

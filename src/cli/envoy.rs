@@ -66,9 +66,9 @@ struct BootstrapArguments {
     /// The name in the agent's certificate: a DNS name, an IP address, or a URI such as spiffe://...
     #[arg(long, value_name = "NAME")]
     xds_server_name: Option<String>,
-    /// delta or sotw (state of the world).
-    #[arg(long, value_name = "WORD", default_value = "delta", value_parser = ["delta", "sotw"])]
-    variant: String,
+    /// delta or sotw (state of the world); delta by default.
+    #[arg(long, value_name = "WORD", value_parser = ["delta", "sotw"])]
+    variant: Option<String>,
     /// Where Envoy keeps its files and its admin socket.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -85,8 +85,8 @@ struct RunArguments {
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
     /// trace, debug, info, warning, error, critical or off.
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: String,
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
     /// How long to wait for the agent before starting without it.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     wait: Duration,
@@ -95,7 +95,7 @@ struct RunArguments {
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Command::Bootstrap(arguments) => {
-            let (bootstrap, _) = arguments.bootstrap()?;
+            let (bootstrap, ..) = arguments.bootstrap()?;
             let rendered = bootstrap.render()?;
             for (path, _) in &rendered.files {
                 terminal.error_line(format!(
@@ -106,11 +106,19 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
             terminal.json(&rendered.bootstrap)?;
         }
         Command::Run(arguments) => {
-            let (bootstrap, runtime_directory) = arguments.bootstrap.bootstrap()?;
+            let (bootstrap, runtime_directory, agent) = arguments.bootstrap.bootstrap()?;
             let mut settings = envoy_process::Settings::new(runtime_directory, bootstrap);
-            settings.binary.clone_from(&arguments.envoy);
-            settings.concurrency = arguments.concurrency;
-            settings.log_level.clone_from(&arguments.log_level);
+            if let Some(agent) = agent {
+                settings.binary = agent.envoy.binary;
+                settings.concurrency = agent.envoy.concurrency;
+                settings.log_level = agent.envoy.log_level;
+                settings.drain_time = agent.envoy.drain_time;
+            }
+            settings.binary = arguments.envoy.clone().or(settings.binary);
+            settings.concurrency = arguments.concurrency.or(settings.concurrency);
+            if let Some(level) = &arguments.log_level {
+                settings.log_level.clone_from(level);
+            }
             let options = ExecOptions {
                 wait_for_xds: Some(arguments.wait).filter(|wait| !wait.is_zero()),
             };
@@ -132,8 +140,8 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
 }
 
 impl BootstrapArguments {
-    /// The bootstrap and the directory of Envoy's files.
-    fn bootstrap(&self) -> anyhow::Result<(Bootstrap, PathBuf)> {
+    /// The bootstrap, the directory of Envoy's files, and the agent's settings where they are given.
+    fn bootstrap(&self) -> anyhow::Result<(Bootstrap, PathBuf, Option<Settings>)> {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let settings = self.settings(&host)?;
         let node = self
@@ -165,16 +173,22 @@ impl BootstrapArguments {
             None => XdsEndpoint::Unix(
                 self.xds_socket
                     .clone()
-                    .or_else(|| settings.map(|settings| settings.xds.socket))
+                    .or_else(|| settings.as_ref().map(|settings| settings.xds.socket.clone()))
                     .unwrap_or_else(|| data_dir.join("xds.sock")),
             ),
         };
         let label = format!("{node}/{gateway}");
         let mut bootstrap = Bootstrap::new(&label, &gateway, xds, &runtime.join("admin.sock"));
-        if self.variant == "sotw" {
+        if let Some(settings) = &settings {
+            bootstrap.max_downstream_connections = u64::from(settings.envoy.max_downstream_connections);
+        }
+        let asked = settings
+            .as_ref()
+            .is_some_and(|settings| settings.envoy.state_of_the_world);
+        if self.variant.as_ref().map_or(asked, |variant| variant == "sotw") {
             bootstrap.variant = XdsVariant::StateOfTheWorld;
         }
-        Ok((bootstrap, runtime))
+        Ok((bootstrap, runtime, settings))
     }
 
     fn settings(&self, host: &str) -> anyhow::Result<Option<Settings>> {

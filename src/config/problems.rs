@@ -45,6 +45,18 @@ impl Config {
             .collect()
     }
 
+    /// The declared name nearest to one that nobody declares. Looks at no more than 256 names that begin alike: a hint
+    /// must not cost a walk over all objects.
+    pub fn nearest(&self, kind: ObjectKind, name: &str) -> Option<String> {
+        let first: String = name.chars().take(1).collect();
+        let known: Vec<_> = self
+            .keys_from(ObjectKey::new(kind, &first))
+            .take_while(|key| key.kind == kind && key.name.starts_with(&first))
+            .take(256)
+            .collect();
+        suggestion(name, known.iter().map(|key| &*key.name)).map(str::to_owned)
+    }
+
     /// Gateways and listeners that a route names and nobody declares.
     pub fn attachment_problems(&self, route: &HttpRoute) -> Vec<Diagnostic> {
         let mut said = Vec::new();
@@ -53,8 +65,7 @@ impl Config {
             match self.gateway(name) {
                 Some(gateway) => listeners.extend(gateway.listeners.iter().map(|listener| &*listener.name)),
                 None => {
-                    let known: Vec<_> = self.gateways().map(|gateway| gateway.name.clone()).collect();
-                    let near = suggestion(name, known.iter().map(|name| &**name));
+                    let near = self.nearest(ObjectKind::Gateway, name);
                     said.push(
                         Diagnostic::error(
                             Code::NotAttached,

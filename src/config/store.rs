@@ -355,6 +355,10 @@ impl Config {
         self.claims.keys()
     }
 
+    pub(super) fn keys_from(&self, from: ObjectKey) -> impl Iterator<Item = &ObjectKey> {
+        self.claims.range(from..).map(|(key, _)| key)
+    }
+
     pub fn permissions(&self) -> &Permissions {
         &self.permissions
     }

@@ -3,11 +3,6 @@
 //!
 //! Writes go through one thread, so that a slow or full disk delays nobody; the newest state wins.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this is the module that owns the agent's own file"
-)]
-
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

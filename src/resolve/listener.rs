@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Resolved;
-use crate::config::{Gateway, Listener};
+use crate::config::{Gateway, Listener, ObjectKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
 use crate::ir::{self, Routing, Secret, Tls, TlsChain, VirtualHost};
@@ -134,12 +134,7 @@ fn chain(
     taken: &mut BTreeSet<Arc<str>>,
 ) -> Result<(Option<TlsChain>, DocumentId), Box<Diagnostic>> {
     let Some(declared) = snapshot.config.certificate(name) else {
-        let known: Vec<_> = snapshot
-            .config
-            .of_kind(crate::config::ObjectKind::Certificate)
-            .map(|object| object.key().name)
-            .collect();
-        let near = crate::diagnostics::suggestion(name, known.iter().map(|name| &**name));
+        let near = snapshot.config.nearest(ObjectKind::Certificate, name);
         return Err(Box::new(
             Diagnostic::error(
                 Code::UnknownReference,

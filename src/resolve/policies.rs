@@ -1,4 +1,4 @@
-use crate::config::{Config, Scope};
+use crate::config::{Config, ObjectKind, Scope};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::model::Policies;
 
@@ -11,11 +11,7 @@ pub(super) fn effective(config: &Config, scope: &Scope) -> Result<Policies, Vec<
         match config.policy(name) {
             Some(bundle) => policies = policies.overlaid_by(&bundle.policies),
             None => {
-                let known = config
-                    .of_kind(crate::config::ObjectKind::Policy)
-                    .map(|object| object.key().name);
-                let known: Vec<_> = known.collect();
-                let near = crate::diagnostics::suggestion(name, known.iter().map(|name| &**name));
+                let near = config.nearest(ObjectKind::Policy, name);
                 problems.push(
                     Diagnostic::error(
                         Code::SecurityPolicyInvalid,

@@ -3,7 +3,9 @@ use std::sync::Arc;
 
 use super::policies::effective;
 use super::{Resolved, cluster_name, resolve_target};
-use crate::config::{Backend, BackendTarget, Gateway, HttpRoute, Listener, Protocol, Rank, Rule, RuleAction};
+use crate::config::{
+    Backend, BackendTarget, Gateway, HttpRoute, Listener, ObjectKind, Protocol, Rank, Rule, RuleAction,
+};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::ir::{Action, Route, Unavailable, VirtualHost, WeightedCluster};
 use crate::model::http::{PathMatch, RequestMatch};
@@ -235,11 +237,7 @@ impl Builder<'_> {
             let BackendTarget::Upstream(name) = &backend.target else {
                 return Err(Unavailable::UnknownUpstream);
             };
-            let known: Vec<_> = config
-                .of_kind(crate::config::ObjectKind::Upstream)
-                .map(|object| object.key().name)
-                .collect();
-            let near = crate::diagnostics::suggestion(name, known.iter().map(|name| &**name));
+            let near = config.nearest(ObjectKind::Upstream, name);
             self.diagnostics.push(
                 Diagnostic::error(Code::UnknownReference, format!("no document declares the upstream {name:?}"))
                     .at(backend.origin.clone())

@@ -1,6 +1,6 @@
 //! From a change to the units that depend on it.
 
-use super::{Compiler, Work};
+use super::{Compiler, UnitKey, Work};
 use crate::config::{BackendTarget, Object, ObjectKey, ObjectKind, UpstreamSource};
 use crate::envoy::ResourceKind;
 use crate::model::ServiceQuery;
@@ -96,6 +96,12 @@ impl Compiler {
         work.hosts.extend(self.hosts.keys().cloned());
         work.listeners
             .extend(self.set.of_kind(ResourceKind::Listener).keys().cloned());
+        // One that is withheld has no resource, and yet something to say.
+        work.listeners
+            .extend(self.diagnostics.keys().filter_map(|unit| match unit {
+                UnitKey::Listener(name) => Some(name.clone()),
+                _ => None,
+            }));
         work.tables
             .extend(self.set.of_kind(ResourceKind::Route).keys().cloned());
         work.secrets.extend(self.certificates.keys().cloned());

@@ -1,0 +1,289 @@
+//! Order independence, and the memo against the plain form.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use portreeve::diagnostics::Diagnostic;
+use portreeve::envoy::{ResourceKind, ResourceSet};
+use portreeve::model::{
+    CertificateQuery, CertificateUpdate, DocumentsUpdate, Health, Instance, Observation, Problem,
+    ProblemKind, ServiceQuery, ServiceUpdate,
+};
+use portreeve::snapshot::{Changes, Snapshot};
+use portreeve::translate::{Compiler, UnitKey};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::generate::{DOCUMENTS, SERVICES, as_document, text};
+use super::world;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(BTreeMap<usize, String>, Vec<usize>),
+    Service(&'static str, Answer),
+    Certificate(&'static str, bool),
+    StopWaiting,
+}
+
+#[derive(Clone, Debug)]
+enum Answer {
+    Instances(Vec<(u16, Health)>),
+    Problem(&'static str),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = 0..DOCUMENTS.len();
+    let put = (
+        proptest::collection::btree_map(index.clone(), text(), 0..3),
+        proptest::collection::vec(index, 0..2),
+    );
+    let health = select(&[Health::Passing, Health::Warning, Health::Critical][..]);
+    let answer = prop_oneof![
+        4 => proptest::collection::vec((1..5u16, health), 0..3).prop_map(Answer::Instances),
+        1 => select(&["no leader", "permission denied"][..]).prop_map(Answer::Problem),
+    ];
+    prop_oneof![
+        5 => put.prop_map(|(changed, removed)| Step::Put(changed, removed)),
+        4 => (select(&SERVICES[..]), answer).prop_map(|(name, answer)| Step::Service(name, answer)),
+        2 => (select(&["a.test", "b.test"][..]), any::<bool>()).prop_map(|(name, good)| Step::Certificate(name, good)),
+        1 => Just(Step::StopWaiting),
+    ]
+}
+
+fn observe(snapshot: &mut Snapshot, step: &Step) -> Changes {
+    match step {
+        Step::Put(changed, removed) => snapshot.apply(Observation::Documents(DocumentsUpdate {
+            changed: changed
+                .iter()
+                .map(|(index, text)| as_document(*index, text))
+                .collect(),
+            removed: removed
+                .iter()
+                .filter(|index| !changed.contains_key(index))
+                .map(|index| as_document(*index, "").id)
+                .collect(),
+            complete: true,
+            problem: None,
+        })),
+        Step::Service(name, answer) => snapshot.apply(Observation::Service(ServiceUpdate {
+            query: ServiceQuery::named(name),
+            result: match answer {
+                Answer::Instances(list) => {
+                    let mut instances: Vec<Instance> = list
+                        .iter()
+                        .map(|(n, health)| world::instance(name, *n, &format!("10.0.0.{n}"), *health))
+                        .collect();
+                    instances.sort();
+                    Ok(instances.into())
+                }
+                Answer::Problem(why) => Err(Problem::new(ProblemKind::Unavailable, *why)),
+            },
+        })),
+        Step::Certificate(name, good) => {
+            let query = certificate(name);
+            let result = if *good {
+                Ok(std::sync::Arc::new(world::material(&query)))
+            } else {
+                Err(Problem::new(ProblemKind::Unavailable, "sealed"))
+            };
+            snapshot.apply(Observation::Certificate(CertificateUpdate { query, result }))
+        }
+        Step::StopWaiting => Changes::default(),
+    }
+}
+
+fn certificate(name: &str) -> CertificateQuery {
+    CertificateQuery::VaultPki {
+        mount: "pki".into(),
+        role: "edge".into(),
+        issuer: None,
+        common_name: name.into(),
+        alt_names: Vec::new(),
+        ip_sans: Vec::new(),
+        ttl: None,
+    }
+}
+
+/// All that a set is, bytes included.
+fn contents(set: &ResourceSet) -> Vec<String> {
+    let all = ResourceKind::ALL
+        .into_iter()
+        .flat_map(|kind| set.of_kind(kind).values());
+    all.map(|resource| {
+        let hash = blake3::hash(resource.delta_bytes().unwrap()).to_hex();
+        format!(
+            "{resource:?} {hash} needs {:?} from {:?}",
+            resource.needs, resource.origins
+        )
+    })
+    .collect()
+}
+
+/// Without the fixes: "did you mean" is a hint of its time, and a new name elsewhere does not remake a unit.
+fn said(compiler: &Compiler) -> Vec<(UnitKey, Vec<Diagnostic>)> {
+    let units = compiler.diagnostics().map(|(unit, diagnostics)| {
+        let mut diagnostics = diagnostics.to_vec();
+        diagnostics
+            .iter_mut()
+            .for_each(|diagnostic| diagnostic.fix = None);
+        (unit.clone(), diagnostics)
+    });
+    units.collect()
+}
+
+fn assert_same(memo: &Compiler, fresh: &Compiler) -> Result<(), TestCaseError> {
+    prop_assert_eq!(contents(memo.resources()), contents(fresh.resources()));
+    prop_assert_eq!(said(memo), said(fresh));
+    prop_assert_eq!(memo.services(), fresh.services());
+    prop_assert_eq!(memo.certificates(), fresh.certificates());
+    Ok(())
+}
+
+/// What a route or listener names is in the set: Envoy never has to wait for what does not come.
+fn assert_consistent(set: &ResourceSet) -> Result<(), TestCaseError> {
+    for kind in ResourceKind::ALL {
+        for resource in set.of_kind(kind).values() {
+            for need in resource.needs.iter() {
+                let found = set.get(need.kind, &need.name).is_some();
+                prop_assert!(found, "{:?} needs {:?}", resource, need);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Plays the steps as the pipeline does, and holds the memo against a compilation from nothing after each.
+fn play(steps: &[Step], hold: bool) -> Result<(), TestCaseError> {
+    let settings = if hold { world::holding() } else { world::settings() };
+    let mut snapshot = world::empty();
+    let mut memo = Compiler::new("edge", settings.clone());
+    let mut watched: BTreeSet<ServiceQuery> = BTreeSet::new();
+    for step in steps {
+        let before = memo.resources().clone();
+        let changes = observe(&mut snapshot, step);
+        let compiled = match step {
+            Step::StopWaiting => memo.stop_waiting(&snapshot),
+            _ => memo.update(&snapshot, &changes),
+        };
+        for query in &compiled.services_added {
+            prop_assert!(watched.insert(query.clone()), "added twice: {}", query);
+        }
+        for query in &compiled.services_dropped {
+            prop_assert!(watched.remove(query), "dropped twice: {}", query);
+            snapshot.forget_service(query);
+        }
+        prop_assert_eq!(&watched, &memo.services());
+        let differs = contents(&before) != contents(memo.resources());
+        prop_assert!(compiled.changed || !differs, "a change that is not told");
+        assert_consistent(memo.resources())?;
+        if matches!(step, Step::StopWaiting) {
+            prop_assert!(!memo.is_waiting());
+        }
+        if !hold || !memo.is_waiting() {
+            assert_same(&memo, &Compiler::compile("edge", settings.clone(), &snapshot))?;
+        }
+    }
+    let mut rebuilt = memo.clone();
+    rebuilt.stop_waiting(&snapshot);
+    assert_same(&rebuilt, &Compiler::compile("edge", settings.clone(), &snapshot))?;
+    let again = rebuilt.rebuild(&snapshot);
+    prop_assert!(again.services_added.is_empty() && again.services_dropped.is_empty());
+    Ok(())
+}
+
+/// The state that matters after all documents have arrived.
+fn outcome(snapshot: &Snapshot) -> (Vec<String>, Vec<String>, Vec<Diagnostic>) {
+    let compiler = Compiler::compile("edge", world::settings(), snapshot);
+    let holders = snapshot
+        .config
+        .keys()
+        .map(|key| format!("{key} {:?}", snapshot.config.object(key)));
+    let mut everything = snapshot.config.diagnostics();
+    everything.extend(
+        said(&compiler)
+            .into_iter()
+            .flat_map(|(_, diagnostics)| diagnostics),
+    );
+    (holders.collect(), contents(compiler.resources()), everything)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn memo_equals_fresh(steps in proptest::collection::vec(step(), 1..14)) {
+        play(&steps, false)?;
+    }
+
+    #[test]
+    fn memo_equals_fresh_once_nothing_waits(steps in proptest::collection::vec(step(), 1..14)) {
+        play(&steps, true)?;
+    }
+
+    #[test]
+    fn the_order_of_arrival_does_not_matter(
+        texts in proptest::collection::vec(text(), DOCUMENTS.len()),
+        order in Just((0..DOCUMENTS.len()).collect::<Vec<_>>()).prop_shuffle(),
+        detours in proptest::collection::vec((0..DOCUMENTS.len(), text()), 0..3),
+        at_once in any::<bool>(),
+    ) {
+        let mut one = world::empty();
+        let documents = texts.iter().enumerate().map(|(index, text)| as_document(index, text));
+        world::put(&mut one, documents);
+        let mut other = world::empty();
+        // What was there and went leaves nothing behind.
+        for (index, text) in &detours {
+            world::put(&mut other, [as_document(*index, text)]);
+        }
+        let gone = detours.iter().map(|(index, _)| as_document(*index, "").id).collect();
+        other.apply(Observation::Documents(DocumentsUpdate { removed: gone, ..DocumentsUpdate::default() }));
+        let documents: Vec<_> = order.iter().map(|index| as_document(*index, &texts[*index])).collect();
+        if at_once {
+            world::put(&mut other, documents);
+        } else {
+            for document in documents {
+                world::put(&mut other, [document]);
+            }
+        }
+        for snapshot in [&mut one, &mut other] {
+            world::answer_all(snapshot, "edge");
+        }
+        prop_assert_eq!(outcome(&one), outcome(&other));
+    }
+
+    /// A refused text goes back to what Envoy confirmed, and a new text ends it.
+    #[test]
+    fn quarantine_goes_back_and_ends(good in text(), refused in text(), next in text()) {
+        use portreeve::config::{Quarantine, text_hash};
+        use portreeve::diagnostics::Code;
+        let mut snapshot = world::empty();
+        let mut memo = Compiler::new("edge", world::settings());
+        let document = |text: &str| as_document(0, text);
+        let id = document("").id;
+        let changes = world::put(&mut snapshot, [document(&good)]);
+        memo.update(&snapshot, &changes);
+        snapshot.config.confirm(&id);
+        let confirmed = contents(memo.resources());
+        let changes = world::put(&mut snapshot, [document(&refused)]);
+        memo.update(&snapshot, &changes);
+        let changes = snapshot.quarantine(Quarantine {
+            document: id.clone(),
+            text_hash: text_hash(&refused),
+            diagnostic: Diagnostic::error(Code::EnvoyRejected, "no"),
+        });
+        memo.update(&snapshot, &changes);
+        prop_assert_eq!(contents(memo.resources()), confirmed.clone());
+        prop_assert_eq!(snapshot.config.document(&id).unwrap().problems[0].code, Code::EnvoyRejected);
+        // The same text again, as a poll or a reconnect brings it.
+        let changes = world::put(&mut snapshot, [document(&refused)]);
+        memo.update(&snapshot, &changes);
+        prop_assert_eq!(contents(memo.resources()), confirmed);
+        assert_same(&memo, &Compiler::compile("edge", world::settings(), &snapshot))?;
+        if next != refused {
+            let changes = world::put(&mut snapshot, [document(&next)]);
+            memo.update(&snapshot, &changes);
+            assert_same(&memo, &Compiler::compile("edge", world::settings(), &snapshot))?;
+            let problems = &snapshot.config.document(&id).unwrap().problems;
+            prop_assert!(problems.iter().all(|problem| problem.code != Code::EnvoyRejected));
+        }
+    }
+}

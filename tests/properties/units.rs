@@ -1,0 +1,81 @@
+//! The unit of work is one virtual host or one service: a change costs the same among a thousand and ten thousand.
+
+use portreeve::model::{Health, ServiceQuery};
+use portreeve::snapshot::Snapshot;
+use portreeve::translate::{Compiled, Compiler};
+
+use super::world;
+
+/// One document for the gateway, one for each host with its own service.
+fn big_world(hosts: usize) -> Snapshot {
+    let mut snapshot = world::empty();
+    let gateway = "gateway \"edge\" {\n  listener \"web\" {\n    port = 8080\n  }\n}\n";
+    let routes = (0..hosts).map(|number| world::kv(&format!("routes/{number}"), 2, &route(number, "/")));
+    world::put(
+        &mut snapshot,
+        std::iter::once(world::kv("gateway", 1, gateway)).chain(routes),
+    );
+    for number in 0..hosts {
+        let query = ServiceQuery::named(&format!("service-{number}"));
+        let one = world::instance("i", 1, "10.0.0.1", Health::Passing);
+        world::answer_service(&mut snapshot, &query, vec![one]);
+    }
+    snapshot
+}
+
+fn route(number: usize, prefix: &str) -> String {
+    format!(
+        "http_route \"route-{number}\" {{\n  gateways = [\"edge\"]\n  hostnames = [\"host-{number}.test\"]\n  rule \"all\" {{\n    match {{ path_prefix = \"{prefix}\" }}\n    backend \"consul\" \"service-{number}\" {{}}\n  }}\n}}\n"
+    )
+}
+
+/// Units of: a changed route, a route to a new service, a changed endpoint, an equal answer, an upstream nobody uses.
+fn costs(hosts: usize) -> Vec<usize> {
+    let mut snapshot = big_world(hosts);
+    let mut compiler = Compiler::compile("edge", world::settings(), &snapshot);
+    assert_eq!(compiler.services().len(), hosts);
+    let mut costs = Vec::new();
+    let mut count = |compiled: Compiled, changed: bool| {
+        assert_eq!(compiled.changed, changed);
+        costs.push(compiled.units);
+    };
+    let changes = world::put(&mut snapshot, [world::kv("routes/7", 2, &route(7, "/new"))]);
+    count(compiler.update(&snapshot, &changes), true);
+    let moved = route(8, "/").replace("service-8", "service-new");
+    let changes = world::put(&mut snapshot, [world::kv("routes/8", 2, &moved)]);
+    count(compiler.update(&snapshot, &changes), true);
+    for (address, changed) in [("10.0.0.2", true), ("10.0.0.2", false)] {
+        let query = ServiceQuery::named("service-9");
+        let one = world::instance("i", 1, address, Health::Passing);
+        let changes = world::answer_service(&mut snapshot, &query, vec![one]);
+        count(compiler.update(&snapshot, &changes), changed);
+    }
+    let alone = "upstream \"alone\" {\n  dns { address = \"a.test:80\" }\n}\n";
+    let changes = world::put(&mut snapshot, [world::kv("alone", 9, alone)]);
+    count(compiler.update(&snapshot, &changes), false);
+    costs
+}
+
+#[test]
+fn one_change_costs_its_own_units() {
+    let (thousand, ten_thousand) = (costs(1_000), costs(10_000));
+    println!("units of one change at 1,000 objects: {thousand:?}; at 10,000: {ten_thousand:?}");
+    assert_eq!(thousand, ten_thousand);
+    assert_eq!(thousand, [1, 3, 1, 0, 1]);
+}
+
+/// One line of a big document changes: its own host is remade, the others are not looked at.
+#[test]
+fn a_big_document_costs_what_changed_in_it() {
+    let all = |prefix: &str| -> String {
+        let routes = (0..500).map(|number| route(number, if number == 499 { prefix } else { "/" }));
+        "gateway \"edge\" {\n  listener \"web\" {\n    port = 8080\n  }\n}\n".to_owned()
+            + &routes.collect::<String>()
+    };
+    let mut snapshot = world::empty();
+    world::put(&mut snapshot, [world::kv("all", 1, &all("/"))]);
+    world::answer_all(&mut snapshot, "edge");
+    let mut compiler = Compiler::compile("edge", world::settings(), &snapshot);
+    let changes = world::put(&mut snapshot, [world::kv("all", 1, &all("/new"))]);
+    assert_eq!(compiler.update(&snapshot, &changes).units, 1);
+}
