@@ -12,7 +12,7 @@ pub enum Observation {
 }
 
 /// What became of one source's documents, taken whole: one Consul transaction is one update.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct DocumentsUpdate {
     /// Which source speaks: a KV prefix or a directory.
     pub source: Arc<str>,
@@ -28,10 +28,7 @@ impl DocumentsUpdate {
     pub fn from_source(source: impl Into<Arc<str>>) -> Self {
         Self {
             source: source.into(),
-            changed: Vec::new(),
-            removed: Vec::new(),
-            complete: false,
-            problem: None,
+            ..Self::default()
         }
     }
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::envoy::EnvoyStatus;
 use super::object::{DocumentStatus, ObjectStatus};
+use super::ports::port_clashes;
 use super::programmed::{Programmed, programmed, settled};
 use super::source::SourceReading;
 use super::unattached;
@@ -92,6 +93,8 @@ pub fn diagnostics(view: &View, now: SystemTime) -> Vec<Diagnostic> {
     all.extend(unattached(&view.snapshot.config));
     all.extend(expiry(view, now));
     all.extend(undeclared(view));
+    let served: Vec<_> = view.gateways.iter().map(|gateway| gateway.name.clone()).collect();
+    all.extend(port_clashes(&view.snapshot.config, &served));
     all.sort();
     all.dedup();
     all

@@ -30,7 +30,7 @@ pub struct ServiceStatus {
 #[serde(rename_all = "snake_case")]
 pub enum CertificatePhase {
     Valid,
-    /// Less than a tenth of its life is left: it should have been replaced by now.
+    /// Less than a fifth of its life is left: it should have been replaced by now.
     Expiring,
     Expired,
     NotYetValid,
@@ -143,7 +143,7 @@ pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
                     Code::CertificateExpiry,
                     format!("certificate {name:?} expires at {end}"),
                 )
-                .because("less than a tenth of its life is left, and no newer one has come"),
+                .because("less than a fifth of its life is left, and no newer one has come"),
                 _ => return None,
             };
             let fix = match &known.problem {
@@ -216,7 +216,7 @@ fn phase_of(material: &CertificateMaterial, now: SystemTime) -> CertificatePhase
         CertificatePhase::NotYetValid
     } else if now >= to {
         CertificatePhase::Expired
-    } else if to.duration_since(now).unwrap_or_default() < life / 10 {
+    } else if to.duration_since(now).unwrap_or_default() < life / 5 {
         CertificatePhase::Expiring
     } else {
         CertificatePhase::Valid
@@ -246,8 +246,8 @@ mod tests {
         let phase = |at| phase_of(&material, UNIX_EPOCH + Duration::from_secs(at));
         assert_eq!(phase(999), CertificatePhase::NotYetValid);
         assert_eq!(phase(1000), CertificatePhase::Valid);
-        assert_eq!(phase(1899), CertificatePhase::Valid);
-        assert_eq!(phase(1901), CertificatePhase::Expiring);
+        assert_eq!(phase(1800), CertificatePhase::Valid);
+        assert_eq!(phase(1801), CertificatePhase::Expiring);
         assert_eq!(phase(2000), CertificatePhase::Expired);
     }
 

@@ -3,13 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::support::agent::{Agent, AgentLaunch};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Reply, Request};
 use crate::support::consul::{Consul, service};
-use crate::support::envoy::EnvoyAdmin;
 use crate::support::ports::free_port;
 use crate::support::vault::Vault;
 use crate::support::{program, wait_for};
@@ -81,12 +78,6 @@ impl Stack {
 
     pub fn client(&self) -> Client {
         Client::http(self.http)
-    }
-
-    pub fn envoy(&self) -> EnvoyAdmin {
-        EnvoyAdmin {
-            socket: self.data.join("envoy/edge/admin.sock"),
-        }
     }
 
     /// The pid of the supervised Envoy, from its record.
@@ -224,9 +215,4 @@ http_route "{name}" {{
 }}
 "#
     )
-}
-
-/// A catalog entry on a node of its own, for what the agent's own API cannot say.
-pub fn external(name: &str, node: &str, port: u16) -> serde_json::Value {
-    json!({ "Node": node, "Address": "127.0.0.1", "Service": { "Service": name, "ID": format!("{name}-{node}"), "Port": port } })
 }
