@@ -1,1 +1,11 @@
-fn main() {}
+//! The `portreeve` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // First thing: everything that speaks TLS takes the process-wide provider. It can only be there already if this
+    // runs twice, so a refusal means nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    portreeve::cli::install_panic_hook();
+    portreeve::cli::run(std::env::args_os())
+}

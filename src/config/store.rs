@@ -112,7 +112,13 @@ impl Config {
         let confirmed = before.as_ref().and_then(|state| state.confirmed.clone());
         let last_good = before.as_ref().and_then(|state| state.in_service.clone());
         let (in_service, problems) = match refused {
-            Some(quarantine) => (confirmed.clone(), vec![quarantine.diagnostic.clone()]),
+            Some(quarantine) => {
+                // A version that no Envoy ever confirmed is still better than nothing, unless it is the refused one.
+                let other =
+                    |parsed: &Arc<ParsedDocument>| text_hash(&parsed.document.text) != quarantine.text_hash;
+                let stays = confirmed.clone().or_else(|| last_good.clone()).filter(other);
+                (stays, vec![quarantine.diagnostic.clone()])
+            }
             None => match parse_document(&document, &self.permissions, &self.limits.0) {
                 Ok(parsed) => (Some(Arc::new(parsed)), Vec::new()),
                 Err(problems) => (last_good.clone(), say_what_stays(problems, last_good.is_some())),

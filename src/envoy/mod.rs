@@ -2,6 +2,7 @@
 //!
 //! Knows Envoy's protobuf and nothing of our documents or of where data comes from.
 
+pub mod bootstrap;
 mod json;
 mod message;
 mod resource;

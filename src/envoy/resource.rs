@@ -245,6 +245,11 @@ impl ResourceSet {
         self.kinds[kind as usize].remove(name).is_some()
     }
 
+    /// Takes over a whole map of one kind, sharing its structure.
+    pub fn replace_kind(&mut self, kind: ResourceKind, resources: OrdMap<Arc<str>, Arc<Resource>>) {
+        self.kinds[kind as usize] = resources;
+    }
+
     pub fn len(&self) -> usize {
         self.kinds.iter().map(OrdMap::len).sum()
     }

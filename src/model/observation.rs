@@ -14,12 +14,23 @@ pub enum Observation {
 /// What became of one source's documents, taken whole: one Consul transaction is one update.
 #[derive(Clone, Debug, Default)]
 pub struct DocumentsUpdate {
+    /// Which source speaks: a KV prefix or a directory.
+    pub source: Arc<str>,
     pub changed: Vec<Document>,
     pub removed: Vec<DocumentId>,
     /// The source has answered once: "no documents" is now known, not assumed.
     pub complete: bool,
     /// None: the source is fine. Some: it is not, and what it said before stands.
     pub problem: Option<Problem>,
+}
+
+impl DocumentsUpdate {
+    pub fn from_source(source: impl Into<Arc<str>>) -> Self {
+        Self {
+            source: source.into(),
+            ..Self::default()
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -2,15 +2,15 @@
 //!
 //! One owner applies observations; whoever needs a view clones it, which is cheap. "Not known yet" is not "empty".
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::HashMap;
 
 use crate::config::{Config, ConfigChange, Quarantine};
 use crate::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, DocumentId, DocumentsUpdate, Instance,
-    Observation, Problem, ServiceQuery, ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
+    Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -19,9 +19,11 @@ pub struct Snapshot {
     services: HashMap<ServiceQuery, Known<[Instance]>>,
     certificates: HashMap<CertificateQuery, Known<CertificateMaterial>>,
     quarantined: HashMap<DocumentId, Quarantine>,
-    /// The document source has answered in full at least once.
-    pub documents_complete: bool,
-    pub documents_problem: Option<Problem>,
+    /// Where documents come from.
+    document_sources: Arc<BTreeSet<Arc<str>>>,
+    /// Those of them that have answered in full at least once.
+    complete_sources: Arc<BTreeSet<Arc<str>>>,
+    document_problems: Arc<BTreeMap<Arc<str>, Problem>>,
 }
 
 /// The last good answer of one watch, and what is wrong with it since.
@@ -75,11 +77,22 @@ impl Changes {
 }
 
 impl Snapshot {
-    pub fn new(config: Config) -> Self {
+    pub fn new(config: Config, document_sources: BTreeSet<Arc<str>>) -> Self {
         Self {
             config,
+            document_sources: Arc::new(document_sources),
             ..Self::default()
         }
+    }
+
+    /// Every source of documents has answered in full at least once.
+    pub fn documents_complete(&self) -> bool {
+        self.document_sources.is_subset(&self.complete_sources)
+    }
+
+    /// What is wrong with a source of documents; what it said before stands.
+    pub fn document_problems(&self) -> &BTreeMap<Arc<str>, Problem> {
+        &self.document_problems
     }
 
     pub fn apply(&mut self, observation: Observation) -> Changes {
@@ -101,10 +114,18 @@ impl Snapshot {
             self.config
                 .upsert(document, quarantine.as_ref(), &mut changes.config);
         }
-        changes.status_only =
-            self.documents_problem != update.problem || (update.complete && !self.documents_complete);
-        self.documents_problem = update.problem;
-        self.documents_complete |= update.complete;
+        if self.document_problems.get(&update.source) != update.problem.as_ref() {
+            changes.status_only = true;
+            let problems = Arc::make_mut(&mut self.document_problems);
+            match update.problem {
+                Some(problem) => problems.insert(update.source.clone(), problem),
+                None => problems.remove(&update.source),
+            };
+        }
+        if update.complete && !self.complete_sources.contains(&update.source) {
+            changes.status_only = true;
+            Arc::make_mut(&mut self.complete_sources).insert(update.source);
+        }
         changes
     }
 
@@ -163,6 +184,29 @@ impl Snapshot {
             changes.certificates.insert(update.query.clone());
         }
         self.certificates.insert(update.query, after);
+        changes
+    }
+
+    /// The documents in service before our restart. They count as known only once their source has answered.
+    pub fn restore_documents(&mut self, documents: Vec<Document>) -> Changes {
+        let mut changes = Changes::default();
+        for document in documents {
+            let id = document.id.clone();
+            self.config.upsert(document, None, &mut changes.config);
+            // What was in service is what Envoy ran with.
+            self.config.confirm(&id);
+        }
+        changes
+    }
+
+    /// Lets a document back in: its text is tried again.
+    pub fn lift_quarantine(&mut self, id: &DocumentId) -> Changes {
+        let mut changes = Changes::default();
+        self.quarantined.remove(id);
+        if let Some(state) = self.config.document(id).cloned() {
+            self.config
+                .upsert(state.document.clone(), None, &mut changes.config);
+        }
         changes
     }
 

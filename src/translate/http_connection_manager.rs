@@ -5,7 +5,7 @@
 use envoy_types::pb::envoy::config::accesslog::v3::{AccessLogFilter, ResponseFlagFilter, access_log_filter};
 use envoy_types::pb::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation};
 use envoy_types::pb::envoy::config::core::v3::{
-    DataSource, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig, data_source,
+    CidrRange, DataSource, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig, data_source,
     http_protocol_options::HeadersWithUnderscoresAction,
 };
 use envoy_types::pb::envoy::extensions::common::matching::v3::ExtensionWithMatcher;
@@ -59,8 +59,7 @@ pub(super) fn http_connection_manager(listener: &Listener) -> HttpConnectionMana
         // The client's address is the connection's, or what the trusted proxies appended.
         use_remote_address: Some(wrap_bool(true)),
         xff_num_trusted_hops: listener.trusted_proxies,
-        // Nobody outside is "internal": otherwise a client with a private address may set x-envoy-* headers.
-        internal_address_config: Some(InternalAddressConfig::default()),
+        internal_address_config: Some(nobody_internal()),
         forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
         normalize_path: Some(wrap_bool(true)),
         merge_slashes: true,
@@ -93,6 +92,19 @@ pub(super) fn http_connection_manager(listener: &Listener) -> HttpConnectionMana
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         local_reply_config: Some(reasons()),
         ..HttpConnectionManager::default()
+    }
+}
+
+/// Nobody is "internal": a client with a private address would be believed its x-envoy-* headers. An empty list means
+/// Envoy's default (RFC 1918), so it holds an address that no client can have.
+fn nobody_internal() -> InternalAddressConfig {
+    let broadcast = CidrRange {
+        address_prefix: "255.255.255.255".into(),
+        prefix_len: Some(wrap_u32(32)),
+    };
+    InternalAddressConfig {
+        cidr_ranges: vec![broadcast],
+        ..InternalAddressConfig::default()
     }
 }
 

@@ -275,12 +275,16 @@ fn redirect_action(redirect: &Redirect, path: &PathMatch) -> RedirectAction {
             PrefixRewrite::Regex(regex) => PathRewriteSpecifier::RegexRewrite(regex),
         },
     });
-    // A scheme given without a port means the scheme's own port: the listener's would be wrong there.
-    let port = redirect.port.map(u32::from).or(match redirect.scheme.as_deref() {
+    // The Host header is matched without its port, so none is named unless the rule does; nor is the scheme's own.
+    let own_port = match redirect.scheme.as_deref() {
         Some("https") => Some(443),
         Some("http") => Some(80),
         _ => None,
-    });
+    };
+    let port = redirect
+        .port
+        .filter(|port| Some(*port) != own_port)
+        .map(u32::from);
     RedirectAction {
         host_redirect: redirect.hostname.as_deref().unwrap_or_default().to_owned(),
         port_redirect: port.unwrap_or_default(),

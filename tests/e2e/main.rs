@@ -1,8 +1,14 @@
 //! End to end: the real programs, a real client. They need `make setup`.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod catalog;
+mod edge;
+mod faults;
+mod oracle;
 mod programs;
+mod stack;
+mod tls;
 mod traffic;

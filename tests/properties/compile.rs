@@ -52,6 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn observe(snapshot: &mut Snapshot, step: &Step) -> Changes {
     match step {
         Step::Put(changed, removed) => snapshot.apply(Observation::Documents(DocumentsUpdate {
+            source: "kv".into(),
             changed: changed
                 .iter()
                 .map(|(index, text)| as_document(*index, text))

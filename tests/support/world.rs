@@ -51,7 +51,7 @@ pub fn kv(key: &str, order: u64, text: &str) -> Document {
 }
 
 pub fn empty() -> Snapshot {
-    Snapshot::new(Config::new(Permissions::default(), Limits::default()))
+    Snapshot::new(Config::new(Permissions::default(), Limits::default()), Default::default())
 }
 
 pub fn put(snapshot: &mut Snapshot, documents: impl IntoIterator<Item = Document>) -> Changes {

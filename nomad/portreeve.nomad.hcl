@@ -1,0 +1,329 @@
+# Portreeve on every node of a pool: an agent and an Envoy, two tasks that talk over unix sockets in the allocation.
+#
+#   nomad job run -var gateway=edge nomad/portreeve.nomad.hcl
+#
+# Needs on the nodes: portreeve, envoy (1.36 to 1.40), curl, a Consul agent on loopback. Needs in the cluster: workload
+# identity for Consul and Vault. nomad/README.md has the commands, what was tried, and what differs under raw_exec.
+
+variable "datacenters" {
+  type    = list(string)
+  default = ["*"]
+}
+
+variable "node_pool" {
+  type    = string
+  default = "default"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "gateway" {
+  description = "The gateway that these nodes serve. Its document is in Consul KV."
+  type        = string
+  default     = "edge"
+}
+
+variable "http_port" {
+  description = "The port of the gateway's http listener, as in its document."
+  type        = number
+  default     = 80
+}
+
+variable "https_port" {
+  description = "The port of the gateway's https listener, as in its document."
+  type        = number
+  default     = 443
+}
+
+variable "ready_port" {
+  description = "A loopback port for /ready and /metrics."
+  type        = number
+  default     = 7480
+}
+
+variable "driver" {
+  description = "exec or raw_exec."
+  type        = string
+  default     = "exec"
+}
+
+variable "user" {
+  description = "Who the tasks run as: all three the same."
+  type        = string
+  default     = "nobody"
+}
+
+variable "data_dir" {
+  description = "State and sockets. The default is the allocation's directory as a task under exec sees it. Sockets limit its length to 62 bytes."
+  type        = string
+  default     = "/alloc/data"
+}
+
+variable "portreeve" {
+  type    = string
+  default = "/usr/local/bin/portreeve"
+}
+
+variable "envoy" {
+  type    = string
+  default = "/usr/local/bin/envoy"
+}
+
+variable "consul_address" {
+  type    = string
+  default = "127.0.0.1:8500"
+}
+
+variable "vault_address" {
+  type    = string
+  default = "https://vault.service.consul:8200"
+}
+
+variable "vault_mount" {
+  description = "Where Vault's JWT method for Nomad is mounted."
+  type        = string
+  default     = "jwt-nomad"
+}
+
+variable "vault_role" {
+  type    = string
+  default = "portreeve"
+}
+
+variable "vault_paths" {
+  description = "Paths of Vault that documents from KV may use."
+  type        = list(string)
+  default     = ["pki_int/issue/edge", "secret/portreeve/"]
+}
+
+variable "drain_seconds" {
+  description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 5 s more."
+  type        = number
+  default     = 20
+}
+
+locals {
+  # What agent and Envoy must agree on.
+  shared = <<-HCL
+    gateways  = ["${var.gateway}"]
+    node_name = "{{ env "node.unique.name" }}"
+    data_dir  = "${var.data_dir}"
+
+    envoy {
+      supervise  = false
+      binary     = "${var.envoy}"
+      drain_time = "${var.drain_seconds}s"
+    }
+  HCL
+
+  agent = <<-HCL
+    # Documents are the keys below portreeve/config/. They may use these paths of Vault, and no file of the node.
+    kv_documents {
+      vault_paths = ${jsonencode(var.vault_paths)}
+    }
+
+    # The token comes from Nomad, in CONSUL_HTTP_TOKEN.
+    consul {
+      address = "${var.consul_address}"
+    }
+
+    vault {
+      address = "${var.vault_address}"
+
+      jwt {
+        mount    = "${var.vault_mount}"
+        role     = "${var.vault_role}"
+        jwt_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_vault.jwt"
+      }
+    }
+
+    api {
+      address = "127.0.0.1:${var.ready_port}"
+    }
+  HCL
+}
+
+job "portreeve" {
+  datacenters = var.datacenters
+  node_pool   = var.node_pool
+  namespace   = var.namespace
+  type        = "system"
+  priority    = 90
+
+  # One node after the other, the next one only when this one is healthy. A node has each port once, so its old allocation
+  # stops before its new one starts: keep two nodes behind the load balancer.
+  update {
+    max_parallel     = 1
+    health_check     = "checks"
+    min_healthy_time = "10s"
+    healthy_deadline = "2m"
+    auto_revert      = true
+  }
+
+  group "gateway" {
+    # Out of Consul first, so that load balancers and DNS let go; then drain; then stop.
+    shutdown_delay = "5s"
+
+    network {
+      mode = "host"
+
+      port "http" {
+        static = var.http_port
+      }
+
+      port "https" {
+        static = var.https_port
+      }
+
+      port "ready" {
+        static = var.ready_port
+      }
+    }
+
+    # An edge node never gives up.
+    restart {
+      attempts = 10
+      interval = "5m"
+      delay    = "5s"
+      mode     = "delay"
+    }
+
+    # The state goes on to the next allocation on this node: what Vault has issued is not issued again.
+    ephemeral_disk {
+      sticky = true
+      size   = 300
+    }
+
+    # What load balancers look for: Envoy listens.
+    service {
+      name     = "portreeve-${var.gateway}"
+      provider = "consul"
+      port     = "https"
+
+      check {
+        name     = "listener"
+        type     = "tcp"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    # What the update waits for: the agent has published. On loopback, asked by the node's Consul agent.
+    service {
+      name     = "portreeve-${var.gateway}-agent"
+      provider = "consul"
+      port     = "ready"
+      address  = "127.0.0.1"
+
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/ready"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    task "agent" {
+      driver       = var.driver
+      user         = var.user
+      kill_timeout = "15s"
+
+      # Starts before Envoy, ends after it.
+      lifecycle {
+        hook    = "prestart"
+        sidecar = true
+      }
+
+      # Nomad logs in at Consul with this identity.
+      consul {}
+
+      # The agent logs in at Vault with this one, by itself, and again whenever it must.
+      identity {
+        name        = "vault"
+        aud         = ["vault.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
+
+      config {
+        command = var.portreeve
+        args    = ["agent", "-config", "${NOMAD_TASK_DIR}/portreeve.hcl"]
+      }
+
+      template {
+        destination   = "${NOMAD_TASK_DIR}/portreeve.hcl"
+        data          = "${local.shared}\n${local.agent}"
+        change_mode   = "signal"
+        change_signal = "SIGHUP"
+      }
+
+      resources {
+        cpu    = 200
+        memory = 256
+      }
+    }
+
+    # Writes Envoy's bootstrap and becomes Envoy.
+    task "envoy" {
+      driver       = var.driver
+      user         = var.user
+      kill_timeout = "10s"
+
+      config {
+        command = var.portreeve
+        args    = ["envoy", "run", "-config", "${NOMAD_TASK_DIR}/portreeve.hcl"]
+      }
+
+      template {
+        destination = "${NOMAD_TASK_DIR}/portreeve.hcl"
+        data        = local.shared
+        change_mode = "noop"
+      }
+
+      resources {
+        cpu    = 1000
+        memory = 512
+      }
+    }
+
+    # Nomad stops the leader first and waits for it: told to end, it lets Envoy drain. Envoy alone would end at once.
+    task "drain" {
+      driver       = var.driver
+      user         = var.user
+      leader       = true
+      kill_timeout = "${var.drain_seconds + 5}s"
+
+      config {
+        command = "/bin/sh"
+        args    = ["${NOMAD_TASK_DIR}/drain.sh"]
+      }
+
+      template {
+        destination = "${NOMAD_TASK_DIR}/drain.sh"
+        change_mode = "noop"
+        data        = <<-SH
+          drain() {
+              curl -fsS -m 5 --unix-socket "${var.data_dir}/envoy/${var.gateway}/admin.sock" \
+                  -X POST "http://envoy/drain_listeners?graceful&skip_exit" && sleep ${var.drain_seconds}
+              exit 0
+          }
+          trap drain TERM INT
+          while :; do
+              sleep 3600 &
+              wait $!
+          done
+        SH
+      }
+
+      resources {
+        cpu    = 20
+        memory = 16
+      }
+    }
+  }
+}

@@ -1,0 +1,318 @@
+//! Metrics in the OpenMetrics text format, which Prometheus reads.
+//!
+//! Gauges are made from the present state at each scrape, so that nothing can be left behind by what is gone. Label
+//! values are names of gateways, certificates and sources: as many as documents declare. Services are counted
+//! together: there may be ten thousand.
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::answer::ApiError;
+use super::recorder::Labels;
+use super::resources::kind_name;
+use super::{Api, StatusReport, read};
+use crate::diagnostics::Severity;
+use crate::envoy::ResourceKind;
+use crate::status::{DocumentPhase, SourceReading};
+
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Gauge,
+    Counter,
+    Histogram,
+}
+
+/// One metric family, as documented and as encoded.
+pub(super) struct Family {
+    /// Without the `_total` that counters get.
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+const fn family(
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Family {
+    Family {
+        name,
+        kind,
+        labels,
+        help,
+    }
+}
+
+#[rustfmt::skip]
+pub(super) const FAMILIES: &[Family] = &[
+    family("portreeve_build_info", Kind::Gauge, &["version"], "Always 1"),
+    family("portreeve_ready", Kind::Gauge, &[], "1 when the agent is ready, as /ready says"),
+    family("portreeve_stale", Kind::Gauge, &[], "1 while the agent serves what the disk held, because the document source has not answered since the start"),
+    family("portreeve_publications", Kind::Counter, &[], "Changes handed to Envoys"),
+    family("portreeve_publish_latency_seconds", Kind::Histogram, &[], "From taking a change from its source to handing the new resources to the streams"),
+    family("portreeve_source_up", Kind::Gauge, &["source"], "1 when the source's last answer was good; services count together, and are up when all of them are"),
+    family("portreeve_source_freshness_seconds", Kind::Gauge, &["source"], "Since the source last proved what it says; of services the oldest"),
+    family("portreeve_source_requests", Kind::Counter, &["source"], "Requests made of the source"),
+    family("portreeve_source_errors", Kind::Counter, &["source"], "Requests of the source that failed"),
+    family("portreeve_documents", Kind::Gauge, &["phase"], "Documents by phase: in_service, last_good (the present text is bad), out_of_service"),
+    family("portreeve_diagnostics", Kind::Gauge, &["severity"], "Problems there are now"),
+    family("portreeve_services", Kind::Gauge, &["state"], "Watched services by state: healthy, unhealthy (no instance to send requests to), unanswered"),
+    family("portreeve_certificate_expiry_timestamp_seconds", Kind::Gauge, &["certificate"], "When the certificate in service ends, in Unix seconds"),
+    family("portreeve_resources", Kind::Gauge, &["gateway", "kind"], "Resources of the gateway"),
+    family("portreeve_xds_streams", Kind::Gauge, &["gateway"], "Envoys connected"),
+    family("portreeve_xds_settled_streams", Kind::Gauge, &["gateway"], "Envoys that run with everything as published"),
+    family("portreeve_xds_pending", Kind::Gauge, &["gateway"], "Resources on their way, over all Envoys of the gateway"),
+    family("portreeve_xds_refused", Kind::Gauge, &["gateway"], "Resources that Envoys refuse now"),
+    family("portreeve_xds_nacks", Kind::Counter, &["gateway", "kind"], "Refusals by Envoys since the agent started"),
+    family("portreeve_envoy_up", Kind::Gauge, &["gateway"], "1 while the supervised Envoy serves"),
+    family("portreeve_envoy_starts", Kind::Counter, &["gateway"], "Envoy processes started or adopted since the agent started; all but the first are restarts"),
+];
+
+pub(super) async fn get(State(api): State<Api>) -> Result<Response, ApiError> {
+    let text = scrape(&api).map_err(|error| {
+        ApiError::new(
+            axum::http::StatusCode::INTERNAL_SERVER_ERROR,
+            format!("metrics cannot be written: {error}"),
+        )
+    })?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+}
+
+fn scrape(api: &Api) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Samples::of(&read::report(api))));
+    let recorder = &api.recorder;
+    registry.register(
+        "portreeve_publish_latency_seconds",
+        help("portreeve_publish_latency_seconds"),
+        recorder.publish_latency.clone(),
+    );
+    registry.register(
+        "portreeve_xds_nacks",
+        help("portreeve_xds_nacks"),
+        recorder.nacks.clone(),
+    );
+    registry.register(
+        "portreeve_envoy_starts",
+        help("portreeve_envoy_starts"),
+        recorder.envoy_starts.clone(),
+    );
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn help(name: &str) -> &'static str {
+    FAMILIES
+        .iter()
+        .find(|family| family.name == name)
+        .map_or("", |family| family.help)
+}
+
+/// What the present state says, family by family.
+#[derive(Debug, Default)]
+struct Samples(Vec<(&'static str, Labels, f64)>);
+
+impl Samples {
+    fn of(report: &StatusReport) -> Self {
+        let mut samples = Self::default();
+        samples.agent(report);
+        samples.sources(&report.status.sources);
+        samples.configuration(report);
+        samples.envoys(report);
+        samples
+    }
+
+    fn add(&mut self, name: &'static str, labels: Labels, value: f64) {
+        self.0.push((name, labels, value));
+    }
+
+    fn agent(&mut self, report: &StatusReport) {
+        let status = &report.status;
+        self.add(
+            "portreeve_build_info",
+            vec![("version", report.agent.version.clone())],
+            1.0,
+        );
+        self.add("portreeve_ready", Vec::new(), flag(report.readiness.ready));
+        self.add("portreeve_stale", Vec::new(), flag(status.stale));
+        self.add("portreeve_publications", Vec::new(), status.revision as f64);
+    }
+
+    fn sources(&mut self, readings: &[SourceReading]) {
+        for reading in together(readings) {
+            let labels = vec![("source", reading.name)];
+            self.add("portreeve_source_up", labels.clone(), flag(reading.ok));
+            if let Some(seconds) = reading.freshness_seconds {
+                self.add("portreeve_source_freshness_seconds", labels.clone(), seconds);
+            }
+            self.add(
+                "portreeve_source_requests",
+                labels.clone(),
+                reading.requests_total as f64,
+            );
+            self.add("portreeve_source_errors", labels, reading.errors_total as f64);
+        }
+    }
+
+    fn configuration(&mut self, report: &StatusReport) {
+        let status = &report.status;
+        for phase in DocumentPhase::ALL {
+            let count = status
+                .documents
+                .iter()
+                .filter(|document| document.phase == phase)
+                .count();
+            self.add(
+                "portreeve_documents",
+                vec![("phase", phase.as_str().to_owned())],
+                count as f64,
+            );
+        }
+        for (severity, name) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
+            let count = status.count(severity) as f64;
+            self.add(
+                "portreeve_diagnostics",
+                vec![("severity", name.to_owned())],
+                count,
+            );
+        }
+        let services = &status.services;
+        let healthy = services
+            .iter()
+            .filter(|service| service.passing + service.warning > 0)
+            .count();
+        let unanswered = services.iter().filter(|service| !service.answered).count();
+        let unhealthy = services.len() - healthy - unanswered.min(services.len() - healthy);
+        for (state, count) in [
+            ("healthy", healthy),
+            ("unhealthy", unhealthy),
+            ("unanswered", unanswered),
+        ] {
+            self.add(
+                "portreeve_services",
+                vec![("state", state.to_owned())],
+                count as f64,
+            );
+        }
+        for certificate in &status.certificates {
+            if let Some(expires) = certificate.expires {
+                let labels = vec![("certificate", certificate.name.clone())];
+                self.add(
+                    "portreeve_certificate_expiry_timestamp_seconds",
+                    labels,
+                    expires as f64,
+                );
+            }
+        }
+    }
+
+    fn envoys(&mut self, report: &StatusReport) {
+        for gateway in &report.status.gateways {
+            let labels = || vec![("gateway", gateway.name.clone())];
+            let envoys: Vec<_> = report
+                .status
+                .envoys
+                .iter()
+                .filter(|envoy| envoy.gateway == gateway.name)
+                .collect();
+            let pending: usize = envoys.iter().map(|envoy| envoy.pending()).sum();
+            let refused: usize = envoys.iter().map(|envoy| envoy.refused().count()).sum();
+            self.add("portreeve_xds_streams", labels(), envoys.len() as f64);
+            self.add(
+                "portreeve_xds_settled_streams",
+                labels(),
+                gateway.programmed.acknowledged as f64,
+            );
+            self.add("portreeve_xds_pending", labels(), pending as f64);
+            self.add("portreeve_xds_refused", labels(), refused as f64);
+            for kind in ResourceKind::ALL {
+                let count = gateway.kinds.get(&kind).copied().unwrap_or_default();
+                let labels = vec![("gateway", gateway.name.clone()), ("kind", kind_name(kind))];
+                self.add("portreeve_resources", labels, count as f64);
+            }
+        }
+        for process in &report.agent.envoys {
+            let up = matches!(process.state.as_str(), "running" | "replacing");
+            self.add(
+                "portreeve_envoy_up",
+                vec![("gateway", process.gateway.clone())],
+                flag(up),
+            );
+        }
+    }
+}
+
+/// The watches of services as one reading.
+fn together(readings: &[SourceReading]) -> Vec<SourceReading> {
+    let (services, mut others): (Vec<SourceReading>, Vec<SourceReading>) = readings
+        .iter()
+        .cloned()
+        .partition(|reading| reading.name.starts_with("service "));
+    let Some(first) = services.first().cloned() else {
+        return others;
+    };
+    let named = SourceReading {
+        name: "services".to_owned(),
+        ..first
+    };
+    others.push(
+        services
+            .into_iter()
+            .skip(1)
+            .fold(named, |sum, next| SourceReading {
+                ok: sum.ok && next.ok,
+                freshness_seconds: match (sum.freshness_seconds, next.freshness_seconds) {
+                    (Some(one), Some(other)) => Some(one.max(other)),
+                    (one, other) => one.or(other),
+                },
+                requests_total: sum.requests_total + next.requests_total,
+                errors_total: sum.errors_total + next.errors_total,
+                ..sum
+            }),
+    );
+    others
+}
+
+fn flag(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}
+
+impl Collector for Samples {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for family in FAMILIES {
+            let samples: Vec<_> = self
+                .0
+                .iter()
+                .filter(|(name, _, _)| *name == family.name)
+                .collect();
+            let metric_type = match family.kind {
+                Kind::Gauge => MetricType::Gauge,
+                Kind::Counter => MetricType::Counter,
+                Kind::Histogram => continue,
+            };
+            if samples.is_empty() {
+                continue;
+            }
+            let mut metric = encoder.encode_descriptor(family.name, family.help, None, metric_type)?;
+            for (_, labels, value) in samples {
+                match family.kind {
+                    Kind::Counter => ConstCounter::new(*value).encode(metric.encode_family(labels)?)?,
+                    _ => ConstGauge::new(*value).encode(metric.encode_family(labels)?)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,175 @@
+//! What can be asked without effect.
+
+use std::time::SystemTime;
+
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::Api;
+use super::answer::{ApiError, json};
+use super::envoy::EnvoyProcessStatus;
+use super::parameters::Parameters;
+use crate::agent::envoy_process;
+use crate::config::text_hash;
+use crate::diagnostics::Diagnostic;
+use crate::status::{self, DocumentPhase, EnvoyStatus, Status};
+
+/// Whether the agent is of use, and what it lacks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    pub ready: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+    /// Serving from disk.
+    pub stale: bool,
+}
+
+/// The agent itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentStatus {
+    pub node: String,
+    pub version: String,
+    pub started_at: String,
+    pub envoys: Vec<EnvoyProcessStatus>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub agent: AgentStatus,
+    pub readiness: Readiness,
+    #[serde(flatten)]
+    pub status: Status,
+}
+
+/// One document as it stands in its source.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DocumentText {
+    pub document: String,
+    /// `file` or `kv`.
+    pub source: String,
+    pub version: u64,
+    pub hash: String,
+    pub phase: DocumentPhase,
+    pub text: String,
+    /// What is in service, where it is another text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_in_service: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Diagnostic>,
+}
+
+pub(super) fn readiness(api: &Api) -> Readiness {
+    let view = api.view();
+    let mut missing = status::missing(&view);
+    for (gateway, envoy) in &api.envoys {
+        let state = envoy.status().borrow().clone();
+        if !matches!(
+            state,
+            envoy_process::Status::Running(_) | envoy_process::Status::Replacing { .. }
+        ) {
+            let process = EnvoyProcessStatus::of(gateway, &state);
+            missing.push(format!("the Envoy of gateway {gateway:?}: {}", process.summary()));
+        }
+    }
+    Readiness {
+        ready: missing.is_empty(),
+        missing,
+        stale: view.stale,
+    }
+}
+
+pub(super) async fn ready(State(api): State<Api>) -> Response {
+    let readiness = readiness(&api);
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, json(&readiness)).into_response()
+}
+
+pub(super) async fn status(State(api): State<Api>) -> Response {
+    json(&report(&api))
+}
+
+pub(super) fn report(api: &Api) -> StatusReport {
+    StatusReport {
+        agent: AgentStatus {
+            node: api.node.to_string(),
+            version: api.version.to_string(),
+            started_at: humantime::format_rfc3339_seconds(api.started_at).to_string(),
+            envoys: api
+                .envoys
+                .iter()
+                .map(|(gateway, envoy)| EnvoyProcessStatus::of(gateway, &envoy.status().borrow()))
+                .collect(),
+        },
+        readiness: readiness(api),
+        status: Status::of(
+            &api.view(),
+            &api.streams.snapshot(),
+            (api.readings)(),
+            SystemTime::now(),
+        ),
+    }
+}
+
+pub(super) async fn documents(
+    State(api): State<Api>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let parameters = Parameters::parse(query.as_deref(), &["document"])?;
+    let only = parameters.get("document");
+    let view = api.view();
+    let states = view.snapshot.config.documents();
+    let documents: Vec<DocumentText> = states
+        .filter(|state| only.is_none_or(|only| state.document.id.as_str() == only))
+        .map(|state| {
+            let in_service = state.in_service.as_ref().map(|parsed| &parsed.document.text);
+            DocumentText {
+                document: state.document.id.to_string(),
+                source: if state.document.id.is_trusted() {
+                    "file"
+                } else {
+                    "kv"
+                }
+                .to_owned(),
+                version: state.document.version,
+                hash: text_hash(&state.document.text),
+                phase: DocumentPhase::of(state),
+                text: state.document.text.to_string(),
+                text_in_service: in_service
+                    .filter(|text| **text != state.document.text)
+                    .map(ToString::to_string),
+                problems: state.problems.to_vec(),
+            }
+        })
+        .collect();
+    match only {
+        Some(only) if documents.is_empty() => Err(ApiError::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no document {only:?}"),
+        )),
+        _ => Ok(json(&documents)),
+    }
+}
+
+pub(super) async fn diagnostics(State(api): State<Api>) -> Response {
+    json(&status::diagnostics(&api.view(), SystemTime::now()))
+}
+
+pub(super) async fn envoys(State(api): State<Api>) -> Response {
+    let envoys: Vec<EnvoyStatus> = api.streams.snapshot().iter().map(EnvoyStatus::of).collect();
+    json(&envoys)
+}
+
+pub(super) async fn refresh(State(api): State<Api>) -> Response {
+    (api.refresh)();
+    (
+        StatusCode::ACCEPTED,
+        json(&serde_json::json!({ "refreshing": true })),
+    )
+        .into_response()
+}

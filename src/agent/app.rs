@@ -1,0 +1,473 @@
+//! Builds the running agent from its settings, and takes it down again in order.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::envoy_process::{self, StopMode};
+use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
+use super::notify_systemd::ServiceManager;
+use super::settings::{Flags, Settings, SettingsError};
+use super::signals::{SignalEvent, Signals};
+use super::sources::{Sources, environment};
+use super::supervisor::Tasks;
+use super::{reload, start_banner};
+use crate::admin;
+use crate::config::{ObjectKind, parse_document};
+use crate::diagnostics::render;
+use crate::envoy::bootstrap::{Bootstrap, XdsEndpoint, XdsVariant};
+use crate::hcl::Limits;
+use crate::pipeline::{GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, Store, View};
+use crate::translate;
+use crate::xds;
+
+/// Observations on their way to the pipeline: a source waits when the pipeline is this far behind.
+const OBSERVATIONS: usize = 8192;
+/// Events of Envoys on their way to the pipeline.
+const EVENTS: usize = 8192;
+/// After this the tasks that do not stop by themselves are dropped.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Runs until told to stop. Settings that do not work end it before anything is started.
+pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout();
+    start_banner::write_starting(&mut out)?;
+    let mut settings = match load(&flags) {
+        Ok(settings) => settings,
+        Err(error) => {
+            show_settings_error(&error)?;
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let level: LogLevel = settings.log_level.parse()?;
+    let format = if settings.log_json {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    };
+    let (subscriber, level_handle) = log_format::subscriber(format, level, std::io::stdout());
+    tracing::subscriber::set_global_default(subscriber).context("a second log in one process")?;
+    make_directory(&settings.data_dir)?;
+    if settings.gateways.is_empty() {
+        settings.gateways = declared_gateways(&settings);
+    }
+    let mut signals = Signals::install().context("signal handlers cannot be installed")?;
+    let service_manager = ServiceManager::new(environment("NOTIFY_SOCKET").map(Into::into));
+    let stop = CancellationToken::new();
+    let mut running = Running::start(&settings, &stop).await?;
+    start_banner::write_started(&mut out, &running.facts(&settings))?;
+    out.flush()?;
+    let outcome = running
+        .serve(
+            &flags,
+            &mut settings,
+            &level_handle,
+            &mut signals,
+            &service_manager,
+            &stop,
+        )
+        .await;
+    service_manager.stopping("stopping");
+    running.stop(&settings, &mut signals, &stop).await;
+    outcome
+}
+
+fn load(flags: &Flags) -> Result<Settings, SettingsError> {
+    let mut flags = flags.clone();
+    if flags.dev && flags.data_dir.is_none() {
+        // In-memory state; sockets and Envoy's own files need a place that the next run finds again.
+        let base = environment("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, Into::into);
+        flags.data_dir = Some(base.join(format!("portreeve-dev-{}", rustix::process::getuid().as_raw())));
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Settings::load(&flags, &host)
+}
+
+fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
+    let mut out = std::io::stderr().lock();
+    writeln!(out, "==> {error}")?;
+    match error {
+        SettingsError::Invalid(problems) => {
+            for (problem, text) in problems {
+                writeln!(out, "\n{}", render(problem, Some(text), false))?;
+            }
+        }
+        SettingsError::Read { source, .. } => writeln!(out, "    {source}")?,
+    }
+    Ok(())
+}
+
+fn make_directory(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| {
+            format!(
+                "{}: the data directory cannot be made; choose another with -data-dir",
+                path.display()
+            )
+        })
+}
+
+/// Under -dev without names: what the documents declare at the start, or `edge`.
+fn declared_gateways(settings: &Settings) -> Vec<Arc<str>> {
+    let mut names = BTreeSet::new();
+    for path in &settings.document_paths {
+        let Ok(listing) = crate::sources::directory::read_documents(path) else {
+            continue;
+        };
+        for document in listing.documents {
+            let Ok(parsed) = parse_document(&document, &settings.permissions, &Limits::default()) else {
+                continue;
+            };
+            names.extend(
+                parsed
+                    .objects
+                    .iter()
+                    .map(|object| object.key())
+                    .filter(|key| key.kind == ObjectKind::Gateway)
+                    .map(|key| key.name),
+            );
+        }
+    }
+    if names.is_empty() {
+        vec!["edge".into()]
+    } else {
+        names.into_iter().collect()
+    }
+}
+
+/// Everything that was started.
+struct Running {
+    tasks: Tasks,
+    view: watch::Receiver<Arc<View>>,
+    envoys: Vec<envoy_process::Handle>,
+    xds_tls: Option<watch::Sender<Arc<xds::TlsSettings>>>,
+    facts: Vec<(&'static str, String)>,
+}
+
+impl Running {
+    async fn start(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Self> {
+        let (store, restored) = if settings.dev {
+            (None, Restored::default())
+        } else {
+            let (store, restored) =
+                Store::open(&settings.data_dir).context("the agent's state cannot be used")?;
+            (Some(store), restored)
+        };
+        let (observations, observed) = mpsc::channel(OBSERVATIONS);
+        let sources = Sources::prepare(settings, &restored.documents, observations)?;
+        let mut facts = sources.facts.clone();
+        let gateways = xds::Gateways::default();
+        let (server, events) = xds::Server::new(gateways.clone(), xds::Limits::default(), EVENTS);
+        let (pipeline, outputs) = Pipeline::new(
+            pipeline_settings(settings, sources.document_sources.clone()),
+            restored,
+            store,
+            server.streams().clone(),
+        );
+        let recorder = admin::Recorder::new();
+        let pipeline = pipeline.with_meter(Arc::new(recorder.clone()));
+        let Outputs {
+            view,
+            interests,
+            wanted,
+            resources,
+        } = outputs;
+        for (name, receiver) in resources {
+            gateways.insert(name, receiver);
+        }
+        let mut tasks = Tasks::default();
+        let handles = sources.start(settings, &mut tasks, interests, wanted, stop);
+        let (_commands, command_queue) = mpsc::channel(16);
+        tasks.spawn_plain(
+            "pipeline",
+            pipeline.run(observed, events, command_queue, stop.clone()),
+        );
+        let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
+        let envoys = start_envoys(settings, &mut facts).await?;
+        let readings = handles.readings;
+        let refresh = handles.refresh;
+        let api = admin::Api {
+            node: settings.node.as_str().into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: SystemTime::now(),
+            view: view.clone(),
+            streams: server.streams().clone(),
+            envoys: settings
+                .gateways
+                .iter()
+                .cloned()
+                .zip(envoys.iter().cloned())
+                .collect(),
+            readings: Arc::new(move || readings.read()),
+            refresh: Arc::new(move || refresh.notify_one()),
+            recorder,
+        };
+        serve_api(settings, api, &mut tasks, stop, &mut facts).await?;
+        Ok(Self {
+            tasks,
+            view,
+            envoys,
+            xds_tls,
+            facts,
+        })
+    }
+
+    fn facts(&self, settings: &Settings) -> Vec<(&'static str, String)> {
+        let mut facts = vec![
+            ("Version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("Node", settings.node.clone()),
+            ("Gateways", settings.gateways.join(", ")),
+            ("Bind Addr", settings.bind_addr.to_string()),
+            ("Data Dir", settings.data_dir.display().to_string()),
+            ("Log Level", settings.log_level.to_uppercase()),
+        ];
+        facts.extend(self.facts.iter().cloned());
+        facts
+    }
+
+    async fn serve(
+        &mut self,
+        flags: &Flags,
+        settings: &mut Settings,
+        level: &LevelHandle,
+        signals: &mut Signals,
+        service_manager: &ServiceManager,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<ExitCode> {
+        let mut is_ready = false;
+        loop {
+            tokio::select! {
+                error = self.tasks.failed(stop) => {
+                    tracing::error!("{error:#}");
+                    return Err(error);
+                }
+                changed = self.view.changed() => {
+                    let ready = changed.is_ok()
+                        && self.view.borrow_and_update().gateways.iter().all(|gateway| gateway.published_at.is_some());
+                    if ready && !is_ready {
+                        is_ready = true;
+                        tracing::info!("ready");
+                        service_manager.ready("serving");
+                    }
+                }
+                signal = signals.next() => match signal {
+                    SignalEvent::Reload => {
+                        service_manager.reloading();
+                        self.reload(flags, settings, level);
+                        service_manager.ready("serving");
+                    }
+                    SignalEvent::Terminate => {
+                        tracing::info!("told to stop");
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                    SignalEvent::Abort => return Ok(ExitCode::SUCCESS),
+                }
+            }
+        }
+    }
+
+    fn reload(&self, flags: &Flags, settings: &mut Settings, level: &LevelHandle) {
+        let mut after = match load(flags) {
+            Ok(after) => after,
+            Err(error) => {
+                tracing::error!(%error, "reload: the settings are not usable, the old ones stay");
+                if let SettingsError::Invalid(problems) = &error {
+                    for (problem, _) in problems {
+                        tracing::error!("{problem}");
+                    }
+                }
+                return;
+            }
+        };
+        if after.gateways.is_empty() {
+            after.gateways.clone_from(&settings.gateways);
+        }
+        if let (Some(block), Some(sender)) = (&after.xds.tcp, &self.xds_tls) {
+            match reload::tls_settings(block) {
+                Ok(tls) => {
+                    sender.send_replace(Arc::new(tls));
+                }
+                Err(error) => tracing::error!("reload: {error:#}; the old certificate of the xDS port stays"),
+            }
+        }
+        match after
+            .log_level
+            .parse::<LogLevel>()
+            .map(|parsed| level.set(parsed))
+        {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "reload: the log level cannot be set"),
+            Err(error) => tracing::error!(%error, "reload: the old log level stays"),
+        }
+        let restart = reload::needs_restart(settings, &after);
+        if restart.is_empty() {
+            tracing::info!("settings reloaded");
+        } else {
+            tracing::warn!(
+                settings = restart.join(", "),
+                "settings reloaded; these take effect after a restart of the agent"
+            );
+        }
+        settings.log_level = after.log_level;
+    }
+
+    /// Envoy first, while it can still be told things; then sources, streams and API; a second signal cuts it short.
+    async fn stop(&mut self, settings: &Settings, signals: &mut Signals, stop: &CancellationToken) {
+        let mode = if settings.envoy.stop_with_agent {
+            StopMode::Drain
+        } else {
+            StopMode::LeaveRunning
+        };
+        let envoys = std::mem::take(&mut self.envoys);
+        let drained = async {
+            for envoy in &envoys {
+                envoy.stop(mode).await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            _ = signals.next() => {
+                for envoy in &envoys {
+                    envoy.stop(StopMode::Now).await;
+                }
+            }
+        }
+        stop.cancel();
+        if tokio::time::timeout(STOP_LIMIT, self.tasks.finish())
+            .await
+            .is_err()
+        {
+            tracing::warn!(limit = ?STOP_LIMIT, "some tasks did not stop in time");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+fn pipeline_settings(settings: &Settings, document_sources: BTreeSet<Arc<str>>) -> PipelineSettings {
+    PipelineSettings {
+        gateways: settings
+            .gateways
+            .iter()
+            .map(|name| GatewaySettings {
+                name: name.clone(),
+                compile: translate::Settings {
+                    bind_address: settings.bind_addr,
+                    hold_pending: true,
+                },
+            })
+            .collect(),
+        permissions: settings.permissions.clone(),
+        limits: Limits::default(),
+        document_sources,
+    }
+}
+
+async fn serve_xds(
+    settings: &Settings,
+    server: &xds::Server,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+    facts: &mut Vec<(&'static str, String)>,
+) -> anyhow::Result<Option<watch::Sender<Arc<xds::TlsSettings>>>> {
+    let unix = xds::UnixSettings {
+        path: settings.xds.socket.clone(),
+        uids: settings.xds.uids.clone(),
+        gateways: xds::GatewayAccess::Only(settings.gateways.iter().cloned().collect()),
+    };
+    let listener = unix.bind().await.context("the xDS socket cannot be opened")?;
+    facts.push(("xDS Socket", settings.xds.socket.display().to_string()));
+    let (socket_server, socket_stop) = (server.clone(), stop.clone());
+    tasks.spawn("xds socket", async move {
+        Ok(socket_server.serve(listener, socket_stop).await?)
+    });
+    let Some(block) = &settings.xds.tcp else {
+        return Ok(None);
+    };
+    let (sender, tls) = watch::channel(Arc::new(reload::tls_settings(block)?));
+    let listener = xds::TcpSettings {
+        address: block.address,
+        tls,
+    }
+    .bind()
+    .await
+    .context("the xDS port cannot be opened")?;
+    facts.push(("xDS Address", block.address.to_string()));
+    let (tcp_server, tcp_stop) = (server.clone(), stop.clone());
+    tasks.spawn("xds port", async move {
+        Ok(tcp_server.serve(listener, tcp_stop).await?)
+    });
+    Ok(Some(sender))
+}
+
+async fn serve_api(
+    settings: &Settings,
+    api: admin::Api,
+    tasks: &mut Tasks,
+    stop: &CancellationToken,
+    facts: &mut Vec<(&'static str, String)>,
+) -> anyhow::Result<()> {
+    facts.push(("API Socket", settings.api.socket.display().to_string()));
+    let listener = admin::Listener::unix(&settings.api.socket).await?;
+    tasks.spawn_plain("api", listener.serve(api.clone(), stop.clone()));
+    if let Some(address) = settings.api.address {
+        facts.push((
+            "Ready and Metrics",
+            format!("http://{address}/ready, http://{address}/metrics"),
+        ));
+        let listener = admin::Listener::tcp(address).await?;
+        tasks.spawn_plain("ready and metrics", listener.serve(api, stop.clone()));
+    }
+    Ok(())
+}
+
+async fn start_envoys(
+    settings: &Settings,
+    facts: &mut Vec<(&'static str, String)>,
+) -> anyhow::Result<Vec<envoy_process::Handle>> {
+    let mut envoys = Vec::new();
+    if !settings.envoy.supervise {
+        return Ok(envoys);
+    }
+    for gateway in &settings.gateways {
+        let envoy = envoy_settings(settings, gateway);
+        let directory = envoy.runtime_directory.display().to_string();
+        let handle = envoy_process::start_or_adopt(envoy)
+            .await
+            .with_context(|| format!("the Envoy of gateway {gateway:?} cannot be started"))?;
+        facts.push(("Envoy", format!("supervised, files in {directory}")));
+        envoys.push(handle);
+    }
+    Ok(envoys)
+}
+
+/// The Envoy of one gateway, as supervised by this agent.
+pub fn envoy_settings(settings: &Settings, gateway: &str) -> envoy_process::Settings {
+    let runtime = settings.data_dir.join("envoy").join(gateway);
+    let mut bootstrap = Bootstrap::new(
+        &format!("{}/{gateway}", settings.node),
+        gateway,
+        XdsEndpoint::Unix(settings.xds.socket.clone()),
+        &runtime.join("admin.sock"),
+    );
+    bootstrap.max_downstream_connections = u64::from(settings.envoy.max_downstream_connections);
+    if settings.envoy.state_of_the_world {
+        bootstrap.variant = XdsVariant::StateOfTheWorld;
+    }
+    let mut envoy = envoy_process::Settings::new(runtime, bootstrap);
+    envoy.binary.clone_from(&settings.envoy.binary);
+    envoy.concurrency = settings.envoy.concurrency;
+    envoy.log_level.clone_from(&settings.envoy.log_level);
+    envoy.drain_time = settings.envoy.drain_time;
+    envoy
+}

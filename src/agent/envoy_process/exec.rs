@@ -1,0 +1,71 @@
+//! `portreeve envoy run`: becomes Envoy.
+//!
+//! For Nomad and systemd, where Envoy is a task of its own: they supervise, signal and log it, so there is no process
+//! of ours between. No hot restart there: the supervisor of the task would see its process end.
+
+use std::convert::Infallible;
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep};
+
+use super::error::Error;
+use super::launch::{Launch, allowed_environment};
+use super::record::RuntimeDirectory;
+use super::settings::Settings;
+use crate::envoy::bootstrap::XdsEndpoint;
+
+/// How often to look for an xDS server that is not there yet.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExecOptions {
+    /// How long to wait for the xDS server before starting anyway. Envoy would wait by itself; this keeps its log
+    /// free of connection errors when agent and Envoy start together.
+    pub wait_for_xds: Option<Duration>,
+}
+
+/// Writes the bootstrap and replaces this process by Envoy. Comes back only with an error.
+pub async fn exec_envoy(settings: Settings, options: ExecOptions) -> Result<Infallible, Error> {
+    let runtime = RuntimeDirectory::open(&settings.runtime_directory)?;
+    let launch = Launch::prepare(settings, runtime).await?;
+    launch.write_bootstrap()?;
+    if let Some(limit) = options.wait_for_xds {
+        wait_for(&launch.settings.bootstrap.xds, limit).await;
+    }
+    let mut command = std::process::Command::new(&launch.binary.path);
+    command
+        .arg("-c")
+        .arg(launch.runtime.bootstrap())
+        .arg("--disable-hot-restart")
+        .args(launch.common_arguments());
+    command
+        .env_clear()
+        .envs(allowed_environment(&launch.settings.pass_environment));
+    let source = command.exec();
+    Err(Error::Spawn {
+        binary: launch.binary.path,
+        source,
+    })
+}
+
+async fn wait_for(endpoint: &XdsEndpoint, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let answers = match endpoint {
+            XdsEndpoint::Unix(path) => UnixStream::connect(path).await.is_ok(),
+            XdsEndpoint::Tcp { address, port, .. } => {
+                TcpStream::connect((address.as_str(), *port)).await.is_ok()
+            }
+        };
+        if answers {
+            return;
+        }
+        if Instant::now() >= deadline {
+            tracing::warn!(?limit, "no xDS server yet, starting Envoy without it");
+            return;
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}

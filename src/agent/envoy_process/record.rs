@@ -1,0 +1,241 @@
+//! What outlives the agent: the lock that says one is there, and the record of the Envoy it left.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use super::error::Error;
+use super::identity::{Identity, boot_id};
+
+/// Room that Envoy's longest socket name needs behind the directory: `/hot_restart_udp_parent_2684354559`.
+const LONGEST_SOCKET_NAME: usize = 34;
+/// `sun_path` has 108 bytes, the last one is NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The files of one supervised Envoy.
+#[derive(Clone, Debug)]
+pub(super) struct RuntimeDirectory {
+    root: PathBuf,
+}
+
+impl RuntimeDirectory {
+    /// Makes it, for our user only: it holds sockets that can stop Envoy, and files that start it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let root = std::path::absolute(path).map_err(Error::file("resolve", path))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .map_err(Error::file("make", &root))?;
+        fs::set_permissions(&root, Permissions::from_mode(0o700)).map_err(Error::file("restrict", &root))?;
+        // One spelling only: Envoy is recognised by the path on its command line.
+        let root = root.canonicalize().map_err(Error::file("resolve", &root))?;
+        let (length, limit) = (root.as_os_str().len(), MAX_SOCKET_PATH - LONGEST_SOCKET_NAME);
+        if length > limit {
+            return Err(Error::DirectoryTooLong {
+                path: root,
+                length,
+                limit,
+            });
+        }
+        Ok(Self { root })
+    }
+
+    pub fn bootstrap(&self) -> PathBuf {
+        self.root.join("bootstrap.json")
+    }
+
+    /// A bootstrap on trial, before it takes the place of the one in use.
+    pub fn next_bootstrap(&self) -> PathBuf {
+        self.root.join("bootstrap.next.json")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.root.join("envoy.log")
+    }
+
+    /// The stem of the sockets over which two Envoys hand over. By Envoy's default they are abstract: then anyone on
+    /// the machine could ask for our listeners.
+    pub fn hot_restart_socket(&self) -> PathBuf {
+        self.root.join("hot_restart")
+    }
+
+    /// Where the parent of this Envoy writes how it ended.
+    pub fn status(&self, base_id: u32, epoch: u32) -> PathBuf {
+        self.root.join(format!("exit-status-{base_id}-{epoch}"))
+    }
+
+    fn record(&self) -> PathBuf {
+        self.root.join("envoy-state.json")
+    }
+
+    /// Takes the lock, or says who has it. The kernel frees it when its holder dies, however it dies.
+    pub fn lock(&self) -> Result<Lock, Error> {
+        let path = self.root.join("envoy.lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::file("open", &path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut holder = String::new();
+                // Only to be shown; the lock itself is the proof.
+                let _ = file.read_to_string(&mut holder);
+                return Err(Error::Locked {
+                    directory: self.root.clone(),
+                    holder: holder.trim().to_owned(),
+                });
+            }
+            Err(errno) => return Err(Error::file("lock", &path)(errno.into())),
+        }
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(Error::file("write", &path))?;
+        Ok(Lock { _file: file })
+    }
+
+    /// A record that cannot be read is as good as none: the process table is searched anyway.
+    pub fn load(&self) -> Option<Record> {
+        let bytes = fs::read(self.record()).ok()?;
+        match serde_json::from_slice::<Record>(&bytes) {
+            Ok(record) if record.boot_id == boot_id() => Some(record),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(path = %self.record().display(), %error, "ignoring an unreadable record of Envoy");
+                None
+            }
+        }
+    }
+
+    pub fn save(&self, record: &Record) -> Result<(), Error> {
+        let text = serde_json::to_vec_pretty(record)
+            .map_err(|error| Error::file("encode", self.record())(error.into()))?;
+        write_private(&self.record(), &text)
+    }
+
+    /// Removes what a dead Envoy leaves behind: its shared memory, and the sockets it handed over with.
+    pub fn remove_leftovers(&self, base_id: u32) {
+        // Envoy multiplies the base id by ten, and gives each of three epochs a number.
+        let scaled = u64::from(base_id) * 10;
+        let memory = PathBuf::from(format!("/dev/shm/envoy_shared_memory_{scaled}"));
+        let mut paths = vec![memory];
+        for epoch in 0..3 {
+            for role in ["child", "parent", "udp_child", "udp_parent"] {
+                paths.push(self.root.join(format!("hot_restart_{role}_{}", scaled + epoch)));
+            }
+        }
+        let statuses = format!("exit-status-{base_id}-");
+        for entry in fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+        {
+            if entry.file_name().to_string_lossy().starts_with(&statuses) {
+                paths.push(entry.path());
+            }
+        }
+        for path in paths {
+            // Missing is the normal case; another user's file is not ours to remove and stays.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// While this lives no other agent keeps an Envoy in the same directory. Not inherited by Envoy (close-on-exec).
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// What a following agent must know of the Envoy we leave, and cannot read from the process table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub boot_id: String,
+    #[serde(flatten)]
+    pub identity: Identity,
+    pub base_id: u32,
+    pub epoch: u32,
+    /// Hash of the bootstrap it was started with.
+    pub bootstrap: String,
+    /// It has been told to drain: not to be taken over as if it served.
+    pub leaving: bool,
+}
+
+/// Replaces a file as a whole, readable by our user only. A reader sees the old or the new content, never a part.
+pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    // A leftover could have another mode or be a link.
+    let _ = fs::remove_file(&new);
+    let write = || {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(content)?;
+        // A record lost to a power cut is no loss: the processes are gone as well. No fsync.
+        fs::rename(&new, path)
+    };
+    write().map_err(Error::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_is_told_who_holds_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDirectory::open(&directory.path().join("run")).unwrap();
+        let lock = runtime.lock().unwrap();
+        let error = runtime.lock().unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(lock);
+        runtime.lock().unwrap();
+    }
+
+    #[test]
+    fn a_record_survives_and_one_from_another_boot_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDirectory::open(directory.path()).unwrap();
+        assert_eq!(runtime.load(), None);
+        let mut record = Record {
+            boot_id: boot_id(),
+            identity: Identity {
+                pid: 7,
+                start_time: 9,
+            },
+            base_id: 5,
+            epoch: 1,
+            bootstrap: "ab".to_owned(),
+            leaving: false,
+        };
+        runtime.save(&record).unwrap();
+        assert_eq!(runtime.load().as_ref(), Some(&record));
+        let mode = fs::metadata(runtime.record()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        record.boot_id = "another".to_owned();
+        runtime.save(&record).unwrap();
+        assert_eq!(runtime.load(), None);
+        fs::write(runtime.record(), "{").unwrap();
+        assert_eq!(runtime.load(), None);
+    }
+
+    #[test]
+    fn a_directory_too_long_for_sockets_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = RuntimeDirectory::open(&directory.path().join("x".repeat(80))).unwrap_err();
+        assert!(matches!(error, Error::DirectoryTooLong { .. }), "{error}");
+    }
+}

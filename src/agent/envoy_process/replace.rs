@@ -1,0 +1,138 @@
+//! From one Envoy to the next: begin, hand over, or go on with the old one.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::admin_client::AdminClient;
+use super::error::RestartError;
+use super::handle::{RestartReply, Status};
+use super::launch::Launch;
+use super::planned_restart::{self, RestartMethod, previous_admin_socket};
+use super::process::{Exit, Process};
+use super::settings::Settings;
+use super::stop;
+use super::supervise::{Current, LOOK_INTERVAL, PendingRestart, Supervisor};
+
+/// How much longer than announced the parent of a hot restart may live.
+const PARENT_GRACE: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    pub(super) fn retire_others(&mut self) {
+        let Some(current_base_id) = self.current.as_ref().map(|current| current.process.base_id) else {
+            return;
+        };
+        for other in self.others.drain(..) {
+            let settings = self.settings.clone();
+            let mut process = other.process;
+            let admin = AdminClient::new(&previous_admin_socket(&settings.bootstrap.admin_socket));
+            self.retiring.spawn(async move {
+                let base_id = process.base_id;
+                if base_id == current_base_id {
+                    // The parent of a hot restart drains and ends by itself.
+                    let limit = settings.parent_shutdown_time() + PARENT_GRACE;
+                    if process.exited_within(limit).await.is_none() {
+                        tracing::warn!(pid = process.pid(), "the former Envoy does not end, ending it");
+                        process.terminate(settings.kill_after).await;
+                    }
+                } else {
+                    stop::drain_and_end(&mut process, &admin, &settings).await;
+                }
+                tracing::info!(pid = process.pid(), "the former Envoy has ended");
+                base_id
+            });
+        }
+    }
+
+    pub(super) fn on_retired(&mut self, base_id: u32) {
+        // A hot restart's parent shares the base id, and what belongs to it, with the current one.
+        if self
+            .current
+            .as_ref()
+            .is_none_or(|current| current.process.base_id != base_id)
+        {
+            self.runtime.remove_leftovers(base_id);
+            let _ = std::fs::remove_file(previous_admin_socket(&self.settings.bootstrap.admin_socket));
+        }
+    }
+
+    pub(super) fn go_on_with_old(&mut self) {
+        let Some(old) = self.others.pop() else { return };
+        let (spoiled, live) = (old.spoiled, old.live);
+        let (pid, epoch, adopted) = (old.process.pid(), old.process.epoch, old.adopted);
+        self.current = Some(old);
+        self.save_record(false);
+        if spoiled {
+            // It has no admin API to ask. It served before, and nothing told it to stop.
+            self.wake_at = None;
+            self.show_running(None);
+        } else {
+            self.wake_at = Some(Instant::now());
+            if !live {
+                self.status.send_replace(Status::Starting { pid, epoch, adopted });
+            }
+        }
+    }
+
+    pub(super) fn answer_restart(&mut self, exit: Exit, last_lines: String) {
+        let expired = std::mem::take(&mut self.expired);
+        let Some(pending) = self.pending_restart.take() else {
+            return;
+        };
+        let error = if expired {
+            RestartError::NotReady {
+                seconds: pending.launch.settings.takeover_deadline.as_secs(),
+            }
+        } else {
+            RestartError::Died {
+                exit: exit.to_string(),
+                last_lines,
+            }
+        };
+        let _ = pending.reply.send(Err(error));
+    }
+
+    pub(super) async fn begin_restart(&mut self, settings: Option<Settings>, reply: RestartReply) {
+        match self.start_successor(settings).await {
+            Ok((launch, method, process)) => {
+                let Some(old) = self.current.take() else { return };
+                let (pid, next_pid) = (old.process.pid(), process.pid());
+                tracing::info!(pid, next_pid, %method, "replacing Envoy");
+                self.others.push(old);
+                self.current = Some(Current::new(process, false, launch.bootstrap_hash()));
+                self.deadline = Some(Instant::now() + launch.settings.takeover_deadline);
+                self.pending_restart = Some(PendingRestart {
+                    method,
+                    launch,
+                    reply,
+                });
+                self.save_record(false);
+                self.status.send_replace(Status::Replacing { pid, next_pid });
+                self.wake_at = Some(Instant::now() + LOOK_INTERVAL);
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn StdError, "cannot replace Envoy");
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    async fn start_successor(
+        &mut self,
+        settings: Option<Settings>,
+    ) -> Result<(Launch, RestartMethod, Process), RestartError> {
+        let settings = settings.unwrap_or_else(|| self.settings.clone());
+        if !self.others.is_empty() || !self.retiring.is_empty() {
+            return Err(RestartError::StillDraining);
+        }
+        let Some(current) = &self.current else {
+            return Err(RestartError::NotRunning);
+        };
+        let launch = Launch::prepare(settings, self.runtime.clone()).await?;
+        launch.validate().await?;
+        let method = planned_restart::choose(&self.admin, &current.process, &launch, current.spoiled).await;
+        let process = planned_restart::start(&launch, &current.process, &method).await?;
+        Ok((launch, method, process))
+    }
+}

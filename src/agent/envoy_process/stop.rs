@@ -1,0 +1,70 @@
+//! How an Envoy leaves: gently, at once, or not at all.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::admin_client::{AdminClient, AdminError, Drain};
+use super::process::{Exit, Process};
+use super::settings::Settings;
+
+/// What becomes of Envoy when the supervisor ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopMode {
+    /// Ask clients to leave, wait, finish what runs, end.
+    Drain,
+    /// SIGTERM at once.
+    Now,
+    /// It serves on without us; the next agent takes it over.
+    LeaveRunning,
+}
+
+/// Often enough that the last request's end is not waited out, rare enough to be free.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Drains, then ends the process. Three phases, because one of them alone loses requests: while clients are asked to
+/// leave the ports stay open for those that have not heard; then the ports close and running requests finish; then
+/// SIGTERM.
+pub(super) async fn drain_and_end(process: &mut Process, admin: &AdminClient, settings: &Settings) -> Exit {
+    let pid = process.pid();
+    tracing::info!(pid, drain_time = ?settings.drain_time, "draining Envoy");
+    if let Err(error) = admin.drain_listeners(Drain::Gentle).await {
+        tracing::warn!(
+            pid,
+            error = &error as &dyn std::error::Error,
+            "cannot drain Envoy, ending it at once"
+        );
+        return process.terminate(settings.kill_after).await;
+    }
+    if let Some(exit) = process.exited_within(settings.drain_time).await {
+        return exit;
+    }
+    finish(process, admin, settings).await
+}
+
+/// Closes the ports, waits for running requests, ends the process.
+pub(super) async fn finish(process: &mut Process, admin: &AdminClient, settings: &Settings) -> Exit {
+    if admin.drain_listeners(Drain::CloseListeners).await.is_ok() {
+        tokio::select! {
+            exit = process.exited() => return exit,
+            waited = idle(admin, settings.finish_time) => match waited {
+                Ok(0) => {}
+                Ok(left) => tracing::warn!(pid = process.pid(), requests = left, "requests outlast the drain time, they are cut"),
+                Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "cannot count running requests"),
+            },
+        }
+    }
+    process.terminate(settings.kill_after).await
+}
+
+/// Waits until no request runs, and returns how many still do at the deadline.
+async fn idle(admin: &AdminClient, limit: Duration) -> Result<u64, AdminError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let active = admin.active_requests().await?;
+        if active == 0 || Instant::now() >= deadline {
+            return Ok(active);
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}

@@ -1,0 +1,104 @@
+//! The first thing a supervisor does: look for an Envoy that a former agent left, before starting one.
+
+use std::error::Error as StdError;
+
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::handle::Status;
+use super::identity::find_envoys;
+use super::launch::{Launch, bootstrap_hash};
+use super::planned_restart;
+use super::process::Process;
+use super::record::{Record, RuntimeDirectory};
+use super::supervise::{Current, Supervisor};
+
+impl Supervisor {
+    pub(super) async fn take_over_or_start(&mut self, record: Option<Record>) -> Result<(), Error> {
+        let prepared = Launch::prepare(self.settings.clone(), self.runtime.clone()).await;
+        let found = find_envoys(&self.runtime.bootstrap());
+        for envoy in &found {
+            let status = self.runtime.status(envoy.base_id, envoy.epoch);
+            let process =
+                Process::open(envoy.identity, envoy.base_id, envoy.epoch, status).map_err(|source| {
+                    Error::Watch {
+                        pid: envoy.identity.pid,
+                        source,
+                    }
+                })?;
+            if process.has_ended() {
+                continue;
+            }
+            let known = record
+                .as_ref()
+                .filter(|record| record.identity == process.identity);
+            let bootstrap = match known {
+                Some(record) => record.bootstrap.clone(),
+                // The file on disk is the one the last process was started with.
+                None => hash_on_disk(&self.runtime),
+            };
+            tracing::info!(
+                pid = process.pid(),
+                epoch = process.epoch,
+                base_id = process.base_id,
+                recorded = known.is_some(),
+                "taking over the Envoy that a former agent left running"
+            );
+            self.others.push(Current::new(process, true, bootstrap));
+        }
+        let leaving = record.as_ref().is_some_and(|record| {
+            record.leaving
+                && self
+                    .others
+                    .iter()
+                    .any(|other| other.process.identity == record.identity)
+        });
+        if !self.others.is_empty() && !leaving {
+            match prepared {
+                Ok(launch) => self.launch = Some(launch),
+                // It serves: that the next one could not be started is a warning, not an end.
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn StdError,
+                        "the Envoy that runs could not be started again"
+                    );
+                }
+            }
+            self.promote_newest();
+            return Ok(());
+        }
+        if let Some(record) = &record {
+            if leaving {
+                // Its drain was cut short by our death: it may refuse clients. Replace it, then end it.
+                tracing::info!(
+                    pid = record.identity.pid,
+                    "the Envoy left behind was draining, replacing it"
+                );
+                planned_restart::keep_admin_reachable(&self.settings.bootstrap.admin_socket);
+            } else {
+                self.runtime.remove_leftovers(record.base_id);
+            }
+        }
+        let launch = prepared?;
+        self.start(launch).await
+    }
+
+    /// Makes the newest of the others current.
+    fn promote_newest(&mut self) {
+        let Some(current) = self.others.pop() else { return };
+        // Two or more: the former agent died in the middle of a restart.
+        self.deadline = Some(Instant::now() + self.settings.takeover_deadline);
+        let (pid, epoch, adopted) = (current.process.pid(), current.process.epoch, current.adopted);
+        self.current = Some(current);
+        self.save_record(false);
+        self.status.send_replace(Status::Starting { pid, epoch, adopted });
+        self.wake_at = Some(Instant::now());
+    }
+}
+
+fn hash_on_disk(runtime: &RuntimeDirectory) -> String {
+    let bytes = std::fs::read(runtime.bootstrap()).unwrap_or_default();
+    serde_json::from_slice(&bytes)
+        .map(|value| bootstrap_hash(&value))
+        .unwrap_or_default()
+}

@@ -1,0 +1,316 @@
+//! What may be written in the agent's settings.
+
+use std::sync::LazyLock;
+
+use crate::hcl::{BlockSchema, Occurs, Type};
+
+/// The schema of the agent's settings; the reference is generated from it.
+pub fn settings_schema() -> &'static BlockSchema {
+    static SCHEMA: LazyLock<BlockSchema> = LazyLock::new(|| {
+        BlockSchema::new("", &[], "The agent's settings.")
+            .attribute(
+                "gateways",
+                Type::List(&Type::Name),
+                None,
+                "[\"edge\"]",
+                "The gateways this agent serves. Under -dev: all that are declared.",
+            )
+            .attribute(
+                "node_name",
+                Type::Name,
+                Some("the host's name"),
+                "\"edge-1\"",
+                "This agent's name in status and in Envoy's node id.",
+            )
+            .attribute(
+                "data_dir",
+                Type::String,
+                Some("\"/opt/portreeve/data\""),
+                "\"/var/lib/portreeve\"",
+                "Where the agent keeps what survives a restart. Never private keys.",
+            )
+            .attribute(
+                "bind_addr",
+                Type::IpAddress,
+                Some("\"0.0.0.0\""),
+                "\"10.0.0.5\"",
+                "Where listeners without an address listen. 127.0.0.1 under -dev.",
+            )
+            .attribute(
+                "log_level",
+                Type::Word(&["trace", "debug", "info", "warn", "error"]),
+                Some("\"info\""),
+                "\"debug\"",
+                "Changed by SIGHUP without a restart.",
+            )
+            .attribute(
+                "log_json",
+                Type::Bool,
+                Some("false"),
+                "true",
+                "Log as JSON lines.",
+            )
+            .block(kv_documents_schema(), Occurs::Optional)
+            .block(consul_schema(), Occurs::Optional)
+            .block(vault_schema(), Occurs::Optional)
+            .block(envoy_schema(), Occurs::Optional)
+            .block(xds_schema(), Occurs::Optional)
+            .block(
+                BlockSchema::new("api", &[], "The agent's HTTP API, behind the CLI.")
+                    .attribute(
+                        "socket",
+                        Type::String,
+                        Some("\"<data_dir>/api.sock\""),
+                        "\"/run/portreeve/api.sock\"",
+                        "Unix socket, mode 0600.",
+                    )
+                    .attribute(
+                        "address",
+                        Type::HostPort,
+                        None,
+                        "\"127.0.0.1:7480\"",
+                        "Loopback address that serves /ready and /metrics, nothing else.",
+                    ),
+                Occurs::Optional,
+            )
+    });
+    &SCHEMA
+}
+
+fn kv_documents_schema() -> BlockSchema {
+    BlockSchema::new("kv_documents", &[], "Documents in Consul KV, and what they may reach: who may write KV is not trusted with the machine.")
+        .attribute("prefix", Type::String, Some("\"portreeve\""), "\"portreeve\"", "Documents are the keys below `<prefix>/config/`.")
+        .attribute("files", Type::List(&Type::String), Some("[]"), "[\"/etc/ssl/edge/\"]", "Files that documents may name; a directory when it ends in \"/\".")
+        .attribute("vault_paths", Type::List(&Type::String), Some("[\"*\"]"), "[\"secret/edge/\", \"pki_int/issue/edge\"]", "Vault paths that documents may name (`mount/path`, `mount/issue/role`); a prefix when it ends in \"/\". \"*\": whatever the agent's token may read.")
+        .attribute("allow_loopback", Type::Bool, Some("false"), "true", "Lets static and dns upstreams name loopback addresses.")
+        .attribute("allow_link_local", Type::Bool, Some("false"), "true", "Lets static and dns upstreams name link-local addresses.")
+}
+
+fn tls_client(schema: BlockSchema) -> BlockSchema {
+    schema
+        .attribute(
+            "ca_file",
+            Type::String,
+            None,
+            "\"/etc/ssl/ca.pem\"",
+            "Authorities to trust, PEM.",
+        )
+        .attribute(
+            "ca_path",
+            Type::String,
+            None,
+            "\"/etc/ssl/ca.d\"",
+            "Directory of such files.",
+        )
+        .attribute(
+            "client_cert",
+            Type::String,
+            None,
+            "\"/etc/ssl/agent.pem\"",
+            "Client certificate, PEM.",
+        )
+        .attribute(
+            "client_key",
+            Type::String,
+            None,
+            "\"/etc/ssl/agent.key\"",
+            "Its key, PEM.",
+        )
+        .attribute(
+            "tls_server_name",
+            Type::String,
+            None,
+            "\"server.dc1.consul\"",
+            "The name expected in the server's certificate.",
+        )
+        .attribute(
+            "tls_skip_verify",
+            Type::Bool,
+            Some("false"),
+            "true",
+            "Trusts any certificate. For tests.",
+        )
+}
+
+fn consul_schema() -> BlockSchema {
+    tls_client(BlockSchema::new(
+        "consul",
+        &[],
+        "How to reach Consul. What is left out is taken from CONSUL_HTTP_ADDR and its kin.",
+    ))
+    .attribute(
+        "address",
+        Type::String,
+        Some("\"127.0.0.1:8500\""),
+        "\"https://127.0.0.1:8501\"",
+        "host:port, http://, https:// or unix://.",
+    )
+    .attribute("token", Type::String, None, "\"...\"", "Prefer token_file.")
+    .attribute(
+        "token_file",
+        Type::String,
+        None,
+        "\"/run/secrets/consul_token\"",
+        "Read again when it changes; wins over a token.",
+    )
+    .attribute(
+        "namespace",
+        Type::Name,
+        None,
+        "\"edge\"",
+        "Consul Enterprise only.",
+    )
+    .attribute(
+        "partition",
+        Type::Name,
+        None,
+        "\"edge\"",
+        "Consul Enterprise only.",
+    )
+    .attribute(
+        "datacenter",
+        Type::Name,
+        None,
+        "\"dc1\"",
+        "Left out: the Consul agent's own.",
+    )
+}
+
+fn vault_schema() -> BlockSchema {
+    tls_client(BlockSchema::new(
+        "vault",
+        &[],
+        "How to reach Vault or OpenBao. What is left out is taken from VAULT_ADDR and its kin.",
+    ))
+    .attribute(
+        "address",
+        Type::String,
+        Some("\"https://127.0.0.1:8200\""),
+        "\"https://vault.service.consul:8200\"",
+        "https://, http:// or unix://.",
+    )
+    .attribute("namespace", Type::String, None, "\"edge\"", "Vault namespace.")
+    .attribute(
+        "token_file",
+        Type::String,
+        None,
+        "\"/run/secrets/vault_token\"",
+        "A token that somebody else keeps fresh; read again when it changes.",
+    )
+    .attribute(
+        "poll_interval",
+        Type::Duration(1_000, 3_600_000),
+        Some("\"30s\""),
+        "\"10s\"",
+        "How often KV secrets are looked at: Vault has no watch.",
+    )
+    .block(
+        BlockSchema::new("approle", &[], "Logs in with AppRole.")
+            .attribute(
+                "mount",
+                Type::String,
+                Some("\"approle\""),
+                "\"approle\"",
+                "Where the method is mounted.",
+            )
+            .required("role_id", Type::String, "\"...\"", "The role's id.")
+            .required(
+                "secret_id_file",
+                Type::String,
+                "\"/run/secrets/secret_id\"",
+                "Read again on each login.",
+            ),
+        Occurs::Optional,
+    )
+    .block(
+        BlockSchema::new(
+            "jwt",
+            &[],
+            "Logs in with a JWT, such as Nomad's workload identity.",
+        )
+        .attribute(
+            "mount",
+            Type::String,
+            Some("\"jwt-nomad\""),
+            "\"jwt-nomad\"",
+            "Where the method is mounted.",
+        )
+        .required("role", Type::String, "\"portreeve\"", "The role.")
+        .required(
+            "jwt_file",
+            Type::String,
+            "\"/secrets/nomad_vault.jwt\"",
+            "Read again on each login: identities rotate.",
+        ),
+        Occurs::Optional,
+    )
+    .at_most_one_of(&["token_file", "approle", "jwt"])
+}
+
+fn envoy_schema() -> BlockSchema {
+    BlockSchema::new("envoy", &[], "The Envoy beside this agent.")
+        .attribute("supervise", Type::Bool, Some("false"), "true", "Start Envoy as a child and keep it. Under -dev: true. Otherwise Envoy is its own task or unit.")
+        .attribute("binary", Type::String, Some("envoy in PATH"), "\"/usr/local/bin/envoy\"", "Envoy 1.36 to 1.40.")
+        .attribute("concurrency", Type::Integer(1, 1024), None, "4", "Worker threads. Left out: one per hardware thread; 1 under -dev.")
+        .attribute("log_level", Type::Word(&["trace", "debug", "info", "warning", "error", "critical", "off"]), Some("\"warning\""), "\"info\"", "Envoy's own log level.")
+        .attribute("variant", Type::Word(&["delta", "sotw"]), Some("\"delta\""), "\"sotw\"", "Incremental or state-of-the-world xDS.")
+        .attribute("drain_time", Type::Duration(1_000, 3_600_000), Some("\"20s\""), "\"60s\"", "How long connections of an Envoy that leaves are asked to close.")
+        .attribute("max_downstream_connections", Type::Integer(1, 10_000_000), Some("50000"), "100000", "Client connections of all listeners together.")
+        .attribute("stop_with_agent", Type::Bool, Some("true"), "false", "On SIGTERM, drain and stop the child Envoy too. false: it serves on and is adopted by the next agent. A killed agent always leaves it.")
+}
+
+fn xds_schema() -> BlockSchema {
+    BlockSchema::new("xds", &[], "Where Envoys get their configuration.")
+        .attribute(
+            "socket",
+            Type::String,
+            Some("\"<data_dir>/xds.sock\""),
+            "\"/run/portreeve/xds.sock\"",
+            "Unix socket, mode 0600: it hands out private keys.",
+        )
+        .attribute(
+            "uids",
+            Type::List(&Type::Integer(0, 4_294_967_294)),
+            Some("[]"),
+            "[101]",
+            "Users that may connect to the socket beside the agent's own and root.",
+        )
+        .block(
+            BlockSchema::new("tcp", &[], "For remote Envoys, with mutual TLS.")
+                .required("address", Type::HostPort, "\"10.0.0.5:7482\"", "Where to listen.")
+                .required(
+                    "ca_file",
+                    Type::String,
+                    "\"/etc/portreeve/envoy-ca.pem\"",
+                    "Who signs the Envoys' certificates.",
+                )
+                .required(
+                    "cert_file",
+                    Type::String,
+                    "\"/etc/portreeve/xds.pem\"",
+                    "Our own certificate.",
+                )
+                .required("key_file", Type::String, "\"/etc/portreeve/xds.key\"", "Its key.")
+                .block(
+                    BlockSchema::new(
+                        "client",
+                        &[],
+                        "Which gateways a client certificate gets. `node.id` is only a label.",
+                    )
+                    .required(
+                        "san",
+                        Type::String,
+                        "\"spiffe://example.com/envoy/edge-1\"",
+                        "A URI or DNS name of the certificate.",
+                    )
+                    .required(
+                        "gateways",
+                        Type::List(&Type::Name),
+                        "[\"edge\"]",
+                        "Gateways it may be given.",
+                    ),
+                    Occurs::AtLeastOnce,
+                ),
+            Occurs::Optional,
+        )
+}

@@ -1,0 +1,355 @@
+//! Starts the sources that the settings name, and keeps them told what to watch.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::settings::{ConsulBlock, Settings, VaultBlock};
+use super::supervisor::Tasks;
+use crate::model::{
+    CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, Redacted, ServiceUpdate,
+};
+use crate::sources::certificates::{
+    CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
+};
+use crate::sources::consul::{ConsulAddress, ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher};
+use crate::sources::directory::DirectoryWatch;
+use crate::sources::vault::{SecretId, VaultAuth, VaultClient, VaultSession, VaultSettings};
+use crate::sources::{HealthReading, SourceHealth};
+use crate::status::SourceReading;
+
+/// What is started before the pipeline, because the pipeline must know whom it waits for.
+pub(super) struct Sources {
+    documents: Vec<DocumentsWatch>,
+    directories: Vec<DirectoryWatch>,
+    consul: Option<ConsulClient>,
+    vault: Option<(VaultClient, VaultSession)>,
+    certificate_store: Arc<dyn CertificateStore>,
+    observations: mpsc::Sender<Observation>,
+    pub document_sources: BTreeSet<Arc<str>>,
+    health: Vec<(String, SourceHealth)>,
+    pub facts: Vec<(&'static str, String)>,
+}
+
+/// What the rest of the agent keeps of the running sources.
+pub(super) struct Handles {
+    pub readings: Readings,
+    /// Asks the polled sources to look now.
+    pub refresh: Arc<Notify>,
+}
+
+/// How fresh each source is and what it costs.
+#[derive(Clone)]
+pub(super) struct Readings {
+    health: Vec<(String, SourceHealth)>,
+    services: Option<ServiceWatcher>,
+    vault: Option<VaultClient>,
+}
+
+impl Readings {
+    pub fn read(&self) -> Vec<SourceReading> {
+        let watched = |name: String, reading: HealthReading| {
+            let age = reading.last_success.map(|at| at.elapsed());
+            SourceReading::new(name, reading.ok, age).counted(reading.requests_total, reading.errors_total)
+        };
+        let mut readings: Vec<SourceReading> = self
+            .health
+            .iter()
+            .map(|(name, health)| watched(name.clone(), health.reading()))
+            .collect();
+        if let Some(services) = &self.services {
+            let each = services.health().into_iter();
+            readings.extend(each.map(|(query, reading)| watched(format!("service {query}"), reading)));
+        }
+        if let Some(vault) = &self.vault {
+            let status = vault.status();
+            let age = status
+                .last_success
+                .map(|at| Duration::from_secs((WallClock::default().now() - at).max(0) as u64));
+            readings.push(
+                SourceReading::new("vault", status.is_ok(), age)
+                    .counted(status.requests, status.errors)
+                    .with_problem(status.problem.map(|problem| problem.to_string())),
+            );
+        }
+        readings
+    }
+}
+
+pub(super) fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl Sources {
+    pub fn prepare(
+        settings: &Settings,
+        known: &[Document],
+        observations: mpsc::Sender<Observation>,
+    ) -> anyhow::Result<Self> {
+        let consul = match &settings.consul {
+            Some(block) => {
+                Some(ConsulClient::new(&consul_settings(block)?).context("the consul settings do not work")?)
+            }
+            None => None,
+        };
+        let vault = match &settings.vault {
+            Some(block) => {
+                Some(VaultClient::new(vault_settings(block)?).context("the vault settings do not work")?)
+            }
+            None => None,
+        };
+        let certificate_store: Arc<dyn CertificateStore> = {
+            let path = settings.data_dir.join("certificates.redb");
+            Arc::new(
+                RedbCertificateStore::open(&path)
+                    .with_context(|| format!("{}: cannot be opened", path.display()))?,
+            )
+        };
+        let mut sources = Self {
+            documents: Vec::new(),
+            directories: Vec::new(),
+            consul,
+            vault,
+            certificate_store,
+            observations,
+            document_sources: BTreeSet::new(),
+            health: Vec::new(),
+            facts: Vec::new(),
+        };
+        for path in &settings.document_paths {
+            let watch = DirectoryWatch::new(path.clone(), sources.observations.clone());
+            sources.document_sources.insert(watch.source());
+            sources
+                .health
+                .push((format!("directory {}", path.display()), watch.health()));
+            sources.facts.push(("Documents", path.display().to_string()));
+            sources.directories.push(watch);
+        }
+        if let (Some(prefix), Some(client)) = (&settings.kv_prefix, &sources.consul) {
+            let prefix = format!("{prefix}/config/");
+            let watch =
+                DocumentsWatch::new(client.clone(), &prefix, sources.observations.clone()).with_known(known);
+            sources.document_sources.insert(watch.source());
+            sources.health.push((format!("kv {prefix}"), watch.health()));
+            sources.facts.push(("Documents", format!("Consul KV {prefix}")));
+            sources.documents.push(watch);
+        }
+        anyhow::ensure!(
+            !sources.document_sources.is_empty(),
+            "no source of documents: give -config a directory with documents, or a consul block so that they are read from KV"
+        );
+        if let Some(client) = &sources.consul {
+            sources.facts.push(("Consul", client.address().to_string()));
+        }
+        if let Some(block) = &settings.vault {
+            sources.facts.push(("Vault", vault_settings(block)?.address));
+        }
+        Ok(sources)
+    }
+
+    pub fn start(
+        self,
+        settings: &Settings,
+        tasks: &mut Tasks,
+        interests: watch::Receiver<Arc<Interests>>,
+        wanted: mpsc::Receiver<CertificateQuery>,
+        stop: &CancellationToken,
+    ) -> Handles {
+        let mut readings = Readings {
+            health: self.health,
+            services: None,
+            vault: None,
+        };
+        let refresh = Arc::new(Notify::new());
+        for watch in self.documents {
+            tasks.spawn_plain("documents in KV", watch.run(stop.clone()));
+        }
+        for watch in self.directories {
+            tasks.spawn_plain("documents in a directory", watch.run(stop.clone()));
+        }
+        match self.consul {
+            Some(client) => {
+                let (watcher, task) = ServiceWatcher::new(client, self.observations.clone());
+                readings.services = Some(watcher.clone());
+                tasks.spawn_plain("services", task.run(stop.clone()));
+                tasks.spawn_plain(
+                    "service interests",
+                    follow_services(watcher, interests.clone(), stop.clone()),
+                );
+            }
+            None => tasks.spawn_plain(
+                "services without Consul",
+                say_no_consul(self.observations.clone(), interests.clone(), stop.clone()),
+            ),
+        }
+        let client = self.vault.map(|(client, session)| {
+            readings.vault = Some(client.clone());
+            tasks.spawn_plain("vault session", session.run(stop.clone()));
+            client
+        });
+        let poll = settings.vault.as_ref().map(|vault| vault.poll_interval);
+        let certificates = CertificateSettings {
+            kv_poll: poll.unwrap_or(CertificateSettings::default().kv_poll),
+            ..CertificateSettings::default()
+        };
+        let watcher = CertificateWatcher::new(
+            certificates,
+            client,
+            self.certificate_store,
+            WallClock::default(),
+            self.observations,
+            stop.clone(),
+        );
+        tasks.spawn(
+            "certificates",
+            follow_certificates(watcher, interests, wanted, refresh.clone(), stop.clone()),
+        );
+        Handles { readings, refresh }
+    }
+}
+
+async fn follow_services(
+    watcher: ServiceWatcher,
+    mut interests: watch::Receiver<Arc<Interests>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let wanted = interests.borrow_and_update().services.clone();
+        watcher.set_interests(wanted);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = interests.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Documents that name Consul services, and an agent that knows no Consul: each is told so, once.
+async fn say_no_consul(
+    observations: mpsc::Sender<Observation>,
+    mut interests: watch::Receiver<Arc<Interests>>,
+    stop: CancellationToken,
+) {
+    let mut told = BTreeSet::new();
+    loop {
+        let wanted = interests.borrow_and_update().services.clone();
+        for query in wanted.difference(&told) {
+            let problem = Problem::new(
+                ProblemKind::Refused,
+                format!("the service {query} cannot be looked up: this agent is not connected to Consul"),
+            )
+            .with_fix("add a `consul {}` block to the agent's settings, or start it with -dev-consul");
+            let update = ServiceUpdate {
+                query: query.clone(),
+                result: Err(problem),
+            };
+            if observations.send(Observation::Service(update)).await.is_err() {
+                return;
+            }
+        }
+        told = wanted;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = interests.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn follow_certificates(
+    mut watcher: CertificateWatcher,
+    mut interests: watch::Receiver<Arc<Interests>>,
+    mut wanted: mpsc::Receiver<CertificateQuery>,
+    refresh: Arc<Notify>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let queries = interests.borrow_and_update().certificates.clone();
+        watcher.set_interests(&queries);
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = interests.changed() => if changed.is_err() { break },
+            () = refresh.notified() => {
+                for query in &queries {
+                    watcher.refresh(query);
+                }
+            }
+            Some(query) = wanted.recv() => {
+                watcher.want_key(&query);
+            }
+            stopped = watcher.next_stopped() => {
+                anyhow::bail!("the watch of {} stopped: {}", stopped.query, stopped.reason);
+            }
+        }
+    }
+    watcher.shut_down().await;
+    Ok(())
+}
+
+/// The block over the environment.
+pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSettings> {
+    let mut settings =
+        ConsulSettings::from_env(environment).context("the CONSUL_* environment does not work")?;
+    if let Some(address) = &block.address {
+        settings.address =
+            ConsulAddress::parse(address, settings.address.is_tls() && !address.contains("://"))?;
+    }
+    if let Some(token) = &block.token {
+        settings.token = Some(Redacted::new(token.clone()));
+        settings.token_file = None;
+    }
+    fn over<T: Clone>(into: &mut Option<T>, value: &Option<T>) {
+        if value.is_some() {
+            into.clone_from(value);
+        }
+    }
+    over(&mut settings.token_file, &block.token_file);
+    over(&mut settings.ca_file, &block.ca_file);
+    over(&mut settings.ca_path, &block.ca_path);
+    over(&mut settings.client_cert, &block.client_cert);
+    over(&mut settings.client_key, &block.client_key);
+    over(&mut settings.tls_server_name, &block.tls_server_name);
+    over(&mut settings.namespace, &block.namespace);
+    over(&mut settings.partition, &block.partition);
+    over(&mut settings.datacenter, &block.datacenter);
+    settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
+    Ok(settings)
+}
+
+fn vault_settings(block: &VaultBlock) -> anyhow::Result<VaultSettings> {
+    let mut settings =
+        VaultSettings::from_environment(&environment).context("the VAULT_* environment does not work")?;
+    if let Some(address) = &block.address {
+        settings.address.clone_from(address);
+    }
+    fn over<T: Clone>(into: &mut Option<T>, value: &Option<T>) {
+        if value.is_some() {
+            into.clone_from(value);
+        }
+    }
+    over(&mut settings.namespace, &block.namespace);
+    over(&mut settings.ca_file, &block.ca_file);
+    over(&mut settings.ca_path, &block.ca_path);
+    over(&mut settings.client_cert, &block.client_cert);
+    over(&mut settings.client_key, &block.client_key);
+    over(&mut settings.tls_server_name, &block.tls_server_name);
+    settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
+    if let Some(file) = &block.token_file {
+        settings.auth = VaultAuth::TokenFile(file.clone());
+    } else if let Some(approle) = &block.approle {
+        settings.auth = VaultAuth::AppRole {
+            mount: approle.mount.clone(),
+            role_id: approle.role_id.clone(),
+            secret_id: SecretId::File(approle.secret_id_file.clone()),
+        };
+    } else if let Some(jwt) = &block.jwt {
+        settings.auth = VaultAuth::Jwt {
+            mount: jwt.mount.clone(),
+            role: jwt.role.clone(),
+            jwt_file: jwt.jwt_file.clone(),
+        };
+    }
+    Ok(settings)
+}

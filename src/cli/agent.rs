@@ -1,0 +1,70 @@
+//! `portreeve agent`: flags to the running agent.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::failure::Failure;
+use crate::agent::settings::Flags;
+
+/// Run the agent
+///
+/// It watches documents, Consul and Vault, and keeps Envoy configured. SIGHUP reads the settings again, SIGTERM
+/// drains and stops.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// A file or directory of settings and documents; may be given several times, later ones win.
+    #[arg(long, value_name = "PATH")]
+    config: Vec<PathBuf>,
+    /// Everything on this machine: documents from -config, Envoy as a child, loopback listeners.
+    #[arg(long)]
+    dev: bool,
+    /// With -dev: use the Consul agent at CONSUL_HTTP_ADDR or 127.0.0.1:8500.
+    #[arg(long)]
+    dev_consul: bool,
+    /// With -dev: use Vault at VAULT_ADDR or 127.0.0.1:8200.
+    #[arg(long)]
+    dev_vault: bool,
+    /// Where listeners without an address listen.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<IpAddr>,
+    /// Where the agent keeps what survives a restart.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// This agent's name in status and in Envoy's node id; the host's name by default.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// A gateway to serve; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    gateway: Vec<String>,
+    /// trace, debug, info, warn or error.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Log JSON, one object a line.
+    #[arg(long)]
+    log_json: bool,
+    /// The unix socket of the agent's API; `api.sock` in the data directory by default.
+    #[arg(long, value_name = "PATH", env = "PORTREEVE_API_SOCKET")]
+    api_socket: Option<PathBuf>,
+}
+
+pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let flags = Flags {
+        config: arguments.config,
+        dev: arguments.dev,
+        dev_consul: arguments.dev_consul,
+        dev_vault: arguments.dev_vault,
+        bind: arguments.bind,
+        data_dir: arguments.data_dir,
+        node: arguments.node,
+        gateways: arguments.gateway,
+        log_level: arguments.log_level,
+        log_json: arguments.log_json,
+        api_socket: arguments.api_socket,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("cannot start the agent's threads").because(error))?;
+    runtime.block_on(crate::agent::app::run(flags))
+}

@@ -1,0 +1,192 @@
+//! `portreeve apply`: a directory into Consul KV, all or nothing.
+
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::slice;
+
+use super::change_set::{self, Action, Change, ChangeSet};
+use super::documents;
+use super::failure::Failure;
+use super::kv::{self, KvArguments};
+use super::plan;
+use super::report::counted;
+use super::runtime::block_on;
+use super::terminal::{Color, Terminal};
+use crate::sources::consul::TxnWrite;
+
+/// Write documents into Consul KV
+///
+/// Every write names the version it replaces, so that nobody's change is lost. All are one transaction of Consul's, of
+/// up to 64 documents and 512 KiB: agents take it whole or not at all. Documents that do not validate are refused.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// A directory of documents, or one document.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Do not ask.
+    #[arg(long, short = 'y')]
+    auto_approve: bool,
+    /// Delete documents that no file has.
+    #[arg(long)]
+    prune: bool,
+    /// Use several transactions when one cannot hold it: agents see them one after the other.
+    #[arg(long)]
+    batched: bool,
+    #[command(flatten)]
+    kv: KvArguments,
+}
+
+/// Consul's bounds for one transaction: operations, and bytes of its JSON.
+const OPERATIONS: usize = 64;
+const BYTES: usize = 512 * 1024;
+/// What JSON adds to a key and a value, at most.
+const OPERATION_BYTES: usize = 160;
+
+pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+    let given = documents::read(slice::from_ref(&arguments.path))?;
+    plan::refuse_unreadable(&given)?;
+    let prefix = arguments.kv.documents_prefix();
+    let wanted = change_set::below(&prefix, kv::named(&arguments.path, &given)?);
+    let client = arguments.kv.client()?;
+    let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
+    let set = ChangeSet::between(&current, &wanted, arguments.prune);
+    let report = change_set::check(&current, &wanted, &set);
+    set.write(terminal)?;
+    report.write(terminal)?;
+    if report.errors() > 0 {
+        return Err(plan::invalid(report.errors()));
+    }
+    if set.changes.is_empty() {
+        terminal.line("Nothing to do.")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let batches = batches(&set.changes)?;
+    if batches.len() > 1 && !arguments.batched {
+        return Err(Failure::new(format!(
+            "{} do not fit one transaction of Consul's ({OPERATIONS} operations, {} KiB)",
+            counted(set.changes.len(), "change"),
+            BYTES / 1024
+        ))
+        .fix(format!(
+            "-batched writes {} transactions: agents see them one after the other",
+            batches.len()
+        ))
+        .into());
+    }
+    if !arguments.auto_approve && !is_approved(terminal)? {
+        terminal.line("Not applied.")?;
+        return Ok(ExitCode::FAILURE);
+    }
+    let mut written = 0;
+    for batch in batches {
+        let writes: Vec<TxnWrite> = batch.iter().map(operation).collect();
+        let index = block_on(kv::write(&client, &writes))
+            .map_err(|error| after(error, written, set.changes.len()))?;
+        for change in batch {
+            let done = terminal.paint(Color::Green, change.action.done());
+            terminal.line(format!("{} {done}", change.document))?;
+        }
+        terminal.line(format!(
+            "Transaction of {} written at index {index}.",
+            counted(batch.len(), "document")
+        ))?;
+        terminal.flush()?;
+        written += batch.len();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A failure between two transactions is told with what stands.
+fn after(error: anyhow::Error, written: usize, all: usize) -> anyhow::Error {
+    if written == 0 {
+        return error;
+    }
+    error.context(format!("{written} of {all} changes are written, the rest is not"))
+}
+
+fn operation(change: &Change) -> TxnWrite {
+    let key = change.document.clone();
+    match change.action {
+        Action::Create | Action::Update => TxnWrite::Cas {
+            key,
+            value: change.new.as_bytes().to_vec().into(),
+            index: change.index,
+        },
+        Action::Delete => TxnWrite::DeleteCas {
+            key,
+            index: change.index,
+        },
+    }
+}
+
+/// As few transactions as fit, in order.
+fn batches(changes: &[Change]) -> anyhow::Result<Vec<&[Change]>> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, change) in changes.iter().enumerate() {
+        let size = OPERATION_BYTES + change.document.len() + change.new.len().div_ceil(3) * 4;
+        if size > BYTES {
+            return Err(Failure::new(format!(
+                "{} is too large for a transaction of Consul's: {} KiB of text",
+                change.document,
+                change.new.len() / 1024
+            ))
+            .fix("split it: a configuration may be any number of documents")
+            .into());
+        }
+        if index - start == OPERATIONS || bytes + size > BYTES {
+            batches.push(&changes[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += size;
+    }
+    batches.push(&changes[start..]);
+    Ok(batches)
+}
+
+fn is_approved(terminal: &mut Terminal) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new("nobody is there to ask")
+            .fix("-auto-approve (or -y) applies without asking")
+            .into());
+    }
+    terminal.write("\nApply this? Only \"yes\" does it: ")?;
+    terminal.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(bytes: usize) -> Change {
+        Change {
+            action: Action::Create,
+            document: "portreeve/config/a".to_owned(),
+            file: None,
+            index: 0,
+            objects: Vec::new(),
+            old: "".into(),
+            new: "x".repeat(bytes).into(),
+        }
+    }
+
+    fn sizes(changes: &[Change]) -> Vec<usize> {
+        batches(changes)
+            .unwrap()
+            .iter()
+            .map(|batch| batch.len())
+            .collect()
+    }
+
+    #[test]
+    fn batches_keep_both_bounds() {
+        assert_eq!(sizes(&vec![change(10); 64]), [64]);
+        assert_eq!(sizes(&vec![change(10); 65]), [64, 1]);
+        assert_eq!(sizes(&vec![change(150_000); 4]), [2, 2]);
+        assert!(batches(&[change(400_000)]).is_err());
+    }
+}

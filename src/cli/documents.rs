@@ -1,0 +1,126 @@
+//! Documents as commands are given them: files, directories, standard input.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::failure::Failure;
+use crate::agent::settings::settings_schema;
+use crate::config::document_schema;
+use crate::diagnostics::{Code, Diagnostic};
+use crate::hcl::{self, Limits, Source};
+use crate::model::{Document, DocumentId, Origin, Span};
+use crate::sources::directory::read_documents;
+
+/// What `-` is called in messages.
+pub const STDIN: &str = "<stdin>";
+
+/// What stands below the given paths.
+#[derive(Debug, Default)]
+pub struct Given {
+    pub documents: Vec<Document>,
+    /// Files of the agent's own settings, which may stand beside documents.
+    pub settings: Vec<Document>,
+    /// Files that could not be read.
+    pub problems: Vec<Diagnostic>,
+}
+
+pub fn read(paths: &[PathBuf]) -> anyhow::Result<Given> {
+    let mut given = Given::default();
+    for path in paths {
+        if path == Path::new("-") {
+            given.documents.push(standard_input()?);
+            continue;
+        }
+        if let Err(error) = std::fs::metadata(path) {
+            return Err(Failure::new(format!("cannot read {}", path.display()))
+                .because(error)
+                .into());
+        }
+        let listing = read_documents(path).map_err(|problem| Failure::new(problem.to_string()))?;
+        for document in listing.documents {
+            if is_settings(&document) {
+                given.settings.push(document);
+            } else {
+                given.documents.push(document);
+            }
+        }
+        given.problems.extend(
+            listing
+                .unreadable
+                .into_iter()
+                .map(|(path, reason)| unreadable_file(&path, &reason)),
+        );
+    }
+    Ok(given)
+}
+
+fn standard_input() -> anyhow::Result<Document> {
+    let mut text = String::new();
+    let limit = Limits::default().document_bytes as u64 + 1;
+    std::io::stdin()
+        .take(limit)
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::new("cannot read standard input").because(error))?;
+    Ok(Document {
+        id: DocumentId::File(STDIN.into()),
+        text: text.into(),
+        order: 0,
+        version: 0,
+    })
+}
+
+fn unreadable_file(path: &str, reason: &str) -> Diagnostic {
+    Diagnostic::error(
+        Code::SourceProblem,
+        format!("this file cannot be taken: {reason}"),
+    )
+    .at(Origin {
+        document: DocumentId::File(path.into()),
+        span: Span::default(),
+        line: 1,
+        column: 1,
+    })
+}
+
+/// A file whose every top-level name is a setting of the agent and none a block of a document.
+fn is_settings(document: &Document) -> bool {
+    let source = Source::new(document.id.clone(), document.text.clone());
+    let Ok(body) = hcl::parse(&source, settings_schema(), &Limits::default()) else {
+        return false;
+    };
+    let blocks = body.blocks.iter().map(|block| block.kind.as_str());
+    let names: Vec<&str> = body
+        .attributes
+        .iter()
+        .map(|attribute| attribute.name.as_str())
+        .chain(blocks)
+        .collect();
+    let of_settings = |name: &str| {
+        settings_schema().attribute_schema(name).is_some() || settings_schema().block_schema(name).is_some()
+    };
+    let of_documents = |name: &str| document_schema().block_schema(name).is_some();
+    !names.is_empty()
+        && names.iter().any(|name| of_settings(name))
+        && !names.iter().any(|name| of_documents(name))
+}
+
+/// The problems of a settings file.
+pub fn check_settings(document: &Document) -> Vec<Diagnostic> {
+    let source = Source::new(document.id.clone(), document.text.clone());
+    match hcl::parse(&source, settings_schema(), &Limits::default()) {
+        Ok(body) => hcl::check(&source, &body, settings_schema()),
+        Err(problems) => problems,
+    }
+}
+
+/// The text of each document, for snippets.
+pub type Texts = std::collections::BTreeMap<DocumentId, Arc<str>>;
+
+impl Given {
+    pub fn texts(&self) -> Texts {
+        let all = self.documents.iter().chain(&self.settings);
+        all.map(|document| (document.id.clone(), document.text.clone()))
+            .collect()
+    }
+}

@@ -1,0 +1,234 @@
+//! `portreeve envoy`: the bootstrap, and Envoy as a process of its own.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::api_client::{ApiArguments, ApiClient};
+use super::failure::Failure;
+use super::runtime::block_on;
+use super::terminal::Terminal;
+use crate::agent::envoy_process::{self, ExecOptions, exec_envoy};
+use crate::agent::settings::{Flags, Settings};
+use crate::envoy::bootstrap::{Bootstrap, ServerName, XdsEndpoint, XdsTls, XdsVariant};
+
+/// Prepare, run or restart Envoy
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Print the bootstrap that an Envoy needs to get its configuration from an agent
+    Bootstrap(#[command(flatten)] Box<BootstrapArguments>),
+    /// Become Envoy, for a Nomad task or a systemd unit of its own
+    Run(#[command(flatten)] Box<RunArguments>),
+    /// Replace the Envoy that an agent supervises, without losing a request
+    Restart {
+        /// The gateway; needed where the agent supervises several Envoys.
+        #[arg(long, value_name = "NAME")]
+        gateway: Option<String>,
+        #[command(flatten)]
+        api: ApiArguments,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct BootstrapArguments {
+    /// The agent's settings, to take over its gateway, node name and socket.
+    #[arg(long, value_name = "PATH")]
+    config: Vec<PathBuf>,
+    /// The gateway that this Envoy serves.
+    #[arg(long, value_name = "NAME")]
+    gateway: Option<String>,
+    /// A label for this Envoy.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// The agent's xDS socket on this machine.
+    #[arg(long, value_name = "PATH", conflicts_with = "xds_address")]
+    xds_socket: Option<PathBuf>,
+    /// A remote agent's xDS port, host:port; always with mutual TLS.
+    #[arg(long, value_name = "ADDRESS", requires_all = ["xds_ca", "xds_cert", "xds_key"])]
+    xds_address: Option<String>,
+    /// Who signs the agent's certificate, PEM.
+    #[arg(long, value_name = "FILE")]
+    xds_ca: Option<PathBuf>,
+    /// This Envoy's certificate, PEM. Its name decides which gateway it gets.
+    #[arg(long, value_name = "FILE")]
+    xds_cert: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, value_name = "FILE")]
+    xds_key: Option<PathBuf>,
+    /// The name in the agent's certificate: a DNS name, an IP address, or a URI such as spiffe://...
+    #[arg(long, value_name = "NAME")]
+    xds_server_name: Option<String>,
+    /// delta or sotw (state of the world); delta by default.
+    #[arg(long, value_name = "WORD", value_parser = ["delta", "sotw"])]
+    variant: Option<String>,
+    /// Where Envoy keeps its files and its admin socket.
+    #[arg(long, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArguments {
+    #[command(flatten)]
+    bootstrap: BootstrapArguments,
+    /// The Envoy program; `envoy` in PATH by default.
+    #[arg(long, value_name = "PATH")]
+    envoy: Option<PathBuf>,
+    /// Worker threads; one for each hardware thread by default.
+    #[arg(long, value_name = "N")]
+    concurrency: Option<u32>,
+    /// trace, debug, info, warning, error, critical or off.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// How long to wait for the agent before starting without it.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+    match &arguments.command {
+        Command::Bootstrap(arguments) => {
+            let (bootstrap, ..) = arguments.bootstrap()?;
+            let rendered = bootstrap.render()?;
+            for (path, _) in &rendered.files {
+                terminal.error_line(format!(
+                    "note: this bootstrap refers to {}, which `portreeve envoy run` would write",
+                    path.display()
+                ))?;
+            }
+            terminal.json(&rendered.bootstrap)?;
+        }
+        Command::Run(arguments) => {
+            let (bootstrap, runtime_directory, agent) = arguments.bootstrap.bootstrap()?;
+            let mut settings = envoy_process::Settings::new(runtime_directory, bootstrap);
+            if let Some(agent) = agent {
+                settings.binary = agent.envoy.binary;
+                settings.concurrency = agent.envoy.concurrency;
+                settings.log_level = agent.envoy.log_level;
+                settings.drain_time = agent.envoy.drain_time;
+            }
+            settings.binary = arguments.envoy.clone().or(settings.binary);
+            settings.concurrency = arguments.concurrency.or(settings.concurrency);
+            if let Some(level) = &arguments.log_level {
+                settings.log_level.clone_from(level);
+            }
+            let options = ExecOptions {
+                wait_for_xds: Some(arguments.wait).filter(|wait| !wait.is_zero()),
+            };
+            terminal.flush()?;
+            block_on(async { Ok(exec_envoy(settings, options).await?) })?;
+        }
+        Command::Restart { gateway, api } => {
+            let query: Vec<(&str, &str)> = gateway.iter().map(|name| ("gateway", name.as_str())).collect();
+            let answer: Value = block_on(ApiClient::new(api)?.post("/v1/envoy/restart", &query, None))?;
+            let text = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
+            terminal.line(format!(
+                "Envoy of gateway {} replaced: {}",
+                text("gateway"),
+                text("restarted")
+            ))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl BootstrapArguments {
+    /// The bootstrap, the directory of Envoy's files, and the agent's settings where they are given.
+    fn bootstrap(&self) -> anyhow::Result<(Bootstrap, PathBuf, Option<Settings>)> {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let settings = self.settings(&host)?;
+        let node = self
+            .node
+            .clone()
+            .or_else(|| settings.as_ref().map(|settings| settings.node.clone()))
+            .unwrap_or(host);
+        let gateway = self
+            .gateway
+            .clone()
+            .or_else(
+                || match settings.as_ref().map(|settings| settings.gateways.as_slice()) {
+                    Some([only]) => Some(only.to_string()),
+                    _ => None,
+                },
+            )
+            .ok_or_else(|| {
+                Failure::new("which gateway does this Envoy serve?").fix("say it with -gateway")
+            })?;
+        let data_dir = settings
+            .as_ref()
+            .map_or_else(|| PathBuf::from(DATA_DIR), |settings| settings.data_dir.clone());
+        let runtime = self
+            .runtime_dir
+            .clone()
+            .unwrap_or_else(|| data_dir.join("envoy").join(&gateway));
+        let xds = match &self.xds_address {
+            Some(address) => self.remote(address, &runtime)?,
+            None => XdsEndpoint::Unix(
+                self.xds_socket
+                    .clone()
+                    .or_else(|| settings.as_ref().map(|settings| settings.xds.socket.clone()))
+                    .unwrap_or_else(|| data_dir.join("xds.sock")),
+            ),
+        };
+        let label = format!("{node}/{gateway}");
+        let mut bootstrap = Bootstrap::new(&label, &gateway, xds, &runtime.join("admin.sock"));
+        if let Some(settings) = &settings {
+            bootstrap.max_downstream_connections = u64::from(settings.envoy.max_downstream_connections);
+        }
+        let asked = settings
+            .as_ref()
+            .is_some_and(|settings| settings.envoy.state_of_the_world);
+        if self.variant.as_ref().map_or(asked, |variant| variant == "sotw") {
+            bootstrap.variant = XdsVariant::StateOfTheWorld;
+        }
+        Ok((bootstrap, runtime, settings))
+    }
+
+    fn settings(&self, host: &str) -> anyhow::Result<Option<Settings>> {
+        if self.config.is_empty() {
+            return Ok(None);
+        }
+        let flags = Flags {
+            config: self.config.clone(),
+            gateways: self.gateway.iter().cloned().collect(),
+            ..Flags::default()
+        };
+        Ok(Some(Settings::load(&flags, host)?))
+    }
+
+    fn remote(&self, address: &str, runtime: &std::path::Path) -> anyhow::Result<XdsEndpoint> {
+        let wrong =
+            || Failure::new(format!("{address:?} is no xDS address")).fix("write -xds-address host:port");
+        let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = self.xds_server_name.clone().unwrap_or_else(|| host.clone());
+        let server_name = match name.parse() {
+            Ok(ip) => ServerName::Ip(ip),
+            Err(_) if name.contains("://") => ServerName::Uri(name),
+            Err(_) => ServerName::Dns(name),
+        };
+        let file = |path: &Option<PathBuf>| path.clone().unwrap_or_default();
+        Ok(XdsEndpoint::Tcp {
+            address: host,
+            port,
+            tls: XdsTls {
+                ca_file: file(&self.xds_ca),
+                certificate_file: file(&self.xds_cert),
+                key_file: file(&self.xds_key),
+                server_name,
+                sds_directory: runtime.to_owned(),
+            },
+        })
+    }
+}
+
+/// The agent's own default.
+const DATA_DIR: &str = "/opt/portreeve/data";

@@ -1,0 +1,198 @@
+//! `portreeve explain`: which rule takes a request, and why not another.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::api_client::{ApiArguments, ApiClient};
+use super::documents;
+use super::failure::Failure;
+use super::offline::Offline;
+use super::runtime::block_on;
+use super::terminal::{Color, Terminal};
+use crate::admin::{ExplainQuery, explain};
+use crate::config::Permissions;
+use crate::model::Origin;
+
+/// Rules shown that did not match; -all shows the rest.
+const SHOWN: usize = 10;
+
+/// Show which listener, host, rule, policies and endpoints a request takes
+///
+/// Asks a running agent, or with -config reads documents offline. Exit code 0 when a rule takes the request, 1 when
+/// none does.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[arg(value_name = "METHOD")]
+    method: String,
+    /// Such as https://shop.example.com/api?x=1.
+    #[arg(value_name = "URL")]
+    url: String,
+    /// A request header, name:value; may be given several times.
+    #[arg(long, value_name = "HEADER")]
+    header: Vec<String>,
+    /// Only this gateway.
+    #[arg(long, value_name = "NAME")]
+    gateway: Option<String>,
+    /// Documents to read instead of asking an agent; may be given several times.
+    #[arg(long, value_name = "PATH")]
+    config: Vec<PathBuf>,
+    /// Show every rule that did not match.
+    #[arg(long)]
+    all: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    api: ApiArguments,
+}
+
+/// What `resolve::Explanation` looks like to whoever reads it.
+#[derive(Debug, Deserialize)]
+struct Explained {
+    gateway: String,
+    listener: Option<String>,
+    host: Option<String>,
+    route: Option<String>,
+    origin: Option<Origin>,
+    action: Option<Value>,
+    policies: Map<String, Value>,
+    endpoints: Vec<(String, Vec<String>)>,
+    considered: Vec<Considered>,
+    answer: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Considered {
+    route: String,
+    why_not: String,
+}
+
+pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+    let query = ExplainQuery {
+        method: arguments.method.clone(),
+        url: arguments.url.clone(),
+        headers: arguments
+            .header
+            .iter()
+            .map(|header| parse_header(header))
+            .collect::<Result<_, _>>()?,
+        gateway: arguments.gateway.clone(),
+    };
+    let is_offline = !arguments.config.is_empty();
+    let answer: Value = if is_offline {
+        let given = documents::read(&arguments.config)?;
+        let offline = Offline::new(given.documents, Permissions::default());
+        serde_json::to_value(explain(&offline.view.snapshot, &offline.gateways(), &query)?)?
+    } else {
+        let client = ApiClient::new(&arguments.api)?;
+        block_on(client.post("/v1/explain", &[], Some(serde_json::to_value(&query)?)))?
+    };
+    let explained: Vec<Explained> = serde_json::from_value(answer.clone())?;
+    if arguments.json {
+        terminal.json(&answer)?;
+    } else {
+        // Gateways without a listener for the request are of interest only when there is nothing else.
+        let of_interest = |explained: &&Explained| explained.listener.is_some();
+        let count = explained.iter().filter(of_interest).count();
+        for explained in explained.iter().take(count.max(1)) {
+            write(explained, arguments, is_offline, terminal)?;
+        }
+    }
+    let is_taken = explained.iter().any(|explained| explained.route.is_some());
+    Ok(ExitCode::from(u8::from(!is_taken)))
+}
+
+fn parse_header(text: &str) -> anyhow::Result<(String, String)> {
+    let (name, value) = text
+        .split_once(':')
+        .ok_or_else(|| Failure::new(format!("{text:?} is no header")).fix("write -header name:value"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+fn write(
+    explained: &Explained,
+    arguments: &Arguments,
+    is_offline: bool,
+    terminal: &mut Terminal,
+) -> anyhow::Result<()> {
+    let none = || "none".to_owned();
+    terminal.line(format!("gateway    {}", explained.gateway))?;
+    terminal.line(format!(
+        "listener   {}",
+        explained.listener.clone().unwrap_or_else(none)
+    ))?;
+    terminal.line(format!(
+        "host       {}",
+        explained.host.clone().unwrap_or_else(none)
+    ))?;
+    let rule = explained.route.as_deref().unwrap_or("none");
+    let color = if explained.route.is_some() {
+        Color::Green
+    } else {
+        Color::Red
+    };
+    let place = explained
+        .origin
+        .as_ref()
+        .map(|origin| format!("  ({origin})"))
+        .unwrap_or_default();
+    terminal.line(format!("rule       {}{place}", terminal.paint(color, rule)))?;
+    if let Some(action) = &explained.action {
+        write_action(action, &explained.endpoints, is_offline, terminal)?;
+    }
+    if let Some(answer) = &explained.answer {
+        terminal.line(format!("answer     {answer}"))?;
+    }
+    for (index, (name, value)) in explained.policies.iter().enumerate() {
+        let head = if index == 0 { "policies" } else { "" };
+        terminal.line(format!("{head:<10} {name} {value}"))?;
+    }
+    if !explained.considered.is_empty() {
+        terminal.line("")?;
+        terminal.line("Tried before, and why they did not match:")?;
+        let limit = if arguments.all { usize::MAX } else { SHOWN };
+        for considered in explained.considered.iter().take(limit) {
+            terminal.line(format!("  {}: {}", considered.route, considered.why_not))?;
+        }
+        let more = explained.considered.len().saturating_sub(limit);
+        if more > 0 {
+            terminal.line(format!("  ... and {more} more (-all shows them)"))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_action(
+    action: &Value,
+    endpoints: &[(String, Vec<String>)],
+    is_offline: bool,
+    terminal: &mut Terminal,
+) -> anyhow::Result<()> {
+    let Some(clusters) = action.get("forward").and_then(Value::as_array) else {
+        return Ok(terminal.line(format!("action     {action}"))?);
+    };
+    for (index, cluster) in clusters.iter().enumerate() {
+        let name = cluster["cluster"].as_str().unwrap_or_default();
+        let weight = match clusters.len() {
+            1 => String::new(),
+            _ => format!(" (weight {})", cluster["weight"]),
+        };
+        let known = endpoints
+            .iter()
+            .find(|(cluster, _)| cluster == name)
+            .map(|(_, addresses)| addresses.as_slice());
+        let addresses = match known {
+            Some([_, ..]) => known.unwrap_or_default().join(", "),
+            _ if is_offline => "endpoints are not known offline".to_owned(),
+            // Static and DNS destinations are Envoy's to resolve.
+            None => "resolved by Envoy".to_owned(),
+            Some([]) => "no endpoint: 503".to_owned(),
+        };
+        let head = if index == 0 { "forward to" } else { "" };
+        terminal.line(format!("{head:<10} {name}{weight}: {addresses}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! The agent's own pure steps over given documents, with nobody to ask.
+//!
+//! What only a running system knows is taken as fine: services exist and have no instances yet, certificates are there
+//! and valid for whatever their document says, gateways that no given document declares are assumed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use super::failure::Failure;
+use crate::config::{Config, Gateway, Object, ObjectKind, Permissions};
+use crate::diagnostics::{Code, Diagnostic, Severity};
+use crate::hcl::Limits;
+use crate::model::{
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
+    Observation, ServiceUpdate,
+};
+use crate::pipeline::{GatewayView, View};
+use crate::snapshot::Snapshot;
+use crate::status::unattached;
+use crate::translate::{Compiler, Settings};
+
+/// The document that declares what is assumed.
+const ASSUMED: &str = "<assumed>";
+const SOURCE: &str = "offline";
+
+/// Given documents, taken as far as an agent without a network would take them.
+pub struct Offline {
+    pub view: View,
+    unattached: Vec<Diagnostic>,
+}
+
+impl Offline {
+    pub fn new(documents: Vec<Document>, permissions: Permissions) -> Self {
+        let mut snapshot = Snapshot::new(
+            Config::new(permissions, Limits::default()),
+            BTreeSet::from([SOURCE.into()]),
+        );
+        take(&mut snapshot, documents);
+        let mut unattached = unattached(&snapshot.config);
+        if snapshot.config.gateways().next().is_none() {
+            // A part of a tree: its gateways are declared elsewhere.
+            for diagnostic in &mut unattached {
+                diagnostic.severity = Severity::Warning;
+            }
+        }
+        let assumed = assumed_gateways(&snapshot.config);
+        take(&mut snapshot, assumed);
+        answer_watches(&mut snapshot);
+        let gateways = snapshot
+            .config
+            .gateways()
+            .map(|gateway| view_of(&snapshot, gateway))
+            .collect();
+        let view = View {
+            gateways,
+            snapshot,
+            revision: 0,
+            stale: false,
+        };
+        Self { view, unattached }
+    }
+
+    /// What is wrong with the documents, whatever the services and certificates turn out to be.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let of_the_world = |diagnostic: &Diagnostic| {
+            matches!(
+                diagnostic.code,
+                Code::UnknownService | Code::NoHealthyInstance | Code::NotYetKnown | Code::CertificateExpiry
+            )
+        };
+        let mut all = self.view.diagnostics();
+        all.retain(|diagnostic| !of_the_world(diagnostic));
+        all.extend(self.unattached.iter().cloned());
+        all
+    }
+
+    /// The gateways that documents declare; where they declare none, those that routes name.
+    pub fn gateways(&self) -> Vec<&Arc<Gateway>> {
+        let all: Vec<_> = self.view.snapshot.config.gateways().collect();
+        let declared: Vec<_> = all
+            .iter()
+            .copied()
+            .filter(|gateway| !is_assumed(gateway))
+            .collect();
+        if declared.is_empty() { all } else { declared }
+    }
+
+    /// The one asked for, or the only one.
+    pub fn gateway(&self, name: Option<&str>) -> anyhow::Result<&GatewayView> {
+        let gateways = self.gateways();
+        let known = gateways
+            .iter()
+            .map(|gateway| &*gateway.name)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let name = match (name, gateways.as_slice()) {
+            (Some(name), _) => name,
+            (None, [only]) => &only.name,
+            (None, []) => return Err(Failure::new("no document declares or names a gateway").into()),
+            (None, _) => {
+                return Err(Failure::new("the documents have several gateways")
+                    .fix(format!("say which with -gateway: {known}"))
+                    .into());
+            }
+        };
+        let mut views = self.view.gateways.iter();
+        views.find(|gateway| *gateway.name == *name).ok_or_else(|| {
+            Failure::new(format!("no document declares the gateway {name:?}"))
+                .fix(format!("declared are: {known}"))
+                .into()
+        })
+    }
+}
+
+fn is_assumed(gateway: &Gateway) -> bool {
+    gateway.origin.document.as_str() == ASSUMED
+}
+
+fn take(snapshot: &mut Snapshot, documents: Vec<Document>) {
+    let mut update = DocumentsUpdate::from_source(SOURCE);
+    update.changed = documents;
+    update.complete = true;
+    snapshot.apply(Observation::Documents(update));
+}
+
+fn view_of(snapshot: &Snapshot, gateway: &Gateway) -> GatewayView {
+    GatewayView {
+        name: gateway.name.clone(),
+        compiler: compile(snapshot, gateway),
+        published_at: None,
+        waiting_for: Vec::new(),
+    }
+}
+
+fn compile(snapshot: &Snapshot, gateway: &Gateway) -> Compiler {
+    let settings = Settings {
+        bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        hold_pending: false,
+    };
+    Compiler::compile(&gateway.name, settings, snapshot)
+}
+
+/// One document with the gateways that routes name and nobody declares, so that their routes are looked at too.
+fn assumed_gateways(config: &Config) -> Vec<Document> {
+    let mut missing: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for object in config.of_kind(ObjectKind::HttpRoute) {
+        let Object::HttpRoute(route) = object else {
+            continue;
+        };
+        let named = route
+            .gateways
+            .iter()
+            .filter(|(name, _)| config.gateway(name).is_none());
+        for (name, _) in named {
+            let listeners = missing.entry(name).or_default();
+            listeners.extend(route.listeners.iter().map(|(listener, _)| &**listener));
+        }
+    }
+    let mut text = String::new();
+    for (name, listeners) in &mut missing {
+        if listeners.is_empty() {
+            listeners.insert("any");
+        }
+        let _ = writeln!(text, "gateway \"{name}\" {{");
+        for (index, listener) in listeners.iter().enumerate() {
+            let _ = writeln!(text, "  listener \"{listener}\" {{ port = {} }}", index + 1);
+        }
+        text.push_str("}\n");
+    }
+    if text.is_empty() {
+        return Vec::new();
+    }
+    vec![Document {
+        id: DocumentId::File(ASSUMED.into()),
+        text: text.into(),
+        order: u64::MAX,
+        version: 0,
+    }]
+}
+
+fn answer_watches(snapshot: &mut Snapshot) {
+    let gateways: Vec<Arc<Gateway>> = snapshot.config.gateways().cloned().collect();
+    for gateway in gateways {
+        let compiler = compile(snapshot, &gateway);
+        for query in compiler.services() {
+            snapshot.apply(Observation::Service(ServiceUpdate {
+                query,
+                result: Ok(Arc::new([])),
+            }));
+        }
+        for query in compiler.certificates().values() {
+            let material = placeholder(&snapshot.config, query);
+            snapshot.apply(Observation::Certificate(CertificateUpdate {
+                query: query.clone(),
+                result: Ok(Arc::new(material)),
+            }));
+        }
+    }
+}
+
+/// A certificate without bytes, for the names it will have, as far as a document says them.
+fn placeholder(config: &Config, query: &CertificateQuery) -> CertificateMaterial {
+    let mut names: Vec<Arc<str>> = match query {
+        CertificateQuery::VaultPki {
+            common_name,
+            alt_names,
+            ..
+        } => std::iter::once(common_name).chain(alt_names).cloned().collect(),
+        CertificateQuery::VaultKv { .. } | CertificateQuery::File { .. } => {
+            let routes = config
+                .of_kind(ObjectKind::HttpRoute)
+                .filter_map(|object| match object {
+                    Object::HttpRoute(route) => Some(&route.hostnames),
+                    _ => None,
+                });
+            routes.flatten().filter(|host| ***host != *"*").cloned().collect()
+        }
+    };
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        names.push("certificate.invalid".into());
+    }
+    CertificateMaterial {
+        chain: "".into(),
+        private_key: None,
+        serial: "".into(),
+        names,
+        not_before: 0,
+        not_after: i64::MAX,
+    }
+}

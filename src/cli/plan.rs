@@ -1,0 +1,114 @@
+//! `portreeve plan`: what `apply` would do.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::slice;
+
+use serde_json::json;
+
+use super::api_client::{ApiArguments, ApiClient};
+use super::change_set::{self, ChangeSet};
+use super::documents;
+use super::failure::Failure;
+use super::kv::{self, KvArguments};
+use super::report::counted;
+use super::runtime::block_on;
+use super::terminal::Terminal;
+use crate::admin::DocumentText;
+use crate::model::{Document, DocumentId};
+
+/// Show what would change if documents were applied
+///
+/// Compares a directory with Consul KV, or with a running agent (-agent), document by document and object by object.
+/// Documents that do not validate are an error. Exit code 0: no change, 1: changes, 255: error.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// A directory of documents, or one document.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Compare with what a running agent has.
+    #[arg(long)]
+    agent: bool,
+    /// Plan to delete documents that no file has.
+    #[arg(long)]
+    prune: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    kv: KvArguments,
+    #[command(flatten)]
+    api: ApiArguments,
+}
+
+/// No change, changes: as Nomad's plan answers. Errors are 255.
+const CHANGES: u8 = 1;
+
+pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+    let given = documents::read(slice::from_ref(&arguments.path))?;
+    refuse_unreadable(&given)?;
+    let names = kv::named(&arguments.path, &given)?;
+    let (current, wanted) = if arguments.agent {
+        let current = kv::keyed(of_agent(&arguments.api)?);
+        let prefix = arguments.kv.documents_prefix();
+        let reads_kv = current.values().any(|document| !document.id.is_trusted());
+        let wanted = match reads_kv {
+            true => change_set::below(&prefix, names),
+            false => change_set::matched(&current, names),
+        };
+        (current, wanted)
+    } else {
+        let prefix = arguments.kv.documents_prefix();
+        let client = arguments.kv.client()?;
+        let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
+        (current, change_set::below(&prefix, names))
+    };
+    let set = ChangeSet::between(&current, &wanted, arguments.prune);
+    let report = change_set::check(&current, &wanted, &set);
+    if arguments.json {
+        terminal.json(&json!({
+            "changes": set.changes,
+            "unchanged": set.unchanged,
+            "unmanaged": set.unmanaged,
+            "diagnostics": report.diagnostics,
+        }))?;
+    } else {
+        set.write(terminal)?;
+        report.write(terminal)?;
+    }
+    if report.errors() > 0 {
+        return Err(invalid(report.errors()));
+    }
+    Ok(ExitCode::from(if set.changes.is_empty() { 0 } else { CHANGES }))
+}
+
+pub fn refuse_unreadable(given: &documents::Given) -> anyhow::Result<()> {
+    match given.problems.first() {
+        None => Ok(()),
+        Some(problem) => Err(Failure::new(problem.to_string()).into()),
+    }
+}
+
+pub fn invalid(errors: usize) -> anyhow::Error {
+    Failure::new(format!(
+        "the documents do not validate: {}",
+        counted(errors, "error")
+    ))
+    .fix("mend what is shown above; `portreeve validate` checks without Consul")
+    .into()
+}
+
+fn of_agent(arguments: &ApiArguments) -> anyhow::Result<Vec<Document>> {
+    let texts: Vec<DocumentText> = block_on(ApiClient::new(arguments)?.get("/v1/documents", &[]))?;
+    let documents = texts.into_iter().enumerate().map(|(index, text)| Document {
+        id: match text.source.as_str() {
+            "kv" => DocumentId::Kv(text.document.into()),
+            _ => DocumentId::File(text.document.into()),
+        },
+        text: text.text.into(),
+        // They come in the order in which they win.
+        order: index as u64,
+        version: text.version,
+    });
+    Ok(documents.collect())
+}

@@ -1,0 +1,227 @@
+//! `portreeve status`: what is in effect, in tables.
+
+use std::process::ExitCode;
+
+use super::api_client::{ApiArguments, ApiClient};
+use super::documents::Texts;
+use super::report::{Report, counted};
+use super::runtime::block_on;
+use super::table::Table;
+use super::terminal::{Color, Terminal};
+use crate::admin::StatusReport;
+use crate::status::{Condition, DocumentPhase};
+
+/// Show what a running agent has in effect
+///
+/// Gateways, documents, objects, services, certificates, Envoys and problems. Exit code 0 when the agent is ready.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    api: ApiArguments,
+}
+
+pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
+    let client = ApiClient::new(&arguments.api)?;
+    let report: StatusReport = block_on(client.get("/v1/status", &[]))?;
+    if arguments.json {
+        terminal.json(&report)?;
+    } else {
+        write(&report, terminal)?;
+    }
+    Ok(ExitCode::from(u8::from(!report.readiness.ready)))
+}
+
+fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> {
+    let status = &report.status;
+    let ready = if report.readiness.ready {
+        terminal.paint(Color::Green, "ready")
+    } else {
+        terminal.paint(Color::Red, "not ready")
+    };
+    terminal.line(format!(
+        "Agent {} v{}, {ready}, started {}, {}",
+        report.agent.node,
+        report.agent.version,
+        report.agent.started_at,
+        counted(
+            usize::try_from(status.revision).unwrap_or(usize::MAX),
+            "publication"
+        ),
+    ))?;
+    for missing in &report.readiness.missing {
+        terminal.line(format!("  waits for {missing}"))?;
+    }
+    if status.stale {
+        let text = "  serving what the disk held: the document source has not answered";
+        terminal.line(terminal.paint(Color::Yellow, text))?;
+    }
+    section("Gateways", &gateways(report), terminal)?;
+    section("Documents", &documents(report), terminal)?;
+    section("Objects", &objects(report), terminal)?;
+    section("Services", &services(report), terminal)?;
+    section("Certificates", &certificates(report), terminal)?;
+    section("Envoys", &super::proxy::envoys(&status.envoys), terminal)?;
+    section("Sources", &sources(report), terminal)?;
+    if !status.diagnostics.is_empty() {
+        terminal.line("")?;
+        terminal.line(terminal.paint(Color::Bold, "Problems"))?;
+        let problems = Report {
+            diagnostics: status.diagnostics.clone(),
+            texts: Texts::new(),
+        };
+        problems.write(terminal)?;
+    }
+    Ok(())
+}
+
+pub fn section(title: &str, table: &Table, terminal: &mut Terminal) -> std::io::Result<()> {
+    if table.is_empty() {
+        return Ok(());
+    }
+    terminal.line("")?;
+    terminal.line(terminal.paint(Color::Bold, title))?;
+    terminal.write(&table.render())
+}
+
+fn gateways(report: &StatusReport) -> Table {
+    let mut table = Table::new(&[
+        "Name",
+        "Resources",
+        "Envoys up to date",
+        "Published",
+        "Envoy process",
+    ]);
+    for gateway in &report.status.gateways {
+        let process = report
+            .agent
+            .envoys
+            .iter()
+            .find(|process| process.gateway == gateway.name);
+        let published = match &gateway.published_at {
+            Some(at) => at.clone(),
+            None => format!("waits for {}", gateway.waiting_for.join(", ")),
+        };
+        table.row([
+            gateway.name.clone() + if gateway.declared { "" } else { " (not declared)" },
+            gateway.kinds.values().sum::<usize>().to_string(),
+            gateway.programmed.to_string(),
+            published,
+            process.map_or_else(|| "not supervised".to_owned(), |process| process.summary()),
+        ]);
+    }
+    table
+}
+
+fn documents(report: &StatusReport) -> Table {
+    let mut table = Table::new(&["Document", "Version", "State", "Objects", "Programmed"]);
+    for document in &report.status.documents {
+        let state = match document.phase {
+            DocumentPhase::InService => "in service",
+            DocumentPhase::LastGood => "bad; last good version in service",
+            DocumentPhase::OutOfService => "bad; not in service",
+        };
+        table.row([
+            document.document.clone(),
+            document.version.to_string(),
+            state.to_owned(),
+            document.objects.to_string(),
+            document.programmed.to_string(),
+        ]);
+    }
+    table
+}
+
+fn objects(report: &StatusReport) -> Table {
+    let mut table = Table::new(&["Kind", "Name", "Accepted", "Resolved", "Programmed", "Document"]);
+    for object in &report.status.objects {
+        table.row([
+            object.kind.as_str().to_owned(),
+            object.name.clone(),
+            condition(&object.accepted),
+            condition(&object.resolved),
+            object.programmed.to_string(),
+            format!("{}:{}", object.document, object.line),
+        ]);
+    }
+    table
+}
+
+fn condition(condition: &Condition) -> String {
+    if condition.status { "yes" } else { "no" }.to_owned()
+}
+
+fn services(report: &StatusReport) -> Table {
+    let mut table = Table::new(&[
+        "Service",
+        "Instances",
+        "Passing",
+        "Warning",
+        "Critical",
+        "Maintenance",
+        "Note",
+    ]);
+    for service in &report.status.services {
+        let note = match (&service.problem, service.answered, service.stale) {
+            (Some(problem), _, _) => problem.clone(),
+            (None, false, _) => "not answered yet".to_owned(),
+            (None, true, true) => "from disk".to_owned(),
+            (None, true, false) => String::new(),
+        };
+        table.row([
+            service.service.clone(),
+            service.instances.to_string(),
+            service.passing.to_string(),
+            service.warning.to_string(),
+            service.critical.to_string(),
+            service.maintenance.to_string(),
+            note,
+        ]);
+    }
+    table
+}
+
+fn certificates(report: &StatusReport) -> Table {
+    let mut table = Table::new(&[
+        "Certificate",
+        "State",
+        "Expires",
+        "Serial",
+        "Names",
+        "Source",
+        "Note",
+    ]);
+    for certificate in &report.status.certificates {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        table.row([
+            certificate.name.clone(),
+            certificate.phase.as_str().to_owned(),
+            or_dash(&certificate.not_after),
+            or_dash(&certificate.serial),
+            certificate.names.join(","),
+            certificate.source.clone(),
+            certificate.problem.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+fn sources(report: &StatusReport) -> Table {
+    let mut table = Table::new(&["Source", "State", "Proven", "Requests", "Errors", "Note"]);
+    for source in &report.status.sources {
+        let age = source
+            .freshness_seconds
+            .map_or_else(|| "never".to_owned(), |age| format!("{age:.1} s ago"));
+        table.row([
+            source.name.clone(),
+            if source.ok { "ok" } else { "failing" }.to_owned(),
+            age,
+            source.requests_total.to_string(),
+            source.errors_total.to_string(),
+            source.problem.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,20 @@
+//! The one place where tasks meet the pure code.
+//!
+//! ```text
+//!  sources ── Observation ──┐                        ┌──> watch<ResourceSet> per gateway ──> xds
+//!  xds ────── Event ────────┼──> [`Pipeline`] (owner)┼──> Interests ──> sources
+//!  api, signals ─ Command ──┘    Snapshot, Compilers ├──> watch<View> ──> api, status
+//!                                                    └──> Store (disk)
+//! ```
+//!
+//! One task owns the snapshot and the compilers; everybody else sees values. It never waits for a source, an Envoy or
+//! the disk.
+
+mod core;
+mod refusals;
+mod store;
+mod view;
+
+pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};
+pub use store::{Restored, Store, StoreError};
+pub use view::{GatewayView, View};

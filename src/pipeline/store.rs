@@ -1,0 +1,251 @@
+//! What survives a restart of the agent: the documents in service, the endpoints last known, the texts that Envoy
+//! refused. Never a private key: certificates keep their public part in a store of their own.
+//!
+//! Writes go through one thread, so that a slow or full disk delays nobody; the newest state wins.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+
+use crate::config::Quarantine;
+use crate::model::{Document, Instance, ServiceQuery};
+
+const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents");
+const SERVICES: TableDefinition<&str, &[u8]> = TableDefinition::new("services");
+const QUARANTINE: TableDefinition<&str, &[u8]> = TableDefinition::new("quarantine");
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{path}: cannot open the agent's state")]
+    Open {
+        path: PathBuf,
+        source: redb::DatabaseError,
+    },
+    #[error("{path}: cannot make the agent's data directory")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("{path}: cannot read the agent's state")]
+    Read { path: PathBuf, source: redb::Error },
+    #[error("cannot start the thread that writes the agent's state")]
+    Thread { source: std::io::Error },
+}
+
+/// What the last run left.
+#[derive(Debug, Default)]
+pub struct Restored {
+    pub documents: Vec<Document>,
+    pub services: Vec<(ServiceQuery, Arc<[Instance]>)>,
+    pub quarantined: Vec<Quarantine>,
+}
+
+#[derive(Clone)]
+pub struct Store {
+    writes: mpsc::Sender<Write>,
+}
+
+enum Write {
+    Document(Document),
+    DocumentGone(String),
+    Service(ServiceQuery, Arc<[Instance]>),
+    ServiceGone(ServiceQuery),
+    Quarantine(Box<Quarantine>),
+    QuarantineOver(String),
+    Flush(mpsc::Sender<()>),
+}
+
+impl Store {
+    /// Opens or makes `state.redb` below the data directory, mode 0600, and reads what it holds.
+    pub fn open(data_directory: &Path) -> Result<(Self, Restored), StoreError> {
+        let directory_error = |source| StoreError::Directory {
+            path: data_directory.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(data_directory).map_err(directory_error)?;
+        let path = data_directory.join("state.redb");
+        let database = Database::create(&path).map_err(|source| StoreError::Open {
+            path: path.clone(),
+            source,
+        })?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(directory_error)?;
+        let restored = read(&database).map_err(|source| StoreError::Read { path, source })?;
+        let (writes, receiver) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("state".to_owned())
+            .spawn(move || write_all(&database, &receiver))
+            .map_err(|source| StoreError::Thread { source })?;
+        Ok((Self { writes }, restored))
+    }
+
+    pub fn document(&self, document: &Document) {
+        self.send(Write::Document(document.clone()));
+    }
+
+    pub fn document_gone(&self, id: &str) {
+        self.send(Write::DocumentGone(id.to_owned()));
+    }
+
+    pub fn service(&self, query: &ServiceQuery, instances: &Arc<[Instance]>) {
+        self.send(Write::Service(query.clone(), instances.clone()));
+    }
+
+    pub fn service_gone(&self, query: &ServiceQuery) {
+        self.send(Write::ServiceGone(query.clone()));
+    }
+
+    pub fn quarantine(&self, quarantine: &Quarantine) {
+        self.send(Write::Quarantine(Box::new(quarantine.clone())));
+    }
+
+    pub fn quarantine_over(&self, document: &str) {
+        self.send(Write::QuarantineOver(document.to_owned()));
+    }
+
+    /// Returns when everything handed over so far is on disk, or the writer has given up on it.
+    pub fn flush(&self) {
+        let (done, wait) = mpsc::channel();
+        self.send(Write::Flush(done));
+        // An ended writer has nothing left to write.
+        let _ = wait.recv();
+    }
+
+    fn send(&self, write: Write) {
+        // The writer lives as long as the process; if it died, it has said why.
+        let _ = self.writes.send(write);
+    }
+}
+
+fn read(database: &Database) -> Result<Restored, redb::Error> {
+    let mut restored = Restored::default();
+    // The tables are made here, so that reading needs no special case for a new file.
+    let transaction = database.begin_write()?;
+    for table in [DOCUMENTS, SERVICES, QUARANTINE] {
+        transaction.open_table(table)?;
+    }
+    transaction.commit()?;
+    let transaction = database.begin_read()?;
+    // An entry that does not decode is from another version of ours: left out, its source will bring it again.
+    for entry in transaction.open_table(DOCUMENTS)?.iter()? {
+        restored
+            .documents
+            .extend(serde_json::from_slice::<Document>(entry?.1.value()).ok());
+    }
+    for entry in transaction.open_table(SERVICES)?.iter()? {
+        restored.services.extend(
+            serde_json::from_slice::<(ServiceQuery, Vec<Instance>)>(entry?.1.value())
+                .ok()
+                .map(|(query, instances)| (query, Arc::from(instances))),
+        );
+    }
+    for entry in transaction.open_table(QUARANTINE)?.iter()? {
+        restored
+            .quarantined
+            .extend(serde_json::from_slice::<Quarantine>(entry?.1.value()).ok());
+    }
+    Ok(restored)
+}
+
+fn write_all(database: &Database, writes: &mpsc::Receiver<Write>) {
+    let mut failing = false;
+    while let Ok(first) = writes.recv() {
+        // Whatever has come meanwhile goes into the same transaction: one fsync for a burst.
+        let batch: Vec<Write> = std::iter::once(first).chain(writes.try_iter()).collect();
+        let result = write_batch(database, &batch);
+        match (&result, failing) {
+            (Err(error), false) => tracing::error!(
+                %error,
+                fix = "make room on the disk, or make it writable",
+                "cannot save the agent's state: a restart while Consul is away would serve an older one"
+            ),
+            (Ok(()), true) => tracing::info!("the agent's state is saved again"),
+            _ => {}
+        }
+        failing = result.is_err();
+        for write in batch {
+            if let Write::Flush(done) = write {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+fn write_batch(database: &Database, batch: &[Write]) -> Result<(), redb::Error> {
+    if batch.iter().all(|write| matches!(write, Write::Flush(_))) {
+        return Ok(());
+    }
+    let transaction = database.begin_write()?;
+    {
+        let mut documents = transaction.open_table(DOCUMENTS)?;
+        let mut services = transaction.open_table(SERVICES)?;
+        let mut quarantine = transaction.open_table(QUARANTINE)?;
+        for write in batch {
+            match write {
+                Write::Document(document) => {
+                    documents.insert(document.id.as_str(), &*encoded(document))?;
+                }
+                Write::DocumentGone(id) => {
+                    documents.remove(id.as_str())?;
+                }
+                Write::Service(query, instances) => {
+                    services.insert(&*query.to_string(), &*encoded(&(query, instances)))?;
+                }
+                Write::ServiceGone(query) => {
+                    services.remove(&*query.to_string())?;
+                }
+                Write::Quarantine(entry) => {
+                    quarantine.insert(entry.document.as_str(), &*encoded(entry))?;
+                }
+                Write::QuarantineOver(document) => {
+                    quarantine.remove(document.as_str())?;
+                }
+                Write::Flush(_) => {}
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
+    // Plain data of ours: it has no map with other keys than strings, nothing else can fail.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DocumentId;
+
+    #[test]
+    fn keeps_what_it_was_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let document = Document {
+            id: DocumentId::Kv("portreeve/config/a".into()),
+            text: "x".into(),
+            order: 3,
+            version: 9,
+        };
+        {
+            let (store, restored) = Store::open(directory.path()).unwrap();
+            assert!(restored.documents.is_empty());
+            store.document(&document);
+            store.service(&ServiceQuery::named("web"), &Arc::from([]));
+            store.flush();
+        }
+        // The writer closes the file when the last handle is gone.
+        let (_, restored) = (0..50)
+            .find_map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                Store::open(directory.path()).ok()
+            })
+            .unwrap();
+        assert_eq!(restored.documents, [document]);
+        assert_eq!(restored.services.len(), 1);
+        let mode = std::fs::metadata(directory.path().join("state.redb"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,288 @@
+//! Watches one certificate that Vault's PKI issues: renews it at 2/3 of its life, and asks for no more than needed.
+//!
+//! An issue is not free (storage, a CRL that grows), so three rules hold over restarts and crash loops: at most one
+//! request per interval (a minute), written down *before* it is sent; none while a certificate from before the restart
+//! is good and Envoy holds its key; none that repeats one of which the answer was lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::budget::{Budget, renewal_time};
+use super::pem;
+use super::publisher::{Closed, Publisher};
+use super::store::{CertificateStore, PublicCertificate, StoreError, StoredCertificate};
+use crate::model::{CertificateMaterial, CertificateQuery, Problem, ProblemKind};
+use crate::sources::vault::{IssueRequest, Pauses, VaultClient};
+
+/// The longest sleep: wall time may jump (a suspended machine, a clock that was set).
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// What wakes the watch of an issued certificate.
+#[derive(Default)]
+pub(super) struct Wishes {
+    /// Try again now what failed.
+    pub(super) refresh: Notify,
+    /// An Envoy connected that does not hold the key.
+    pub(super) key: Notify,
+}
+
+pub(super) struct IssuedWatch<'a> {
+    pub(super) query: &'a CertificateQuery,
+    pub(super) request: IssueRequest<'a>,
+    pub(super) vault: &'a VaultClient,
+    pub(super) store: Arc<dyn CertificateStore>,
+    pub(super) budget: Budget,
+}
+
+/// Why the last request brought nothing, and when another may.
+#[derive(Default)]
+struct Setback {
+    problem: Option<Problem>,
+    wait: Hope,
+}
+
+#[derive(Default)]
+enum Hope {
+    #[default]
+    Now,
+    /// Vault was not there at that time.
+    WhenReachable(Instant),
+    /// It was refused: waits longer and longer.
+    At(Instant),
+}
+
+enum Woken {
+    ToIssue,
+    /// What is in use ended while its successor is waited for.
+    CertificateEnded,
+}
+
+impl IssuedWatch<'_> {
+    /// Returns only when nobody listens any more.
+    pub(super) async fn run(self, wishes: &Wishes, publisher: &mut Publisher) -> Closed {
+        let mut record = self.load(publisher).await;
+        if let Err(closed) = self.publish_stored(&record, publisher).await {
+            return closed;
+        }
+        let mut pauses = Pauses::default();
+        let mut setback = Setback::default();
+        let mut key_wanted = false;
+        loop {
+            let woken = self
+                .wait(&record, &setback, &mut key_wanted, wishes, &mut pauses, publisher)
+                .await;
+            if let Woken::CertificateEnded = woken {
+                let told = match &setback.problem {
+                    Some(problem) => {
+                        publisher
+                            .problem(self.without_certificate(problem, publisher))
+                            .await
+                    }
+                    None => publisher.unchanged().await,
+                };
+                match told {
+                    Ok(()) => continue,
+                    Err(closed) => return closed,
+                }
+            }
+            match self.issue(&mut record, publisher).await {
+                Ok(material) => {
+                    setback = Setback::default();
+                    key_wanted = false;
+                    pauses.reset();
+                    if let Err(closed) = publisher.material(material).await {
+                        return closed;
+                    }
+                }
+                Err(problem) => {
+                    let wait = match problem.kind {
+                        ProblemKind::Unavailable => Hope::WhenReachable(Instant::now()),
+                        _ => Hope::At(Instant::now() + pauses.refused.next()),
+                    };
+                    setback = Setback {
+                        problem: Some(problem.clone()),
+                        wait,
+                    };
+                    let ended = publisher
+                        .good()
+                        .is_some_and(|good| good.not_after <= publisher.now());
+                    let problem = if ended {
+                        self.without_certificate(&problem, publisher)
+                    } else {
+                        problem
+                    };
+                    if let Err(closed) = publisher.problem(problem).await {
+                        return closed;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sleeps until a certificate is needed, may be asked for, and there is hope to get it.
+    async fn wait(
+        &self,
+        record: &StoredCertificate,
+        setback: &Setback,
+        key_wanted: &mut bool,
+        wishes: &Wishes,
+        pauses: &mut Pauses,
+        publisher: &Publisher,
+    ) -> Woken {
+        let alive_at_first = publisher
+            .good()
+            .is_some_and(|good| good.not_after > publisher.now());
+        loop {
+            let now = publisher.now();
+            let ends = publisher.good().map_or(i64::MAX, |good| good.not_after);
+            if alive_at_first && ends <= now {
+                return Woken::CertificateEnded;
+            }
+            let needed = match (publisher.good(), &record.certificate) {
+                (Some(material), _) if material.private_key.is_none() && *key_wanted => now,
+                (Some(material), _) => {
+                    renewal_time(material.not_before, material.not_after, &material.serial)
+                }
+                (None, _) => now,
+            };
+            let allowed = self.budget.next(record.last_attempt, now);
+            let due = needed.max(allowed);
+            publisher.note(|freshness| freshness.renews_at = Some(due));
+            let until = |time: i64| {
+                Duration::from_secs(u64::try_from(time.saturating_sub(now)).unwrap_or(0)).min(LONGEST_SLEEP)
+            };
+            tokio::select! {
+                () = tokio::time::sleep(until(due)), if due > now => {}
+                () = tokio::time::sleep(until(ends)), if alive_at_first => {}
+                () = self.overcome(setback, pauses), if due <= now => return Woken::ToIssue,
+                () = wishes.key.notified() => *key_wanted = true,
+                // Only what failed is tried again; a good certificate is not issued anew for a refresh.
+                () = wishes.refresh.notified(), if setback.problem.is_some() => {
+                    if due <= now {
+                        return Woken::ToIssue;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn overcome(&self, setback: &Setback, pauses: &mut Pauses) {
+        match setback.wait {
+            Hope::Now => {}
+            Hope::At(time) => tokio::time::sleep_until(time).await,
+            Hope::WhenReachable(failed) => {
+                tokio::time::sleep(pauses.unavailable.next()).await;
+                self.vault.wait_until_reachable(failed).await;
+            }
+        }
+    }
+
+    async fn issue(
+        &self,
+        record: &mut StoredCertificate,
+        publisher: &Publisher,
+    ) -> Result<CertificateMaterial, Problem> {
+        let before = record.last_attempt;
+        record.last_attempt = Some(publisher.now());
+        self.save(record).await;
+        let issued = match self.vault.issue(&self.request).await {
+            Ok(issued) => issued,
+            Err(fault) => {
+                if !fault.may_have_happened() {
+                    // Nothing was issued: the next request need not wait out the interval.
+                    record.last_attempt = before;
+                    self.save(record).await;
+                }
+                return Err(fault.problem());
+            }
+        };
+        publisher.note(|freshness| freshness.issues += 1);
+        for warning in &issued.warnings {
+            tracing::warn!(certificate = %self.query, %warning, "vault warns");
+        }
+        if issued.leased {
+            tracing::warn!(
+                certificate = %self.query,
+                "the PKI role makes leases: Vault revokes the certificate when the agent's token ends; \
+                 set generate_lease=false on the role"
+            );
+        }
+        let material = pem::parse(&issued.chain, issued.private_key.expose(), publisher.now())
+            .map_err(|fault| fault.problem(&self.query.to_string()))?;
+        record.certificate = Some(PublicCertificate::of(&material));
+        self.save(record).await;
+        Ok(material)
+    }
+
+    async fn publish_stored(
+        &self,
+        record: &StoredCertificate,
+        publisher: &mut Publisher,
+    ) -> Result<(), Closed> {
+        let Some(stored) = &record.certificate else {
+            return Ok(());
+        };
+        match pem::parse_public(&stored.chain, publisher.now()) {
+            Ok(material) => publisher.material(material).await,
+            Err(fault) => {
+                tracing::info!(certificate = %self.query, %fault, "stored certificate not used");
+                Ok(())
+            }
+        }
+    }
+
+    async fn load(&self, publisher: &Publisher) -> StoredCertificate {
+        let (store, query) = (self.store.clone(), self.query.clone());
+        match on_disk(move || store.load(&query)).await {
+            Ok(record) => record.unwrap_or_default(),
+            Err(error) => {
+                tracing::error!(certificate = %self.query, error = %chain(&error), "certificate store not read");
+                // What was asked for before is not known: as if it was just now, so that a crash loop stays bounded.
+                StoredCertificate {
+                    certificate: None,
+                    last_attempt: Some(publisher.now()),
+                }
+            }
+        }
+    }
+
+    /// A disk that cannot be written must not keep a gateway without certificates: said, and gone on.
+    async fn save(&self, record: &StoredCertificate) {
+        let (store, query, record) = (self.store.clone(), self.query.clone(), record.clone());
+        if let Err(error) = on_disk(move || store.save(&query, &record)).await {
+            tracing::error!(certificate = %self.query, error = %chain(&error), "certificate store not written");
+        }
+    }
+
+    fn without_certificate(&self, problem: &Problem, publisher: &Publisher) -> Problem {
+        let Some(material) = publisher.good() else {
+            return problem.clone();
+        };
+        let ended = pem::timestamp(material.not_after);
+        let message = format!("{problem}; the certificate in use expired at {ended}");
+        Problem {
+            message: message.into(),
+            ..problem.clone()
+        }
+    }
+}
+
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Stopped(error.to_string())),
+    }
+}
+
+fn chain(error: &StoreError) -> String {
+    use std::error::Error as _;
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

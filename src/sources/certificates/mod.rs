@@ -1,0 +1,27 @@
+//! Watches certificates: in Vault's KV, issued by Vault's PKI, or in files.
+//!
+//! Input: the set of `CertificateQuery`s that the configuration needs. Output: one `Observation::Certificate` per
+//! change, on a bounded channel: material that was checked (PEM, key, dates), or the problem that keeps the last
+//! material standing. One task per query; it retries inside itself and ends only with the interest in it.
+//!
+//! ```text
+//!  set_interests --> CertificateWatcher --+--> kv::watch    (polls)        --+
+//!                                         +--> issued::watch (2/3 of life) --+--> Publisher --> Observation
+//!                                         +--> file::watch  (inotify)      --+   (no repeats)
+//! ```
+
+mod budget;
+mod clock;
+mod file;
+mod issued;
+mod kv;
+mod pem;
+mod publisher;
+mod store;
+mod watcher;
+
+pub use clock::WallClock;
+pub use pem::{MAX_CHAIN_BYTES, MAX_KEY_BYTES, PemFault, parse, parse_public, timestamp};
+pub use publisher::CertificateFreshness;
+pub use store::{CertificateStore, PublicCertificate, RedbCertificateStore, StoreError, StoredCertificate};
+pub use watcher::{CertificateSettings, CertificateWatcher, StoppedWatch};

@@ -1,0 +1,288 @@
+//! Turns PEM text into `CertificateMaterial`, or says exactly why it cannot be served.
+//!
+//! Input: the text of a chain, the text of a key (often the same text), and the time. Output: the chain in
+//! canonical PEM (leaf first, no self-signed root), so that a comment or a line ending in the source is not a
+//! change. Pure: no clock, file or socket.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use zeroize::Zeroizing;
+
+use crate::model::{CertificateMaterial, Problem, ProblemKind, Redacted};
+
+/// A chain of ten RSA 4096 certificates is about 20 KB; what is larger is not a chain (a CA bundle, mostly).
+pub const MAX_CHAIN_BYTES: usize = 64 * 1024;
+
+/// An RSA 16384 key in PEM is 13 KB.
+pub const MAX_KEY_BYTES: usize = 16 * 1024;
+
+/// Clocks of two machines may differ by this much before a fresh certificate counts as "not valid yet". Vault
+/// dates its own back by 30 s (`not_before_duration`), for the same reason.
+const CLOCK_SKEW_SECONDS: i64 = 30;
+
+/// Reads, checks and orders a chain and its key.
+pub fn parse(chain: &str, private_key: &str, now: i64) -> Result<CertificateMaterial, PemFault> {
+    if private_key.len() > MAX_CHAIN_BYTES + MAX_KEY_BYTES {
+        return Err(PemFault::KeyTooLarge);
+    }
+    let certificates = certificates(chain)?;
+    let key = key(private_key)?;
+    let signing =
+        rustls::crypto::ring::sign::any_supported_type(&key).map_err(|_| PemFault::UnsupportedKey)?;
+    let leaf = certificates
+        .iter()
+        .position(|candidate| {
+            CertifiedKey::new(vec![candidate.clone()], signing.clone())
+                .keys_match()
+                .is_ok()
+        })
+        .ok_or(PemFault::KeyMismatch)?;
+    let mut material = describe(&certificates, leaf, now)?;
+    material.private_key = Some(Arc::new(Redacted::new(encode_key(&key))));
+    Ok(material)
+}
+
+/// Reads a chain without its key: what a restarted agent still knows of a certificate that Envoy holds.
+pub fn parse_public(chain: &str, now: i64) -> Result<CertificateMaterial, PemFault> {
+    describe(&certificates(chain)?, 0, now)
+}
+
+/// Why a certificate cannot be served. Each message is followed by what to do (`fix`).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PemFault {
+    #[error("the certificate chain is larger than {} KiB", MAX_CHAIN_BYTES / 1024)]
+    ChainTooLarge,
+    #[error("the private key is larger than {} KiB", MAX_KEY_BYTES / 1024)]
+    KeyTooLarge,
+    #[error("there is no CERTIFICATE block in the certificate text")]
+    NoCertificate,
+    #[error("the PEM text is broken: {0}")]
+    BrokenPem(String),
+    #[error("certificate {0} of the chain is not a valid X.509 certificate")]
+    BrokenCertificate(usize),
+    #[error("there is no PRIVATE KEY block in the private key text")]
+    NoKey,
+    #[error("the private key is encrypted with a passphrase")]
+    EncryptedKey,
+    #[error("the private key is damaged or of a kind that cannot be served")]
+    UnsupportedKey,
+    #[error("the private key does not belong to any certificate of the chain")]
+    KeyMismatch,
+    #[error("the certificate expired at {}", timestamp(*.0))]
+    Expired(i64),
+    #[error("the certificate is not valid before {}", timestamp(*.0))]
+    NotYetValid(i64),
+}
+
+impl PemFault {
+    pub fn fix(&self) -> &'static str {
+        match self {
+            Self::ChainTooLarge => {
+                "Store the leaf and its intermediates only, not a bundle of trusted authorities."
+            }
+            Self::KeyTooLarge => "Store one private key, in PEM.",
+            Self::NoCertificate => {
+                "Store the chain as PEM (-----BEGIN CERTIFICATE-----), leaf first; convert DER with `openssl x509 -inform der`."
+            }
+            Self::BrokenPem(_) => {
+                "Store the text as it was issued, with its line ends; a value pasted on one line loses them."
+            }
+            Self::BrokenCertificate(_) => {
+                "Issue the certificate again; `openssl x509 -text` shows what is wrong with this one."
+            }
+            Self::NoKey => {
+                "Store the private key as PEM (PKCS#8, PKCS#1 or SEC1) in the field or file that the document names."
+            }
+            Self::EncryptedKey => "Store it without a passphrase: `openssl pkey -in key.pem -out plain.pem`.",
+            Self::UnsupportedKey => "Use an RSA key of 2048 to 8192 bits, or ECDSA on P-256 or P-384.",
+            Self::KeyMismatch => "Store the key and the certificate that were issued together.",
+            Self::Expired(_) => {
+                "Store a renewed certificate; what was served before stays in use until then."
+            }
+            Self::NotYetValid(_) => "Wait, issue it again, or check the clock of this machine.",
+        }
+    }
+
+    /// As a problem of what was read, `place` naming it.
+    pub fn problem(&self, place: &str) -> Problem {
+        Problem::new(ProblemKind::Invalid, format!("{place}: {self}")).with_fix(self.fix())
+    }
+}
+
+/// Unix seconds as RFC 3339.
+pub fn timestamp(seconds: i64) -> String {
+    match u64::try_from(seconds) {
+        // Beyond the year 9999 there is no RFC 3339 text.
+        Ok(seconds) if seconds < 253_402_300_800 => {
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            humantime::format_rfc3339_seconds(time).to_string()
+        }
+        _ => format!("second {seconds} of the Unix epoch"),
+    }
+}
+
+fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, PemFault> {
+    if text.len() > MAX_CHAIN_BYTES {
+        return Err(PemFault::ChainTooLarge);
+    }
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| PemFault::BrokenPem(error.to_string()))?;
+    if certificates.is_empty() {
+        Err(PemFault::NoCertificate)
+    } else {
+        Ok(certificates)
+    }
+}
+
+fn key(text: &str) -> Result<PrivateKeyDer<'static>, PemFault> {
+    if text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") || text.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(PemFault::EncryptedKey);
+    }
+    let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
+        rustls_pki_types::pem::Error::NoItemsFound => PemFault::NoKey,
+        // The error's own text can quote the line it stumbled over: of a key, nothing is quoted.
+        _ => PemFault::UnsupportedKey,
+    })?;
+    if key.secret_der().len() > MAX_KEY_BYTES {
+        Err(PemFault::KeyTooLarge)
+    } else {
+        Ok(key)
+    }
+}
+
+fn describe(
+    certificates: &[CertificateDer<'static>],
+    leaf: usize,
+    now: i64,
+) -> Result<CertificateMaterial, PemFault> {
+    let parsed = certificates
+        .iter()
+        .enumerate()
+        .map(|(index, der)| match X509Certificate::from_der(der) {
+            Ok((_, certificate)) => Ok(certificate),
+            Err(_) => Err(PemFault::BrokenCertificate(index + 1)),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let certificate = &parsed[leaf];
+    let not_before = certificate.validity().not_before.timestamp();
+    let not_after = certificate.validity().not_after.timestamp();
+    if not_after <= now {
+        return Err(PemFault::Expired(not_after));
+    }
+    if not_before > now + CLOCK_SKEW_SECONDS {
+        return Err(PemFault::NotYetValid(not_before));
+    }
+    let chain: String = ordered(&parsed, leaf)
+        .into_iter()
+        .map(|index| encode("CERTIFICATE", &certificates[index]))
+        .collect();
+    Ok(CertificateMaterial {
+        chain: chain.into(),
+        private_key: None,
+        serial: serial(certificate).into(),
+        names: names(certificate),
+        not_before,
+        not_after,
+    })
+}
+
+/// The leaf, then each one's issuer as far as given. A self-signed root is left out (the client has it or does
+/// not trust it), and so is whatever belongs to another chain.
+fn ordered(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> {
+    let mut order = vec![leaf];
+    let mut current = leaf;
+    loop {
+        let issuer = certificates[current].issuer().as_raw();
+        let next = certificates.iter().enumerate().find(|(index, candidate)| {
+            !order.contains(index)
+                && candidate.subject().as_raw() == issuer
+                && candidate.issuer().as_raw() != candidate.subject().as_raw()
+        });
+        match next {
+            Some((index, _)) => {
+                order.push(index);
+                current = index;
+            }
+            None => return order,
+        }
+    }
+}
+
+/// As Vault writes it: `39:dd:2e`, without the sign byte of the DER integer.
+fn serial(certificate: &X509Certificate<'_>) -> String {
+    let bytes: Vec<String> = certificate
+        .tbs_certificate
+        .serial
+        .to_bytes_be()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    bytes.join(":")
+}
+
+fn names(certificate: &X509Certificate<'_>) -> Vec<Arc<str>> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return Vec::new();
+    };
+    extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(Arc::from(name.to_ascii_lowercase())),
+            GeneralName::IPAddress(bytes) => address(bytes),
+            _ => None,
+        })
+        .collect()
+}
+
+fn address(bytes: &[u8]) -> Option<Arc<str>> {
+    if let Ok(octets) = <[u8; 4]>::try_from(bytes) {
+        return Some(Ipv4Addr::from(octets).to_string().into());
+    }
+    <[u8; 16]>::try_from(bytes)
+        .ok()
+        .map(|octets| Ipv6Addr::from(octets).to_string().into())
+}
+
+fn encode_key(key: &PrivateKeyDer<'_>) -> String {
+    let label = match key {
+        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+        _ => "PRIVATE KEY",
+    };
+    encode(label, key.secret_der())
+}
+
+fn encode(label: &str, der: &[u8]) -> String {
+    let body = Zeroizing::new(STANDARD.encode(der));
+    // Sized up front: growing would leave copies of a key behind in freed memory.
+    let mut text = String::with_capacity(body.len() + body.len() / 64 + 2 * label.len() + 48);
+    text.push_str("-----BEGIN ");
+    text.push_str(label);
+    text.push_str("-----\n");
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        // RFC 7468: 64 characters a line.
+        let (line, tail) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = tail;
+    }
+    text.push_str("-----END ");
+    text.push_str(label);
+    text.push_str("-----\n");
+    text
+}
+
+#[cfg(test)]
+#[path = "pem_tests.rs"]
+mod tests;

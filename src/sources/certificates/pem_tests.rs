@@ -1,0 +1,176 @@
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, SerialNumber};
+
+use super::{PemFault, encode, parse, parse_public, timestamp};
+
+const DAY: i64 = 86_400;
+/// 2026-01-01.
+const NOW: i64 = 1_767_225_600;
+
+struct Issued {
+    leaf: String,
+    key: String,
+    intermediate: String,
+    root: String,
+}
+
+fn validity(params: &mut CertificateParams, from: i64, to: i64) {
+    params.not_before = (std::time::UNIX_EPOCH + std::time::Duration::from_secs(from as u64)).into();
+    params.not_after = (std::time::UNIX_EPOCH + std::time::Duration::from_secs(to as u64)).into();
+}
+
+fn authority(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    validity(&mut params, NOW - 100 * DAY, NOW + 100 * DAY);
+    params
+}
+
+fn issue(from: i64, to: i64) -> Issued {
+    let root_key = KeyPair::generate().unwrap();
+    let root_params = authority("root");
+    let root = root_params.self_signed(&root_key).unwrap();
+    let root_issuer = Issuer::from_params(&root_params, &root_key);
+
+    let intermediate_key = KeyPair::generate().unwrap();
+    let intermediate_params = authority("intermediate");
+    let intermediate = intermediate_params
+        .signed_by(&intermediate_key, &root_issuer)
+        .unwrap();
+    let intermediate_issuer = Issuer::from_params(&intermediate_params, &intermediate_key);
+
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["WWW.example.com".to_owned()]).unwrap();
+    params
+        .subject_alt_names
+        .push(SanType::IpAddress("10.0.0.7".parse().unwrap()));
+    params
+        .subject_alt_names
+        .push(SanType::IpAddress("::1".parse().unwrap()));
+    params.serial_number = Some(SerialNumber::from_slice(&[0x00, 0xf0, 0x0d]));
+    validity(&mut params, from, to);
+    let leaf = params.signed_by(&key, &intermediate_issuer).unwrap();
+    Issued {
+        leaf: leaf.pem(),
+        key: key.serialize_pem(),
+        intermediate: intermediate.pem(),
+        root: root.pem(),
+    }
+}
+
+fn valid() -> Issued {
+    issue(NOW - DAY, NOW + DAY)
+}
+
+#[test]
+fn puts_the_leaf_first_and_leaves_the_root_out() {
+    let Issued {
+        leaf,
+        key,
+        intermediate,
+        root,
+    } = valid();
+    let straight = parse(&format!("{leaf}{intermediate}"), &key, NOW).unwrap();
+    let shuffled = parse(&format!("{root}\r\n# a comment\n{intermediate}{leaf}"), &key, NOW).unwrap();
+    assert_eq!(straight, shuffled);
+    assert_eq!(straight.chain.matches("BEGIN CERTIFICATE").count(), 2);
+    assert_eq!(straight.serial.as_ref(), "f0:0d");
+    let names: Vec<&str> = straight.names.iter().map(AsRef::as_ref).collect();
+    assert_eq!(names, ["www.example.com", "10.0.0.7", "::1"]);
+    assert_eq!((straight.not_before, straight.not_after), (NOW - DAY, NOW + DAY));
+    assert!(straight.private_key.is_some());
+
+    let public = parse_public(&straight.chain, NOW).unwrap();
+    assert_eq!(public.version(), straight.version());
+    assert!(public.private_key.is_none());
+}
+
+#[test]
+fn keeps_a_self_signed_leaf() {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["dev".to_owned()]).unwrap();
+    validity(&mut params, NOW - DAY, NOW + DAY);
+    let leaf = params.self_signed(&key).unwrap();
+    let both = format!("{}{}", key.serialize_pem(), leaf.pem());
+    assert_eq!(
+        parse(&both, &both, NOW).unwrap().chain.matches("BEGIN").count(),
+        1
+    );
+}
+
+#[test]
+fn every_fault_has_its_own_message_and_fix() {
+    let Issued { leaf, key, .. } = valid();
+    let expired = issue(NOW - 2 * DAY, NOW - DAY);
+    let early = issue(NOW + DAY, NOW + 2 * DAY);
+    let broken_leaf = encode("CERTIFICATE", b"not a certificate");
+    let both = format!("{leaf}{broken_leaf}");
+    let damaged_key = encode("PRIVATE KEY", b"not a key");
+    let cases: [(&str, &str, PemFault); 11] = [
+        (&"x".repeat(70_000), &key, PemFault::ChainTooLarge),
+        (&leaf, &"x".repeat(90_000), PemFault::KeyTooLarge),
+        ("hello", &key, PemFault::NoCertificate),
+        (&both, &key, PemFault::BrokenCertificate(2)),
+        (&leaf, "hello", PemFault::NoKey),
+        (&leaf, &damaged_key, PemFault::UnsupportedKey),
+        (
+            &leaf,
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+            PemFault::EncryptedKey,
+        ),
+        (&leaf, &expired.key, PemFault::KeyMismatch),
+        (&expired.leaf, &expired.key, PemFault::Expired(NOW - DAY)),
+        (&early.leaf, &early.key, PemFault::NotYetValid(NOW + DAY)),
+        (&leaf, &leaf, PemFault::NoKey),
+    ];
+    for (chain, key, expected) in cases {
+        let fault = parse(chain, key, NOW).unwrap_err();
+        assert_eq!(fault, expected);
+        let problem = fault.problem("secret/www");
+        assert!(problem.message.starts_with("secret/www: "), "{problem}");
+        assert!(problem.fix.is_some());
+    }
+    assert!(matches!(
+        parse(
+            "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n",
+            &key,
+            NOW
+        ),
+        Err(PemFault::BrokenPem(_))
+    ));
+    assert_eq!(
+        PemFault::Expired(NOW).to_string(),
+        "the certificate expired at 2026-01-01T00:00:00Z"
+    );
+}
+
+#[test]
+fn no_fault_quotes_a_key() {
+    let Issued { leaf, key, .. } = valid();
+    let secret: String = key.lines().nth(1).unwrap().to_owned();
+    for damaged in [
+        key.replace("-----END", "----END"),
+        key.replace('M', "!"),
+        key.replacen('\n', "", 2),
+    ] {
+        let shown = match parse(&leaf, &damaged, NOW) {
+            Ok(material) => format!("{material:?}"),
+            Err(fault) => format!("{fault} {fault:?}"),
+        };
+        assert!(!shown.contains(&secret[..20]), "{shown}");
+    }
+}
+
+#[test]
+fn odd_times_do_not_panic() {
+    assert_eq!(timestamp(0), "1970-01-01T00:00:00Z");
+    assert!(timestamp(-1).contains("-1"));
+    assert!(timestamp(i64::MAX).contains("epoch"));
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_a_value_or_a_fault(chain in ".{0,400}", key in ".{0,400}") {
+        let _ = parse(&chain, &key, NOW);
+    }
+}

@@ -1,0 +1,232 @@
+//! Turns what a watch finds into observations: each change once, the last good material never taken back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+
+use super::clock::WallClock;
+use super::pem::PemFault;
+use crate::model::{CertificateMaterial, CertificateQuery, CertificateUpdate, Observation, Problem};
+
+/// How one certificate is doing, for status and metrics. Times are Unix seconds.
+#[derive(Clone, Debug)]
+pub struct CertificateFreshness {
+    pub query: CertificateQuery,
+    pub problem: Option<Problem>,
+    /// When the source last confirmed or replaced the material.
+    pub last_success: Option<i64>,
+    pub serial: Option<Arc<str>>,
+    pub not_after: Option<i64>,
+    /// False after a restart, while only Envoy holds the key.
+    pub holds_key: bool,
+    /// When the next certificate is asked for (issued ones).
+    pub renews_at: Option<i64>,
+    pub issues: u64,
+    pub failures: u64,
+}
+
+impl CertificateFreshness {
+    pub(super) fn new(query: CertificateQuery) -> Self {
+        Self {
+            query,
+            problem: None,
+            last_success: None,
+            serial: None,
+            not_after: None,
+            holds_key: false,
+            renews_at: None,
+            issues: 0,
+            failures: 0,
+        }
+    }
+}
+
+/// The receiving end is gone: the process is shutting down.
+#[derive(Debug)]
+pub(super) struct Closed;
+
+/// One watch's way out.
+pub(super) struct Publisher {
+    query: CertificateQuery,
+    updates: mpsc::Sender<Observation>,
+    clock: WallClock,
+    freshness: Arc<Mutex<CertificateFreshness>>,
+    good: Option<Arc<CertificateMaterial>>,
+    /// The last observation was a problem: the next success is one too, even with the same material.
+    problem: Option<Problem>,
+}
+
+impl Publisher {
+    pub(super) fn new(
+        query: CertificateQuery,
+        updates: mpsc::Sender<Observation>,
+        clock: WallClock,
+        freshness: Arc<Mutex<CertificateFreshness>>,
+    ) -> Self {
+        Self {
+            query,
+            updates,
+            clock,
+            freshness,
+            good: None,
+            problem: None,
+        }
+    }
+
+    pub(super) fn now(&self) -> i64 {
+        self.clock.now()
+    }
+
+    pub(super) fn good(&self) -> Option<&Arc<CertificateMaterial>> {
+        self.good.as_ref()
+    }
+
+    pub(super) fn note(&self, change: impl FnOnce(&mut CertificateFreshness)) {
+        change(&mut self.freshness.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The source has this now.
+    pub(super) async fn material(&mut self, material: CertificateMaterial) -> Result<(), Closed> {
+        let same = self.good.as_deref() == Some(&material);
+        let material = if same { self.good.clone() } else { None }.unwrap_or_else(|| Arc::new(material));
+        let now = self.now();
+        self.note(|freshness| {
+            freshness.problem = None;
+            freshness.last_success = Some(now);
+            freshness.serial = Some(material.serial.clone());
+            freshness.not_after = Some(material.not_after);
+            freshness.holds_key = material.private_key.is_some();
+        });
+        if same && self.problem.is_none() {
+            return Ok(());
+        }
+        tracing::info!(
+            certificate = %self.query, serial = %material.serial, not_after = material.not_after,
+            holds_key = material.private_key.is_some(), "certificate"
+        );
+        self.problem = None;
+        self.good = Some(material.clone());
+        self.send(Ok(material)).await
+    }
+
+    /// The source still has what it had. An end of life that has passed since is a problem all the same.
+    pub(super) async fn unchanged(&mut self) -> Result<(), Closed> {
+        match self.good.clone() {
+            Some(material) if material.not_after <= self.now() => {
+                self.problem(PemFault::Expired(material.not_after).problem(&self.query.to_string()))
+                    .await
+            }
+            Some(material) => {
+                let now = self.now();
+                self.note(|freshness| {
+                    freshness.problem = None;
+                    freshness.last_success = Some(now);
+                });
+                if self.problem.take().is_none() {
+                    return Ok(());
+                }
+                self.send(Ok(material)).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The source failed; what was published stands.
+    pub(super) async fn problem(&mut self, problem: Problem) -> Result<(), Closed> {
+        self.note(|freshness| {
+            freshness.problem = Some(problem.clone());
+            freshness.failures += 1;
+        });
+        if self.problem.as_ref() == Some(&problem) {
+            return Ok(());
+        }
+        tracing::warn!(
+            certificate = %self.query, kind = ?problem.kind, problem = %problem,
+            fix = problem.fix.as_deref().unwrap_or_default(), "certificate not refreshed"
+        );
+        self.problem = Some(problem.clone());
+        self.send(Err(problem)).await
+    }
+
+    async fn send(&self, result: Result<Arc<CertificateMaterial>, Problem>) -> Result<(), Closed> {
+        let update = CertificateUpdate {
+            query: self.query.clone(),
+            result,
+        };
+        self.updates
+            .send(Observation::Certificate(update))
+            .await
+            .map_err(|_| Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+    use crate::model::ProblemKind;
+
+    fn material(serial: &str, not_after: i64) -> CertificateMaterial {
+        CertificateMaterial {
+            chain: format!("chain of {serial}").into(),
+            private_key: None,
+            serial: serial.into(),
+            names: Vec::new(),
+            not_before: 0,
+            not_after,
+        }
+    }
+
+    #[tokio::test]
+    async fn tells_each_change_once_and_the_end_of_a_problem() {
+        let query = CertificateQuery::File {
+            certificate: "a".into(),
+            private_key: "b".into(),
+        };
+        let (updates, mut received) = mpsc::channel(8);
+        let now = Arc::new(AtomicI64::new(100));
+        let ticking = now.clone();
+        let clock = WallClock::new(move || ticking.load(Ordering::Relaxed));
+        let freshness = Arc::new(Mutex::new(CertificateFreshness::new(query.clone())));
+        let mut publisher = Publisher::new(query, updates, clock, freshness.clone());
+        let mut next = || match received.try_recv() {
+            Ok(Observation::Certificate(update)) => {
+                Some(update.result.map(|material| material.serial.clone()))
+            }
+            _ => None,
+        };
+
+        publisher.material(material("1", 200)).await.unwrap();
+        publisher.material(material("1", 200)).await.unwrap();
+        assert_eq!(next(), Some(Ok("1".into())));
+        assert_eq!(next(), None, "equal content is told once");
+
+        let down = Problem::new(ProblemKind::Unavailable, "down");
+        publisher.problem(down.clone()).await.unwrap();
+        publisher.problem(down.clone()).await.unwrap();
+        assert_eq!(next(), Some(Err(down)));
+        assert_eq!(next(), None, "so is a problem");
+        publisher.unchanged().await.unwrap();
+        publisher.unchanged().await.unwrap();
+        assert_eq!(
+            next(),
+            Some(Ok("1".into())),
+            "its end is told with the same material"
+        );
+        assert_eq!(next(), None);
+
+        now.store(200, Ordering::Relaxed);
+        publisher.unchanged().await.unwrap();
+        publisher.unchanged().await.unwrap();
+        let expired = next().unwrap().unwrap_err();
+        assert_eq!(expired.kind, ProblemKind::Invalid);
+        assert_eq!(next(), None);
+        assert_eq!(
+            publisher.good().unwrap().serial.as_ref(),
+            "1",
+            "the last good one stands"
+        );
+        assert_eq!(freshness.lock().unwrap().failures, 4);
+    }
+}

@@ -1,0 +1,222 @@
+//! What is remembered of issued certificates over a restart: the public chain and when one was last asked for.
+//!
+//! Without it every restart would issue every certificate again, which fills a PKI mount (Vault issue 32003), and
+//! a crash loop would do so without end. Private keys are never written: after a restart Envoy still holds them.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use redb::backends::FileBackend;
+use redb::{Database, ReadableDatabase, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{CertificateMaterial, CertificateQuery};
+
+/// Query (as JSON) to record (as JSON).
+const TABLE: TableDefinition<&str, &[u8]> = TableDefinition::new("issued_certificates");
+
+/// The public half of an issued certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicCertificate {
+    /// Leaf first, PEM.
+    pub chain: Arc<str>,
+    pub version: String,
+    pub serial: Arc<str>,
+    /// Unix seconds.
+    pub not_before: i64,
+    pub not_after: i64,
+}
+
+impl PublicCertificate {
+    pub fn of(material: &CertificateMaterial) -> Self {
+        Self {
+            chain: material.chain.clone(),
+            version: material.version(),
+            serial: material.serial.clone(),
+            not_before: material.not_before,
+            not_after: material.not_after,
+        }
+    }
+}
+
+/// One query's record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredCertificate {
+    pub certificate: Option<PublicCertificate>,
+    /// When one was last asked for, in Unix seconds; written before the request is sent.
+    pub last_attempt: Option<i64>,
+}
+
+/// Keeps records over restarts. Calls may block on a disk: they are made from blocking threads.
+pub trait CertificateStore: Send + Sync {
+    fn load(&self, query: &CertificateQuery) -> Result<Option<StoredCertificate>, StoreError>;
+    fn save(&self, query: &CertificateQuery, record: &StoredCertificate) -> Result<(), StoreError>;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot open the certificate store {path}")]
+    Open { path: String, source: std::io::Error },
+    #[error("the certificate store failed")]
+    Database(#[source] Box<redb::Error>),
+    #[error("a record of the certificate store cannot be read")]
+    Record(#[source] serde_json::Error),
+    #[error("the certificate store did not answer ({0})")]
+    Stopped(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        Self::Database(Box::new(error.into()))
+    }
+}
+
+/// A table in a redb file, which may hold tables of others too.
+pub struct RedbCertificateStore {
+    database: Arc<Database>,
+}
+
+impl RedbCertificateStore {
+    pub fn new(database: Arc<Database>) -> Self {
+        Self { database }
+    }
+
+    /// Opens or creates a file that only its owner can read: it names what this gateway serves.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let opened = private_file(path).map_err(|source| StoreError::Open {
+            path: path.display().to_string(),
+            source,
+        })?;
+        Ok(Self::new(Arc::new(
+            Database::builder().create_with_backend(FileBackend::new(opened)?)?,
+        )))
+    }
+
+    /// Drops what expired before `now`, so that renamed certificates do not pile up. Returns how many.
+    pub fn prune(&self, now: i64) -> Result<usize, StoreError> {
+        let transaction = self.database.begin_write()?;
+        let mut dropped = 0;
+        {
+            let mut table = transaction.open_table(TABLE)?;
+            table.retain(|_, bytes| {
+                let keep = serde_json::from_slice::<StoredCertificate>(bytes).is_ok_and(|record| {
+                    let ends = record.certificate.map(|certificate| certificate.not_after);
+                    // A record with an attempt alone matters for as long as an attempt is counted: a day is ample.
+                    ends.or(record.last_attempt.map(|at| at + 86_400))
+                        .is_some_and(|end| end > now)
+                });
+                dropped += usize::from(!keep);
+                keep
+            })?;
+        }
+        transaction.commit()?;
+        Ok(dropped)
+    }
+}
+
+impl CertificateStore for RedbCertificateStore {
+    fn load(&self, query: &CertificateQuery) -> Result<Option<StoredCertificate>, StoreError> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(TABLE) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(bytes) = table.get(key(query)?.as_str())? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(bytes.value())
+            .map(Some)
+            .map_err(StoreError::Record)
+    }
+
+    fn save(&self, query: &CertificateQuery, record: &StoredCertificate) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(record).map_err(StoreError::Record)?;
+        let transaction = self.database.begin_write()?;
+        transaction
+            .open_table(TABLE)?
+            .insert(key(query)?.as_str(), bytes.as_slice())?;
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+fn key(query: &CertificateQuery) -> Result<String, StoreError> {
+    serde_json::to_string(query).map_err(StoreError::Record)
+}
+
+fn private_file(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    // An existing file keeps its mode when opened; one copied from a backup may be wider.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(name: &str) -> CertificateQuery {
+        CertificateQuery::VaultPki {
+            mount: "pki".into(),
+            role: "edge".into(),
+            issuer: None,
+            common_name: name.into(),
+            alt_names: Vec::new(),
+            ip_sans: Vec::new(),
+            ttl: None,
+        }
+    }
+
+    fn record(not_after: i64) -> StoredCertificate {
+        StoredCertificate {
+            certificate: Some(PublicCertificate {
+                chain: "chain".into(),
+                version: "v".to_owned(),
+                serial: "01".into(),
+                not_before: 0,
+                not_after,
+            }),
+            last_attempt: Some(7),
+        }
+    }
+
+    #[test]
+    fn remembers_over_a_reopen_in_a_private_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("certificates.redb");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        {
+            let store = RedbCertificateStore::open(&path).unwrap();
+            assert_eq!(store.load(&query("a")).unwrap(), None);
+            store.save(&query("a"), &record(100)).unwrap();
+        }
+        let store = RedbCertificateStore::open(&path).unwrap();
+        assert_eq!(store.load(&query("a")).unwrap(), Some(record(100)));
+        assert_eq!(store.load(&query("b")).unwrap(), None);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn prunes_what_expired() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RedbCertificateStore::open(&directory.path().join("c.redb")).unwrap();
+        store.save(&query("old"), &record(100)).unwrap();
+        store.save(&query("new"), &record(300)).unwrap();
+        assert_eq!(store.prune(200).unwrap(), 1);
+        assert_eq!(store.load(&query("old")).unwrap(), None);
+        assert!(store.load(&query("new")).unwrap().is_some());
+    }
+}

@@ -1,0 +1,277 @@
+//! One task per certificate that the configuration needs; started and stopped as the needs change.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::budget::Budget;
+use super::clock::WallClock;
+use super::issued::{IssuedWatch, Wishes};
+use super::publisher::{CertificateFreshness, Closed, Publisher};
+use super::store::CertificateStore;
+use super::{file, kv};
+use crate::model::{CertificateQuery, Observation, Problem, ProblemKind};
+use crate::sources::vault::{IssueRequest, VaultClient};
+
+#[derive(Clone, Copy, Debug)]
+pub struct CertificateSettings {
+    /// How often a KV secret is looked at. Vault Agent's default is 5 min; a poll of metadata is cheap enough for
+    /// the 30 s that people wait for a certificate they just stored.
+    pub kv_poll: Duration,
+    /// At most one issue per certificate in this time.
+    pub issue_interval: Duration,
+}
+
+impl Default for CertificateSettings {
+    fn default() -> Self {
+        Self {
+            kv_poll: Duration::from_secs(30),
+            issue_interval: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Watches the certificates of the interests. Its owner calls `next_stopped` too: a watch that stopped is a bug.
+pub struct CertificateWatcher {
+    context: Arc<Context>,
+    watches: BTreeMap<CertificateQuery, Watch>,
+    tasks: JoinSet<()>,
+    names: HashMap<Id, CertificateQuery>,
+    cancel: CancellationToken,
+}
+
+/// A watch that ended though it was wanted: it panicked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the watch of {query} stopped: {reason}")]
+pub struct StoppedWatch {
+    pub query: CertificateQuery,
+    pub reason: String,
+}
+
+struct Context {
+    settings: CertificateSettings,
+    vault: Option<VaultClient>,
+    store: Arc<dyn CertificateStore>,
+    clock: WallClock,
+    updates: mpsc::Sender<Observation>,
+}
+
+struct Watch {
+    cancel: CancellationToken,
+    wishes: Arc<Wishes>,
+    freshness: Arc<Mutex<CertificateFreshness>>,
+}
+
+impl CertificateWatcher {
+    /// `vault` is none where no Vault is configured: certificates from it are then a problem each.
+    pub fn new(
+        settings: CertificateSettings,
+        vault: Option<VaultClient>,
+        store: Arc<dyn CertificateStore>,
+        clock: WallClock,
+        updates: mpsc::Sender<Observation>,
+        cancel: CancellationToken,
+    ) -> Self {
+        Self {
+            context: Arc::new(Context {
+                settings,
+                vault,
+                store,
+                clock,
+                updates,
+            }),
+            watches: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            names: HashMap::new(),
+            cancel,
+        }
+    }
+
+    /// Starts what is new and stops what is no longer wanted. Must be called within a tokio runtime.
+    pub fn set_interests(&mut self, interests: &BTreeSet<CertificateQuery>) {
+        self.watches.retain(|query, watch| {
+            let wanted = interests.contains(query);
+            if !wanted {
+                watch.cancel.cancel();
+            }
+            wanted
+        });
+        for query in interests {
+            if !self.watches.contains_key(query) {
+                self.start(query.clone());
+            }
+        }
+    }
+
+    /// Looks at the source now: KV and files are read again, a failed issue is tried again (within its budget). False:
+    /// nobody watches it.
+    pub fn refresh(&self, query: &CertificateQuery) -> bool {
+        self.watches
+            .get(query)
+            .map(|watch| watch.wishes.refresh.notify_one())
+            .is_some()
+    }
+
+    /// An Envoy needs the private key. Where only the public half is known (after a restart), another certificate is
+    /// issued, within the budget. False: nobody watches it.
+    pub fn want_key(&self, query: &CertificateQuery) -> bool {
+        self.watches
+            .get(query)
+            .map(|watch| watch.wishes.key.notify_one())
+            .is_some()
+    }
+
+    /// In the order of the queries.
+    pub fn freshness(&self) -> Vec<CertificateFreshness> {
+        let read = |watch: &Watch| {
+            watch
+                .freshness
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        };
+        self.watches.values().map(read).collect()
+    }
+
+    /// Waits for a watch that ends though it is wanted. Never returns while all is well.
+    pub async fn next_stopped(&mut self) -> StoppedWatch {
+        loop {
+            match self.tasks.join_next_with_id().await {
+                Some(Ok((id, ()))) => {
+                    self.names.remove(&id);
+                }
+                Some(Err(error)) => {
+                    if let Some(query) = self.names.remove(&error.id()) {
+                        return StoppedWatch {
+                            query,
+                            reason: error.to_string(),
+                        };
+                    }
+                }
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Stops all watches and waits until they are gone.
+    pub async fn shut_down(mut self) {
+        self.cancel.cancel();
+        for watch in self.watches.values() {
+            watch.cancel.cancel();
+        }
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn start(&mut self, query: CertificateQuery) {
+        let watch = Watch {
+            cancel: self.cancel.child_token(),
+            wishes: Arc::default(),
+            freshness: Arc::new(Mutex::new(CertificateFreshness::new(query.clone()))),
+        };
+        let (context, cancel, wishes) = (self.context.clone(), watch.cancel.clone(), watch.wishes.clone());
+        let publisher = Publisher::new(
+            query.clone(),
+            context.updates.clone(),
+            context.clock.clone(),
+            watch.freshness.clone(),
+        );
+        let task_query = query.clone();
+        let task = async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                Closed = run(&context, &task_query, &wishes, publisher) => {}
+            }
+        };
+        let handle = self.tasks.spawn(task);
+        self.names.insert(handle.id(), query.clone());
+        self.watches.insert(query, watch);
+    }
+}
+
+async fn run(
+    context: &Context,
+    query: &CertificateQuery,
+    wishes: &Wishes,
+    mut publisher: Publisher,
+) -> Closed {
+    let publisher = &mut publisher;
+    match (query, &context.vault) {
+        (
+            CertificateQuery::File {
+                certificate,
+                private_key,
+            },
+            _,
+        ) => {
+            let (certificate, private_key) = (Path::new(&**certificate), Path::new(&**private_key));
+            file::watch(certificate, private_key, &wishes.refresh, publisher).await
+        }
+        (
+            CertificateQuery::VaultKv {
+                mount,
+                path,
+                version,
+                certificate_field,
+                private_key_field,
+            },
+            Some(vault),
+        ) => {
+            let query = kv::KvQuery {
+                mount,
+                path,
+                version: *version,
+                certificate_field,
+                private_key_field,
+            };
+            kv::watch(query, vault, context.settings.kv_poll, &wishes.refresh, publisher).await
+        }
+        (
+            CertificateQuery::VaultPki {
+                mount,
+                role,
+                issuer,
+                common_name,
+                alt_names,
+                ip_sans,
+                ttl,
+            },
+            Some(vault),
+        ) => {
+            let request = IssueRequest {
+                mount,
+                role,
+                issuer: issuer.as_deref(),
+                common_name,
+                alt_names,
+                ip_sans,
+                ttl: *ttl,
+            };
+            let budget = Budget {
+                interval: context.settings.issue_interval,
+            };
+            let store = context.store.clone();
+            IssuedWatch {
+                query,
+                request,
+                vault,
+                store,
+                budget,
+            }
+            .run(wishes, publisher)
+            .await
+        }
+        (_, None) => {
+            let problem = Problem::new(ProblemKind::Refused, format!("{query}: no Vault is configured"))
+                .with_fix("Add a vault block to the agent's settings.");
+            match publisher.problem(problem).await {
+                Ok(()) => std::future::pending().await,
+                Err(closed) => closed,
+            }
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! Consul's blocking queries: the whole contract in one place, a pure state machine and the loop that drives it.
+//!
+//! In: what each poll came to ([`Polled`]). Out: how to poll next ([`Next`], [`WatchState::poll`]). The rules, each of
+//! which was an outage somewhere: an index that falls is forgotten; index 0 and a missing index are never looped on; an
+//! equal index is a poll that ran out; waking is not changing (whoever takes the answer compares content); a poll cut in
+//! the middle is benign; 403 keeps what is known; nothing spins.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::budget::Pass;
+use super::call::{Blocking, Call};
+use super::client::{Answer, ConsulClient};
+use super::error::{ConsulError, TransportFailure};
+use crate::model::Problem;
+use crate::sources::SourceHealth;
+use crate::sources::retry::{Intervals, TokenBucket, jittered};
+
+/// The figures of the contract. Tests shrink them; nobody else should need to.
+#[derive(Clone, Debug)]
+pub struct WatchTiming {
+    /// How long Consul may hold a poll. Its default is 5 min, its most 10 min.
+    pub wait: Duration,
+    /// The first wait after a failure: the watch shows itself healthy soon, without reading everything again.
+    pub recovery_wait: Duration,
+    /// The waits while an answer is not believed: restored rights do not wake a poll.
+    pub doubt_wait: (Duration, Duration),
+    /// Between polls of an endpoint that sends no index.
+    pub poll_interval: Duration,
+    /// First and longest interval between failures.
+    pub retry: (Duration, Duration),
+    /// A poll that ends below this is a failure; one cut later was a server or proxy that does not like long polls.
+    pub benign_cut: Duration,
+    /// Two cuts in a row at about one age above this lower the wait.
+    pub habitual_cut: Duration,
+    /// Polls at once, then one per period: a prefix that is always hot costs this much.
+    pub pace: (u32, Duration),
+}
+
+impl Default for WatchTiming {
+    fn default() -> Self {
+        Self {
+            wait: Duration::from_secs(300),
+            recovery_wait: Duration::from_secs(1),
+            doubt_wait: (Duration::from_secs(5), Duration::from_secs(60)),
+            poll_interval: Duration::from_secs(10),
+            retry: (Duration::from_millis(250), Duration::from_secs(30)),
+            benign_cut: Duration::from_secs(1),
+            // Late Consul 1.2x builds cut at 30 s, nginx at 60 s; nothing known cuts below this.
+            habitual_cut: Duration::from_secs(10),
+            pace: (4, Duration::from_millis(250)),
+        }
+    }
+}
+
+/// What one poll came to.
+#[derive(Debug)]
+pub(super) enum Polled {
+    /// Read, understood, and handed on if it differs.
+    Taken { index: Option<u64> },
+    /// Read and understood, and not believed.
+    Doubted { index: Option<u64> },
+    /// 200, and not what it should be.
+    Unreadable,
+    Refused {
+        status: u16,
+        retry_after: Option<Duration>,
+    },
+    Lost {
+        failure: TransportFailure,
+        after: Duration,
+    },
+}
+
+/// What to do before the next poll.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Next {
+    pub(super) after: Duration,
+    /// Something moved; an equal index is only a poll that ran out.
+    pub(super) woken: bool,
+    /// The failure is worth telling: it repeats, or it will not mend by waiting.
+    pub(super) tell: bool,
+}
+
+/// The memory of one watch. It belongs to one endpoint with its arguments; indexes are never shared.
+#[derive(Debug)]
+pub(super) struct WatchState {
+    timing: WatchTiming,
+    /// 0: none yet, or forgotten.
+    index: u64,
+    /// As lowered for a server that cuts long polls.
+    wait: Duration,
+    next_wait: Option<Duration>,
+    last_cut: Option<Duration>,
+    failures: u32,
+    retries: Intervals,
+    doubt_waits: Intervals,
+    doubting: bool,
+}
+
+impl WatchState {
+    pub(super) fn new(timing: WatchTiming) -> Self {
+        Self {
+            index: 0,
+            wait: timing.wait,
+            next_wait: None,
+            last_cut: None,
+            failures: 0,
+            retries: Intervals::new(timing.retry.0, timing.retry.1),
+            doubt_waits: Intervals::new(timing.doubt_wait.0, timing.doubt_wait.1),
+            doubting: false,
+            timing,
+        }
+    }
+
+    /// None: ask for an answer at once.
+    pub(super) fn poll(&self) -> Option<Blocking> {
+        (self.index > 0).then(|| Blocking {
+            index: self.index,
+            wait: self.next_wait.unwrap_or(self.wait),
+        })
+    }
+
+    /// The answer cannot be told from an older one by its version numbers alone: the server may have lost its past.
+    pub(super) fn must_compare_whole(&self, index: Option<u64>) -> bool {
+        self.failures > 0 || self.doubting || index.is_none_or(|index| index < self.index)
+    }
+
+    /// A new token may be all that was missing.
+    pub(super) fn is_troubled(&self) -> bool {
+        self.doubting || self.failures > 0
+    }
+
+    pub(super) fn on_answer(&mut self, polled: &Polled) -> Next {
+        match polled {
+            Polled::Taken { index } => {
+                self.settle();
+                self.doubting = false;
+                self.doubt_waits.reset();
+                self.advance(*index)
+            }
+            Polled::Doubted { index } => {
+                self.settle();
+                self.doubting = true;
+                let next = self.advance(*index);
+                let wait = self.doubt_waits.next_interval();
+                self.next_wait = Some(wait);
+                // Without an index there is no poll to hold the wait.
+                let after = if self.index == 0 {
+                    wait
+                } else {
+                    self.retries.next_interval()
+                };
+                Next {
+                    after: after.max(next.after),
+                    tell: true,
+                    ..next
+                }
+            }
+            // The index stays: the next answer may be whole.
+            Polled::Unreadable => self.fail(None, true),
+            Polled::Refused { status, retry_after } => match status {
+                401 | 403 => self.fail(None, true),
+                // Bounded: a header must not silence a watch for a day.
+                429 | 500.. => self.fail(
+                    retry_after.map(|after| after.min(self.timing.wait)),
+                    self.failures > 0,
+                ),
+                // A request that Consul will not take stays as it is until the configuration changes.
+                _ => self.fail(Some(self.timing.retry.1), true),
+            },
+            Polled::Lost { failure, after } => self.on_lost(*failure, *after),
+        }
+    }
+
+    fn on_lost(&mut self, failure: TransportFailure, after: Duration) -> Next {
+        if failure != TransportFailure::Cut || after < self.timing.benign_cut {
+            // A first failure is mostly a restart; the second says so.
+            return self.fail(None, self.failures > 0);
+        }
+        let habitual = after >= self.timing.habitual_cut;
+        if let Some(last) = self
+            .last_cut
+            .filter(|last| habitual && last.abs_diff(after) <= after / 10)
+        {
+            // 5/6 leaves room for the server's own jitter of 1/16: 30 s become 25 s.
+            self.wait = last.min(after) * 5 / 6;
+            tracing::info!(wait = ?self.wait, cut_after = ?after, "long polls are cut, shorter ones from now on");
+        }
+        self.last_cut = habitual.then_some(after);
+        Next {
+            after: jittered(self.timing.retry.0),
+            ..Next::default()
+        }
+    }
+
+    fn settle(&mut self) {
+        self.failures = 0;
+        self.retries.reset();
+        self.last_cut = None;
+        self.next_wait = None;
+    }
+
+    fn advance(&mut self, index: Option<u64>) -> Next {
+        match index {
+            None => {
+                self.index = 0;
+                Next {
+                    after: jittered(self.timing.poll_interval),
+                    ..Next::default()
+                }
+            }
+            Some(index) if index < self.index => {
+                self.index = 0;
+                Next {
+                    woken: true,
+                    ..Next::default()
+                }
+            }
+            Some(index) => {
+                let woken = index != self.index;
+                self.index = index;
+                Next {
+                    woken,
+                    ..Next::default()
+                }
+            }
+        }
+    }
+
+    fn fail(&mut self, at_least: Option<Duration>, tell: bool) -> Next {
+        self.failures += 1;
+        self.last_cut = None;
+        self.next_wait = Some(self.timing.recovery_wait);
+        if self.failures > FORGET_AFTER {
+            self.index = 0;
+        }
+        Next {
+            after: self.retries.next_interval().max(at_least.unwrap_or_default()),
+            woken: false,
+            tell,
+        }
+    }
+}
+
+/// One endpoint under watch: what to ask and what to do with the answer.
+pub(super) trait Watched: Send {
+    fn call(&self) -> Call;
+
+    /// Waits for a place among the connections.
+    fn admit(&mut self, first: bool) -> impl Future<Output = Pass> + Send;
+
+    /// Compares, guards, hands on.
+    fn take(
+        &mut self,
+        answer: Answer,
+        context: Context,
+    ) -> impl Future<Output = Result<Verdict, ConsulError>> + Send;
+
+    /// Tells a problem; what was handed on before stands.
+    fn tell(&mut self, problem: Problem) -> impl Future<Output = Result<(), Closed>> + Send;
+}
+
+/// What the state knows about an answer before it is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Context {
+    pub(super) compare_whole: bool,
+    /// The answer was waited for, and may show the rights of minutes ago: Consul settles them when a KV poll begins;
+    /// a health poll that ran out gives what was computed at its beginning.
+    pub(super) waited: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Taken,
+    Doubted(Problem),
+    Closed,
+}
+
+/// Nobody listens any more.
+#[derive(Debug)]
+pub(super) struct Closed;
+
+/// Watches until cancelled or until nobody listens.
+pub(super) async fn watch<W: Watched>(
+    client: &ConsulClient,
+    watched: &mut W,
+    timing: WatchTiming,
+    health: &SourceHealth,
+    cancel: &CancellationToken,
+) {
+    let run = drive(client, watched, timing, health);
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        Closed = run => {}
+    }
+}
+
+async fn drive<W: Watched>(
+    client: &ConsulClient,
+    watched: &mut W,
+    timing: WatchTiming,
+    health: &SourceHealth,
+) -> Closed {
+    let mut state = WatchState::new(timing.clone());
+    let mut pace = TokenBucket::new(timing.pace.0, timing.pace.1);
+    let mut token = client.token().changes();
+    let mut first = true;
+    let mut seated = true;
+    loop {
+        tokio::time::sleep(pace.take()).await;
+        let pass = watched.admit(first).await;
+        // A watch that just got a place looks once more at once, to say so; then it waits.
+        let blocking = if pass.may_block && seated {
+            state.poll()
+        } else {
+            None
+        };
+        seated = pass.may_block;
+        let mut call = watched.call().blocking(blocking);
+        if blocking.is_none() {
+            call = call.timeout(READ_TIMEOUT);
+        }
+        health.requested();
+        token.mark_unchanged();
+        let started = Instant::now();
+        let answer = tokio::select! {
+            answer = client.call_on(pass.lane, call) => answer,
+            // A poll that was asked with a token in trouble is not worth waiting for.
+            true = changed(&mut token), if state.is_troubled() => continue,
+        };
+        // Over HTTP/2 there is a place for everyone: the next turn takes one.
+        let rest = if client.is_multiplexed() {
+            Duration::ZERO
+        } else {
+            pass.rest
+        };
+        drop(pass);
+        let outcome = match answer {
+            Ok(answer) => {
+                let index = answer.index;
+                let context = Context {
+                    compare_whole: first || state.must_compare_whole(index),
+                    waited: blocking.is_some(),
+                };
+                first = false;
+                match watched.take(answer, context).await {
+                    Ok(Verdict::Taken) => Ok((Polled::Taken { index }, None)),
+                    Ok(Verdict::Doubted(problem)) => Ok((Polled::Doubted { index }, Some(problem))),
+                    Ok(Verdict::Closed) => return Closed,
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        let (polled, problem) = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => (polled_of(&error, started.elapsed()), Some(error.problem())),
+        };
+        let next = state.on_answer(&polled);
+        match &problem {
+            None => health.succeeded(next.woken),
+            Some(problem) => {
+                health.failed();
+                tracing::debug!(%problem, retry_in = ?next.after, "watch");
+            }
+        }
+        if let (Some(problem), true) = (problem, next.tell)
+            && watched.tell(problem).await.is_err()
+        {
+            return Closed;
+        }
+        rest_or_new_token(next.after.max(rest), client, &mut token, state.is_troubled()).await;
+    }
+}
+
+/// Sleeps; in trouble, a token file that changes ends the sleep.
+async fn rest_or_new_token<T>(
+    rest: Duration,
+    client: &ConsulClient,
+    token: &mut tokio::sync::watch::Receiver<T>,
+    troubled: bool,
+) {
+    if rest.is_zero() {
+        return;
+    }
+    if !troubled || client.token().file().is_none() {
+        return tokio::time::sleep(rest).await;
+    }
+    let look = async {
+        loop {
+            tokio::time::sleep(TOKEN_LOOK).await;
+            client.token().refresh(false).await;
+        }
+    };
+    tokio::select! {
+        () = tokio::time::sleep(rest) => {}
+        true = changed(token) => {}
+        () = look => {}
+    }
+}
+
+async fn changed<T>(token: &mut tokio::sync::watch::Receiver<T>) -> bool {
+    token.changed().await.is_ok()
+}
+
+fn polled_of(error: &ConsulError, after: Duration) -> Polled {
+    match error {
+        ConsulError::Status {
+            status, retry_after, ..
+        } => Polled::Refused {
+            status: *status,
+            retry_after: *retry_after,
+        },
+        ConsulError::Transport { failure, .. } => Polled::Lost {
+            failure: *failure,
+            after,
+        },
+        ConsulError::Unreadable { .. } | ConsulError::TooLarge { .. } => Polled::Unreadable,
+        // A call that cannot even be made is like one that Consul will never take.
+        _ => Polled::Refused {
+            status: 400,
+            retry_after: None,
+        },
+    }
+}
+
+/// For answers that are not waited for: 64 MiB from an agent beside us, with room for a busy one.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+const TOKEN_LOOK: Duration = Duration::from_millis(500);
+
+/// Failures in a row after which the index is worth less than a fresh read.
+const FORGET_AFTER: u32 = 5;
+
+#[cfg(test)]
+#[path = "blocking_query_tests.rs"]
+mod tests;

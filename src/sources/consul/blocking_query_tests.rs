@@ -1,0 +1,207 @@
+//! The contract as tables: one poll's outcome in, the next poll out. No IO, no clock.
+
+use super::*;
+
+fn state() -> WatchState {
+    WatchState::new(WatchTiming::default())
+}
+
+fn taken(index: u64) -> Polled {
+    Polled::Taken { index: Some(index) }
+}
+
+fn cut(seconds: u64) -> Polled {
+    Polled::Lost {
+        failure: TransportFailure::Cut,
+        after: Duration::from_secs(seconds),
+    }
+}
+
+fn refused(status: u16) -> Polled {
+    Polled::Refused {
+        status,
+        retry_after: None,
+    }
+}
+
+fn poll_at(state: &WatchState) -> (u64, u64) {
+    let blocking = state.poll().expect("blocks");
+    (blocking.index, blocking.wait.as_secs())
+}
+
+#[test]
+fn first_poll_asks_at_once_then_blocks_five_minutes() {
+    let mut state = state();
+    assert_eq!(state.poll(), None);
+    let next = state.on_answer(&taken(7));
+    assert_eq!(
+        next,
+        Next {
+            after: Duration::ZERO,
+            woken: true,
+            tell: false
+        }
+    );
+    assert_eq!(poll_at(&state), (7, 300));
+}
+
+#[test]
+fn an_equal_index_is_a_poll_that_ran_out() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    assert!(!state.on_answer(&taken(7)).woken);
+    assert_eq!(poll_at(&state), (7, 300));
+}
+
+#[test]
+fn a_lower_index_is_forgotten_and_read_again_at_once() {
+    let mut state = state();
+    state.on_answer(&taken(900));
+    assert!(state.must_compare_whole(Some(12)));
+    let next = state.on_answer(&taken(12));
+    assert!(next.woken && next.after.is_zero());
+    assert_eq!(state.poll(), None);
+    state.on_answer(&taken(12));
+    assert_eq!(poll_at(&state), (12, 300));
+}
+
+#[test]
+fn no_index_means_polling_with_pauses() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    let next = state.on_answer(&Polled::Taken { index: None });
+    assert!(next.after >= Duration::from_secs(5), "{next:?}");
+    assert_eq!(state.poll(), None);
+}
+
+#[test]
+fn one_cut_is_benign_two_alike_lower_the_wait() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    let next = state.on_answer(&cut(30));
+    assert!(!next.tell && next.after < Duration::from_secs(1));
+    assert_eq!(poll_at(&state), (7, 300), "same index, same wait");
+    assert!(!state.is_troubled());
+    state.on_answer(&cut(30));
+    assert_eq!(poll_at(&state), (7, 25));
+    state.on_answer(&taken(8));
+    assert_eq!(poll_at(&state), (8, 25), "the server will not have changed");
+}
+
+#[test]
+fn restarts_do_not_lower_the_wait() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    for seconds in [4, 4, 40, 80, 200] {
+        state.on_answer(&cut(seconds));
+    }
+    state.on_answer(&taken(7));
+    state.on_answer(&cut(30));
+    state.on_answer(&taken(8));
+    state.on_answer(&cut(30));
+    assert_eq!(poll_at(&state), (8, 300), "not in a row");
+}
+
+#[test]
+fn an_early_cut_is_a_failure_told_when_it_repeats() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    assert!(!state.on_answer(&cut(0)).tell);
+    assert!(state.on_answer(&cut(0)).tell);
+    assert_eq!(
+        poll_at(&state),
+        (7, 1),
+        "a short wait shows recovery without a full read"
+    );
+}
+
+#[test]
+fn unreachable_keeps_the_index_for_a_while() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    let lost = Polled::Lost {
+        failure: TransportFailure::Connect,
+        after: Duration::ZERO,
+    };
+    assert!(!state.on_answer(&lost).tell);
+    let mut longest = Duration::ZERO;
+    for _ in 1..FORGET_AFTER {
+        let next = state.on_answer(&lost);
+        assert!(next.tell);
+        longest = longest.max(next.after);
+    }
+    assert_eq!(poll_at(&state).0, 7);
+    assert!(state.must_compare_whole(Some(8)));
+    state.on_answer(&lost);
+    assert_eq!(state.poll(), None);
+    for _ in 0..20 {
+        longest = longest.max(state.on_answer(&lost).after);
+    }
+    assert!((15..=45).contains(&longest.as_secs()), "{longest:?}");
+    state.on_answer(&taken(9));
+    assert!(
+        state.on_answer(&lost).after < Duration::from_secs(1),
+        "starts over"
+    );
+}
+
+#[test]
+fn refusals() {
+    for (status, tell, at_least) in [
+        (403, true, 0),
+        (401, true, 0),
+        (429, false, 0),
+        (500, false, 0),
+        (503, false, 0),
+        (400, true, 30),
+        (301, true, 30),
+    ] {
+        let mut state = state();
+        state.on_answer(&taken(7));
+        let next = state.on_answer(&refused(status));
+        assert_eq!(next.tell, tell, "{status}");
+        assert!(
+            next.after >= Duration::from_secs(at_least) && !next.after.is_zero(),
+            "{status} {next:?}"
+        );
+        assert_eq!(poll_at(&state), (7, 1), "{status}: the index stands");
+        assert!(state.is_troubled(), "{status}");
+    }
+}
+
+#[test]
+fn retry_after_is_honoured() {
+    let mut state = state();
+    let next = state.on_answer(&Polled::Refused {
+        status: 429,
+        retry_after: Some(Duration::from_secs(17)),
+    });
+    assert!(next.after >= Duration::from_secs(17));
+}
+
+#[test]
+fn garbage_keeps_the_index_and_is_told() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    assert!(state.on_answer(&Polled::Unreadable).tell);
+    assert_eq!(poll_at(&state).0, 7);
+}
+
+#[test]
+fn doubt_polls_with_short_waits_until_it_ends() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    let next = state.on_answer(&Polled::Doubted { index: Some(9) });
+    assert!(next.tell && !next.after.is_zero());
+    let (index, wait) = poll_at(&state);
+    assert!(index == 9 && wait <= 8, "{index} {wait}");
+    for _ in 0..10 {
+        state.on_answer(&Polled::Doubted { index: Some(9) });
+    }
+    let wait = poll_at(&state).1;
+    assert!((30..=90).contains(&wait), "{wait}");
+    assert!(state.must_compare_whole(Some(9)));
+    state.on_answer(&taken(9));
+    assert_eq!(poll_at(&state), (9, 300));
+    assert!(!state.is_troubled());
+}

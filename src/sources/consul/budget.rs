@@ -1,0 +1,194 @@
+//! Who may hold a long poll: places among the connections that Consul grants one client.
+//!
+//! Over HTTP/1 every long poll holds a connection, and beyond `limits.http_max_conns_per_client` (200, per address of the
+//! client, unix socket included) Consul resets connections: all of them, those of other programs on the machine too. So
+//! places are counted. A watch without a place polls in turns at an interval that is stated in a problem. Over HTTP/2
+//! polls share connections and there is a place for everyone.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::client::{CALL_LANE, ConsulClient};
+
+/// The leave to make one request.
+#[derive(Debug)]
+pub(super) struct Pass {
+    pub(super) lane: usize,
+    pub(super) may_block: bool,
+    /// How long to rest after it; zero for a watch that blocks.
+    pub(super) rest: Duration,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Pass {
+    /// For a watch that is always granted: there is one of its kind.
+    pub(super) fn granted() -> Self {
+        Self {
+            lane: CALL_LANE,
+            may_block: true,
+            rest: Duration::ZERO,
+            _permit: None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Budget {
+    client: ConsulClient,
+    limit: usize,
+    shortest_turn: Duration,
+    taken: Mutex<BTreeSet<usize>>,
+    waiting: AtomicUsize,
+    turns: Arc<Semaphore>,
+    first_reads: Arc<Semaphore>,
+}
+
+/// A watch's own view of the budget; gives its place back when dropped.
+#[derive(Debug)]
+pub(super) struct Claim {
+    budget: Arc<Budget>,
+    seat: Option<usize>,
+    waits: bool,
+}
+
+impl Budget {
+    pub(super) fn new(client: ConsulClient, limit: usize, shortest_turn: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            limit,
+            shortest_turn,
+            taken: Mutex::new(BTreeSet::new()),
+            waiting: AtomicUsize::new(0),
+            turns: Arc::new(Semaphore::new(TURNS_IN_FLIGHT)),
+            first_reads: Arc::new(Semaphore::new(FIRST_READS_IN_FLIGHT)),
+        })
+    }
+
+    pub(super) fn claim(self: &Arc<Self>) -> Claim {
+        Claim {
+            budget: self.clone(),
+            seat: None,
+            waits: false,
+        }
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How often a watch without a place looks: at most 200 looks a second for all of them together.
+    fn turn(&self) -> Duration {
+        let waiting = u32::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        self.shortest_turn
+            .max(Duration::from_millis(5).saturating_mul(waiting))
+    }
+
+    fn take_seat(&self) -> Option<usize> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.len() >= self.limit && !self.client.is_multiplexed() {
+            return None;
+        }
+        let seat = (0..).find(|seat| !taken.contains(seat))?;
+        taken.insert(seat);
+        Some(seat)
+    }
+}
+
+impl Claim {
+    /// How often this watch looks while it has no place.
+    pub(super) fn turn(&self) -> Option<Duration> {
+        self.waits.then(|| self.budget.turn())
+    }
+
+    pub(super) async fn admit(&mut self, first: bool) -> Pass {
+        if self.seat.is_none() {
+            self.seat = self.budget.take_seat();
+            self.set_waiting(self.seat.is_none());
+        }
+        // Neither semaphore is ever closed; a pass without a permit would merely be unbounded.
+        match self.seat {
+            Some(seat) => {
+                let gate = first.then(|| self.budget.first_reads.clone().acquire_owned());
+                let permit = match gate {
+                    Some(gate) => gate.await.ok(),
+                    None => None,
+                };
+                Pass {
+                    lane: CALL_LANE + 1 + seat / STREAMS_PER_LANE,
+                    may_block: true,
+                    rest: Duration::ZERO,
+                    _permit: permit,
+                }
+            }
+            None => {
+                let permit = self.budget.turns.clone().acquire_owned().await.ok();
+                Pass {
+                    lane: CALL_LANE,
+                    may_block: false,
+                    rest: self.budget.turn(),
+                    _permit: permit,
+                }
+            }
+        }
+    }
+
+    fn set_waiting(&mut self, waits: bool) {
+        match (self.waits, waits) {
+            (false, true) => self.budget.waiting.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.budget.waiting.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+        self.waits = waits;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.set_waiting(false);
+        if let Some(seat) = self.seat {
+            self.budget
+                .taken
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&seat);
+        }
+    }
+}
+
+/// Go's HTTP/2 servers allow 250 streams, common proxies 100; the lowest of them.
+const STREAMS_PER_LANE: usize = 100;
+
+/// Connections for those without a place.
+const TURNS_IN_FLIGHT: usize = 8;
+
+/// First reads at once: a start with 10,000 services must not look like an attack.
+const FIRST_READS_IN_FLIGHT: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::consul::ConsulSettings;
+
+    #[tokio::test]
+    async fn places_run_out_are_stated_and_come_back() {
+        let client = ConsulClient::new(&ConsulSettings::default()).unwrap();
+        let budget = Budget::new(client, 2, Duration::from_secs(10));
+        let (mut a, mut b, mut c) = (budget.claim(), budget.claim(), budget.claim());
+        assert!(a.admit(true).await.may_block && b.admit(true).await.may_block);
+        let pass = c.admit(true).await;
+        assert!(!pass.may_block);
+        assert_eq!(
+            (pass.rest, c.turn()),
+            (Duration::from_secs(10), Some(Duration::from_secs(10)))
+        );
+        drop(pass);
+        drop(a);
+        assert!(c.admit(false).await.may_block);
+        assert_eq!(c.turn(), None);
+        assert_eq!(budget.waiting.load(Ordering::Relaxed), 0);
+    }
+}

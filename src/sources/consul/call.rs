@@ -1,0 +1,281 @@
+//! One request to Consul as a value: what is asked, how long it may take, how much may come back.
+//!
+//! Why a type of its own: `recurse`, `keys` and `raw` are *presence* flags to Consul (`?recurse=false` is recursive, for
+//! DELETE too), so a flag here has no value to get wrong; and every message about a failure names what was asked, in the
+//! same words each time, without the index and wait that differ from poll to poll.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Method;
+use url::Url;
+
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) method: Method,
+    /// Percent-encoded one by one.
+    segments: Vec<String>,
+    flags: Vec<&'static str>,
+    query: Vec<(&'static str, String)>,
+    pub(super) scope: Scope,
+    pub(super) body: Option<Bytes>,
+    pub(super) blocking: Option<Blocking>,
+    pub(super) timeout: Duration,
+    pub(super) max_body: usize,
+    /// 404 is an answer here, not an error: an empty KV prefix says 404 with an index.
+    pub(super) not_found_is_answer: bool,
+    /// The ACL rule that the call needs, for the message about a 403.
+    pub(super) needs: Option<String>,
+}
+
+/// Where a call is aimed when not at the settings' own datacenter, namespace and partition.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scope {
+    pub(super) datacenter: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) partition: Option<String>,
+}
+
+/// The long-poll part of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blocking {
+    pub(super) index: u64,
+    pub(super) wait: Duration,
+}
+
+impl Call {
+    /// `path` is a fixed path below `/v1/`.
+    pub(super) fn new(method: Method, path: &str) -> Self {
+        Self {
+            method,
+            segments: path.split('/').map(str::to_owned).collect(),
+            flags: Vec::new(),
+            query: Vec::new(),
+            scope: Scope::default(),
+            body: None,
+            blocking: None,
+            timeout: CALL_TIMEOUT,
+            max_body: SMALL_BODY,
+            not_found_is_answer: false,
+            needs: None,
+        }
+    }
+
+    pub(super) fn get(path: &str) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    pub(super) fn put(path: &str) -> Self {
+        Self::new(Method::PUT, path)
+    }
+
+    /// One more path segment, which may hold anything: a slash in it is encoded.
+    pub(super) fn segment(mut self, segment: &str) -> Self {
+        self.segments.push(segment.to_owned());
+        self
+    }
+
+    /// A KV key: its slashes are the path's.
+    pub(super) fn key(mut self, key: &str) -> Self {
+        self.segments.extend(key.split('/').map(str::to_owned));
+        self
+    }
+
+    pub(super) fn flag(mut self, flag: &'static str) -> Self {
+        self.flags.push(flag);
+        self
+    }
+
+    pub(super) fn query(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.query.push((name, value.to_string()));
+        self
+    }
+
+    pub(super) fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    pub(super) fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = Some(body.into());
+        self
+    }
+
+    pub(super) fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    pub(super) fn max_body(mut self, bytes: usize) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
+    pub(super) fn not_found_is_answer(mut self) -> Self {
+        self.not_found_is_answer = true;
+        self
+    }
+
+    pub(super) fn needs(mut self, rule: impl Into<String>) -> Self {
+        self.needs = Some(rule.into());
+        self
+    }
+
+    /// Turns the call into a long poll, with a client-side limit that leaves the server room for its jitter of
+    /// `wait`/16 and for the network.
+    pub(super) fn blocking(mut self, blocking: Option<Blocking>) -> Self {
+        if let Some(Blocking { wait, .. }) = blocking {
+            self.timeout = wait * 17 / 16 + NETWORK_MARGIN;
+        }
+        self.blocking = blocking;
+        self
+    }
+
+    /// The full URL; none if a segment is one that URLs swallow (`.`, `..`, or nothing).
+    pub(super) fn url(&self, base: &Url, default_scope: &Scope) -> Option<Url> {
+        let last = self.segments.len().saturating_sub(1);
+        for (position, segment) in self.segments.iter().enumerate() {
+            if matches!(segment.as_str(), "." | "..") || (segment.is_empty() && position != last) {
+                return None;
+            }
+        }
+        let mut url = base.clone();
+        url.path_segments_mut()
+            .ok()?
+            .pop_if_empty()
+            .push("v1")
+            .extend(&self.segments);
+        {
+            let mut pairs = url.query_pairs_mut();
+            for (name, own, default) in [
+                ("dc", &self.scope.datacenter, &default_scope.datacenter),
+                ("ns", &self.scope.namespace, &default_scope.namespace),
+                ("partition", &self.scope.partition, &default_scope.partition),
+            ] {
+                if let Some(value) = own.as_ref().or(default.as_ref()) {
+                    pairs.append_pair(name, value);
+                }
+            }
+            for flag in &self.flags {
+                pairs.append_key_only(flag);
+            }
+            for (name, value) in &self.query {
+                pairs.append_pair(name, value);
+            }
+            if let Some(Blocking { index, wait }) = self.blocking {
+                pairs.append_pair("index", &index.to_string());
+                pairs.append_pair("wait", &go_duration(wait));
+            }
+        }
+        if url.query() == Some("") {
+            url.set_query(None);
+        }
+        Some(url)
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} /v1/{}", self.method, self.segments.join("/"))?;
+        let scope = [
+            ("dc", &self.scope.datacenter),
+            ("ns", &self.scope.namespace),
+            ("partition", &self.scope.partition),
+        ];
+        let scope = scope
+            .into_iter()
+            .filter_map(|(name, value)| value.as_ref().map(|value| (name, value.as_str())));
+        let query = self.query.iter().map(|(name, value)| (*name, value.as_str()));
+        let mut mark = '?';
+        for flag in &self.flags {
+            write!(f, "{mark}{flag}")?;
+            mark = '&';
+        }
+        for (name, value) in scope.chain(query) {
+            write!(f, "{mark}{name}={value}")?;
+            mark = '&';
+        }
+        Ok(())
+    }
+}
+
+/// Consul takes Go durations and refuses a bare number; whole milliseconds are exact and always valid.
+fn go_duration(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}
+
+/// A client agent holds a call for `rpc_hold_timeout` (7 s) while there is no leader; a little more than that.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// On top of the server's own wait and jitter.
+const NETWORK_MARGIN: Duration = Duration::from_secs(10);
+
+/// For everything that is not a listing: a KV value of 512 KiB in base64 fits.
+const SMALL_BODY: usize = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(call: &Call) -> String {
+        call.url(&Url::parse("http://c:8500/proxy").unwrap(), &Scope::default())
+            .unwrap()
+            .to_string()
+    }
+
+    #[test]
+    fn keys_keep_their_slashes_and_names_do_not() {
+        assert_eq!(
+            url(&Call::get("kv").key("p/config/").flag("recurse")),
+            "http://c:8500/proxy/v1/kv/p/config/?recurse"
+        );
+        assert_eq!(
+            url(&Call::get("health/service").segment("a/b ?c")),
+            "http://c:8500/proxy/v1/health/service/a%2Fb%20%3Fc"
+        );
+    }
+
+    #[test]
+    fn a_long_poll_has_a_unit_and_room_to_end() {
+        let call = Call::get("kv").key("a").blocking(Some(Blocking {
+            index: 7,
+            wait: Duration::from_secs(300),
+        }));
+        assert_eq!(url(&call), "http://c:8500/proxy/v1/kv/a?index=7&wait=300000ms");
+        assert!(call.timeout > Duration::from_secs(318));
+        assert_eq!(call.to_string(), "GET /v1/kv/a");
+    }
+
+    #[test]
+    fn scope_is_sent_only_when_set() {
+        let base = Url::parse("http://c").unwrap();
+        let default = Scope {
+            datacenter: Some("dc2".to_owned()),
+            ..Scope::default()
+        };
+        assert_eq!(
+            Call::get("a").url(&base, &default).unwrap().as_str(),
+            "http://c/v1/a?dc=dc2"
+        );
+        let own = Scope {
+            datacenter: Some("dc3".to_owned()),
+            ..Scope::default()
+        };
+        assert_eq!(
+            Call::get("a").scope(own).url(&base, &default).unwrap().as_str(),
+            "http://c/v1/a?dc=dc3"
+        );
+    }
+
+    #[test]
+    fn segments_that_urls_swallow_are_refused() {
+        let base = Url::parse("http://c").unwrap();
+        for key in ["a/../b", ".", "a//b", "/a"] {
+            assert!(
+                Call::get("kv").key(key).url(&base, &Scope::default()).is_none(),
+                "{key}"
+            );
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The names of all registered services, for "did you mean" beside a service that does not exist.
+//!
+//! `rs-consul` makes this call right, and is used wherever it can connect: it knows neither unix sockets, nor a CA of
+//! one's own, nor client certificates, nor a proxy's user, nor partitions, and it cannot bound what it reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rs_consul::types::QueryOptions;
+use rs_consul::{Config, Consul};
+use serde::de::IgnoredAny;
+
+use super::call::Call;
+use super::client::ConsulClient;
+use super::error::ConsulError;
+use super::settings::{ConsulSettings, Endpoint};
+
+/// Sorted names; those that the token may see. One short call, no watch: it wakes on every registration.
+pub async fn service_names(client: &ConsulClient) -> Result<Vec<Arc<str>>, ConsulError> {
+    if let Some(consul) = simple_client(client) {
+        let options = QueryOptions {
+            namespace: client.settings().namespace.clone(),
+            datacenter: client.settings().datacenter.clone(),
+            ..QueryOptions::default()
+        };
+        match consul.get_all_registered_service_names(Some(options)).await {
+            Ok(answer) => {
+                let mut names: Vec<Arc<str>> = answer.response.into_iter().map(Arc::from).collect();
+                names.sort();
+                return Ok(names);
+            }
+            // Our own call meets the same trouble and can say what it is.
+            Err(error) => tracing::debug!(%error, "service names asked again"),
+        }
+    }
+    let call = Call::get("catalog/services")
+        .max_body(NAMES_BYTES)
+        .needs("service_prefix \"\" { policy = \"read\" }");
+    let names: BTreeMap<Arc<str>, IgnoredAny> = client.call(call).await?.json()?;
+    Ok(names.into_keys().collect())
+}
+
+fn simple_client(client: &ConsulClient) -> Option<Consul> {
+    let address = simple_address(client.settings())?;
+    let token = client.token().current().map(|token| token.expose().clone());
+    Some(Consul::new(Config {
+        address,
+        token,
+        ..Config::default()
+    }))
+}
+
+/// The address in the form that `rs-consul` takes, if everything else about it can be said there too.
+fn simple_address(settings: &ConsulSettings) -> Option<String> {
+    let plain = settings.http_auth.is_none() && settings.partition.is_none();
+    match &settings.address.endpoint {
+        Endpoint::Http { .. } if plain => Some(settings.address.to_string()),
+        Endpoint::Https { .. } | Endpoint::Http { .. } | Endpoint::Unix { .. } => None,
+    }
+}
+
+/// 100,000 names with tags.
+const NAMES_BYTES: usize = 16 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::consul::ConsulAddress;
+
+    fn settings(address: &str) -> ConsulSettings {
+        ConsulSettings {
+            address: ConsulAddress::parse(address, false).unwrap(),
+            ..ConsulSettings::default()
+        }
+    }
+
+    #[test]
+    fn the_scheme_is_always_there_and_the_rest_falls_back() {
+        assert_eq!(
+            simple_address(&settings("c:8500")).as_deref(),
+            Some("http://c:8500")
+        );
+        assert_eq!(
+            simple_address(&settings("c:80/consul")).as_deref(),
+            Some("http://c:80/consul")
+        );
+        assert_eq!(simple_address(&settings("https://c:8501")), None);
+        assert_eq!(simple_address(&settings("unix:///run/c.sock")), None);
+    }
+}

@@ -1,0 +1,350 @@
+//! An answer of `/v1/health/service/<name>` as instances. Pure.
+//!
+//! All instances come back, not only passing ones, and health is decided here: the worst check counts, a maintenance
+//! check is told from a failing one by its id, no check at all is passing. Null lists are empty lists, unknown fields
+//! are ignored, and what a hostile registration may hold is bounded.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::model::{Health, Instance, Weights};
+
+/// Instances, sorted, and what was left out.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Instances {
+    pub(super) list: Vec<Instance>,
+    /// Beyond the bound on instances.
+    pub(super) cut: usize,
+    /// Without a usable name, address or port.
+    pub(super) unusable: usize,
+}
+
+pub(super) fn parse(body: &[u8]) -> Result<Instances, serde_json::Error> {
+    let entries: Option<Vec<Entry>> = serde_json::from_slice(body)?;
+    let entries = entries.unwrap_or_default();
+    let total = entries.len();
+    let mut list: Vec<Instance> = entries.into_iter().filter_map(Entry::instance).collect();
+    let unusable = total - list.len();
+    list.sort();
+    list.dedup();
+    let cut = list.len().saturating_sub(INSTANCES);
+    list.truncate(INSTANCES);
+    Ok(Instances { list, cut, unusable })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    node: Node,
+    service: Service,
+    #[serde(default, deserialize_with = "null_is_default")]
+    checks: Vec<Check>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Node {
+    node: Arc<str>,
+    #[serde(default)]
+    address: String,
+}
+
+#[derive(Deserialize)]
+struct Service {
+    #[serde(rename = "ID", default)]
+    id: String,
+    #[serde(rename = "Service", default)]
+    name: String,
+    #[serde(rename = "Address", default)]
+    address: String,
+    #[serde(rename = "Port", default)]
+    port: i64,
+    /// Consul 1.22 and newer, instead of `Port`.
+    #[serde(rename = "Ports", default, deserialize_with = "null_is_default")]
+    ports: Vec<NamedPort>,
+    #[serde(rename = "Weights", default, deserialize_with = "null_is_default")]
+    weights: RawWeights,
+    #[serde(rename = "Tags", default, deserialize_with = "null_is_default")]
+    tags: Vec<Arc<str>>,
+    #[serde(rename = "Meta", default, deserialize_with = "null_is_default")]
+    meta: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+/// Registered as `name`, and `Name` in Go's own encoding: both are taken.
+#[derive(Deserialize)]
+struct NamedPort {
+    #[serde(alias = "Name", default)]
+    name: Arc<str>,
+    #[serde(alias = "Port", default)]
+    port: i64,
+    #[serde(alias = "Default", default)]
+    default: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct RawWeights {
+    passing: i64,
+    warning: i64,
+}
+
+impl Default for RawWeights {
+    fn default() -> Self {
+        Self {
+            passing: 1,
+            warning: 1,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Check {
+    #[serde(rename = "CheckID", default)]
+    id: String,
+    #[serde(rename = "Status", default)]
+    status: String,
+}
+
+impl Entry {
+    fn instance(self) -> Option<Instance> {
+        let Self {
+            node,
+            service,
+            checks,
+        } = self;
+        let address = if service.address.is_empty() {
+            node.address
+        } else {
+            service.address
+        };
+        let ports: BTreeMap<Arc<str>, u16> = service
+            .ports
+            .iter()
+            .take(PORTS)
+            .filter(|port| port.name.len() <= NAME_BYTES)
+            .filter_map(|port| Some((port.name.clone(), u16::try_from(port.port).ok()?)))
+            .collect();
+        let default = service
+            .ports
+            .iter()
+            .find(|port| port.default)
+            .or(service.ports.first());
+        let port = if service.port == 0 {
+            default.map_or(0, |port| port.port)
+        } else {
+            service.port
+        };
+        let port = u16::try_from(port).ok()?;
+        let id = if service.id.is_empty() {
+            service.name
+        } else {
+            service.id
+        };
+        let usable =
+            |text: &str| !text.is_empty() && text.len() <= NAME_BYTES && !text.contains(char::is_control);
+        if !usable(&node.node) || !usable(&id) || !usable(&address) || address.contains(char::is_whitespace) {
+            return None;
+        }
+        Some(Instance {
+            health: worst(&checks),
+            node: node.node,
+            id: id.into(),
+            address: address.into(),
+            port,
+            ports,
+            weights: Weights {
+                passing: weight(service.weights.passing),
+                warning: weight(service.weights.warning),
+            },
+            tags: bounded_tags(service.tags),
+            meta: bounded_meta(service.meta),
+        })
+    }
+}
+
+fn worst(checks: &[Check]) -> Health {
+    let health = |check: &Check| match check.status.as_str() {
+        "passing" => Health::Passing,
+        "warning" => Health::Warning,
+        _ if check.id == "_node_maintenance" || check.id.starts_with("_service_maintenance:") => {
+            Health::Maintenance
+        }
+        // "critical", and whatever a newer Consul may call worse than that.
+        _ => Health::Critical,
+    };
+    checks.iter().map(health).max().unwrap_or(Health::Passing)
+}
+
+fn weight(weight: i64) -> u32 {
+    u32::try_from(weight.clamp(0, WEIGHT)).unwrap_or(0)
+}
+
+fn bounded_tags(mut tags: Vec<Arc<str>>) -> Vec<Arc<str>> {
+    tags.retain(|tag| tag.len() <= VALUE_BYTES);
+    tags.truncate(TAGS);
+    tags
+}
+
+fn bounded_meta(meta: BTreeMap<Arc<str>, Arc<str>>) -> BTreeMap<Arc<str>, Arc<str>> {
+    meta.into_iter()
+        .filter(|(key, value)| key.len() <= NAME_BYTES && value.len() <= VALUE_BYTES)
+        .take(META)
+        .collect()
+}
+
+fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// More endpoints than Envoy would be asked to hold for one cluster in any known installation.
+pub(super) const INSTANCES: usize = 10_000;
+
+/// A DNS name has at most 253 characters; Consul's own names are not longer.
+const NAME_BYTES: usize = 256;
+
+/// Consul bounds a meta value to 512 bytes and their number to 64, but not what `catalog/register` writes.
+const VALUE_BYTES: usize = 512;
+const META: usize = 64;
+const TAGS: usize = 128;
+const PORTS: usize = 64;
+
+/// Consul's own bound on a weight.
+const WEIGHT: i64 = 65_535;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(service: &str, checks: &str) -> Option<Instance> {
+        let body = format!(
+            r#"[{{"Node":{{"ID":"","Node":"n1","Address":"10.0.0.1","Meta":null}},"Service":{{"ID":"web-1","Service":"web",{service}}},"Checks":{checks}}}]"#
+        );
+        parse(body.as_bytes()).unwrap().list.pop()
+    }
+
+    fn health(checks: &str) -> Health {
+        one(r#""Port":1"#, checks).unwrap().health
+    }
+
+    #[test]
+    fn an_answer_of_1_8_7() {
+        let body = br#"[{"Node":{"ID":"38be","Node":"vm","Address":"127.0.0.1","Datacenter":"dc1","TaggedAddresses":{"lan":"127.0.0.1"},"Meta":{"consul-network-segment":""},"CreateIndex":10,"ModifyIndex":11},
+          "Service":{"ID":"web-1","Service":"web","Tags":["v1","http"],"Address":"127.0.0.1","Port":9001,"Meta":{"version":"v1"},
+          "TaggedAddresses":{"wan":{"Address":"198.18.0.1","Port":443}},"Weights":{"Passing":10,"Warning":1},"EnableTagOverride":false,
+          "Proxy":{"MeshGateway":{},"Expose":{}},"Connect":{},"CreateIndex":29,"ModifyIndex":29},
+          "Checks":[{"Node":"vm","CheckID":"serfHealth","Status":"passing","ServiceID":"","Type":""},{"CheckID":"service:web-1","Status":"warning","ServiceID":"web-1","Type":"ttl"}]}]"#;
+        let instance = parse(body).unwrap().list.pop().unwrap();
+        assert_eq!(
+            (&*instance.node, &*instance.id, &*instance.address, instance.port),
+            ("vm", "web-1", "127.0.0.1", 9001)
+        );
+        assert_eq!(
+            instance.weights,
+            Weights {
+                passing: 10,
+                warning: 1
+            }
+        );
+        assert_eq!(instance.health, Health::Warning);
+        assert_eq!(instance.tags, ["v1".into(), "http".into()]);
+        assert_eq!(instance.meta.get("version").map(|value| &**value), Some("v1"));
+    }
+
+    #[test]
+    fn the_worst_check_counts() {
+        assert_eq!(health("[]"), Health::Passing);
+        assert_eq!(health("null"), Health::Passing);
+        assert_eq!(
+            health(r#"[{"Status":"passing"},{"Status":"warning"}]"#),
+            Health::Warning
+        );
+        assert_eq!(
+            health(r#"[{"Status":"critical"},{"Status":"warning"}]"#),
+            Health::Critical
+        );
+        assert_eq!(
+            health(r#"[{"Status":"critical"},{"CheckID":"_node_maintenance","Status":"critical"}]"#),
+            Health::Maintenance
+        );
+        assert_eq!(
+            health(r#"[{"CheckID":"_service_maintenance:web-1","Status":"critical"}]"#),
+            Health::Maintenance
+        );
+        assert_eq!(health(r#"[{"Status":"unheard-of"}]"#), Health::Critical);
+    }
+
+    #[test]
+    fn addresses_and_ports_fall_back() {
+        let instance = one(
+            r#""Address":"","Port":0,"Tags":null,"Meta":null,"Weights":null"#,
+            "null",
+        )
+        .unwrap();
+        assert_eq!((&*instance.address, instance.port), ("10.0.0.1", 0));
+        assert_eq!(instance.weights, Weights::default());
+        let ports = r#""Address":"10.1.1.1","Port":0,"Ports":[{"name":"admin","port":9000},{"name":"http","port":8080,"default":true}]"#;
+        let instance = one(ports, "[]").unwrap();
+        assert_eq!(instance.port, 8080);
+        assert_eq!(instance.ports.get("admin"), Some(&9000));
+    }
+
+    #[test]
+    fn hostile_registrations_are_bounded_or_left_out() {
+        for service in [
+            r#""Port":70000"#,
+            r#""Port":-1"#,
+            r#""Port":1,"Address":"10.0.0.1 evil""#,
+            r#""Port":1,"Address":"a\nb""#,
+            &format!(r#""Port":1,"Address":"{}""#, "x".repeat(300)),
+        ] {
+            assert!(one(service, "[]").is_none(), "{service}");
+        }
+        let meta: Vec<String> = (0..100)
+            .map(|n| format!(r#""k{n:03}":"{}""#, "v".repeat(if n == 0 { 600 } else { 10 })))
+            .collect();
+        let instance = one(
+            &format!(
+                r#""Port":1,"Meta":{{{}}},"Weights":{{"Passing":-4,"Warning":99999999}}"#,
+                meta.join(",")
+            ),
+            "[]",
+        )
+        .unwrap();
+        assert_eq!(instance.meta.len(), META);
+        assert!(!instance.meta.contains_key("k000"));
+        assert_eq!(
+            instance.weights,
+            Weights {
+                passing: 0,
+                warning: 65_535
+            }
+        );
+    }
+
+    #[test]
+    fn order_does_not_matter_and_numbers_are_bounded() {
+        let entry = |n: usize| {
+            format!(
+                r#"{{"Node":{{"Node":"n{n:05}","Address":"10.0.0.1"}},"Service":{{"ID":"w","Port":1}},"Checks":[]}}"#
+            )
+        };
+        let forward: Vec<String> = (0..INSTANCES + 3).map(entry).collect();
+        let backward: Vec<String> = forward.iter().rev().cloned().collect();
+        let a = parse(format!("[{}]", forward.join(",")).as_bytes()).unwrap();
+        let b = parse(format!("[{}]", backward.join(",")).as_bytes()).unwrap();
+        assert_eq!(a, b);
+        assert_eq!((a.list.len(), a.cut), (INSTANCES, 3));
+    }
+
+    #[test]
+    fn other_shapes_are_errors_and_null_is_empty() {
+        assert!(parse(b"null").unwrap().list.is_empty());
+        for text in ["{}", "rpc error", r#"[{"Node":null}]"#, ""] {
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

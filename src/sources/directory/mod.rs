@@ -1,0 +1,338 @@
+//! A directory of documents on this machine, watched: `agent -config <dir>`.
+//!
+//! In: a path, as the operator named it. Out: `DocumentsUpdate`s. Every `*.hcl` and `*.json` below it is a document; hidden
+//! files and what editors leave behind are not. Editors and Nomad templates replace files by renaming, and deployments
+//! swap a symlink to the whole directory, so directories are watched, not files, and the parent of the root with them.
+//! Events are a hint to look again; what is said comes from looking. A slow rescan is the net below.
+
+mod scan;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::model::{Document, DocumentId, DocumentsUpdate, Observation, Problem, ProblemKind};
+use crate::sources::SourceHealth;
+use scan::{Scan, Scanner};
+
+/// Watches one directory (or one file) and keeps the rest of the agent told.
+#[derive(Debug)]
+pub struct DirectoryWatch {
+    root: PathBuf,
+    observations: mpsc::Sender<Observation>,
+    health: SourceHealth,
+    rescan: Duration,
+}
+
+impl DirectoryWatch {
+    pub fn new(root: impl Into<PathBuf>, observations: mpsc::Sender<Observation>) -> Self {
+        Self {
+            root: root.into(),
+            observations,
+            health: SourceHealth::default(),
+            rescan: RESCAN,
+        }
+    }
+
+    /// How often to look without having been told to.
+    pub fn with_rescan(mut self, rescan: Duration) -> Self {
+        self.rescan = rescan;
+        self
+    }
+
+    pub fn health(&self) -> SourceHealth {
+        self.health.clone()
+    }
+
+    /// The name under which its updates go.
+    pub fn source(&self) -> Arc<str> {
+        self.root.to_string_lossy().into()
+    }
+
+    /// Ends when cancelled, or when nobody takes observations any more.
+    pub async fn run(self, cancel: CancellationToken) {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = self.watch() => {}
+        }
+    }
+
+    async fn watch(self) {
+        let moved = Arc::new(Notify::new());
+        let mut watched = Directories::new(&self.root, moved.clone());
+        let mut known = Known::default();
+        let mut scanner = Scanner::new(self.root.clone());
+        let mut patience = None;
+        loop {
+            self.health.requested();
+            // Reading thousands of files would hold up every other task of this thread.
+            let mut scanning = JoinSet::new();
+            scanning.spawn_blocking(move || {
+                let scan = scanner.scan();
+                (scanner, scan)
+            });
+            let Some(Ok((returned, scan))) = scanning.join_next().await else {
+                tracing::error!(root = %self.root.display(), "the scan of documents panicked, starting over");
+                self.health.failed();
+                scanner = Scanner::new(self.root.clone());
+                tokio::time::sleep(self.rescan).await;
+                continue;
+            };
+            scanner = returned;
+            if scan.is_torn {
+                tokio::time::sleep(SETTLE).await;
+                continue;
+            }
+            if scan.is_unsettled {
+                // Someone is writing: an editor that truncates first would otherwise empty a document for a moment.
+                let until = *patience.get_or_insert_with(|| Instant::now() + SETTLE_AT_MOST);
+                if Instant::now() < until {
+                    tokio::time::sleep(SETTLE).await;
+                    continue;
+                }
+            }
+            patience = None;
+            // A directory that is new to the watch may have changed before it was watched: look once more.
+            let look_again = watched.follow(&scan.directories);
+            match known.compare(scan) {
+                Some(update) => {
+                    let fine = update.problem.is_none();
+                    if fine {
+                        self.health.succeeded(true)
+                    } else {
+                        self.health.failed()
+                    }
+                    if self
+                        .observations
+                        .send(Observation::Documents(update))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+                None if known.told.is_none() => self.health.succeeded(false),
+                None => self.health.failed(),
+            }
+            if look_again {
+                continue;
+            }
+            let rescan = if watched.is_blind() {
+                BLIND_RESCAN.min(self.rescan)
+            } else {
+                self.rescan
+            };
+            if tokio::time::timeout(rescan, moved.notified()).await.is_ok() {
+                settle(&moved).await;
+            }
+        }
+    }
+}
+
+/// What one look at a directory found.
+#[derive(Debug, Default)]
+pub struct DirectoryListing {
+    pub documents: Vec<Document>,
+    /// Path and reason of what could not be read.
+    pub unreadable: Vec<(String, String)>,
+}
+
+/// All documents below `root` as they are now, for one look (`validate`, `plan`). Blocking file IO.
+pub fn read_documents(root: &Path) -> Result<DirectoryListing, Problem> {
+    let scan = Scanner::new(root.to_owned()).scan();
+    match scan.root_problem {
+        Some(reason) => Err(root_problem(root, &reason)),
+        None => Ok(DirectoryListing {
+            documents: scan.documents.into_values().collect(),
+            unreadable: scan.unreadable.into_iter().collect(),
+        }),
+    }
+}
+
+/// Waits until writing pauses: an editor's save is several events, a checkout is thousands.
+async fn settle(moved: &Notify) {
+    let latest = Instant::now() + SETTLE_AT_MOST;
+    while timeout_at(latest.min(Instant::now() + SETTLE), moved.notified())
+        .await
+        .is_ok()
+    {
+        if Instant::now() >= latest {
+            return;
+        }
+    }
+}
+
+/// What was said last.
+#[derive(Default)]
+struct Known {
+    documents: std::collections::BTreeMap<Arc<str>, Document>,
+    complete: bool,
+    told: Option<Problem>,
+}
+
+impl Known {
+    /// None: nothing to say.
+    fn compare(&mut self, scan: Scan) -> Option<DocumentsUpdate> {
+        let source = scan.root.to_string_lossy();
+        let mut update = DocumentsUpdate {
+            complete: self.complete,
+            ..DocumentsUpdate::from_source(&*source)
+        };
+        match scan.root_problem {
+            Some(reason) => update.problem = Some(root_problem(&scan.root, &reason)),
+            None => {
+                let gone = |path: &Arc<str>| {
+                    !scan.documents.contains_key(path)
+                        // An unreadable file, or one below an unreadable directory, is still there.
+                        && !scan.unreadable.keys().any(|bad| is_at_or_below(path, bad))
+                };
+                let removed: Vec<Arc<str>> =
+                    self.documents.keys().filter(|path| gone(path)).cloned().collect();
+                for path in removed {
+                    self.documents.remove(&path);
+                    update.removed.push(DocumentId::File(path));
+                }
+                for (path, document) in scan.documents {
+                    if self.documents.get(&path) != Some(&document) {
+                        update.changed.push(document.clone());
+                        self.documents.insert(path, document);
+                    }
+                }
+                update.problem = unreadable_problem(&scan.unreadable);
+                update.complete = true;
+            }
+        }
+        let news = !update.changed.is_empty()
+            || !update.removed.is_empty()
+            || update.complete != self.complete
+            || update.problem != self.told;
+        self.complete = update.complete;
+        self.told = update.problem.clone();
+        news.then_some(update)
+    }
+}
+
+fn is_at_or_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn root_problem(root: &Path, reason: &str) -> Problem {
+    let message = format!(
+        "documents directory {} cannot be read: {reason}; what was known stands",
+        root.display()
+    );
+    Problem::new(ProblemKind::Unavailable, message)
+        .with_fix("restore the directory, or start with another -config")
+}
+
+fn unreadable_problem(unreadable: &std::collections::BTreeMap<String, String>) -> Option<Problem> {
+    let first = unreadable.first_key_value()?;
+    let shown: Vec<String> = unreadable
+        .iter()
+        .take(SHOWN)
+        .map(|(path, reason)| format!("{path}: {reason}"))
+        .collect();
+    let more = unreadable.len().saturating_sub(SHOWN);
+    let tail = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    let problem = Problem::new(
+        ProblemKind::Invalid,
+        format!("not taken: {}{tail}", shown.join("; ")),
+    );
+    Some(problem.with_fix(format!(
+        "make {} readable UTF-8 text of at most 512 KiB, or remove it",
+        first.0
+    )))
+}
+
+/// The directories under watch; each alone, because only our own walk knows where symlinks lead.
+struct Directories {
+    watcher: Option<RecommendedWatcher>,
+    parent: Option<PathBuf>,
+    watched: BTreeSet<scan::Directory>,
+    blind: bool,
+}
+
+impl Directories {
+    fn new(root: &Path, moved: Arc<Notify>) -> Self {
+        let on_event = move |event: notify::Result<Event>| match event {
+            // Our own reading is an event too.
+            Ok(Event {
+                kind: EventKind::Access(kind),
+                ..
+            }) if !matches!(kind, AccessKind::Close(AccessMode::Write)) => {}
+            // An error is mostly an overflow: something moved.
+            Ok(_) | Err(_) => moved.notify_one(),
+        };
+        let watcher = RecommendedWatcher::new(on_event, notify::Config::default()).inspect_err(
+            |error| tracing::warn!(%error, "no file events, documents are looked at every few seconds"),
+        );
+        let absolute = std::path::absolute(root).ok();
+        let parent = absolute.as_deref().and_then(Path::parent).map(Path::to_owned);
+        Self {
+            blind: watcher.is_err(),
+            watcher: watcher.ok(),
+            parent,
+            watched: BTreeSet::new(),
+        }
+    }
+
+    /// Watches exactly these; true if one of them is new.
+    fn follow(&mut self, directories: &BTreeSet<scan::Directory>) -> bool {
+        let Some(watcher) = &mut self.watcher else {
+            return false;
+        };
+        if let Some(parent) = &self.parent {
+            // Again each time, as the parent too may have been replaced; the same watch twice is one watch.
+            let _ = watcher.watch(parent, RecursiveMode::NonRecursive);
+        }
+        for gone in self.watched.difference(directories) {
+            let _ = watcher.unwatch(&gone.path);
+        }
+        let mut failed = false;
+        let mut new = false;
+        for directory in directories.difference(&self.watched) {
+            new = true;
+            if let Err(error) = watcher.watch(&directory.path, RecursiveMode::NonRecursive) {
+                tracing::warn!(directory = %directory.path.display(), %error, "directory not watched");
+                failed = true;
+            }
+        }
+        self.watched = directories.clone();
+        self.blind = failed || (self.blind && !new);
+        new
+    }
+
+    fn is_blind(&self) -> bool {
+        self.blind
+    }
+}
+
+/// The net below events: network file systems send none.
+const RESCAN: Duration = Duration::from_secs(30);
+
+/// Without any events.
+const BLIND_RESCAN: Duration = Duration::from_secs(2);
+
+/// An editor's save takes a few milliseconds; people do not notice 50.
+const SETTLE: Duration = Duration::from_millis(50);
+
+const SETTLE_AT_MOST: Duration = Duration::from_millis(500);
+
+/// Paths named in one message.
+const SHOWN: usize = 5;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+struct Watched {
+    directory: tempfile::TempDir,
+    updates: mpsc::Receiver<Observation>,
+    health: SourceHealth,
+    cancel: CancellationToken,
+    _tasks: JoinSet<()>,
+}
+
+impl Watched {
+    /// `root` below a fresh temporary directory, which `prepare` fills first.
+    fn start(root: &str, prepare: impl FnOnce(&Path)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        prepare(directory.path());
+        let (sender, updates) = mpsc::channel(16);
+        // No rescan: what is seen was told by an event.
+        let watch =
+            DirectoryWatch::new(directory.path().join(root), sender).with_rescan(Duration::from_secs(3600));
+        let (health, cancel) = (watch.health(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch.run(cancel.clone()));
+        Self {
+            directory,
+            updates,
+            health,
+            cancel,
+            _tasks: tasks,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    async fn next(&mut self) -> DocumentsUpdate {
+        let next = tokio::time::timeout(Duration::from_secs(5), self.updates.recv())
+            .await
+            .expect("an update");
+        match next.unwrap() {
+            Observation::Documents(update) => update,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn nothing(&mut self) {
+        let quiet = tokio::time::timeout(Duration::from_millis(400), self.updates.recv()).await;
+        assert!(quiet.is_err(), "{quiet:?}");
+    }
+
+    fn changed(&self, update: &DocumentsUpdate) -> Vec<(String, String)> {
+        let name = |id: &DocumentId| {
+            Path::new(id.as_str())
+                .strip_prefix(self.directory.path())
+                .unwrap()
+                .display()
+                .to_string()
+        };
+        update
+            .changed
+            .iter()
+            .map(|document| (name(&document.id), document.text.to_string()))
+            .collect()
+    }
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs
+        .iter()
+        .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+        .collect()
+}
+
+#[tokio::test]
+async fn takes_documents_in_order_and_skips_the_rest() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir_all(top.join("d/sub")).unwrap();
+        for name in [
+            "b.hcl",
+            "a.json",
+            "sub/c.hcl",
+            ".hidden.hcl",
+            ".#b.hcl",
+            "#b.hcl#",
+            "b.hcl~",
+            "b.hcl.swp",
+            "readme",
+        ] {
+            fs::write(top.join("d").join(name), name).unwrap();
+        }
+        symlink(top.join("d"), top.join("d/loop")).unwrap();
+    });
+    let update = watched.next().await;
+    assert_eq!(
+        watched.changed(&update),
+        pairs(&[
+            ("d/a.json", "a.json"),
+            ("d/b.hcl", "b.hcl"),
+            ("d/sub/c.hcl", "sub/c.hcl")
+        ])
+    );
+    assert!(update.complete && update.problem.is_none());
+    assert!(watched.health.reading().ok);
+    watched.nothing().await;
+}
+
+#[tokio::test]
+async fn sees_edits_renames_removals_and_new_directories() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/a.hcl"), "1").unwrap();
+    });
+    watched.next().await;
+    fs::write(watched.path("d/a.hcl"), "2").unwrap();
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("d/a.hcl", "2")]));
+
+    fs::write(watched.path("d/.a.hcl.tmp"), "3").unwrap();
+    fs::rename(watched.path("d/.a.hcl.tmp"), watched.path("d/a.hcl")).unwrap();
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("d/a.hcl", "3")]));
+
+    fs::create_dir(watched.path("d/new")).unwrap();
+    fs::write(watched.path("d/new/n.hcl"), "n").unwrap();
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("d/new/n.hcl", "n")]));
+    fs::write(watched.path("d/new/n.hcl"), "m").unwrap();
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("d/new/n.hcl", "m")]));
+
+    fs::remove_file(watched.path("d/a.hcl")).unwrap();
+    let update = watched.next().await;
+    assert_eq!(update.removed.len(), 1);
+    assert!(update.removed[0].as_str().ends_with("d/a.hcl"));
+    watched.cancel.cancel();
+}
+
+#[tokio::test]
+async fn a_swapped_symlink_is_a_new_directory() {
+    let mut watched = Watched::start("current", |top| {
+        for (release, text) in [("r1", "one"), ("r2", "two")] {
+            fs::create_dir(top.join(release)).unwrap();
+            fs::write(top.join(release).join("a.hcl"), text).unwrap();
+        }
+        symlink(top.join("r1"), top.join("current")).unwrap();
+    });
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("current/a.hcl", "one")]));
+    symlink(watched.path("r2"), watched.path("next")).unwrap();
+    fs::rename(watched.path("next"), watched.path("current")).unwrap();
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("current/a.hcl", "two")]));
+    assert!(update.removed.is_empty());
+    fs::write(watched.path("r2/a.hcl"), "two and a half").unwrap();
+    let update = watched.next().await;
+    assert_eq!(
+        watched.changed(&update),
+        pairs(&[("current/a.hcl", "two and a half")])
+    );
+}
+
+#[tokio::test]
+async fn a_save_that_truncates_first_is_taken_whole() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/a.hcl"), "0").unwrap();
+    });
+    watched.next().await;
+    for round in 1..10 {
+        fs::write(watched.path("d/a.hcl"), "").unwrap();
+        tokio::time::sleep(Duration::from_millis(4 * round)).await;
+        fs::write(watched.path("d/a.hcl"), round.to_string()).unwrap();
+        let update = watched.next().await;
+        assert_eq!(
+            watched.changed(&update),
+            pairs(&[("d/a.hcl", &round.to_string())])
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_vanished_directory_keeps_everything() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/a.hcl"), "1").unwrap();
+    });
+    watched.next().await;
+    fs::rename(watched.path("d"), watched.path("away")).unwrap();
+    let update = watched.next().await;
+    assert!(update.removed.is_empty() && update.complete);
+    assert!(update.problem.unwrap().message.contains("cannot be read"));
+    fs::rename(watched.path("away"), watched.path("d")).unwrap();
+    let update = watched.next().await;
+    assert!(update.changed.is_empty() && update.problem.is_none());
+}
+
+#[tokio::test]
+async fn an_unreadable_file_is_named_and_its_last_version_stands() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/a.hcl"), "1").unwrap();
+        fs::write(top.join("d/b.hcl"), "1").unwrap();
+    });
+    watched.next().await;
+    fs::write(watched.path("d/a.hcl"), [0xff, 0xfe]).unwrap();
+    let update = watched.next().await;
+    assert!(update.changed.is_empty() && update.removed.is_empty());
+    let problem = update.problem.unwrap();
+    assert!(problem.message.contains("d/a.hcl: not UTF-8"), "{problem}");
+    fs::write(watched.path("d/a.hcl"), "2").unwrap();
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("d/a.hcl", "2")]));
+    assert!(update.problem.is_none());
+}
+
+#[tokio::test]
+async fn not_there_at_start_is_not_empty() {
+    let mut watched = Watched::start("d", |_| {});
+    let update = watched.next().await;
+    assert!(!update.complete && update.problem.is_some());
+    fs::create_dir(watched.path("d")).unwrap();
+    let update = watched.next().await;
+    assert!(update.complete && update.problem.is_none() && update.changed.is_empty());
+}
+
+#[test]
+fn one_look_for_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("a.hcl"), "x").unwrap();
+    let listing = read_documents(directory.path()).unwrap();
+    assert_eq!((listing.documents.len(), listing.unreadable.len()), (1, 0));
+    assert_eq!(
+        read_documents(&directory.path().join("a.hcl"))
+            .unwrap()
+            .documents
+            .len(),
+        1
+    );
+    assert!(read_documents(&directory.path().join("none")).is_err());
+}

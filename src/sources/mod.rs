@@ -1,0 +1,14 @@
+//! Where the outside world comes in: each source watches one system and sends [`crate::model::Observation`]s.
+//!
+//! In: settings, and for some sources what to watch. Out: observations on a bounded channel. A source retries inside
+//! itself and never ends because the other side is away; a problem is a value that travels beside the last good data,
+//! which stands. Must not know: HCL, Envoy, how observations are used.
+
+pub mod certificates;
+pub mod consul;
+pub mod directory;
+mod health;
+pub mod retry;
+pub mod vault;
+
+pub use health::{HealthReading, SourceHealth};

@@ -1,0 +1,204 @@
+//! What the watches hold: sends requests with the shared token, and finds out what a 403 means.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::answer::Answer;
+use super::backoff::Pause;
+use super::fault::{Reason, VaultFault};
+use super::freshness::{VaultFreshness, VaultStatus, unix_now};
+use super::login;
+use super::session::{Doubt, TokenState, VaultSession};
+use super::settings::{SettingsError, VaultSettings};
+use super::transport::{Call, Transport};
+
+/// How long a request waits for the first token or for one that replaces a rejected one: a login is one request.
+const TOKEN_WAIT: Duration = Duration::from_secs(15);
+
+/// The health probe of an unreachable Vault. Short, so that a probe lost in a partition does not hide its end.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection to one Vault, shared by all watches. Cheap to clone.
+#[derive(Clone)]
+pub struct VaultClient {
+    pub(super) shared: Arc<Shared>,
+    state: watch::Receiver<TokenState>,
+    doubts: mpsc::Sender<Doubt>,
+}
+
+pub(super) struct Shared {
+    pub(super) transport: Transport,
+    pub(super) freshness: VaultFreshness,
+    /// Set once something was handed out that ends with the token: then the token is not revoked on the way out.
+    pub(super) token_carries_leases: std::sync::atomic::AtomicBool,
+    /// One probe at a time, whoever waits: a hundred certificates must not knock a hundred times.
+    probe: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl VaultClient {
+    /// The client, and the session that must run for it to have a token.
+    pub fn new(settings: VaultSettings) -> Result<(Self, VaultSession), SettingsError> {
+        let shared = Arc::new(Shared {
+            transport: Transport::new(&settings)?,
+            freshness: VaultFreshness::default(),
+            token_carries_leases: false.into(),
+            probe: tokio::sync::Mutex::default(),
+        });
+        let (publish, state) = watch::channel(TokenState::default());
+        // One waiting doubt per watch is typical; a full queue only makes a request wait.
+        let (doubts, questions) = mpsc::channel(64);
+        let session = VaultSession::new(shared.clone(), settings.auth, publish, questions);
+        Ok((
+            Self {
+                shared,
+                state,
+                doubts,
+            },
+            session,
+        ))
+    }
+
+    pub fn status(&self) -> VaultStatus {
+        self.shared.freshness.status()
+    }
+
+    /// Returns once Vault serves requests, after one that failed at `failed`.
+    pub(crate) async fn wait_until_reachable(&self, failed: Instant) {
+        self.shared.wait_until_reachable(failed).await;
+    }
+
+    /// Sends with the shared token. A 403 is looked into: a token that is no longer known is replaced and the request
+    /// sent once more; else the policy lacks something. 404 is an answer.
+    pub(super) async fn call(&self, call: &Call) -> Result<Answer, VaultFault> {
+        let state = self.token(call).await.map_err(VaultFault::before_sending)?;
+        let answer = self.shared.send(call, &state).await?;
+        if answer.status != 403 {
+            return self.shared.accept(call, answer);
+        }
+        let state = self
+            .look_into(call, state, &answer)
+            .await
+            .map_err(VaultFault::before_sending)?;
+        let answer = self.shared.send(call, &state).await?;
+        self.shared.accept(call, answer)
+    }
+
+    async fn token(&self, call: &Call) -> Result<TokenState, VaultFault> {
+        let mut state = self.state.clone();
+        let ready = state.wait_for(|state| state.ready || state.fault.is_some());
+        let state = match tokio::time::timeout(TOKEN_WAIT, ready).await {
+            Ok(Ok(state)) => state.clone(),
+            Ok(Err(_)) => return Err(self.no_token(call, "the session with Vault has ended")),
+            Err(_) => return Err(self.no_token(call, "no login has been answered yet")),
+        };
+        match state.fault {
+            Some(fault) if !state.ready => Err(fault),
+            _ => Ok(state),
+        }
+    }
+
+    /// The token to try again with, or why it would not help.
+    async fn look_into(
+        &self,
+        call: &Call,
+        used: TokenState,
+        answer: &Answer,
+    ) -> Result<TokenState, VaultFault> {
+        let current = self.state.borrow().clone();
+        if current.ready && current.generation != used.generation {
+            return Ok(current);
+        }
+        let forbidden = || {
+            self.shared
+                .transport
+                .fault(call, Reason::Forbidden(answer.errors()))
+        };
+        if used.token.is_none() {
+            return Err(forbidden());
+        }
+        match login::inspect(&self.shared, &used).await {
+            Ok(_) => return Err(forbidden()),
+            Err(fault) if !matches!(fault.reason, Reason::TokenInvalid(_)) => return Err(fault),
+            // A token that may not look itself up tells nothing by failing to.
+            Err(_) if !used.may_look_up && used.is_fresh() => return Err(forbidden()),
+            Err(_) => {}
+        }
+        let (reply, replaced) = oneshot::channel();
+        let doubt = Doubt {
+            generation: used.generation,
+            reply,
+        };
+        let asked = self.doubts.send(doubt).await;
+        match (asked, tokio::time::timeout(TOKEN_WAIT, replaced).await) {
+            (Ok(()), Ok(Ok(Ok(())))) => Ok(self.state.borrow().clone()),
+            (Ok(()), Ok(Ok(Err(fault)))) => Err(fault),
+            _ => Err(self
+                .shared
+                .transport
+                .fault(call, Reason::TokenInvalid(answer.errors()))),
+        }
+    }
+
+    fn no_token(&self, call: &Call, why: &str) -> VaultFault {
+        self.shared
+            .transport
+            .fault(call, Reason::NoAnswer(why.to_owned()))
+    }
+}
+
+impl Shared {
+    pub(super) async fn send(&self, call: &Call, state: &TokenState) -> Result<Answer, VaultFault> {
+        let result = self.transport.send(call, state.token.as_deref()).await;
+        let answered = matches!(&result, Ok(answer) if answer.status < 400 || answer.status == 404);
+        self.freshness.update(|status| {
+            status.requests += 1;
+            if answered {
+                status.last_success = Some(unix_now());
+            } else {
+                status.errors += 1;
+            }
+        });
+        result
+    }
+
+    /// Lets 2xx and 404 through.
+    pub(super) fn accept(&self, call: &Call, answer: Answer) -> Result<Answer, VaultFault> {
+        let reason = match answer.status {
+            200..=299 | 404 => return Ok(answer),
+            403 => Reason::Forbidden(answer.errors()),
+            status => Reason::Refused {
+                status,
+                errors: answer.errors(),
+            },
+        };
+        Err(self.transport.fault(call, reason))
+    }
+
+    /// Probes `sys/health`, which needs no token and counts against no quota, until Vault serves requests.
+    pub(super) async fn wait_until_reachable(&self, failed: Instant) {
+        let mut last_seen = self.probe.lock().await;
+        if last_seen.is_some_and(|seen| seen > failed) {
+            return;
+        }
+        let mut pause = Pause::while_unavailable();
+        while !self.serves().await {
+            tokio::time::sleep(pause.next()).await;
+        }
+        *last_seen = Some(Instant::now());
+    }
+
+    async fn serves(&self) -> bool {
+        let Ok(call) = Call::get("sys/health".to_owned()) else {
+            return true;
+        };
+        match self.transport.status(&call.within(PROBE_TIMEOUT)).await {
+            // Uninitialised, sealed, a gateway without a server, or a recovery replica. 429 and 473 are standbys here:
+            // they forward or redirect.
+            Ok(status) => !matches!(status, 472 | 500..=599),
+            Err(_) => false,
+        }
+    }
+}

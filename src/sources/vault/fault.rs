@@ -1,0 +1,237 @@
+//! Why Vault did not do what was asked, in words an operator can act on: what was asked, where, what came back,
+//! and what to change.
+
+use std::sync::Arc;
+
+use crate::model::{Problem, ProblemKind};
+
+/// A failed request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{asked}: {reason}")]
+pub struct VaultFault {
+    /// Method, address and path.
+    pub asked: Arc<str>,
+    /// The path below `/v1/`, as a policy names it, and the capability it needs.
+    pub(super) path: Arc<str>,
+    pub(super) capability: &'static str,
+    pub reason: Reason,
+    /// It never came to the request itself: there was no token to send it with, or Vault turned the token away.
+    pub(super) not_sent: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    #[error("Vault cannot be reached ({0})")]
+    Unreachable(String),
+    #[error("no answer ({0})")]
+    NoAnswer(String),
+    #[error("Vault is sealed or in maintenance{}", said(.0))]
+    Sealed(String),
+    #[error("Vault is not initialised")]
+    Uninitialised,
+    #[error("this Vault is a standby and its redirect was not followed: {0}")]
+    Standby(String),
+    #[error("Vault asks for fewer requests (429)")]
+    Overloaded,
+    #[error("Vault answered {status}{}", said(.errors))]
+    ServerError { status: u16, errors: String },
+    #[error("the token is invalid or has expired{}", said(.0))]
+    TokenInvalid(String),
+    #[error("permission denied{}", said_more(.0))]
+    Forbidden(String),
+    #[error("there is nothing at this path{}", said(.0))]
+    NotFound(String),
+    #[error("version {version} of the secret is {how}")]
+    Deleted { version: u64, how: &'static str },
+    #[error("Vault refused ({status}){}", said(.errors))]
+    Refused { status: u16, errors: String },
+    #[error("Vault refused the login ({status}){}", said(.errors))]
+    LoginRefused { status: u16, errors: String },
+    #[error("{0}")]
+    Unusable(String),
+    #[error("the answer is larger than {} KiB", super::answer::MAX_BODY_BYTES / 1024)]
+    TooLarge,
+    #[error("the path {0:?} is not one that Vault can hold")]
+    BadPath(String),
+    #[error("the credential file {path} cannot be read ({reason})")]
+    Credential { path: String, reason: String },
+    #[error("the mount is KV version {found}, and the document says version {configured}")]
+    KvVersion { found: u8, configured: u8 },
+    #[error("the mount is of type {0:?}, not kv")]
+    NotKv(String),
+}
+
+impl VaultFault {
+    pub fn kind(&self) -> ProblemKind {
+        match &self.reason {
+            Reason::Unreachable(_)
+            | Reason::NoAnswer(_)
+            | Reason::Sealed(_)
+            | Reason::Uninitialised
+            | Reason::Standby(_)
+            | Reason::Overloaded
+            | Reason::ServerError { .. } => ProblemKind::Unavailable,
+            Reason::TokenInvalid(_)
+            | Reason::Forbidden(_)
+            | Reason::LoginRefused { .. }
+            | Reason::Credential { .. } => ProblemKind::Forbidden,
+            Reason::NotFound(_) => ProblemKind::NotFound,
+            Reason::Deleted { .. } => ProblemKind::Deleted,
+            Reason::Refused { .. } | Reason::BadPath(_) | Reason::KvVersion { .. } | Reason::NotKv(_) => {
+                ProblemKind::Refused
+            }
+            Reason::Unusable(_) => ProblemKind::Invalid,
+            Reason::TooLarge => ProblemKind::Limit,
+        }
+    }
+
+    /// Whether the server may have carried the request out all the same.
+    pub fn may_have_happened(&self) -> bool {
+        match self.reason {
+            // A consistency miss: turned away before anything was done.
+            Reason::ServerError { status: 412, .. } => false,
+            Reason::NoAnswer(_) | Reason::ServerError { .. } | Reason::Unusable(_) | Reason::TooLarge => {
+                !self.not_sent
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn before_sending(mut self) -> Self {
+        self.not_sent = true;
+        self
+    }
+
+    pub fn problem(&self) -> Problem {
+        Problem::new(self.kind(), self.to_string()).with_fix(self.fix())
+    }
+
+    fn fix(&self) -> String {
+        let (path, capability) = (&self.path, self.capability);
+        match &self.reason {
+            Reason::Unreachable(why) if why.contains("peer certificate") => {
+                "Set ca_file (or ca_path) to the authority of Vault's certificate, or tls_server_name to a name in it."
+                    .to_owned()
+            }
+            Reason::Unreachable(_) | Reason::NoAnswer(_) => {
+                "Check the address, the network and that Vault runs; it is tried again by itself.".to_owned()
+            }
+            Reason::Sealed(_) => "Unseal Vault; it is tried again by itself.".to_owned(),
+            Reason::Uninitialised => "Initialise Vault (`vault operator init`), or correct the address.".to_owned(),
+            Reason::Standby(_) => {
+                "Set api_addr of every Vault server to an address that this machine reaches over the same scheme."
+                    .to_owned()
+            }
+            Reason::Overloaded => "Raise the rate limit quota, or lengthen the poll interval.".to_owned(),
+            Reason::ServerError { .. } => "See Vault's own log; it is tried again by itself.".to_owned(),
+            Reason::TokenInvalid(_) => {
+                "Give the agent a new token, or an auth method with which it can get one itself.".to_owned()
+            }
+            Reason::Forbidden(_) => {
+                format!("Add to the policy of the agent's token: path \"{path}\" {{ capabilities = [\"{capability}\"] }}")
+            }
+            Reason::NotFound(_) => format!(
+                "Check the mount and the path: `vault read {path}` must answer with the agent's policy."
+            ),
+            Reason::Deleted { .. } => {
+                "Write a new version, or undelete this one (`vault kv undelete`).".to_owned()
+            }
+            Reason::Refused { .. } => {
+                format!("Change the document, or what Vault allows at {path}, by what Vault says.")
+            }
+            Reason::LoginRefused { .. } => {
+                "Check the role, its bound claims and the credential (a secret_id may be used up or expired)."
+                    .to_owned()
+            }
+            Reason::Unusable(_) => "Check that the address is Vault's, and not a web page's.".to_owned(),
+            Reason::TooLarge => "Store one certificate and one key per secret.".to_owned(),
+            Reason::BadPath(_) => {
+                "Name mount and path without empty parts, \"..\" and control characters.".to_owned()
+            }
+            Reason::Credential { .. } => "Make the file readable for the agent's user.".to_owned(),
+            Reason::KvVersion { found, .. } => format!("Set version = {found} in the document."),
+            Reason::NotKv(_) => "Name the mount of a kv secrets engine.".to_owned(),
+        }
+    }
+}
+
+/// Vault's own text for a 403 is mostly these two words again.
+fn said_more(errors: &str) -> String {
+    if errors.ends_with("permission denied") {
+        String::new()
+    } else {
+        said(errors)
+    }
+}
+
+fn said(errors: &str) -> String {
+    if errors.is_empty() {
+        String::new()
+    } else {
+        format!(": {errors}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(reason: Reason) -> VaultFault {
+        VaultFault {
+            asked: "GET https://vault:8200/v1/secret/data/www".into(),
+            path: "secret/data/www".into(),
+            capability: "read",
+            reason,
+            not_sent: false,
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_the_policy_lacks() {
+        let problem = fault(Reason::Forbidden("permission denied".to_owned())).problem();
+        assert_eq!(problem.kind, ProblemKind::Forbidden);
+        assert_eq!(
+            problem.message.as_ref(),
+            "GET https://vault:8200/v1/secret/data/www: permission denied"
+        );
+        assert_eq!(
+            problem.fix.as_deref(),
+            Some(
+                "Add to the policy of the agent's token: path \"secret/data/www\" { capabilities = [\"read\"] }"
+            )
+        );
+    }
+
+    #[test]
+    fn only_an_answerless_or_failed_request_may_have_happened() {
+        assert!(fault(Reason::NoAnswer("timeout".to_owned())).may_have_happened());
+        assert!(
+            fault(Reason::ServerError {
+                status: 500,
+                errors: String::new()
+            })
+            .may_have_happened()
+        );
+        assert!(
+            !fault(Reason::NoAnswer("no login yet".to_owned()))
+                .before_sending()
+                .may_have_happened()
+        );
+        for reason in [
+            Reason::Unreachable("refused".to_owned()),
+            Reason::Sealed(String::new()),
+            Reason::Overloaded,
+            Reason::Forbidden(String::new()),
+            Reason::Refused {
+                status: 400,
+                errors: String::new(),
+            },
+            Reason::ServerError {
+                status: 412,
+                errors: String::new(),
+            },
+        ] {
+            assert!(!fault(reason).may_have_happened());
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! How the connection to Vault is doing, for status and metrics.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use crate::model::Problem;
+
+/// Counts and times of one Vault connection. Shared; reading it never waits for a request.
+#[derive(Debug, Default)]
+pub struct VaultFreshness {
+    status: Mutex<VaultStatus>,
+}
+
+/// A copy of the state at one moment. Times are Unix seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VaultStatus {
+    /// Why no token is at hand or Vault does not answer; none: all is well.
+    pub problem: Option<Problem>,
+    /// When Vault last answered a request of ours as asked.
+    pub last_success: Option<i64>,
+    /// None: there is no token, it does not end, or nobody may look it up.
+    pub token_expires: Option<i64>,
+    pub requests: u64,
+    /// Requests without an answer, or with one of 400 and above other than 404.
+    pub errors: u64,
+    pub logins: u64,
+    pub renewals: u64,
+}
+
+impl VaultStatus {
+    pub fn is_ok(&self) -> bool {
+        self.problem.is_none() && self.last_success.is_some()
+    }
+}
+
+impl VaultFreshness {
+    pub fn status(&self) -> VaultStatus {
+        self.read(|status| status.clone())
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut VaultStatus)) {
+        self.read(change);
+    }
+
+    fn read<T>(&self, access: impl FnOnce(&mut VaultStatus) -> T) -> T {
+        // Plain counters: a panic elsewhere while they were held leaves nothing half done.
+        access(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Seconds since the epoch, by this machine's clock.
+pub(crate) fn unix_now() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,235 @@
+//! Gets a token by the configured method, and learns how long it lives.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
+use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
+use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest};
+use zeroize::Zeroizing;
+
+use super::answer::{Answer, Auth, TokenData};
+use super::client::Shared;
+use super::fault::{Reason, VaultFault};
+use super::schedule::TokenLife;
+use super::session::TokenState;
+use super::settings::{SecretId, VaultAuth};
+use super::transport::Call;
+use crate::model::Redacted;
+
+/// A JWT with many claims is 4 KB; headers end at 8 KB in most proxies.
+const MAX_CREDENTIAL_BYTES: u64 = 16 * 1024;
+
+/// Revoking on the way out must not hold up the way out.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A token as received.
+pub(super) struct Received {
+    pub(super) token: Option<Arc<Redacted<String>>>,
+    /// None: whoever gave it did not say.
+    pub(super) life: Option<TokenLife>,
+}
+
+/// Whether another token can be had by asking again.
+pub(super) fn can_log_in(auth: &VaultAuth) -> bool {
+    matches!(auth, VaultAuth::AppRole { .. } | VaultAuth::Jwt { .. })
+}
+
+/// The file whose change means that asking again may now help.
+pub(super) fn credential_file(auth: &VaultAuth) -> Option<&Path> {
+    match auth {
+        VaultAuth::TokenFile(path)
+        | VaultAuth::Jwt { jwt_file: path, .. }
+        | VaultAuth::AppRole {
+            secret_id: SecretId::File(path),
+            ..
+        } => Some(path),
+        _ => None,
+    }
+}
+
+pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received, VaultFault> {
+    match auth {
+        VaultAuth::Proxy => Ok(Received {
+            token: None,
+            life: Some(TokenLife::default()),
+        }),
+        VaultAuth::Token(token) => Ok(Received {
+            token: Some(token.clone()),
+            life: None,
+        }),
+        VaultAuth::TokenFile(path) => {
+            let token = credential(shared, "token", path).await?;
+            Ok(Received {
+                token: Some(Arc::new(token)),
+                life: None,
+            })
+        }
+        VaultAuth::AppRole {
+            mount,
+            role_id,
+            secret_id,
+        } => {
+            let read;
+            let secret_id = match secret_id {
+                SecretId::Value(value) => value.as_ref(),
+                SecretId::File(path) => {
+                    read = credential(shared, "secret_id", path).await?;
+                    &read
+                }
+            };
+            let request = LoginWithApproleRequest {
+                mount: mount.clone(),
+                role_id: role_id.clone(),
+                secret_id: secret_id.expose().clone(),
+            };
+            let call = Call::of(&request);
+            drop(Zeroizing::new(request.secret_id));
+            log_in(shared, call?).await
+        }
+        VaultAuth::Jwt {
+            mount,
+            role,
+            jwt_file,
+        } => {
+            let jwt = credential(shared, "JWT", jwt_file).await?;
+            let request = JWTLoginRequest {
+                mount: mount.clone(),
+                jwt: jwt.expose().clone(),
+                role: Some(role.clone()).filter(|role| !role.is_empty()),
+            };
+            let call = Call::of(&request);
+            drop(Zeroizing::new(request.jwt));
+            log_in(shared, call?).await
+        }
+    }
+}
+
+/// Asks Vault about a token with that token. `TokenInvalid`: Vault does not know it, or it may not look itself up.
+pub(super) async fn inspect(shared: &Shared, state: &TokenState) -> Result<TokenLife, VaultFault> {
+    let call = Call::of(&LookupTokenSelfRequest {})?;
+    let answer = shared.send(&call, state).await?;
+    if answer.status == 403 {
+        return Err(shared
+            .transport
+            .fault(&call, Reason::TokenInvalid(answer.errors())));
+    }
+    let answer = shared.accept(&call, answer)?;
+    let data = answer.parse::<TokenData>().and_then(|envelope| envelope.data);
+    let Some(data) = data else {
+        return Err(unreadable(shared, &call));
+    };
+    let full = if data.period > 0 {
+        data.period
+    } else {
+        data.creation_ttl
+    };
+    Ok(TokenLife {
+        ttl: data.ttl,
+        full: full.max(data.ttl),
+        renewable: data.renewable,
+    })
+}
+
+/// Prolongs a token to its full life. Returns the seconds granted and whether it can be done again.
+pub(super) async fn renew(
+    shared: &Shared,
+    state: &TokenState,
+    life: TokenLife,
+) -> Result<(u64, bool), VaultFault> {
+    let increment = Some(format!("{}s", life.full)).filter(|_| life.full > 0);
+    let call = Call::of(&RenewTokenSelfRequest { increment })?.repeatable();
+    let answer = shared.send(&call, state).await?;
+    if answer.status == 403 {
+        return Err(shared
+            .transport
+            .fault(&call, Reason::TokenInvalid(answer.errors())));
+    }
+    let auth = auth(shared, &call, &shared.accept(&call, answer)?)?;
+    shared.freshness.update(|status| status.renewals += 1);
+    Ok((auth.lease_duration, auth.renewable))
+}
+
+/// Ends a token that this process asked for, unless certificates would be revoked with it.
+pub(super) async fn revoke(shared: &Shared, state: &TokenState) {
+    if shared.token_carries_leases.load(Ordering::Relaxed) {
+        tracing::info!("vault token kept: what was issued with it would be revoked too");
+        return;
+    }
+    let Ok(call) = Call::of(&RevokeTokenSelfRequest {}) else {
+        return;
+    };
+    match shared.send(&call.within(REVOKE_TIMEOUT), state).await {
+        Ok(answer) if answer.status < 300 => tracing::info!("vault token revoked"),
+        Ok(answer) => tracing::info!(
+            status = answer.status,
+            "vault token not revoked: it ends by itself"
+        ),
+        Err(fault) => tracing::info!(%fault, "vault token not revoked: it ends by itself"),
+    }
+}
+
+async fn log_in(shared: &Shared, call: Call) -> Result<Received, VaultFault> {
+    let anonymous = TokenState::default();
+    let answer = shared.send(&call, &anonymous).await?;
+    if answer.status >= 400 {
+        let reason = Reason::LoginRefused {
+            status: answer.status,
+            errors: answer.errors(),
+        };
+        return Err(shared.transport.fault(&call, reason));
+    }
+    let auth = auth(shared, &call, &answer)?;
+    shared.freshness.update(|status| status.logins += 1);
+    let life = TokenLife {
+        ttl: auth.lease_duration,
+        full: auth.lease_duration,
+        renewable: auth.renewable,
+    };
+    Ok(Received {
+        token: Some(auth.client_token),
+        life: Some(life),
+    })
+}
+
+fn auth(shared: &Shared, call: &Call, answer: &Answer) -> Result<Auth, VaultFault> {
+    answer
+        .parse::<serde::de::IgnoredAny>()
+        .and_then(|envelope| envelope.auth)
+        .ok_or_else(|| unreadable(shared, call))
+}
+
+fn unreadable(shared: &Shared, call: &Call) -> VaultFault {
+    shared.transport.fault(
+        call,
+        Reason::Unusable("the answer is not what Vault answers here".to_owned()),
+    )
+}
+
+async fn credential(shared: &Shared, kind: &str, path: &Path) -> Result<Redacted<String>, VaultFault> {
+    let failed = |reason: String| {
+        let reason = Reason::Credential {
+            path: path.display().to_string(),
+            reason,
+        };
+        match Call::get(format!("auth ({kind})")) {
+            Ok(call) => shared.transport.fault(&call, reason),
+            Err(fault) => VaultFault { reason, ..fault },
+        }
+    };
+    let file = tokio::fs::File::open(path)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    let mut text = Zeroizing::new(String::new());
+    file.take(MAX_CREDENTIAL_BYTES)
+        .read_to_string(&mut text)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    match text.trim() {
+        "" => Err(failed("it is empty".to_owned())),
+        trimmed => Ok(Redacted::new(trimmed.to_owned())),
+    }
+}

@@ -1,0 +1,381 @@
+//! The life of the one token: got, renewed, replaced before it ends or when Vault no longer knows it, and given
+//! back on the way out. Watches see the newest through a `watch` channel.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::{Pause, Pauses, jitter};
+use super::client::Shared;
+use super::fault::{Reason, VaultFault};
+use super::freshness::unix_now;
+use super::login::{self, Received};
+use super::schedule::{Step, TokenLife, after_renewal, first_step};
+use super::settings::VaultAuth;
+use crate::model::{ProblemKind, Redacted};
+
+/// How often a credential file is looked at: one `stat` of a local file.
+const FILE_POLL: Duration = Duration::from_secs(1);
+
+/// How long a token that cannot look itself up is taken as good after it was received, and how often it is asked
+/// about. Keeps a 403 of a policy from becoming a login per request.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// What the watches know of the token.
+#[derive(Clone, Default)]
+pub(super) struct TokenState {
+    /// None while there is none, and where a proxy adds it.
+    pub(super) token: Option<Arc<Redacted<String>>>,
+    pub(super) ready: bool,
+    /// Grows with every token received.
+    pub(super) generation: u64,
+    pub(super) received: Option<Instant>,
+    pub(super) may_look_up: bool,
+    /// Why there is no token, or no better one.
+    pub(super) fault: Option<VaultFault>,
+}
+
+impl TokenState {
+    pub(super) fn is_fresh(&self) -> bool {
+        self.received.is_some_and(|received| received.elapsed() < FRESH)
+    }
+}
+
+/// "Vault does not know this token": answered when another is there, or cannot be had.
+pub(super) struct Doubt {
+    pub(super) generation: u64,
+    pub(super) reply: oneshot::Sender<Result<(), VaultFault>>,
+}
+
+/// Runs for as long as the client is used. Never gives up.
+pub struct VaultSession {
+    shared: Arc<Shared>,
+    auth: VaultAuth,
+    state: watch::Sender<TokenState>,
+    doubts: mpsc::Receiver<Doubt>,
+}
+
+enum End {
+    Cancelled,
+    Replace(Option<Doubt>),
+}
+
+impl VaultSession {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        auth: VaultAuth,
+        state: watch::Sender<TokenState>,
+        doubts: mpsc::Receiver<Doubt>,
+    ) -> Self {
+        Self {
+            shared,
+            auth,
+            state,
+            doubts,
+        }
+    }
+
+    /// Returns when cancelled, after giving back a token that it logged in for.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut waiting = None;
+        while let Some((life, changed)) = self.acquire(waiting.take(), &cancel).await {
+            match self.live(life, changed, &cancel).await {
+                End::Cancelled => break,
+                End::Replace(doubt) => waiting = doubt,
+            }
+        }
+        let state = self.state.borrow().clone();
+        if login::can_log_in(&self.auth) && state.token.is_some() {
+            login::revoke(&self.shared, &state).await;
+        }
+    }
+
+    /// Gets a token, for as long as it takes. None: cancelled.
+    async fn acquire(
+        &mut self,
+        mut waiting: Option<Doubt>,
+        cancel: &CancellationToken,
+    ) -> Option<(Option<TokenLife>, Stamp)> {
+        let mut pauses = Pauses::default();
+        loop {
+            let stamp = Stamp::of(login::credential_file(&self.auth)).await;
+            let result = tokio::select! {
+                () = cancel.cancelled() => return None,
+                result = self.obtain() => result,
+            };
+            let fault = match result {
+                Ok((received, may_look_up)) => {
+                    let life = received.life;
+                    self.publish(received, may_look_up);
+                    if let Some(doubt) = waiting {
+                        let _ = doubt.reply.send(Ok(()));
+                    }
+                    return Some((life, stamp));
+                }
+                Err(fault) => fault,
+            };
+            self.report(Some(&fault));
+            if let Some(doubt) = waiting.take() {
+                // Vault does not know the token: until there is another, requests need not be sent.
+                self.state.send_modify(|state| state.ready = false);
+                let _ = doubt.reply.send(Err(fault.clone()));
+            }
+            let shared = self.shared.clone();
+            let retry = retry_time(&shared, &fault, &stamp, &mut pauses);
+            tokio::pin!(retry);
+            loop {
+                tokio::select! {
+                    () = cancel.cancelled() => return None,
+                    () = &mut retry => break,
+                    // Not tried again at once: as many doubts come as there are watches.
+                    Some(doubt) = self.doubts.recv() => {
+                        let _ = doubt.reply.send(Err(fault.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A token and what Vault says about it.
+    async fn obtain(&self) -> Result<(Received, bool), VaultFault> {
+        let mut received = login::obtain(&self.shared, &self.auth).await?;
+        if received.token.is_none() {
+            return Ok((received, true));
+        }
+        let candidate = TokenState {
+            token: received.token.clone(),
+            ..TokenState::default()
+        };
+        match login::inspect(&self.shared, &candidate).await {
+            Ok(life) => {
+                received.life = Some(life);
+                Ok((received, true))
+            }
+            // Fresh from a login it is good, and its policies only lack lookup-self.
+            Err(_) if received.life.is_some() => Ok((received, false)),
+            // Given to us, it may be good all the same (no default policy): requests will tell.
+            Err(fault) if matches!(fault.reason, Reason::TokenInvalid(_)) => {
+                self.report(Some(&fault));
+                Ok((received, false))
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn live(&mut self, life: Option<TokenLife>, stamp: Stamp, cancel: &CancellationToken) -> End {
+        let replaceable = login::can_log_in(&self.auth);
+        let mut life = life.unwrap_or_default();
+        let known = self.state.borrow().may_look_up || replaceable;
+        let mut timer = Timer::start(first_step(life, jitter()), replaceable, known);
+        let mut pause = Pause::while_refused();
+        self.note_expiry(life);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return End::Cancelled,
+                Some(doubt) = self.doubts.recv() => {
+                    if doubt.generation != self.state.borrow().generation {
+                        let _ = doubt.reply.send(Ok(()));
+                    } else if login::credential_file(&self.auth).is_some() || replaceable {
+                        if !replaceable && !stamp.changed().await {
+                            // The same token again would be doubted again.
+                            let _ = doubt.reply.send(Err(self.invalid()));
+                            continue;
+                        }
+                        return End::Replace(Some(doubt));
+                    } else {
+                        let fault = self.invalid();
+                        self.report(Some(&fault));
+                        let _ = doubt.reply.send(Err(fault));
+                        if !matches!(timer.action, Action::Inspect) {
+                            timer = Timer { at: Some(Instant::now() + FRESH), action: Action::Inspect };
+                        }
+                    }
+                }
+                () = timer.due() => match timer.action {
+                    Action::Replace | Action::Inspect => return End::Replace(None),
+                    Action::Renew => match self.renew(life).await {
+                        Ok((granted, renewable)) => {
+                            pause.reset();
+                            timer = Timer::start(
+                                after_renewal(life, granted, renewable, jitter()), replaceable, true,
+                            );
+                            life = TokenLife { ttl: granted, renewable, ..life };
+                            self.note_expiry(life);
+                            self.report(None);
+                        }
+                        Err(fault) if matches!(fault.reason, Reason::TokenInvalid(_)) && replaceable => {
+                            return End::Replace(None);
+                        }
+                        Err(fault) => {
+                            self.report(Some(&fault));
+                            timer.at = Some(Instant::now() + pause.next());
+                        }
+                    },
+                },
+                () = stamp.wait_for_change(), if matches!(self.auth, VaultAuth::TokenFile(_)) => {
+                    tracing::info!("vault token file changed");
+                    return End::Replace(None);
+                }
+            }
+        }
+    }
+
+    async fn renew(&self, life: TokenLife) -> Result<(u64, bool), VaultFault> {
+        let state = self.state.borrow().clone();
+        login::renew(&self.shared, &state, life).await
+    }
+
+    fn publish(&self, received: Received, may_look_up: bool) {
+        let old = self.state.borrow().clone();
+        // A file touched without a new token in it is not a new token.
+        let same = old.ready && old.token == received.token;
+        if may_look_up || login::can_log_in(&self.auth) {
+            self.report(None);
+        }
+        self.state.send_modify(|state| {
+            state.token = received.token;
+            state.ready = true;
+            state.generation += u64::from(!same);
+            state.received = if same {
+                state.received
+            } else {
+                Some(Instant::now())
+            };
+            state.may_look_up = may_look_up;
+        });
+    }
+
+    fn report(&self, fault: Option<&VaultFault>) {
+        let changed = self.state.borrow().fault.as_ref() != fault;
+        if !changed {
+            return;
+        }
+        match fault {
+            Some(fault) => tracing::warn!(%fault, "vault token trouble"),
+            None => tracing::info!("vault token in order"),
+        }
+        self.shared
+            .freshness
+            .update(|status| status.problem = fault.map(VaultFault::problem));
+        self.state.send_modify(|state| state.fault = fault.cloned());
+    }
+
+    fn note_expiry(&self, life: TokenLife) {
+        let expires = Some(life.ttl).filter(|ttl| *ttl > 0);
+        let expires = expires.and_then(|ttl| Some(unix_now() + i64::try_from(ttl).ok()?));
+        self.shared
+            .freshness
+            .update(|status| status.token_expires = expires);
+    }
+
+    fn invalid(&self) -> VaultFault {
+        let asked = match &self.state.borrow().fault {
+            Some(fault) if matches!(fault.reason, Reason::TokenInvalid(_)) => return fault.clone(),
+            _ => "auth/token/lookup-self",
+        };
+        VaultFault {
+            asked: asked.into(),
+            path: asked.into(),
+            capability: "read",
+            reason: Reason::TokenInvalid(String::new()),
+            not_sent: true,
+        }
+    }
+}
+
+/// Waits until asking again may help.
+async fn retry_time(shared: &Shared, fault: &VaultFault, stamp: &Stamp, pauses: &mut Pauses) {
+    if fault.kind() == ProblemKind::Unavailable {
+        let failed = Instant::now();
+        tokio::time::sleep(pauses.unavailable.next()).await;
+        return shared.wait_until_reachable(failed).await;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(pauses.refused.next()) => {}
+        () = stamp.wait_for_change() => {}
+    }
+}
+
+struct Timer {
+    at: Option<Instant>,
+    action: Action,
+}
+
+#[derive(Clone, Copy)]
+enum Action {
+    Renew,
+    Replace,
+    /// Take the same token and ask Vault about it again.
+    Inspect,
+}
+
+impl Timer {
+    /// `known`: the life of the token is known. `replaceable`: another can be had by logging in.
+    fn start(step: Step, replaceable: bool, known: bool) -> Self {
+        let (after, action) = match step {
+            Step::Rest if !known => (Some(FRESH), Action::Inspect),
+            Step::Rest => (None, Action::Renew),
+            Step::Renew(after) => (Some(after), Action::Renew),
+            Step::Replace(after) if replaceable => (Some(after), Action::Replace),
+            // It ends, and only whoever gave it can give another: look at it now and then, so that status says so.
+            Step::Replace(_) => (Some(FRESH), Action::Inspect),
+        };
+        Self {
+            at: after.map(|after| Instant::now() + after),
+            action,
+        }
+    }
+
+    async fn due(&self) {
+        match self.at {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Identity of a credential file's content, without reading it.
+struct Stamp {
+    path: Option<std::path::PathBuf>,
+    seen: Option<(u64, u64, i64, i64)>,
+}
+
+impl Stamp {
+    async fn of(path: Option<&Path>) -> Self {
+        let seen = match path {
+            Some(path) => Self::look(path).await,
+            None => None,
+        };
+        Self {
+            path: path.map(Path::to_owned),
+            seen,
+        }
+    }
+
+    async fn changed(&self) -> bool {
+        match &self.path {
+            Some(path) => Self::look(path).await != self.seen,
+            None => false,
+        }
+    }
+
+    async fn wait_for_change(&self) {
+        loop {
+            tokio::time::sleep(FILE_POLL).await;
+            if self.changed().await {
+                return;
+            }
+        }
+    }
+
+    /// A rename brings another inode, a rewrite another time or size; a symlink is followed.
+    async fn look(path: &Path) -> Option<(u64, u64, i64, i64)> {
+        use std::os::unix::fs::MetadataExt;
+        let data = tokio::fs::metadata(path).await.ok()?;
+        Some((data.ino(), data.size(), data.mtime(), data.mtime_nsec()))
+    }
+}

@@ -1,0 +1,477 @@
+//! Sends one request and reads one answer: addresses, headers, one redirect, short retries, bounds.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Method;
+use http::header::{HeaderValue, LOCATION, RETRY_AFTER};
+use rustify::endpoint::Endpoint;
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::answer::{Answer, MAX_BODY_BYTES};
+use super::backoff::{jitter, spread};
+use super::fault::{Reason, VaultFault};
+use super::settings::{SettingsError, VaultSettings};
+use super::tls::{Route, Trust};
+use crate::model::Redacted;
+
+/// As Go's client: two more tries.
+const RETRIES: u32 = 2;
+
+/// A consistency miss (412) heals when the standby has caught up: tens of milliseconds.
+const CONSISTENCY_PAUSE: Duration = Duration::from_millis(100);
+
+/// As Go's client waits (1.0 to 1.5 s), a little shorter: whoever asked retries too.
+const SERVER_ERROR_PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest `Retry-After` that is waited for here; beyond it the answer is "overloaded".
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// One request, before it is known to which server it goes.
+#[derive(Clone)]
+pub(super) struct Call {
+    method: Method,
+    /// Below `/v1/`, without a leading slash.
+    path: String,
+    query: Option<String>,
+    body: Option<Zeroizing<Vec<u8>>>,
+    /// Whether asking twice does no harm.
+    repeatable: bool,
+    timeout: Option<Duration>,
+}
+
+impl Call {
+    /// Takes path, verb and body from one of vaultrs' request types.
+    pub(super) fn of<E: Endpoint>(endpoint: &E) -> Result<Self, VaultFault> {
+        let method: Method = endpoint.method().into();
+        // Some of vaultrs' paths begin with a slash, and two with a tab.
+        let path = endpoint.path().trim().trim_start_matches('/').to_owned();
+        let unusable = |reason: String| fault(&method, &path, &path, Reason::Unusable(reason));
+        let query = endpoint.query().map_err(|error| unusable(error.to_string()))?;
+        let body = endpoint
+            .body()
+            .map_err(|error| unusable(error.to_string()))?
+            .map(Zeroizing::new);
+        let repeatable = method == Method::GET;
+        let call = Self {
+            method,
+            path,
+            query,
+            body,
+            repeatable,
+            timeout: None,
+        };
+        call.checked()
+    }
+
+    pub(super) fn get(path: String) -> Result<Self, VaultFault> {
+        Self {
+            method: Method::GET,
+            path,
+            query: None,
+            body: None,
+            repeatable: true,
+            timeout: None,
+        }
+        .checked()
+    }
+
+    pub(super) fn repeatable(mut self) -> Self {
+        self.repeatable = true;
+        self
+    }
+
+    pub(super) fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// A path comes from a document; it must not leave the place where it stands.
+    fn checked(self) -> Result<Self, VaultFault> {
+        // Vault's own limit on a path (storage key) is well above; a longer one is no path.
+        let fits = self.path.len() <= 1024 && !self.path.chars().any(char::is_control);
+        if fits && self.path.split('/').all(|part| !matches!(part, "" | "." | "..")) {
+            return Ok(self);
+        }
+        let reason = Reason::BadPath(self.path.chars().take(200).collect());
+        Err(fault(&self.method, "Vault", &self.path, reason))
+    }
+}
+
+/// The way to one Vault address.
+pub(super) struct Transport {
+    base: Url,
+    socket: Option<PathBuf>,
+    trust: Trust,
+    primary: reqwest::Client,
+    /// Clients for hosts that a standby pointed to, where the TLS server name stands for another host.
+    others: Mutex<HashMap<String, reqwest::Client>>,
+    namespace: Option<HeaderValue>,
+}
+
+impl Transport {
+    pub(super) fn new(settings: &VaultSettings) -> Result<Self, SettingsError> {
+        let trust = Trust::read(settings)?;
+        let bad = |reason: &str| SettingsError::Address {
+            address: settings.address.clone(),
+            reason: reason.to_owned(),
+        };
+        let socket = settings.address.strip_prefix("unix://").map(PathBuf::from);
+        let address = if socket.is_some() {
+            "http://localhost"
+        } else {
+            settings.address.trim_end_matches('/')
+        };
+        let base = Url::parse(address).map_err(|error| bad(&error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(bad("use http://, https:// or unix://"));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(bad("an address holds no user name or password"));
+        }
+        let host = base.host_str().ok_or_else(|| bad("it names no host"))?;
+        let https = base.scheme() == "https";
+        let primary = match &socket {
+            Some(path) => trust.client(&Route::Unix(path), false)?,
+            None => trust.client(&Route::Host(host), https)?,
+        };
+        let namespace = match &settings.namespace {
+            Some(name) => {
+                Some(HeaderValue::from_str(name).map_err(|_| bad("the namespace is no header value"))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            base,
+            socket,
+            trust,
+            primary,
+            others: Mutex::default(),
+            namespace,
+        })
+    }
+
+    /// Sends `call`, again where that helps and does no harm. Every answer that is not a matter of the transport
+    /// (2xx, 400, 403, 404, ...) comes back as it is.
+    pub(super) async fn send(
+        &self,
+        call: &Call,
+        token: Option<&Redacted<String>>,
+    ) -> Result<Answer, VaultFault> {
+        let mut tries = 0;
+        loop {
+            let (answer, retry_after) = self.send_once(call, token).await?;
+            let pause = match answer.status {
+                // Turned away before anything was done: asking again is safe whatever it was.
+                412 => Some(CONSISTENCY_PAUSE),
+                429 => Some(retry_after.unwrap_or(SERVER_ERROR_PAUSE))
+                    .filter(|wait| *wait <= LONGEST_RETRY_AFTER),
+                500 | 502 | 504 if call.repeatable => Some(SERVER_ERROR_PAUSE),
+                _ => None,
+            };
+            match pause {
+                Some(pause) if tries < RETRIES => {
+                    tries += 1;
+                    tokio::time::sleep(spread(pause, 0.5, jitter().abs())).await;
+                }
+                _ => return self.judge(call, answer),
+            }
+        }
+    }
+
+    /// A request whose status is the answer (`sys/health`).
+    pub(super) async fn status(&self, call: &Call) -> Result<u16, VaultFault> {
+        self.send_once(call, None).await.map(|(answer, _)| answer.status)
+    }
+
+    pub(super) fn fault(&self, call: &Call, reason: Reason) -> VaultFault {
+        let address = match &self.socket {
+            Some(path) => format!("unix://{}", path.display()),
+            None => self.base.as_str().trim_end_matches('/').to_owned(),
+        };
+        fault(
+            &call.method,
+            &format!("{address}/v1/{}", call.path),
+            &call.path,
+            reason,
+        )
+    }
+
+    fn judge(&self, call: &Call, answer: Answer) -> Result<Answer, VaultFault> {
+        let reason = match answer.status {
+            412 => Reason::ServerError {
+                status: 412,
+                errors: answer.errors(),
+            },
+            429 => Reason::Overloaded,
+            501 => Reason::Uninitialised,
+            503 => Reason::Sealed(answer.errors()),
+            472 | 473 => Reason::Standby(format!("it answered {}", answer.status)),
+            status if status >= 500 => Reason::ServerError {
+                status,
+                errors: answer.errors(),
+            },
+            _ => return Ok(answer),
+        };
+        Err(self.fault(call, reason))
+    }
+
+    async fn send_once(
+        &self,
+        call: &Call,
+        token: Option<&Redacted<String>>,
+    ) -> Result<(Answer, Option<Duration>), VaultFault> {
+        let url = self.url(call);
+        let response = self.exchange(call, &self.primary, url, token).await?;
+        if !matches!(response.status().as_u16(), 301 | 302 | 307 | 308) {
+            return self.read(call, response).await;
+        }
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok());
+        let target = self
+            .target(location)
+            .map_err(|why| self.fault(call, Reason::Standby(why)))?;
+        let client = self
+            .client_for(&target)
+            .map_err(|error| self.fault(call, Reason::Standby(format!("no client for {target}: {error}"))))?;
+        let response = self.exchange(call, &client, self.named(target), token).await?;
+        if response.status().is_redirection() {
+            return Err(self.fault(
+                call,
+                Reason::Standby("the server it points to redirects again".to_owned()),
+            ));
+        }
+        self.read(call, response).await
+    }
+
+    async fn exchange(
+        &self,
+        call: &Call,
+        client: &reqwest::Client,
+        url: Url,
+        token: Option<&Redacted<String>>,
+    ) -> Result<reqwest::Response, VaultFault> {
+        // Vault Agent and Proxy refuse requests without this header when told to (require_request_header).
+        let mut request = client
+            .request(call.method.clone(), url)
+            .header("X-Vault-Request", "true");
+        if let Some(token) = token {
+            let mut value = HeaderValue::from_str(token.expose()).map_err(|_| {
+                self.fault(
+                    call,
+                    Reason::TokenInvalid("it has characters no token has".to_owned()),
+                )
+            })?;
+            value.set_sensitive(true);
+            request = request.header("X-Vault-Token", value);
+        }
+        if let Some(namespace) = &self.namespace {
+            request = request.header("X-Vault-Namespace", namespace.clone());
+        }
+        if let Some(timeout) = call.timeout {
+            request = request.timeout(timeout);
+        }
+        if let Some(body) = &call.body {
+            request = request
+                .header("Content-Type", "application/json")
+                .body(body.to_vec());
+        }
+        request
+            .send()
+            .await
+            .map_err(|error| self.fault(call, failure(error)))
+    }
+
+    async fn read(
+        &self,
+        call: &Call,
+        mut response: reqwest::Response,
+    ) -> Result<(Answer, Option<Duration>), VaultFault> {
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok())
+            .map(Duration::from_secs);
+        let mut body = Zeroizing::new(Vec::with_capacity(16 * 1024));
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > MAX_BODY_BYTES => {
+                    return Err(self.fault(call, Reason::TooLarge));
+                }
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => return Ok((Answer { status, body }, retry_after)),
+                Err(error) => return Err(self.fault(call, Reason::NoAnswer(root_cause(error)))),
+            }
+        }
+    }
+
+    fn url(&self, call: &Call) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(call.path.split('/'));
+        }
+        url.set_query(call.query.as_deref().filter(|query| !query.is_empty()));
+        self.named(url)
+    }
+
+    /// With a TLS server name, the URL names that; the client's resolver leads it to the real host.
+    fn named(&self, mut url: Url) -> Url {
+        if let (Some(name), "https") = (self.trust.server_name(), url.scheme()) {
+            // Fails on a name that is no host; then the name in the certificate cannot match either.
+            let _ = url.set_host(Some(name));
+        }
+        url
+    }
+
+    fn target(&self, location: Option<&str>) -> Result<Url, String> {
+        let location = location.ok_or("it names no location")?;
+        let url = self
+            .base
+            .join(location)
+            .map_err(|error| format!("{location:?} is no address ({error})"))?;
+        match (self.base.scheme(), url.scheme()) {
+            (_, "https") | ("http", "http") => Ok(url),
+            _ => Err(format!(
+                "it leads from {} to {}",
+                self.base.scheme(),
+                url.scheme()
+            )),
+        }
+    }
+
+    fn client_for(&self, target: &Url) -> Result<reqwest::Client, SettingsError> {
+        let host = target.host_str().unwrap_or_default();
+        let https = target.scheme() == "https";
+        let shared = self.socket.is_none()
+            && (self.trust.server_name().is_none() || Some(host) == self.base.host_str())
+            && self.base.scheme() == target.scheme();
+        if shared {
+            return Ok(self.primary.clone());
+        }
+        let key = format!("{}://{host}", target.scheme());
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = others.get(&key) {
+            return Ok(client.clone());
+        }
+        // A cluster has a handful of servers; more names than this come from a broken redirect.
+        if others.len() >= 16 {
+            others.clear();
+        }
+        let client = self.trust.client(&Route::Host(host), https)?;
+        others.insert(key, client.clone());
+        Ok(client)
+    }
+}
+
+fn fault(method: &Method, place: &str, path: &str, reason: Reason) -> VaultFault {
+    VaultFault {
+        asked: format!("{method} {place}").into(),
+        path: path.into(),
+        capability: if *method == Method::GET { "read" } else { "update" },
+        reason,
+        not_sent: false,
+    }
+}
+
+fn failure(error: reqwest::Error) -> Reason {
+    if error.is_connect() {
+        return Reason::Unreachable(root_cause(error));
+    }
+    if error.is_timeout() {
+        return Reason::NoAnswer("timed out".to_owned());
+    }
+    Reason::NoAnswer(root_cause(error))
+}
+
+/// The innermost text says what happened ("connection refused", "certificate expired"); the outer ones say "error
+/// sending request".
+fn root_cause(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::vault::VaultAuth;
+
+    fn transport(address: &str) -> Result<Transport, SettingsError> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Transport::new(&VaultSettings::new(address, VaultAuth::Proxy))
+    }
+
+    #[test]
+    fn paths_from_documents_cannot_leave_their_place() {
+        for path in [
+            "secret/../sys/seal",
+            "secret//x",
+            "/secret",
+            "a/./b",
+            "a/\n",
+            "",
+            &"x/".repeat(600),
+        ] {
+            let fault = Call::get(path.to_owned()).err().unwrap();
+            assert!(matches!(fault.reason, Reason::BadPath(_)), "{path}");
+        }
+        let odd = Call::get("secret/data/a b%2e%2e?x#y".to_owned()).unwrap();
+        let url = transport("http://127.0.0.1:1/pre").unwrap().url(&odd);
+        assert_eq!(
+            url.as_str(),
+            "http://127.0.0.1:1/pre/v1/secret/data/a%20b%252e%252e%3Fx%23y"
+        );
+    }
+
+    #[test]
+    fn addresses_are_http_https_or_a_socket() {
+        assert!(transport("unix:///run/vault.sock").is_ok());
+        for bad in ["ftp://x", "vault:8200", "http://user:pass@x", ""] {
+            assert!(
+                matches!(transport(bad), Err(SettingsError::Address { .. })),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_redirect_never_leaves_https() {
+        let transport = transport("https://127.0.0.1:8200").unwrap();
+        assert!(transport.target(Some("http://127.0.0.1:8200/v1/x")).is_err());
+        assert!(transport.target(Some("https://active:8200/v1/x?y=1")).is_ok());
+        assert!(transport.target(None).is_err());
+    }
+
+    #[test]
+    fn a_tls_server_name_stands_in_for_the_host() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut settings = VaultSettings::new("https://10.0.0.1:8200", VaultAuth::Proxy);
+        settings.tls_server_name = Some("vault.service.consul".to_owned());
+        let transport = Transport::new(&settings).unwrap();
+        let call = Call::get("sys/health".to_owned()).unwrap();
+        assert_eq!(
+            transport.url(&call).as_str(),
+            "https://vault.service.consul:8200/v1/sys/health"
+        );
+        assert!(
+            transport
+                .fault(&call, Reason::Overloaded)
+                .asked
+                .contains("https://10.0.0.1:8200/")
+        );
+    }
+}

@@ -1,0 +1,112 @@
+use serde::{Deserialize, Serialize};
+
+use super::board::timestamp;
+use crate::envoy::ResourceKind;
+use crate::xds::{Peer, StreamView, Variant};
+
+/// One connected Envoy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EnvoyStatus {
+    pub stream: u64,
+    /// Envoy's `node.id`: a label, no identity.
+    pub node: String,
+    pub gateway: String,
+    /// Who it is, as far as its connection proves it.
+    pub peer: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// `delta` or `sotw`.
+    pub variant: String,
+    pub connected_at: String,
+    /// Nothing is on its way, refused or missing.
+    pub settled: bool,
+    pub kinds: Vec<KindStatus>,
+}
+
+/// One kind of resource on one stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KindStatus {
+    pub kind: ResourceKind,
+    /// Envoy asked for this kind.
+    pub subscribed: bool,
+    pub acknowledged: usize,
+    /// Sent and not acknowledged, or waiting to be sent.
+    pub pending: usize,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedResource>,
+    /// Asked for, and nobody holds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wanted: Vec<String>,
+}
+
+/// One resource that this Envoy does not take.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RefusedResource {
+    pub name: String,
+    pub version: String,
+    pub message: String,
+}
+
+impl EnvoyStatus {
+    pub fn of(stream: &StreamView) -> Self {
+        Self {
+            stream: stream.id.0,
+            node: stream.node.to_string(),
+            gateway: stream.gateway.to_string(),
+            peer: peer(&stream.peer),
+            version: stream.envoy_version.as_deref().map(str::to_owned),
+            variant: match stream.variant {
+                Variant::Delta => "delta",
+                Variant::StateOfTheWorld => "sotw",
+            }
+            .to_owned(),
+            connected_at: timestamp(stream.connected_at),
+            settled: stream.is_settled(),
+            kinds: ResourceKind::ALL
+                .into_iter()
+                .map(|kind| kind_status(stream, kind))
+                .collect(),
+        }
+    }
+
+    pub fn pending(&self) -> usize {
+        self.kinds.iter().map(|kind| kind.pending).sum()
+    }
+
+    pub fn refused(&self) -> impl Iterator<Item = (ResourceKind, &RefusedResource)> {
+        self.kinds
+            .iter()
+            .flat_map(|kind| kind.refused.iter().map(|refused| (kind.kind, refused)))
+    }
+}
+
+fn kind_status(stream: &StreamView, kind: ResourceKind) -> KindStatus {
+    let view = stream.kind(kind);
+    KindStatus {
+        kind,
+        subscribed: view.subscribed,
+        acknowledged: stream.acked.of_kind(kind).len(),
+        pending: view.pending,
+        refused: view
+            .refused
+            .iter()
+            .map(|(name, refusal)| RefusedResource {
+                name: name.to_string(),
+                version: refusal.version.to_string(),
+                message: refusal.message.to_string(),
+            })
+            .collect(),
+        wanted: view.wanted.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn peer(peer: &Peer) -> String {
+    match peer {
+        Peer::Unix { uid, pid: Some(pid) } => format!("socket, uid {uid}, pid {pid}"),
+        Peer::Unix { uid, pid: None } => format!("socket, uid {uid}"),
+        Peer::Tls { address, sans } => {
+            let names: Vec<String> = sans.iter().map(ToString::to_string).collect();
+            format!("{address}, {}", names.join(", "))
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What is in effect, object by object: accepted, resolved, programmed.
+//!
+//! Pure: from a view of the pipeline and of the xDS streams to plain values that serialise. Shown by the API, the CLI
+//! and the status keys in Consul. How they are laid out for people is not known here.
+
+mod attachment;
+mod board;
+mod envoy;
+mod node_report;
+mod object;
+mod ports;
+mod programmed;
+mod source;
+mod summary;
+mod watch;
+
+pub use attachment::unattached;
+pub use board::{GatewayStatus, Status, diagnostics, missing};
+pub use envoy::{EnvoyStatus, KindStatus, RefusedResource};
+pub use node_report::{CertificateReport, EnvoyCount, NodeReport, ObjectReport, Signature};
+pub use object::{Condition, DocumentPhase, DocumentStatus, ObjectStatus};
+pub use programmed::Programmed;
+pub use source::SourceReading;
+pub use summary::{ObjectSummary, Summary};
+pub use watch::{CertificatePhase, CertificateStatus, ServiceStatus};

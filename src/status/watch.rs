@@ -1,0 +1,259 @@
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::board::timestamp;
+use crate::config::{Certificate, Object, ObjectKind};
+use crate::diagnostics::{Code, Diagnostic};
+use crate::model::{CertificateMaterial, Health};
+use crate::pipeline::View;
+
+/// One watched service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub service: String,
+    /// The watch has answered: instances, or a reason why there are none.
+    pub answered: bool,
+    pub instances: usize,
+    pub passing: usize,
+    pub warning: usize,
+    pub critical: usize,
+    pub maintenance: usize,
+    /// From disk: the source has not answered since the start.
+    pub stale: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    pub gateways: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CertificatePhase {
+    Valid,
+    /// Less than a fifth of its life is left: it should have been replaced by now.
+    Expiring,
+    Expired,
+    NotYetValid,
+    /// Not here yet, and no reason known.
+    Waiting,
+    /// Could not be fetched, and none is here from before.
+    Missing,
+    /// No gateway of this agent serves it, so it is not fetched.
+    Unused,
+}
+
+impl CertificatePhase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Valid => "valid",
+            Self::Expiring => "expiring",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not yet valid",
+            Self::Waiting => "waiting",
+            Self::Missing => "missing",
+            Self::Unused => "unused",
+        }
+    }
+}
+
+/// One declared certificate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    pub name: String,
+    pub source: String,
+    pub phase: CertificatePhase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
+    /// Unix seconds, for metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<i64>,
+    /// Whether this agent holds the private key. After a restart only Envoy may.
+    pub has_key: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    pub gateways: Vec<String>,
+}
+
+pub(super) fn services(view: &View) -> Vec<ServiceStatus> {
+    let users: Vec<_> = view
+        .gateways
+        .iter()
+        .map(|gateway| (gateway.name.to_string(), gateway.compiler.services()))
+        .collect();
+    let mut all: Vec<ServiceStatus> = view
+        .snapshot
+        .services()
+        .map(|(query, known)| {
+            let instances = known.value.as_deref().unwrap_or_default();
+            let count = |health| {
+                instances
+                    .iter()
+                    .filter(|instance| instance.health == health)
+                    .count()
+            };
+            ServiceStatus {
+                service: query.to_string(),
+                answered: view.snapshot.service_answered(query),
+                instances: instances.len(),
+                passing: count(Health::Passing),
+                warning: count(Health::Warning),
+                critical: count(Health::Critical),
+                maintenance: count(Health::Maintenance),
+                stale: known.stale,
+                problem: known.problem.as_ref().map(ToString::to_string),
+                gateways: users
+                    .iter()
+                    .filter(|(_, services)| services.contains(query))
+                    .map(|(name, _)| name.clone())
+                    .collect(),
+            }
+        })
+        .collect();
+    all.sort_by(|one, other| one.service.cmp(&other.service));
+    all
+}
+
+pub(super) fn certificates(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
+    declared(view)
+        .map(|certificate| certificate_status(view, certificate, now))
+        .collect()
+}
+
+/// Certificates in use that are near their end or past it.
+pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
+    let in_use = declared(view).filter(|certificate| !users_of(view, certificate).is_empty());
+    in_use
+        .filter_map(|certificate| {
+            let known = view.snapshot.certificate(&certificate.query)?;
+            let material = known.value.as_deref()?;
+            let (end, name) = (timestamp(unix(material.not_after)), &certificate.name);
+            let diagnostic = match phase_of(material, now) {
+                CertificatePhase::Expired => Diagnostic::error(
+                    Code::CertificateExpiry,
+                    format!("certificate {name:?} expired at {end}"),
+                )
+                .because("clients refuse it"),
+                CertificatePhase::Expiring => Diagnostic::warning(
+                    Code::CertificateExpiry,
+                    format!("certificate {name:?} expires at {end}"),
+                )
+                .because("less than a fifth of its life is left, and no newer one has come"),
+                _ => return None,
+            };
+            let fix = match &known.problem {
+                Some(problem) => format!("it is not renewed: {problem}"),
+                None => format!("put a newer one at {}", certificate.query),
+            };
+            Some(
+                diagnostic
+                    .at(certificate.origin.clone())
+                    .about("certificate", name)
+                    .fix(fix),
+            )
+        })
+        .collect()
+}
+
+fn declared(view: &View) -> impl Iterator<Item = &Certificate> {
+    view.snapshot
+        .config
+        .of_kind(ObjectKind::Certificate)
+        .filter_map(|object| match object {
+            Object::Certificate(certificate) => Some(&**certificate),
+            _ => None,
+        })
+}
+
+fn users_of(view: &View, certificate: &Certificate) -> Vec<String> {
+    let uses = |name: &std::sync::Arc<str>| *name == certificate.name;
+    view.gateways
+        .iter()
+        .filter(|gateway| gateway.compiler.certificates().keys().any(uses))
+        .map(|gateway| gateway.name.to_string())
+        .collect()
+}
+
+fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -> CertificateStatus {
+    let gateways = users_of(view, certificate);
+    let known = view.snapshot.certificate(&certificate.query);
+    let material = known.and_then(|known| known.value.as_deref());
+    let problem = known
+        .and_then(|known| known.problem.as_ref())
+        .map(ToString::to_string);
+    let phase = match material {
+        Some(material) => phase_of(material, now),
+        None if problem.is_some() => CertificatePhase::Missing,
+        None if gateways.is_empty() => CertificatePhase::Unused,
+        None => CertificatePhase::Waiting,
+    };
+    CertificateStatus {
+        name: certificate.name.to_string(),
+        source: certificate.query.to_string(),
+        phase,
+        serial: material.map(|material| material.serial.to_string()),
+        names: material.map_or_else(Vec::new, |material| {
+            material.names.iter().map(ToString::to_string).collect()
+        }),
+        not_before: material.map(|material| timestamp(unix(material.not_before))),
+        not_after: material.map(|material| timestamp(unix(material.not_after))),
+        expires: material.map(|material| material.not_after),
+        has_key: material.is_some_and(|material| material.private_key.is_some()),
+        problem,
+        gateways,
+    }
+}
+
+fn phase_of(material: &CertificateMaterial, now: SystemTime) -> CertificatePhase {
+    let (from, to) = (unix(material.not_before), unix(material.not_after));
+    let life = to.duration_since(from).unwrap_or_default();
+    if now < from {
+        CertificatePhase::NotYetValid
+    } else if now >= to {
+        CertificatePhase::Expired
+    } else if to.duration_since(now).unwrap_or_default() < life / 5 {
+        CertificatePhase::Expiring
+    } else {
+        CertificatePhase::Valid
+    }
+}
+
+fn unix(seconds: i64) -> SystemTime {
+    /// The end of year 9999, the last that RFC 3339 can write; what is later is as good as never.
+    const LAST: u64 = 253_402_300_799;
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0).min(LAST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_of_a_certificate() {
+        let material = CertificateMaterial {
+            chain: "".into(),
+            private_key: None,
+            serial: "1".into(),
+            names: Vec::new(),
+            not_before: 1000,
+            not_after: 2000,
+        };
+        let phase = |at| phase_of(&material, UNIX_EPOCH + Duration::from_secs(at));
+        assert_eq!(phase(999), CertificatePhase::NotYetValid);
+        assert_eq!(phase(1000), CertificatePhase::Valid);
+        assert_eq!(phase(1800), CertificatePhase::Valid);
+        assert_eq!(phase(1801), CertificatePhase::Expiring);
+        assert_eq!(phase(2000), CertificatePhase::Expired);
+    }
+
+    #[test]
+    fn no_end_can_be_written() {
+        assert_eq!(timestamp(unix(i64::MAX)), "9999-12-31T23:59:59Z");
+        assert_eq!(timestamp(unix(-1)), "1970-01-01T00:00:00Z");
+    }
+}

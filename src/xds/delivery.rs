@@ -1,0 +1,319 @@
+//! What of the dirty names goes out now, what waits, and what needs no sending.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::exchange::{Report, Response, Variant};
+use super::order::{self, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
+use super::subscription::{Dirty, InFlight, Subscription};
+use crate::envoy::{Resource, ResourceKind, ResourceSet};
+
+/// What the rest of the stream says about one resource of this kind.
+pub(super) trait Holds {
+    /// It needs something new that is not in place yet.
+    fn withholds(&self, resource: &Resource) -> bool;
+    /// Something that Envoy still has uses it.
+    fn holds_removal(&self, name: &Arc<str>, since: Duration) -> bool;
+}
+
+enum Verdict {
+    Send(Arc<Resource>),
+    Remove,
+    /// Envoy has this version: nothing to send.
+    UpToDate(Arc<Resource>),
+    /// Looked at and left as it is, until it changes.
+    Leave,
+    /// To be looked at again.
+    Wait,
+}
+
+impl Subscription {
+    /// Builds the next response, if there is one, and books it as in flight.
+    pub(super) fn deliver(
+        &mut self,
+        target: &ResourceSet,
+        holds: &impl Holds,
+        now: Duration,
+        last_nonce: &mut u64,
+        reports: &mut Vec<Report>,
+    ) -> Option<Response> {
+        if !self.opened || !self.may_send(now) {
+            return None;
+        }
+        self.removal_held_since = None;
+        loop {
+            let trial = self.refusals.next_group();
+            let is_trial = trial.is_some();
+            let names: Vec<(Arc<str>, Dirty)> = match trial {
+                Some(group) => group
+                    .iter()
+                    .filter_map(|name| self.dirty.get_key_value(name))
+                    .map(|(k, v)| (k.clone(), *v))
+                    .collect(),
+                None => self
+                    .dirty
+                    .iter()
+                    .map(|(name, dirty)| (name.clone(), *dirty))
+                    .collect(),
+            };
+            if self.waits_to_be_whole(target, holds, &names) {
+                return None;
+            }
+            let (mut changed, removed) = self.take(target, holds, &names, reports);
+            let is_needed = self.is_response_needed(&changed, &removed);
+            if !is_needed && is_trial {
+                // Its suspects changed meanwhile or wait for something: they are no longer tried apart.
+                self.refusals.finish_group();
+                continue;
+            }
+            self.share_structure(target);
+            if !is_needed {
+                removed.iter().for_each(|name| _ = self.acked.remove(name));
+                if self.in_flight.is_empty() {
+                    self.acked = self.told.clone();
+                }
+                return None;
+            }
+            let fresh = changed.len();
+            self.add_unanswered(&mut changed);
+            *last_nonce += 1;
+            let response = self.response(*last_nonce, &changed, &removed);
+            self.answered = true;
+            self.last_nonce = *last_nonce;
+            self.in_flight.push_back(InFlight {
+                nonce: *last_nonce,
+                sent_at: now,
+                changed,
+                fresh,
+                removed,
+                is_trial,
+            });
+            return Some(response);
+        }
+    }
+
+    /// When to look again although nothing happened. Gates have their own clock.
+    pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
+        if self.dirty.is_empty() {
+            return None;
+        }
+        let overlap = self
+            .in_flight
+            .back()
+            .filter(|_| self.kind == ResourceKind::Cluster && self.in_flight.len() < CLUSTER_OVERLAP_MAX)
+            .map(|response| response.sent_at + order::cluster_overlap(self.variant));
+        let removal = self.removal_held_since.map(|since| since + REMOVAL_PATIENCE);
+        let backed_off = Some(self.refusals.not_before());
+        [overlap, removal, backed_off]
+            .into_iter()
+            .flatten()
+            .filter(|at| *at > now)
+            .min()
+    }
+
+    fn may_send(&self, now: Duration) -> bool {
+        if now < self.refusals.not_before() {
+            return false;
+        }
+        let Some(last) = self.in_flight.back() else {
+            return true;
+        };
+        self.kind == ResourceKind::Cluster
+            && self.refusals.next_group().is_none()
+            && now >= last.sent_at + order::cluster_overlap(self.variant)
+            && self.in_flight.len() < CLUSTER_OVERLAP_MAX
+    }
+
+    /// A first state-of-the-world answer deletes what it lacks, so it must not lack what is only withheld: this Envoy may
+    /// hold an older version from another stream. A first delta answer must not be empty only for that reason, or
+    /// Envoy starts up with nothing.
+    fn waits_to_be_whole(
+        &self,
+        target: &ResourceSet,
+        holds: &impl Holds,
+        names: &[(Arc<str>, Dirty)],
+    ) -> bool {
+        if self.answered || !self.wildcard || !order::is_gated(self.kind) || names.is_empty() {
+            return false;
+        }
+        let is_withheld = |name: &Arc<str>| {
+            target
+                .get(self.kind, name)
+                .is_some_and(|resource| holds.withholds(resource))
+        };
+        match self.variant {
+            Variant::StateOfTheWorld => names.iter().any(|(name, _)| is_withheld(name)),
+            Variant::Delta => names.iter().all(|(name, _)| is_withheld(name)),
+        }
+    }
+
+    fn take(
+        &mut self,
+        target: &ResourceSet,
+        holds: &impl Holds,
+        names: &[(Arc<str>, Dirty)],
+        reports: &mut Vec<Report>,
+    ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
+        let mut changed = Vec::new();
+        let mut removals = Vec::new();
+        for (name, dirty) in names {
+            match self.judge(name, *dirty, target, holds, reports) {
+                Verdict::Wait => continue,
+                Verdict::Leave => {}
+                Verdict::UpToDate(resource) => {
+                    self.refusals.forget(name);
+                    self.wanted.remove(name);
+                    // Envoy has it, but perhaps only told: acknowledged is what an answer says.
+                    self.told.insert(resource.name.clone(), resource);
+                }
+                Verdict::Send(resource) => {
+                    self.wanted.remove(name);
+                    self.unheld.remove(name);
+                    self.told.insert(resource.name.clone(), resource.clone());
+                    changed.push(resource);
+                }
+                Verdict::Remove => {
+                    removals.push(name.clone());
+                    continue;
+                }
+            }
+            self.dirty.remove(name);
+        }
+        // Clusters go in a response of their own, so that one refused for a bad cluster removes nothing: Envoy would
+        // have done it, and would not say so on its next stream.
+        if self.kind == ResourceKind::Cluster && !changed.is_empty() {
+            removals.clear();
+        }
+        for name in &removals {
+            self.dirty.remove(name);
+            self.wanted.remove(name);
+            self.refusals.forget(name);
+            if self.told.contains_key(name) {
+                self.forget_told(name);
+            }
+        }
+        (changed, removals)
+    }
+
+    fn judge(
+        &mut self,
+        name: &Arc<str>,
+        dirty: Dirty,
+        target: &ResourceSet,
+        holds: &impl Holds,
+        reports: &mut Vec<Report>,
+    ) -> Verdict {
+        let told = self.told.get(name);
+        let Some(resource) = target.get(self.kind, name) else {
+            if told.is_some() {
+                if !holds.holds_removal(name, dirty.since) {
+                    return Verdict::Remove;
+                }
+                self.removal_held_since = self.removal_held_since.into_iter().chain([dirty.since]).min();
+                return Verdict::Wait;
+            }
+            self.wanted.remove(name);
+            self.refusals.forget(name);
+            // Asked for and known to be absent: said at once, or Envoy waits for its time-out.
+            return if dirty.forced {
+                Verdict::Remove
+            } else {
+                Verdict::Leave
+            };
+        };
+        if !dirty.forced && told.is_some_and(|told| told.version == resource.version) {
+            return Verdict::UpToDate(resource.clone());
+        }
+        if self.refusals.is_refused(resource) {
+            // What asks for an answer gets the last good version; the refused one is never sent again.
+            let last_good = told.filter(|told| dirty.forced && !told.is_held_by_envoy());
+            return last_good.map_or(Verdict::Leave, |told| Verdict::Send(told.clone()));
+        }
+        if resource.is_held_by_envoy() {
+            let is_news = self
+                .wanted
+                .insert(name.clone(), resource.version.clone())
+                .as_ref()
+                != Some(&resource.version);
+            if is_news || dirty.forced {
+                reports.push(Report::Wanted {
+                    kind: self.kind,
+                    name: name.clone(),
+                });
+            }
+            return Verdict::Leave;
+        }
+        if holds.withholds(resource) {
+            return Verdict::Wait;
+        }
+        self.refusals.forget(name);
+        Verdict::Send(resource.clone())
+    }
+
+    /// A response that carries the whole state carries what is still unanswered too, and may be refused for it.
+    fn add_unanswered(&self, changed: &mut Vec<Arc<Resource>>) {
+        if self.variant == Variant::Delta {
+            return;
+        }
+        let unanswered: Vec<Arc<Resource>> = self
+            .in_flight
+            .iter()
+            .flat_map(|response| &response.changed)
+            .filter(|resource| {
+                self.told
+                    .get(&resource.name)
+                    .is_some_and(|told| told.version == resource.version)
+            })
+            .filter(|resource| !changed.iter().any(|other| other.name == resource.name))
+            .cloned()
+            .collect();
+        changed.extend(unanswered);
+    }
+
+    fn is_response_needed(&self, changed: &[Arc<Resource>], removed: &[Arc<str>]) -> bool {
+        // A wildcard is answered even with nothing, or Envoy never finishes starting.
+        let is_first = self.wildcard && !self.answered;
+        match self.variant {
+            Variant::StateOfTheWorld if !order::is_wildcard(self.kind) => !changed.is_empty(),
+            _ => is_first || !changed.is_empty() || !removed.is_empty(),
+        }
+    }
+
+    fn response(&self, nonce: u64, changed: &[Arc<Resource>], removed: &[Arc<str>]) -> Response {
+        let (resources, removed, version) = match self.variant {
+            Variant::Delta => (changed.to_vec(), removed.to_vec(), String::new()),
+            Variant::StateOfTheWorld => {
+                // Clusters, listeners and scopes: what is missing is deleted. Secrets: an update without the secret
+                // that a watch waits for can count as an error. Endpoints and routes: missing means unchanged.
+                let is_whole = order::is_wildcard(self.kind) || self.kind == ResourceKind::Secret;
+                let resources = if is_whole {
+                    self.told
+                        .values()
+                        .filter(|resource| !resource.is_held_by_envoy())
+                        .cloned()
+                        .collect()
+                } else {
+                    changed.to_vec()
+                };
+                (resources, Vec::new(), super::wire::whole_version(&self.told))
+            }
+        };
+        Response {
+            kind: self.kind,
+            nonce,
+            version,
+            resources,
+            removed,
+        }
+    }
+
+    /// Once everything is told, `told` becomes the published map itself: nothing of its own left in memory, and the next
+    /// comparison skips what is shared.
+    fn share_structure(&mut self, target: &ResourceSet) {
+        let published = target.of_kind(self.kind);
+        let is_behind = !self.dirty.is_empty() || !self.refusals.is_empty() || !self.wanted.is_empty();
+        if !is_behind && self.told.len() == published.len() {
+            self.told = published.clone();
+        }
+    }
+}

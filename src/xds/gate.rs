@@ -1,0 +1,138 @@
+//! Make before break: a route that needs a cluster which is new on this stream waits until that cluster is warm.
+//!
+//! Per cluster, so that a cold one delays its own routes only; bounded, so that it does not delay them for ever. Meanwhile
+//! Envoy keeps the old version of the route. A cluster with endpoints in the set (under its own name) is in place when
+//! Envoy acknowledged these endpoints after the cluster, any other when Envoy acknowledged the cluster; in both cases
+//! the secrets it needs must be acknowledged too.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::order::{GATE_PATIENCE, GATE_PATIENCE_SILENT};
+use super::subscription::{Held, InFlight};
+use crate::envoy::{Resource, ResourceKind, ResourceSet};
+
+#[derive(Default)]
+pub(super) struct Gates {
+    by_cluster: BTreeMap<Arc<str>, Gate>,
+}
+
+struct Gate {
+    since: Duration,
+    sent: Option<Sent>,
+    /// Acknowledged after the cluster was sent.
+    cluster_acked: bool,
+    endpoints_acked: bool,
+}
+
+struct Sent {
+    nonce: u64,
+    /// When Envoy first said anything afterwards: before that it is busy, not cold.
+    reacted_at: Option<Duration>,
+}
+
+impl Gates {
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_cluster.is_empty()
+    }
+
+    pub(super) fn add(&mut self, cluster: Arc<str>, now: Duration) {
+        self.by_cluster.entry(cluster).or_insert(Gate {
+            since: now,
+            sent: None,
+            cluster_acked: false,
+            endpoints_acked: false,
+        });
+    }
+
+    /// A cluster response leaves.
+    pub(super) fn on_sent(&mut self, clusters: &[Arc<Resource>], nonce: u64) {
+        for cluster in clusters {
+            if let Some(gate) = self.by_cluster.get_mut(&cluster.name) {
+                gate.sent = Some(Sent {
+                    nonce,
+                    reacted_at: None,
+                });
+                gate.cluster_acked = false;
+                gate.endpoints_acked = false;
+            }
+        }
+    }
+
+    pub(super) fn on_request(&mut self, now: Duration) {
+        for gate in self.by_cluster.values_mut() {
+            if let Some(sent) = &mut gate.sent {
+                sent.reacted_at.get_or_insert(now);
+            }
+        }
+    }
+
+    pub(super) fn on_acked(&mut self, kind: ResourceKind, settled: &[InFlight]) {
+        if self.is_empty() {
+            return;
+        }
+        for response in settled {
+            for resource in &response.changed {
+                let Some(gate) = self.by_cluster.get_mut(&resource.name) else {
+                    continue;
+                };
+                let Some(sent) = &gate.sent else { continue };
+                match kind {
+                    ResourceKind::Cluster if response.nonce >= sent.nonce => gate.cluster_acked = true,
+                    ResourceKind::Endpoint if response.nonce > sent.nonce => gate.endpoints_acked = true,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Opens the gates of clusters that are in place, gone, or waited for long enough.
+    pub(super) fn review(&mut self, target: &ResourceSet, acked_secrets: &Held, now: Duration) {
+        self.by_cluster.retain(|name, gate| {
+            let Some(cluster) = target.get(ResourceKind::Cluster, name) else {
+                return false;
+            };
+            let has_endpoints = target.get(ResourceKind::Endpoint, name).is_some();
+            let is_warm = if has_endpoints {
+                gate.endpoints_acked
+            } else {
+                gate.cluster_acked
+            };
+            let has_secrets = || {
+                cluster
+                    .needs
+                    .iter()
+                    .filter(|need| need.kind == ResourceKind::Secret)
+                    .filter(|need| target.get(ResourceKind::Secret, &need.name).is_some())
+                    .all(|need| acked_secrets.contains_key(&need.name))
+            };
+            let is_over = now >= gate.deadline();
+            if is_over {
+                tracing::debug!(cluster = %name, "route no longer waits for its new cluster");
+            }
+            let is_in_place = is_warm && has_secrets();
+            !is_over && !is_in_place
+        });
+    }
+
+    pub(super) fn withholds(&self, resource: &Resource) -> bool {
+        !self.is_empty()
+            && resource
+                .needs
+                .iter()
+                .any(|need| need.kind == ResourceKind::Cluster && self.by_cluster.contains_key(&need.name))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.by_cluster.values().map(Gate::deadline).min()
+    }
+}
+
+impl Gate {
+    fn deadline(&self) -> Duration {
+        let at_last = self.since + GATE_PATIENCE_SILENT;
+        let reacted_at = self.sent.as_ref().and_then(|sent| sent.reacted_at);
+        reacted_at.map_or(at_last, |at| at_last.min(at + GATE_PATIENCE))
+    }
+}

@@ -1,0 +1,392 @@
+//! Sockets: binding them safely, accepting, and knowing who is there before a byte of HTTP/2 is read.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::server::Connected;
+
+use super::access::{Access, GatewayAccess, Peer};
+use super::event::{Event, EventQueue, RefusedReason};
+use super::tls::{self, TlsError, TlsSettings};
+
+/// Connections that wait to be accepted. After a restart of the agent all Envoys come at once.
+const BACKLOG: u32 = 4096;
+/// TLS handshakes at the same time: each costs a signature, more of them only make all of them late.
+const HANDSHAKES: usize = 256;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a failed accept (out of file descriptors), so as not to spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The socket for Envoys of this machine.
+#[derive(Clone, Debug)]
+pub struct UnixSettings {
+    pub path: PathBuf,
+    /// Who may use it beside our own uid and root. They need access to the file as well: it is made with mode 0600.
+    pub uids: BTreeSet<u32>,
+    pub gateways: GatewayAccess,
+}
+
+/// The port for remote Envoys.
+#[derive(Clone, Debug)]
+pub struct TcpSettings {
+    pub address: SocketAddr,
+    pub tls: watch::Receiver<Arc<TlsSettings>>,
+}
+
+#[derive(Debug, Error)]
+pub enum ListenError {
+    #[error("{path}: another process serves this socket; stop it, or choose another path")]
+    InUse { path: PathBuf },
+    #[error("{path}: exists and is no socket")]
+    NotASocket { path: PathBuf },
+    #[error("{path}: cannot open the socket")]
+    Unix { path: PathBuf, source: io::Error },
+    #[error("{address}: cannot open the port")]
+    Tcp { address: SocketAddr, source: io::Error },
+    #[error("TLS for {address} cannot be set up")]
+    Tls { address: SocketAddr, source: TlsError },
+}
+
+/// An open socket, ready to be served.
+pub struct Listener {
+    socket: Socket,
+    access: Arc<Access>,
+}
+
+enum Socket {
+    Unix {
+        listener: UnixListener,
+        file: SocketFile,
+    },
+    Tcp {
+        listener: TcpListener,
+        tls: watch::Receiver<Arc<TlsSettings>>,
+        config: Arc<rustls::ServerConfig>,
+    },
+}
+
+impl UnixSettings {
+    pub async fn bind(self) -> Result<Listener, ListenError> {
+        let path = self.path;
+        make_room(&path).await?;
+        let failed = |source| ListenError::Unix {
+            path: path.clone(),
+            source,
+        };
+        let socket = UnixSocket::new_stream().map_err(failed)?;
+        socket.bind(&path).map_err(failed)?;
+        // Before it listens: nobody can connect while the umask decides about the mode.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let file = SocketFile::of(&path).map_err(failed)?;
+        let listener = socket.listen(BACKLOG).map_err(failed)?;
+        let access = Arc::new(Access::Unix {
+            uids: self.uids,
+            gateways: self.gateways,
+        });
+        Ok(Listener {
+            socket: Socket::Unix { listener, file },
+            access,
+        })
+    }
+}
+
+impl TcpSettings {
+    pub async fn bind(self) -> Result<Listener, ListenError> {
+        let address = self.address;
+        let config =
+            tls::server_config(&self.tls.borrow()).map_err(|source| ListenError::Tls { address, source })?;
+        let failed = |source| ListenError::Tcp { address, source };
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }
+        .map_err(failed)?;
+        socket.set_reuseaddr(true).map_err(failed)?;
+        socket.bind(address).map_err(failed)?;
+        let listener = socket.listen(BACKLOG).map_err(failed)?;
+        let access = Arc::new(Access::Tls(self.tls.clone()));
+        Ok(Listener {
+            socket: Socket::Tcp {
+                listener,
+                tls: self.tls,
+                config,
+            },
+            access,
+        })
+    }
+}
+
+impl Listener {
+    /// The port that was chosen, for TCP.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp { listener, .. } => listener.local_addr().ok(),
+            Socket::Unix { .. } => None,
+        }
+    }
+
+    /// Accepts until the receiver is gone.
+    pub(super) async fn accept(self, connections: mpsc::Sender<io::Result<Connection>>, events: EventQueue) {
+        match self.socket {
+            Socket::Unix { listener, file } => {
+                accept_unix(&listener, &self.access, &connections).await;
+                drop(file);
+            }
+            Socket::Tcp {
+                listener,
+                tls,
+                config,
+            } => {
+                accept_tls(&listener, tls, config, &self.access, &connections, &events).await;
+            }
+        }
+    }
+}
+
+/// One accepted connection and who is behind it.
+pub(super) struct Connection {
+    io: Pin<Box<dyn Io>>,
+    info: ConnectionInfo,
+}
+
+#[derive(Clone)]
+pub(super) struct ConnectionInfo {
+    pub(super) peer: Arc<Peer>,
+    pub(super) access: Arc<Access>,
+}
+
+trait Io: AsyncRead + AsyncWrite + Send {}
+impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
+
+async fn accept_unix(
+    listener: &UnixListener,
+    access: &Arc<Access>,
+    connections: &mpsc::Sender<io::Result<Connection>>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = connections.closed() => return,
+        };
+        match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?, stream))) {
+            Ok((credentials, stream)) => {
+                let peer = Arc::new(Peer::Unix {
+                    uid: credentials.uid(),
+                    pid: credentials.pid(),
+                });
+                let info = ConnectionInfo {
+                    peer,
+                    access: access.clone(),
+                };
+                _ = connections.send(Ok(Connection::new(stream, info))).await;
+            }
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn accept_tls(
+    listener: &TcpListener,
+    mut settings: watch::Receiver<Arc<TlsSettings>>,
+    mut config: Arc<rustls::ServerConfig>,
+    access: &Arc<Access>,
+    connections: &mpsc::Sender<io::Result<Connection>>,
+    events: &EventQueue,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let mut is_watching = true;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = connections.closed() => return,
+            changed = settings.changed(), if is_watching => {
+                is_watching = changed.is_ok();
+                match tls::server_config(&settings.borrow_and_update()) {
+                    Ok(renewed) => config = renewed,
+                    Err(error) => {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        tracing::error!(%error, cause, "new TLS settings are not usable: keeping the old ones");
+                    }
+                }
+                continue;
+            }
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                pause(&error).await;
+                continue;
+            }
+        };
+        // Never closed, so this cannot fail.
+        let Ok(permit) = handshakes.clone().acquire_owned().await else {
+            return;
+        };
+        let acceptor = TlsAcceptor::from(config.clone());
+        let (access, connections, events) = (access.clone(), connections.clone(), events.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            match shake_hands(acceptor, stream, address, access).await {
+                Ok(connection) => _ = connections.send(Ok(connection)).await,
+                Err(message) => {
+                    tracing::warn!(%address, %message, "TLS handshake with an Envoy failed");
+                    let peer = Arc::new(Peer::Tls {
+                        address,
+                        sans: Vec::new(),
+                    });
+                    let reason = RefusedReason::Identity;
+                    events.send(Event::Refused {
+                        peer,
+                        node: None,
+                        reason,
+                        message: message.into(),
+                    });
+                }
+            }
+        });
+    }
+}
+
+async fn shake_hands(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+    access: Arc<Access>,
+) -> Result<Connection, String> {
+    // Responses are small and each waits for its answer: Nagle would add 40 ms.
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+        .await
+        .map_err(|_| format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()))?
+        .map_err(|error| error.to_string())?;
+    let leaf = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first());
+    let sans = leaf.map(|leaf| tls::sans(leaf)).unwrap_or_default();
+    let peer = Arc::new(Peer::Tls { address, sans });
+    Ok(Connection::new(stream, ConnectionInfo { peer, access }))
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+/// Removes a socket file that nobody serves any more.
+async fn make_room(path: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Unix {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ListenError::NotASocket {
+            path: path.to_owned(),
+        });
+    }
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(failed)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+        Ok(_) => Err(ListenError::InUse {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// Removes the file when the socket closes, if it is still ours and not that of a successor.
+struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            inode: std::fs::symlink_metadata(path)?.ino(),
+        })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
+            _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Connection {
+    fn new(io: impl AsyncRead + AsyncWrite + Send + 'static, info: ConnectionInfo) -> Self {
+        Self {
+            io: Box::pin(io),
+            info,
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io.as_mut().poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.io.as_mut().poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io.as_mut().poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io.as_mut().poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,178 @@
+//! The gRPC service by hand: tonic gives HTTP/2 and decodes requests, responses are our own bytes.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use http_body_util::StreamBody;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::codec::{Codec, Streaming};
+use tonic::codegen::Service;
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
+
+use super::event::{Event, RefusedReason};
+use super::exchange::{Asked, Request, Variant};
+use super::listener::ConnectionInfo;
+use super::server::Shared;
+use super::stream;
+use crate::envoy::ResourceKind;
+
+const NAME: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+
+#[derive(Clone)]
+pub(super) struct DiscoveryService {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+impl DiscoveryService {
+    pub(super) fn new(shared: Arc<Shared>, stop: CancellationToken) -> Self {
+        Self { shared, stop }
+    }
+
+    fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let method = request
+            .uri()
+            .path()
+            .strip_prefix('/')
+            .and_then(|path| path.strip_prefix(NAME));
+        match method {
+            Some("/DeltaAggregatedResources") => self.open::<DeltaDiscoveryRequest>(request),
+            Some("/StreamAggregatedResources") => self.open::<DiscoveryRequest>(request),
+            _ => Status::unimplemented("only aggregated discovery is served: set ads_config").into_http(),
+        }
+    }
+
+    fn open<M: DiscoveryMessage>(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let Some(connection) = request.extensions().get::<ConnectionInfo>().cloned() else {
+            return Status::internal("the connection is not known").into_http();
+        };
+        let permitted = match connection.access.admit(&connection.peer) {
+            Ok(permitted) => permitted,
+            Err(denied) => {
+                tracing::warn!(peer = %connection.peer, message = denied.message, "Envoy refused");
+                let event = Event::Refused {
+                    peer: connection.peer,
+                    node: None,
+                    reason: denied.reason,
+                    message: denied.message.as_str().into(),
+                };
+                self.shared.events.send(event);
+                return Status::new(status_code(denied.reason), denied.message).into_http();
+            }
+        };
+        let decoder = ProstCodec::<M, M>::default().decoder();
+        let limit = self.shared.limits.request_bytes;
+        let requests = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
+        let frames = stream::serve(
+            self.shared.clone(),
+            connection,
+            permitted,
+            requests,
+            self.stop.clone(),
+        );
+        http::Response::builder()
+            .header(http::header::CONTENT_TYPE, "application/grpc")
+            .body(Body::new(StreamBody::new(frames)))
+            .unwrap_or_else(|error| Status::internal(error.to_string()).into_http())
+    }
+}
+
+impl Service<http::Request<Body>> for DiscoveryService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        ready(Ok(self.answer(request)))
+    }
+}
+
+impl NamedService for DiscoveryService {
+    const NAME: &'static str = NAME;
+}
+
+/// What both dialects' requests have in common.
+pub(super) trait DiscoveryMessage: prost::Message + Default + Send + 'static {
+    const VARIANT: Variant;
+
+    fn take_node(&mut self) -> Option<Node>;
+
+    fn type_url(&self) -> &str;
+
+    fn into_request(self, kind: ResourceKind) -> Request;
+}
+
+impl DiscoveryMessage for DeltaDiscoveryRequest {
+    const VARIANT: Variant = Variant::Delta;
+
+    fn take_node(&mut self) -> Option<Node> {
+        self.node.take()
+    }
+
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn into_request(self, kind: ResourceKind) -> Request {
+        Request {
+            kind,
+            nonce: nonce(&self.response_nonce),
+            error: self.error_detail.map(|status| status.message),
+            asked: Asked::Delta {
+                subscribe: self.resource_names_subscribe,
+                unsubscribe: self.resource_names_unsubscribe,
+                initial: self.initial_resource_versions,
+            },
+        }
+    }
+}
+
+impl DiscoveryMessage for DiscoveryRequest {
+    const VARIANT: Variant = Variant::StateOfTheWorld;
+
+    fn take_node(&mut self) -> Option<Node> {
+        self.node.take()
+    }
+
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn into_request(self, kind: ResourceKind) -> Request {
+        Request {
+            kind,
+            nonce: nonce(&self.response_nonce),
+            error: self.error_detail.map(|status| status.message),
+            asked: Asked::StateOfTheWorld {
+                names: self.resource_names,
+                version: self.version_info,
+            },
+        }
+    }
+}
+
+pub(super) fn status_code(reason: RefusedReason) -> Code {
+    match reason {
+        RefusedReason::Identity => Code::Unauthenticated,
+        RefusedReason::GatewayNotPermitted => Code::PermissionDenied,
+        RefusedReason::UnknownGateway => Code::NotFound,
+        RefusedReason::Limit => Code::ResourceExhausted,
+        RefusedReason::Protocol => Code::InvalidArgument,
+    }
+}
+
+/// Ours count from 1: anything that is no number answers none of our responses.
+fn nonce(text: &str) -> Option<u64> {
+    (!text.is_empty()).then(|| text.parse().unwrap_or(0))
+}

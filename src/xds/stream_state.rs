@@ -1,0 +1,301 @@
+//! The protocol of one stream as plain data: inputs are requests, published sets and the time; outputs are [`Actions`].
+//!
+//! No IO and no clock, so that text scripts and property tests can play any conversation. `now` is the time since the
+//! stream began and never goes back.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::delivery::Holds;
+use super::exchange::{Actions, Asked, Report, Request, Variant};
+use super::gate::Gates;
+use super::in_use::InUse;
+use super::limits::{Limits, Violation};
+use super::order::{self, RECONNECT_SETTLE};
+use super::refusal::Refusal;
+use super::subscription::Subscription;
+use crate::envoy::{Resource, ResourceKind, ResourceSet};
+
+pub struct StreamState {
+    variant: Variant,
+    max_names: usize,
+    max_name_bytes: usize,
+    subscriptions: [Subscription; 6],
+    /// The newest published set. None: not complete yet, so nothing is answered.
+    target: Option<ResourceSet>,
+    gates: Gates,
+    /// Clusters sent whose endpoints must follow, even unchanged: Envoy forgets them when a cluster changes and does
+    /// not ask again (without this it waits 15 s).
+    endpoints_due: BTreeSet<Arc<str>>,
+    last_nonce: u64,
+    removals_not_before: Duration,
+}
+
+impl StreamState {
+    pub fn new(variant: Variant, limits: &Limits) -> Self {
+        Self {
+            variant,
+            max_names: limits.names,
+            max_name_bytes: limits.name_bytes,
+            subscriptions: ResourceKind::ALL.map(|kind| Subscription::new(kind, variant)),
+            target: None,
+            gates: Gates::default(),
+            endpoints_due: BTreeSet::new(),
+            last_nonce: 0,
+            removals_not_before: Duration::ZERO,
+        }
+    }
+
+    pub fn on_request(&mut self, request: Request, now: Duration) -> Result<Actions, Violation> {
+        let mut actions = Actions::default();
+        self.gates.on_request(now);
+        let is_current = self.on_answer(&request, &mut actions.reports, now);
+        let kind = request.kind;
+        match request.asked {
+            Asked::Delta {
+                subscribe,
+                unsubscribe,
+                initial,
+            } => {
+                self.check_name_lengths(subscribe.iter().chain(&unsubscribe).chain(initial.keys()))?;
+                let subscription = &mut self.subscriptions[kind as usize];
+                let is_first = !subscription.opened;
+                if is_first {
+                    subscription.open_delta(&subscribe, initial);
+                }
+                for name in &unsubscribe {
+                    subscription.forget_initial(name);
+                    subscription.unsubscribe(name, now);
+                }
+                for name in &subscribe {
+                    if !is_first {
+                        subscription.forget_initial(name);
+                    }
+                    subscription.subscribe(name, now);
+                }
+                if is_first && subscription.is_resumed() {
+                    self.removals_not_before = now + RECONNECT_SETTLE;
+                }
+            }
+            Asked::StateOfTheWorld { names, version } => {
+                self.check_name_lengths(names.iter())?;
+                let subscription = &mut self.subscriptions[kind as usize];
+                if !subscription.opened {
+                    subscription.open_state_of_the_world(&names, version);
+                    subscription.replace_names(&names, now);
+                } else if is_current {
+                    // A request that answers an older response lists older names; a newer one will follow.
+                    subscription.replace_names(&names, now);
+                }
+            }
+        }
+        if self.subscriptions[kind as usize].name_count() > self.max_names {
+            return Err(Violation::TooManyNames {
+                kind,
+                limit: self.max_names,
+            });
+        }
+        self.flush(&mut actions, now);
+        Ok(actions)
+    }
+
+    pub fn on_set(&mut self, set: &ResourceSet, now: Duration) -> Actions {
+        let mut actions = Actions::default();
+        if let Some(older) = self.target.replace(set.clone()) {
+            for subscription in &mut self.subscriptions {
+                if subscription.opened && subscription.reconciled {
+                    subscription.note_changes(set, &older, now);
+                }
+            }
+            self.gate_new_clusters(set, now);
+        }
+        self.flush(&mut actions, now);
+        actions
+    }
+
+    pub fn on_deadline(&mut self, now: Duration) -> Actions {
+        let mut actions = Actions::default();
+        self.flush(&mut actions, now);
+        actions
+    }
+
+    /// When to call `on_deadline` if nothing else happens before.
+    pub fn deadline(&self, now: Duration) -> Option<Duration> {
+        self.target.as_ref()?;
+        let is_gate_awaited = self
+            .subscriptions
+            .iter()
+            .any(|subscription| order::is_gated(subscription.kind) && !subscription.dirty.is_empty());
+        let gates = self.gates.deadline().filter(|_| is_gate_awaited);
+        let settle = Some(self.removals_not_before).filter(|_| {
+            self.subscriptions
+                .iter()
+                .any(|subscription| !subscription.dirty.is_empty())
+        });
+        let own = self
+            .subscriptions
+            .iter()
+            .filter_map(|subscription| subscription.deadline(now));
+        own.chain(gates).chain(settle).filter(|at| *at > now).min()
+    }
+
+    pub fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    pub fn is_subscribed(&self, kind: ResourceKind) -> bool {
+        self.subscriptions[kind as usize].opened
+    }
+
+    /// What Envoy acknowledged. Shares its structure with the published sets.
+    pub fn acked(&self) -> ResourceSet {
+        let mut set = ResourceSet::default();
+        for subscription in &self.subscriptions {
+            set.replace_kind(subscription.kind, subscription.acked.clone());
+        }
+        set
+    }
+
+    /// Resources of this kind that are sent and not acknowledged, or wait to be sent.
+    pub fn pending(&self, kind: ResourceKind) -> usize {
+        let subscription = &self.subscriptions[kind as usize];
+        let in_flight: usize = subscription
+            .in_flight
+            .iter()
+            .map(|response| response.changed.len() + response.removed.len())
+            .sum();
+        in_flight + subscription.dirty.len() + subscription.wanted.len()
+    }
+
+    pub fn refused(&self, kind: ResourceKind) -> impl Iterator<Item = (&Arc<str>, &Refusal)> {
+        self.subscriptions[kind as usize].refusals.all().iter()
+    }
+
+    pub fn wanted(&self, kind: ResourceKind) -> impl Iterator<Item = &Arc<str>> {
+        self.subscriptions[kind as usize].wanted.keys()
+    }
+
+    /// Books an acknowledgement or a refusal. False: it answers a response that is not the latest of its kind.
+    fn on_answer(&mut self, request: &Request, reports: &mut Vec<Report>, now: Duration) -> bool {
+        let subscription = &mut self.subscriptions[request.kind as usize];
+        let Some(nonce) = request.nonce else { return true };
+        let is_current = subscription.last_nonce == nonce;
+        match &request.error {
+            Some(message) => reports.extend(subscription.refuse(nonce, message, now)),
+            None => {
+                let settled = subscription.acknowledge(nonce);
+                self.gates.on_acked(request.kind, &settled);
+                let kind = request.kind;
+                reports.extend(
+                    settled
+                        .into_iter()
+                        .filter(|response| !response.is_empty())
+                        .map(|response| Report::Acked {
+                            kind,
+                            resources: response.changed,
+                            removed: response.removed,
+                        }),
+                );
+            }
+        }
+        is_current
+    }
+
+    fn check_name_lengths<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<(), Violation> {
+        match names
+            .map(String::len)
+            .find(|length| *length > self.max_name_bytes)
+        {
+            Some(length) => Err(Violation::NameTooLong {
+                length,
+                limit: self.max_name_bytes,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn gate_new_clusters(&mut self, target: &ResourceSet, now: Duration) {
+        let clusters = &self.subscriptions[ResourceKind::Cluster as usize];
+        for name in clusters.dirty.keys() {
+            if !clusters.told.contains_key(name) && target.get(ResourceKind::Cluster, name).is_some() {
+                self.gates.add(name.clone(), now);
+            }
+        }
+    }
+
+    fn flush(&mut self, actions: &mut Actions, now: Duration) {
+        let Some(target) = self.target.clone() else { return };
+        for kind in ResourceKind::ALL {
+            let subscription = &mut self.subscriptions[kind as usize];
+            if subscription.opened && !subscription.reconciled {
+                subscription.reconcile(&target, now);
+                if kind == ResourceKind::Cluster {
+                    self.gate_new_clusters(&target, now);
+                }
+            }
+        }
+        if !self.gates.is_empty() {
+            self.gates.review(
+                &target,
+                &self.subscriptions[ResourceKind::Secret as usize].acked,
+                now,
+            );
+        }
+        let in_use = InUse::of(&self.subscriptions, &target, self.removals_not_before);
+        for kind in ResourceKind::ALL {
+            if kind == ResourceKind::Endpoint {
+                self.send_due_endpoints(now);
+            }
+            let holds = StreamHolds {
+                kind,
+                gates: &self.gates,
+                in_use: &in_use,
+                now,
+            };
+            let subscription = &mut self.subscriptions[kind as usize];
+            let reports = &mut actions.reports;
+            let Some(response) = subscription.deliver(&target, &holds, now, &mut self.last_nonce, reports)
+            else {
+                continue;
+            };
+            if kind == ResourceKind::Cluster
+                && let Some(sent) = subscription.in_flight.back()
+            {
+                self.gates.on_sent(sent.fresh(), sent.nonce);
+                self.endpoints_due
+                    .extend(sent.fresh().iter().map(|cluster| cluster.name.clone()));
+            }
+            actions.responses.push(response);
+        }
+    }
+
+    fn send_due_endpoints(&mut self, now: Duration) {
+        let endpoints = &mut self.subscriptions[ResourceKind::Endpoint as usize];
+        if !endpoints.opened {
+            return;
+        }
+        for name in std::mem::take(&mut self.endpoints_due) {
+            if endpoints.is_subscribed(&name) {
+                endpoints.mark(name, now, true);
+            }
+        }
+    }
+}
+
+struct StreamHolds<'a> {
+    kind: ResourceKind,
+    gates: &'a Gates,
+    in_use: &'a InUse,
+    now: Duration,
+}
+
+impl Holds for StreamHolds<'_> {
+    fn withholds(&self, resource: &Resource) -> bool {
+        order::is_gated(self.kind) && self.gates.withholds(resource)
+    }
+
+    fn holds_removal(&self, name: &Arc<str>, since: Duration) -> bool {
+        self.in_use.holds_removal(self.kind, name, since, self.now)
+    }
+}

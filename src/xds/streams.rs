@@ -1,0 +1,154 @@
+//! Who is connected and what each runs: the truth behind "Programmed, n of m Envoys".
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::access::Peer;
+use super::event::StreamId;
+use super::exchange::Variant;
+use super::refusal::Refusal;
+use super::stream_state::StreamState;
+use crate::envoy::{ResourceKind, ResourceSet};
+
+/// One stream at one moment. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StreamView {
+    pub id: StreamId,
+    /// Envoy's `node.id`.
+    pub node: Arc<str>,
+    /// As Envoy tells it, like `1.40.0`.
+    pub envoy_version: Option<Arc<str>>,
+    pub gateway: Arc<str>,
+    pub peer: Arc<Peer>,
+    pub variant: Variant,
+    pub connected_at: SystemTime,
+    /// What Envoy acknowledged. It shares its structure with the published sets, so comparing it with one costs what
+    /// differs. A resource that Envoy holds from an earlier stream, in a version unknown here, is `held_by_envoy`.
+    pub acked: ResourceSet,
+    kinds: [KindView; 6],
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct KindView {
+    /// Envoy asked for this kind.
+    pub subscribed: bool,
+    /// Sent and not acknowledged, or waiting to be sent.
+    pub pending: usize,
+    pub refused: Vec<(Arc<str>, Refusal)>,
+    /// Nobody holds the bytes any more.
+    pub wanted: Vec<Arc<str>>,
+}
+
+impl StreamView {
+    pub fn kind(&self, kind: ResourceKind) -> &KindView {
+        &self.kinds[kind as usize]
+    }
+
+    /// Nothing is on its way, refused or missing.
+    pub fn is_settled(&self) -> bool {
+        self.kinds
+            .iter()
+            .all(|kind| kind.pending == 0 && kind.refused.is_empty() && kind.wanted.is_empty())
+    }
+}
+
+/// All streams of a server. Clones are the same registry.
+#[derive(Clone, Default)]
+pub struct Streams {
+    by_id: Arc<Mutex<BTreeMap<StreamId, Arc<Mutex<StreamView>>>>>,
+    last_id: Arc<AtomicU64>,
+}
+
+impl Streams {
+    pub fn snapshot(&self) -> Vec<StreamView> {
+        let cells: Vec<_> = lock(&self.by_id).values().cloned().collect();
+        cells.iter().map(|cell| lock(cell).clone()).collect()
+    }
+
+    pub fn of_gateway(&self, gateway: &str) -> Vec<StreamView> {
+        self.snapshot()
+            .into_iter()
+            .filter(|view| *view.gateway == *gateway)
+            .collect()
+    }
+
+    pub fn len(&self) -> usize {
+        lock(&self.by_id).len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn next_id(&self) -> StreamId {
+        StreamId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    pub(super) fn add(&self, about: About) -> Enrolled {
+        let view = StreamView {
+            id: about.id,
+            node: about.node,
+            envoy_version: about.envoy_version,
+            gateway: about.gateway,
+            peer: about.peer,
+            variant: about.variant,
+            connected_at: SystemTime::now(),
+            acked: ResourceSet::default(),
+            kinds: Default::default(),
+        };
+        let cell = Arc::new(Mutex::new(view));
+        lock(&self.by_id).insert(about.id, cell.clone());
+        Enrolled {
+            id: about.id,
+            cell,
+            streams: self.clone(),
+        }
+    }
+}
+
+pub(super) struct About {
+    pub(super) id: StreamId,
+    pub(super) node: Arc<str>,
+    pub(super) envoy_version: Option<Arc<str>>,
+    pub(super) gateway: Arc<str>,
+    pub(super) peer: Arc<Peer>,
+    pub(super) variant: Variant,
+}
+
+/// Keeps one stream listed until dropped.
+pub(super) struct Enrolled {
+    id: StreamId,
+    cell: Arc<Mutex<StreamView>>,
+    streams: Streams,
+}
+
+impl Enrolled {
+    pub(super) fn update(&self, state: &StreamState) {
+        let acked = state.acked();
+        let kinds = ResourceKind::ALL.map(|kind| KindView {
+            subscribed: state.is_subscribed(kind),
+            pending: state.pending(kind),
+            refused: state
+                .refused(kind)
+                .map(|(name, refusal)| (name.clone(), refusal.clone()))
+                .collect(),
+            wanted: state.wanted(kind).cloned().collect(),
+        });
+        let mut view = lock(&self.cell);
+        view.acked = acked;
+        view.kinds = kinds;
+    }
+}
+
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        lock(&self.streams.by_id).remove(&self.id);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Values are replaced whole: a panic elsewhere cannot leave them half written.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

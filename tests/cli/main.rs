@@ -1,0 +1,12 @@
+//! The command line as a user meets it, and the API behind it.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod api;
+mod apply;
+mod offline;
+mod programmed;
+mod reference;
+mod run;

@@ -1,0 +1,303 @@
+//! Commands that ask nobody.
+
+use crate::run::{portreeve, with_input, write};
+use crate::support::scratch_directory;
+
+const SHOP: &str = r#"gateway "edge" {
+  listener "web" { port = 8080 }
+
+  listener "secure" {
+    port     = 8443
+    protocol = "https"
+
+    tls { certificates = ["www"] }
+  }
+}
+
+certificate "www" {
+  vault_kv {
+    mount = "secret"
+    path  = "edge/www"
+  }
+}
+
+http_route "shop" {
+  gateways  = ["edge"]
+  hostnames = ["shop.example.com"]
+  timeout   = "5s"
+
+  rule "preview" {
+    match {
+      path_prefix = "/api"
+
+      header "x-preview" { exact = "1" }
+    }
+    backend "upstream" "next" {}
+  }
+
+  rule "api" {
+    match {
+      path_prefix = "/api"
+      methods     = ["GET"]
+    }
+
+    backend "consul" "orders" { weight = 90 }
+    backend "upstream" "next" { weight = 10 }
+  }
+}
+
+upstream "next" {
+  static { addresses = ["10.0.0.7:8080"] }
+}
+"#;
+
+#[test]
+fn help() {
+    let directory = scratch_directory("cli");
+    let at = directory.path();
+    insta::assert_snapshot!("help", portreeve(at, &["-help"]).shown(&[]));
+    insta::assert_snapshot!("nothing", portreeve(at, &[]).shown(&[]));
+    insta::assert_snapshot!("slip_of_a_command", portreeve(at, &["vaildate", "."]).shown(&[]));
+    insta::assert_snapshot!("slip_of_a_flag", portreeve(at, &["agent", "-dve"]).shown(&[]));
+    assert_eq!(portreeve(at, &["plan", "-nonsense"]).code, 255);
+    for arguments in [["-version"], ["--version"], ["-v"], ["version"]] {
+        let outcome = portreeve(at, &arguments);
+        assert_eq!(outcome.code, 0);
+        assert!(outcome.out.starts_with("Portreeve v0."), "{}", outcome.out);
+    }
+}
+
+#[test]
+fn validate_good() {
+    let directory = scratch_directory("cli");
+    write(
+        directory.path(),
+        &[
+            ("conf/shop.hcl", SHOP),
+            ("conf/agent.hcl", "gateways = [\"edge\"]\n"),
+            ("conf/.hidden.hcl", "nonsense"),
+        ],
+    );
+    let outcome = portreeve(directory.path(), &["validate", "conf"]);
+    assert_eq!((outcome.code, outcome.out.as_str()), (0, "2 documents: valid\n"));
+    let outcome = with_input(directory.path(), &["validate", "-json", "-"], SHOP);
+    insta::assert_snapshot!("validate_stdin_json", outcome.shown(&[]));
+}
+
+/// What the agent and what validate say of a document cannot differ: it is the same code. Here: how it is shown.
+#[test]
+fn validate_bad() {
+    let directory = scratch_directory("cli");
+    write(
+        directory.path(),
+        &[
+            (
+                "conf/a-syntax.hcl",
+                "gateway \"x\" {\n  listener \"y\" { port = 1 protocol = \"http\" }\n}\n",
+            ),
+            (
+                "conf/b-schema.hcl",
+                "http_route \"r\" {\n  gateways = [\"edge\"]\n  hostname = [\"a.com\"]\n}\n",
+            ),
+            ("conf/c-shop.hcl", SHOP),
+            (
+                "conf/d-cross.hcl",
+                concat!(
+                    "upstream \"next\" {\n  dns { address = \"x.example.com:80\" }\n}\n\n",
+                    "http_route \"other\" {\n  gateways  = [\"egde\"]\n  listeners = [\"web\"]\n  hostnames = [\"o.example.com\"]\n\n",
+                    "  rule \"all\" {\n    backend \"upstream\" \"nxet\" {}\n  }\n}\n\n",
+                    "http_route \"shadow\" {\n  gateways  = [\"edge\"]\n  listeners = [\"wbe\"]\n  hostnames = [\"s.example.com\"]\n  policies  = [\"nobody\"]\n\n",
+                    "  rule \"all\" {\n    backend \"consul\" \"x\" {}\n  }\n}\n",
+                ),
+            ),
+            (
+                "conf/e-settings.hcl",
+                "gateways = [\"edge\"]\nlog_levle = \"info\"\n",
+            ),
+            ("conf/f-json.json", "{\"policy\": {\"p\": {\"tiemout\": \"1s\"}}}"),
+        ],
+    );
+    std::fs::write(directory.path().join("conf/g-binary.hcl"), [0xff, 0xfe]).unwrap();
+    let outcome = portreeve(directory.path(), &["validate", "conf"]);
+    insta::assert_snapshot!("validate_bad", outcome.shown(&[]));
+    let outcome = portreeve(directory.path(), &["validate", "nowhere"]);
+    insta::assert_snapshot!("validate_nowhere", outcome.shown(&[]));
+}
+
+/// A team's part of a tree: its gateway is declared elsewhere. That is a warning, and fails only under -strict.
+#[test]
+fn validate_a_part() {
+    let directory = scratch_directory("cli");
+    let part = concat!(
+        "http_route \"a\" {\n  gateways  = [\"edge\"]\n  hostnames = [\"a.com\"]\n\n",
+        "  rule \"one\" {\n    backend \"consul\" \"x\" {}\n  }\n\n",
+        "  rule \"two\" {\n    backend \"consul\" \"y\" {}\n  }\n}\n"
+    );
+    write(directory.path(), &[("a.hcl", part)]);
+    let outcome = portreeve(directory.path(), &["validate", "a.hcl"]);
+    insta::assert_snapshot!("validate_part", outcome.shown(&[]));
+    assert_eq!(
+        portreeve(directory.path(), &["validate", "-strict", "a.hcl"]).code,
+        1
+    );
+}
+
+#[test]
+fn format() {
+    let directory = scratch_directory("cli");
+    let at = directory.path();
+    let ugly = "# kept\npolicy \"a\" {\n timeout=\"1s\"\n}\n";
+    let pretty = "# kept\npolicy \"a\" {\n  timeout = \"1s\"\n}\n";
+    let json = "{ \"policy\":{} }";
+    write(
+        at,
+        &[("ugly.hcl", ugly), ("pretty.hcl", pretty), ("as.json", json)],
+    );
+    let outcome = portreeve(at, &["fmt", "-check", "-diff"]);
+    insta::assert_snapshot!("fmt_check", outcome.shown(&[]));
+    let read = |name: &str| std::fs::read_to_string(at.join(name)).unwrap();
+    assert_eq!(read("ugly.hcl"), ugly, "-check writes nothing");
+    assert_eq!(portreeve(at, &["fmt", "-list", "."]).out, "./ugly.hcl\n");
+    assert_eq!(read("ugly.hcl"), ugly, "-list writes nothing");
+    assert_eq!(portreeve(at, &["fmt"]).code, 0);
+    assert_eq!(
+        (read("ugly.hcl").as_str(), read("as.json").as_str()),
+        (pretty, json)
+    );
+    let names: Vec<_> = std::fs::read_dir(at)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 3, "no temporary file is left: {names:?}");
+    assert_eq!(portreeve(at, &["fmt", "-check"]).code, 0);
+    let outcome = with_input(at, &["fmt", "-"], ugly);
+    assert_eq!((outcome.code, outcome.out.as_str()), (0, pretty));
+    let outcome = with_input(at, &["fmt", "-"], "policy \"a\" {\n  = \n}\n");
+    insta::assert_snapshot!("fmt_not_hcl", outcome.shown(&[]));
+}
+
+#[test]
+fn explain() {
+    let directory = scratch_directory("cli");
+    write(directory.path(), &[("conf/shop.hcl", SHOP)]);
+    let explain = |arguments: &[&str]| {
+        let all: Vec<&str> = ["explain"]
+            .iter()
+            .chain(arguments)
+            .chain(&["-config", "conf"])
+            .copied()
+            .collect();
+        portreeve(directory.path(), &all).shown(&[])
+    };
+    insta::assert_snapshot!(
+        "explain_taken",
+        explain(&["GET", "http://SHOP.example.com:8080//api/../api/7?x=1"])
+    );
+    insta::assert_snapshot!(
+        "explain_by_header",
+        explain(&["GET", "https://shop.example.com/api", "-header", "X-Preview: 1"])
+    );
+    insta::assert_snapshot!(
+        "explain_not_taken",
+        explain(&["POST", "http://shop.example.com/api"])
+    );
+    insta::assert_snapshot!("explain_no_host", explain(&["GET", "http://nobody.example.com/"]));
+    insta::assert_snapshot!("explain_no_port", explain(&["GET", "http://shop.example.com:9/"]));
+    insta::assert_snapshot!("explain_bad_url", explain(&["GET", "gopher://x"]));
+    insta::assert_snapshot!(
+        "explain_bad_gateway",
+        explain(&["GET", "http://x/", "-gateway=egde"])
+    );
+    let outcome = portreeve(
+        directory.path(),
+        &[
+            "explain",
+            "-json",
+            "GET",
+            "http://shop.example.com/api",
+            "-config=conf",
+        ],
+    );
+    let answer: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
+    assert_eq!(answer[0]["route"], "shop/api");
+}
+
+#[test]
+fn translate() {
+    let directory = scratch_directory("cli");
+    write(directory.path(), &[("shop.hcl", SHOP)]);
+    let outcome = portreeve(directory.path(), &["translate", "shop.hcl"]);
+    assert_eq!(outcome.code, 0, "{}", outcome.error);
+    let all: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
+    let names = |kind: &str| -> Vec<String> {
+        all[kind]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["name"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    assert_eq!(names("clusters"), ["consul/orders", "upstream/next"]);
+    assert_eq!(names("listeners"), ["secure", "web"]);
+    let outcome = portreeve(
+        directory.path(),
+        &["translate", "shop.hcl", "-kind=cluster", "-name=upstream/next"],
+    );
+    insta::assert_snapshot!("translate_one", outcome.shown(&[]));
+    let outcome = portreeve(directory.path(), &["translate", "shop.hcl", "-gateway=egde"]);
+    insta::assert_snapshot!("translate_unknown_gateway", outcome.shown(&[]));
+}
+
+#[test]
+fn envoy_bootstrap() {
+    let directory = scratch_directory("cli");
+    let arguments = [
+        "envoy",
+        "bootstrap",
+        "-gateway=edge",
+        "-node=n1",
+        "-xds-socket=/run/x.sock",
+        "-runtime-dir=/run/envoy",
+    ];
+    let outcome = portreeve(directory.path(), &arguments);
+    let bootstrap: serde_json::Value = serde_json::from_str(&outcome.out).unwrap();
+    assert_eq!(
+        bootstrap["node"],
+        serde_json::json!({ "id": "n1/edge", "cluster": "edge" })
+    );
+    assert_eq!(
+        bootstrap["admin"]["address"]["pipe"]["path"],
+        "/run/envoy/admin.sock"
+    );
+    let outcome = portreeve(directory.path(), &["envoy", "bootstrap"]);
+    insta::assert_snapshot!("bootstrap_no_gateway", outcome.shown(&[]));
+    let outcome = portreeve(
+        directory.path(),
+        &["envoy", "bootstrap", "-gateway=e", "-xds-address=h:1"],
+    );
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.error.contains("-xds-ca"),
+        "mutual TLS is not optional: {}",
+        outcome.error
+    );
+}
+
+#[test]
+fn completions_and_a_closed_pipe() {
+    let directory = scratch_directory("cli");
+    for shell in ["bash", "zsh", "fish"] {
+        let outcome = portreeve(directory.path(), &["completion", shell]);
+        assert!(outcome.code == 0 && outcome.out.contains("validate"), "{shell}");
+    }
+    let script = format!("{} completion bash | head -1", env!("CARGO_BIN_EXE_portreeve"));
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "",
+        "a closed pipe is no error"
+    );
+}

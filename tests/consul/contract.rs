@@ -1,0 +1,248 @@
+//! The watches against a scripted server: every clause of the blocking-query contract that can hurt.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use portreeve::model::{DocumentsUpdate, ProblemKind, ServiceQuery};
+use portreeve::sources::SourceHealth;
+use portreeve::sources::consul::{
+    ConsulAddress, ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, WatchTiming,
+};
+
+use crate::contract_server::{ContractServer, Step};
+use crate::server::{Running, quick};
+
+fn client(server: &ContractServer) -> ConsulClient {
+    let address = ConsulAddress::parse(&server.address, false).unwrap();
+    ConsulClient::new(&ConsulSettings {
+        address,
+        ..ConsulSettings::default()
+    })
+    .unwrap()
+}
+
+fn watch(server: &ContractServer, timing: WatchTiming) -> (Running, SourceHealth) {
+    let (mut running, sender) = Running::new();
+    let watch = DocumentsWatch::new(client(server), "p/", sender).with_timing(timing);
+    let health = watch.health();
+    running.tasks.spawn(watch.run(running.cancel.clone()));
+    (running, health)
+}
+
+fn body(documents: &[(&str, &str, u64)]) -> String {
+    let row = |(key, text, index): &(&str, &str, u64)| {
+        let value = BASE64.encode(text);
+        format!(r#"{{"Key":"p/{key}","Value":"{value}","CreateIndex":1,"ModifyIndex":{index}}}"#)
+    };
+    format!("[{}]", documents.iter().map(row).collect::<Vec<_>>().join(","))
+}
+
+fn ok(index: &'static str, documents: &[(&str, &str, u64)]) -> Step {
+    Step::Answer(200, Some(index), body(documents))
+}
+
+fn texts(update: &DocumentsUpdate) -> Vec<&str> {
+    update.changed.iter().map(|document| &*document.text).collect()
+}
+
+/// The index that each listing asked for; 0 for none.
+fn indexes(server: &ContractServer) -> Vec<u64> {
+    let index = |asked: &String| {
+        let after = asked.split("index=").nth(1)?;
+        after.split('&').next()?.parse().ok()
+    };
+    server
+        .listings()
+        .iter()
+        .map(|asked| index(asked).unwrap_or(0))
+        .collect()
+}
+
+#[tokio::test]
+async fn an_index_that_falls_is_forgotten_and_texts_are_compared_whole() {
+    let server = ContractServer::start([ok("900", &[("a", "1", 5)]), ok("12", &[("a", "2", 5)])]).await;
+    let (mut running, _) = watch(&server, quick());
+    assert_eq!(texts(&running.documents().await), ["1"]);
+    // The same ModifyIndex, another text: a server that lost its past.
+    assert_eq!(texts(&running.documents().await), ["2"]);
+    server.add(ok("13", &[("a", "2", 5)]));
+    server.add(ok("14", &[("a", "3", 14)]));
+    assert_eq!(texts(&running.documents().await), ["3"]);
+    assert_eq!(indexes(&server)[..4], [0, 900, 0, 13]);
+}
+
+#[tokio::test]
+async fn no_index_and_index_zero_are_polled_with_pauses() {
+    for index in [None, Some("0"), Some("nonsense")] {
+        let server =
+            ContractServer::start((0..100).map(|_| Step::Answer(200, index, body(&[("a", "1", 5)])))).await;
+        let (mut running, _) = watch(&server, quick());
+        running.documents().await;
+        running.quiet_for(1000).await;
+        let asked = indexes(&server);
+        assert!((3..=12).contains(&asked.len()), "{index:?}: {}", asked.len());
+        assert!(asked.iter().all(|index| *index == 0));
+    }
+}
+
+#[tokio::test]
+async fn waking_is_not_changing_and_a_hot_prefix_is_paced() {
+    let indexes: Vec<&'static str> = (10..200).map(|index: u64| &*index.to_string().leak()).collect();
+    let server = ContractServer::start(indexes.into_iter().map(|index| ok(index, &[("a", "1", 5)]))).await;
+    let (mut running, health) = watch(&server, quick());
+    running.documents().await;
+    running.quiet_for(1500).await;
+    let asked = server.listings().len();
+    assert!((4..=14).contains(&asked), "4 at once, then 4 a second: {asked}");
+    assert!(health.reading().wakeups_total >= 4);
+}
+
+#[tokio::test]
+async fn a_cut_poll_is_benign_and_habitual_cuts_shorten_the_wait() {
+    let timing = WatchTiming {
+        benign_cut: Duration::from_millis(100),
+        habitual_cut: Duration::from_millis(200),
+        ..quick()
+    };
+    let first = ok("7", &[("a", "1", 5)]);
+    let server = ContractServer::start([first, Step::CutAfter(300), Step::CutAfter(300)]).await;
+    let (mut running, _) = watch(&server, timing);
+    running.documents().await;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    running.quiet_for(100).await;
+    let asked = server.listings();
+    assert_eq!(indexes(&server), [0, 7, 7, 7], "{asked:?}");
+    assert!(
+        asked[1].contains("wait=300000ms") && asked[2].contains("wait=300000ms"),
+        "{asked:?}"
+    );
+    let wait: u64 = asked[3]
+        .split("wait=")
+        .nth(1)
+        .unwrap()
+        .trim_end_matches("ms")
+        .parse()
+        .unwrap();
+    assert!((250..300).contains(&wait), "{wait}");
+    server.add(ok("8", &[("a", "2", 8)]));
+    assert_eq!(texts(&running.documents().await), ["2"]);
+}
+
+#[tokio::test]
+async fn refusals_keep_what_is_known_and_end_with_the_next_answer() {
+    for (status, text, kind) in [
+        (403, "Permission denied", ProblemKind::Forbidden),
+        (401, "", ProblemKind::Forbidden),
+        (429, "slow down", ProblemKind::Unavailable),
+        (500, "No cluster leader", ProblemKind::Unavailable),
+        (503, "", ProblemKind::Unavailable),
+        (301, "", ProblemKind::Refused),
+    ] {
+        let refusal = || Step::Answer(status, Some("1"), text.to_owned());
+        let server = ContractServer::start([ok("7", &[("a", "1", 5)]), refusal(), refusal()]).await;
+        let (mut running, health) = watch(&server, quick());
+        running.documents().await;
+        let told = running.documents().await;
+        assert!(
+            told.changed.is_empty() && told.removed.is_empty() && told.complete,
+            "{status}"
+        );
+        assert_eq!(told.problem.unwrap().kind, kind, "{status}");
+        assert!(!health.reading().ok && health.reading().last_success.is_some());
+        running.quiet_for(300).await;
+        if status == 301 {
+            continue; // A request that is wrong in itself is not repeated soon.
+        }
+        server.add(ok("7", &[("a", "1", 5)]));
+        let well = running.documents().await;
+        assert!(well.changed.is_empty() && well.problem.is_none(), "{status}");
+        assert!(indexes(&server)[1..].iter().all(|index| *index == 7), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_half_answers_and_floods_change_nothing() {
+    let html = Step::Answer(200, Some("8"), "<html>proxy error</html>".to_owned());
+    let half = Step::CutInBody(9, body(&[("a", "half", 9)]));
+    let server = ContractServer::start([ok("7", &[("a", "1", 5)]), html, half]).await;
+    let (mut running, _) = watch(&server, quick());
+    running.documents().await;
+    let told = running.documents().await;
+    assert!(told.changed.is_empty() && told.removed.is_empty());
+    assert_eq!(told.problem.as_ref().unwrap().kind, ProblemKind::Invalid);
+    server.add(Step::Answer(
+        200,
+        Some("10"),
+        format!("[{}", " ".repeat(65 * 1024 * 1024)),
+    ));
+    let told = loop {
+        let update = running.documents().await;
+        assert!(update.changed.is_empty() && update.removed.is_empty());
+        let problem = update.problem.expect("no success yet");
+        if problem.kind == ProblemKind::Limit {
+            break problem;
+        }
+    };
+    assert!(told.message.contains("more than 67108864 bytes"), "{told}");
+    server.add(ok("11", &[("a", "2", 11)]));
+    assert_eq!(texts(&running.documents().await), ["2"]);
+    assert!(indexes(&server)[1..].iter().all(|index| *index == 7));
+}
+
+#[tokio::test]
+async fn a_slow_answer_is_waited_for() {
+    let server = ContractServer::start([Step::Hold(1500), ok("7", &[("a", "1", 5)])]).await;
+    let (mut running, _) = watch(&server, quick());
+    assert_eq!(texts(&running.documents().await), ["1"]);
+}
+
+#[tokio::test]
+async fn a_server_that_resets_connections_is_told_once() {
+    let server = ContractServer::start(
+        [ok("7", &[("a", "1", 5)])]
+            .into_iter()
+            .chain((0..6).map(|_| Step::CutAfter(0))),
+    )
+    .await;
+    let (mut running, _) = watch(&server, quick());
+    running.documents().await;
+    let problem = running.documents().await.problem.unwrap();
+    assert_eq!(problem.kind, ProblemKind::Unavailable);
+    assert!(problem.fix.unwrap().contains("http_max_conns_per_client"));
+    running.quiet_for(800).await;
+}
+
+#[tokio::test]
+async fn results_that_acls_filtered_do_not_empty_a_service() {
+    let entry = |node: &str| {
+        format!(
+            r#"{{"Node":{{"Node":"{node}","Address":"10.0.0.1"}},"Service":{{"ID":"w","Port":1}},"Checks":null}}"#
+        )
+    };
+    let filtered = "X-Consul-Results-Filtered-By-ACLs: true";
+    let one = || Step::AnswerWith(filtered, 8, format!("[{}]", entry("a")));
+    let none = || Step::AnswerWith(filtered, 9, "[]".to_owned());
+    let both = Step::Answer(200, Some("7"), format!("[{},{}]", entry("a"), entry("b")));
+    // Twice each: what vanished from a poll is looked at once more.
+    let server = ContractServer::start([both, one(), one(), none(), none()]).await;
+    let (mut running, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::new(client(&server), sender);
+    running
+        .tasks
+        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    watcher.set_interests(BTreeSet::from([ServiceQuery::named("web")]));
+    assert_eq!(running.service().await.result.unwrap().len(), 2);
+    let problem = running.service().await.result.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Forbidden);
+    running.quiet_for(700).await;
+    for _ in 0..2 {
+        server.add(Step::Answer(200, Some("10"), format!("[{}]", entry("a"))));
+    }
+    assert_eq!(
+        running.service().await.result.unwrap().len(),
+        1,
+        "unfiltered: the other one is gone"
+    );
+}

@@ -1,0 +1,154 @@
+//! Leader election, fencing and session-bound keys on a real Consul.
+
+use std::time::{Duration, Instant};
+
+use portreeve::sources::consul::{
+    FencedWriteError, LeaderElection, LeaderSettings, Leadership, SessionBehavior, SessionKeeper,
+    SessionSettings, TxnWrite,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::server::Server;
+
+const LOCK: &str = "portreeve/leader";
+
+async fn until(leadership: &mut Leadership, leads: bool) -> Duration {
+    let started = Instant::now();
+    while leadership.is_leader() != leads {
+        let change = tokio::time::timeout(Duration::from_secs(40), leadership.changed()).await;
+        change.unwrap_or_else(|_| panic!("not {leads} in 40 s")).unwrap();
+    }
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn one_leads_another_follows_and_writes_are_fenced() {
+    let server = Server::start().await;
+    let (mut tasks, mut stands) = (JoinSet::new(), Vec::new());
+    for owner in ["one", "two"] {
+        let cancel = CancellationToken::new();
+        let (election, leadership) =
+            LeaderElection::new(server.client(None), LeaderSettings::new(LOCK, owner));
+        tasks.spawn(election.run(cancel.clone()));
+        let mut leadership = leadership;
+        if owner == "one" {
+            until(&mut leadership, true).await;
+        }
+        stands.push((cancel, leadership));
+    }
+    let (mut two, cancel_two) = {
+        let (cancel, leadership) = stands.pop().unwrap();
+        (leadership, cancel)
+    };
+    let (mut one, cancel_one) = {
+        let (cancel, leadership) = stands.pop().unwrap();
+        (leadership, cancel)
+    };
+    let write = |text: &str| {
+        [TxnWrite::Set {
+            key: "portreeve/status/all".to_owned(),
+            value: text.to_owned().into(),
+        }]
+    };
+    one.write(&write("by one")).await.unwrap();
+    assert!(!two.is_leader());
+    assert!(matches!(
+        two.write(&write("by two")).await,
+        Err(FencedWriteError::NotLeader)
+    ));
+
+    // A leader that steps down cleanly leaves no lock delay behind.
+    cancel_one.cancel();
+    until(&mut one, false).await;
+    let taken = until(&mut two, true).await;
+    assert!(taken < Duration::from_secs(8), "{taken:?}");
+    two.write(&write("by two")).await.unwrap();
+    let entry = server
+        .client(None)
+        .read_key("portreeve/status/all")
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&entry.value[..], b"by two");
+
+    // A lock taken away by force is noticed, and what the loser still sends is refused by Consul itself.
+    let holder = server.client(None).read_key(LOCK).await.unwrap().unwrap();
+    let stale = two.clone();
+    server
+        .put(&format!("session/destroy/{}", holder.session.unwrap()), "")
+        .await;
+    let refused = stale.write(&write("too late")).await;
+    assert!(refused.is_err(), "{refused:?}");
+    until(&mut two, false).await;
+    // The lock delay (15 s) holds everyone off; then there is a leader again.
+    let back = until(&mut two, true).await;
+    assert!(back > Duration::from_secs(5), "{back:?}");
+    cancel_two.cancel();
+    while tasks.join_next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn leadership_ends_here_before_it_ends_there() {
+    let mut server = Server::start().await;
+    let cancel = CancellationToken::new();
+    let (election, mut leadership) =
+        LeaderElection::new(server.client(None), LeaderSettings::new(LOCK, "one"));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(election.run(cancel.clone()));
+    until(&mut leadership, true).await;
+    server.stop();
+    let held = until(&mut leadership, false).await;
+    assert!(
+        held <= Duration::from_millis(10_500),
+        "TTL 15 s, trusted for 10 s: {held:?}"
+    );
+    cancel.cancel();
+    while tasks.join_next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn a_session_key_falls_with_its_session() {
+    let server = Server::start().await;
+    let client = server.client(None);
+    let keeper = SessionKeeper::new(
+        client.clone(),
+        SessionSettings::new("portreeve node n1", SessionBehavior::Delete),
+    );
+    let (key, mut session, cancel) = (keeper.key(), keeper.session(), CancellationToken::new());
+    assert!(
+        !key.write_session_key("portreeve/status/nodes/n1", "{}")
+            .await
+            .unwrap(),
+        "no session yet"
+    );
+    let mut tasks = JoinSet::new();
+    tasks.spawn(keeper.run(cancel.clone()));
+    session.wait_for(Option::is_some).await.unwrap();
+    assert!(
+        key.write_session_key("portreeve/status/nodes/n1", "{}")
+            .await
+            .unwrap()
+    );
+    assert!(
+        key.write_session_key("portreeve/status/nodes/n1", "{\"a\":1}")
+            .await
+            .unwrap()
+    );
+    assert!(
+        client
+            .read_key("portreeve/status/nodes/n1")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    cancel.cancel();
+    while tasks.join_next().await.is_some() {}
+    assert!(
+        client
+            .read_key("portreeve/status/nodes/n1")
+            .await
+            .unwrap()
+            .is_none()
+    );
+}

@@ -1,0 +1,13 @@
+//! The Consul sources against the real Consul, and against a server that plays its bad days.
+//!
+//! The binary is `$CONSUL_BIN`, `target/tools/bin/consul`, or `consul` on the PATH; none is a failure, not a skip.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod contract;
+mod contract_server;
+mod documents;
+mod leader;
+mod server;
+mod services;
+mod transport;

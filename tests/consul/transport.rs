@@ -1,0 +1,158 @@
+//! Ways to reach Consul: unix socket, TLS with names and client certificates, HTTP/2, a wrong address.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use portreeve::model::{ProblemKind, Redacted, ServiceQuery};
+use portreeve::sources::consul::{
+    ConsulAddress, ConsulClient, ConsulSettings, ServiceWatcher, service_names,
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+use crate::server::{Running, Server, quick};
+
+#[tokio::test]
+async fn unix_socket() {
+    let server = Server::start_with(
+        false,
+        "addresses { http = \"127.0.0.1 unix://{dir}/consul.sock\" }",
+    )
+    .await;
+    let socket = format!("unix://{}/consul.sock", server.path().display());
+    let settings = ConsulSettings {
+        address: ConsulAddress::parse(&socket, false).unwrap(),
+        ..Default::default()
+    };
+    let client = ConsulClient::new(&settings).unwrap();
+    assert!(client.put_cas("a", "1", 0).await.unwrap());
+    assert!(client.read_key("a").await.unwrap().is_some());
+    assert_eq!(
+        service_names(&client).await.unwrap(),
+        ["consul".into()],
+        "not by way of rs-consul"
+    );
+}
+
+/// A CA, a server certificate for `server.dc1.consul` alone, and a client certificate.
+fn certificates(directory: &std::path::Path) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    std::fs::write(directory.join("ca.pem"), ca.pem()).unwrap();
+    for name in ["server.dc1.consul", "client"] {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()])
+            .unwrap()
+            .signed_by(&key, &ca)
+            .unwrap();
+        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection_limit() {
+    let material = tempfile::tempdir().unwrap();
+    certificates(material.path());
+    let path = |name: &str| material.path().join(name);
+    let extra = format!(
+        "ca_file = \"{0}/ca.pem\"\ncert_file = \"{0}/server.dc1.consul.pem\"\nkey_file = \"{0}/server.dc1.consul.key\"\n\
+         verify_incoming_https = true\nlimits {{ http_max_conns_per_client = 20 }}",
+        material.path().display()
+    );
+    let server = Server::start_with(false, &extra).await;
+    let good = ConsulSettings {
+        address: ConsulAddress::parse(&format!("https://127.0.0.1:{}", server.https_port), false).unwrap(),
+        ca_file: Some(path("ca.pem")),
+        client_cert: Some(path("client.pem")),
+        client_key: Some(path("client.key")),
+        tls_server_name: Some("server.dc1.consul".to_owned()),
+        ..Default::default()
+    };
+    let client = ConsulClient::new(&good).unwrap();
+    assert!(client.put_cas("a", "1", 0).await.unwrap());
+    assert!(client.is_multiplexed());
+
+    let unverified = ConsulSettings {
+        tls_server_name: None,
+        ..good.clone()
+    };
+    let error = ConsulClient::new(&unverified)
+        .unwrap()
+        .read_key("a")
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ProblemKind::Unavailable, "{error}");
+    assert!(error.to_string().to_lowercase().contains("cert"), "{error}");
+    let skipped = ConsulSettings {
+        tls_skip_verify: true,
+        ..unverified
+    };
+    assert!(
+        ConsulClient::new(&skipped)
+            .unwrap()
+            .read_key("a")
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let nameless = ConsulSettings {
+        client_cert: None,
+        client_key: None,
+        ..good.clone()
+    };
+    assert!(ConsulClient::new(&nameless).unwrap().read_key("a").await.is_err());
+
+    // 400 long polls on an agent that grants 20 connections, with only 10 places over HTTP/1.
+    let names: Vec<String> = (0..400).map(|n| format!("s{n:03}")).collect();
+    for name in &names {
+        server.register(name, name, 1).await;
+    }
+    let (mut running, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::new(client, sender);
+    running.tasks.spawn(
+        task.with_timing(quick())
+            .with_connections(10, Duration::from_secs(1))
+            .run(running.cancel.clone()),
+    );
+    watcher.set_interests(
+        names
+            .iter()
+            .map(|name| ServiceQuery::named(name))
+            .collect::<BTreeSet<_>>(),
+    );
+    let mut seen = BTreeSet::new();
+    while seen.len() < 400 {
+        let update = running.service().await;
+        if update.result.unwrap().len() == 1 {
+            seen.insert(update.query);
+        }
+    }
+    for name in ["s000", "s399"] {
+        server.register(name, "more", 2).await;
+        let update = running.service().await;
+        assert_eq!((&*update.query.name, update.result.unwrap().len()), (name, 2));
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_address_and_a_proxy_in_the_environment() {
+    let settings = ConsulSettings {
+        address: ConsulAddress::parse("127.0.0.1:1", false).unwrap(),
+        token: Some(Redacted::new("s3cret".to_owned())),
+        ..Default::default()
+    };
+    let error = ConsulClient::new(&settings)
+        .unwrap()
+        .read_key("a")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Consul at http://127.0.0.1:1 did not answer GET /v1/kv/a: Connection refused (os error 111)"
+    );
+    let problem = error.problem();
+    assert_eq!(problem.kind, ProblemKind::Unavailable);
+    assert!(problem.fix.unwrap().contains("CONSUL_HTTP_ADDR"));
+    assert!(!format!("{error:?}").contains("s3cret"));
+}

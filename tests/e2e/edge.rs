@@ -1,0 +1,306 @@
+//! Safe defaults of HTTP at the edge, each asked for through Envoy.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::stack::{GATEWAY, Options, Stack};
+use crate::support::backend::{Backend, Behaviour};
+use crate::support::client::Request;
+
+const ROUTES: &str = r#"
+http_route "edge" {
+  gateways  = ["edge"]
+  hostnames = ["edge.example.com"]
+
+  response_headers {
+    set = { "x-route" = "%ROUTE_NAME%" }
+  }
+
+  rule "admin" {
+    match { path_prefix = "/admin" }
+    direct_response {
+      status = 403
+    }
+  }
+
+  rule "limited" {
+    match { path_prefix = "/limited" }
+    timeout = "300ms"
+    backend "consul" "app" {}
+  }
+
+  rule "office" {
+    match { path_prefix = "/office" }
+    client_ip {
+      allow = ["10.0.0.0/8"]
+    }
+    backend "consul" "app" {}
+  }
+
+  rule "moved" {
+    match { path_prefix = "/old" }
+    redirect {
+      path_prefix = "/new"
+      scheme      = "https"
+      status      = 301
+    }
+  }
+
+  rule "stripped" {
+    match { path_prefix = "/strip" }
+    rewrite { path_prefix = "/" }
+    backend "consul" "app" {}
+  }
+
+  rule "app" {
+    backend "consul" "app" {}
+  }
+}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_at_the_edge_is_safe_by_default() {
+    let stack = Stack::start(Options::default()).await;
+    let backend = Backend::start("app").await;
+    stack.register("app", &backend).await;
+    stack.put("gateway", GATEWAY).await;
+    stack.put("edge", ROUTES).await;
+    let get = |path: &str| Request::get("edge.example.com", path);
+    stack
+        .until(&get("/"), "the route", |reply| reply.status == 200)
+        .await;
+    let client = stack.client();
+
+    // Paths: what is matched is what is meant.
+    for path in ["/admin", "/x/../admin", "//admin", "/./admin/x", "/admin//x"] {
+        assert_eq!(client.send(&get(path)).await.unwrap().status, 403, "{path}");
+    }
+    for path in ["/%2fadmin", "/x%2f..%2fadmin", "/x%5c..%5cadmin"] {
+        let reply = client.send(&get(path)).await.unwrap();
+        assert_eq!(
+            reply.status, 307,
+            "{path} is sent to the path it means: {:?}",
+            reply.headers
+        );
+    }
+    assert_eq!(
+        client.send(&get("/adminx")).await.unwrap().status,
+        200,
+        "prefixes match whole segments"
+    );
+    let seen = client.send(&get("/strip/a/b?x=1")).await.unwrap().json();
+    assert_eq!(
+        (&seen["path"], &seen["query"]),
+        (&"/a/b".into(), &"x=1".into()),
+        "{seen}"
+    );
+    assert_eq!(client.send(&get("/strip")).await.unwrap().json()["path"], "/");
+    let moved = client.send(&get("/old/a?b=c")).await.unwrap();
+    assert_eq!(moved.status, 301);
+    assert_eq!(
+        moved.header("location"),
+        Some("https://edge.example.com/new/a?b=c")
+    );
+
+    // Headers: what a client may not say.
+    let forged = get("/")
+        .header("x-envoy-retry-on", "5xx")
+        .header("x-envoy-upstream-rq-timeout-ms", "1")
+        .header("x-envoy-internal", "true")
+        .header("x-portreeve-listener", "other")
+        .header("x-forwarded-for", "10.1.2.3");
+    let seen = client.send(&forged).await.unwrap().json();
+    let headers = seen["headers"].to_string().to_lowercase();
+    for name in [
+        "x-envoy-retry-on",
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-envoy-internal",
+        "x-portreeve-",
+    ] {
+        assert!(!headers.contains(name), "{name} reached the backend: {headers}");
+    }
+    let office = get("/office").header("x-forwarded-for", "10.1.2.3");
+    assert_eq!(
+        client.send(&office).await.unwrap().status,
+        403,
+        "X-Forwarded-For is not believed"
+    );
+    let raw = |request: &str| request.replace('\n', "\r\n");
+    let underscore = client
+        .raw(raw("GET / HTTP/1.1\nHost: edge.example.com\nx_user: root\nConnection: close\n\n").as_bytes())
+        .await;
+    assert!(
+        underscore.unwrap().starts_with("HTTP/1.1 400"),
+        "underscores in header names are refused"
+    );
+
+    // Hosts: without case, port and trailing dot.
+    for host in [
+        "EDGE.example.com",
+        "edge.example.com:8080",
+        "Edge.Example.COM:80",
+        "edge.example.com.",
+    ] {
+        assert_eq!(
+            client.send(&Request::get(host, "/")).await.unwrap().status,
+            200,
+            "{host}"
+        );
+    }
+    assert_eq!(
+        client
+            .send(&Request::get("other.example.com", "/"))
+            .await
+            .unwrap()
+            .status,
+        404
+    );
+
+    // Bounds.
+    let many: String = (0..150).map(|number| format!("x-{number}: 1\n")).collect();
+    let answer = client
+        .raw(
+            raw(&format!(
+                "GET / HTTP/1.1\nHost: edge.example.com\n{many}Connection: close\n\n"
+            ))
+            .as_bytes(),
+        )
+        .await;
+    assert!(
+        answer.unwrap().starts_with("HTTP/1.1 431"),
+        "more than 100 headers"
+    );
+    let large = get("/").header("x-large", &"a".repeat(70 * 1024));
+    assert_eq!(
+        client.send(&large).await.map(|reply| reply.status).unwrap_or(431),
+        431,
+        "more than 60 KiB of headers"
+    );
+
+    // Timeouts: none by default, the route's where it says so.
+    backend.behave(Behaviour {
+        delay: Duration::from_secs(2),
+        ..Behaviour::default()
+    });
+    let late = client.send(&get("/limited")).await.unwrap();
+    assert_eq!(late.status, 504);
+    assert_eq!(late.header("x-portreeve-reason"), Some("timeout"));
+    backend.behave(Behaviour::default());
+
+    // A request that may have taken effect is not tried again.
+    backend.behave(Behaviour {
+        status: 503,
+        ..Behaviour::default()
+    });
+    let before = backend.requests();
+    assert_eq!(
+        client
+            .send(&Request::post("edge.example.com", "/", "order"))
+            .await
+            .unwrap()
+            .status,
+        503
+    );
+    assert_eq!(
+        backend.requests(),
+        before + 1,
+        "a POST that failed is not repeated"
+    );
+}
+
+/// A stream that lives longer than Envoy's 15 s default for a whole request, and an upgraded connection likewise.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_streams_and_websockets_outlive_envoys_default() {
+    let stack = Stack::start(Options::default()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(slow_server(socket));
+        }
+    });
+    let service = serde_json::json!({ "ID": "slow", "Name": "slow", "Address": "127.0.0.1", "Port": port });
+    stack.consul.register(&service).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("slow", &crate::stack::route("slow", "slow.example.com", "slow"))
+        .await;
+    stack
+        .until(&Request::get("slow.example.com", "/ping"), "the route", |reply| {
+            reply.status == 200
+        })
+        .await;
+    let events = talk(
+        stack.http,
+        "GET /events HTTP/1.1\r\nHost: slow.example.com\r\n\r\n",
+        b"",
+    );
+    let websocket = talk(
+        stack.http,
+        "GET /ws HTTP/1.1\r\nHost: slow.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
+        b"hello",
+    );
+    let (events, websocket) = tokio::join!(events, websocket);
+    assert!(events.contains("event 17"), "the stream was cut: {events}");
+    assert!(
+        websocket.starts_with("HTTP/1.1 101") && websocket.contains("hello"),
+        "{websocket}"
+    );
+}
+
+/// Sends, and reads until the server's last word at 17 s.
+async fn talk(port: u16, request: &str, body: &[u8]) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut seen = String::new();
+    let mut buffer = [0; 4096];
+    let mut sent = body.is_empty();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(25);
+    while !seen.contains("event 17") {
+        let read = tokio::time::timeout_at(deadline, socket.read(&mut buffer)).await;
+        let Ok(Ok(count @ 1..)) = read else { break };
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        if !sent && seen.contains("\r\n\r\n") {
+            sent = true;
+            socket.write_all(body).await.unwrap();
+        }
+    }
+    seen
+}
+
+async fn slow_server(mut socket: TcpStream) {
+    let mut buffer = [0; 4096];
+    let count = socket.read(&mut buffer).await.unwrap_or(0);
+    let request = String::from_utf8_lossy(&buffer[..count]).into_owned();
+    if request.contains("/ping") {
+        let _ = socket
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .await;
+        return;
+    }
+    let websocket = request.contains("/ws");
+    let head: &[u8] = if websocket {
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    } else {
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    };
+    if socket.write_all(head).await.is_err() {
+        return;
+    }
+    if websocket {
+        let count = socket.read(&mut buffer).await.unwrap_or(0);
+        let _ = socket.write_all(&buffer[..count]).await;
+    }
+    for number in 1..=17 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if socket
+            .write_all(format!("event {number}\n").as_bytes())
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}

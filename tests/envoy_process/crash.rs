@@ -1,0 +1,136 @@
+//! Envoy dies.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use portreeve::agent::envoy_process::{Status, StopMode, start_or_adopt};
+
+use crate::gateway::{Gateway, eventually, is_served, signal, wait_for, wait_until_running};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_starts_serves_and_answers_its_owner_only() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    let running = wait_until_running(&handle).await;
+    assert!(is_served(&gateway.get("/").await));
+    assert_eq!(gateway.envoys(), [running.pid]);
+    assert!(
+        !running.adopted && running.epoch == 0 && running.outdated.is_none(),
+        "{running:?}"
+    );
+
+    let admin = handle.admin();
+    assert!(admin.ready().await.unwrap());
+    assert!(
+        admin
+            .server_info()
+            .await
+            .unwrap()
+            .version
+            .contains(&running.version.unwrap().to_string())
+    );
+    let stats = admin.stats(r"^http\.web\.downstream_rq_total$").await.unwrap();
+    assert_eq!(stats["http.web.downstream_rq_total"], 1);
+    assert!(admin.stats(r"^http\.admin\.").await.unwrap().is_empty());
+    assert!(admin.config_dump().await.unwrap()["configs"].is_array());
+    assert!(!admin.prometheus().await.unwrap().is_empty());
+
+    let run = gateway.directory.path().join("run");
+    assert_eq!(
+        std::fs::metadata(&run).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    for entry in std::fs::read_dir(&run).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{:?}", entry.path());
+    }
+    // Nothing of our environment but what is allowed: a Lua filter could read it.
+    let environment = std::fs::read(format!("/proc/{}/environ", running.pid)).unwrap();
+    assert!(!String::from_utf8_lossy(&environment).contains("CARGO"));
+    handle.stop(StopMode::Now).await;
+    assert!(gateway.envoys().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_envoy_is_back_at_once() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    let first = wait_until_running(&handle).await;
+    for round in 0..2 {
+        let pid = wait_until_running(&handle).await.pid;
+        let killed_at = Instant::now();
+        signal(pid, "KILL");
+        let reason = wait_for(&handle, "backoff", |status| match status {
+            Status::Backoff { reason, .. } => Some(reason.clone()),
+            _ => None,
+        })
+        .await;
+        assert!(reason.contains("signal 9"), "{reason}");
+        let noticed = killed_at.elapsed();
+        let next = wait_until_running(&handle).await;
+        println!(
+            "round {round}: noticed after {noticed:?}, serving after {:?}",
+            killed_at.elapsed()
+        );
+        assert_ne!(next.pid, pid);
+        assert!(noticed < Duration::from_millis(100), "{noticed:?}");
+        assert!(is_served(&gateway.get("/").await));
+        assert_eq!(gateway.envoys(), [next.pid]);
+    }
+    assert_ne!(first.pid, wait_until_running(&handle).await.pid);
+    handle.stop(StopMode::Now).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_that_cannot_start_says_why_and_is_tried_again() {
+    let gateway = Gateway::new();
+    let mut settings = gateway.settings();
+    settings.bootstrap.static_listeners[0]["filter_chains"] = serde_json::json!([]);
+    let handle = start_or_adopt(settings).await.unwrap();
+    let mut delays = Vec::new();
+    wait_for(&handle, "third try", |status| match status {
+        Status::Backoff {
+            reason,
+            attempt,
+            retry_in,
+        } => {
+            assert!(
+                reason.contains("exit code 1") && reason.contains("filter chain"),
+                "{reason}"
+            );
+            delays.push(retry_in.as_millis());
+            (*attempt == 3).then_some(())
+        }
+        _ => None,
+    })
+    .await;
+    println!("tried again after {delays:?} ms");
+    handle.stop(StopMode::Drain).await;
+    assert!(gateway.envoys().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shared_memory_of_a_dead_envoy_is_removed() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    let pid = wait_until_running(&handle).await.pid;
+    let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let arguments: Vec<String> = cmdline
+        .split(|byte| *byte == 0)
+        .map(|part| String::from_utf8_lossy(part).into_owned())
+        .collect();
+    let at = arguments
+        .iter()
+        .position(|argument| argument == "--base-id")
+        .unwrap();
+    let base_id: u64 = arguments[at + 1].parse().unwrap();
+    let memory = std::path::PathBuf::from(format!("/dev/shm/envoy_shared_memory_{}", base_id * 10));
+    assert!(memory.exists());
+    signal(pid, "KILL");
+    eventually("the shared memory is gone", Duration::from_secs(5), || {
+        !memory.exists()
+    })
+    .await;
+    handle.stop(StopMode::Now).await;
+}

@@ -1,0 +1,19 @@
+//! The supervisor against the real Envoy.
+//!
+//! Needs `envoy` in PATH, or its path in `PORTREEVE_TEST_ENVOY`; other versions for the bootstrap test, separated by
+//! colons, in `PORTREEVE_TEST_ENVOYS`. A missing Envoy is a failure. Everything listens on loopback.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "the steps of a test, outside of its function too"
+)]
+
+mod bootstrap;
+mod crash;
+mod gateway;
+mod load;
+mod mutual_tls;
+mod planned_restart;
+mod stop;
+mod takeover;

@@ -1,0 +1,208 @@
+//! The agent dies, Envoy does not.
+//!
+//! The agent is this test executable itself, run again with `agent_process` as its only test.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use portreeve::agent::envoy_process::{Error, ExecOptions, Status, StopMode, exec_envoy, start_or_adopt};
+
+use portreeve::agent::log_format::{self, LogFormat};
+
+use crate::gateway::{
+    Gateway, envoys, eventually, is_served, settings, signal, wait_for, wait_until_running,
+};
+
+const DIRECTORY: &str = "PORTREEVE_TEST_AGENT_DIRECTORY";
+const PORT: &str = "PORTREEVE_TEST_AGENT_PORT";
+const MODE: &str = "PORTREEVE_TEST_AGENT_MODE";
+
+fn spawn_agent(gateway: &Gateway, mode: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "takeover::agent_process"])
+        .env(DIRECTORY, gateway.directory.path())
+        .env(PORT, gateway.port.to_string())
+        .env(MODE, mode)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+#[ignore = "the agent that the other tests kill"]
+async fn agent_process() {
+    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else {
+        return;
+    };
+    let mut settings = settings(&directory, std::env::var(PORT).unwrap().parse().unwrap());
+    let log = std::fs::File::create(directory.join("agent.log")).unwrap();
+    let (subscriber, _level) = log_format::subscriber(LogFormat::Text, "debug".parse().unwrap(), log);
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let mode = std::env::var(MODE).unwrap();
+    if mode == "exec" {
+        let options = ExecOptions {
+            wait_for_xds: Some(Duration::from_millis(200)),
+        };
+        panic!("{}", exec_envoy(settings, options).await.unwrap_err());
+    }
+    let handle = start_or_adopt(settings.clone()).await.unwrap();
+    wait_until_running(&handle).await;
+    if mode == "restart" {
+        // The next Envoy waits for an xDS server that never answers.
+        settings.bootstrap.initial_fetch_timeout = Duration::ZERO;
+        let _ = handle.restart(Some(settings)).await;
+    }
+    std::future::pending::<()>().await;
+}
+
+fn kill_agent(mut agent: Child) {
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_outlives_a_killed_agent_and_the_next_takes_it_over() {
+    let gateway = Gateway::new();
+    let agent = spawn_agent(&gateway, "");
+    let run = gateway.directory.path().join("run");
+    eventually("a record", Duration::from_secs(20), || {
+        run.join("envoy-state.json").exists()
+    })
+    .await;
+    let start = Instant::now();
+    while !is_served(&gateway.get("/").await) {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let before = gateway.envoys();
+    assert_eq!(before.len(), 1);
+
+    let error = start_or_adopt(gateway.settings()).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Locked { holder, .. } if *holder == agent.id().to_string()),
+        "{error}"
+    );
+    kill_agent(agent);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let response = gateway.get("/").await;
+    if !is_served(&response) {
+        println!(
+            "{}",
+            std::fs::read_to_string(gateway.directory.path().join("agent.log")).unwrap()
+        );
+        println!("{}", std::fs::read_to_string(run.join("envoy.log")).unwrap());
+    }
+    assert!(is_served(&response), "without an agent: {response:?}");
+
+    let handle = gateway.start().await;
+    let running = wait_until_running(&handle).await;
+    assert!(running.adopted && running.outdated.is_none(), "{running:?}");
+    assert_eq!(vec![running.pid], before);
+    assert_eq!(gateway.envoys(), before);
+
+    // It is watched like a child.
+    let killed_at = Instant::now();
+    signal(running.pid, "KILL");
+    let reason = wait_for(&handle, "backoff", |status| match status {
+        Status::Backoff { reason, .. } => Some(reason.clone()),
+        _ => None,
+    })
+    .await;
+    let noticed = killed_at.elapsed();
+    println!("the death of an Envoy taken over was noticed after {noticed:?}: {reason}");
+    assert!(reason.contains("signal 9"), "{reason}");
+    assert!(noticed < Duration::from_millis(100));
+    let next = wait_until_running(&handle).await;
+    assert!(!next.adopted);
+    assert!(is_served(&gateway.get("/").await));
+    handle.stop(StopMode::Now).await;
+    assert!(gateway.envoys().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unrecorded_envoy_is_found_too() {
+    let gateway = Gateway::new();
+    let agent = spawn_agent(&gateway, "");
+    eventually("an Envoy", Duration::from_secs(20), || {
+        gateway.envoys().len() == 1
+    })
+    .await;
+    kill_agent(agent);
+    let _ = std::fs::remove_file(gateway.directory.path().join("run/envoy-state.json"));
+    let before = gateway.envoys();
+    let handle = gateway.start().await;
+    let running = wait_until_running(&handle).await;
+    assert_eq!(vec![running.pid], before);
+    assert!(running.outdated.is_none(), "{running:?}");
+    handle.detach().await;
+    assert_eq!(
+        *handle.status().borrow(),
+        Status::LeftRunning { pid: running.pid }
+    );
+
+    // Again, by a handle that is only dropped.
+    for _ in 0..2 {
+        let handle = gateway.start().await;
+        assert_eq!(wait_until_running(&handle).await.pid, running.pid);
+        let mut status = handle.status();
+        drop(handle);
+        status
+            .wait_for(|status| matches!(status, Status::LeftRunning { .. }))
+            .await
+            .unwrap();
+        while status.changed().await.is_ok() {}
+    }
+    assert_eq!(gateway.envoys(), before);
+    let mut changed = gateway.settings();
+    changed.bootstrap.max_downstream_connections = 1234;
+    let handle = start_or_adopt(changed).await.unwrap();
+    let running = wait_until_running(&handle).await;
+    assert!(
+        running
+            .outdated
+            .is_some_and(|reason| reason.contains("bootstrap"))
+    );
+    handle.stop(StopMode::Now).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_killed_in_the_middle_of_a_restart_leaves_two_and_the_next_makes_one_of_them() {
+    let gateway = Gateway::new();
+    let agent = spawn_agent(&gateway, "restart");
+    eventually("two Envoys", Duration::from_secs(20), || {
+        gateway.envoys().len() == 2
+    })
+    .await;
+    // The second one has reached the point where it waits.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    kill_agent(agent);
+    let mut settings = gateway.settings();
+    settings.takeover_deadline = Duration::from_secs(2);
+    let handle = start_or_adopt(settings).await.unwrap();
+    assert_eq!(gateway.envoys().len(), 2, "no third");
+    assert!(is_served(&gateway.get("/").await));
+    let running = wait_until_running(&handle).await;
+    assert_eq!(gateway.envoys(), [running.pid], "the one that serves");
+    assert!(is_served(&gateway.get("/").await));
+    println!("due: {:?}", running.outdated);
+    handle.restart(None).await.unwrap();
+    assert!(is_served(&gateway.get("/").await));
+    handle.stop(StopMode::Now).await;
+    assert!(gateway.envoys().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exec_becomes_envoy() {
+    let gateway = Gateway::new();
+    let mut child = spawn_agent(&gateway, "exec");
+    let start = Instant::now();
+    while !is_served(&gateway.get("/").await) {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(envoys(gateway.directory.path()), [child.id()]);
+    signal(child.id(), "TERM");
+    assert!(child.wait().unwrap().success());
+}

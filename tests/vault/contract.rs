@@ -1,0 +1,297 @@
+//! What one server in a test never does: standby redirects, quotas, consistency misses, odd answers.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use portreeve::model::{KvVersion, ProblemKind};
+use portreeve::sources::certificates::CertificateSettings;
+use portreeve::sources::vault::{VaultClient, VaultFault, VaultSettings};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::rig::{Rig, pki, token};
+
+type Seen = Arc<Mutex<Vec<(String, Option<String>, Option<String>, bool)>>>;
+
+/// Answers each path by `answer(path, how often it was asked before)`; remembers path, token, namespace, marker.
+async fn mock(answer: impl Fn(&str, usize) -> Response + Clone + Send + Sync + 'static) -> (String, Seen) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let seen = Seen::default();
+    let remembered = seen.clone();
+    let app = Router::new().fallback(move |request: Request| {
+        let header = |name: &str| Some(request.headers().get(name)?.to_str().ok()?.to_owned());
+        let path = request.uri().path().to_owned();
+        let mut seen = remembered.lock().unwrap();
+        let before = seen.iter().filter(|(earlier, ..)| *earlier == path).count();
+        let marked = header("X-Vault-Request").as_deref() == Some("true");
+        seen.push((
+            path.clone(),
+            header("X-Vault-Token"),
+            header("X-Vault-Namespace"),
+            marked,
+        ));
+        drop(seen);
+        let response = match path.as_str() {
+            "/v1/auth/token/lookup-self" => body(200, json!({"data": {"ttl": 0, "renewable": false}})),
+            _ => answer(&path, before),
+        };
+        async move { response }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    (address, seen)
+}
+
+fn body(status: u16, value: serde_json::Value) -> Response {
+    Response::builder()
+        .status(status)
+        .body(Body::from(value.to_string()))
+        .unwrap()
+}
+
+fn redirect(location: &str) -> Response {
+    Response::builder()
+        .status(307)
+        .header("Location", location)
+        .body(Body::empty())
+        .unwrap()
+}
+
+fn secret() -> Response {
+    // `warnings` as some servers and documents show it; a null lease.
+    body(
+        200,
+        json!({"warnings": "", "lease_id": null, "data": {"data": {"certificate": "x"}, "metadata": {"version": 3}}}),
+    )
+}
+
+fn client(address: &str) -> VaultClient {
+    let mut settings = VaultSettings::new(address, token("s.token"));
+    settings.namespace = Some("team/a".to_owned());
+    let (client, session) = VaultClient::new(settings).unwrap();
+    tokio::spawn(session.run(CancellationToken::new()));
+    client
+}
+
+async fn read(client: &VaultClient) -> Result<(), VaultFault> {
+    client
+        .read_kv(KvVersion::V2, "secret", "www")
+        .await
+        .map(|secret| {
+            assert_eq!(secret.text("certificate").unwrap().expose(), "x");
+        })
+}
+
+#[tokio::test]
+async fn a_standby_is_followed_once_with_all_headers() {
+    let (active, seen) = mock(|_, _| secret()).await;
+    let location = format!("{active}/v1/secret/data/www");
+    let (standby, _) = mock(move |_, _| redirect(&location)).await;
+    read(&client(&standby)).await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    let expected = (
+        "/v1/secret/data/www".to_owned(),
+        Some("s.token".to_owned()),
+        Some("team/a".to_owned()),
+        true,
+    );
+    assert_eq!(seen, [expected]);
+
+    let (again, _) = mock(|path, _| redirect(path)).await;
+    let fault = read(&client(&again)).await.unwrap_err();
+    assert_eq!(fault.kind(), ProblemKind::Unavailable);
+    assert!(fault.to_string().contains("redirects again"), "{fault}");
+}
+
+#[tokio::test]
+async fn misses_and_quotas_are_tried_again_shortly() {
+    for status in [412, 429, 500, 502] {
+        let (address, seen) = mock(move |_, before| match before {
+            0 => Response::builder()
+                .status(status)
+                .header("Retry-After", "1")
+                .body(Body::empty())
+                .unwrap(),
+            _ => secret(),
+        })
+        .await;
+        let started = Instant::now();
+        read(&client(&address)).await.unwrap();
+        if status == 429 {
+            assert!(
+                started.elapsed() >= Duration::from_secs(1),
+                "Retry-After is kept to"
+            );
+        }
+        assert_eq!(
+            seen.lock()
+                .unwrap()
+                .iter()
+                .filter(|(path, ..)| path.ends_with("www"))
+                .count(),
+            2
+        );
+    }
+    let (address, seen) = mock(|_, _| body(429, json!({"errors": ["quota"]}))).await;
+    let fault = read(&client(&address)).await.unwrap_err();
+    assert_eq!(fault.kind(), ProblemKind::Unavailable);
+    assert_eq!(
+        seen.lock()
+            .unwrap()
+            .iter()
+            .filter(|(path, ..)| path.ends_with("www"))
+            .count(),
+        3
+    );
+}
+
+#[tokio::test]
+async fn an_issue_is_never_repeated_after_a_lost_answer() {
+    let (address, seen) = mock(|_, _| body(500, json!({"errors": ["storage"]}))).await;
+    let client = client(&address);
+    let request = portreeve::sources::vault::IssueRequest {
+        mount: "pki",
+        role: "edge",
+        issuer: None,
+        common_name: "a",
+        alt_names: &[],
+        ip_sans: &[],
+        ttl: None,
+    };
+    let fault = client.issue(&request).await.err().unwrap();
+    assert!(fault.may_have_happened());
+    assert_eq!(
+        seen.lock()
+            .unwrap()
+            .iter()
+            .filter(|(path, ..)| path.ends_with("issue/edge"))
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn each_state_of_a_server_has_its_kind() {
+    let deleted =
+        json!({"data": {"data": null, "metadata": {"version": 4, "deletion_time": "2026-01-01T00:00:00Z"}}});
+    let cases = [
+        (
+            503,
+            json!({"errors": ["Vault is sealed"]}),
+            ProblemKind::Unavailable,
+            "sealed",
+        ),
+        (473, json!({}), ProblemKind::Unavailable, "standby"),
+        (501, json!({}), ProblemKind::Unavailable, "not initialised"),
+        (
+            404,
+            json!({"errors": []}),
+            ProblemKind::NotFound,
+            "nothing at this path",
+        ),
+        (
+            404,
+            deleted,
+            ProblemKind::Deleted,
+            "version 4 of the secret is deleted",
+        ),
+        (
+            400,
+            json!({"errors": ["bad"]}),
+            ProblemKind::Refused,
+            "refused (400): bad",
+        ),
+        (405, json!({"errors": []}), ProblemKind::Refused, "refused (405)"),
+        (
+            403,
+            json!({"errors": ["permission denied"]}),
+            ProblemKind::Forbidden,
+            "www: permission denied",
+        ),
+        (
+            200,
+            json!("<html>"),
+            ProblemKind::Invalid,
+            "not what Vault answers",
+        ),
+        (
+            200,
+            json!({"data": {"data": {"a": "x".repeat(2_000_000)}}}),
+            ProblemKind::Limit,
+            "larger than 1024 KiB",
+        ),
+    ];
+    for (status, answer, kind, expected) in cases {
+        let (address, _) = mock(move |_, _| body(status, answer.clone())).await;
+        let fault = read(&client(&address)).await.unwrap_err();
+        assert_eq!(fault.kind(), kind, "{fault}");
+        assert!(fault.to_string().contains(expected), "{fault}");
+        assert!(
+            fault
+                .to_string()
+                .contains(&format!("GET {address}/v1/secret/data/www")),
+            "{fault}"
+        );
+        assert!(fault.problem().fix.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_an_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let app = Router::new().fallback(|request: Request| async move {
+        match request.uri().path() {
+            "/v1/secret/data/www" => secret(),
+            _ => body(200, json!({"data": {"ttl": 0}})),
+        }
+    });
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    read(&client(&format!("unix://{}", path.display())))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn an_attempt_is_written_down_before_it_is_sent() {
+    let issues = Arc::new(Mutex::new(0));
+    let counted = issues.clone();
+    let app = Router::new().fallback(move |request: Request| {
+        let issue = request.uri().path().ends_with("/issue/edge");
+        *counted.lock().unwrap() += usize::from(issue);
+        async move {
+            if issue {
+                // The answer never comes: the agent dies first.
+                std::future::pending::<()>().await;
+            }
+            body(200, json!({"data": {"ttl": 0}}))
+        }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let directory = tempfile::tempdir().unwrap();
+    for _ in 0..5 {
+        let mut rig = Rig::with(
+            &address,
+            token("s.token"),
+            directory.path(),
+            CertificateSettings::default(),
+        );
+        rig.watch(&[&pki("www.example.com", 600)]);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        rig.stop().await;
+    }
+    assert_eq!(
+        *issues.lock().unwrap(),
+        1,
+        "five starts within a minute, one request"
+    );
+}

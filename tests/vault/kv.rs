@@ -1,0 +1,181 @@
+use std::time::Duration;
+
+use portreeve::model::{KvVersion, ProblemKind};
+use serde_json::json;
+
+use super::bao::Bao;
+use super::rig::{Rig, kv, self_signed, token};
+
+#[tokio::test]
+async fn both_engines_deliver_and_follow_changes() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = self_signed("one.example", 5);
+    let fields = json!({"certificate": certificate, "private_key": key});
+    bao.write("kv/www", fields.clone()).await;
+    bao.write("secret/data/a/www", json!({"data": fields})).await;
+    for query in [
+        kv(KvVersion::V1, "kv", "www"),
+        kv(KvVersion::Detect, "kv", "www"),
+        kv(KvVersion::V2, "secret", "a/www"),
+        kv(KvVersion::Detect, "secret/", "/a/www"),
+    ] {
+        let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+        rig.watch(&[&query]);
+        let material = rig.material().await;
+        assert_eq!(material.names[0].as_ref(), "one.example", "{query:?}");
+        assert!(material.private_key.is_some());
+        rig.silence(Duration::from_millis(600)).await;
+        rig.stop().await;
+    }
+
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let (one, two) = (
+        kv(KvVersion::V1, "kv", "www"),
+        kv(KvVersion::V2, "secret", "a/www"),
+    );
+    rig.watch(&[&one, &two]);
+    rig.material().await;
+    rig.material().await;
+    let (certificate, key) = self_signed("two.example", 5);
+    let fields = json!({"certificate": certificate, "private_key": key});
+    bao.write("kv/www", fields.clone()).await;
+    assert_eq!(rig.material().await.names[0].as_ref(), "two.example");
+    bao.write("secret/data/a/www", json!({"data": fields})).await;
+    assert_eq!(rig.material().await.names[0].as_ref(), "two.example");
+
+    // No longer wanted: no longer read.
+    rig.watch(&[]);
+    let before = rig.vault.status().requests;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(rig.vault.status().requests <= before + 2);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn each_bad_case_has_its_own_message_and_keeps_the_last_good() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let (certificate, key) = self_signed("one.example", 5);
+    let (_, other_key) = self_signed("other.example", 5);
+    let (expired, expired_key) = self_signed("expired.example", -1);
+    let good = json!({"certificate": certificate, "private_key": key});
+    bao.write("secret/data/www", json!({"data": good})).await;
+    let query = kv(KvVersion::V2, "secret", "www");
+    rig.watch(&[&query]);
+    rig.material().await;
+
+    let cases = [
+        (
+            json!({"certificate": certificate}),
+            "no field \"private_key\"; there is \"certificate\"",
+        ),
+        (
+            json!({"certificate": 7, "private_key": key}),
+            "is a number, not a text",
+        ),
+        (
+            json!({"certificate": "hello", "private_key": key}),
+            "no CERTIFICATE block",
+        ),
+        (
+            json!({"certificate": certificate, "private_key": "hello"}),
+            "no PRIVATE KEY block",
+        ),
+        (
+            json!({"certificate": certificate, "private_key": other_key}),
+            "does not belong to any certificate",
+        ),
+        (
+            json!({"certificate": expired, "private_key": expired_key}),
+            "expired at",
+        ),
+    ];
+    for (fields, expected) in cases {
+        bao.write("secret/data/www", json!({"data": fields})).await;
+        let problem = rig.problem().await;
+        assert_eq!(problem.kind, ProblemKind::Invalid);
+        assert!(problem.message.contains(expected), "{problem}");
+        assert!(problem.message.contains("secret/www"), "{problem}");
+        assert!(problem.fix.is_some());
+        rig.silence(Duration::from_millis(500)).await;
+        bao.write("secret/data/www", json!({"data": good})).await;
+        rig.material().await;
+    }
+
+    bao.delete("secret/data/www").await;
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Deleted, "{problem}");
+    assert!(
+        problem.message.contains("version 13 of the secret is deleted"),
+        "{problem}"
+    );
+    bao.write("secret/undelete/www", json!({"versions": [13]})).await;
+    rig.material().await;
+    bao.write("secret/destroy/www", json!({"versions": [13]})).await;
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Deleted);
+    assert!(problem.message.contains("destroyed"), "{problem}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_places_are_told_apart() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    bao.mount_pki(json!({"allow_any_name": true})).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = self_signed("one.example", 5);
+    let fields = json!({"certificate": certificate, "private_key": key});
+    bao.write("kv/www", fields.clone()).await;
+    bao.write("secret/data/www", json!({"data": fields})).await;
+    let cases = [
+        (
+            kv(KvVersion::V2, "secret", "absent"),
+            ProblemKind::NotFound,
+            "nothing at this path",
+        ),
+        (
+            kv(KvVersion::V1, "kv", "absent"),
+            ProblemKind::NotFound,
+            "nothing at this path",
+        ),
+        (
+            kv(KvVersion::V2, "nowhere", "www"),
+            ProblemKind::NotFound,
+            "nowhere/data/www",
+        ),
+        (
+            kv(KvVersion::V1, "secret", "www"),
+            ProblemKind::Refused,
+            "is KV version 2, and the document says version 1",
+        ),
+        (
+            kv(KvVersion::V2, "kv", "www"),
+            ProblemKind::Refused,
+            "is KV version 1, and the document says version 2",
+        ),
+        (
+            kv(KvVersion::Detect, "pki", "www"),
+            ProblemKind::Refused,
+            "is of type \"pki\", not kv",
+        ),
+        (
+            kv(KvVersion::V2, "secret", "../sys/raw"),
+            ProblemKind::Refused,
+            "not one that Vault can hold",
+        ),
+    ];
+    for (query, kind, expected) in cases {
+        let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+        rig.watch(&[&query]);
+        let problem = rig.problem().await;
+        assert!(problem.message.contains(expected), "{problem}");
+        assert_eq!(problem.kind, kind, "{problem}");
+        rig.silence(Duration::from_millis(400)).await;
+        rig.stop().await;
+    }
+}

@@ -1,0 +1,17 @@
+//! The Vault sources against a real OpenBao (never `-dev`), and against a mock for what a single server does not do.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot set up its world has failed"
+)]
+
+mod auth;
+mod bao;
+mod contract;
+mod files;
+mod kv;
+mod outages;
+mod pki;
+mod policies;
+mod rig;
+mod tls;

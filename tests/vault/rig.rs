@@ -1,0 +1,155 @@
+//! A client and a watcher on a server, and what they said.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use portreeve::model::{CertificateMaterial, CertificateQuery, KvVersion, Observation, Problem, Redacted};
+use portreeve::sources::certificates::{
+    CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
+};
+use portreeve::sources::vault::{SecretId, VaultAuth, VaultClient, VaultSettings};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub struct Rig {
+    pub vault: VaultClient,
+    pub watcher: CertificateWatcher,
+    updates: mpsc::Receiver<Observation>,
+    cancel: CancellationToken,
+    session: JoinHandle<()>,
+}
+
+/// As fast as tests want it; the rules are the same.
+pub fn fast() -> CertificateSettings {
+    CertificateSettings {
+        kv_poll: Duration::from_millis(200),
+        issue_interval: Duration::from_secs(2),
+    }
+}
+
+impl Rig {
+    pub fn start(address: &str, auth: VaultAuth, store: &Path) -> Self {
+        Self::with(address, auth, store, fast())
+    }
+
+    pub fn with(address: &str, auth: VaultAuth, store: &Path, settings: CertificateSettings) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (vault, session) = VaultClient::new(VaultSettings::new(address, auth)).unwrap();
+        let cancel = CancellationToken::new();
+        let session = tokio::spawn(session.run(cancel.clone()));
+        let (sender, updates) = mpsc::channel(64);
+        let store: Arc<dyn CertificateStore> =
+            Arc::new(RedbCertificateStore::open(&store.join("certificates.redb")).unwrap());
+        let watcher = CertificateWatcher::new(
+            settings,
+            Some(vault.clone()),
+            store,
+            WallClock::default(),
+            sender,
+            CancellationToken::new(),
+        );
+        Self {
+            vault,
+            watcher,
+            updates,
+            cancel,
+            session,
+        }
+    }
+
+    pub fn watch(&mut self, queries: &[&CertificateQuery]) {
+        let queries: BTreeSet<CertificateQuery> = queries.iter().map(|query| (*query).clone()).collect();
+        self.watcher.set_interests(&queries);
+    }
+
+    /// The next observation, within 15 s.
+    pub async fn next(&mut self) -> Result<Arc<CertificateMaterial>, Problem> {
+        let update = tokio::time::timeout(Duration::from_secs(15), self.updates.recv()).await;
+        match update.expect("an observation in time").expect("the watcher runs") {
+            Observation::Certificate(update) => update.result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn material(&mut self) -> Arc<CertificateMaterial> {
+        self.next().await.expect("material, no problem")
+    }
+
+    pub async fn problem(&mut self) -> Problem {
+        self.next().await.expect_err("a problem, no material")
+    }
+
+    /// The next material, whatever problems come before it.
+    pub async fn eventually(&mut self) -> Arc<CertificateMaterial> {
+        loop {
+            if let Ok(material) = self.next().await {
+                return material;
+            }
+        }
+    }
+
+    pub async fn silence(&mut self, time: Duration) {
+        if let Ok(update) = tokio::time::timeout(time, self.updates.recv()).await {
+            panic!("unexpected: {update:?}");
+        }
+    }
+
+    pub async fn stop(self) {
+        self.watcher.shut_down().await;
+        self.cancel.cancel();
+        self.session.await.unwrap();
+    }
+}
+
+pub fn token(text: &str) -> VaultAuth {
+    VaultAuth::Token(Arc::new(Redacted::new(text.to_owned())))
+}
+
+pub fn app_role(role_id: &str, secret_id: &str) -> VaultAuth {
+    VaultAuth::AppRole {
+        mount: "approle".to_owned(),
+        role_id: role_id.to_owned(),
+        secret_id: SecretId::Value(Arc::new(Redacted::new(secret_id.to_owned()))),
+    }
+}
+
+pub fn kv(version: KvVersion, mount: &str, path: &str) -> CertificateQuery {
+    CertificateQuery::VaultKv {
+        mount: mount.into(),
+        path: path.into(),
+        version,
+        certificate_field: "certificate".into(),
+        private_key_field: "private_key".into(),
+    }
+}
+
+pub fn pki(common_name: &str, ttl: u64) -> CertificateQuery {
+    CertificateQuery::VaultPki {
+        mount: "pki_int".into(),
+        role: "edge".into(),
+        issuer: None,
+        common_name: common_name.into(),
+        alt_names: Vec::new(),
+        ip_sans: Vec::new(),
+        ttl: Some(ttl),
+    }
+}
+
+/// A self-signed certificate and its key, ending in `days`.
+pub fn self_signed(name: &str, days: i64) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let now = std::time::SystemTime::now();
+    let day = Duration::from_secs(86_400);
+    params.not_before = (now - 10 * day).into();
+    let end = if days < 0 {
+        now - day * days.unsigned_abs() as u32
+    } else {
+        now + day * days as u32
+    };
+    params.not_after = end.into();
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}

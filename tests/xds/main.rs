@@ -1,0 +1,15 @@
+//! The discovery server: text scripts against its protocol state, random conversations against a model of Envoy,
+//! gRPC over real sockets, and the real Envoy.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+#![expect(
+    clippy::print_stderr,
+    reason = "times are shown, and Envoy's log when a test fails"
+)]
+
+mod envoy;
+mod grpc;
+mod harness;
+mod model;
+mod mutual_tls;
+mod script;

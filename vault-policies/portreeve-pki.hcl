@@ -1,0 +1,20 @@
+# What the agent needs to get certificates from one role of a PKI mount.
+# Replace "pki_int" by your mount and "edge" by your role; one path for each role in use.
+
+# A certificate with its key.
+path "pki_int/issue/edge" {
+  capabilities = ["update"]
+}
+
+# Its own token: how long it lives, to renew it, to give it back.
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}
+
+path "auth/token/revoke-self" {
+  capabilities = ["update"]
+}
