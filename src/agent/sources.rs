@@ -151,6 +151,11 @@ impl Sources {
         Ok(sources)
     }
 
+    /// For what else talks to Consul.
+    pub fn consul_client(&self) -> Option<ConsulClient> {
+        self.consul.clone()
+    }
+
     pub fn start(
         self,
         settings: &Settings,

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::accepted::AcceptedTexts;
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
 use super::view::{GatewayView, View};
@@ -73,6 +74,7 @@ pub struct Pipeline {
     gateways: Vec<Gateway>,
     refusals: Refusals,
     store: Option<Store>,
+    accepted: AcceptedTexts,
     streams: Streams,
     view: watch::Sender<Arc<View>>,
     interests: watch::Sender<Arc<Interests>>,
@@ -145,6 +147,7 @@ impl Pipeline {
             gateways,
             refusals: Refusals::default(),
             store,
+            accepted: AcceptedTexts::default(),
             streams,
             view,
             interests,
@@ -172,6 +175,13 @@ impl Pipeline {
         self
     }
 
+    /// Who is asked for the accepted text of a document that is bad while nothing of it is in service. The answer is an
+    /// [`Observation::Accepted`].
+    pub fn with_accepted_texts(mut self, wanted: mpsc::Sender<DocumentId>) -> Self {
+        self.accepted = AcceptedTexts::ask_through(wanted);
+        self
+    }
+
     /// Runs until cancelled, or until every sender is gone.
     pub async fn run(
         mut self,
@@ -183,7 +193,10 @@ impl Pipeline {
         let mut batch = Vec::new();
         let mut event_batch = Vec::new();
         loop {
-            let timer = [self.hold_until, self.stale_at].into_iter().flatten().min();
+            let timer = [self.hold_until, self.stale_at, self.accepted.deadline()]
+                .into_iter()
+                .flatten()
+                .min();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 biased;
@@ -226,6 +239,11 @@ impl Pipeline {
             {
                 store.service(&update.query, instances);
             }
+            if let Observation::Accepted(accepted) = &observation {
+                self.accepted.answered(&accepted.document);
+                // Even if it brings nothing: the first publication may have waited for it.
+                changes.status_only = true;
+            }
             changes.merge(self.snapshot.apply(observation));
         }
         if self.snapshot.documents_complete() {
@@ -248,6 +266,8 @@ impl Pipeline {
             return;
         }
         self.refusals.changed(&changes.config.documents);
+        self.accepted
+            .review(&self.snapshot.config, &changes.config.documents);
         self.save_documents(&changes.config.documents);
         self.say_document_problems(&changes.config.documents);
         let mut watches_changed = false;
@@ -273,6 +293,9 @@ impl Pipeline {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        if self.accepted.tick(now) {
+            self.publish();
+        }
         if self.stale_at.is_some_and(|at| at <= now) {
             self.stale_at = None;
             self.stale = true;
@@ -322,7 +345,9 @@ impl Pipeline {
             let waiting_for = if gateway.published_at.is_some() {
                 Vec::new()
             } else {
-                missing(&self.snapshot, &gateway.compiler, known, self.stale)
+                let mut missing = missing(&self.snapshot, &gateway.compiler, known, self.stale);
+                missing.extend(self.accepted.waiting_for());
+                missing
             };
             if waiting_for.is_empty() && (gateway.due || gateway.published_at.is_none()) {
                 gateway.due = false;
@@ -439,8 +464,13 @@ impl Pipeline {
         if !settled || published.due {
             return;
         }
-        for id in self.refusals.settled() {
-            self.snapshot.config.confirm(&id);
+        let confirmed = self.refusals.settled();
+        for id in &confirmed {
+            self.snapshot.config.confirm(id);
+        }
+        if !confirmed.is_empty() {
+            // Whoever shares accepted texts looks at the view.
+            self.publish();
         }
         if let Some(id) = self.refusals.next_trial() {
             let changes = self.snapshot.lift_quarantine(&id);

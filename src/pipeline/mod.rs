@@ -10,6 +10,7 @@
 //! One task owns the snapshot and the compilers; everybody else sees values. It never waits for a source, an Envoy or
 //! the disk.
 
+mod accepted;
 mod core;
 mod refusals;
 mod store;

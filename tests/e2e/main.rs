@@ -10,5 +10,6 @@ mod faults;
 mod oracle;
 mod programs;
 mod stack;
+mod status;
 mod tls;
 mod traffic;
