@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
+use super::trouble::Trouble;
 use super::view::{GatewayView, View};
 use crate::config::{Config, Permissions, Quarantine};
 use crate::envoy::{ResourceKind, ResourceSet};
@@ -72,6 +73,7 @@ pub struct Pipeline {
     snapshot: Snapshot,
     gateways: Vec<Gateway>,
     refusals: Refusals,
+    trouble: Trouble,
     store: Option<Store>,
     streams: Streams,
     view: watch::Sender<Arc<View>>,
@@ -144,6 +146,7 @@ impl Pipeline {
             snapshot,
             gateways,
             refusals: Refusals::default(),
+            trouble: Trouble::default(),
             store,
             streams,
             view,
@@ -220,6 +223,7 @@ impl Pipeline {
         let revision = self.revision;
         let mut changes = Changes::default();
         for observation in observations {
+            self.trouble.hear(&observation);
             if let Some(store) = &self.store
                 && let Observation::Service(update) = &observation
                 && let Ok(instances) = &update.result
@@ -299,12 +303,14 @@ impl Pipeline {
         let before = self.interests.borrow().clone();
         for query in before.services.difference(&services) {
             self.snapshot.forget_service(query);
+            self.trouble.forget_service(query);
             if let Some(store) = &self.store {
                 store.service_gone(query);
             }
         }
         for query in before.certificates.difference(&certificates) {
             self.snapshot.forget_certificate(query);
+            self.trouble.forget_certificate(query);
         }
         let interests = Interests {
             services,
@@ -412,7 +418,8 @@ impl Pipeline {
                 reason,
                 message,
             } => {
-                tracing::warn!(?peer, ?node, ?reason, %message, "an xDS client was refused");
+                let node = node.as_deref().unwrap_or_default();
+                tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
             }
             Event::Lagged { lost } => {
                 tracing::warn!(lost, "events from Envoys were dropped: status may lag behind")

@@ -13,6 +13,7 @@
 mod core;
 mod refusals;
 mod store;
+mod trouble;
 mod view;
 
 pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};
