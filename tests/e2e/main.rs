@@ -8,6 +8,7 @@ mod catalog;
 mod edge;
 mod faults;
 mod oracle;
+mod privileges;
 mod programs;
 mod stack;
 mod tls;
