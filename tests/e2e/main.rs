@@ -10,6 +10,7 @@ mod faults;
 mod oracle;
 mod privileges;
 mod programs;
+mod remote;
 mod rights;
 mod stack;
 mod tls;
