@@ -12,6 +12,7 @@ mod privileges;
 mod programs;
 mod remote;
 mod rights;
+mod same_bytes;
 mod stack;
 mod tls;
 mod traffic;
