@@ -16,3 +16,4 @@ mod same_bytes;
 mod stack;
 mod tls;
 mod traffic;
+mod versions;
