@@ -8,6 +8,7 @@ mod catalog;
 mod edge;
 mod faults;
 mod oracle;
+mod planned_restart;
 mod privileges;
 mod programs;
 mod remote;
