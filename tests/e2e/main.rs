@@ -5,6 +5,7 @@
 mod support;
 
 mod catalog;
+mod dev;
 mod edge;
 mod faults;
 mod oracle;
