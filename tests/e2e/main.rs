@@ -5,6 +5,7 @@
 mod support;
 
 mod catalog;
+mod central;
 mod dev;
 mod edge;
 mod faults;

@@ -220,7 +220,7 @@ async fn no_rule_is_superfluous_and_its_loss_is_told_and_survived() {
             let log = stack.agent.process.log();
             let line = log[start..]
                 .lines()
-                .find(|line| line.contains("WARN") && line.contains(told.trim_matches('\\')));
+                .find(|line| line.contains("WARN") && line.contains(told));
             if let Some(line) = line {
                 break line.to_owned();
             }

@@ -282,8 +282,3 @@ http_route "{name}" {{
 "#
     )
 }
-
-/// A catalog entry on a node of its own, for what the agent's own API cannot say.
-pub fn external(name: &str, node: &str, port: u16) -> serde_json::Value {
-    json!({ "Node": node, "Address": "127.0.0.1", "Service": { "Service": name, "ID": format!("{name}-{node}"), "Port": port } })
-}
