@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::envoy_process::{self, StopMode};
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
 use super::notify_systemd::ServiceManager;
-use super::settings::{Flags, Settings, SettingsError};
+use super::settings::{Flags, Settings, SettingsError, is_settings};
 use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::{self, StatusKeys};
@@ -127,7 +127,7 @@ fn make_directory(path: &Path) -> anyhow::Result<()> {
 fn declared_gateways(settings: &Settings) -> Vec<Arc<str>> {
     let mut names = BTreeSet::new();
     for path in &settings.document_paths {
-        let Ok(listing) = crate::sources::directory::read_documents(path) else {
+        let Ok(listing) = crate::sources::directory::read_documents(path, is_settings) else {
             continue;
         };
         for document in listing.documents {

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::accepted::AcceptedTexts;
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
+use super::trouble::Trouble;
 use super::view::{GatewayView, View};
 use crate::config::{Config, Permissions, Quarantine};
 use crate::envoy::{ResourceKind, ResourceSet};
@@ -73,6 +74,7 @@ pub struct Pipeline {
     snapshot: Snapshot,
     gateways: Vec<Gateway>,
     refusals: Refusals,
+    trouble: Trouble,
     store: Option<Store>,
     accepted: AcceptedTexts,
     streams: Streams,
@@ -146,6 +148,7 @@ impl Pipeline {
             snapshot,
             gateways,
             refusals: Refusals::default(),
+            trouble: Trouble::default(),
             store,
             accepted: AcceptedTexts::default(),
             streams,
@@ -233,6 +236,7 @@ impl Pipeline {
         let revision = self.revision;
         let mut changes = Changes::default();
         for observation in observations {
+            self.trouble.hear(&observation);
             if let Some(store) = &self.store
                 && let Observation::Service(update) = &observation
                 && let Ok(instances) = &update.result
@@ -322,12 +326,14 @@ impl Pipeline {
         let before = self.interests.borrow().clone();
         for query in before.services.difference(&services) {
             self.snapshot.forget_service(query);
+            self.trouble.forget_service(query);
             if let Some(store) = &self.store {
                 store.service_gone(query);
             }
         }
         for query in before.certificates.difference(&certificates) {
             self.snapshot.forget_certificate(query);
+            self.trouble.forget_certificate(query);
         }
         let interests = Interests {
             services,
@@ -437,7 +443,8 @@ impl Pipeline {
                 reason,
                 message,
             } => {
-                tracing::warn!(?peer, ?node, ?reason, %message, "an xDS client was refused");
+                let node = node.as_deref().unwrap_or_default();
+                tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
             }
             Event::Lagged { lost } => {
                 tracing::warn!(lost, "events from Envoys were dropped: status may lag behind")

@@ -14,6 +14,7 @@ mod accepted;
 mod core;
 mod refusals;
 mod store;
+mod trouble;
 mod view;
 
 pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};
