@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup build demo test lint unit deny bench bench-quick fuzz-smoke docs clean
+.PHONY: help setup build demo test lint unit deny bench bench-quick bench-instructions fuzz-smoke docs clean
 
 help: ## Print these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -34,11 +34,15 @@ deny: ## Check licences, bans, sources and advisories of all dependencies
 unit: ## Run every test; the programs must be there (make setup)
 	cargo test --locked
 
-bench: setup ## Run every benchmark
-	cargo bench --locked --bench '*'
+bench: setup ## Run every benchmark, three rounds
+	cargo bench --locked --bench suite
+	@tests/bench/instructions.sh
 
-bench-quick: setup ## Run every benchmark with few samples
-	cargo bench --locked --bench '*' -- --quick
+bench-quick: setup ## Run every benchmark once, with small sizes
+	cargo bench --locked --bench suite -- --quick
+
+bench-instructions: ## Count the instructions of one change among 1,000 and 10,000 objects (needs valgrind)
+	@tests/bench/instructions.sh
 
 fuzz-smoke: ## Feed every parser many more random inputs than `make test` does
 	PROPTEST_CASES=20000 cargo test --locked fuzz

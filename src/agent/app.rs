@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -82,12 +82,16 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
 fn load(flags: &Flags) -> Result<Settings, SettingsError> {
     let mut flags = flags.clone();
     if flags.dev && flags.data_dir.is_none() {
-        // In-memory state; sockets and Envoy's own files need a place that the next run finds again.
-        let base = environment("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, Into::into);
-        flags.data_dir = Some(base.join(format!("portreeve-dev-{}", rustix::process::getuid().as_raw())));
+        flags.data_dir = Some(dev_data_directory());
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Settings::load(&flags, &host)
+}
+
+/// Where an agent under -dev keeps its sockets and Envoy's files: the next run, and the CLI, must find them again.
+pub fn dev_data_directory() -> PathBuf {
+    let base = environment("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, Into::into);
+    base.join(format!("portreeve-dev-{}", rustix::process::getuid().as_raw()))
 }
 
 fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
