@@ -17,7 +17,7 @@ use crate::hcl::Limits;
 use crate::model::{CertificateQuery, DocumentId, Interests, Observation, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::{Compiler, Settings};
-use crate::xds::{Event, Streams};
+use crate::xds::{Event, StreamView, Streams};
 
 /// How long a changed host waits for the first answer of a watch it is the first to need. Consul answers in
 /// milliseconds; after this the host is published with 503 for what is not known.
@@ -383,7 +383,10 @@ impl Pipeline {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Acked { gateway, .. } => self.acked(&gateway),
+            Event::Acked { stream, gateway, .. } => {
+                let view = self.streams.find(stream);
+                self.acked(&gateway, view.as_slice());
+            }
             Event::Nacked {
                 gateway,
                 node,
@@ -447,13 +450,27 @@ impl Pipeline {
                 tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
             }
             Event::Lagged { lost } => {
-                tracing::warn!(lost, "events from Envoys were dropped: status may lag behind")
+                tracing::warn!(
+                    lost,
+                    "events from Envoys were dropped: reading what each Envoy acknowledged"
+                );
+                let names: Vec<Arc<str>> = self
+                    .gateways
+                    .iter()
+                    .map(|known| known.compiler.gateway().clone())
+                    .collect();
+                for gateway in names {
+                    let streams = self.streams.of_gateway(&gateway);
+                    self.acked(&gateway, &streams);
+                }
             }
         }
     }
 
     /// When one Envoy runs with everything as published, the documents are confirmed: what a later refusal goes back to.
-    fn acked(&mut self, gateway: &str) {
+    ///
+    /// Only who spoke is looked at: with a look at all, a change would cost the square of the number of Envoys.
+    fn acked(&mut self, gateway: &str, streams: &[StreamView]) {
         let Some(published) = self
             .gateways
             .iter()
@@ -462,7 +479,7 @@ impl Pipeline {
             return;
         };
         let set = published.compiler.resources();
-        let settled = self.streams.of_gateway(gateway).iter().any(|stream| {
+        let settled = streams.iter().any(|stream| {
             stream.is_settled()
                 && ResourceKind::ALL
                     .iter()
