@@ -23,6 +23,7 @@ const SHOWN: usize = 20;
 impl Trouble {
     pub(super) fn hear(&mut self, observation: &Observation) {
         let (who, problem) = match observation {
+            Observation::Accepted(_) => return,
             Observation::Documents(update) => {
                 (Who::Documents(update.source.clone()), update.problem.as_ref())
             }

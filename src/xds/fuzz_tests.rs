@@ -6,7 +6,6 @@ use std::time::Duration;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::rpc::Status;
 use proptest::prelude::*;
-use prost::Message as _;
 
 use super::service::DiscoveryMessage;
 use super::{Limits, StreamState};

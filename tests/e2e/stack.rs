@@ -10,6 +10,7 @@ use crate::support::agent::{Agent, AgentLaunch};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Reply, Request};
 use crate::support::consul::{Consul, service};
+use crate::support::envoy::EnvoyAdmin;
 use crate::support::ports::free_port;
 use crate::support::vault::Vault;
 use crate::support::{program, wait_for};
@@ -112,6 +113,10 @@ impl Stack {
 
     pub fn client(&self) -> Client {
         Client::http(self.http)
+    }
+
+    pub fn envoy(&self) -> EnvoyAdmin {
+        EnvoyAdmin { socket: self.data.join("envoy/edge/admin.sock") }
     }
 
     /// The pid of the supervised Envoy, from its record.

@@ -350,7 +350,10 @@ fn settings_body(source: &Source, alone: bool) -> Result<Option<Body>, Vec<Diagn
     }
     let schema = settings_schema();
     let ours = alone
-        || body.blocks.iter().any(|block| schema.block_schema(&block.kind).is_some())
+        || body
+            .blocks
+            .iter()
+            .any(|block| schema.block_schema(&block.kind).is_some())
         || body
             .attributes
             .iter()
