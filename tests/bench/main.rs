@@ -23,6 +23,8 @@ mod servers;
 mod synthetic;
 mod translate;
 
+use std::process::ExitCode;
+
 use report::Report;
 
 pub struct Plan {
@@ -39,17 +41,30 @@ impl Plan {
     }
 }
 
-fn main() {
+/// One group of rows.
+type Group = fn(&Plan, &mut Report);
+
+fn main() -> ExitCode {
     support::http::install_tls_provider();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|one| one != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["--serve-ads", socket, services] => return servers::ads(socket, services.parse().unwrap()),
-        ["--serve-raw", socket, bytes] => return servers::raw(socket, bytes.parse().unwrap()),
-        ["--one-change", kind, objects, times] => {
-            return one_change::run(kind, objects.parse().unwrap(), times.parse().unwrap());
+        ["--serve-ads", socket, services] => {
+            servers::ads(socket, services.parse().unwrap());
+            return ExitCode::SUCCESS;
         }
-        ["--merge", name, value] => return report::merge(name, value.parse().unwrap()),
+        ["--serve-raw", socket, bytes] => {
+            servers::raw(socket, bytes.parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        ["--one-change", kind, objects, times] => {
+            one_change::run(kind, objects.parse().unwrap(), times.parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        ["--merge", name, value] => {
+            report::merge(name, value.parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     let value_of = |flag: &str| {
@@ -63,7 +78,7 @@ fn main() {
         only: value_of("--only"),
     };
     let mut report = Report::default();
-    let groups: [(&str, fn(&Plan, &mut Report)); 4] = [
+    let groups: [(&str, Group); 4] = [
         ("translate", translate::run),
         ("fanout", fanout::run),
         ("endpoint", endpoint_change::run),
@@ -81,6 +96,7 @@ fn main() {
     report.write(plan.only.is_some());
     if let Some(failure) = report.failure() {
         eprintln!("bench: FAILED: {failure}");
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }

@@ -116,7 +116,9 @@ impl Stack {
     }
 
     pub fn envoy(&self) -> EnvoyAdmin {
-        EnvoyAdmin { socket: self.data.join("envoy/edge/admin.sock") }
+        EnvoyAdmin {
+            socket: self.data.join("envoy/edge/admin.sock"),
+        }
     }
 
     /// The pid of the supervised Envoy, from its record.
