@@ -37,7 +37,8 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Given> {
                 .because(error)
                 .into());
         }
-        let listing = read_documents(path).map_err(|problem| Failure::new(problem.to_string()))?;
+        let listing = read_documents(path, crate::agent::settings::is_settings)
+            .map_err(|problem| Failure::new(problem.to_string()))?;
         for document in listing.documents {
             if is_settings(&document) {
                 given.settings.push(document);

@@ -72,12 +72,9 @@ async fn additions(
         for sample in 0..samples {
             let name = format!("new{round}-{sample}");
             times.push(add(&live, &name, report, others).await);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            wakes.push(
-                watcher
-                    .wake(live.consul.put("floor/first", sample.to_string()))
-                    .await,
-            );
+            // The agent takes four answers of one watch at once and then one each 250 ms.
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            wakes.push(watcher.wake(live.consul.put("floor/first", name.clone())).await);
         }
         let flips = Canned::route_flips(backend.port, samples).await;
         let floor = quantile(&wakes, 0.5) + quantile(&flips, 0.5);
