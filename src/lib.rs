@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod diagnostics;
 pub mod envoy;
+pub mod envoy_process;
 pub mod features;
 pub mod hcl;
 pub mod ir;

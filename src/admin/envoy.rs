@@ -11,7 +11,7 @@ use super::Api;
 use super::answer::{ApiError, json};
 use super::parameters::Parameters;
 use super::redact::redact;
-use crate::agent::envoy_process::{Handle, Status};
+use crate::envoy_process::{Handle, Status};
 
 /// One supervised process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -38,7 +38,7 @@ pub use resources::{ResourceFilter, resources};
 pub use routes::router;
 pub use serve::{Listener, ServeError, serve_tcp, serve_unix};
 
-use crate::agent::envoy_process;
+use crate::envoy_process;
 use crate::pipeline::View;
 use crate::status::SourceReading;
 use crate::xds::Streams;

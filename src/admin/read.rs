@@ -11,9 +11,9 @@ use super::Api;
 use super::answer::{ApiError, json};
 use super::envoy::EnvoyProcessStatus;
 use super::parameters::Parameters;
-use crate::agent::envoy_process;
 use crate::config::text_hash;
 use crate::diagnostics::Diagnostic;
+use crate::envoy_process;
 use crate::status::{self, DocumentPhase, EnvoyStatus, Status};
 
 /// Whether the agent is of use, and what it lacks.

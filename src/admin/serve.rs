@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::Api;
 use super::recorder::Recorder;
 use super::routes::router;
-use crate::agent::envoy_process::{Handle, Status};
+use crate::envoy_process::{Handle, Status};
 
 /// A CLI, a scraper, a few checks. More of them wait.
 const CONNECTIONS: usize = 64;

@@ -11,7 +11,6 @@ use anyhow::Context as _;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::envoy_process::{self, StopMode};
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
 use super::notify_systemd::ServiceManager;
 use super::settings::{Flags, Settings, SettingsError, is_settings};
@@ -24,6 +23,7 @@ use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
 use crate::envoy::bootstrap::{Bootstrap, XdsEndpoint, XdsVariant};
+use crate::envoy_process::{self, StopMode};
 use crate::hcl::Limits;
 use crate::pipeline::{GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, Store, View};
 use crate::translate;

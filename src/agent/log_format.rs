@@ -281,7 +281,7 @@ fn json_line(now: SystemTime, level: Level, target: &str, fields: &Fields) -> St
     line
 }
 
-/// `portreeve::agent::envoy_process::stop` is `agent.envoy_process.stop`.
+/// `portreeve::envoy_process::stop` is `agent.envoy_process.stop`.
 fn module(target: &str) -> String {
     let own = target.strip_prefix("portreeve::").unwrap_or(target);
     own.replace("::", ".")

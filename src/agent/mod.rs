@@ -1,7 +1,6 @@
 //! The running program: its own settings, its tasks, the Envoy it keeps, its log and its signals.
 
 pub mod app;
-pub mod envoy_process;
 pub mod log_format;
 pub mod notify_systemd;
 mod reload;

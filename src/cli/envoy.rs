@@ -10,9 +10,9 @@ use super::api_client::{ApiArguments, ApiClient};
 use super::failure::Failure;
 use super::runtime::block_on;
 use super::terminal::Terminal;
-use crate::agent::envoy_process::{self, ExecOptions, exec_envoy};
 use crate::agent::settings::{Flags, Settings};
 use crate::envoy::bootstrap::{Bootstrap, ServerName, XdsEndpoint, XdsTls, XdsVariant};
+use crate::envoy_process::{self, ExecOptions, exec_envoy};
 
 /// Prepare, run or restart Envoy
 #[derive(Debug, clap::Args)]

@@ -191,7 +191,9 @@ async fn no_rule_is_superfluous_and_its_loss_is_told_and_survived() {
         .until(&request, "the route", |reply| reply.status == 200)
         .await;
     let load = Load::start(100, stack.client(), request.clone());
-    for (number, missing) in rules.iter().enumerate() {
+    // The rights to write are about status alone: `status.rs` takes those away.
+    let reading = rules.iter().filter(|rule| rule.contains("\"read\""));
+    for (number, missing) in reading.enumerate() {
         let rest: Vec<&str> = rules
             .iter()
             .filter(|rule| *rule != missing)

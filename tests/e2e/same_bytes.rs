@@ -94,14 +94,17 @@ async fn listing(agent: &Agent) -> anyhow::Result<String> {
     Ok(answer.ok()?.text())
 }
 
-/// Kind and name to version.
+/// Kind and name to content.
 fn versions(listing: &str) -> BTreeMap<String, String> {
     let listing: Value = serde_json::from_str(listing).unwrap();
     let mut versions = BTreeMap::new();
     for (kind, resources) in listing.as_object().unwrap() {
         for resource in resources.as_array().unwrap() {
-            let name = format!("{kind} {}", resource["name"].as_str().unwrap());
-            versions.insert(name, resource["version"].as_str().unwrap().to_owned());
+            let name = resource
+                .get("name")
+                .or(resource.get("cluster_name"))
+                .and_then(Value::as_str);
+            versions.insert(format!("{kind} {}", name.unwrap()), resource.to_string());
         }
     }
     versions

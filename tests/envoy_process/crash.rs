@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use portreeve::agent::envoy_process::{Status, StopMode, start_or_adopt};
+use portreeve::envoy_process::{Status, StopMode, start_or_adopt};
 
 use crate::gateway::{Gateway, eventually, is_served, signal, wait_for, wait_until_running};
 

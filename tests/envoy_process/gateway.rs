@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use portreeve::agent::envoy_process::{Handle, Settings, Status, start_or_adopt};
 use portreeve::envoy::bootstrap::{Bootstrap, XdsEndpoint};
+use portreeve::envoy_process::{Handle, Settings, Status, start_or_adopt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -153,7 +153,7 @@ pub async fn wait_for<T>(handle: &Handle, what: &str, mut condition: impl FnMut(
     }
 }
 
-pub async fn wait_until_running(handle: &Handle) -> portreeve::agent::envoy_process::Running {
+pub async fn wait_until_running(handle: &Handle) -> portreeve::envoy_process::Running {
     wait_for(handle, "running Envoy", |status| match status {
         Status::Running(running) => Some(running.clone()),
         _ => None,

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portreeve::agent::envoy_process::{StopMode, start_or_adopt};
 use portreeve::envoy::bootstrap::{ServerName, XdsEndpoint, XdsTls};
+use portreeve::envoy_process::{StopMode, start_or_adopt};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

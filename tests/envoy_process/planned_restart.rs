@@ -4,9 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use portreeve::agent::envoy_process::{
-    Handle, RestartError, RestartMethod, Settings, StopMode, start_or_adopt,
-};
+use portreeve::envoy_process::{Handle, RestartError, RestartMethod, Settings, StopMode, start_or_adopt};
 
 use crate::gateway::{Gateway, eventually, is_served, wait_until_running};
 use crate::load;

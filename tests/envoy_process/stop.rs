@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use portreeve::agent::envoy_process::{Status, StopMode};
+use portreeve::envoy_process::{Status, StopMode};
 
 use crate::gateway::{Gateway, get, is_served, wait_for, wait_until_running};
 
@@ -42,9 +42,7 @@ async fn a_second_stop_cuts_the_drain_short() {
     let gateway = Gateway::new();
     let mut settings = gateway.settings();
     settings.drain_time = Duration::from_secs(60);
-    let handle = portreeve::agent::envoy_process::start_or_adopt(settings)
-        .await
-        .unwrap();
+    let handle = portreeve::envoy_process::start_or_adopt(settings).await.unwrap();
     wait_until_running(&handle).await;
     let first = tokio::spawn({
         let handle = handle.clone();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portreeve::agent::envoy_process::{Error, ExecOptions, Status, StopMode, exec_envoy, start_or_adopt};
+use portreeve::envoy_process::{Error, ExecOptions, Status, StopMode, exec_envoy, start_or_adopt};
 
 use portreeve::agent::log_format::{self, LogFormat};
 
