@@ -51,7 +51,10 @@ pub fn kv(key: &str, order: u64, text: &str) -> Document {
 }
 
 pub fn empty() -> Snapshot {
-    Snapshot::new(Config::new(Permissions::default(), Limits::default()), Default::default())
+    Snapshot::new(
+        Config::new(Permissions::default(), Limits::default()),
+        Default::default(),
+    )
 }
 
 pub fn put(snapshot: &mut Snapshot, documents: impl IntoIterator<Item = Document>) -> Changes {

@@ -11,5 +11,6 @@ mod envoy;
 mod grpc;
 mod harness;
 mod model;
+mod model_envoy;
 mod mutual_tls;
 mod script;
