@@ -1,12 +1,12 @@
 //! Random conversations against a model of Envoy: whatever happens in between, it ends with exactly the published set,
 //! never refers to a cluster that it does not have, and always gets endpoints after a changed cluster.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use portreeve::envoy::{Resource, ResourceKind, ResourceRef, ResourceSet};
-use portreeve::xds::{Actions, Asked, Limits, Report, Request, Response, StreamState, Variant};
+use portreeve::xds::Variant;
 use proptest::prelude::*;
 
 use super::model_envoy::Envoy;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use portreeve::envoy::{Resource, ResourceKind, ResourceRef, ResourceSet};
+use portreeve::envoy::{Resource, ResourceKind, ResourceSet};
 use portreeve::xds::{Actions, Asked, Limits, Report, Request, Response, StreamState, Variant};
 use proptest::prelude::*;
 
