@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup build demo test lint unit deny bench bench-quick fuzz-smoke docs clean
+.PHONY: help setup envoys build demo test lint unit deny bench bench-quick bench-instructions fuzz-smoke docs clean
 
 help: ## Print these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -10,13 +10,16 @@ help: ## Print these targets
 setup: ## Fetch the programs that the tests and the demo start (Envoy, Consul, OpenBao) into target/tools
 	@tests/setup.sh
 
+envoys: ## Fetch every supported Envoy into target/tools, for the tests of the main path on each
+	@tests/setup.sh envoy 1.36 1.37 1.38 1.39 1.40
+
 build: ## Build the portreeve program (debug)
 	cargo build --locked
 
 demo: setup build ## Run a gateway on this machine and send requests through it
 	@tests/demo.sh
 
-test: setup lint deny unit ## Everything that CI checks
+test: setup envoys lint deny unit ## Everything that CI checks
 
 lint: ## Check formatting and lints
 	cargo fmt --check
@@ -31,14 +34,18 @@ deny: ## Check licences, bans, sources and advisories of all dependencies
 	    echo "deny: advisories NOT checked: their database cannot be reached from this machine"; \
 	fi
 
-unit: ## Run every test; the programs must be there (make setup)
+unit: ## Run every test; the programs must be there (make setup envoys)
 	cargo test --locked
 
-bench: setup ## Run every benchmark
-	cargo bench --locked --bench '*'
+bench: setup ## Run every benchmark, three rounds
+	cargo bench --locked --bench suite
+	@tests/bench/instructions.sh
 
-bench-quick: setup ## Run every benchmark with few samples
-	cargo bench --locked --bench '*' -- --quick
+bench-quick: setup ## Run every benchmark once, with small sizes
+	cargo bench --locked --bench suite -- --quick
+
+bench-instructions: ## Count the instructions of one change among 1,000 and 10,000 objects (needs valgrind)
+	@tests/bench/instructions.sh
 
 fuzz-smoke: ## Feed every parser many more random inputs than `make test` does
 	PROPTEST_CASES=20000 cargo test --locked fuzz

@@ -3,7 +3,8 @@
 #   nomad job run -var gateway=edge nomad/portreeve.nomad.hcl
 #
 # Needs on the nodes: portreeve, envoy (1.36 to 1.40), curl, a Consul agent on loopback. Needs in the cluster: workload
-# identity for Consul and Vault. nomad/README.md has the commands, what was tried, and what differs under raw_exec.
+# identity for Consul and Vault, and the gateway's document in Consul KV. nomad/README.md has the commands, what was tried,
+# and what differs under raw_exec.
 
 variable "datacenters" {
   type    = list(string)
@@ -191,7 +192,7 @@ job "portreeve" {
       mode     = "delay"
     }
 
-    # The state goes on to the next allocation on this node: what Vault has issued is not issued again.
+    # The state goes on to the next allocation on this node: it starts with the last known documents if Consul is away.
     ephemeral_disk {
       sticky = true
       size   = 300

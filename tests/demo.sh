@@ -5,15 +5,18 @@
 #   CI=true               stop after the last answer; exit code 0 only if every answer was right
 #   DEMO_PORT_BASE=18000  all ports lie between this number and 999 above it
 #   DEMO_LOG_LEVEL=info   of the agent
+#   DEMO_DIR=target/demo  where its files lie
+#   DEMO_PORTREEVE=...    another portreeve than target/debug/portreeve
 #
-# Everything it writes lies in target/demo (and, where that path is too long for a unix socket, in one directory under
+# Everything it writes lies in DEMO_DIR (and, where that path is too long for a unix socket, in one directory under
 # /tmp that it removes). Every port is bound to 127.0.0.1. Nothing is left running, however the script ends.
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 exec 8>&1 # what is printed when a signal meets a step whose output goes to a file
 
-DEMO=$PWD/target/demo
-PORTREEVE=${CARGO_TARGET_DIR:-$PWD/target}/debug/portreeve
+SHOWN=${DEMO_DIR:-target/demo} # as it is printed
+DEMO=$PWD/$SHOWN
+PORTREEVE=${DEMO_PORTREEVE:-${CARGO_TARGET_DIR:-$PWD/target}/debug/portreeve}
 BASE=${DEMO_PORT_BASE:-18000}
 HOST=shop.example.com
 
@@ -126,7 +129,7 @@ finish() {
         stop_orphaned_envoy
         local index
         for ((index = ${#started[@]} - 1; index >= 0; index--)); do stop "${started[index]}" 10; done
-        say "stopped; the logs are in target/demo"
+        say "stopped; the logs are in $SHOWN"
     fi
     [[ -z $own_run ]] || rm -rf "$own_run"
     exit "$code"
@@ -374,7 +377,7 @@ write_documents() {
 }
 
 put() {
-    echo "    \$ consul kv put portreeve/config/$1 @target/demo/documents/$2.hcl"
+    echo "    \$ consul kv put portreeve/config/$1 @$SHOWN/documents/$2.hcl"
     consul kv put "portreeve/config/$1" "@$DEMO/documents/$2.hcl" >/dev/null || die "Consul did not take the document $1"
 }
 
@@ -449,7 +452,7 @@ ask() {
     local arguments=("$@")
     if [[ -n $has_proxy ]]; then arguments+=(--noproxy '*'); fi
     for argument in "${arguments[@]}"; do
-        argument=${argument//"$DEMO"/target\/demo}
+        argument=${argument//"$DEMO"/$SHOWN}
         if [[ $argument =~ [^A-Za-z0-9_./:=@,-] ]]; then argument="'$argument'"; fi
         line+=" $argument"
     done
@@ -548,8 +551,8 @@ bad_document() {
     echo "    The agent says:"
     grep -m 1 -F 'path_prefx' "$DEMO/agent.log" | sed 's/^/    /'
     echo "    What the command line says of the same text, before it is stored:"
-    echo "    \$ portreeve validate target/demo/documents/shop-bad.hcl"
-    if "$PORTREEVE" validate target/demo/documents/shop-bad.hcl >"$DEMO/validate.out" 2>&1; then
+    echo "    \$ portreeve validate $SHOWN/documents/shop-bad.hcl"
+    if "$PORTREEVE" validate $SHOWN/documents/shop-bad.hcl >"$DEMO/validate.out" 2>&1; then
         verdict wrong "validate to refuse it"
     fi
     sed 's/^/    /' "$DEMO/validate.out"
@@ -577,10 +580,10 @@ what_runs() {
         printf "$row" "$vault_name" "$VAULT_ADDR" "pid ${PID[vault]}"
         printf "$row" orders "127.0.0.1:${PORT[orders]}" "pid ${PID[orders]}"
         printf "$row" orders-next "127.0.0.1:${PORT[orders-next]}" "pid ${PID[orders-next]}"
-        printf "$row" portreeve "settings: target/demo/agent.hcl" "pid ${PID[agent]}"
+        printf "$row" portreeve "settings: $SHOWN/agent.hcl" "pid ${PID[agent]}"
         printf "$row" Envoy "127.0.0.1:${PORT[http]} (http), :${PORT[https]} (https)" "a child of portreeve"
     }
-    echo "    The documents are in target/demo/documents, the logs in target/demo/*.log."
+    echo "    The documents are in $SHOWN/documents, the logs in $SHOWN/*.log."
 }
 
 what_next() {
@@ -590,8 +593,8 @@ what_next() {
     export PATH="$PWD/target/tools/bin:$(dirname "$PORTREEVE"):\$PATH" PORTREEVE_API_SOCKET=$RUN/api.sock
     portreeve status
     portreeve explain GET $http/api/items/7
-    tail -f target/demo/agent.log
-    \$EDITOR target/demo/documents/shop.hcl && consul kv put portreeve/config/shop @target/demo/documents/shop.hcl
+    tail -f $SHOWN/agent.log
+    \$EDITOR $SHOWN/documents/shop.hcl && consul kv put portreeve/config/shop @$SHOWN/documents/shop.hcl
     kill ${PID[orders]}    # Consul's check fails within 2 s, and Envoy sends everything to orders-next
 TEXT
 }

@@ -19,3 +19,25 @@ service_prefix "" {
 node_prefix "" {
   policy = "read"
 }
+
+# Status. Each agent keeps one key below nodes/, the elected leader the summary. Without these rights agents serve all the
+# same, and say once which rule is missing.
+key_prefix "portreeve/status/" {
+  policy = "write"
+}
+
+# The lock that decides who leads. Serving needs no leader.
+key "portreeve/leader" {
+  policy = "write"
+}
+
+# The texts that were last accepted by Envoy: an agent that starts while a document is bad serves them. Who may write here
+# may bring a document in service, as under config/.
+key_prefix "portreeve/accepted/" {
+  policy = "write"
+}
+
+# Node keys and the lock stand and fall with a session. Narrow it to a node's own name, if each has its own token.
+session_prefix "" {
+  policy = "write"
+}

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -289,6 +289,13 @@ fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
 }
 
+fn sample(kind: Kind, value: f64, metric: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+    match kind {
+        Kind::Counter => ConstCounter::new(value).encode(metric),
+        Kind::Gauge | Kind::Histogram => ConstGauge::new(value).encode(metric),
+    }
+}
+
 impl Collector for Samples {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         for family in FAMILIES {
@@ -306,11 +313,12 @@ impl Collector for Samples {
                 continue;
             }
             let mut metric = encoder.encode_descriptor(family.name, family.help, None, metric_type)?;
+            if let ([], [(_, _, value)]) = (family.labels, samples.as_slice()) {
+                sample(family.kind, *value, metric)?;
+                continue;
+            }
             for (_, labels, value) in samples {
-                match family.kind {
-                    Kind::Counter => ConstCounter::new(*value).encode(metric.encode_family(labels)?)?,
-                    _ => ConstGauge::new(*value).encode(metric.encode_family(labels)?)?,
-                }
+                sample(family.kind, *value, metric.encode_family(labels)?)?;
             }
         }
         Ok(())

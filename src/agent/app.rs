@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::envoy_process::{self, StopMode};
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
 use super::notify_systemd::ServiceManager;
-use super::settings::{Flags, Settings, SettingsError};
+use super::settings::{Flags, Settings, SettingsError, is_settings};
 use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
+use super::status_keys::{self, StatusKeys};
 use super::supervisor::Tasks;
 use super::{reload, start_banner};
 use crate::admin;
@@ -82,12 +83,16 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
 fn load(flags: &Flags) -> Result<Settings, SettingsError> {
     let mut flags = flags.clone();
     if flags.dev && flags.data_dir.is_none() {
-        // In-memory state; sockets and Envoy's own files need a place that the next run finds again.
-        let base = environment("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, Into::into);
-        flags.data_dir = Some(base.join(format!("portreeve-dev-{}", rustix::process::getuid().as_raw())));
+        flags.data_dir = Some(dev_data_directory());
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Settings::load(&flags, &host)
+}
+
+/// Where an agent under -dev keeps its sockets and Envoy's files: the next run, and the CLI, must find them again.
+pub fn dev_data_directory() -> PathBuf {
+    let base = environment("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, Into::into);
+    base.join(format!("portreeve-dev-{}", rustix::process::getuid().as_raw()))
 }
 
 fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
@@ -122,7 +127,7 @@ fn make_directory(path: &Path) -> anyhow::Result<()> {
 fn declared_gateways(settings: &Settings) -> Vec<Arc<str>> {
     let mut names = BTreeSet::new();
     for path in &settings.document_paths {
-        let Ok(listing) = crate::sources::directory::read_documents(path) else {
+        let Ok(listing) = crate::sources::directory::read_documents(path, is_settings) else {
             continue;
         };
         for document in listing.documents {
@@ -165,7 +170,8 @@ impl Running {
             (Some(store), restored)
         };
         let (observations, observed) = mpsc::channel(OBSERVATIONS);
-        let sources = Sources::prepare(settings, &restored.documents, observations)?;
+        let sources = Sources::prepare(settings, &restored.documents, observations.clone())?;
+        let consul = sources.consul_client();
         let mut facts = sources.facts.clone();
         let gateways = xds::Gateways::default();
         let (server, events) = xds::Server::new(gateways.clone(), xds::Limits::default(), EVENTS);
@@ -175,6 +181,11 @@ impl Running {
             store,
             server.streams().clone(),
         );
+        let (accepted_wanted, wanted_texts) = mpsc::channel(status_keys::WANTED);
+        let pipeline = match (&consul, &settings.kv_prefix) {
+            (Some(_), Some(_)) => pipeline.with_accepted_texts(accepted_wanted),
+            _ => pipeline,
+        };
         let recorder = admin::Recorder::new();
         let pipeline = pipeline.with_meter(Arc::new(recorder.clone()));
         let Outputs {
@@ -195,6 +206,18 @@ impl Running {
         );
         let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
         let envoys = start_envoys(settings, &mut facts).await?;
+        if let (Some(client), Some(prefix)) = (consul, &settings.kv_prefix) {
+            let keys = StatusKeys {
+                client,
+                prefix: prefix.clone(),
+                node: settings.node.clone(),
+                version: env!("CARGO_PKG_VERSION"),
+                view: view.clone(),
+                streams: server.streams().clone(),
+                observations,
+            };
+            tasks.spawn_plain("status keys", keys.run(wanted_texts, stop.clone()));
+        }
         let readings = handles.readings;
         let refresh = handles.refresh;
         let api = admin::Api {

@@ -186,14 +186,15 @@ impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let text = format!("{value:?}");
         match field.name() {
-            "message" => self.message = text,
+            // The event's own words come first; a field of that name is a field like any other.
+            "message" if self.message.is_empty() => self.message = text,
             _ => self.push(field, Value::String(text)),
         }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
-            "message" => self.message = value.to_owned(),
+            "message" if self.message.is_empty() => self.message = value.to_owned(),
             _ => self.push(field, Value::String(value.to_owned())),
         }
     }
@@ -367,6 +368,22 @@ mod tests {
             |_| tracing::warn!(target: "envoy", "no limit"),
         );
         assert_eq!(&line[24..], " [WARN]  envoy: no limit\n");
+    }
+
+    #[test]
+    fn a_field_called_message_does_not_hide_the_events_own_words() {
+        let run = || tracing::warn!(target: "portreeve", message = "no such name", "refused");
+        let line = logged(LogFormat::Text, "info", |_| run());
+        assert_eq!(
+            &line[24..],
+            " [WARN]  portreeve: refused: message=\"no such name\"\n"
+        );
+        let line = logged(LogFormat::Json, "info", |_| run());
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&value["@message"], &value["message"]),
+            (&"refused".into(), &"no such name".into())
+        );
     }
 
     #[test]

@@ -9,4 +9,5 @@ pub mod settings;
 pub mod signals;
 mod sources;
 pub mod start_banner;
+mod status_keys;
 mod supervisor;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::settings::{ConsulBlock, Settings, VaultBlock};
+use super::settings::{ConsulBlock, Settings, VaultBlock, is_settings};
 use super::supervisor::Tasks;
 use crate::model::{
     CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, Redacted, ServiceUpdate,
@@ -121,7 +121,7 @@ impl Sources {
             facts: Vec::new(),
         };
         for path in &settings.document_paths {
-            let watch = DirectoryWatch::new(path.clone(), sources.observations.clone());
+            let watch = DirectoryWatch::new(path.clone(), sources.observations.clone()).without(is_settings);
             sources.document_sources.insert(watch.source());
             sources
                 .health
@@ -149,6 +149,11 @@ impl Sources {
             sources.facts.push(("Vault", vault_settings(block)?.address));
         }
         Ok(sources)
+    }
+
+    /// For what else talks to Consul.
+    pub fn consul_client(&self) -> Option<ConsulClient> {
+        self.consul.clone()
     }
 
     pub fn start(

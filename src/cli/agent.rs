@@ -44,7 +44,12 @@ pub struct Arguments {
     #[arg(long)]
     log_json: bool,
     /// The unix socket of the agent's API; `api.sock` in the data directory by default.
-    #[arg(long, value_name = "PATH", env = "PORTREEVE_API_SOCKET")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "PORTREEVE_API_SOCKET",
+        hide_env_values = true
+    )]
     api_socket: Option<PathBuf>,
 }
 

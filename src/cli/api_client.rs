@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::failure::Failure;
+use crate::agent::app::dev_data_directory;
 
 /// A planned restart of Envoy waits for the new one to serve: a minute, by default.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -15,16 +16,31 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 /// Which agent to ask.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ApiArguments {
-    /// The unix socket of the agent's API.
+    /// The unix socket of the agent's API; that of the agent on this machine by default.
     #[arg(
         long,
         value_name = "PATH",
         env = "PORTREEVE_API_SOCKET",
-        default_value = "/opt/portreeve/data/api.sock",
         hide_env_values = true
     )]
-    pub api_socket: PathBuf,
+    pub api_socket: Option<PathBuf>,
 }
+
+impl ApiArguments {
+    /// The named one, or the first that is there: an installed agent's, then one under -dev.
+    fn socket(&self) -> PathBuf {
+        let installed = PathBuf::from(INSTALLED);
+        let dev = dev_data_directory().join("api.sock");
+        match &self.api_socket {
+            Some(socket) => socket.clone(),
+            None if !installed.exists() && dev.exists() => dev,
+            None => installed,
+        }
+    }
+}
+
+/// In the default data directory.
+const INSTALLED: &str = "/opt/portreeve/data/api.sock";
 
 pub struct ApiClient {
     http: reqwest::Client,
@@ -36,7 +52,7 @@ pub type Query<'a> = &'a [(&'a str, &'a str)];
 
 impl ApiClient {
     pub fn new(arguments: &ApiArguments) -> anyhow::Result<Self> {
-        let socket = arguments.api_socket.clone();
+        let socket = arguments.socket();
         let http = reqwest::Client::builder()
             .unix_socket(socket.as_path())
             .no_proxy()

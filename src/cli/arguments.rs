@@ -10,7 +10,7 @@ use super::{
 
 /// A gateway agent: HCL documents, Consul and Vault in, Envoy configuration out.
 ///
-/// Long flags take one dash or two: -config=x and --config x are the same.
+/// Long flags take one dash or two, and their value after = or a space.
 #[derive(Debug, Parser)]
 #[command(name = "portreeve", version = version::NUMBER, disable_version_flag = true, max_term_width = 100)]
 pub struct Arguments {
@@ -18,7 +18,7 @@ pub struct Arguments {
     #[arg(long, short = 'v', action = clap::ArgAction::Version)]
     version: Option<bool>,
     /// Never color the output. The environment variable NO_COLOR does the same.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub no_color: bool,
     #[command(subcommand)]
     pub command: Command,

@@ -37,7 +37,9 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Given> {
                 .because(error)
                 .into());
         }
-        let listing = read_documents(path).map_err(|problem| Failure::new(problem.to_string()))?;
+        // Settings are looked at too, by their own schema.
+        let listing = read_documents(path, |_, _| false)
+            .map_err(|problem| Failure::new(problem.to_string()))?;
         for document in listing.documents {
             if is_settings(&document) {
                 given.settings.push(document);

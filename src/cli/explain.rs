@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -148,7 +149,7 @@ fn write(
     }
     for (index, (name, value)) in explained.policies.iter().enumerate() {
         let head = if index == 0 { "policies" } else { "" };
-        terminal.line(format!("{head:<10} {name} {value}"))?;
+        terminal.line(format!("{head:<10} {name} {}", readable(value)))?;
     }
     if !explained.considered.is_empty() {
         terminal.line("")?;
@@ -163,6 +164,34 @@ fn write(
         }
     }
     Ok(())
+}
+
+/// A policy's value on one line: durations as people write them, nothing that is not set.
+fn readable(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            if let (2, Some(seconds), Some(nanos)) = (
+                fields.len(),
+                fields.get("secs").and_then(Value::as_u64),
+                fields.get("nanos").and_then(Value::as_u64),
+            ) {
+                let nanos = u32::try_from(nanos).unwrap_or_default();
+                return humantime::format_duration(Duration::new(seconds, nanos)).to_string();
+            }
+            let is_empty = |value: &Value| match value {
+                Value::Null => true,
+                Value::Array(items) => items.is_empty(),
+                _ => false,
+            };
+            let set = fields.iter().filter(|(_, value)| !is_empty(value));
+            set.map(|(name, value)| format!("{name}={}", readable(value)))
+                .collect::<Vec<_>>()
+                .join(" ")
+        }
+        Value::Array(items) => items.iter().map(readable).collect::<Vec<_>>().join(","),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 fn write_action(
@@ -187,9 +216,7 @@ fn write_action(
         let addresses = match known {
             Some([_, ..]) => known.unwrap_or_default().join(", "),
             _ if is_offline => "endpoints are not known offline".to_owned(),
-            // Static and DNS destinations are Envoy's to resolve.
-            None => "resolved by Envoy".to_owned(),
-            Some([]) => "no endpoint: 503".to_owned(),
+            _ => "no endpoint: 503".to_owned(),
         };
         let head = if index == 0 { "forward to" } else { "" };
         terminal.line(format!("{head:<10} {name}{weight}: {addresses}"))?;

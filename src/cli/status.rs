@@ -1,5 +1,6 @@
 //! `portreeve status`: what is in effect, in tables.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use super::api_client::{ApiArguments, ApiClient};
@@ -8,8 +9,10 @@ use super::report::{Report, counted};
 use super::runtime::block_on;
 use super::table::Table;
 use super::terminal::{Color, Terminal};
-use crate::admin::StatusReport;
-use crate::status::{Condition, DocumentPhase};
+use crate::admin::{DocumentText, StatusReport};
+use crate::diagnostics::Diagnostic;
+use crate::model::DocumentId;
+use crate::status::{Condition, DocumentPhase, Status};
 
 /// Show what a running agent has in effect
 ///
@@ -30,6 +33,8 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         terminal.json(&report)?;
     } else {
         write(&report, terminal)?;
+        let texts = block_on(texts(&client, &report.status.diagnostics))?;
+        write_problems(&report.status, &texts, terminal)?;
     }
     Ok(ExitCode::from(u8::from(!report.readiness.ready)))
 }
@@ -64,18 +69,69 @@ fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> 
     section("Services", &services(report), terminal)?;
     section("Certificates", &certificates(report), terminal)?;
     section("Envoys", &super::proxy::envoys(&status.envoys), terminal)?;
-    section("Sources", &sources(report), terminal)?;
-    if !status.diagnostics.is_empty() {
-        terminal.line("")?;
-        terminal.line(terminal.paint(Color::Bold, "Problems"))?;
-        let problems = Report {
-            diagnostics: status.diagnostics.clone(),
-            texts: Texts::new(),
-        };
-        problems.write(terminal)?;
+    section("Sources", &sources(report), terminal)
+}
+
+/// The texts that the first problems are about, to show their lines.
+async fn texts(client: &ApiClient, diagnostics: &[Diagnostic]) -> anyhow::Result<Vec<DocumentText>> {
+    let ids = diagnostics
+        .iter()
+        .filter_map(|diagnostic| diagnostic.origin.as_ref());
+    let ids: BTreeSet<&str> = ids.map(|origin| origin.document.as_str()).take(TEXTS).collect();
+    let mut texts = Vec::new();
+    for id in ids {
+        // Gone since the status was taken: its problems are shown without their lines.
+        let found: anyhow::Result<Vec<DocumentText>> = client.get("/v1/documents", &[("document", id)]).await;
+        texts.extend(found.unwrap_or_default());
+    }
+    Ok(texts)
+}
+
+fn write_problems(status: &Status, texts: &[DocumentText], terminal: &mut Terminal) -> std::io::Result<()> {
+    if status.diagnostics.is_empty() {
+        return Ok(());
+    }
+    terminal.line("")?;
+    terminal.line(terminal.paint(Color::Bold, "Problems"))?;
+    // A bad text's own problems are about the text as it stands; all others about what is in service.
+    let own: BTreeSet<&Diagnostic> = status
+        .documents
+        .iter()
+        .flat_map(|document| &document.problems)
+        .collect();
+    let (of_present, of_service): (Vec<Diagnostic>, Vec<Diagnostic>) = status
+        .diagnostics
+        .iter()
+        .cloned()
+        .partition(|diagnostic| own.contains(diagnostic));
+    for (diagnostics, in_service) in [(of_present, false), (of_service, true)] {
+        Report {
+            diagnostics,
+            texts: by_id(texts, in_service),
+        }
+        .write(terminal)?;
     }
     Ok(())
 }
+
+fn by_id(texts: &[DocumentText], in_service: bool) -> Texts {
+    let by_id = texts.iter().map(|document| {
+        let name = document.document.as_str().into();
+        let id = match document.source.as_str() {
+            "kv" => DocumentId::Kv(name),
+            _ => DocumentId::File(name),
+        };
+        let text = match (in_service, &document.text_in_service) {
+            (true, Some(text)) => text,
+            _ => &document.text,
+        };
+        (id, text.as_str().into())
+    });
+    by_id.collect()
+}
+
+/// Documents whose lines are shown: an operator mends a few at a time.
+const TEXTS: usize = 50;
 
 pub fn section(title: &str, table: &Table, terminal: &mut Terminal) -> std::io::Result<()> {
     if table.is_empty() {

@@ -13,7 +13,9 @@ mod service;
 
 pub use certificate::{CertificateMaterial, CertificateQuery, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span};
-pub use observation::{CertificateUpdate, DocumentsUpdate, Interests, Observation, ServiceUpdate};
+pub use observation::{
+    AcceptedText, CertificateUpdate, DocumentsUpdate, Interests, Observation, ServiceUpdate,
+};
 pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};
 pub use redacted::Redacted;

@@ -9,6 +9,7 @@ pub enum Observation {
     Documents(DocumentsUpdate),
     Service(ServiceUpdate),
     Certificate(CertificateUpdate),
+    Accepted(AcceptedText),
 }
 
 /// What became of one source's documents, taken whole: one Consul transaction is one update.
@@ -31,6 +32,13 @@ impl DocumentsUpdate {
             ..Self::default()
         }
     }
+}
+
+/// What the replicas last accepted of a document whose present text is bad here. None: nobody keeps one.
+#[derive(Clone, Debug)]
+pub struct AcceptedText {
+    pub document: DocumentId,
+    pub text: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]

@@ -6,8 +6,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::accepted::AcceptedTexts;
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
+use super::trouble::Trouble;
 use super::view::{GatewayView, View};
 use crate::config::{Config, Permissions, Quarantine};
 use crate::envoy::{ResourceKind, ResourceSet};
@@ -15,7 +17,7 @@ use crate::hcl::Limits;
 use crate::model::{CertificateQuery, DocumentId, Interests, Observation, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::{Compiler, Settings};
-use crate::xds::{Event, Streams};
+use crate::xds::{Event, StreamView, Streams};
 
 /// How long a changed host waits for the first answer of a watch it is the first to need. Consul answers in
 /// milliseconds; after this the host is published with 503 for what is not known.
@@ -72,7 +74,9 @@ pub struct Pipeline {
     snapshot: Snapshot,
     gateways: Vec<Gateway>,
     refusals: Refusals,
+    trouble: Trouble,
     store: Option<Store>,
+    accepted: AcceptedTexts,
     streams: Streams,
     view: watch::Sender<Arc<View>>,
     interests: watch::Sender<Arc<Interests>>,
@@ -144,7 +148,9 @@ impl Pipeline {
             snapshot,
             gateways,
             refusals: Refusals::default(),
+            trouble: Trouble::default(),
             store,
+            accepted: AcceptedTexts::default(),
             streams,
             view,
             interests,
@@ -172,6 +178,13 @@ impl Pipeline {
         self
     }
 
+    /// Who is asked for the accepted text of a document that is bad while nothing of it is in service. The answer is an
+    /// [`Observation::Accepted`].
+    pub fn with_accepted_texts(mut self, wanted: mpsc::Sender<DocumentId>) -> Self {
+        self.accepted = AcceptedTexts::ask_through(wanted);
+        self
+    }
+
     /// Runs until cancelled, or until every sender is gone.
     pub async fn run(
         mut self,
@@ -183,7 +196,10 @@ impl Pipeline {
         let mut batch = Vec::new();
         let mut event_batch = Vec::new();
         loop {
-            let timer = [self.hold_until, self.stale_at].into_iter().flatten().min();
+            let timer = [self.hold_until, self.stale_at, self.accepted.deadline()]
+                .into_iter()
+                .flatten()
+                .min();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 biased;
@@ -220,11 +236,17 @@ impl Pipeline {
         let revision = self.revision;
         let mut changes = Changes::default();
         for observation in observations {
+            self.trouble.hear(&observation);
             if let Some(store) = &self.store
                 && let Observation::Service(update) = &observation
                 && let Ok(instances) = &update.result
             {
                 store.service(&update.query, instances);
+            }
+            if let Observation::Accepted(accepted) = &observation {
+                self.accepted.answered(&accepted.document);
+                // Even if it brings nothing: the first publication may have waited for it.
+                changes.status_only = true;
             }
             changes.merge(self.snapshot.apply(observation));
         }
@@ -248,6 +270,8 @@ impl Pipeline {
             return;
         }
         self.refusals.changed(&changes.config.documents);
+        self.accepted
+            .review(&self.snapshot.config, &changes.config.documents);
         self.save_documents(&changes.config.documents);
         self.say_document_problems(&changes.config.documents);
         let mut watches_changed = false;
@@ -273,6 +297,9 @@ impl Pipeline {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        if self.accepted.tick(now) {
+            self.publish();
+        }
         if self.stale_at.is_some_and(|at| at <= now) {
             self.stale_at = None;
             self.stale = true;
@@ -299,12 +326,14 @@ impl Pipeline {
         let before = self.interests.borrow().clone();
         for query in before.services.difference(&services) {
             self.snapshot.forget_service(query);
+            self.trouble.forget_service(query);
             if let Some(store) = &self.store {
                 store.service_gone(query);
             }
         }
         for query in before.certificates.difference(&certificates) {
             self.snapshot.forget_certificate(query);
+            self.trouble.forget_certificate(query);
         }
         let interests = Interests {
             services,
@@ -322,7 +351,9 @@ impl Pipeline {
             let waiting_for = if gateway.published_at.is_some() {
                 Vec::new()
             } else {
-                missing(&self.snapshot, &gateway.compiler, known, self.stale)
+                let mut missing = missing(&self.snapshot, &gateway.compiler, known, self.stale);
+                missing.extend(self.accepted.waiting_for());
+                missing
             };
             if waiting_for.is_empty() && (gateway.due || gateway.published_at.is_none()) {
                 gateway.due = false;
@@ -352,7 +383,10 @@ impl Pipeline {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Acked { gateway, .. } => self.acked(&gateway),
+            Event::Acked { stream, gateway, .. } => {
+                let view = self.streams.find(stream);
+                self.acked(&gateway, view.as_slice());
+            }
             Event::Nacked {
                 gateway,
                 node,
@@ -412,16 +446,31 @@ impl Pipeline {
                 reason,
                 message,
             } => {
-                tracing::warn!(?peer, ?node, ?reason, %message, "an xDS client was refused");
+                let node = node.as_deref().unwrap_or_default();
+                tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
             }
             Event::Lagged { lost } => {
-                tracing::warn!(lost, "events from Envoys were dropped: status may lag behind")
+                tracing::warn!(
+                    lost,
+                    "events from Envoys were dropped: reading what each Envoy acknowledged"
+                );
+                let names: Vec<Arc<str>> = self
+                    .gateways
+                    .iter()
+                    .map(|known| known.compiler.gateway().clone())
+                    .collect();
+                for gateway in names {
+                    let streams = self.streams.of_gateway(&gateway);
+                    self.acked(&gateway, &streams);
+                }
             }
         }
     }
 
     /// When one Envoy runs with everything as published, the documents are confirmed: what a later refusal goes back to.
-    fn acked(&mut self, gateway: &str) {
+    ///
+    /// Only who spoke is looked at: with a look at all, a change would cost the square of the number of Envoys.
+    fn acked(&mut self, gateway: &str, streams: &[StreamView]) {
         let Some(published) = self
             .gateways
             .iter()
@@ -430,7 +479,7 @@ impl Pipeline {
             return;
         };
         let set = published.compiler.resources();
-        let settled = self.streams.of_gateway(gateway).iter().any(|stream| {
+        let settled = streams.iter().any(|stream| {
             stream.is_settled()
                 && ResourceKind::ALL
                     .iter()
@@ -439,8 +488,13 @@ impl Pipeline {
         if !settled || published.due {
             return;
         }
-        for id in self.refusals.settled() {
-            self.snapshot.config.confirm(&id);
+        let confirmed = self.refusals.settled();
+        for id in &confirmed {
+            self.snapshot.config.confirm(id);
+        }
+        if !confirmed.is_empty() {
+            // Whoever shares accepted texts looks at the view.
+            self.publish();
         }
         if let Some(id) = self.refusals.next_trial() {
             let changes = self.snapshot.lift_quarantine(&id);

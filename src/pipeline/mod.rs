@@ -10,9 +10,11 @@
 //! One task owns the snapshot and the compilers; everybody else sees values. It never waits for a source, an Envoy or
 //! the disk.
 
+mod accepted;
 mod core;
 mod refusals;
 mod store;
+mod trouble;
 mod view;
 
 pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};

@@ -1,13 +1,14 @@
 //! Says which listener, host, rule and destination a request takes, and why the others do not.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::matching::{Request, matches, select_host};
-use super::{cluster_name, endpoints, resolve_virtual_host};
-use crate::config::{Gateway, Protocol};
-use crate::ir::{Action, Route};
+use super::{cluster_name, endpoints, resolve_target, resolve_virtual_host};
+use crate::config::{BackendTarget, Gateway, Protocol, UpstreamSource};
+use crate::ir::{Action, Endpoint, Route};
 use crate::model::Origin;
 use crate::snapshot::Snapshot;
 
@@ -145,13 +146,22 @@ fn taken(snapshot: &Snapshot, route: &Route, host: &super::ResolvedHost, explana
         else {
             continue;
         };
-        let addresses = endpoints(snapshot, target).map_or_else(Vec::new, |resolved| {
-            resolved
-                .value
-                .iter()
-                .map(|endpoint| std::net::SocketAddr::new(endpoint.address, endpoint.port).to_string())
-                .collect()
-        });
+        let addresses = addresses_of(snapshot, target);
         explanation.endpoints.push((cluster.cluster.clone(), addresses));
+    }
+}
+
+/// What may be chosen: what discovery found, or what the document says.
+fn addresses_of(snapshot: &Snapshot, target: &BackendTarget) -> Vec<String> {
+    match resolve_target(&snapshot.config, target).map(|(source, _)| source) {
+        Some(UpstreamSource::Static(addresses)) => addresses.iter().map(ToString::to_string).collect(),
+        Some(UpstreamSource::Dns(address)) => vec![format!("{address} (resolved by Envoy)")],
+        Some(UpstreamSource::Consul { .. }) | None => {
+            let found = endpoints(snapshot, target)
+                .map(|resolved| resolved.value)
+                .unwrap_or_default();
+            let address = |endpoint: &Endpoint| SocketAddr::new(endpoint.address, endpoint.port).to_string();
+            found.iter().map(address).collect()
+        }
     }
 }

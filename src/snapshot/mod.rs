@@ -9,8 +9,8 @@ use imbl::HashMap;
 
 use crate::config::{Config, ConfigChange, Quarantine};
 use crate::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
-    Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
+    AcceptedText, CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId,
+    DocumentsUpdate, Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -100,6 +100,7 @@ impl Snapshot {
             Observation::Documents(update) => self.apply_documents(update),
             Observation::Service(update) => self.apply_service(update),
             Observation::Certificate(update) => self.apply_certificate(update),
+            Observation::Accepted(accepted) => self.apply_accepted(accepted),
         }
     }
 
@@ -184,6 +185,29 @@ impl Snapshot {
             changes.certificates.insert(update.query.clone());
         }
         self.certificates.insert(update.query, after);
+        changes
+    }
+
+    /// Puts what the replicas accepted in service, if nothing of the document is.
+    fn apply_accepted(&mut self, accepted: AcceptedText) -> Changes {
+        let mut changes = Changes::default();
+        let id = &accepted.document;
+        let (Some(text), Some(state)) = (accepted.text, self.config.document(id).cloned()) else {
+            return changes;
+        };
+        if state.in_service.is_some() || text == state.document.text {
+            return changes;
+        }
+        let good = Document {
+            text,
+            ..state.document.clone()
+        };
+        self.config.upsert(good, None, &mut changes.config);
+        // It is in KV because some Envoy runs with it.
+        self.config.confirm(id);
+        let quarantine = self.quarantined.get(id);
+        self.config
+            .upsert(state.document.clone(), quarantine, &mut changes.config);
         changes
     }
 

@@ -240,7 +240,10 @@ async fn accept_tls(
         tokio::spawn(async move {
             let _permit = permit;
             match shake_hands(acceptor, stream, address, access).await {
-                Ok(connection) => _ = connections.send(Ok(connection)).await,
+                Ok(Some(connection)) => _ = connections.send(Ok(connection)).await,
+                Ok(None) => {
+                    tracing::debug!(%address, "a connection without a word: a look whether the port is open")
+                }
                 Err(message) => {
                     tracing::warn!(%address, %message, "TLS handshake with an Envoy failed");
                     let peer = Arc::new(Peer::Tls {
@@ -265,13 +268,23 @@ async fn shake_hands(
     stream: TcpStream,
     address: SocketAddr,
     access: Arc<Access>,
-) -> Result<Connection, String> {
+) -> Result<Option<Connection>, String> {
     // Responses are small and each waits for its answer: Nagle would add 40 ms.
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+    let handshake = async {
+        // Health checks, and `portreeve envoy run` that waits for us, connect and leave.
+        match stream.peek(&mut [0]).await {
+            Ok(0) | Err(_) => Ok(None),
+            Ok(_) => acceptor.accept(stream).await.map(Some),
+        }
+    };
+    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()))?
         .map_err(|error| error.to_string())?;
+    let Some(stream) = shaken else {
+        return Ok(None);
+    };
     let leaf = stream
         .get_ref()
         .1
@@ -279,7 +292,7 @@ async fn shake_hands(
         .and_then(|chain| chain.first());
     let sans = leaf.map(|leaf| tls::sans(leaf)).unwrap_or_default();
     let peer = Arc::new(Peer::Tls { address, sans });
-    Ok(Connection::new(stream, ConnectionInfo { peer, access }))
+    Ok(Some(Connection::new(stream, ConnectionInfo { peer, access })))
 }
 
 async fn pause(error: &io::Error) {

@@ -25,6 +25,8 @@ mod access;
 mod delivery;
 mod event;
 mod exchange;
+#[cfg(test)]
+mod fuzz_tests;
 mod gate;
 mod gateways;
 mod in_use;

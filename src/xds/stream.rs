@@ -93,8 +93,9 @@ pub(super) fn serve<M: DiscoveryMessage>(
                     },
                     Input::Deadline => state.on_deadline(now),
                 };
-                session.report(actions.reports);
+                // First the view: whoever hears of an acknowledgement finds it there.
                 session.enrolled.update(&state);
+                session.report(actions.reports);
                 for response in actions.responses {
                     for chunk in Chunks::new(M::VARIANT, response) {
                         yield Ok(Frame::data(chunk));

@@ -67,6 +67,13 @@ impl Streams {
         cells.iter().map(|cell| lock(cell).clone()).collect()
     }
 
+    /// One stream, while it is open.
+    pub fn find(&self, id: StreamId) -> Option<StreamView> {
+        let cell = lock(&self.by_id).get(&id).cloned()?;
+        let view = lock(&cell).clone();
+        Some(view)
+    }
+
     pub fn of_gateway(&self, gateway: &str) -> Vec<StreamView> {
         self.snapshot()
             .into_iter()

@@ -181,6 +181,7 @@ async fn serve(published: bool) -> Served {
                     .counted(10, 1),
                 SourceReading::new("service orders", true, Some(Duration::from_secs(2))).counted(3, 0),
                 SourceReading::new("service x", false, None).counted(4, 4),
+                SourceReading::new("directory /a\"}\nevil 1", false, None).counted(1, 1),
             ]
         }),
         refresh: Arc::new(move || {
@@ -367,7 +368,6 @@ async fn metrics() {
     }
 }
 
-/// A name that a document gives cannot end a label.
 #[tokio::test(flavor = "multi_thread")]
 async fn commands() {
     let served = serve(true).await;

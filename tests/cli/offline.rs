@@ -29,6 +29,7 @@ http_route "shop" {
   rule "preview" {
     match {
       path_prefix = "/api"
+      methods     = ["GET"]
 
       header "x-preview" { exact = "1" }
     }

@@ -55,6 +55,8 @@ async fn settled() -> (Server, Running, (String, String)) {
     let first = running.documents().await;
     assert_eq!(changed(&first).len(), 3);
     assert!(first.complete && first.problem.is_none());
+    // The next poll is under way: `end_poll` rests on the rights it began with.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     (server, running, token)
 }
 

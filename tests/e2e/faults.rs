@@ -250,7 +250,7 @@ async fn what_envoy_refuses_is_traced_put_back_and_remembered() {
         .await;
     let log = stack.agent.process.log();
     assert!(
-        !log[start as usize..].contains("Envoy refused"),
+        !log[start..].contains("Envoy refused"),
         "the refused bytes were sent again"
     );
 

@@ -5,10 +5,19 @@
 mod support;
 
 mod catalog;
+mod central;
+mod dev;
 mod edge;
 mod faults;
 mod oracle;
+mod planned_restart;
+mod privileges;
 mod programs;
+mod remote;
+mod rights;
+mod same_bytes;
 mod stack;
+mod status;
 mod tls;
 mod traffic;
+mod versions;

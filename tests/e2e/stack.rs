@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::json;
+
+use crate::support::acl::AclToken;
 use crate::support::agent::{Agent, AgentLaunch};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Reply, Request};
 use crate::support::consul::{Consul, service};
+use crate::support::envoy::EnvoyAdmin;
 use crate::support::ports::free_port;
 use crate::support::vault::Vault;
 use crate::support::{program, wait_for};
@@ -21,33 +25,64 @@ pub struct Stack {
     pub http: u16,
     pub https: u16,
     pub data: PathBuf,
+    /// The agent's own, where Consul has ACLs.
+    pub consul_token: Option<AclToken>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     pub vault: bool,
     pub state_of_the_world: bool,
+    /// Consul denies by default, and the agent's token has this policy alone. Its name is [`POLICY`].
+    pub consul_policy: Option<String>,
+    /// The agent logs in to Vault by AppRole and gets these policies (name, rules) alone.
+    pub vault_policies: Vec<(&'static str, String)>,
+    /// Another Envoy program than the usual one.
+    pub envoy: Option<PathBuf>,
+    /// The agent starts no Envoy.
+    pub no_envoy: bool,
+    /// More arguments of the agent.
+    pub arguments: Vec<&'static str>,
+    /// More settings.
+    pub more: String,
 }
+
+/// The name of the agent's policy in Consul.
+pub const POLICY: &str = "portreeve";
 
 impl Stack {
     pub async fn start(options: Options) -> Stack {
-        let consul = Consul::start().await;
+        let (consul, consul_token) = start_consul(options.consul_policy.as_deref()).await;
         let vault = if options.vault {
             Some(start_vault().await)
         } else {
             None
         };
         let launch = Agent::prepare();
-        let settings = settings(&launch, &consul, vault.as_ref(), options);
-        let stack = Stack {
+        let mut settings = settings(&launch, &consul, &options);
+        if let Some(token) = &consul_token {
+            let file = launch.file("consul-token", &token.secret);
+            settings = settings.replace("consul {", &format!("consul {{\n  token_file = {file:?}"));
+        }
+        if let Some(vault) = &vault {
+            settings.push_str(&vault_block(&launch, vault, &options).await);
+        }
+        settings.push_str(&options.more);
+        let settings = launch.file("portreeve.hcl", &settings);
+        Stack {
             data: launch.directory().join("data"),
             http: free_port(),
             https: free_port(),
-            agent: start(launch, &settings),
+            agent: launch
+                .arg("agent")
+                .arg("-config")
+                .arg(&settings)
+                .args(&options.arguments)
+                .start(),
             consul,
             vault,
-        };
-        stack
+            consul_token,
+        }
     }
 
     /// Puts a document with `$HTTP` and `$HTTPS` replaced by this stack's ports.
@@ -78,6 +113,12 @@ impl Stack {
 
     pub fn client(&self) -> Client {
         Client::http(self.http)
+    }
+
+    pub fn envoy(&self) -> EnvoyAdmin {
+        EnvoyAdmin {
+            socket: self.data.join("envoy/edge/admin.sock"),
+        }
     }
 
     /// The pid of the supervised Envoy, from its record.
@@ -132,6 +173,17 @@ fn find_pid(value: &serde_json::Value) -> Option<i32> {
     }
 }
 
+async fn start_consul(policy: Option<&str>) -> (Consul, Option<AclToken>) {
+    match policy {
+        None => (Consul::start().await, None),
+        Some(rules) => {
+            let consul = Consul::start_with_acl().await;
+            let token = consul.create_token(POLICY, rules).await;
+            (consul, Some(token))
+        }
+    }
+}
+
 async fn start_vault() -> Vault {
     let vault = Vault::start().await;
     vault.enable_pki("pki_int", "example.com").await;
@@ -139,8 +191,8 @@ async fn start_vault() -> Vault {
     vault
 }
 
-fn settings(launch: &AgentLaunch, consul: &Consul, vault: Option<&Vault>, options: Options) -> PathBuf {
-    let mut text = format!(
+fn settings(launch: &AgentLaunch, consul: &Consul, options: &Options) -> String {
+    format!(
         r#"
 gateways  = ["edge"]
 node_name = "node-1"
@@ -156,7 +208,7 @@ kv_documents {{
 }}
 
 envoy {{
-  supervise       = true
+  supervise       = {supervise}
   binary          = "{envoy}"
   concurrency     = 1
   drain_time      = "2s"
@@ -170,27 +222,41 @@ api {{
 "#,
         data = launch.directory().join("data").display(),
         consul = consul.address(),
-        envoy = program("envoy").display(),
+        supervise = !options.no_envoy,
+        envoy = options
+            .envoy
+            .clone()
+            .unwrap_or_else(|| program("envoy"))
+            .display(),
         variant = if options.state_of_the_world {
             "sotw"
         } else {
             "delta"
         },
         api = launch.api().display(),
-    );
-    if let Some(vault) = vault {
-        let token = launch.file("vault-token", &vault.root_token);
-        text.push_str(&format!(
-            "\nvault {{\n  address       = \"{}\"\n  token_file    = \"{}\"\n  poll_interval = \"1s\"\n}}\n",
-            vault.address(),
-            token.display()
-        ));
-    }
-    launch.file("portreeve.hcl", &text)
+    )
 }
 
-fn start(launch: AgentLaunch, settings: &std::path::Path) -> Agent {
-    launch.arg("agent").arg("-config").arg(settings).start()
+async fn vault_block(launch: &AgentLaunch, vault: &Vault, options: &Options) -> String {
+    let login = if options.vault_policies.is_empty() {
+        let token = launch.file("vault-token", &vault.root_token);
+        format!("token_file = {token:?}")
+    } else {
+        vault.enable_auth("approle", "approle").await;
+        for (name, rules) in &options.vault_policies {
+            vault.policy(name, rules).await;
+        }
+        let names: Vec<&str> = options.vault_policies.iter().map(|(name, _)| *name).collect();
+        let (role, secret) = vault.approle("portreeve", &names, "1h").await;
+        let only = json!({ "token_no_default_policy": true });
+        vault.write("auth/approle/role/portreeve", only).await;
+        let secret = launch.file("secret-id", &secret);
+        format!("approle {{\n    role_id        = {role:?}\n    secret_id_file = {secret:?}\n  }}")
+    };
+    format!(
+        "\nvault {{\n  address       = \"{}\"\n  poll_interval = \"1s\"\n\n  {login}\n}}\n",
+        vault.address()
+    )
 }
 
 pub const GATEWAY: &str = r#"

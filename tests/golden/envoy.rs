@@ -179,6 +179,12 @@ fn with_routes(mut listener: Value, scopes: &[Value], tables: &[Value]) -> Value
                 scope
             })
             .collect();
+        if mine.is_empty() {
+            // A listener whose routes stand in another document: a list of no scopes would be refused.
+            manager.remove("scoped_routes");
+            manager.insert("route_config".to_owned(), json!({ "name": name }));
+            continue;
+        }
         let routes = manager["scoped_routes"].as_object_mut().unwrap();
         routes.remove("scoped_rds");
         routes.remove("rds_config_source");

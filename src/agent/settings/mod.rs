@@ -301,7 +301,14 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>, SettingsError> {
     Ok(files)
 }
 
-/// None: the file is a document. A broken file in a directory is taken for a document: it must not stop the agent.
+/// Whether a file among the documents of a `-config` directory holds settings.
+pub fn is_settings(path: &Path, text: &str) -> bool {
+    let source = Source::new(DocumentId::File(path.to_string_lossy().into()), text.into());
+    matches!(settings_body(&source, false), Ok(Some(_)))
+}
+
+/// None: the file is a document. In a directory that is a broken file too, and one with nothing but unknown words: it
+/// must not stop the agent.
 fn settings_body(source: &Source, alone: bool) -> Result<Option<Body>, Vec<Diagnostic>> {
     let body = match hcl::parse(source, settings_schema(), &Limits::default()) {
         Ok(body) => body,
@@ -341,7 +348,17 @@ fn settings_body(source: &Source, alone: bool) -> Result<Option<Body>, Vec<Diagn
             ]);
         }
     }
-    Ok((!any).then_some(body))
+    let schema = settings_schema();
+    let ours = alone
+        || body
+            .blocks
+            .iter()
+            .any(|block| schema.block_schema(&block.kind).is_some())
+        || body
+            .attributes
+            .iter()
+            .any(|a| schema.attribute_schema(&a.name).is_some() || schema.block_schema(&a.name).is_some());
+    Ok((!any && ours).then_some(body))
 }
 
 /// Later files over earlier ones: attribute by attribute, block by block.

@@ -286,7 +286,7 @@ pub(super) fn check_key(key: &str) -> Result<(), String> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Row {
+pub(super) struct Row {
     key: Arc<str>,
     value: Option<String>,
     #[serde(default)]
@@ -297,7 +297,7 @@ struct Row {
 }
 
 impl Row {
-    fn entry(self) -> Result<KvEntry, base64::DecodeError> {
+    pub(super) fn entry(self) -> Result<KvEntry, base64::DecodeError> {
         Ok(KvEntry {
             value: BASE64.decode(self.value.unwrap_or_default())?.into(),
             key: self.key,

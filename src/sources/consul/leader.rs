@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::client::ConsulClient;
 use super::error::ConsulError;
 use super::kv::TxnWrite;
-use super::session::{SessionBehavior, SessionKeeper, SessionSettings};
+use super::session::{DENIED_RETRY, SessionBehavior, SessionKeeper, SessionSettings, say_once};
+use crate::model::ProblemKind;
 use crate::sources::retry::jittered;
 
 #[derive(Clone, Debug)]
@@ -132,16 +133,19 @@ impl LeaderElection {
 
     /// Tries to take the lock and watches it; returns only by being dropped with its session.
     async fn with_session(&self, session: &Arc<str>) {
+        let mut told = false;
         loop {
             let owner = Bytes::from(self.settings.owner.clone());
             let held = match self.client.put_acquire(&self.settings.key, owner, session).await {
                 Ok(held) => held,
                 Err(error) => {
-                    tracing::warn!(%error, key = self.settings.key, "lock not tried");
-                    tokio::time::sleep(jittered(RETRY)).await;
+                    say_once(&mut told, &error, &self.settings.key, "lock not tried");
+                    let denied = error.kind() == ProblemKind::Forbidden;
+                    tokio::time::sleep(jittered(if denied { DENIED_RETRY } else { RETRY })).await;
                     continue;
                 }
             };
+            told = false;
             if held {
                 tracing::info!(key = self.settings.key, "leading");
                 self.leads.send_replace(Some(session.clone()));

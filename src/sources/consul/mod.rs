@@ -17,8 +17,11 @@ mod client;
 mod document_ledger;
 mod documents;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod health_answer;
 mod kv;
+mod kv_tree;
 mod leader;
 mod services;
 mod session;

@@ -17,6 +17,7 @@ use super::call::Call;
 use super::client::ConsulClient;
 use super::error::ConsulError;
 use super::kv::KvEntry;
+use crate::model::ProblemKind;
 use crate::sources::SourceHealth;
 use crate::sources::retry::{Intervals, jittered};
 
@@ -102,6 +103,7 @@ impl SessionKeeper {
 
     async fn keep(&self) {
         let mut retries = Intervals::new(Duration::from_millis(500), Duration::from_secs(15));
+        let mut told = false;
         loop {
             self.health.requested();
             let asked_at = Instant::now();
@@ -109,6 +111,7 @@ impl SessionKeeper {
                 Ok(session) => {
                     self.health.succeeded(true);
                     retries.reset();
+                    told = false;
                     let session: Arc<str> = session.into();
                     tracing::info!(%session, name = self.settings.name, "session created");
                     self.current.send_replace(Some(session.clone()));
@@ -118,8 +121,14 @@ impl SessionKeeper {
                 }
                 Err(error) => {
                     self.health.failed();
-                    tracing::warn!(%error, name = self.settings.name, "session not created");
-                    tokio::time::sleep(retries.next_interval()).await;
+                    let denied = error.kind() == ProblemKind::Forbidden;
+                    say_once(&mut told, &error, &self.settings.name, "session not created");
+                    let pause = if denied {
+                        jittered(DENIED_RETRY)
+                    } else {
+                        retries.next_interval()
+                    };
+                    tokio::time::sleep(pause).await;
                 }
             }
         }
@@ -238,6 +247,19 @@ impl ConsulClient {
         Ok((super::kv::entry_of(&answer)?, next))
     }
 }
+
+/// One WARN per trouble, with what to do about it; the retries after it are nobody's news.
+pub(super) fn say_once(told: &mut bool, error: &ConsulError, name: &str, what: &str) {
+    if std::mem::replace(told, true) {
+        tracing::debug!(%error, name, "{what}");
+    } else {
+        let problem = error.problem();
+        tracing::warn!(%problem, fix = problem.fix.as_deref(), name, "{what}; trying on");
+    }
+}
+
+/// Rights come when an operator grants them.
+pub(super) const DENIED_RETRY: Duration = Duration::from_secs(60);
 
 /// For what is only polite when leaving: a process that ends does not wait for a Consul that is away.
 pub(super) const PARTING: Duration = Duration::from_secs(2);

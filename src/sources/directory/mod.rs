@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model::{Document, DocumentId, DocumentsUpdate, Observation, Problem, ProblemKind};
 use crate::sources::SourceHealth;
+pub use scan::IsOther;
 use scan::{Scan, Scanner};
 
 /// Watches one directory (or one file) and keeps the rest of the agent told.
@@ -30,6 +31,7 @@ pub struct DirectoryWatch {
     observations: mpsc::Sender<Observation>,
     health: SourceHealth,
     rescan: Duration,
+    is_other: IsOther,
 }
 
 impl DirectoryWatch {
@@ -39,7 +41,14 @@ impl DirectoryWatch {
             observations,
             health: SourceHealth::default(),
             rescan: RESCAN,
+            is_other: |_, _| false,
         }
+    }
+
+    /// Leaves out files that are something else: the agent's settings may stand beside the documents.
+    pub fn without(mut self, is_other: IsOther) -> Self {
+        self.is_other = is_other;
+        self
     }
 
     /// How often to look without having been told to.
@@ -69,7 +78,7 @@ impl DirectoryWatch {
         let moved = Arc::new(Notify::new());
         let mut watched = Directories::new(&self.root, moved.clone());
         let mut known = Known::default();
-        let mut scanner = Scanner::new(self.root.clone());
+        let mut scanner = Scanner::new(self.root.clone(), self.is_other);
         let mut patience = None;
         loop {
             self.health.requested();
@@ -82,7 +91,7 @@ impl DirectoryWatch {
             let Some(Ok((returned, scan))) = scanning.join_next().await else {
                 tracing::error!(root = %self.root.display(), "the scan of documents panicked, starting over");
                 self.health.failed();
-                scanner = Scanner::new(self.root.clone());
+                scanner = Scanner::new(self.root.clone(), self.is_other);
                 tokio::time::sleep(self.rescan).await;
                 continue;
             };
@@ -146,8 +155,8 @@ pub struct DirectoryListing {
 }
 
 /// All documents below `root` as they are now, for one look (`validate`, `plan`). Blocking file IO.
-pub fn read_documents(root: &Path) -> Result<DirectoryListing, Problem> {
-    let scan = Scanner::new(root.to_owned()).scan();
+pub fn read_documents(root: &Path, is_other: IsOther) -> Result<DirectoryListing, Problem> {
+    let scan = Scanner::new(root.to_owned(), is_other).scan();
     match scan.root_problem {
         Some(reason) => Err(root_problem(root, &reason)),
         None => Ok(DirectoryListing {

@@ -14,6 +14,7 @@ use crate::model::{Document, DocumentId};
 #[derive(Debug)]
 pub(super) struct Scanner {
     root: PathBuf,
+    is_other: IsOther,
     cache: BTreeMap<PathBuf, (Stamp, Document)>,
 }
 
@@ -40,13 +41,17 @@ pub(super) struct Directory {
     identity: (u64, u64),
 }
 
+/// Says of a file right in the root, by path and text, that it is no document but something else.
+pub type IsOther = fn(&Path, &str) -> bool;
+
 /// What tells one version of a file from the next without reading it.
 type Stamp = (u64, u64, i64, i64, u64);
 
 impl Scanner {
-    pub(super) fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf, is_other: IsOther) -> Self {
         Self {
             root,
+            is_other,
             cache: BTreeMap::new(),
         }
     }
@@ -181,6 +186,11 @@ impl Walk<'_> {
         let document = match cached {
             Some((_, document)) => document.clone(),
             None => match self.read(path, metadata) {
+                Ok(text)
+                    if path.parent() == Some(&*self.scanner.root) && (self.scanner.is_other)(path, &text) =>
+                {
+                    return;
+                }
                 Ok(text) => Document {
                     id: DocumentId::File(name.into()),
                     text: text.into(),

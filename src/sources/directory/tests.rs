@@ -230,14 +230,14 @@ async fn not_there_at_start_is_not_empty() {
 fn one_look_for_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("a.hcl"), "x").unwrap();
-    let listing = read_documents(directory.path()).unwrap();
+    let listing = read_documents(directory.path(), |_, _| false).unwrap();
     assert_eq!((listing.documents.len(), listing.unreadable.len()), (1, 0));
     assert_eq!(
-        read_documents(&directory.path().join("a.hcl"))
+        read_documents(&directory.path().join("a.hcl"), |_, _| false)
             .unwrap()
             .documents
             .len(),
         1
     );
-    assert!(read_documents(&directory.path().join("none")).is_err());
+    assert!(read_documents(&directory.path().join("none"), |_, _| false).is_err());
 }

@@ -1,0 +1,326 @@
+//! The texts that serve and that an Envoy acknowledged, under `<prefix>/accepted/`: the leader keeps them, and an agent
+//! that finds a document bad and knows no better reads one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::rights::Trouble;
+use crate::model::{AcceptedText, DocumentId, Observation};
+use crate::pipeline::View;
+use crate::sources::consul::{ConsulClient, ConsulError, FencedWriteError, Leadership, TxnWrite};
+
+/// Reads what the pipeline asks for.
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    mut wanted: mpsc::Receiver<DocumentId>,
+    stop: CancellationToken,
+) {
+    let mut trouble = Trouble::with("the accepted text of a document cannot be read from Consul KV");
+    let config_prefix = shared.key("config/");
+    loop {
+        let id = tokio::select! {
+            () = stop.cancelled() => return,
+            id = wanted.recv() => match id {
+                Some(id) => id,
+                None => return,
+            },
+        };
+        let text = match id.as_str().strip_prefix(&config_prefix) {
+            None => None,
+            Some(name) => read(&shared, name, &mut trouble).await,
+        };
+        match &text {
+            Some(_) => {
+                tracing::warn!(document = %id, "the present text is bad: the last one that was accepted goes in service")
+            }
+            None => tracing::warn!(document = %id, "the present text is bad, and no accepted one is kept"),
+        }
+        let answer = AcceptedText { document: id, text };
+        if shared
+            .keys
+            .observations
+            .send(Observation::Accepted(answer))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn read(shared: &Shared, name: &str, trouble: &mut Trouble) -> Option<Arc<str>> {
+    let key = shared.key(&format!("accepted/{name}"));
+    match shared.keys.client.read_key(&key).await {
+        Ok(entry) => {
+            trouble.over();
+            entry.and_then(|entry| std::str::from_utf8(&entry.value).ok().map(Arc::from))
+        }
+        Err(error) => {
+            trouble.failed(
+                &error,
+                &format!(
+                    "key_prefix {:?} {{ policy = \"write\" }}",
+                    shared.key("accepted/")
+                ),
+            );
+            None
+        }
+    }
+}
+
+/// What stands under the prefix, and what to change there.
+pub(super) struct AcceptedKeeper {
+    /// `<prefix>/`.
+    prefix: String,
+    /// Name to text and ModifyIndex. None: to be read first.
+    known: Option<BTreeMap<String, (Bytes, u64)>>,
+}
+
+/// One step towards what should stand there.
+#[derive(Debug, PartialEq)]
+enum Step {
+    Put {
+        name: String,
+        text: Arc<str>,
+        index: u64,
+    },
+    Delete {
+        name: String,
+        index: u64,
+    },
+}
+
+impl AcceptedKeeper {
+    pub fn new(prefix: String) -> Self {
+        Self { prefix, known: None }
+    }
+
+    pub async fn keep(
+        &mut self,
+        client: &ConsulClient,
+        leadership: &Leadership,
+        view: &View,
+    ) -> Result<(), FencedWriteError> {
+        // What the disk held may be older than what others accepted since.
+        if view.stale || !view.snapshot.documents_complete() || !view.snapshot.document_problems().is_empty()
+        {
+            return Ok(());
+        }
+        let mut known = match self.known.take() {
+            Some(known) => known,
+            None => self.read(client).await?,
+        };
+        let steps = steps(&known, &texts(view, &format!("{}config/", self.prefix)));
+        // On any failure `known` is forgotten and read anew: somebody else may have written.
+        for batch in batches(steps) {
+            self.write(client, leadership, &batch, &mut known).await?;
+        }
+        self.known = Some(known);
+        Ok(())
+    }
+
+    async fn read(&self, client: &ConsulClient) -> Result<BTreeMap<String, (Bytes, u64)>, ConsulError> {
+        let prefix = format!("{}accepted/", self.prefix);
+        let entries = client.read_tree(&prefix).await?;
+        Ok(entries
+            .into_iter()
+            .filter_map(|entry| {
+                let name = entry.key.strip_prefix(&prefix)?.to_owned();
+                Some((name, (entry.value, entry.modify_index)))
+            })
+            .collect())
+    }
+
+    async fn write(
+        &self,
+        client: &ConsulClient,
+        leadership: &Leadership,
+        batch: &[Step],
+        known: &mut BTreeMap<String, (Bytes, u64)>,
+    ) -> Result<(), FencedWriteError> {
+        let key = |name: &str| format!("{}accepted/{name}", self.prefix);
+        if let [Step::Put { name, text, index }] = batch
+            && text.len() > BATCH_BYTES
+        {
+            // Too large for a transaction, so without its fence; the compare-and-set still holds.
+            client.put_cas(&key(name), text.to_string(), *index).await?;
+            known.remove(name);
+            if let Some(entry) = client.read_key(&key(name)).await? {
+                known.insert(name.clone(), (entry.value, entry.modify_index));
+            }
+            return Ok(());
+        }
+        let writes: Vec<TxnWrite> = batch
+            .iter()
+            .map(|step| match step {
+                Step::Put { name, text, index } => TxnWrite::Cas {
+                    key: key(name),
+                    value: text.to_string().into(),
+                    index: *index,
+                },
+                Step::Delete { name, index } => TxnWrite::DeleteCas {
+                    key: key(name),
+                    index: *index,
+                },
+            })
+            .collect();
+        let index = leadership.write(&writes).await?;
+        for step in batch {
+            match step {
+                Step::Put { name, text, .. } => {
+                    known.insert(name.clone(), (text.to_string().into(), index));
+                }
+                Step::Delete { name, .. } => {
+                    known.remove(name);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A document's confirmed text, and whether it is the present one.
+type Confirmed = (Arc<str>, bool);
+
+/// By name; None: the document is there, and no text of it is confirmed.
+fn texts(view: &View, config_prefix: &str) -> BTreeMap<String, Option<Confirmed>> {
+    let states = view.snapshot.config.documents();
+    states
+        .filter_map(|state| {
+            let DocumentId::Kv(key) = &state.document.id else {
+                return None;
+            };
+            let name = key.strip_prefix(config_prefix)?.to_owned();
+            let confirmed = state.confirmed.as_ref().map(|parsed| {
+                let text = parsed.document.text.clone();
+                let is_present = text == state.document.text;
+                (text, is_present)
+            });
+            Some((name, confirmed))
+        })
+        .collect()
+}
+
+/// An older confirmed text only fills a gap: after a restart it may be older than what others accepted meanwhile.
+fn steps(known: &BTreeMap<String, (Bytes, u64)>, wanted: &BTreeMap<String, Option<Confirmed>>) -> Vec<Step> {
+    let puts = wanted.iter().filter_map(|(name, confirmed)| {
+        let (text, is_present) = confirmed.as_ref()?;
+        let step = |index| Step::Put {
+            name: name.clone(),
+            text: text.clone(),
+            index,
+        };
+        match known.get(name) {
+            None => Some(step(0)),
+            Some((held, _)) if **held == *text.as_bytes() => None,
+            Some((_, index)) => is_present.then(|| step(*index)),
+        }
+    });
+    let deletes = known
+        .iter()
+        .filter(|(name, _)| !wanted.contains_key(*name))
+        .map(|(name, (_, index))| Step::Delete {
+            name: name.clone(),
+            index: *index,
+        });
+    puts.chain(deletes).collect()
+}
+
+/// Transactions that Consul takes: 64 operations with the fence, 512 KiB of JSON with base64.
+fn batches(steps: Vec<Step>) -> Vec<Vec<Step>> {
+    let mut batches: Vec<Vec<Step>> = Vec::new();
+    let mut bytes = 0;
+    for step in steps {
+        let size = KEY_BYTES
+            + match &step {
+                Step::Put { text, .. } => text.len(),
+                Step::Delete { .. } => 0,
+            };
+        match batches.last_mut() {
+            Some(batch) if bytes + size <= BATCH_BYTES && batch.len() < BATCH => {
+                bytes += size;
+                batch.push(step);
+            }
+            _ => {
+                bytes = size;
+                batches.push(vec![step]);
+            }
+        }
+    }
+    batches
+}
+
+const BATCH: usize = 60;
+const BATCH_BYTES: usize = 256 * 1024;
+/// About what a key and the JSON around it take.
+const KEY_BYTES: usize = 1200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(entries: &[(&str, &str, u64)]) -> BTreeMap<String, (Bytes, u64)> {
+        let entries = entries.iter();
+        entries
+            .map(|(name, text, index)| ((*name).to_owned(), ((*text).to_owned().into(), *index)))
+            .collect()
+    }
+
+    fn wanted(entries: &[(&str, Option<(&str, bool)>)]) -> BTreeMap<String, Option<Confirmed>> {
+        let entries = entries.iter();
+        entries
+            .map(|(name, text)| {
+                (
+                    (*name).to_owned(),
+                    text.map(|(text, present)| (text.into(), present)),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_present_text_replaces_and_an_older_one_only_fills_a_gap() {
+        let steps = steps(
+            &known(&[("a", "1", 5), ("b", "1", 6), ("c", "1", 7), ("gone", "1", 8)]),
+            &wanted(&[
+                ("a", Some(("2", true))),
+                ("b", Some(("0", false))),
+                ("c", None),
+                ("new", Some(("0", false))),
+            ]),
+        );
+        let put = |name: &str, text: &str, index| Step::Put {
+            name: name.to_owned(),
+            text: text.into(),
+            index,
+        };
+        let delete = Step::Delete {
+            name: "gone".to_owned(),
+            index: 8,
+        };
+        assert_eq!(steps, [put("a", "2", 5), put("new", "0", 0), delete]);
+    }
+
+    #[test]
+    fn batches_fit_into_transactions() {
+        let step = |n: usize, bytes: usize| Step::Put {
+            name: n.to_string(),
+            text: "x".repeat(bytes).into(),
+            index: 0,
+        };
+        let many = batches((0..130).map(|n| step(n, 10)).collect());
+        assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [60, 60, 10]);
+        let large = batches(vec![
+            step(0, 200_000),
+            step(1, 200_000),
+            step(2, 500_000),
+            step(3, 1),
+        ]);
+        assert_eq!(large.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1, 1]);
+    }
+}

@@ -1,0 +1,167 @@
+//! Documents that are bad while nothing of them is in service: the text that the others accepted is asked for, once.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::config::Config;
+use crate::model::DocumentId;
+
+/// How long the first publication waits for accepted texts. Consul, which has just brought the documents, answers in
+/// milliseconds; after this the document is absent until the answer comes.
+const WAIT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+pub(super) struct AcceptedTexts {
+    /// None: there is nobody to ask.
+    wanted: Option<mpsc::Sender<DocumentId>>,
+    asked: BTreeSet<DocumentId>,
+    open: BTreeSet<DocumentId>,
+    give_up_at: Option<Instant>,
+}
+
+impl AcceptedTexts {
+    pub fn ask_through(wanted: mpsc::Sender<DocumentId>) -> Self {
+        Self {
+            wanted: Some(wanted),
+            ..Self::default()
+        }
+    }
+
+    /// Asks for what these documents lack.
+    pub fn review(&mut self, config: &Config, documents: &BTreeSet<DocumentId>) {
+        let Some(wanted) = &self.wanted else { return };
+        for id in documents.iter().filter(|id| matches!(id, DocumentId::Kv(_))) {
+            match config.document(id) {
+                None => {
+                    self.asked.remove(id);
+                    self.open.remove(id);
+                }
+                Some(state) if state.in_service.is_some() => {
+                    self.open.remove(id);
+                }
+                // A full queue: more bad documents than anybody waits for; the others go on without.
+                Some(_) if !self.asked.contains(id) && wanted.try_send(id.clone()).is_ok() => {
+                    self.asked.insert(id.clone());
+                    self.open.insert(id.clone());
+                    self.give_up_at.get_or_insert_with(|| Instant::now() + WAIT);
+                }
+                Some(_) => {}
+            }
+        }
+        self.settle();
+    }
+
+    pub fn answered(&mut self, id: &DocumentId) {
+        self.open.remove(id);
+        self.settle();
+    }
+
+    /// When to stop waiting.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.give_up_at
+    }
+
+    /// True: the wait is over just now.
+    pub fn tick(&mut self, now: Instant) -> bool {
+        let over = self.give_up_at.is_some_and(|at| at <= now);
+        if over {
+            self.open.clear();
+            self.give_up_at = None;
+        }
+        over
+    }
+
+    pub fn waiting_for(&self) -> Vec<String> {
+        self.open
+            .iter()
+            .map(|id| format!("the accepted text of {id}"))
+            .collect()
+    }
+
+    fn settle(&mut self) {
+        if self.open.is_empty() {
+            self.give_up_at = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::{ConfigChange, Permissions};
+    use crate::hcl::Limits;
+    use crate::model::{AcceptedText, Document, Observation};
+    use crate::snapshot::Snapshot;
+
+    const GOOD: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 80\n  }\n}\n";
+
+    fn document(text: &str) -> Document {
+        Document {
+            id: DocumentId::Kv("p/config/a".into()),
+            text: text.into(),
+            order: 3,
+            version: 4,
+        }
+    }
+
+    fn snapshot(text: &str) -> Snapshot {
+        let mut config = Config::new(Permissions::default(), Limits::default());
+        config.upsert(document(text), None, &mut ConfigChange::default());
+        Snapshot::new(config, BTreeSet::new())
+    }
+
+    #[test]
+    fn asks_once_for_a_document_of_which_nothing_serves() {
+        let (sender, mut wanted) = mpsc::channel(4);
+        let mut texts = AcceptedTexts::ask_through(sender);
+        let ids = BTreeSet::from([document("").id]);
+        texts.review(&snapshot("gateway {").config, &ids);
+        texts.review(&snapshot("gateway {{").config, &ids);
+        assert_eq!(wanted.try_recv().unwrap(), document("").id);
+        assert!(wanted.try_recv().is_err());
+        assert_eq!(texts.waiting_for(), ["the accepted text of p/config/a"]);
+        texts.answered(&document("").id);
+        assert!(texts.waiting_for().is_empty() && texts.deadline().is_none());
+        texts.review(&snapshot(GOOD).config, &ids);
+        assert!(wanted.try_recv().is_err());
+    }
+
+    #[test]
+    fn the_accepted_text_serves_while_the_present_one_is_bad() {
+        let mut snapshot = snapshot("gateway {");
+        let accepted = |text: Option<&str>| {
+            Observation::Accepted(AcceptedText {
+                document: document("").id,
+                text: text.map(Arc::from),
+            })
+        };
+        assert!(snapshot.apply(accepted(None)).is_empty());
+        assert!(
+            !snapshot
+                .apply(accepted(Some("also bad {")))
+                .config
+                .objects
+                .contains_key(&crate::config::ObjectKey::new(
+                    crate::config::ObjectKind::Gateway,
+                    "edge"
+                ))
+        );
+        let changes = snapshot.apply(accepted(Some(GOOD)));
+        assert_eq!(changes.config.objects.len(), 1);
+        let state = snapshot.config.document(&document("").id).unwrap();
+        assert_eq!(
+            &*state.document.text, "gateway {",
+            "the source's text stays what it is"
+        );
+        assert!(!state.problems.is_empty());
+        assert_eq!(&*state.in_service.as_ref().unwrap().document.text, GOOD);
+        assert_eq!(state.in_service.as_ref().unwrap().document.order, 3);
+        // Late: something serves already.
+        assert!(snapshot.apply(accepted(Some(""))).is_empty());
+    }
+}

@@ -1,0 +1,57 @@
+//! Clocks and figures of processes.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// The same in every process of this machine.
+pub fn monotonic() -> Duration {
+    read(ClockId::Monotonic)
+}
+
+pub fn thread_cpu() -> Duration {
+    read(ClockId::ThreadCPUTime)
+}
+
+pub fn process_cpu() -> Duration {
+    read(ClockId::ProcessCPUTime)
+}
+
+fn read(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// CPU time of this thread, which other programs on the machine disturb least.
+pub fn cpu_of<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let before = thread_cpu();
+    let value = work();
+    (thread_cpu() - before, value)
+}
+
+/// VmRSS.
+pub fn resident_mib(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: f64 = line
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|word| word.parse().ok())
+        .expect("VmRSS");
+    kib / 1024.0
+}
+
+pub fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+pub fn microseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// A quantile of measured times, in milliseconds.
+pub fn quantile(times: &[Duration], quantile: f64) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    let at = ((sorted.len() as f64 * quantile).ceil() as usize).clamp(1, sorted.len().max(1)) - 1;
+    sorted.get(at).copied().map_or(f64::NAN, milliseconds)
+}

@@ -1,0 +1,159 @@
+//! The real programs: Consul with a data directory, the agent of this build, its supervised Envoy.
+
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::support::agent::Agent;
+use crate::support::client::{Client, Request};
+use crate::support::consul::Consul;
+use crate::support::ports::free_port;
+use crate::support::{program, wait_for};
+use crate::synthetic;
+
+pub struct Live {
+    pub agent: Agent,
+    pub consul: Consul,
+    pub client: Client,
+}
+
+/// Operations of one transaction: Consul's own limit.
+const TRANSACTION: usize = 64;
+const NODE: &str = "bench-node";
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+impl Live {
+    /// With a gateway that has no route.
+    pub async fn start() -> Live {
+        let limits = json!({ "limits": { "http_max_conns_per_client": 5000 }, "log_level": "warn" });
+        let consul = Consul::start_with(false, limits).await;
+        consul
+            .catalog_register(&json!({ "Node": NODE, "Address": "127.0.0.1" }))
+            .await;
+        let launch = Agent::prepare();
+        let settings = format!(
+            r#"
+gateways  = ["edge"]
+node_name = "node-1"
+bind_addr = "127.0.0.1"
+data_dir  = "{data}"
+
+consul {{
+  address = "{consul}"
+}}
+
+kv_documents {{
+  allow_loopback = true
+}}
+
+envoy {{
+  supervise       = true
+  binary          = "{envoy}"
+  concurrency     = 1
+  drain_time      = "2s"
+  stop_with_agent = true
+}}
+
+api {{
+  socket = "{api}"
+}}
+"#,
+            data = launch.directory().join("data").display(),
+            consul = consul.address(),
+            envoy = program("envoy").display(),
+            api = launch.api().display(),
+        );
+        let file = launch.file("portreeve.hcl", &settings);
+        let agent = launch.arg("agent").arg("-config").arg(&file).start();
+        let http = free_port();
+        let live = Live {
+            agent,
+            consul,
+            client: Client::http(http).keep_alive(),
+        };
+        live.put("gateway", &synthetic::gateway(http)).await;
+        live.until_status("nobody.example.com", 404).await;
+        live
+    }
+
+    pub async fn put(&self, name: &str, text: &str) {
+        self.consul
+            .put(&format!("portreeve/config/{name}"), text.to_owned())
+            .await;
+    }
+
+    /// Many documents, a transaction for each 64.
+    pub async fn put_all(&self, documents: impl Iterator<Item = (String, String)>) {
+        let operations = documents.map(|(name, text)| {
+            let value = base64::engine::general_purpose::STANDARD.encode(text);
+            json!({ "KV": { "Verb": "set", "Key": format!("portreeve/config/{name}"), "Value": value } })
+        });
+        self.transact(operations.collect()).await;
+    }
+
+    /// Instances that nobody asks, so many for each of so many services (`s0`, `s1`, ...).
+    pub async fn register_all(&self, services: usize, instances: usize) {
+        let operations = (0..services * instances).map(|at| {
+            let (name, instance) = (synthetic::service_name(at / instances), at % instances);
+            let service = json!({
+                "ID": format!("{name}-{instance}"), "Service": name,
+                "Address": format!("127.0.1.{}", instance + 1), "Port": 9,
+            });
+            json!({ "Service": { "Verb": "set", "Node": NODE, "Service": service } })
+        });
+        self.transact(operations.collect()).await;
+    }
+
+    async fn transact(&self, operations: Vec<Value>) {
+        let total = operations.len();
+        for (at, part) in operations.chunks(TRANSACTION).enumerate() {
+            self.consul.txn(Value::from(part.to_vec())).await;
+            if at % 100 == 99 {
+                eprintln!("bench:   {} of {total} written to Consul", (at + 1) * TRANSACTION);
+            }
+        }
+    }
+
+    pub async fn until_status(&self, host: &str, status: u16) {
+        let request = Request::get(host, "/");
+        wait_for(&format!("{status} from {host}"), PATIENCE, async || {
+            let reply = self.client.send(&request).await;
+            let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+            anyhow::ensure!(reply.status == status, "it is {}", reply.status);
+            Ok(())
+        })
+        .await;
+    }
+
+    pub fn resident_mib(&self) -> f64 {
+        crate::clock::resident_mib(self.agent.process.pid())
+    }
+
+    /// Until the agent uses next to no CPU.
+    pub async fn until_quiet(&self) {
+        let pid = self.agent.process.pid();
+        let started = Instant::now();
+        let mut before = ticks(pid);
+        while started.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let now = ticks(pid);
+            if now - before <= 3 {
+                return;
+            }
+            before = now;
+        }
+    }
+}
+
+/// CPU time of a process in hundredths of a second.
+fn ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|word| word.parse::<u64>().ok())
+        .sum()
+}

@@ -1,0 +1,159 @@
+//! Documents and services by the thousand.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use portreeve::config::{Config, Permissions};
+use portreeve::hcl::Limits;
+use portreeve::model::{
+    Document, DocumentId, DocumentsUpdate, Health, Instance, Observation, ServiceQuery, ServiceUpdate,
+    Weights,
+};
+use portreeve::snapshot::Snapshot;
+use portreeve::translate::Settings;
+
+pub const SOURCE: &str = "bench";
+/// Routes (rules) of one host, where a row counts routes.
+pub const RULES: usize = 10;
+
+/// What a synthetic gateway is made of.
+#[derive(Clone, Copy)]
+pub struct Size {
+    pub hosts: usize,
+    pub rules: usize,
+    pub services: usize,
+    pub instances: usize,
+}
+
+impl Size {
+    /// So many routes, ten to a host, over a thousand services (or as many as there are hosts).
+    pub fn of_routes(routes: usize) -> Size {
+        let hosts = routes / RULES;
+        Size {
+            hosts,
+            rules: RULES,
+            services: hosts.min(1000),
+            instances: 2,
+        }
+    }
+
+    /// One host with one route for each of so many services.
+    pub fn of_services(services: usize, instances: usize) -> Size {
+        Size {
+            hosts: services,
+            rules: 1,
+            services,
+            instances,
+        }
+    }
+
+    pub fn documents(&self) -> Vec<Document> {
+        let routes = (0..self.hosts).map(|host| self.route(host, 0));
+        std::iter::once(document("gateway", &gateway(8080)))
+            .chain(routes)
+            .collect()
+    }
+
+    /// One host's document; another edition differs in a header.
+    pub fn route(&self, host: usize, edition: usize) -> Document {
+        let text = route(
+            &format!("r{host}"),
+            &format!("h{host}.example.com"),
+            self.rules,
+            &service_name(host % self.services),
+            edition,
+        );
+        document(&format!("r{host}"), &text)
+    }
+
+    pub fn answers(&self) -> impl Iterator<Item = Observation> + '_ {
+        (0..self.services).map(|service| answer(&service_name(service), self.instances, 0))
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = empty();
+        snapshot.apply(documents(self.documents()));
+        for answer in self.answers() {
+            snapshot.apply(answer);
+        }
+        snapshot
+    }
+}
+
+pub fn empty() -> Snapshot {
+    Snapshot::new(
+        Config::new(Permissions::default(), Limits::default()),
+        BTreeSet::from([SOURCE.into()]),
+    )
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        bind_address: "127.0.0.1".parse().expect("an address"),
+        hold_pending: true,
+    }
+}
+
+pub fn service_name(service: usize) -> String {
+    format!("s{service}")
+}
+
+pub fn gateway(port: u16) -> String {
+    format!("gateway \"edge\" {{\n  listener \"web\" {{\n    port = {port}\n  }}\n}}\n")
+}
+
+pub fn route(name: &str, host: &str, rules: usize, service: &str, edition: usize) -> String {
+    let mut text =
+        format!("http_route \"{name}\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"{host}\"]\n\n");
+    if edition > 0 {
+        text.push_str(&format!(
+            "  response_headers {{\n    set = {{ \"x-edition\" = \"{edition}\" }}\n  }}\n\n"
+        ));
+    }
+    for rule in 0..rules {
+        let path = if rule == 0 {
+            "/".to_owned()
+        } else {
+            format!("/p{rule}")
+        };
+        text.push_str(&format!("  rule \"p{rule}\" {{\n    match {{ path_prefix = \"{path}\" }}\n    backend \"consul\" \"{service}\" {{}}\n  }}\n"));
+    }
+    text + "}\n"
+}
+
+pub fn document(name: &str, text: &str) -> Document {
+    Document {
+        id: DocumentId::File(format!("{name}.hcl").into()),
+        text: text.into(),
+        order: 0,
+        version: 0,
+    }
+}
+
+pub fn documents(changed: Vec<Document>) -> Observation {
+    Observation::Documents(DocumentsUpdate {
+        changed,
+        complete: true,
+        ..DocumentsUpdate::from_source(SOURCE)
+    })
+}
+
+/// A watch's answer; another edition moves the first instance to another port.
+pub fn answer(service: &str, instances: usize, edition: usize) -> Observation {
+    let instance = |number: usize| Instance {
+        node: format!("node-{number}").into(),
+        id: format!("{service}-{number}").into(),
+        address: format!("10.0.{}.{}", number / 250, number % 250 + 1).into(),
+        port: 8000 + if number == 0 { edition % 1000 } else { 0 } as u16,
+        ports: BTreeMap::new(),
+        health: Health::Passing,
+        weights: Weights::default(),
+        tags: Vec::new(),
+        meta: BTreeMap::new(),
+    };
+    let instances: Arc<[Instance]> = (0..instances).map(instance).collect();
+    Observation::Service(ServiceUpdate {
+        query: ServiceQuery::named(service),
+        result: Ok(instances),
+    })
+}

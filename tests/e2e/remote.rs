@@ -1,0 +1,163 @@
+//! Central mode: an Envoy elsewhere, which gets its gateway by its certificate.
+
+use serde_json::Value;
+
+use crate::central::{Central, EDGE, INNER, request};
+use crate::stack::{SOON, route};
+use crate::support::backend::Backend;
+use crate::support::client::Request;
+use crate::support::envoy::Envoy;
+use crate::support::pki::Ca;
+use crate::support::wait_for;
+
+async fn serves(variant: &str) {
+    let central = Central::start().await;
+    let pair = central.ca.issue(&[EDGE]);
+    let (mut envoy, _) = central.run("remote-1", "edge", &pair, variant);
+    let stack = &central.stack;
+    stack
+        .until(&request(), "the remote Envoy", |reply| {
+            reply.backend() == Some("one")
+        })
+        .await;
+    let envoys = central.envoys().await;
+    assert!(
+        envoys.contains(EDGE) && envoys.contains(&format!("{variant:?}")),
+        "{envoys}"
+    );
+    let two = Backend::start("two").await;
+    stack.register("orders", &two).await;
+    stack
+        .until(&request(), "an endpoint change", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
+    stack
+        .put("pets", &route("pets", "pets.example.com", "orders"))
+        .await;
+    let pets = Request::get("pets.example.com", "/");
+    stack
+        .until(&pets, "a route change", |reply| reply.status == 200)
+        .await;
+    assert!(envoy.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remote_envoy_serves_delta() {
+    serves("delta").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remote_envoy_serves_state_of_the_world() {
+    serves("sotw").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_nodes_gateway_is_refused_and_told() {
+    let mut central = Central::start().await;
+    let pair = central.ca.issue(&[INNER]);
+    let (envoy, admin) = central.run("inner-1", "edge", &pair, "delta");
+    let line = central
+        .stack
+        .agent
+        .wait_for_log("an xDS client was refused")
+        .await;
+    println!("another's gateway: {}", line.trim());
+    assert!(
+        line.contains(r#"gateway \"edge\""#) && line.contains(INNER),
+        "{line}"
+    );
+    central.nobody_serves().await;
+    assert!(admin.ready().await.is_err(), "it must wait for its configuration");
+    assert_eq!(central.envoys().await, "[]", "it is not among the connected");
+    drop(envoy);
+
+    // The same certificate gets the gateway that it is for.
+    let (_envoy, _) = central.run("inner-2", "inner", &pair, "delta");
+    wait_for("its own gateway", SOON, async || {
+        let envoys = central.envoys().await;
+        anyhow::ensure!(envoys.contains(r#""gateway": "inner""#), "{envoys}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_known_certificate_nothing_is_given() {
+    let mut central = Central::start().await;
+    let pair = central.ca.issue(&[EDGE]);
+    // It writes the files that the printed bootstrap refers to.
+    let (known, _) = central.run("known", "edge", &pair, "delta");
+    central.serves("a known certificate").await;
+    drop(known);
+    central.stopped().await;
+    let mut bootstrap = central.bootstrap("known", &pair);
+    for secret in ["BEGIN", "PRIVATE"] {
+        assert!(!bootstrap.to_string().contains(secret), "{bootstrap}");
+    }
+    // Its admin socket goes where the harness puts it.
+    bootstrap["admin"] = Value::Null;
+    let envoy = Envoy::start(&bootstrap);
+    central.serves("the printed bootstrap").await;
+    drop(envoy);
+    central.stopped().await;
+
+    // The same without its certificate.
+    let mut without = bootstrap.clone();
+    let removed = strip(&mut without);
+    assert!(removed > 0, "no certificate in {bootstrap:#}");
+    let envoy = Envoy::start(&without);
+    let line = central
+        .stack
+        .agent
+        .wait_for_log("an xDS client was refused")
+        .await;
+    println!("without a certificate: {}", line.trim());
+    assert!(line.contains("no client certificate"), "{line}");
+    central.nobody_serves().await;
+    assert!(envoy.admin.ready().await.is_err());
+    drop(envoy);
+
+    // Signed by somebody else, with the right name in it.
+    let start = central.stack.agent.process.log_length();
+    let forged = Ca::new("others").issue(&[EDGE]);
+    let (envoy, _) = central.run("forged", "edge", &forged, "delta");
+    let line = central
+        .stack
+        .agent
+        .process
+        .wait_for_log_after(start, "an xDS client was refused", SOON)
+        .await;
+    println!("by another authority: {}", line.trim());
+    central.nobody_serves().await;
+    assert_eq!(central.envoys().await, "[]");
+    drop(envoy);
+
+    // A name that is not in the table.
+    let start = central.stack.agent.process.log_length();
+    let stranger = central.ca.issue(&["stranger.example.com"]);
+    let (envoy, _) = central.run("stranger", "edge", &stranger, "delta");
+    let line = central
+        .stack
+        .agent
+        .process
+        .wait_for_log_after(start, "stranger.example.com", SOON)
+        .await;
+    assert!(line.contains("no gateway is open to"), "{line}");
+    drop(envoy);
+}
+
+/// Takes every client certificate out of a bootstrap.
+fn strip(value: &mut Value) -> usize {
+    match value {
+        Value::Object(map) => {
+            let before = map.len();
+            map.retain(|key, _| {
+                !["tls_certificate_sds_secret_configs", "tls_certificates"].contains(&&**key)
+            });
+            before - map.len() + map.values_mut().map(strip).sum::<usize>()
+        }
+        Value::Array(list) => list.iter_mut().map(strip).sum(),
+        _ => 0,
+    }
+}
