@@ -74,7 +74,10 @@ fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic 
     let mut diagnostic = Diagnostic::error(code, format!("not valid HCL: {}", error.message()))
         .at(source.origin(Span { start, end }));
     let line = error.line();
-    if line.contains('{') && line.matches('=').count() > 1 {
+    if error.message().contains("escape sequence") {
+        diagnostic = diagnostic
+            .fix("in a string a backslash is written twice: \"\\\\d\" is the regular expression \\d");
+    } else if line.contains('{') && line.matches('=').count() > 1 {
         diagnostic = diagnostic
             .fix("a block on one line may hold one attribute only: put each attribute on its own line");
     }

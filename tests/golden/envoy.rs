@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use portreeve::envoy::{ResourceKind, ResourceSet, render};
+use portreeve::translate::Compiler;
 use serde_json::{Value, json};
 
 use super::{examples, world};
@@ -14,8 +15,7 @@ use super::{examples, world};
 #[test]
 fn accepts_every_example() {
     for (name, path) in examples::all() {
-        let text = std::fs::read_to_string(path).unwrap();
-        let set = examples::compile("example.hcl", &text);
+        let set = examples::compile(&path);
         assert_eq!(validate(&static_bootstrap(&set)), Ok(()), "{name}");
     }
 }
@@ -23,8 +23,7 @@ fn accepts_every_example() {
 /// The check itself can say no.
 #[test]
 fn refuses_what_is_wrong() {
-    let text = std::fs::read_to_string("hcl-examples/quickstart.hcl").unwrap();
-    let set = examples::compile("example.hcl", &text);
+    let set = examples::compile(Path::new("hcl-examples/quickstart.hcl"));
     let mut bootstrap = static_bootstrap(&set);
     bootstrap["static_resources"]["clusters"][0]["lb_policy"] = json!("MAGLEV_OF_ANOTHER_WORLD");
     assert!(validate(&bootstrap).is_err());
@@ -34,11 +33,48 @@ fn refuses_what_is_wrong() {
     assert!(said.contains("unknown cluster"), "{said}");
 }
 
+/// What the language lets through as a regular expression, Envoy takes: with the bootstrap that we give it.
+#[test]
+fn accepts_every_regular_expression_of_ours() {
+    let endpoint = portreeve::envoy::bootstrap::XdsEndpoint::Unix("/run/portreeve/xds.sock".into());
+    let ours =
+        portreeve::envoy::bootstrap::Bootstrap::new("test", "edge", endpoint, Path::new("/run/admin.sock"));
+    let runtime = ours.render().unwrap().bootstrap["layered_runtime"].clone();
+    let patterns = [
+        format!("/{}", "a".repeat(1000)),
+        "/[a-z]{1,1000}".to_owned(),
+        r"(?i)/\p{Greek}+/\d{3}\.\w\b.*".to_owned(),
+        "/([a-z0-9]{1,50}-){1,20}".to_owned(),
+    ];
+    let rules: String = patterns
+        .iter()
+        .enumerate()
+        .map(|(index, pattern)| {
+            format!("rule \"r{index}\" {{\n match {{ path_regex = {pattern:?} }}\n direct_response {{ status = 200 }}\n}}\n")
+        })
+        .collect();
+    let text = format!(
+        "gateway \"edge\" {{\n listener \"web\" {{ port = 80 }}\n}}\n\
+         http_route \"r\" {{\n gateways = [\"edge\"]\n hostnames = [\"a.test\"]\n {rules} }}\n"
+    );
+    let mut snapshot = world::empty();
+    world::put(&mut snapshot, [world::file("t.hcl", &text)]);
+    assert_eq!(snapshot.config.diagnostics(), []);
+    let compiler = Compiler::compile("edge", world::settings(), &snapshot);
+    let mut bootstrap = static_bootstrap(compiler.resources());
+    assert!(
+        validate(&bootstrap).is_err(),
+        "Envoy's own bound is gone: so may ours be"
+    );
+    bootstrap["layered_runtime"] = runtime;
+    assert_eq!(validate(&bootstrap), Ok(()));
+}
+
 /// References within a set: what a resource needs is there, or Envoy would wait for it.
 #[test]
 fn needs_nothing_that_is_not_there() {
     for (name, path) in examples::all() {
-        let set = examples::compile("example.hcl", &std::fs::read_to_string(path).unwrap());
+        let set = examples::compile(&path);
         for kind in ResourceKind::ALL {
             for resource in set.of_kind(kind).values() {
                 for need in resource.needs.iter() {

@@ -4,6 +4,7 @@ use portreeve::config::{Permissions, parse_document};
 use portreeve::diagnostics::render;
 use portreeve::envoy::ResourceSet;
 use portreeve::hcl::{Limits, format};
+use portreeve::model::Document;
 use portreeve::translate::Compiler;
 use serde_json::Value;
 
@@ -30,16 +31,37 @@ pub fn all() -> Vec<(String, PathBuf)> {
     found
 }
 
+/// The documents of an example: a folder of its own is one configuration, elsewhere each file is.
+fn documents(path: &Path) -> Vec<Document> {
+    let folder = path.parent().unwrap();
+    let alone = folder.ends_with("hcl-examples") || folder.ends_with("features");
+    let paths = match alone {
+        true => vec![path.to_owned()],
+        false => std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect(),
+    };
+    let file = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        world::file(path.file_name().unwrap().to_str().unwrap(), &text)
+    };
+    paths.into_iter().map(file).collect()
+}
+
 /// In a world that answers everything an example asks.
-pub fn compile(name: &str, text: &str) -> ResourceSet {
+pub fn compile(path: &Path) -> ResourceSet {
+    let name = path.display();
     let mut snapshot = world::empty();
-    world::put(&mut snapshot, [world::file(name, text)]);
+    world::put(&mut snapshot, documents(path));
     world::answer_all(&mut snapshot, "edge");
     let compiler = Compiler::compile("edge", world::settings(), &snapshot);
-    let said: Vec<String> = compiler
+    let mut said: Vec<String> = compiler
         .diagnostics()
         .flat_map(|(_, diagnostics)| diagnostics.iter().map(ToString::to_string))
         .collect();
+    let of_documents = snapshot.config.diagnostics();
+    said.extend(of_documents.iter().map(ToString::to_string));
     assert!(said.is_empty(), "{name}: {said:#?}");
     compiler.resources().clone()
 }
@@ -77,8 +99,7 @@ fn pretty_equal(name: &str, text: &str, formatted: &str) {
 #[test]
 fn become_envoy_configuration() {
     insta::glob!("../../hcl-examples", "**/*.hcl", |path| {
-        let text = std::fs::read_to_string(path).unwrap();
-        let set = compile("example.hcl", &text);
+        let set = compile(path);
         let shown = portreeve::envoy::render(&set);
         assert_shown_in_full(&shown);
         insta::assert_snapshot!(serde_json::to_string_pretty(&shown).unwrap());
@@ -107,8 +128,7 @@ fn never_show_a_private_key() {
         .filter(|line| !line.starts_with("-----"))
         .collect();
     for (name, path) in all() {
-        let text = std::fs::read_to_string(path).unwrap();
-        let set = compile(&name, &text);
+        let set = compile(&path);
         let shown = format!("{}\n{set:?}", portreeve::envoy::render(&set));
         seen += shown.matches("[redacted]").count();
         for part in ["PRIVATE KEY", &secret[..40]] {
@@ -122,8 +142,7 @@ fn never_show_a_private_key() {
 #[test]
 fn are_the_same_every_time() {
     for (name, path) in all() {
-        let text = std::fs::read_to_string(path).unwrap();
-        let (one, other) = (compile(&name, &text), compile(&name, &text));
+        let (one, other) = (compile(&path), compile(&path));
         for kind in portreeve::envoy::ResourceKind::ALL {
             assert_eq!(one.changes_since(&other, kind).count(), 0, "{name}");
         }
