@@ -1,6 +1,15 @@
 use crate::config::{Config, ObjectKind, Scope};
 use crate::diagnostics::{Code, Diagnostic};
-use crate::model::Policies;
+use crate::model::{DocumentId, Policies};
+
+/// The documents that a scope's bundles come from.
+pub(super) fn documents_of<'a>(
+    config: &'a Config,
+    scope: &'a Scope,
+) -> impl Iterator<Item = DocumentId> + 'a {
+    let bundles = scope.bundles.iter().filter_map(|(name, _)| config.policy(name));
+    bundles.map(|bundle| bundle.origin.document.clone())
+}
 
 /// What holds on a scope: its bundles in the order named, then its own blocks. `Err`: a bundle is missing, and since
 /// nobody knows what it would have forbidden, the scope's routes are closed.

@@ -1,7 +1,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::policies::effective;
+use super::policies::{documents_of, effective};
 use super::{Resolved, cluster_name, resolve_target};
 use crate::config::{
     Backend, BackendTarget, Gateway, HttpRoute, Listener, ObjectKind, Protocol, Rank, Rule, RuleAction,
@@ -32,6 +32,8 @@ pub fn resolve_virtual_host(
     let config = &snapshot.config;
     let mut diagnostics = Vec::new();
     let mut origins: BTreeSet<DocumentId> = BTreeSet::from([gateway.origin.document.clone()]);
+    origins.extend(documents_of(config, &gateway.scope));
+    origins.extend(documents_of(config, &listener.scope));
     let mut builder = Builder {
         snapshot,
         targets: BTreeSet::new(),
@@ -50,7 +52,9 @@ pub fn resolve_virtual_host(
         }
         attached = true;
         origins.insert(route.origin.document.clone());
+        origins.extend(documents_of(config, &route.scope));
         for rule in &route.rules {
+            origins.extend(documents_of(config, &rule.scope));
             builder.rule(route, rule, outer.as_ref(), rank, &mut routes);
         }
     }

@@ -29,8 +29,10 @@ impl Compiler {
                 let target = BackendTarget::Upstream(key.name.clone());
                 work.clusters.insert(target.clone());
                 work.endpoints.insert(target);
-                // A route looks different only when the upstream appears, vanishes, or is fed by another watch.
-                if before.map(watch_of) != after.map(watch_of) {
+                // A route looks different only when the upstream appears, vanishes, is fed by another watch, or moves to
+                // another document: who to tell of a refusal.
+                let seen = |object: &Object| (watch_of(object), object.origin().document.clone());
+                if before.map(seen) != after.map(seen) {
                     self.users_touched(snapshot, key, work);
                 }
             }
