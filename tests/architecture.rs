@@ -467,6 +467,23 @@ fn every_feature_has_an_example_a_golden_and_a_page() {
     }
 }
 
+/// A code that nothing says would promise what is not there.
+#[test]
+fn every_code_is_said_somewhere() {
+    let texts: Vec<String> = rust_files("src")
+        .iter()
+        .filter(|path| !path.ends_with("diagnostics/code.rs"))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    for code in portreeve::diagnostics::Code::ALL {
+        let name = format!("Code::{code:?}");
+        assert!(
+            texts.iter().any(|text| text.contains(&name)),
+            "nothing says {name}"
+        );
+    }
+}
+
 /// A golden whose example is gone, and an example whose golden was never taken.
 #[test]
 fn goldens_and_examples_go_together() {

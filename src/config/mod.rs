@@ -8,6 +8,7 @@ mod gateway;
 mod objects;
 mod permissions;
 mod problems;
+mod reference;
 mod route;
 mod schema;
 mod store;
@@ -19,5 +20,6 @@ pub use objects::{
     ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
 };
 pub use permissions::{AddressRules, Permissions};
+pub use reference::{diagnostics_markdown, reference_markdown};
 pub use schema::document_schema;
 pub use store::{Config, ConfigChange, DocumentState, Quarantine, Rank, text_hash};

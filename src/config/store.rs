@@ -391,18 +391,18 @@ fn same(one: &Option<Arc<ParsedDocument>>, other: &Option<Arc<ParsedDocument>>) 
     }
 }
 
+/// Said once for each document, with its first problem.
 fn say_what_stays(mut problems: Vec<Diagnostic>, has_last_good: bool) -> Vec<Diagnostic> {
-    for problem in &mut problems {
-        if problem.reason.is_none() {
-            problem.reason = Some(
-                if has_last_good {
-                    "the document's last good version stays in service"
-                } else {
-                    "nothing of this document is in service"
-                }
-                .to_owned(),
-            );
-        }
+    if let Some(first) = problems.first_mut() {
+        let stays = if has_last_good {
+            "the document's last good version stays in service"
+        } else {
+            "nothing of this document is in service"
+        };
+        first.reason = Some(match first.reason.take() {
+            Some(reason) => format!("{}; {stays}", reason.trim_end_matches('.')),
+            None => stays.to_owned(),
+        });
     }
     problems
 }

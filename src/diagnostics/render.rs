@@ -2,6 +2,9 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::{Diagnostic, Severity};
 
+/// Characters that still fit beside the mark on most terminals.
+const LABEL: usize = 60;
+
 /// Renders like a compiler: the line, a mark under the place, the reason and the fix.
 ///
 /// `source` is the text the diagnostic's origin points into; without it only the place is named.
@@ -13,17 +16,26 @@ pub fn render(diagnostic: &Diagnostic, source: Option<&str>, color: bool) -> Str
     let title = level
         .primary_title(&diagnostic.message)
         .id(diagnostic.code.as_str());
+    // Labels are not wrapped: a long reason reads better below.
+    let (label, note) = match &diagnostic.reason {
+        Some(reason) if reason.chars().count() <= LABEL => (Some(reason), None),
+        reason => (None, reason.as_ref()),
+    };
     let path = diagnostic.origin.as_ref().map(ToString::to_string);
     let mut group = match (&diagnostic.origin, source) {
         (Some(origin), Some(source)) if source.get(origin.span.start..origin.span.end).is_some() => {
             let mut annotation = AnnotationKind::Primary.span(origin.span.start..origin.span.end);
-            if let Some(reason) = &diagnostic.reason {
-                annotation = annotation.label(reason);
+            if let Some(label) = label {
+                annotation = annotation.label(label);
             }
             let snippet = Snippet::source(source)
                 .path(origin.document.as_str())
                 .annotation(annotation);
-            title.element(snippet)
+            let group = title.element(snippet);
+            match note {
+                Some(note) => group.element(Level::NOTE.message(note)),
+                None => group,
+            }
         }
         _ => {
             let mut group = Group::with_title(title);

@@ -46,8 +46,11 @@ fn descriptors_are_those_of_envoy_types() {
 }
 
 fn shipped_by_envoy_types() -> PathBuf {
+    // Without the filter cargo wants the packages of every platform, which a fresh machine has not fetched.
+    let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--offline", "--locked"])
+        .args(["--filter-platform", &platform])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();

@@ -7,3 +7,4 @@ mod world;
 mod descriptors;
 mod envoy;
 mod examples;
+mod reference;

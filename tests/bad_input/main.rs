@@ -1,0 +1,11 @@
+//! What each kind of bad input gets: told with a code and a place, and harming nothing but itself.
+//!
+//! `docs/bad-input.md` is written from the same cases (`UPDATE_REFERENCE=1`); what the operator reads is kept as snapshots.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/world.rs"]
+mod world;
+
+mod case;
+mod cases;
+mod table;
