@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use imbl::OrdSet;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -238,10 +239,10 @@ async fn say_no_consul(
     mut interests: watch::Receiver<Arc<Interests>>,
     stop: CancellationToken,
 ) {
-    let mut told = BTreeSet::new();
+    let mut told = OrdSet::new();
     loop {
         let wanted = interests.borrow_and_update().services.clone();
-        for query in wanted.difference(&told) {
+        for query in wanted.iter().filter(|query| !told.contains(*query)) {
             let problem = Problem::new(
                 ProblemKind::Refused,
                 format!("the service {query} cannot be looked up: this agent is not connected to Consul"),

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use imbl::OrdSet;
+
 use super::{CertificateMaterial, CertificateQuery, Document, DocumentId, Instance, Problem, ServiceQuery};
 
 /// One change from one source, already in model types. Equal content is never sent twice.
@@ -55,9 +57,10 @@ pub struct CertificateUpdate {
     pub result: Result<Arc<CertificateMaterial>, Problem>,
 }
 
-/// What must be watched. Computed from the configuration, never stored in it.
+/// What must be watched. Computed from the configuration, never stored in it. The sets are persistent: two of them are
+/// compared at the price of their difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interests {
-    pub services: BTreeSet<ServiceQuery>,
+    pub services: OrdSet<ServiceQuery>,
     pub certificates: BTreeSet<CertificateQuery>,
 }

@@ -14,9 +14,9 @@ use super::view::{GatewayView, View};
 use crate::config::{Config, Permissions, Quarantine};
 use crate::envoy::{ResourceKind, ResourceSet};
 use crate::hcl::Limits;
-use crate::model::{CertificateQuery, DocumentId, Interests, Observation, ServiceQuery};
+use crate::model::{CertificateQuery, DocumentId, Interests, Observation};
 use crate::snapshot::{Changes, Snapshot};
-use crate::translate::{Compiler, Settings};
+use crate::translate::{Compiled, Compiler, Settings};
 use crate::xds::{Event, StreamView, Streams};
 
 /// How long a changed host waits for the first answer of a watch it is the first to need. Consul answers in
@@ -117,6 +117,7 @@ impl Pipeline {
             snapshot.restore_service(query, instances);
         }
         let mut resources = BTreeMap::new();
+        let mut compiled = Vec::new();
         let gateways = settings
             .gateways
             .into_iter()
@@ -124,7 +125,7 @@ impl Pipeline {
                 let (sender, receiver) = watch::channel(None);
                 resources.insert(gateway.name.clone(), receiver);
                 let mut compiler = Compiler::new(&gateway.name, gateway.compile);
-                compiler.rebuild(&snapshot);
+                compiled.push(compiler.rebuild(&snapshot));
                 Gateway {
                     compiler,
                     resources: sender,
@@ -160,7 +161,7 @@ impl Pipeline {
             stale_at,
             stale: false,
         };
-        pipeline.renew_interests();
+        pipeline.renew_interests(&compiled);
         pipeline.publish();
         (
             pipeline,
@@ -274,18 +275,13 @@ impl Pipeline {
             .review(&self.snapshot.config, &changes.config.documents);
         self.save_documents(&changes.config.documents);
         self.say_document_problems(&changes.config.documents);
-        let mut watches_changed = false;
+        let mut all = Vec::with_capacity(self.gateways.len());
         for gateway in &mut self.gateways {
-            let certificates = gateway.compiler.certificates().clone();
             let compiled = gateway.compiler.update(&self.snapshot, changes);
             gateway.due |= compiled.changed;
-            watches_changed |= !compiled.services_added.is_empty()
-                || !compiled.services_dropped.is_empty()
-                || certificates != *gateway.compiler.certificates();
+            all.push(compiled);
         }
-        if watches_changed {
-            self.renew_interests();
-        }
+        self.renew_interests(&all);
         let waiting = self.gateways.iter().any(|gateway| gateway.compiler.is_waiting());
         self.hold_until = match (waiting, self.hold_until) {
             (true, None) => Some(Instant::now() + HOLD),
@@ -308,38 +304,51 @@ impl Pipeline {
         }
         if self.hold_until.is_some_and(|at| at <= now) {
             self.hold_until = None;
+            let mut all = Vec::with_capacity(self.gateways.len());
             for gateway in &mut self.gateways {
-                gateway.due |= gateway.compiler.stop_waiting(&self.snapshot).changed;
+                let compiled = gateway.compiler.stop_waiting(&self.snapshot);
+                gateway.due |= compiled.changed;
+                all.push(compiled);
             }
+            self.renew_interests(&all);
             self.publish();
         }
     }
 
-    /// Watches are shared by all gateways; what nobody needs any more is dropped and forgotten.
-    fn renew_interests(&mut self) {
-        let mut services: BTreeSet<ServiceQuery> = BTreeSet::new();
-        let mut certificates: BTreeSet<CertificateQuery> = BTreeSet::new();
-        for gateway in &self.gateways {
-            services.extend(gateway.compiler.services());
-            certificates.extend(gateway.compiler.certificates().values().cloned());
-        }
+    /// Watches are shared by all gateways; what nobody needs any more is dropped and forgotten. Only what the gateways
+    /// say they began or ceased to need is looked at, however many watches there are.
+    fn renew_interests(&mut self, all: &[Compiled]) {
         let before = self.interests.borrow().clone();
-        for query in before.services.difference(&services) {
+        let mut interests = Interests::clone(&before);
+        let mut differ = false;
+        for query in all.iter().flat_map(|compiled| &compiled.services_dropped) {
+            let needed = |gateway: &Gateway| gateway.compiler.needs_service(query);
+            if self.gateways.iter().any(needed) || interests.services.remove(query).is_none() {
+                continue;
+            }
+            differ = true;
             self.snapshot.forget_service(query);
             self.trouble.forget_service(query);
             if let Some(store) = &self.store {
                 store.service_gone(query);
             }
         }
-        for query in before.certificates.difference(&certificates) {
-            self.snapshot.forget_certificate(query);
-            self.trouble.forget_certificate(query);
+        for query in all.iter().flat_map(|compiled| &compiled.services_added) {
+            differ |= interests.services.insert(query.clone()).is_none();
         }
-        let interests = Interests {
-            services,
-            certificates,
-        };
-        if interests != *before {
+        if all.iter().any(|compiled| compiled.certificates_changed) {
+            interests.certificates = self
+                .gateways
+                .iter()
+                .flat_map(|gateway| gateway.compiler.certificates().values().cloned())
+                .collect();
+            for query in before.certificates.difference(&interests.certificates) {
+                self.snapshot.forget_certificate(query);
+                self.trouble.forget_certificate(query);
+            }
+            differ |= before.certificates != interests.certificates;
+        }
+        if differ {
             self.interests.send_replace(Arc::new(interests));
         }
     }

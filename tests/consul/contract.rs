@@ -1,10 +1,10 @@
 //! The watches against a scripted server: every clause of the blocking-query contract that can hurt.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use imbl::OrdSet;
 use portreeve::model::{DocumentsUpdate, ProblemKind, ServiceQuery};
 use portreeve::sources::SourceHealth;
 use portreeve::sources::consul::{
@@ -232,7 +232,7 @@ async fn results_that_acls_filtered_do_not_empty_a_service() {
     running
         .tasks
         .spawn(task.with_timing(quick()).run(running.cancel.clone()));
-    watcher.set_interests(BTreeSet::from([ServiceQuery::named("web")]));
+    watcher.set_interests(OrdSet::unit(ServiceQuery::named("web")));
     assert_eq!(running.service().await.result.unwrap().len(), 2);
     let problem = running.service().await.result.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Forbidden);

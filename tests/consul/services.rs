@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use imbl::OrdSet;
 use portreeve::model::{Health, Instance, ProblemKind, ServiceQuery};
 use portreeve::sources::consul::{ConsulClient, ServiceWatcher, service_names};
 use serde_json::json;
@@ -22,7 +23,7 @@ fn watch(client: ConsulClient, names: &[&str]) -> (Running, ServiceWatcher) {
     (running, watcher)
 }
 
-fn queries(names: &[&str]) -> BTreeSet<ServiceQuery> {
+fn queries(names: &[&str]) -> OrdSet<ServiceQuery> {
     names.iter().map(|name| ServiceQuery::named(name)).collect()
 }
 
@@ -280,14 +281,14 @@ async fn a_bad_filter_and_an_unknown_datacenter_say_so() {
         filter: Some("Nonsense == 1".into()),
         ..ServiceQuery::named("web")
     };
-    watcher.set_interests(BTreeSet::from([filtered]));
+    watcher.set_interests(OrdSet::unit(filtered));
     let problem = running.problem().await;
     assert_eq!(problem.kind, ProblemKind::Refused, "{problem}");
     let elsewhere = ServiceQuery {
         datacenter: Some("dc9".into()),
         ..ServiceQuery::named("web")
     };
-    watcher.set_interests(BTreeSet::from([elsewhere]));
+    watcher.set_interests(OrdSet::unit(elsewhere));
     let problem = running.problem().await;
     assert!(problem.message.contains("No path to datacenter"), "{problem}");
 
@@ -296,7 +297,7 @@ async fn a_bad_filter_and_an_unknown_datacenter_say_so() {
         filter: Some("\"v2\" in Service.Tags".into()),
         ..ServiceQuery::named("web")
     };
-    watcher.set_interests(BTreeSet::from([none]));
+    watcher.set_interests(OrdSet::unit(none));
     assert!(running.instances().await.is_empty());
     server
         .put(
@@ -347,7 +348,7 @@ async fn over_http_1_places_are_bounded_and_the_rest_takes_turns() {
     );
 
     // A place that is given up goes to one that waits, whose problem ends.
-    watcher.set_interests(limited.clone());
+    watcher.set_interests(limited.iter().cloned().collect());
     let mut freed = BTreeSet::new();
     while freed.len() < 4 {
         let update = running.service().await;

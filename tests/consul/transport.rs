@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use imbl::OrdSet;
 use portreeve::model::{ProblemKind, Redacted, ServiceQuery};
 use portreeve::sources::consul::{
     ConsulAddress, ConsulClient, ConsulSettings, ServiceWatcher, service_names,
@@ -119,7 +120,7 @@ async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection
         names
             .iter()
             .map(|name| ServiceQuery::named(name))
-            .collect::<BTreeSet<_>>(),
+            .collect::<OrdSet<_>>(),
     );
     let mut seen = BTreeSet::new();
     while seen.len() < 400 {

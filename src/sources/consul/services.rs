@@ -8,11 +8,12 @@
 //! Not detectable before Consul 1.11 (which marks filtered answers): rights lost for some nodes only, where the agent has
 //! coordinates switched off; there only the loss of all nodes is seen, by an empty list of them.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ use crate::sources::{HealthReading, SourceHealth};
 /// Says what to watch, from anywhere.
 #[derive(Clone, Debug)]
 pub struct ServiceWatcher {
-    interests: channel::Sender<BTreeSet<ServiceQuery>>,
+    interests: channel::Sender<OrdSet<ServiceQuery>>,
     health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
 }
 
@@ -38,7 +39,7 @@ pub struct ServiceWatcher {
 pub struct ServiceWatcherTask {
     client: ConsulClient,
     observations: mpsc::Sender<Observation>,
-    interests: channel::Receiver<BTreeSet<ServiceQuery>>,
+    interests: channel::Receiver<OrdSet<ServiceQuery>>,
     health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
     timing: WatchTiming,
     connections: usize,
@@ -47,7 +48,7 @@ pub struct ServiceWatcherTask {
 
 impl ServiceWatcher {
     pub fn new(client: ConsulClient, observations: mpsc::Sender<Observation>) -> (Self, ServiceWatcherTask) {
-        let (sender, interests) = channel::channel(BTreeSet::new());
+        let (sender, interests) = channel::channel(OrdSet::new());
         let health = Arc::default();
         let task = ServiceWatcherTask {
             client,
@@ -68,9 +69,9 @@ impl ServiceWatcher {
     }
 
     /// Replaces what is watched: new queries start, missing ones stop, the others are not disturbed.
-    pub fn set_interests(&self, interests: BTreeSet<ServiceQuery>) {
+    pub fn set_interests(&self, interests: OrdSet<ServiceQuery>) {
         self.interests.send_if_modified(|current| {
-            let differs = *current != interests;
+            let differs = current.diff(&interests).next().is_some();
             if differs {
                 *current = interests;
             }
@@ -106,23 +107,25 @@ impl ServiceWatcherTask {
         let budget = Budget::new(self.client.clone(), self.connections, self.turn);
         let mut running: BTreeMap<ServiceQuery, CancellationToken> = BTreeMap::new();
         let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
+        let mut known: OrdSet<ServiceQuery> = OrdSet::new();
         loop {
             let wanted = self.interests.borrow_and_update().clone();
-            running.retain(|query, stop| {
-                let keep = wanted.contains(query);
-                if !keep {
-                    stop.cancel();
-                    self.health_of_all(|health| health.remove(query));
-                }
-                keep
-            });
-            for query in wanted {
-                if let Entry::Vacant(vacant) = running.entry(query) {
-                    let stop = cancel.child_token();
-                    tasks.spawn(self.one(vacant.key().clone(), &budget, stop.clone()));
-                    vacant.insert(stop);
+            for item in known.diff(&wanted) {
+                match item {
+                    DiffItem::Remove(query) => {
+                        if let Some(stop) = running.remove(query) {
+                            stop.cancel();
+                        }
+                        self.health_of_all(|health| health.remove(query));
+                    }
+                    DiffItem::Add(query) => {
+                        let stop = cancel.child_token();
+                        tasks.spawn(self.one(query.clone(), &budget, stop.clone()));
+                        running.insert(query.clone(), stop);
+                    }
                 }
             }
+            known = wanted;
             tokio::select! {
                 () = cancel.cancelled() => break,
                 changed = self.interests.changed() => if changed.is_err() { break },
@@ -134,6 +137,7 @@ impl ServiceWatcherTask {
                         tracing::error!(%error, "a service watch panicked, starting all service watches again");
                         running.values().for_each(CancellationToken::cancel);
                         running.clear();
+                        known = OrdSet::new();
                         tokio::time::sleep(RESTART).await;
                     }
                 },

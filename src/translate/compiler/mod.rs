@@ -83,6 +83,8 @@ pub struct Compiled {
     /// Watches that are needed now and were not, and the other way round.
     pub services_added: BTreeSet<ServiceQuery>,
     pub services_dropped: BTreeSet<ServiceQuery>,
+    /// Other certificates are needed than before.
+    pub certificates_changed: bool,
     /// Units remade: what the benchmarks and tests count.
     pub units: usize,
 }
@@ -131,6 +133,11 @@ impl Compiler {
 
     pub fn certificates(&self) -> &BTreeMap<Arc<str>, CertificateQuery> {
         &self.certificates
+    }
+
+    /// Whether any destination of this gateway is fed by this watch.
+    pub fn needs_service(&self, query: &ServiceQuery) -> bool {
+        self.query_in_use(query)
     }
 
     /// Every watch this gateway needs.

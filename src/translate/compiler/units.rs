@@ -218,6 +218,7 @@ impl Compiler {
                 }
             }
         }
+        compiled.certificates_changed |= self.certificates != wanted;
         self.certificates = wanted;
     }
 
