@@ -138,7 +138,7 @@ impl Case {
         self
     }
 
-    pub fn from_kv(mut self) -> Self {
+    pub fn put_in_kv(mut self) -> Self {
         self.from_kv = true;
         self
     }

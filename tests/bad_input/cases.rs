@@ -445,14 +445,14 @@ fn routes() -> Vec<Case> {
 
 fn reach() -> Vec<Case> {
     let upstream = |source: &str| and(&format!("upstream \"u\" {{\n  {source}\n}}\n"));
-    let kv = |what, text: String| bad(what, text, &[NotAllowed]).from_kv();
+    let kv = |what, text: String| bad(what, text, &[NotAllowed]).put_in_kv();
     vec![
         bad(
             "a file named by a document from KV",
             and("certificate \"c\" {\n  file {\n    certificate = \"/etc/shadow\"\n    private_key = \"/etc/shadow\"\n  }\n}\n"),
             &[NotAllowed, NotAllowed],
         )
-        .from_kv(),
+        .put_in_kv(),
         kv(
             "a Vault path that the settings do not list, from KV",
             and("certificate \"c\" {\n  vault_kv {\n    mount = \"secret\"\n    path  = \"payroll\"\n  }\n}\n"),
