@@ -4,8 +4,8 @@ use super::document::Decoder;
 use super::objects::{Upstream, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
-use crate::model::ServiceQuery;
 use crate::model::http::{CircuitBreaker, LoadBalancer, UpstreamOptions, UpstreamProtocol};
+use crate::model::{Lookup, ServiceQuery};
 
 pub(super) fn schema() -> BlockSchema {
     BlockSchema::new(
@@ -165,6 +165,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         }
         UpstreamSource::Consul {
             query: ServiceQuery {
+                lookup: Lookup::Service,
                 name: service,
                 datacenter: consul.string("datacenter"),
                 namespace: consul.string("namespace"),

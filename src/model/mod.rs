@@ -19,4 +19,4 @@ pub use observation::{
 pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};
 pub use redacted::Redacted;
-pub use service::{Health, Instance, ServiceQuery, Weights};
+pub use service::{Health, Instance, Lookup, ServiceQuery, Weights};

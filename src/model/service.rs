@@ -4,9 +4,29 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// One watch on the Consul catalog. Two upstreams that ask the same share the watch.
+/// Which list of instances is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lookup {
+    /// The instances themselves: `/v1/health/service`.
+    #[default]
+    Service,
+    /// What a member of the mesh dials in front of them: sidecars, terminating gateways, or the instances where they
+    /// speak the mesh's TLS on their own. `/v1/health/connect`.
+    Connect,
+}
+
+impl Lookup {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One watch on a catalog of services. Two upstreams that ask the same share the watch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceQuery {
+    #[serde(default, skip_serializing_if = "Lookup::is_default")]
+    pub lookup: Lookup,
     pub name: Arc<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<Arc<str>>,
@@ -23,6 +43,7 @@ pub struct ServiceQuery {
 impl ServiceQuery {
     pub fn named(name: &str) -> Self {
         Self {
+            lookup: Lookup::Service,
             name: name.into(),
             datacenter: None,
             namespace: None,
@@ -35,6 +56,10 @@ impl ServiceQuery {
 impl fmt::Display for ServiceQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
+        match self.lookup {
+            Lookup::Service => {}
+            Lookup::Connect => f.write_str(" (mesh)")?,
+        }
         for (label, value) in [
             ("dc", &self.datacenter),
             ("ns", &self.namespace),
@@ -82,6 +107,9 @@ impl Default for Weights {
 pub struct Instance {
     pub node: Arc<str>,
     pub id: Arc<str>,
+    /// A sidecar's: the id of the instance behind it, on the same node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Arc<str>>,
     /// `Service.Address`, else `Node.Address`; an IP address or a host name.
     pub address: Arc<str>,
     /// The default port; 0 if the service declares none.

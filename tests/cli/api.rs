@@ -142,6 +142,7 @@ fn instance(id: &str, health: Health) -> Instance {
     Instance {
         node: "n1".into(),
         id: id.into(),
+        destination: None,
         address: "10.0.0.1".into(),
         port: 80,
         ports: BTreeMap::new(),

@@ -70,6 +70,14 @@ struct Service {
     tags: Vec<Arc<str>>,
     #[serde(rename = "Meta", default, deserialize_with = "null_is_default")]
     meta: BTreeMap<Arc<str>, Arc<str>>,
+    #[serde(rename = "Proxy", default, deserialize_with = "null_is_default")]
+    proxy: Proxy,
+}
+
+#[derive(Default, Deserialize)]
+struct Proxy {
+    #[serde(rename = "DestinationServiceID", default)]
+    destination: Arc<str>,
 }
 
 /// Registered as `name`, and `Name` in Go's own encoding: both are taken.
@@ -151,6 +159,9 @@ impl Entry {
             health: worst(&checks),
             node: node.node,
             id: id.into(),
+            destination: (!service.proxy.destination.is_empty()
+                && service.proxy.destination.len() <= NAME_BYTES)
+                .then_some(service.proxy.destination),
             address: address.into(),
             port,
             ports,
@@ -252,6 +263,17 @@ mod tests {
         assert_eq!(instance.health, Health::Warning);
         assert_eq!(instance.tags, ["v1".into(), "http".into()]);
         assert_eq!(instance.meta.get("version").map(|value| &**value), Some("v1"));
+    }
+
+    #[test]
+    fn a_sidecar_names_the_instance_behind_it() {
+        let sidecar = one(
+            r#""Kind":"connect-proxy","Port":28000,"Proxy":{"DestinationServiceName":"web","DestinationServiceID":"web-1","LocalServicePort":9001,"MeshGateway":{},"Expose":{}}"#,
+            "[]",
+        );
+        assert_eq!(sidecar.unwrap().destination.as_deref(), Some("web-1"));
+        let plain = one(r#""Port":1,"Proxy":{"MeshGateway":{},"Expose":{}}"#, "[]");
+        assert_eq!(plain.unwrap().destination, None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::call::{Call, Scope};
 use super::client::{Answer, ConsulClient};
 use super::error::ConsulError;
 use super::health_answer::{self, INSTANCES};
-use crate::model::{Instance, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
+use crate::model::{Instance, Lookup, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
 use crate::sources::{HealthReading, SourceHealth};
 
 /// Says what to watch, from anywhere.
@@ -196,7 +196,11 @@ struct Watch {
 
 impl Watched for Watch {
     fn call(&self) -> Call {
-        let call = Call::get("health/service")
+        let endpoint = match self.query.lookup {
+            Lookup::Service => "health/service",
+            Lookup::Connect => "health/connect",
+        };
+        let call = Call::get(endpoint)
             .segment(&self.query.name)
             .scope(self.scope.clone())
             .max_body(ANSWER_BYTES)
