@@ -97,7 +97,7 @@ variable "vault_role" {
 variable "vault_paths" {
   description = "Paths of Vault that documents from KV may use."
   type        = list(string)
-  default     = ["pki_int/issue/edge", "secret/portreeve/"]
+  default     = ["pki_int/sign/edge", "secret/portreeve/"]
 }
 
 variable "drain_seconds" {

@@ -392,7 +392,7 @@ log_level = "${DEMO_LOG_LEVEL:-info}"
 
 # Documents come from Consul KV, below portreeve/config/. They may use this one path of Vault.
 kv_documents {
-  vault_paths = ["pki_int/issue/edge"]
+  vault_paths = ["pki_int/sign/edge"]
 }
 
 consul {

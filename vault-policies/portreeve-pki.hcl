@@ -1,8 +1,8 @@
 # What the agent needs to get certificates from one role of a PKI mount.
 # Replace "pki_int" by your mount and "edge" by your role; one path for each role in use.
 
-# A certificate with its key.
-path "pki_int/issue/edge" {
+# A certificate for a key that the agent made. Not `issue`: there Vault makes the key, and sees it.
+path "pki_int/sign/edge" {
   capabilities = ["update"]
 }
 

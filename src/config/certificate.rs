@@ -2,7 +2,7 @@ use super::document::Decoder;
 use super::objects::Certificate;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
-use crate::model::{CertificateQuery, KvVersion};
+use crate::model::{CertificateQuery, KeyType, KvVersion};
 
 pub(super) fn schema() -> BlockSchema {
     BlockSchema::new(
@@ -55,7 +55,7 @@ pub(super) fn schema() -> BlockSchema {
         BlockSchema::new(
             "vault_pki",
             &[],
-            "Issued by a Vault PKI mount, renewed at two thirds of its life. The key never touches a disk.",
+            "Signed by a Vault PKI mount, renewed at two thirds of its life. The key is made by the agent and never touches a disk.",
         )
         .required(
             "mount",
@@ -63,7 +63,7 @@ pub(super) fn schema() -> BlockSchema {
             "\"pki_int\"",
             "Where the PKI engine is mounted.",
         )
-        .required("role", Type::String, "\"edge\"", "The role to issue with.")
+        .required("role", Type::String, "\"edge\"", "The role to sign with.")
         .attribute(
             "issuer",
             Type::String,
@@ -97,6 +97,20 @@ pub(super) fn schema() -> BlockSchema {
             None,
             "\"72h\"",
             "Life asked for. Left out: the role's default.",
+        )
+        .attribute(
+            "key_type",
+            Type::Word(&["ec", "rsa"]),
+            None,
+            "\"rsa\"",
+            "The kind of key. Left out: `ec`, or `rsa` where the role asks for it.",
+        )
+        .attribute(
+            "key_bits",
+            Type::Integer(256, 4096),
+            None,
+            "384",
+            "Its size: 256 or 384 (`ec`), 2048, 3072 or 4096 (`rsa`). Left out: the smallest of `key_type`, or what the role asks for where that is left out too.",
         ),
         Occurs::Optional,
     )
@@ -131,7 +145,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         }
     } else if let Some(pki) = reader.child("vault_pki") {
         let (mount, role) = (trimmed(&pki, "mount"), trimmed(&pki, "role"));
-        decoder.require_vault(&pki, "role", &format!("{mount}/issue/{role}"));
+        decoder.require_vault(&pki, "role", &format!("{mount}/sign/{role}"));
         CertificateQuery::VaultPki {
             mount,
             role,
@@ -140,6 +154,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             alt_names: pki.strings("alt_names"),
             ip_sans: pki.strings("ip_sans"),
             ttl: pki.duration("ttl").map(|ttl| ttl.as_secs()),
+            key_type: decoder.key_type(&pki),
         }
     } else {
         let file = reader.child("file").unwrap_or(*reader);
@@ -187,6 +202,30 @@ impl Decoder<'_> {
                 .fix("add the path to `kv_documents { vault_paths = [...] }` in the agent's settings"),
             );
         }
+    }
+
+    /// None: the role decides.
+    fn key_type(&mut self, pki: &Reader<'_>) -> Option<KeyType> {
+        let (kind, bits) = (pki.string("key_type"), pki.integer("key_bits"));
+        let (kind, at) = match (kind, bits) {
+            (None, None) => return None,
+            (Some(kind), None) => return KeyType::smallest(&kind),
+            (Some(kind), Some(_)) => (kind, "key_bits"),
+            (None, Some(bits)) => (if bits < 1024 { "ec" } else { "rsa" }.into(), "key_bits"),
+        };
+        let bits = bits.and_then(|bits| u64::try_from(bits).ok()).unwrap_or(0);
+        let found = KeyType::of(&kind, bits);
+        if found.is_none() {
+            self.problems.push(
+                Diagnostic::error(
+                    Code::InvalidValue,
+                    format!("there is no {kind} key of {bits} bits to be had"),
+                )
+                .at(pki.origin_of(at))
+                .fix("use 256 or 384 with \"ec\", 2048, 3072 or 4096 with \"rsa\""),
+            );
+        }
+        found
     }
 
     fn require_file(&mut self, reader: &Reader<'_>, attribute: &str) {

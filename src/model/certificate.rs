@@ -25,6 +25,8 @@ pub enum CertificateQuery {
         ip_sans: Vec<Arc<str>>,
         /// Seconds; none leaves it to the role.
         ttl: Option<u64>,
+        /// None: what the role asks for, an elliptic curve where it leaves the choice.
+        key_type: Option<KeyType>,
     },
     File {
         certificate: Arc<str>,
@@ -41,7 +43,7 @@ impl fmt::Display for CertificateQuery {
                 role,
                 common_name,
                 ..
-            } => write!(f, "vault_pki {mount}/issue/{role} ({common_name})"),
+            } => write!(f, "vault_pki {mount}/sign/{role} ({common_name})"),
             Self::File { certificate, .. } => write!(f, "file {certificate}"),
         }
     }
@@ -55,6 +57,69 @@ pub enum KvVersion {
     V2,
     /// Ask the mount. Needs a token that may see it.
     Detect,
+}
+
+/// The kind and size of a private key. No others: Envoy serves RSA from 2048 bits and these two curves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyType {
+    Ec256,
+    Ec384,
+    Rsa2048,
+    Rsa3072,
+    Rsa4096,
+}
+
+impl KeyType {
+    const ALL: [Self; 5] = [
+        Self::Ec256,
+        Self::Ec384,
+        Self::Rsa2048,
+        Self::Rsa3072,
+        Self::Rsa4096,
+    ];
+
+    /// `kind` is Vault's word, `ec` or `rsa`. None: no such key is served.
+    pub fn of(kind: &str, bits: u64) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|key| key.kind() == kind && key.bits() as u64 == bits)
+    }
+
+    /// The smallest of its kind.
+    pub fn smallest(kind: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|key| key.kind() == kind)
+    }
+
+    /// The next larger one of its kind with at least so many bits.
+    pub fn at_least(self, bits: u64) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|key| key.kind() == self.kind() && key.bits() as u64 >= bits)
+    }
+
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::Ec256 | Self::Ec384 => "ec",
+            Self::Rsa2048 | Self::Rsa3072 | Self::Rsa4096 => "rsa",
+        }
+    }
+
+    pub fn bits(self) -> usize {
+        match self {
+            Self::Ec256 => 256,
+            Self::Ec384 => 384,
+            Self::Rsa2048 => 2048,
+            Self::Rsa3072 => 3072,
+            Self::Rsa4096 => 4096,
+        }
+    }
+}
+
+impl fmt::Display for KeyType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind(), self.bits())
+    }
 }
 
 /// A certificate chain, and the key when this process holds it.

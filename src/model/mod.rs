@@ -11,7 +11,7 @@ mod problem;
 mod redacted;
 mod service;
 
-pub use certificate::{CertificateMaterial, CertificateQuery, KvVersion};
+pub use certificate::{CertificateMaterial, CertificateQuery, KeyType, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span};
 pub use observation::{
     AcceptedText, CertificateUpdate, DocumentsUpdate, Interests, Observation, ServiceUpdate,

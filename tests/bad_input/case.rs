@@ -273,7 +273,7 @@ fn file(name: &str, text: &str) -> Document {
 /// What KV documents may reach is bounded, as a careful operator would.
 fn strict_world() -> Snapshot {
     let permissions = Permissions {
-        vault_paths: vec!["pki/issue/edge".into(), "secret/edge/".into()],
+        vault_paths: vec!["pki/sign/edge".into(), "secret/edge/".into()],
         ..Permissions::default()
     };
     Snapshot::new(Config::new(permissions, Limits::default()), Default::default())

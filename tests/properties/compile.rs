@@ -101,6 +101,7 @@ fn certificate(name: &str) -> CertificateQuery {
         alt_names: Vec::new(),
         ip_sans: Vec::new(),
         ttl: None,
+        key_type: None,
     }
 }
 

@@ -155,22 +155,23 @@ async fn misses_and_quotas_are_tried_again_shortly() {
 async fn an_issue_is_never_repeated_after_a_lost_answer() {
     let (address, seen) = mock(|_, _| body(500, json!({"errors": ["storage"]}))).await;
     let client = client(&address);
-    let request = portreeve::sources::vault::IssueRequest {
+    let request = portreeve::sources::vault::SignRequest {
         mount: "pki",
         role: "edge",
         issuer: None,
+        csr: "csr",
         common_name: "a",
         alt_names: &[],
         ip_sans: &[],
         ttl: None,
     };
-    let fault = client.issue(&request).await.err().unwrap();
+    let fault = client.sign(&request).await.err().unwrap();
     assert!(fault.may_have_happened());
     assert_eq!(
         seen.lock()
             .unwrap()
             .iter()
-            .filter(|(path, ..)| path.ends_with("issue/edge"))
+            .filter(|(path, ..)| path.ends_with("sign/edge"))
             .count(),
         1
     );
@@ -264,7 +265,7 @@ async fn an_attempt_is_written_down_before_it_is_sent() {
     let issues = Arc::new(Mutex::new(0));
     let counted = issues.clone();
     let app = Router::new().fallback(move |request: Request| {
-        let issue = request.uri().path().ends_with("/issue/edge");
+        let issue = request.uri().path().ends_with("/sign/edge");
         *counted.lock().unwrap() += usize::from(issue);
         async move {
             if issue {

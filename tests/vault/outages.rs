@@ -58,7 +58,7 @@ async fn an_agent_that_starts_first_waits_for_vault_and_then_issues_once() {
     let settings = json!({"token_policies": ["issuer"], "token_ttl": "1h"});
     bao.policy(
         "issuer",
-        "path \"pki_int/issue/edge\" { capabilities = [\"update\"] }",
+        "path \"pki_int/sign/edge\" { capabilities = [\"update\"] }",
     )
     .await;
     let (role_id, secret_id) = bao.app_role(settings).await;

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use portreeve::model::{CertificateQuery, ProblemKind};
+use portreeve::model::{CertificateQuery, KeyType, ProblemKind};
 use portreeve::sources::certificates::CertificateSettings;
 use serde_json::json;
 
@@ -22,6 +22,7 @@ async fn issues_a_servable_chain_and_renews_at_two_thirds() {
         alt_names: vec!["a.example.com".into(), "b.example.com".into()],
         ip_sans: vec!["10.1.2.3".into()],
         ttl: Some(9),
+        key_type: None,
     };
     rig.watch(&[&query]);
     let first = rig.material().await;
@@ -135,7 +136,7 @@ async fn refusals_name_the_rule_and_heal() {
     rig.watch(&[&query]);
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Refused);
-    assert!(problem.message.contains("pki_int/issue/edge"), "{problem}");
+    assert!(problem.message.contains("pki_int/sign/edge"), "{problem}");
     assert!(problem.message.contains("not allowed by this role"), "{problem}");
 
     let query = pki("www.example.com", 60);
@@ -148,6 +149,145 @@ async fn refusals_name_the_rule_and_heal() {
     rig.watcher.refresh(&query);
     assert_eq!(rig.material().await.names[0].as_ref(), "www.example.com");
     assert_eq!(bao.issued().await, 1);
+    rig.stop().await;
+}
+
+/// What `openssl` would say: "rsa 2048", "ec 256".
+fn key_of(material: &portreeve::model::CertificateMaterial) -> String {
+    use x509_parser::public_key::PublicKey;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(material.chain.as_bytes()).unwrap();
+    let certificate = pem.parse_x509().unwrap();
+    let key = certificate.public_key().parsed().unwrap();
+    let kind = match key {
+        PublicKey::RSA(_) => "rsa",
+        PublicKey::EC(_) => "ec",
+        _ => "another",
+    };
+    format!("{kind} {}", key.key_size())
+}
+
+fn with_key(name: &str, key: Option<KeyType>) -> CertificateQuery {
+    let mut query = pki(name, 600);
+    if let CertificateQuery::VaultPki { key_type, .. } = &mut query {
+        *key_type = key;
+    }
+    query
+}
+
+#[tokio::test]
+async fn the_key_is_as_the_role_or_the_document_says() {
+    let bao = Bao::start().await;
+    // Vault's default role takes RSA keys only, and keeps that to itself until it refuses another.
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
+        .await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let cases = [
+        (json!({}), None, Ok("rsa 2048")),
+        (json!({"key_bits": 3072}), None, Ok("rsa 3072")),
+        (json!({"key_type": "ec", "key_bits": 384}), None, Ok("ec 384")),
+        (json!({"key_type": "any"}), None, Ok("ec 256")),
+        (json!({"key_type": "any"}), Some(KeyType::Rsa2048), Ok("rsa 2048")),
+        (json!({"key_type": "any"}), Some(KeyType::Ec384), Ok("ec 384")),
+        // What the document says is not changed behind its back.
+        (
+            json!({}),
+            Some(KeyType::Ec256),
+            Err("key_type = \"rsa\" and key_bits = 2048"),
+        ),
+        (
+            json!({"key_type": "ed25519"}),
+            None,
+            Err("what Vault allows at pki_int/sign/edge"),
+        ),
+    ];
+    let mut signed = 0;
+    for (index, (mut role, key, expected)) in cases.into_iter().enumerate() {
+        role["allow_any_name"] = json!(true);
+        bao.write("pki_int/roles/edge", role).await;
+        let query = with_key(&format!("{index}.example.com"), key);
+        rig.watch(&[&query]);
+        match (rig.next().await, expected) {
+            (Ok(material), Ok(expected)) => {
+                assert_eq!(key_of(&material), expected, "{query:?}");
+                assert!(material.private_key.is_some());
+                signed += 1;
+            }
+            (Err(problem), Err(expected)) => {
+                assert_eq!(problem.kind, ProblemKind::Refused);
+                assert!(problem.fix.as_deref().unwrap().contains(expected), "{problem:?}");
+            }
+            (got, expected) => panic!("{query:?}: {got:?}, not {expected:?}"),
+        }
+    }
+    assert_eq!(bao.issued().await, signed, "a refused key costs no certificate");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn each_issuer_signs_what_names_it_and_no_root_is_served() {
+    let bao = Bao::start().await;
+    let role = json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec"});
+    bao.mount_pki(role.clone()).await;
+    // A second generation beside the first, and a role on the root itself.
+    let request = json!({"common_name": "generation 2", "key_type": "ec", "key_bits": 256});
+    let csr = bao.write("pki_int/intermediate/generate/internal", request).await;
+    let csr = csr["data"]["csr"].as_str().unwrap();
+    let signed = bao
+        .write(
+            "pki/root/sign-intermediate",
+            json!({"csr": csr, "ttl": "43800h", "format": "pem"}),
+        )
+        .await;
+    let certificate = signed["data"]["certificate"].as_str().unwrap();
+    let imported = bao
+        .write(
+            "pki_int/intermediate/set-signed",
+            json!({"certificate": certificate}),
+        )
+        .await;
+    let id = imported["data"]["imported_issuers"][0].as_str().unwrap();
+    bao.write(&format!("pki_int/issuer/{id}"), json!({"issuer_name": "g2"}))
+        .await;
+    bao.write("pki/roles/edge", role).await;
+
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    for (mount, issuer, issued_by, length) in [
+        ("pki_int", None, "CN=intermediate", 2),
+        ("pki_int", Some("g2"), "CN=generation 2", 2),
+        ("pki", None, "CN=root", 1),
+    ] {
+        let mut query = pki("www.example.com", 600);
+        if let CertificateQuery::VaultPki {
+            mount: at,
+            issuer: by,
+            ..
+        } = &mut query
+        {
+            *at = mount.into();
+            *by = issuer.map(Into::into);
+        }
+        rig.watch(&[&query]);
+        let material = rig.material().await;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(material.chain.as_bytes()).unwrap();
+        assert_eq!(pem.parse_x509().unwrap().issuer().to_string(), issued_by);
+        assert_eq!(
+            material.chain.matches("BEGIN CERTIFICATE").count(),
+            length,
+            "{issued_by}: leaf and intermediate, never the root"
+        );
+    }
+    let mut query = pki("www.example.com", 600);
+    if let CertificateQuery::VaultPki { issuer, .. } = &mut query {
+        *issuer = Some("g3".into());
+    }
+    rig.watch(&[&query]);
+    let problem = rig.problem().await;
+    assert!(
+        problem.message.contains("pki_int/issuer/g3/sign/edge"),
+        "{problem}"
+    );
     rig.stop().await;
 }
 

@@ -110,7 +110,9 @@ async fn kv_version_1() {
 #[tokio::test]
 async fn pki_role() {
     let bao = Bao::start().await;
-    let role = json!({"allowed_domains": ["example.com"], "allow_subdomains": true, "max_ttl": "1h"});
+    let role = json!({
+        "allowed_domains": ["example.com"], "allow_subdomains": true, "max_ttl": "1h", "key_type": "any"
+    });
     bao.mount_pki(role.clone()).await;
     bao.write("pki_int/roles/other", role).await;
     let directory = tempfile::tempdir().unwrap();
@@ -127,9 +129,24 @@ async fn pki_role() {
     assert_eq!(problem.kind, ProblemKind::Forbidden);
     let fix = problem.fix.as_deref().unwrap();
     assert!(
-        fix.contains("path \"pki_int/issue/other\" { capabilities = [\"update\"] }"),
+        fix.contains("path \"pki_int/sign/other\" { capabilities = [\"update\"] }"),
         "{fix}"
     );
     assert_eq!(bao.issued().await, 1);
     lives_and_ends(rig, &bao).await;
+
+    // The policy has no way to a key that Vault made and saw.
+    let held = bao
+        .token(json!({"policies": ["portreeve-pki"], "no_default_policy": true}))
+        .await;
+    for path in [
+        "pki_int/issue/edge",
+        "pki_int/sign-verbatim/edge",
+        "pki_int/roles/edge",
+    ] {
+        let body = json!({"common_name": "www.example.com"});
+        let (status, answer) = bao.send_as(&held, "POST", path, Some(body)).await;
+        assert_eq!(status, 403, "{path}: {answer}");
+    }
+    assert_eq!(bao.issued().await, 1);
 }

@@ -135,6 +135,7 @@ pub fn pki(common_name: &str, ttl: u64) -> CertificateQuery {
         alt_names: Vec::new(),
         ip_sans: Vec::new(),
         ttl: Some(ttl),
+        key_type: None,
     }
 }
 

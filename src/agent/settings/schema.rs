@@ -81,7 +81,7 @@ fn kv_documents_schema() -> BlockSchema {
     BlockSchema::new("kv_documents", &[], "Documents in Consul KV, and what they may reach: who may write KV is not trusted with the machine.")
         .attribute("prefix", Type::String, Some("\"portreeve\""), "\"portreeve\"", "Documents are the keys below `<prefix>/config/`.")
         .attribute("files", Type::List(&Type::String), Some("[]"), "[\"/etc/ssl/edge/\"]", "Files that documents may name; a directory when it ends in \"/\".")
-        .attribute("vault_paths", Type::List(&Type::String), Some("[\"*\"]"), "[\"secret/edge/\", \"pki_int/issue/edge\"]", "Vault paths that documents may name (`mount/path`, `mount/issue/role`); a prefix when it ends in \"/\". \"*\": whatever the agent's token may read.")
+        .attribute("vault_paths", Type::List(&Type::String), Some("[\"*\"]"), "[\"secret/edge/\", \"pki_int/sign/edge\"]", "Vault paths that documents may name (`mount/path`, `mount/sign/role`); a prefix when it ends in \"/\". \"*\": whatever the agent's token may read.")
         .attribute("allow_loopback", Type::Bool, Some("false"), "true", "Lets static and dns upstreams name loopback addresses.")
         .attribute("allow_link_local", Type::Bool, Some("false"), "true", "Lets static and dns upstreams name link-local addresses.")
 }

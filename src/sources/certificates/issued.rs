@@ -1,4 +1,5 @@
-//! Watches one certificate that Vault's PKI issues: renews it at 2/3 of its life, and asks for no more than needed.
+//! Watches one certificate that Vault's PKI signs: renews it at 2/3 of its life, with a new key each time, and asks for
+//! no more than needed.
 //!
 //! An issue is not free (storage, a CRL that grows), so three rules hold over restarts and crash loops: at most one
 //! request per interval (a minute), written down *before* it is sent; none while a certificate from before the restart
@@ -13,12 +14,16 @@ use tokio::time::Instant;
 use super::budget::{Budget, renewal_time};
 use super::pem;
 use super::publisher::{Closed, Publisher};
+use super::request::{self, Names, Request};
 use super::store::{CertificateStore, PublicCertificate, StoreError, StoredCertificate};
-use crate::model::{CertificateMaterial, CertificateQuery, Problem, ProblemKind};
-use crate::sources::vault::{IssueRequest, Pauses, VaultClient};
+use crate::model::{CertificateMaterial, CertificateQuery, KeyType, Problem, ProblemKind};
+use crate::sources::vault::{Pauses, SignRequest, Signed, VaultClient, VaultFault};
 
 /// The longest sleep: wall time may jump (a suspended machine, a clock that was set).
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// How often another key is offered where the role refuses one: another kind, then a larger one.
+const KEY_TURNS: u32 = 2;
 
 /// What wakes the watch of an issued certificate.
 #[derive(Default)]
@@ -31,7 +36,12 @@ pub(super) struct Wishes {
 
 pub(super) struct IssuedWatch<'a> {
     pub(super) query: &'a CertificateQuery,
-    pub(super) request: IssueRequest<'a>,
+    pub(super) mount: &'a str,
+    pub(super) role: &'a str,
+    pub(super) issuer: Option<&'a str>,
+    pub(super) names: Names,
+    pub(super) ttl: Option<u64>,
+    pub(super) key_type: Option<KeyType>,
     pub(super) vault: &'a VaultClient,
     pub(super) store: Arc<dyn CertificateStore>,
     pub(super) budget: Budget,
@@ -188,33 +198,86 @@ impl IssuedWatch<'_> {
         let before = record.last_attempt;
         record.last_attempt = Some(publisher.now());
         self.save(record).await;
-        let issued = match self.vault.issue(&self.request).await {
-            Ok(issued) => issued,
-            Err(fault) => {
-                if !fault.may_have_happened() {
-                    // Nothing was issued: the next request need not wait out the interval.
-                    record.last_attempt = before;
-                    self.save(record).await;
+        let mut key_type = self.key_type.unwrap_or(KeyType::Ec256);
+        let mut turns = 0;
+        let (request, signed) = loop {
+            turns += 1;
+            let request = self.request(key_type).await?;
+            match self.sign(&request).await {
+                Ok(signed) => break (request, signed),
+                Err(fault) => {
+                    if let (None, Some(demanded), ..=KEY_TURNS) =
+                        (self.key_type, fault.key_demanded(key_type), turns)
+                    {
+                        // Refused, so nothing was issued.
+                        tracing::info!(certificate = %self.query, %demanded, "the role asks for another key");
+                        key_type = demanded;
+                        continue;
+                    }
+                    if !fault.may_have_happened() {
+                        // Nothing was issued: the next request need not wait out the interval.
+                        record.last_attempt = before;
+                        self.save(record).await;
+                    }
+                    return Err(self.explain(&fault, key_type));
                 }
-                return Err(fault.problem());
             }
         };
         publisher.note(|freshness| freshness.issues += 1);
-        for warning in &issued.warnings {
+        for warning in &signed.warnings {
             tracing::warn!(certificate = %self.query, %warning, "vault warns");
         }
-        if issued.leased {
+        if signed.leased {
             tracing::warn!(
                 certificate = %self.query,
                 "the PKI role makes leases: Vault revokes the certificate when the agent's token ends; \
                  set generate_lease=false on the role"
             );
         }
-        let material = pem::parse(&issued.chain, issued.private_key.expose(), publisher.now())
+        let material = pem::parse(&signed.chain, request.private_key.expose(), publisher.now())
             .map_err(|fault| fault.problem(&self.query.to_string()))?;
         record.certificate = Some(PublicCertificate::of(&material));
         self.save(record).await;
         Ok(material)
+    }
+
+    async fn request(&self, key_type: KeyType) -> Result<Request, Problem> {
+        let names = self.names.clone();
+        let made = tokio::task::spawn_blocking(move || request::make(key_type, &names)).await;
+        let why = match made {
+            Ok(Ok(request)) => return Ok(request),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Err(
+            Problem::new(ProblemKind::Invalid, format!("{}: {why}", self.query))
+                .with_fix("Write the names as they stand in DNS: in ASCII (xn--...)."),
+        )
+    }
+
+    async fn sign(&self, request: &Request) -> Result<Signed, VaultFault> {
+        let sign = SignRequest {
+            mount: self.mount,
+            role: self.role,
+            issuer: self.issuer,
+            csr: &request.csr,
+            common_name: &self.names.common_name,
+            alt_names: &self.names.alt_names,
+            ip_sans: &self.names.ip_sans,
+            ttl: self.ttl,
+        };
+        self.vault.sign(&sign).await
+    }
+
+    fn explain(&self, fault: &VaultFault, sent: KeyType) -> Problem {
+        match fault.key_demanded(sent) {
+            Some(demanded) => fault.problem().with_fix(format!(
+                "Set key_type = {:?} and key_bits = {} in the document, or leave both out.",
+                demanded.kind(),
+                demanded.bits()
+            )),
+            None => fault.problem(),
+        }
     }
 
     async fn publish_stored(

@@ -1,4 +1,4 @@
-//! Watches certificates: in Vault's KV, issued by Vault's PKI, or in files.
+//! Watches certificates: in Vault's KV, signed by Vault's PKI, or in files.
 //!
 //! Input: the set of `CertificateQuery`s that the configuration needs. Output: one `Observation::Certificate` per
 //! change, on a bounded channel: material that was checked (PEM, key, dates), or the problem that keeps the last
@@ -17,6 +17,7 @@ mod issued;
 mod kv;
 mod pem;
 mod publisher;
+mod request;
 mod store;
 mod watcher;
 

@@ -173,6 +173,7 @@ mod tests {
             alt_names: Vec::new(),
             ip_sans: Vec::new(),
             ttl: None,
+            key_type: None,
         }
     }
 

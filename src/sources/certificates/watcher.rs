@@ -13,10 +13,11 @@ use super::budget::Budget;
 use super::clock::WallClock;
 use super::issued::{IssuedWatch, Wishes};
 use super::publisher::{CertificateFreshness, Closed, Publisher};
+use super::request::Names;
 use super::store::CertificateStore;
 use super::{file, kv};
 use crate::model::{CertificateQuery, Observation, Problem, ProblemKind};
-use crate::sources::vault::{IssueRequest, VaultClient};
+use crate::sources::vault::VaultClient;
 
 #[derive(Clone, Copy, Debug)]
 pub struct CertificateSettings {
@@ -239,27 +240,28 @@ async fn run(
                 alt_names,
                 ip_sans,
                 ttl,
+                key_type,
             },
             Some(vault),
         ) => {
-            let request = IssueRequest {
-                mount,
-                role,
-                issuer: issuer.as_deref(),
-                common_name,
-                alt_names,
-                ip_sans,
-                ttl: *ttl,
+            let names = Names {
+                common_name: common_name.clone(),
+                alt_names: alt_names.clone(),
+                ip_sans: ip_sans.clone(),
             };
             let budget = Budget {
                 interval: context.settings.issue_interval,
             };
-            let store = context.store.clone();
             IssuedWatch {
                 query,
-                request,
+                mount,
+                role,
+                issuer: issuer.as_deref(),
+                names,
+                ttl: *ttl,
+                key_type: *key_type,
                 vault,
-                store,
+                store: context.store.clone(),
                 budget,
             }
             .run(wishes, publisher)

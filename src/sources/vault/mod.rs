@@ -1,7 +1,7 @@
 //! A Vault (or OpenBao) client for an agent that must keep serving: one token shared by every watch, renewed
 //! before it ends and replaced when it is lost, and errors that say what was asked, where, and what to change.
 //!
-//! Input: `VaultSettings`. Output: `VaultClient`, with which the certificate watches read KV and issue from PKI.
+//! Input: `VaultSettings`. Output: `VaultClient`, with which the certificate watches read KV and have certificates signed by PKI.
 //! It knows nothing of certificates beyond their request and answer.
 //!
 //! vaultrs describes the requests (paths, verbs, bodies). They are sent by our own layer on reqwest, because
@@ -30,6 +30,6 @@ pub use fault::VaultFault;
 pub(crate) use freshness::unix_now;
 pub use freshness::{VaultFreshness, VaultStatus};
 pub use kv::{KvSecret, KvStamp};
-pub use pki::{IssueRequest, Issued};
+pub use pki::{SignRequest, Signed};
 pub use session::VaultSession;
 pub use settings::{Environment, SecretId, SettingsError, VaultAuth, VaultSettings, VaultTimeouts};
