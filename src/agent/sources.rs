@@ -14,10 +14,11 @@ use super::supervisor::Tasks;
 use crate::model::{
     CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, Redacted, ServiceUpdate,
 };
+use crate::sources::agent_api::{ApiAddress, Product};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
-use crate::sources::consul::{ConsulAddress, ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher};
+use crate::sources::consul::{ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher};
 use crate::sources::directory::DirectoryWatch;
 use crate::sources::vault::{SecretId, VaultAuth, VaultClient, VaultSession, VaultSettings};
 use crate::sources::{HealthReading, SourceHealth};
@@ -299,8 +300,11 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
     let mut settings =
         ConsulSettings::from_env(environment).context("the CONSUL_* environment does not work")?;
     if let Some(address) = &block.address {
-        settings.address =
-            ConsulAddress::parse(address, settings.address.is_tls() && !address.contains("://"))?;
+        settings.address = ApiAddress::parse(
+            Product::Consul,
+            address,
+            settings.address.is_tls() && !address.contains("://"),
+        )?;
     }
     if let Some(token) = &block.token {
         settings.token = Some(Redacted::new(token.clone()));

@@ -4,6 +4,7 @@
 //! itself and never ends because the other side is away; a problem is a value that travels beside the last good data,
 //! which stands. Must not know: HCL, Envoy, how observations are used.
 
+pub mod agent_api;
 pub mod certificates;
 pub mod consul;
 pub mod directory;

@@ -7,15 +7,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use imbl::OrdSet;
 use portreeve::model::{DocumentsUpdate, ProblemKind, ServiceQuery};
 use portreeve::sources::SourceHealth;
-use portreeve::sources::consul::{
-    ConsulAddress, ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, WatchTiming,
-};
+use portreeve::sources::agent_api::{ApiAddress, Product};
+use portreeve::sources::consul::{ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, WatchTiming};
 
 use crate::contract_server::{ContractServer, Step};
 use crate::server::{Running, quick};
 
 fn client(server: &ContractServer) -> ConsulClient {
-    let address = ConsulAddress::parse(&server.address, false).unwrap();
+    let address = ApiAddress::parse(Product::Consul, &server.address, false).unwrap();
     ConsulClient::new(&ConsulSettings {
         address,
         ..ConsulSettings::default()

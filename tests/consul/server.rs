@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use portreeve::model::{DocumentsUpdate, Observation, Redacted, ServiceUpdate};
-use portreeve::sources::consul::{ConsulAddress, ConsulClient, ConsulSettings, WatchTiming};
+use portreeve::sources::agent_api::{ApiAddress, Product};
+use portreeve::sources::consul::{ConsulClient, ConsulSettings, WatchTiming};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -114,7 +115,7 @@ impl Server {
 
     pub fn settings(&self, token: Option<&str>) -> ConsulSettings {
         ConsulSettings {
-            address: ConsulAddress::parse(&format!("127.0.0.1:{}", self.port), false).unwrap(),
+            address: ApiAddress::parse(Product::Consul, &format!("127.0.0.1:{}", self.port), false).unwrap(),
             token: token.map(|token| Redacted::new(token.to_owned())),
             ..ConsulSettings::default()
         }

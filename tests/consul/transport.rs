@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use imbl::OrdSet;
 use portreeve::model::{ProblemKind, Redacted, ServiceQuery};
-use portreeve::sources::consul::{
-    ConsulAddress, ConsulClient, ConsulSettings, ServiceWatcher, service_names,
-};
+use portreeve::sources::agent_api::{ApiAddress, Product};
+use portreeve::sources::consul::{ConsulClient, ConsulSettings, ServiceWatcher, service_names};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use crate::server::{Running, Server, quick};
@@ -21,7 +20,7 @@ async fn unix_socket() {
     .await;
     let socket = format!("unix://{}/consul.sock", server.path().display());
     let settings = ConsulSettings {
-        address: ConsulAddress::parse(&socket, false).unwrap(),
+        address: ApiAddress::parse(Product::Consul, &socket, false).unwrap(),
         ..Default::default()
     };
     let client = ConsulClient::new(&settings).unwrap();
@@ -63,7 +62,12 @@ async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection
     );
     let server = Server::start_with(false, &extra).await;
     let good = ConsulSettings {
-        address: ConsulAddress::parse(&format!("https://127.0.0.1:{}", server.https_port), false).unwrap(),
+        address: ApiAddress::parse(
+            Product::Consul,
+            &format!("https://127.0.0.1:{}", server.https_port),
+            false,
+        )
+        .unwrap(),
         ca_file: Some(path("ca.pem")),
         client_cert: Some(path("client.pem")),
         client_key: Some(path("client.key")),
@@ -139,7 +143,7 @@ async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection
 #[tokio::test]
 async fn a_wrong_address_and_a_proxy_in_the_environment() {
     let settings = ConsulSettings {
-        address: ConsulAddress::parse("127.0.0.1:1", false).unwrap(),
+        address: ApiAddress::parse(Product::Consul, "127.0.0.1:1", false).unwrap(),
         token: Some(Redacted::new("s3cret".to_owned())),
         ..Default::default()
     };

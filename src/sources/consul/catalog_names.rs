@@ -10,10 +10,11 @@ use rs_consul::types::QueryOptions;
 use rs_consul::{Config, Consul};
 use serde::de::IgnoredAny;
 
+use super::ConsulError;
+use super::Endpoint;
 use super::call::Call;
 use super::client::ConsulClient;
-use super::error::ConsulError;
-use super::settings::{ConsulSettings, Endpoint};
+use super::settings::ConsulSettings;
 
 /// Sorted names; those that the token may see. One short call, no watch: it wakes on every registration.
 pub async fn service_names(client: &ConsulClient) -> Result<Vec<Arc<str>>, ConsulError> {
@@ -65,11 +66,11 @@ const NAMES_BYTES: usize = 16 * 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sources::consul::ConsulAddress;
+    use crate::sources::agent_api::{ApiAddress, Product};
 
     fn settings(address: &str) -> ConsulSettings {
         ConsulSettings {
-            address: ConsulAddress::parse(address, false).unwrap(),
+            address: ApiAddress::parse(Product::Consul, address, false).unwrap(),
             ..ConsulSettings::default()
         }
     }

@@ -11,12 +11,12 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::ConsulError;
 use super::blocking_query::{Closed, Context, Verdict, WatchTiming, Watched, watch};
 use super::budget::Pass;
 use super::call::Call;
 use super::client::{Answer, ConsulClient};
 use super::document_ledger::{DocumentLedger, Listing, Rejected};
-use super::error::ConsulError;
 use super::kv::read_call;
 use crate::model::{Document, DocumentId, DocumentsUpdate, Observation, Problem, ProblemKind};
 use crate::sources::SourceHealth;

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::call::Call;
 use super::client::{Answer, ConsulClient};
-use super::error::{ConsulError, TxnFailure};
 use super::session::PARTING;
+use super::{ConsulError, TxnFailure};
 
 /// One key as Consul holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl ConsulClient {
             Err(ConsulError::Status {
                 status: 409,
                 body,
-                address,
+                server,
                 asked,
                 ..
             }) => {
@@ -155,7 +155,7 @@ impl ConsulClient {
                     }),
                     // More than 1 KiB of reasons: the first ones are still worth reading.
                     Err(_) => Err(ConsulError::Unreadable {
-                        address,
+                        server,
                         asked,
                         reason: body,
                     }),

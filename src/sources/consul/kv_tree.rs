@@ -3,9 +3,9 @@
 //! Not for documents: what a token may not read is silently missing here, which is harmless only where nothing is
 //! removed on the word of the answer.
 
+use super::ConsulError;
 use super::call::Call;
 use super::client::ConsulClient;
-use super::error::ConsulError;
 use super::kv::{KvEntry, Row};
 
 impl ConsulClient {

@@ -11,8 +11,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::ConsulError;
 use super::client::ConsulClient;
-use super::error::ConsulError;
 use super::kv::TxnWrite;
 use super::session::{DENIED_RETRY, SessionBehavior, SessionKeeper, SessionSettings, say_once};
 use crate::model::ProblemKind;

@@ -1,22 +1,18 @@
 //! Consul: documents from KV, instances from the catalog, locks and sessions.
 //!
-//! A thin layer of our own on reqwest, because long polls, single-key reads, transactions and sessions are what
+//! A thin layer of our own on reqwest ([`super::agent_api`], shared with Nomad), because long polls, single-key reads, transactions and sessions are what
 //! `rs-consul` gets wrong or lacks; that crate serves the one call it gets right (see `catalog_names`).
 //!
 //! ```text
-//! settings -> client -> blocking_query -+-> documents  (guard: a vanished key is read singly)
+//! settings -> client -> blocking query -+-> documents  (guard: a vanished key is read singly)
 //!               |                       +-> services   (guard: a vanished instance's rights are probed)
 //!               +-> kv, session, leader (one-shot calls)
 //! ```
 
-mod blocking_query;
-mod budget;
-mod call;
 mod catalog_names;
 mod client;
 mod document_ledger;
 mod documents;
-mod error;
 #[cfg(test)]
 mod fuzz_tests;
 mod health_answer;
@@ -26,16 +22,17 @@ mod leader;
 mod services;
 mod session;
 mod settings;
-mod token;
 
-pub use blocking_query::WatchTiming;
+pub use super::agent_api::{
+    ApiError as ConsulError, Endpoint, SettingsError, TransportFailure, TxnFailure, WatchTiming,
+};
+use super::agent_api::{blocking_query, budget, call};
 pub use catalog_names::service_names;
 pub use client::ConsulClient;
 pub use document_ledger::Rejected;
 pub use documents::{DocumentsWatch, KvListing, list_documents};
-pub use error::{ConsulError, TransportFailure, TxnFailure};
 pub use kv::{KvEntry, TxnWrite};
 pub use leader::{FencedWriteError, LeaderElection, LeaderSettings, Leadership};
 pub use services::{ServiceWatcher, ServiceWatcherTask};
 pub use session::{SessionBehavior, SessionKeeper, SessionKey, SessionSettings};
-pub use settings::{ConsulAddress, ConsulSettings, Endpoint, SettingsError};
+pub use settings::ConsulSettings;

@@ -18,11 +18,11 @@ use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::ConsulError;
 use super::blocking_query::{Closed, Context, Verdict, WatchTiming, Watched, watch};
 use super::budget::{Budget, Claim, Pass};
 use super::call::{Call, Scope};
 use super::client::{Answer, ConsulClient};
-use super::error::ConsulError;
 use super::health_answer::{self, INSTANCES};
 use crate::model::{Instance, Lookup, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
 use crate::sources::{HealthReading, SourceHealth};
@@ -104,7 +104,7 @@ impl ServiceWatcherTask {
 
     /// Ends when cancelled, or when every [`ServiceWatcher`] is gone.
     pub async fn run(mut self, cancel: CancellationToken) {
-        let budget = Budget::new(self.client.clone(), self.connections, self.turn);
+        let budget = Budget::new(self.client.api(), self.connections, self.turn);
         let mut running: BTreeMap<ServiceQuery, CancellationToken> = BTreeMap::new();
         let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
         let mut known: OrdSet<ServiceQuery> = OrdSet::new();
@@ -434,12 +434,10 @@ impl Watch {
 }
 
 fn scope_of(query: &ServiceQuery) -> Scope {
-    let owned = |value: &Option<Arc<str>>| value.as_ref().map(|value| value.to_string());
-    Scope {
-        datacenter: owned(&query.datacenter),
-        namespace: owned(&query.namespace),
-        partition: owned(&query.partition),
-    }
+    Scope::default()
+        .with("dc", query.datacenter.as_ref())
+        .with("ns", query.namespace.as_ref())
+        .with("partition", query.partition.as_ref())
 }
 
 /// A few nodes from all over the list: rules on nodes are mostly prefixes, and the list is sorted.

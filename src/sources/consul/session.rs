@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ConsulError;
 use super::call::Call;
 use super::client::ConsulClient;
-use super::error::ConsulError;
 use super::kv::KvEntry;
 use crate::model::ProblemKind;
 use crate::sources::SourceHealth;

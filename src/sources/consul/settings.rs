@@ -3,18 +3,16 @@
 //! In: a lookup of environment variables (a closure, so that tests need no process environment). Out: settings that
 //! were checked as far as one can without asking Consul. Why so exact: operators have these variables set already.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use thiserror::Error;
-use url::Url;
-
 use crate::model::Redacted;
+use crate::sources::agent_api::call::Scope;
+use crate::sources::agent_api::{ApiAddress, ApiSettings, Product, SettingsError, go_bool};
 
 /// Everything that decides how Consul is asked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ConsulSettings {
-    pub address: ConsulAddress,
+    pub address: ApiAddress,
     pub token: Option<Redacted<String>>,
     /// A non-empty file wins over `token`, as in the Go client, and is read again when it changes.
     pub token_file: Option<PathBuf>,
@@ -34,48 +32,6 @@ pub struct ConsulSettings {
     pub http_auth: Option<(String, Redacted<String>)>,
 }
 
-/// Where the agent's HTTP API listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConsulAddress {
-    pub endpoint: Endpoint,
-    /// Of a reverse proxy, without slashes at the ends; mostly empty.
-    pub path_prefix: String,
-}
-
-/// TCP with or without TLS, or a unix socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    Http { authority: String },
-    Https { authority: String },
-    Unix { path: PathBuf },
-}
-
-/// Settings that cannot work, found before Consul is asked.
-#[derive(Debug, Error)]
-pub enum SettingsError {
-    #[error("Consul address {address:?} is not usable: {reason}")]
-    Address { address: String, reason: String },
-    #[error("cannot read {what} {path}")]
-    File {
-        what: &'static str,
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("{what} {path} holds no usable PEM: {reason}")]
-    Pem {
-        what: &'static str,
-        path: PathBuf,
-        reason: String,
-    },
-    #[error("a Consul client certificate needs both CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY")]
-    HalfClientCertificate,
-    #[error("tls_server_name {0:?} must be a host name, not an IP address")]
-    ServerName(String),
-    #[error("cannot set up the HTTP client for Consul")]
-    Build(#[source] reqwest::Error),
-}
-
 impl ConsulSettings {
     /// Reads the `CONSUL_*` variables by the rules of Go's `api.DefaultConfig`.
     pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
@@ -87,9 +43,10 @@ impl ConsulSettings {
         let verify = set("CONSUL_HTTP_SSL_VERIFY")
             .and_then(|value| go_bool("CONSUL_HTTP_SSL_VERIFY", &value))
             .unwrap_or(true);
-        let address = set("CONSUL_HTTP_ADDR").unwrap_or_else(|| DEFAULT_AUTHORITY.to_owned());
+        let address =
+            set("CONSUL_HTTP_ADDR").unwrap_or_else(|| Product::Consul.default_authority().to_owned());
         let settings = Self {
-            address: ConsulAddress::parse(&address, force_tls)?,
+            address: ApiAddress::parse(Product::Consul, &address, force_tls)?,
             token: set("CONSUL_HTTP_TOKEN").map(Redacted::new),
             token_file: set("CONSUL_HTTP_TOKEN_FILE").map(PathBuf::from),
             ca_file: set("CONSUL_CACERT").map(PathBuf::from),
@@ -107,114 +64,51 @@ impl ConsulSettings {
             }),
         };
         if settings.client_cert.is_some() != settings.client_key.is_some() {
-            return Err(SettingsError::HalfClientCertificate);
+            return Err(SettingsError::HalfClientCertificate(Product::Consul));
         }
         Ok(settings)
     }
-}
 
-impl ConsulAddress {
-    /// Takes `host:port`, `http://…`, `https://…` and `unix://…`; TCP forms may end in a reverse proxy's path.
-    ///
-    /// `force_tls` is `CONSUL_HTTP_SSL`: `http://` never downgrades it.
-    pub fn parse(address: &str, force_tls: bool) -> Result<Self, SettingsError> {
-        let fail = |reason: &str| SettingsError::Address {
-            address: address.to_owned(),
-            reason: reason.to_owned(),
-        };
-        let (tls, rest) = match address.split_once("://") {
-            Some(("unix", path)) if path.starts_with('/') => {
-                return Ok(Self {
-                    endpoint: Endpoint::Unix { path: path.into() },
-                    path_prefix: String::new(),
-                });
-            }
-            Some(("unix", _)) => {
-                return Err(fail(
-                    "a unix socket needs an absolute path, as in unix:///run/consul.sock",
-                ));
-            }
-            Some(("http", rest)) => (force_tls, rest),
-            Some(("https", rest)) => (true, rest),
-            Some((scheme, _)) => {
-                return Err(fail(&format!(
-                    "scheme {scheme:?} is unknown; use http, https or unix"
-                )));
-            }
-            None => (force_tls, address),
-        };
-        let (authority, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let scheme = if tls { "https" } else { "http" };
-        let url =
-            Url::parse(&format!("{scheme}://{authority}/")).map_err(|error| fail(&error.to_string()))?;
-        if url.host_str().is_none_or(str::is_empty) {
-            return Err(fail("it names no host"));
+    pub(super) fn api(&self) -> ApiSettings {
+        ApiSettings {
+            product: Product::Consul,
+            address: self.address.clone(),
+            token: self.token.clone(),
+            token_file: self.token_file.clone(),
+            ca_file: self.ca_file.clone(),
+            ca_path: self.ca_path.clone(),
+            client_cert: self.client_cert.clone(),
+            client_key: self.client_key.clone(),
+            tls_server_name: self.tls_server_name.clone(),
+            tls_skip_verify: self.tls_skip_verify,
+            scope: Scope::default()
+                .with("dc", self.datacenter.as_ref())
+                .with("ns", self.namespace.as_ref())
+                .with("partition", self.partition.as_ref()),
+            http_auth: self.http_auth.clone(),
         }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(fail(
-                "user and password belong in CONSUL_HTTP_AUTH, where they are not logged",
-            ));
-        }
-        if url.query().is_some() || url.fragment().is_some() || prefix.contains(['?', '#']) {
-            return Err(fail("it must end with its path"));
-        }
-        let authority = authority.to_owned();
-        let endpoint = if tls {
-            Endpoint::Https { authority }
-        } else {
-            Endpoint::Http { authority }
-        };
-        Ok(Self {
-            endpoint,
-            path_prefix: prefix.trim_matches('/').to_owned(),
-        })
-    }
-
-    pub fn is_tls(&self) -> bool {
-        matches!(self.endpoint, Endpoint::Https { .. })
     }
 }
 
-impl Default for ConsulAddress {
+impl Default for ConsulSettings {
     fn default() -> Self {
-        let endpoint = Endpoint::Http {
-            authority: DEFAULT_AUTHORITY.to_owned(),
-        };
         Self {
-            endpoint,
-            path_prefix: String::new(),
+            address: ApiAddress::default_of(Product::Consul),
+            token: None,
+            token_file: None,
+            ca_file: None,
+            ca_path: None,
+            client_cert: None,
+            client_key: None,
+            tls_server_name: None,
+            tls_skip_verify: false,
+            namespace: None,
+            partition: None,
+            datacenter: None,
+            http_auth: None,
         }
     }
 }
-
-impl fmt::Display for ConsulAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.endpoint {
-            Endpoint::Http { authority } => write!(f, "http://{authority}")?,
-            Endpoint::Https { authority } => write!(f, "https://{authority}")?,
-            Endpoint::Unix { path } => write!(f, "unix://{}", path.display())?,
-        }
-        if !self.path_prefix.is_empty() {
-            write!(f, "/{}", self.path_prefix)?;
-        }
-        Ok(())
-    }
-}
-
-/// Go's `strconv.ParseBool`; a value it does not know is warned about and ignored, as the Go client does.
-fn go_bool(name: &str, value: &str) -> Option<bool> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => {
-            tracing::warn!(variable = name, value, "not a boolean, ignored");
-            None
-        }
-    }
-}
-
-/// Consul's own default (`ports.http`).
-const DEFAULT_AUTHORITY: &str = "127.0.0.1:8500";
 
 #[cfg(test)]
 mod tests {
@@ -298,7 +192,7 @@ mod tests {
         assert!(!format!("{settings:?}").contains("pa:ss"));
         assert!(matches!(
             from(&[("CONSUL_CLIENT_CERT", "/a")]),
-            Err(SettingsError::HalfClientCertificate)
+            Err(SettingsError::HalfClientCertificate(_))
         ));
     }
 }

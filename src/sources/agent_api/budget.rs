@@ -12,21 +12,21 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::client::{CALL_LANE, ConsulClient};
+use super::client::{ApiClient, CALL_LANE};
 
 /// The leave to make one request.
 #[derive(Debug)]
-pub(super) struct Pass {
-    pub(super) lane: usize,
-    pub(super) may_block: bool,
+pub(in crate::sources) struct Pass {
+    pub(in crate::sources) lane: usize,
+    pub(in crate::sources) may_block: bool,
     /// How long to rest after it; zero for a watch that blocks.
-    pub(super) rest: Duration,
+    pub(in crate::sources) rest: Duration,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Pass {
     /// For a watch that is always granted: there is one of its kind.
-    pub(super) fn granted() -> Self {
+    pub(in crate::sources) fn granted() -> Self {
         Self {
             lane: CALL_LANE,
             may_block: true,
@@ -37,8 +37,8 @@ impl Pass {
 }
 
 #[derive(Debug)]
-pub(super) struct Budget {
-    client: ConsulClient,
+pub(in crate::sources) struct Budget {
+    client: ApiClient,
     limit: usize,
     shortest_turn: Duration,
     taken: Mutex<BTreeSet<usize>>,
@@ -49,14 +49,14 @@ pub(super) struct Budget {
 
 /// A watch's own view of the budget; gives its place back when dropped.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(in crate::sources) struct Claim {
     budget: Arc<Budget>,
     seat: Option<usize>,
     waits: bool,
 }
 
 impl Budget {
-    pub(super) fn new(client: ConsulClient, limit: usize, shortest_turn: Duration) -> Arc<Self> {
+    pub(in crate::sources) fn new(client: ApiClient, limit: usize, shortest_turn: Duration) -> Arc<Self> {
         Arc::new(Self {
             client,
             limit,
@@ -68,7 +68,7 @@ impl Budget {
         })
     }
 
-    pub(super) fn claim(self: &Arc<Self>) -> Claim {
+    pub(in crate::sources) fn claim(self: &Arc<Self>) -> Claim {
         Claim {
             budget: self.clone(),
             seat: None,
@@ -76,7 +76,7 @@ impl Budget {
         }
     }
 
-    pub(super) fn limit(&self) -> usize {
+    pub(in crate::sources) fn limit(&self) -> usize {
         self.limit
     }
 
@@ -100,11 +100,11 @@ impl Budget {
 
 impl Claim {
     /// How often this watch looks while it has no place.
-    pub(super) fn turn(&self) -> Option<Duration> {
+    pub(in crate::sources) fn turn(&self) -> Option<Duration> {
         self.waits.then(|| self.budget.turn())
     }
 
-    pub(super) async fn admit(&mut self, first: bool) -> Pass {
+    pub(in crate::sources) async fn admit(&mut self, first: bool) -> Pass {
         if self.seat.is_none() {
             self.seat = self.budget.take_seat();
             self.set_waiting(self.seat.is_none());
@@ -171,11 +171,11 @@ const FIRST_READS_IN_FLIGHT: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sources::consul::ConsulSettings;
+    use crate::sources::agent_api::{ApiSettings, Product};
 
     #[tokio::test]
     async fn places_run_out_are_stated_and_come_back() {
-        let client = ConsulClient::new(&ConsulSettings::default()).unwrap();
+        let client = ApiClient::new(&ApiSettings::of(Product::Consul)).unwrap();
         let budget = Budget::new(client, 2, Duration::from_secs(10));
         let (mut a, mut b, mut c) = (budget.claim(), budget.claim(), budget.claim());
         assert!(a.admit(true).await.may_block && b.admit(true).await.may_block);

@@ -1,30 +1,30 @@
-//! What can go wrong when Consul is asked, and what an operator is told about it.
+//! What can go wrong when Consul or Nomad is asked, and what an operator is told about it.
 //!
 //! Each message says what was asked, of whom, and what came back; the fix says what to do. Bodies of error answers are
-//! plain text to Consul and are cut at 1 KiB.
+//! plain text to both and are cut at 1 KiB.
 
 use std::error::Error as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
+use super::product::{Product, Server};
 use crate::model::{Problem, ProblemKind};
 
 #[derive(Debug, Error)]
-pub enum ConsulError {
-    #[error("Consul at {address} did not answer {asked}: {reason}")]
+pub enum ApiError {
+    #[error("{server} did not answer {asked}: {reason}")]
     Transport {
-        address: Arc<str>,
+        server: Server,
         asked: String,
         failure: TransportFailure,
         reason: String,
         #[source]
         source: reqwest::Error,
     },
-    #[error("Consul at {address} answered {asked} with {status}: {body}")]
+    #[error("{server} answered {asked} with {status}: {body}")]
     Status {
-        address: Arc<str>,
+        server: Server,
         asked: String,
         status: u16,
         /// At most 1 KiB.
@@ -33,20 +33,20 @@ pub enum ConsulError {
         retry_after: Option<Duration>,
         fix: Option<String>,
     },
-    #[error("Consul at {address} answered {asked} with more than {limit} bytes")]
+    #[error("{server} answered {asked} with more than {limit} bytes")]
     TooLarge {
-        address: Arc<str>,
+        server: Server,
         asked: String,
         limit: usize,
     },
-    #[error("Consul at {address} answered {asked} with something that cannot be read: {reason}")]
+    #[error("{server} answered {asked} with something that cannot be read: {reason}")]
     Unreadable {
-        address: Arc<str>,
+        server: Server,
         asked: String,
         reason: String,
     },
     /// Never sent.
-    #[error("{asked} was not sent to Consul: {reason}")]
+    #[error("{asked} was not sent: {reason}")]
     NotSent { asked: String, reason: String },
     #[error("Consul refused the transaction: {}", failures.iter().map(|f| f.what.as_str()).collect::<Vec<_>>().join("; "))]
     TxnFailed { failures: Vec<TxnFailure> },
@@ -79,7 +79,7 @@ pub enum TransportFailure {
     Cut,
 }
 
-impl ConsulError {
+impl ApiError {
     pub fn kind(&self) -> ProblemKind {
         match self {
             Self::Transport { .. } => ProblemKind::Unavailable,
@@ -117,22 +117,42 @@ impl ConsulError {
     fn fix(&self) -> Option<String> {
         match self {
             Self::Status { fix: Some(fix), .. } => Some(fix.clone()),
-            Self::Status { status: 429 | 503, .. } => {
+            Self::Status {
+                status: 429 | 503,
+                server,
+                ..
+            } if server.product == Product::Consul => {
                 Some("Consul limits its callers; see request_limits and http_max_conns_per_client".to_owned())
             }
-            Self::Status { status: 500, body, .. } if is_bad_filter(body) => {
-                Some("correct the filter expression of this service".to_owned())
-            }
-            Self::Status { status: 300..=399, .. } => {
-                Some("CONSUL_HTTP_ADDR must name Consul itself, or a proxy that passes paths through".to_owned())
-            }
-            Self::Transport { failure: TransportFailure::Connect, .. } => {
-                Some("check that the Consul agent runs there; CONSUL_HTTP_ADDR names another address".to_owned())
-            }
-            Self::Transport { failure: TransportFailure::Cut, .. } => Some(
-                "if this repeats, raise limits.http_max_conns_per_client of the Consul agent or use its HTTPS port"
-                    .to_owned(),
-            ),
+            Self::Status {
+                status: 500, body, ..
+            } if is_bad_filter(body) => Some("correct the filter expression of this service".to_owned()),
+            Self::Status {
+                status: 300..=399,
+                server,
+                ..
+            } => Some(format!(
+                "{} must name {} itself, or a proxy that passes paths through",
+                server.product.address_variable(),
+                server.product
+            )),
+            Self::Transport {
+                failure: TransportFailure::Connect,
+                server,
+                ..
+            } => Some(format!(
+                "check that the {} agent runs there; {} names another address",
+                server.product,
+                server.product.address_variable()
+            )),
+            Self::Transport {
+                failure: TransportFailure::Cut,
+                server,
+                ..
+            } => Some(format!(
+                "if this repeats, raise limits.http_max_conns_per_client of the {} agent or use its HTTPS port",
+                server.product
+            )),
             Self::TxnTooLarge { .. } => Some("write fewer or smaller documents at a time".to_owned()),
             _ => None,
         }
@@ -140,7 +160,7 @@ impl ConsulError {
 }
 
 impl TransportFailure {
-    pub(super) fn of(error: &reqwest::Error) -> Self {
+    pub(in crate::sources) fn of(error: &reqwest::Error) -> Self {
         // Connect first: a connect that timed out is no sign of a long poll gone wrong.
         if error.is_connect() {
             Self::Connect
@@ -153,7 +173,7 @@ impl TransportFailure {
 }
 
 /// The innermost cause: reqwest's own words repeat the URL, which differs from poll to poll.
-pub(super) fn innermost_reason(error: &reqwest::Error) -> String {
+pub(in crate::sources) fn innermost_reason(error: &reqwest::Error) -> String {
     if error.is_timeout() && !error.is_connect() {
         return "no answer in time".to_owned();
     }
@@ -177,9 +197,12 @@ fn is_bad_filter(body: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn status(status: u16, body: &str) -> ConsulError {
-        ConsulError::Status {
-            address: "http://c".into(),
+    fn status(status: u16, body: &str) -> ApiError {
+        ApiError::Status {
+            server: Server {
+                product: Product::Consul,
+                address: "http://c".into(),
+            },
             asked: "GET /v1/x".to_owned(),
             status,
             body: body.to_owned(),

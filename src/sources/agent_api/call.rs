@@ -1,4 +1,4 @@
-//! One request to Consul as a value: what is asked, how long it may take, how much may come back.
+//! One request as a value: what is asked, how long it may take, how much may come back.
 //!
 //! Why a type of its own: `recurse`, `keys` and `raw` are *presence* flags to Consul (`?recurse=false` is recursive, for
 //! DELETE too), so a flag here has no value to get wrong; and every message about a failure names what was asked, in the
@@ -12,41 +12,50 @@ use reqwest::Method;
 use url::Url;
 
 #[derive(Clone, Debug)]
-pub(super) struct Call {
-    pub(super) method: Method,
+pub(in crate::sources) struct Call {
+    pub(in crate::sources) method: Method,
     /// Percent-encoded one by one.
     segments: Vec<String>,
     flags: Vec<&'static str>,
     query: Vec<(&'static str, String)>,
-    pub(super) scope: Scope,
-    pub(super) body: Option<Bytes>,
-    pub(super) blocking: Option<Blocking>,
-    pub(super) timeout: Duration,
-    pub(super) max_body: usize,
+    pub(in crate::sources) scope: Scope,
+    pub(in crate::sources) body: Option<Bytes>,
+    pub(in crate::sources) blocking: Option<Blocking>,
+    pub(in crate::sources) timeout: Duration,
+    pub(in crate::sources) max_body: usize,
     /// 404 is an answer here, not an error: an empty KV prefix says 404 with an index.
-    pub(super) not_found_is_answer: bool,
+    pub(in crate::sources) not_found_is_answer: bool,
     /// The ACL rule that the call needs, for the message about a 403.
-    pub(super) needs: Option<String>,
+    pub(in crate::sources) needs: Option<String>,
 }
 
-/// Where a call is aimed when not at the settings' own datacenter, namespace and partition.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Scope {
-    pub(super) datacenter: Option<String>,
-    pub(super) namespace: Option<String>,
-    pub(super) partition: Option<String>,
+/// Where a call is aimed when not at the settings' own place: (parameter, value), sent only when set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::sources) struct Scope(Vec<(&'static str, String)>);
+
+impl Scope {
+    pub(in crate::sources) fn with(mut self, name: &'static str, value: Option<impl ToString>) -> Self {
+        if let Some(value) = value {
+            self.0.push((name, value.to_string()));
+        }
+        self
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(own, _)| *own == name)
+    }
 }
 
 /// The long-poll part of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Blocking {
-    pub(super) index: u64,
-    pub(super) wait: Duration,
+pub(in crate::sources) struct Blocking {
+    pub(in crate::sources) index: u64,
+    pub(in crate::sources) wait: Duration,
 }
 
 impl Call {
     /// `path` is a fixed path below `/v1/`.
-    pub(super) fn new(method: Method, path: &str) -> Self {
+    pub(in crate::sources) fn new(method: Method, path: &str) -> Self {
         Self {
             method,
             segments: path.split('/').map(str::to_owned).collect(),
@@ -62,69 +71,69 @@ impl Call {
         }
     }
 
-    pub(super) fn get(path: &str) -> Self {
+    pub(in crate::sources) fn get(path: &str) -> Self {
         Self::new(Method::GET, path)
     }
 
-    pub(super) fn put(path: &str) -> Self {
+    pub(in crate::sources) fn put(path: &str) -> Self {
         Self::new(Method::PUT, path)
     }
 
     /// One more path segment, which may hold anything: a slash in it is encoded.
-    pub(super) fn segment(mut self, segment: &str) -> Self {
+    pub(in crate::sources) fn segment(mut self, segment: &str) -> Self {
         self.segments.push(segment.to_owned());
         self
     }
 
     /// A KV key: its slashes are the path's.
-    pub(super) fn key(mut self, key: &str) -> Self {
+    pub(in crate::sources) fn key(mut self, key: &str) -> Self {
         self.segments.extend(key.split('/').map(str::to_owned));
         self
     }
 
-    pub(super) fn flag(mut self, flag: &'static str) -> Self {
+    pub(in crate::sources) fn flag(mut self, flag: &'static str) -> Self {
         self.flags.push(flag);
         self
     }
 
-    pub(super) fn query(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(in crate::sources) fn query(mut self, name: &'static str, value: impl ToString) -> Self {
         self.query.push((name, value.to_string()));
         self
     }
 
-    pub(super) fn scope(mut self, scope: Scope) -> Self {
+    pub(in crate::sources) fn scope(mut self, scope: Scope) -> Self {
         self.scope = scope;
         self
     }
 
-    pub(super) fn body(mut self, body: impl Into<Bytes>) -> Self {
+    pub(in crate::sources) fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = Some(body.into());
         self
     }
 
-    pub(super) fn timeout(mut self, timeout: Duration) -> Self {
+    pub(in crate::sources) fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    pub(super) fn max_body(mut self, bytes: usize) -> Self {
+    pub(in crate::sources) fn max_body(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
         self
     }
 
-    pub(super) fn not_found_is_answer(mut self) -> Self {
+    pub(in crate::sources) fn not_found_is_answer(mut self) -> Self {
         self.not_found_is_answer = true;
         self
     }
 
-    pub(super) fn needs(mut self, rule: impl Into<String>) -> Self {
+    pub(in crate::sources) fn needs(mut self, rule: impl Into<String>) -> Self {
         self.needs = Some(rule.into());
         self
     }
 
     /// Turns the call into a long poll, with a client-side limit that leaves the server room for its jitter of
     /// `wait`/16 and for the network.
-    pub(super) fn blocking(mut self, blocking: Option<Blocking>) -> Self {
+    pub(in crate::sources) fn blocking(mut self, blocking: Option<Blocking>) -> Self {
         if let Some(Blocking { wait, .. }) = blocking {
             self.timeout = wait * 17 / 16 + NETWORK_MARGIN;
         }
@@ -133,7 +142,7 @@ impl Call {
     }
 
     /// The full URL; none if a segment is one that URLs swallow (`.`, `..`, or nothing).
-    pub(super) fn url(&self, base: &Url, default_scope: &Scope) -> Option<Url> {
+    pub(in crate::sources) fn url(&self, base: &Url, default_scope: &Scope) -> Option<Url> {
         let last = self.segments.len().saturating_sub(1);
         for (position, segment) in self.segments.iter().enumerate() {
             if matches!(segment.as_str(), "." | "..") || (segment.is_empty() && position != last) {
@@ -148,14 +157,9 @@ impl Call {
             .extend(&self.segments);
         {
             let mut pairs = url.query_pairs_mut();
-            for (name, own, default) in [
-                ("dc", &self.scope.datacenter, &default_scope.datacenter),
-                ("ns", &self.scope.namespace, &default_scope.namespace),
-                ("partition", &self.scope.partition, &default_scope.partition),
-            ] {
-                if let Some(value) = own.as_ref().or(default.as_ref()) {
-                    pairs.append_pair(name, value);
-                }
+            let defaults = default_scope.0.iter().filter(|(name, _)| !self.scope.has(name));
+            for (name, value) in defaults.chain(&self.scope.0) {
+                pairs.append_pair(name, value);
             }
             for flag in &self.flags {
                 pairs.append_key_only(flag);
@@ -178,14 +182,7 @@ impl Call {
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} /v1/{}", self.method, self.segments.join("/"))?;
-        let scope = [
-            ("dc", &self.scope.datacenter),
-            ("ns", &self.scope.namespace),
-            ("partition", &self.scope.partition),
-        ];
-        let scope = scope
-            .into_iter()
-            .filter_map(|(name, value)| value.as_ref().map(|value| (name, value.as_str())));
+        let scope = self.scope.0.iter().map(|(name, value)| (*name, value.as_str()));
         let query = self.query.iter().map(|(name, value)| (*name, value.as_str()));
         let mut mark = '?';
         for flag in &self.flags {
@@ -200,7 +197,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// Consul takes Go durations and refuses a bare number; whole milliseconds are exact and always valid.
+/// Both take Go durations and refuses a bare number; whole milliseconds are exact and always valid.
 fn go_duration(duration: Duration) -> String {
     format!("{}ms", duration.as_millis())
 }
@@ -250,18 +247,12 @@ mod tests {
     #[test]
     fn scope_is_sent_only_when_set() {
         let base = Url::parse("http://c").unwrap();
-        let default = Scope {
-            datacenter: Some("dc2".to_owned()),
-            ..Scope::default()
-        };
+        let default = Scope::default().with("dc", Some("dc2"));
         assert_eq!(
             Call::get("a").url(&base, &default).unwrap().as_str(),
             "http://c/v1/a?dc=dc2"
         );
-        let own = Scope {
-            datacenter: Some("dc3".to_owned()),
-            ..Scope::default()
-        };
+        let own = Scope::default().with("dc", Some("dc3")).with("ns", None::<&str>);
         assert_eq!(
             Call::get("a").scope(own).url(&base, &default).unwrap().as_str(),
             "http://c/v1/a?dc=dc3"

@@ -1,4 +1,4 @@
-//! Consul's blocking queries: the whole contract in one place, a pure state machine and the loop that drives it.
+//! Blocking queries, the same in Consul and Nomad: the whole contract in one place, a pure state machine and the loop that drives it.
 //!
 //! In: what each poll came to ([`Polled`]). Out: how to poll next ([`Next`], [`WatchState::poll`]). The rules, each of
 //! which was an outage somewhere: an index that falls is forgotten; index 0 and a missing index are never looped on; an
@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::Pass;
 use super::call::{Blocking, Call};
-use super::client::{Answer, ConsulClient};
-use super::error::{ConsulError, TransportFailure};
+use super::client::{Answer, ApiClient};
+use super::error::{ApiError, TransportFailure};
 use crate::model::Problem;
 use crate::sources::SourceHealth;
 use crate::sources::retry::{Intervals, TokenBucket, jittered};
@@ -58,7 +58,7 @@ impl Default for WatchTiming {
 
 /// What one poll came to.
 #[derive(Debug)]
-pub(super) enum Polled {
+pub(in crate::sources) enum Polled {
     /// Read, understood, and handed on if it differs.
     Taken { index: Option<u64> },
     /// Read and understood, and not believed.
@@ -77,17 +77,17 @@ pub(super) enum Polled {
 
 /// What to do before the next poll.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Next {
-    pub(super) after: Duration,
+pub(in crate::sources) struct Next {
+    pub(in crate::sources) after: Duration,
     /// Something moved; an equal index is only a poll that ran out.
-    pub(super) woken: bool,
+    pub(in crate::sources) woken: bool,
     /// The failure is worth telling: it repeats, or it will not mend by waiting.
-    pub(super) tell: bool,
+    pub(in crate::sources) tell: bool,
 }
 
 /// The memory of one watch. It belongs to one endpoint with its arguments; indexes are never shared.
 #[derive(Debug)]
-pub(super) struct WatchState {
+pub(in crate::sources) struct WatchState {
     timing: WatchTiming,
     /// 0: none yet, or forgotten.
     index: u64,
@@ -102,7 +102,7 @@ pub(super) struct WatchState {
 }
 
 impl WatchState {
-    pub(super) fn new(timing: WatchTiming) -> Self {
+    pub(in crate::sources) fn new(timing: WatchTiming) -> Self {
         Self {
             index: 0,
             wait: timing.wait,
@@ -117,7 +117,7 @@ impl WatchState {
     }
 
     /// None: ask for an answer at once.
-    pub(super) fn poll(&self) -> Option<Blocking> {
+    pub(in crate::sources) fn poll(&self) -> Option<Blocking> {
         (self.index > 0).then(|| Blocking {
             index: self.index,
             wait: self.next_wait.unwrap_or(self.wait),
@@ -125,16 +125,16 @@ impl WatchState {
     }
 
     /// The answer cannot be told from an older one by its version numbers alone: the server may have lost its past.
-    pub(super) fn must_compare_whole(&self, index: Option<u64>) -> bool {
+    pub(in crate::sources) fn must_compare_whole(&self, index: Option<u64>) -> bool {
         self.failures > 0 || self.doubting || index.is_none_or(|index| index < self.index)
     }
 
     /// A new token may be all that was missing.
-    pub(super) fn is_troubled(&self) -> bool {
+    pub(in crate::sources) fn is_troubled(&self) -> bool {
         self.doubting || self.failures > 0
     }
 
-    pub(super) fn on_answer(&mut self, polled: &Polled) -> Next {
+    pub(in crate::sources) fn on_answer(&mut self, polled: &Polled) -> Next {
         match polled {
             Polled::Taken { index } => {
                 self.settle();
@@ -247,7 +247,7 @@ impl WatchState {
 }
 
 /// One endpoint under watch: what to ask and what to do with the answer.
-pub(super) trait Watched: Send {
+pub(in crate::sources) trait Watched: Send {
     fn call(&self) -> Call;
 
     /// Waits for a place among the connections.
@@ -258,7 +258,7 @@ pub(super) trait Watched: Send {
         &mut self,
         answer: Answer,
         context: Context,
-    ) -> impl Future<Output = Result<Verdict, ConsulError>> + Send;
+    ) -> impl Future<Output = Result<Verdict, ApiError>> + Send;
 
     /// Tells a problem; what was handed on before stands.
     fn tell(&mut self, problem: Problem) -> impl Future<Output = Result<(), Closed>> + Send;
@@ -266,15 +266,15 @@ pub(super) trait Watched: Send {
 
 /// What the state knows about an answer before it is read.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Context {
-    pub(super) compare_whole: bool,
+pub(in crate::sources) struct Context {
+    pub(in crate::sources) compare_whole: bool,
     /// The answer was waited for, and may show the rights of minutes ago: Consul settles them when a KV poll begins;
     /// a health poll that ran out gives what was computed at its beginning.
-    pub(super) waited: bool,
+    pub(in crate::sources) waited: bool,
 }
 
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(in crate::sources) enum Verdict {
     Taken,
     Doubted(Problem),
     Closed,
@@ -282,11 +282,11 @@ pub(super) enum Verdict {
 
 /// Nobody listens any more.
 #[derive(Debug)]
-pub(super) struct Closed;
+pub(in crate::sources) struct Closed;
 
 /// Watches until cancelled or until nobody listens.
-pub(super) async fn watch<W: Watched>(
-    client: &ConsulClient,
+pub(in crate::sources) async fn watch<W: Watched>(
+    client: &ApiClient,
     watched: &mut W,
     timing: WatchTiming,
     health: &SourceHealth,
@@ -300,7 +300,7 @@ pub(super) async fn watch<W: Watched>(
 }
 
 async fn drive<W: Watched>(
-    client: &ConsulClient,
+    client: &ApiClient,
     watched: &mut W,
     timing: WatchTiming,
     health: &SourceHealth,
@@ -380,7 +380,7 @@ async fn drive<W: Watched>(
 /// Sleeps; in trouble, a token file that changes ends the sleep.
 async fn rest_or_new_token<T>(
     rest: Duration,
-    client: &ConsulClient,
+    client: &ApiClient,
     token: &mut tokio::sync::watch::Receiver<T>,
     troubled: bool,
 ) {
@@ -407,19 +407,19 @@ async fn changed<T>(token: &mut tokio::sync::watch::Receiver<T>) -> bool {
     token.changed().await.is_ok()
 }
 
-fn polled_of(error: &ConsulError, after: Duration) -> Polled {
+fn polled_of(error: &ApiError, after: Duration) -> Polled {
     match error {
-        ConsulError::Status {
+        ApiError::Status {
             status, retry_after, ..
         } => Polled::Refused {
             status: *status,
             retry_after: *retry_after,
         },
-        ConsulError::Transport { failure, .. } => Polled::Lost {
+        ApiError::Transport { failure, .. } => Polled::Lost {
             failure: *failure,
             after,
         },
-        ConsulError::Unreadable { .. } | ConsulError::TooLarge { .. } => Polled::Unreadable,
+        ApiError::Unreadable { .. } | ApiError::TooLarge { .. } => Polled::Unreadable,
         // A call that cannot even be made is like one that Consul will never take.
         _ => Polled::Refused {
             status: 400,

@@ -1,4 +1,4 @@
-//! The ACL token, shared by everything that asks Consul, and read again when its file changes.
+//! The ACL token, shared by everything that asks one agent, and read again when its file changes.
 //!
 //! Nomad templates and Vault agents rotate a token by renaming a new file over the old one, so the file is known by its
 //! inode as much as by its time. It is looked at before a request, at most every [`LOOK_EVERY`], and at once after a
@@ -12,12 +12,14 @@ use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use super::settings::{ConsulSettings, SettingsError};
+use super::product::Product;
+use super::settings::{ApiSettings, SettingsError};
 use crate::model::Redacted;
 
 /// Where the current token comes from.
 #[derive(Debug)]
-pub(super) struct TokenSource {
+pub(in crate::sources) struct TokenSource {
+    product: Product,
     current: watch::Sender<Option<Arc<Redacted<String>>>>,
     file: Option<TokenFile>,
 }
@@ -41,12 +43,13 @@ type Stamp = (u64, i64, i64, u64);
 
 impl TokenSource {
     /// Reads the token file once: unreadable here is an error, as in the Go client; later it is a warning.
-    pub(super) fn new(settings: &ConsulSettings) -> Result<Self, SettingsError> {
+    pub(in crate::sources) fn new(settings: &ApiSettings) -> Result<Self, SettingsError> {
         let mut token = settings.token.clone().map(Arc::new);
         let mut file = None;
         if let Some(path) = &settings.token_file {
             let fail = |source| SettingsError::File {
-                what: "the Consul token file",
+                product: settings.product,
+                what: "token file",
                 path: path.clone(),
                 source,
             };
@@ -65,26 +68,27 @@ impl TokenSource {
             });
         }
         Ok(Self {
+            product: settings.product,
             current: watch::Sender::new(token),
             file,
         })
     }
 
-    pub(super) fn current(&self) -> Option<Arc<Redacted<String>>> {
+    pub(in crate::sources) fn current(&self) -> Option<Arc<Redacted<String>>> {
         self.current.borrow().clone()
     }
 
-    pub(super) fn file(&self) -> Option<&Path> {
+    pub(in crate::sources) fn file(&self) -> Option<&Path> {
         self.file.as_ref().map(|file| file.path.as_path())
     }
 
     /// Fires when a different token was read.
-    pub(super) fn changes(&self) -> watch::Receiver<Option<Arc<Redacted<String>>>> {
+    pub(in crate::sources) fn changes(&self) -> watch::Receiver<Option<Arc<Redacted<String>>>> {
         self.current.subscribe()
     }
 
     /// Looks at the file if the last look is old, or now if `refused` says that Consul did not take the token.
-    pub(super) async fn refresh(&self, refused: bool) {
+    pub(in crate::sources) async fn refresh(&self, refused: bool) {
         let Some(file) = &self.file else { return };
         // Whoever finds the lock taken uses what the holder is about to find.
         let Ok(mut look) = file.last_look.try_lock() else {
@@ -110,12 +114,12 @@ impl TokenSource {
                     differs
                 });
                 if changed {
-                    tracing::info!(file = %file.path.display(), "Consul token read again");
+                    tracing::info!(file = %file.path.display(), "{} token read again", self.product);
                 }
             }
             Err(error) => {
                 if !look.warned {
-                    tracing::warn!(file = %file.path.display(), %error, "Consul token file unreadable, old token kept");
+                    tracing::warn!(file = %file.path.display(), %error, "{} token file unreadable, old token kept", self.product);
                 }
                 look.warned = true;
             }
@@ -154,10 +158,10 @@ mod tests {
     use super::*;
 
     fn source(token: Option<&str>, file: &Path) -> Result<TokenSource, SettingsError> {
-        TokenSource::new(&ConsulSettings {
+        TokenSource::new(&ApiSettings {
             token: token.map(|token| Redacted::new(token.to_owned())),
             token_file: Some(file.to_owned()),
-            ..ConsulSettings::default()
+            ..ApiSettings::of(Product::Consul)
         })
     }
 

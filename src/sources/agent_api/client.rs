@@ -1,0 +1,425 @@
+//! The HTTP client: one per agent of Consul or Nomad, cloned freely, shared by every watch and call.
+//!
+//! In: settings and [`Call`]s. Out: [`Answer`]s of bounded size, or an [`ApiError`] that explains itself. It knows the
+//! transport (TCP, TLS, unix socket, HTTP/2 where ALPN offers it) and the token; it knows no endpoint.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Certificate, Identity, Response, StatusCode, Version, redirect};
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use url::Url;
+
+use super::call::Call;
+use super::error::{ApiError, TransportFailure, innermost_reason};
+use super::product::{Product, Server};
+use super::settings::{ApiSettings, Endpoint, SettingsError};
+use super::token::TokenSource;
+
+/// A cheap handle: clones share connections and token.
+#[derive(Clone, Debug)]
+pub struct ApiClient(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: ApiSettings,
+    server: Server,
+    base: Url,
+    token: TokenSource,
+    lanes: Mutex<BTreeMap<usize, reqwest::Client>>,
+    /// The last answer came over HTTP/2.
+    multiplexed: AtomicBool,
+    /// Bounds the small reads that guard a disappearance, so that a mass deletion cannot eat the connection limit.
+    probes: Semaphore,
+}
+
+/// What came back, read to its end.
+#[derive(Debug)]
+pub(in crate::sources) struct Answer {
+    pub(in crate::sources) found: bool,
+    pub(in crate::sources) index: Option<u64>,
+    /// Consul 1.11 and newer say so when a listing lacks what the token may not see.
+    pub(in crate::sources) filtered_by_acls: bool,
+    pub(in crate::sources) body: Bytes,
+    pub(in crate::sources) asked: String,
+    server: Server,
+}
+
+impl ApiClient {
+    /// Reads certificates and the token file; connects to nothing yet.
+    pub fn new(settings: &ApiSettings) -> Result<Self, SettingsError> {
+        // reqwest and rs-consul both take the process-wide provider. `main` installs the same one first thing; tests
+        // and other users of the library get it here. A second install is refused and harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let first_lane = build(settings)?;
+        Ok(Self(Arc::new(Inner {
+            server: Server {
+                product: settings.product,
+                address: settings.address.to_string().into(),
+            },
+            base: base_url(settings)?,
+            token: TokenSource::new(settings)?,
+            lanes: Mutex::new(BTreeMap::from([(CALL_LANE, first_lane)])),
+            multiplexed: AtomicBool::new(false),
+            probes: Semaphore::new(PROBES_IN_FLIGHT),
+            settings: settings.clone(),
+        })))
+    }
+
+    /// As messages name it.
+    pub fn address(&self) -> &Arc<str> {
+        &self.0.server.address
+    }
+
+    /// One connection carries many long polls.
+    pub fn is_multiplexed(&self) -> bool {
+        self.0.multiplexed.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::sources) fn token(&self) -> &TokenSource {
+        &self.0.token
+    }
+
+    /// A one-shot call.
+    pub(in crate::sources) async fn call(&self, call: Call) -> Result<Answer, ApiError> {
+        self.call_on(CALL_LANE, call).await
+    }
+
+    /// A small read that decides whether a disappearance is believed; few at a time.
+    pub(in crate::sources) async fn probe(&self, call: Call) -> Result<Answer, ApiError> {
+        // The semaphore is never closed; without a permit the call is merely unbounded.
+        let _permit = self.0.probes.acquire().await.ok();
+        self.call(call).await
+    }
+
+    /// A call on one of several connection pools. HTTP/2 servers cap the streams of one connection (Go: 250, proxies:
+    /// 100) and a stream over the cap waits for a long poll to end, so long polls are spread over lanes.
+    pub(in crate::sources) async fn call_on(&self, lane: usize, call: Call) -> Result<Answer, ApiError> {
+        self.0.token.refresh(false).await;
+        let asked = call.to_string();
+        let Some(url) = call.url(&self.0.base, &self.0.settings.scope) else {
+            let reason = "a path segment is empty, `.` or `..`".to_owned();
+            return Err(ApiError::NotSent { asked, reason });
+        };
+        let http = match self.lane(lane) {
+            Ok(http) => http,
+            Err(error) => {
+                return Err(ApiError::NotSent {
+                    asked,
+                    reason: error.to_string(),
+                });
+            }
+        };
+        let mut request = http.request(call.method.clone(), url).timeout(call.timeout);
+        if let Some(token) = self.0.token.current() {
+            let header = self.0.settings.product.token_header();
+            request = request.header(header, secret_header(token.expose(), &asked)?);
+        }
+        if let Some((user, password)) = &self.0.settings.http_auth {
+            request = request.basic_auth(user, Some(password.expose()));
+        }
+        if let Some(body) = call.body.clone() {
+            request = request.body(body);
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.transport_error(&asked, error))?;
+        self.0
+            .multiplexed
+            .store(response.version() == Version::HTTP_2, Ordering::Relaxed);
+        self.read(response, &call, asked).await
+    }
+
+    async fn read(&self, mut response: Response, call: &Call, asked: String) -> Result<Answer, ApiError> {
+        let status = response.status();
+        let index = header(&response, self.0.settings.product.index_header())
+            .and_then(|value| value.parse().ok())
+            .filter(|index| *index > 0);
+        let found = status == StatusCode::OK;
+        let is_answer = found || (call.not_found_is_answer && status == StatusCode::NOT_FOUND);
+        if !is_answer {
+            let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());
+            let body = self.error_text(&mut response).await;
+            if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
+                self.0.token.refresh(true).await;
+            }
+            return Err(ApiError::Status {
+                server: self.0.server.clone(),
+                status: status.as_u16(),
+                index,
+                retry_after: retry_after.map(Duration::from_secs),
+                fix: self.rights_fix(status, &body, call),
+                asked,
+                body,
+            });
+        }
+        let filtered_by_acls = header(&response, "x-consul-results-filtered-by-acls") == Some("true");
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.transport_error(&asked, error))?
+        {
+            if body.len() + chunk.len() > call.max_body {
+                return Err(ApiError::TooLarge {
+                    server: self.0.server.clone(),
+                    asked,
+                    limit: call.max_body,
+                });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer {
+            found,
+            index,
+            filtered_by_acls,
+            body: body.freeze(),
+            asked,
+            server: self.0.server.clone(),
+        })
+    }
+
+    /// The start of a plain-text error, fit for one line of a message.
+    async fn error_text(&self, response: &mut Response) -> String {
+        let mut bytes = BytesMut::new();
+        while bytes.len() < ERROR_BODY {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    bytes.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY - bytes.len())])
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        text.trim()
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect()
+    }
+
+    fn rights_fix(&self, status: StatusCode, body: &str, call: &Call) -> Option<String> {
+        if !matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
+            return None;
+        }
+        let product = self.0.settings.product;
+        let place = match self.0.token.file() {
+            Some(file) => file.display().to_string(),
+            None => product.token_variable().to_owned(),
+        };
+        if body.contains("ACL not found") || body.contains("ACL token not found") {
+            return Some(format!(
+                "{product} no longer knows this token (deleted or expired): put a valid one into {place}"
+            ));
+        }
+        let rule = call.needs.as_ref()?;
+        Some(match self.0.token.current() {
+            Some(_) => format!("grant the token: {rule}"),
+            None => format!("no token is set; put one into {place} that may: {rule}"),
+        })
+    }
+
+    fn transport_error(&self, asked: &str, error: reqwest::Error) -> ApiError {
+        ApiError::Transport {
+            server: self.0.server.clone(),
+            asked: asked.to_owned(),
+            failure: TransportFailure::of(&error),
+            reason: innermost_reason(&error),
+            source: error.without_url(),
+        }
+    }
+
+    fn lane(&self, lane: usize) -> Result<reqwest::Client, SettingsError> {
+        let mut lanes = self.0.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = lanes.get(&lane) {
+            return Ok(client.clone());
+        }
+        let client = build(&self.0.settings)?;
+        lanes.insert(lane, client.clone());
+        Ok(client)
+    }
+}
+
+impl Answer {
+    pub(in crate::sources) fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        serde_json::from_slice(&self.body).map_err(|error| self.unreadable(error))
+    }
+
+    pub(in crate::sources) fn unreadable(&self, reason: impl ToString) -> ApiError {
+        ApiError::Unreadable {
+            server: self.server.clone(),
+            asked: self.asked.clone(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+fn secret_header(token: &str, asked: &str) -> Result<http::HeaderValue, ApiError> {
+    let mut value = http::HeaderValue::from_str(token).map_err(|_| ApiError::NotSent {
+        asked: asked.to_owned(),
+        reason: "the token holds characters that no header may carry".to_owned(),
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn base_url(settings: &ApiSettings) -> Result<Url, SettingsError> {
+    let address = &settings.address;
+    let fail = |reason: String| SettingsError::Address {
+        product: settings.product,
+        address: address.to_string(),
+        reason,
+    };
+    let text = match &address.endpoint {
+        Endpoint::Http { authority } => format!("http://{authority}/{}", address.path_prefix),
+        Endpoint::Https { authority } => format!("https://{authority}/{}", address.path_prefix),
+        // Consul and Nomad take any Host header on their sockets.
+        Endpoint::Unix { .. } => "http://localhost/".to_owned(),
+    };
+    let mut url = Url::parse(&text).map_err(|error| fail(error.to_string()))?;
+    if let (Some(name), true) = (&settings.tls_server_name, address.is_tls()) {
+        // SNI and verification follow the URL's host; where to connect is the resolver's business below.
+        url.set_host(Some(name))
+            .map_err(|error| fail(error.to_string()))?;
+    }
+    Ok(url)
+}
+
+fn build(settings: &ApiSettings) -> Result<reqwest::Client, SettingsError> {
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("portreeve/", env!("CARGO_PKG_VERSION")))
+        // A redirect of a cleaned-up key path would turn a delete of one key into a request for another.
+        .redirect(redirect::Policy::none())
+        // The agent is beside us; a machine-wide HTTP_PROXY is not meant for it, and would see the token.
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        // Long polls are silent: without probes a dead peer is noticed only when the poll's time is over.
+        .tcp_keepalive(KEEPALIVE)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .http2_keep_alive_timeout(KEEPALIVE);
+    if let Endpoint::Unix { path } = &settings.address.endpoint {
+        builder = builder.unix_socket(path.as_path());
+    }
+    if let Endpoint::Https { authority } = &settings.address.endpoint {
+        let roots = roots(settings)?;
+        if !roots.is_empty() {
+            builder = builder.tls_certs_only(roots);
+        }
+        if settings.tls_skip_verify {
+            builder = builder.tls_danger_accept_invalid_certs(true);
+        }
+        if let (Some(cert), Some(key)) = (&settings.client_cert, &settings.client_key) {
+            let mut pem = read_file(settings.product, "client certificate", cert)?;
+            pem.push(b'\n');
+            pem.extend(read_file(settings.product, "client key", key)?);
+            let identity = Identity::from_pem(&pem).map_err(|error| SettingsError::Pem {
+                product: settings.product,
+                what: "client certificate with its key",
+                path: cert.clone(),
+                reason: innermost_reason(&error),
+            })?;
+            builder = builder.identity(identity);
+        }
+        if let Some(name) = &settings.tls_server_name {
+            if name.parse::<std::net::IpAddr>().is_ok() {
+                return Err(SettingsError::ServerName(name.clone()));
+            }
+            builder = builder.dns_resolver(Arc::new(ConnectTo {
+                authority: authority.clone(),
+            }));
+        }
+    }
+    builder.build().map_err(|source| SettingsError::Build {
+        product: settings.product,
+        source,
+    })
+}
+
+fn roots(settings: &ApiSettings) -> Result<Vec<Certificate>, SettingsError> {
+    let mut files = Vec::new();
+    files.extend(settings.ca_file.clone());
+    if let Some(directory) = &settings.ca_path {
+        let fail = |source| SettingsError::File {
+            product: settings.product,
+            what: "CA directory",
+            path: directory.clone(),
+            source,
+        };
+        for entry in std::fs::read_dir(directory).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            if path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    let mut roots = Vec::new();
+    for file in files {
+        let pem = read_file(settings.product, "CA certificate", &file)?;
+        let fail = |reason: String| SettingsError::Pem {
+            product: settings.product,
+            what: "CA certificate",
+            path: file.clone(),
+            reason,
+        };
+        let parsed = Certificate::from_pem_bundle(&pem).map_err(|error| fail(innermost_reason(&error)))?;
+        if parsed.is_empty() {
+            return Err(fail("no certificate found".to_owned()));
+        }
+        roots.extend(parsed);
+    }
+    Ok(roots)
+}
+
+fn read_file(product: Product, what: &'static str, path: &Path) -> Result<Vec<u8>, SettingsError> {
+    std::fs::read(path).map_err(|source| SettingsError::File {
+        product,
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Leads every name to one place: the URL carries the name to verify, this the address to dial.
+struct ConnectTo {
+    authority: String,
+}
+
+impl Resolve for ConnectTo {
+    fn resolve(&self, _name: Name) -> Resolving {
+        let authority = self.authority.clone();
+        Box::pin(async move {
+            // The port is the URL's; any will do for the look-up.
+            let host = match authority.rsplit_once(':') {
+                Some((host, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
+                _ => authority,
+            };
+            let found: Vec<SocketAddr> = tokio::net::lookup_host(format!("{host}:0")).await?.collect();
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Calls and the one document watch; service watches use the lanes above it.
+pub(in crate::sources) const CALL_LANE: usize = 0;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Error texts are a line; a proxy's error page is not worth more.
+const ERROR_BODY: usize = 1024;
+
+/// Together with 150 long polls well below Consul's 200 connections per client.
+const PROBES_IN_FLIGHT: usize = 16;

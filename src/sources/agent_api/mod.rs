@@ -1,0 +1,23 @@
+//! The HTTP API that agents of Consul and Nomad have in common: address and token, calls, errors, blocking queries.
+//!
+//! ```text
+//! settings -> client -> blocking_query -> whoever watches
+//! ```
+//!
+//! It knows no endpoint of either product; [`super::consul`] and [`super::nomad`] do.
+
+pub(super) mod blocking_query;
+pub(super) mod budget;
+pub(super) mod call;
+pub(super) mod client;
+pub(super) mod error;
+mod product;
+mod settings;
+pub(super) mod token;
+
+pub use blocking_query::WatchTiming;
+pub use client::ApiClient;
+pub use error::{ApiError, TransportFailure, TxnFailure};
+pub use product::{Product, Server};
+pub(super) use settings::go_bool;
+pub use settings::{ApiAddress, ApiSettings, Endpoint, SettingsError};

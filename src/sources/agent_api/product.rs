@@ -1,0 +1,76 @@
+use std::fmt;
+use std::sync::Arc;
+
+/// Whose agent is asked. The two differ in names, not in behaviour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Product {
+    Consul,
+    Nomad,
+}
+
+/// One agent, as messages name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    pub product: Product,
+    pub address: Arc<str>,
+}
+
+impl Product {
+    pub(super) fn token_header(self) -> &'static str {
+        match self {
+            Self::Consul => "x-consul-token",
+            Self::Nomad => "x-nomad-token",
+        }
+    }
+
+    pub(super) fn index_header(self) -> &'static str {
+        match self {
+            Self::Consul => "x-consul-index",
+            Self::Nomad => "x-nomad-index",
+        }
+    }
+
+    pub fn address_variable(self) -> &'static str {
+        match self {
+            Self::Consul => "CONSUL_HTTP_ADDR",
+            Self::Nomad => "NOMAD_ADDR",
+        }
+    }
+
+    pub fn token_variable(self) -> &'static str {
+        match self {
+            Self::Consul => "CONSUL_HTTP_TOKEN",
+            Self::Nomad => "NOMAD_TOKEN",
+        }
+    }
+
+    pub fn auth_variable(self) -> &'static str {
+        match self {
+            Self::Consul => "CONSUL_HTTP_AUTH",
+            Self::Nomad => "NOMAD_HTTP_AUTH",
+        }
+    }
+
+    /// Its own default (`ports.http`).
+    pub fn default_authority(self) -> &'static str {
+        match self {
+            Self::Consul => "127.0.0.1:8500",
+            Self::Nomad => "127.0.0.1:4646",
+        }
+    }
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Consul => "Consul",
+            Self::Nomad => "Nomad",
+        })
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.product, self.address)
+    }
+}
