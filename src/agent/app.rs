@@ -18,7 +18,7 @@ use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::{self, StatusKeys};
 use super::supervisor::Tasks;
-use super::{reload, start_banner};
+use super::{problem_log, reload, start_banner};
 use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
@@ -204,6 +204,7 @@ impl Running {
             "pipeline",
             pipeline.run(observed, events, command_queue, stop.clone()),
         );
+        tasks.spawn_plain("problem log", problem_log::follow(view.clone(), stop.clone()));
         let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
         let envoys = start_envoys(settings, &mut facts).await?;
         if let (Some(client), Some(prefix)) = (consul, &settings.kv_prefix) {

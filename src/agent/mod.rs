@@ -3,6 +3,7 @@
 pub mod app;
 pub mod log_format;
 pub mod notify_systemd;
+mod problem_log;
 mod reload;
 pub mod settings;
 pub mod signals;

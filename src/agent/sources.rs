@@ -18,7 +18,9 @@ use crate::sources::agent_api::{ApiAddress, Product};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
-use crate::sources::consul::{ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher};
+use crate::sources::consul::{
+    ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, follow_service_names,
+};
 use crate::sources::directory::DirectoryWatch;
 use crate::sources::vault::{SecretId, VaultAuth, VaultClient, VaultSession, VaultSettings};
 use crate::sources::{HealthReading, SourceHealth};
@@ -180,6 +182,15 @@ impl Sources {
         }
         match self.consul {
             Some(client) => {
+                tasks.spawn_plain(
+                    "service names",
+                    follow_service_names(
+                        client.clone(),
+                        self.observations.clone(),
+                        interests.clone(),
+                        stop.clone(),
+                    ),
+                );
                 let (watcher, task) = ServiceWatcher::new(client, self.observations.clone());
                 readings.services = Some(watcher.clone());
                 tasks.spawn_plain("services", task.run(stop.clone()));

@@ -83,6 +83,8 @@ fn unreadable_file(path: &str, reason: &str) -> Diagnostic {
         line: 1,
         column: 1,
     })
+    .because("an agent would not take it either")
+    .fix("make it readable UTF-8 text of at most 512 KiB, or move it out of the directory")
 }
 
 /// A file whose every top-level name is a setting of the agent and none a block of a document.

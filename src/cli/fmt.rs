@@ -91,6 +91,7 @@ fn not_hcl(document: &Document, error: &hcl_edit::parser::Error) -> Diagnostic {
     Diagnostic::error(Code::SyntaxError, format!("not valid HCL: {}", error.message()))
         .at(source.origin(Span { start, end }))
         .because("left as it is")
+        .fix("`portreeve validate` says more about what is wrong with it")
 }
 
 /// All or nothing: a reader, or a watching agent, never sees half a file. A symlink stays one.

@@ -18,7 +18,6 @@ use crate::model::{
 };
 use crate::pipeline::{GatewayView, View};
 use crate::snapshot::Snapshot;
-use crate::status::unattached;
 use crate::translate::{Compiler, Settings};
 
 /// The document that declares what is assumed.
@@ -38,7 +37,7 @@ impl Offline {
             BTreeSet::from([SOURCE.into()]),
         );
         take(&mut snapshot, documents);
-        let mut unattached = unattached(&snapshot.config);
+        let mut unattached = snapshot.config.unattached();
         if snapshot.config.gateways().next().is_none() {
             // A part of a tree: its gateways are declared elsewhere.
             for diagnostic in &mut unattached {
@@ -71,7 +70,8 @@ impl Offline {
             )
         };
         let mut all = self.view.diagnostics();
-        all.retain(|diagnostic| !of_the_world(diagnostic));
+        // Whether a route hangs in the air was looked at before gateways were assumed.
+        all.retain(|diagnostic| !of_the_world(diagnostic) && diagnostic.code != Code::NotAttached);
         all.extend(self.unattached.iter().cloned());
         all
     }

@@ -189,7 +189,11 @@ impl Decoder<'_> {
         if !clean {
             self.problems.push(
                 Diagnostic::error(Code::InvalidValue, format!("{path:?} is not a Vault path"))
-                    .at(reader.origin_of(attribute)),
+                    .at(reader.origin_of(attribute))
+                    .because(
+                        "a path that climbs or holds odd characters would reach another one than it seems to",
+                    )
+                    .fix("write mount and path as `vault list` and `vault secrets list` show them"),
             );
         } else if !self.permissions.vault_allowed(&self.source.document, path) {
             self.problems.push(

@@ -96,6 +96,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             decoder.problems.push(
                 Diagnostic::error(Code::PortClash, format!("listeners {:?} and {:?} both want port {}", other.name, listener.name, listener.port))
                     .at(reader.origin_of("port"))
+                    .because("a port of one address can belong to one listener only")
                     .fix("give one of them another port or address; several hosts on one port are several routes, not several listeners"),
             );
         }
@@ -122,15 +123,20 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
         (None, Protocol::Https) => decoder.problems.push(
             Diagnostic::error(Code::MissingKey, "an https listener needs a tls block")
                 .at(reader.origin())
+                .because("without a certificate no handshake can succeed")
                 .fix("add `tls { certificates = [\"<name>\"] }`"),
         ),
         (Some(_), Protocol::Http) => decoder.problems.push(
             Diagnostic::error(Code::Conflict, "a tls block on a listener that speaks plain http")
                 .at(reader.origin())
+                .because("its certificates would never be served, and clients would speak in the clear")
                 .fix("set `protocol = \"https\"`, or take the tls block away"),
         ),
         (Some(tls), Protocol::Https) if tls.certificates.is_empty() => decoder.problems.push(
-            Diagnostic::error(Code::MissingKey, "tls needs at least one certificate").at(reader.origin()),
+            Diagnostic::error(Code::MissingKey, "tls needs at least one certificate")
+                .at(reader.origin())
+                .because("without a certificate no handshake can succeed")
+                .fix("add `certificates = [\"<name>\"]`, and a `certificate` block of that name"),
         ),
         _ => {}
     }

@@ -132,14 +132,10 @@ impl Object {
                         .iter()
                         .map(|(name, _)| ObjectKey::new(ObjectKind::Gateway, name)),
                 );
-                for rule in &route.rules {
-                    if let RuleAction::Forward(backends) = &rule.action {
-                        keys.extend(backends.iter().filter_map(|backend| match &backend.target {
-                            BackendTarget::Upstream(name) => Some(ObjectKey::new(ObjectKind::Upstream, name)),
-                            BackendTarget::Consul(_) => None,
-                        }));
-                    }
-                }
+                keys.extend(route.backends().filter_map(|backend| match &backend.target {
+                    BackendTarget::Upstream(name) => Some(ObjectKey::new(ObjectKind::Upstream, name)),
+                    BackendTarget::Consul(_) => None,
+                }));
             }
             Self::Certificate(_) | Self::Upstream(_) | Self::Policy(_) => {}
         }
@@ -214,6 +210,15 @@ pub struct HttpRoute {
     pub hostnames: Vec<Arc<str>>,
     pub rules: Vec<Rule>,
     pub scope: Scope,
+}
+
+impl HttpRoute {
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.rules.iter().flat_map(|rule| match &rule.action {
+            RuleAction::Forward(backends) => &backends[..],
+            RuleAction::Redirect(_) | RuleAction::Respond(_) => &[],
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -14,12 +14,18 @@ impl Config {
         for key in self.keys() {
             said.extend(self.name_clashes(key));
         }
-        for object in self.of_kind(ObjectKind::HttpRoute) {
-            if let Object::HttpRoute(route) = object {
-                said.extend(self.attachment_problems(route));
-            }
-        }
+        said.extend(self.unattached());
         said
+    }
+
+    /// Every route that is attached to less than it names.
+    pub fn unattached(&self) -> Vec<Diagnostic> {
+        self.of_kind(ObjectKind::HttpRoute)
+            .flat_map(|object| match object {
+                Object::HttpRoute(route) => self.attachment_problems(route),
+                _ => Vec::new(),
+            })
+            .collect()
     }
 
     /// Names declared more than once: the losers say so.
@@ -58,7 +64,7 @@ impl Config {
     }
 
     /// Gateways and listeners that a route names and nobody declares.
-    pub fn attachment_problems(&self, route: &HttpRoute) -> Vec<Diagnostic> {
+    fn attachment_problems(&self, route: &HttpRoute) -> Vec<Diagnostic> {
         let mut said = Vec::new();
         let mut listeners = Vec::new();
         for (name, origin) in &route.gateways {
@@ -73,9 +79,22 @@ impl Config {
                         )
                         .at(origin.clone())
                         .about("http_route", &route.name)
-                        .because("the route is not served there")
+                        .because("the route is not served by a gateway that nobody declares")
                         .fix(near.map_or_else(
-                            || format!("declare `gateway {name:?} {{ ... }}`, or take the name away"),
+                            || {
+                                let known = self
+                                    .gateways()
+                                    .take(8)
+                                    .map(|gateway| format!("{:?}", gateway.name));
+                                match known.collect::<Vec<_>>().join(", ") {
+                                    none if none.is_empty() => {
+                                        format!("declare `gateway {name:?} {{ ... }}`")
+                                    }
+                                    known => {
+                                        format!("declare `gateway {name:?} {{ ... }}`; declared are: {known}")
+                                    }
+                                }
+                            },
                             |near| format!("did you mean {near:?}?"),
                         )),
                     );
@@ -83,6 +102,7 @@ impl Config {
             }
         }
         if listeners.is_empty() {
+            // Its listeners cannot be known either.
             return said;
         }
         for (name, origin) in &route.listeners {
@@ -97,7 +117,7 @@ impl Config {
                 )
                 .at(origin.clone())
                 .about("http_route", &route.name)
-                .because("the route is not served there")
+                .because("the route is not served by a listener that nobody declares")
                 .fix(near.map_or_else(
                     || format!("listeners there: {}", listeners.join(", ")),
                     |near| format!("did you mean {near:?}?"),

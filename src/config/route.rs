@@ -175,6 +175,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
                     format!("{list} is empty: the route would take no request"),
                 )
                 .at(reader.origin_of(list))
+                .because("a route belongs to the hosts and gateways that it names")
                 .fix(if list == "hostnames" {
                     "name the hosts, or \"*\" for every host"
                 } else {
@@ -218,7 +219,9 @@ fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) ->
         if body.as_ref().is_some_and(|body| body.len() > 4096) {
             decoder.problems.push(
                 Diagnostic::error(Code::TooLarge, "body is longer than 4096 bytes")
-                    .at(response.origin_of("body")),
+                    .at(response.origin_of("body"))
+                    .because("Envoy holds no longer body of its own")
+                    .fix("shorten it, or let a backend answer"),
             );
         }
         RuleAction::Respond(DirectResponse {
@@ -240,6 +243,7 @@ fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) ->
                 "rewrite changes what a backend sees, and this rule has none",
             )
             .at(reader.origin())
+            .because("it would change nothing")
             .fix("take the rewrite block away; a redirect has its own path attributes"),
         );
     }
@@ -262,6 +266,7 @@ fn decode_backend(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>)
             decoder.problems.push(
                 Diagnostic::error(Code::InvalidValue, format!("{other:?} is not a kind of backend"))
                     .at(reader.origin())
+                    .because("known are \"consul\" (a service of the catalog) and \"upstream\" (an `upstream` block)")
                     .fix(near.map_or_else(
                         || {
                             "write `backend \"consul\" \"<service>\"` or `backend \"upstream\" \"<name>\"`"
@@ -320,7 +325,9 @@ fn decode_values<'a>(decoder: &mut Decoder<'_>, reader: &Reader<'a>, kind: &'a s
         if kind == "header" && http::HeaderName::try_from(&*name).is_err() {
             decoder.problems.push(
                 Diagnostic::error(Code::InvalidValue, format!("{name:?} is not a header name"))
-                    .at(reader.origin()),
+                    .at(reader.origin())
+                    .because("no request can carry it, so the match would never hold")
+                    .fix("header names are letters, digits and '-'"),
             );
         }
         let mut invert = reader.boolean("invert").unwrap_or(false);
@@ -350,6 +357,7 @@ fn decode_redirect(decoder: &mut Decoder<'_>, reader: &Reader<'_>, matches: &[Re
         decoder.problems.push(
             Diagnostic::error(Code::InvalidValue, format!("{status} is not a redirect"))
                 .at(reader.origin_of("status"))
+                .because("clients follow a Location only with the statuses that say so")
                 .fix("use 301, 302, 303, 307 or 308"),
         );
     }
@@ -368,6 +376,7 @@ fn decode_redirect(decoder: &mut Decoder<'_>, reader: &Reader<'_>, matches: &[Re
         decoder.problems.push(
             Diagnostic::error(Code::MissingKey, "a redirect that changes nothing would loop")
                 .at(reader.origin())
+                .because("the client would be sent to where it came from")
                 .fix("set scheme, hostname, port, path or path_prefix"),
         );
     }
@@ -393,6 +402,7 @@ fn path_rewrite(
                 "path_prefix replaces what a prefix matched, and this rule matches otherwise",
             )
             .at(reader.origin_of("path_prefix"))
+            .because("an exact path or a regular expression leaves no prefix to replace")
             .fix("match with path_prefix, or rewrite the whole path with `path`"),
         );
     }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use super::document::{ParsedDocument, parse_document};
-use super::objects::{Certificate, Gateway, HttpRoute, Object, ObjectKey, ObjectKind, Policy, Upstream};
+use super::objects::{
+    BackendTarget, Certificate, Gateway, HttpRoute, Object, ObjectKey, ObjectKind, Policy, Upstream,
+};
 use super::permissions::Permissions;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Limits;
@@ -27,6 +29,8 @@ pub struct Config {
     claims: OrdMap<ObjectKey, Arc<Vec<(Rank, Object)>>>,
     /// (named, by whom), over the holders.
     users: OrdSet<(ObjectKey, ObjectKey)>,
+    /// (destination, route) over the holders: who sends requests there.
+    destinations: OrdSet<(BackendTarget, Arc<str>)>,
     /// (gateway, host) to the routes that claim it, by document and by the place in it.
     hosts: OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>>,
     permissions: Arc<Permissions>,
@@ -217,6 +221,10 @@ impl Config {
             }
         }
         if let Some((rank, object @ Object::HttpRoute(route))) = before {
+            for backend in route.backends() {
+                self.destinations
+                    .remove(&(backend.target.clone(), route.name.clone()));
+            }
             for place in places(route) {
                 if let Some(routes) = self.hosts.get_mut(&place) {
                     routes.remove(&(rank.clone(), object.place(), route.name.clone()));
@@ -232,6 +240,10 @@ impl Config {
             }
         }
         if let Some((rank, object @ Object::HttpRoute(route))) = after {
+            for backend in route.backends() {
+                self.destinations
+                    .insert((backend.target.clone(), route.name.clone()));
+            }
             for place in places(route) {
                 self.hosts.entry(place).or_default().insert((
                     rank.clone(),
@@ -324,6 +336,17 @@ impl Config {
             .range(from..)
             .take_while(move |(target, _)| target == key)
             .map(|(_, user)| user)
+    }
+
+    /// Routes that send requests to a destination, by name.
+    pub fn routes_to<'a>(
+        &'a self,
+        target: &'a BackendTarget,
+    ) -> impl Iterator<Item = &'a Arc<HttpRoute>> + 'a {
+        self.destinations
+            .range((target.clone(), Arc::from(""))..)
+            .take_while(move |(used, _)| used == target)
+            .filter_map(|(_, name)| self.http_route(name))
     }
 
     /// Routes of one host of one gateway, oldest document first.

@@ -160,7 +160,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         if service.is_empty() {
             decoder.problems.push(
                 Diagnostic::error(Code::InvalidValue, "the service's name is empty")
-                    .at(consul.origin_of("service")),
+                    .at(consul.origin_of("service"))
+                    .because("Consul has no service without a name")
+                    .fix("name the service, or leave `service` out: then it is the upstream's name"),
             );
         }
         UpstreamSource::Consul {
@@ -183,6 +185,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
                 decoder.problems.push(
                     Diagnostic::error(Code::InvalidValue, format!("{address:?} is a host name"))
                         .at(origin.clone())
+                        .because("fixed addresses are used as they stand; nobody resolves them")
                         .fix(format!(
                             "write `dns {{ address = {address:?} }}` in place of the static block"
                         )),
@@ -192,7 +195,10 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         }
         if addresses.is_empty() {
             decoder.problems.push(
-                Diagnostic::error(Code::MissingKey, "addresses is empty").at(fixed.origin_of("addresses")),
+                Diagnostic::error(Code::MissingKey, "addresses is empty")
+                    .at(fixed.origin_of("addresses"))
+                    .because("an upstream without an address answers nothing but 503")
+                    .fix("add `addresses = [\"10.0.0.7:8080\"]`"),
             );
         }
         UpstreamSource::Static(addresses.into_iter().map(|(address, _)| address).collect())

@@ -46,6 +46,8 @@ codes! {
     NoHealthyInstance => "no-healthy-instance",
     /// An instance that cannot be used: no port, or a host name where an address is needed.
     UnusableInstance => "unusable-instance",
+    /// Every backend of a rule has weight 0: the rule answers 503.
+    NoBackend => "no-backend",
     /// A watch has not answered yet.
     NotYetKnown => "not-yet-known",
     /// A route is attached to nothing: no gateway or listener takes it.

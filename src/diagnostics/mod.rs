@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use code::Code;
 pub use render::render;
 
-use crate::model::Origin;
+use crate::model::{Origin, Problem};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -74,6 +74,11 @@ impl Diagnostic {
             severity: Severity::Warning,
             ..Self::error(code, message)
         }
+    }
+
+    /// What a source says of itself, with its advice.
+    pub fn of_problem(code: Code, problem: &Problem) -> Self {
+        Self::error(code, problem.message.to_string()).fix(problem.advice())
     }
 
     pub fn at(mut self, origin: Origin) -> Self {

@@ -47,7 +47,8 @@ fn check_body(
                     format!("{place} needs a block {:?}", block.kind),
                 )
                 .at(source.origin(header))
-                .because(block.doc),
+                .because(block.doc)
+                .fix(format!("add `{}`", shape_of(block))),
             );
         }
     }
@@ -64,6 +65,7 @@ fn check_body(
                     format!("{place} cannot have both {:?} and {:?}", present[0], present[1]),
                 )
                 .at(source.origin(header))
+                .because("each says the same thing in another way, and no rule says which would hold")
                 .fix(format!("keep one of {}", names.join(", "))),
             );
         } else if present.is_empty() && *must {
@@ -72,7 +74,12 @@ fn check_body(
                     Code::MissingKey,
                     format!("{place} needs one of {}", names.join(", ")),
                 )
-                .at(source.origin(header)),
+                .at(source.origin(header))
+                .because("without one of them it says nothing")
+                .fix(match names.first().map(|name| example_of(schema, name)) {
+                    Some(example) => format!("for example `{example}`"),
+                    None => "see the reference".to_owned(),
+                }),
             );
         }
     }
@@ -110,7 +117,9 @@ fn check_attributes(
         {
             problems.push(
                 Diagnostic::error(Code::Conflict, format!("{:?} is set twice", attribute.name))
-                    .at(source.origin(attribute.name_span)),
+                    .at(source.origin(attribute.name_span))
+                    .because("no rule says which of the two values would hold")
+                    .fix("keep one of them"),
             );
         }
         if let Some((span, why)) = mismatch(&known.ty, &attribute.value) {
@@ -151,11 +160,6 @@ fn check_blocks(
             continue;
         };
         if block.labels.len() != known.labels.len() {
-            let shape: Vec<String> = known
-                .labels
-                .iter()
-                .map(|label| format!("\"<{label}>\""))
-                .collect();
             problems.push(
                 Diagnostic::error(
                     Code::MissingKey,
@@ -167,7 +171,10 @@ fn check_blocks(
                     ),
                 )
                 .at(source.origin(block.span))
-                .fix(format!("write `{} {} {{`", known.kind, shape.join(" ")).replace("  ", " ")),
+                .because(
+                    "labels name a block, so that others can refer to it and messages can say which it is",
+                )
+                .fix(format!("write `{}`", shape_of(known))),
             );
         }
         for (label, span) in &block.labels {
@@ -176,7 +183,12 @@ fn check_blocks(
                 span: *span,
             };
             if let Some((span, why)) = mismatch(&super::schema::Type::Name, &value) {
-                problems.push(Diagnostic::error(Code::InvalidValue, why).at(source.origin(span)));
+                problems.push(
+                    Diagnostic::error(Code::InvalidValue, why)
+                        .at(source.origin(span))
+                        .because("other documents, Envoy's statistics and KV keys name it too")
+                        .fix("keep to letters, digits, '.', '_' and '-'"),
+                );
             }
         }
         let same_before = body.blocks[..index].iter().find(|other| {
@@ -193,6 +205,7 @@ fn check_blocks(
             problems.push(
                 Diagnostic::error(Code::Conflict, format!("this block stands twice in {place}"))
                     .at(source.origin(block.span))
+                    .because("no rule says which of the two would hold")
                     .fix("keep one, or give the second another label where labels are allowed"),
             );
         }
@@ -217,7 +230,32 @@ fn unknown(
     let fix = other_form
         .or_else(|| suggestion(name, names.clone()).map(|near| format!("did you mean {near:?}?")))
         .unwrap_or_else(|| format!("known here: {}", names.collect::<Vec<_>>().join(", ")));
-    Diagnostic::error(Code::UnknownKey, format!("unknown {what} {name:?} in {place}"))
-        .at(source.origin(span))
-        .fix(fix)
+    let diagnostic = Diagnostic::error(Code::UnknownKey, format!("unknown {what} {name:?} in {place}"))
+        .at(source.origin(span));
+    match schema.planned_doc(name) {
+        Some(doc) => diagnostic
+            .because(format!("{name} is planned and not there yet: {doc}"))
+            .fix("take it away until a version has it; the README's status section says what there is"),
+        None => diagnostic
+            .because("what is not known is not ignored: a slip would be lost in silence")
+            .fix(fix),
+    }
+}
+
+/// How a block is written: `listener "<name>" { ... }`.
+fn shape_of(schema: &BlockSchema) -> String {
+    let labels: String = schema
+        .labels
+        .iter()
+        .map(|label| format!(" \"<{label}>\""))
+        .collect();
+    format!("{}{labels} {{ ... }}", schema.kind)
+}
+
+fn example_of(schema: &BlockSchema, name: &str) -> String {
+    match (schema.block_schema(name), schema.attribute_schema(name)) {
+        (Some((block, _)), _) => shape_of(block),
+        (None, Some(attribute)) => format!("{name} = {}", attribute.example),
+        (None, None) => name.to_owned(),
+    }
 }

@@ -25,6 +25,7 @@ pub(super) fn parse_json(source: &Source, schema: &BlockSchema) -> Result<Body, 
         return Err(vec![
             Diagnostic::error(code, format!("not valid JSON: {what}"))
                 .at(source.origin(Span { start, end: start }))
+                .because("the text cannot be read from this place on")
                 .fix("a document whose first character is \"{\" is read as JSON: check quotes, commas and brackets before this place"),
         ]);
     }
@@ -65,7 +66,10 @@ impl Reader<'_> {
                 end: start + 1,
             });
             self.problems.push(
-                Diagnostic::error(Code::TooLarge, format!("nested deeper than {NESTING} levels")).at(place),
+                Diagnostic::error(Code::TooLarge, format!("nested deeper than {NESTING} levels"))
+                    .at(place)
+                    .because("whoever sends a document must not decide how much memory reading it costs")
+                    .fix("write it flatter: no block of a document needs so many levels"),
             );
             return None;
         }
@@ -137,6 +141,7 @@ impl Reader<'_> {
                 self.problems.push(
                     Diagnostic::error(Code::SyntaxError, "this string is not Unicode text")
                         .at(self.source.origin(span))
+                        .because("half of a surrogate pair is no character")
                         .fix("write the character itself, or both halves of its \\uXXXX\\uXXXX pair"),
                 );
                 None
@@ -203,7 +208,9 @@ fn to_body(
                     value.kind.type_name()
                 ),
             )
-            .at(source.origin(value.span)),
+            .at(source.origin(value.span))
+            .because("the members of an object are the block's attributes and blocks")
+            .fix(format!("write `\"{}\": {{ ... }}`", schema.kind)),
         );
         return;
     };

@@ -36,6 +36,7 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
                 ),
             )
             .at(source.origin(Span::default()))
+            .because("Consul keeps no value larger than 512 KiB, and a bound holds for files too")
             .fix("split it: a configuration may be any number of documents"),
         ]);
     }
@@ -43,6 +44,7 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
         return Err(vec![
             Diagnostic::error(Code::SyntaxError, "the document begins with a byte order mark")
                 .at(source.origin(Span::default()))
+                .because("HCL does not have one, and editors do not show it")
                 .fix("save it as UTF-8 without a byte order mark (BOM)"),
         ]);
     }
@@ -71,17 +73,20 @@ fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic 
         true => Code::TooLarge,
         false => Code::SyntaxError,
     };
-    let mut diagnostic = Diagnostic::error(code, format!("not valid HCL: {}", error.message()))
-        .at(source.origin(Span { start, end }));
     let line = error.line();
-    if error.message().contains("escape sequence") {
-        diagnostic = diagnostic
-            .fix("in a string a backslash is written twice: \"\\\\d\" is the regular expression \\d");
+    let fix = if error.message().contains("escape sequence") {
+        "in a string a backslash is written twice: \"\\\\d\" is the regular expression \\d"
     } else if line.contains('{') && line.matches('=').count() > 1 {
-        diagnostic = diagnostic
-            .fix("a block on one line may hold one attribute only: put each attribute on its own line");
-    }
-    diagnostic
+        "a block on one line may hold one attribute only: put each attribute on its own line"
+    } else if code == Code::TooLarge {
+        "write it flatter: no block of a document needs so many levels"
+    } else {
+        "look for a quote, bracket or brace that is not closed at this place or before it"
+    };
+    Diagnostic::error(code, format!("not valid HCL: {}", error.message()))
+        .at(source.origin(Span { start, end }))
+        .because("the text cannot be read from this place on")
+        .fix(fix)
 }
 
 fn convert_body(source: &Source, body: &EditBody, problems: &mut Vec<Diagnostic>) -> Body {

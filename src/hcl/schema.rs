@@ -9,6 +9,8 @@ pub struct BlockSchema {
     pub blocks: Vec<(BlockSchema, Occurs)>,
     /// Groups of attributes and blocks of which exactly one must stand (`true`) or at most one may (`false`).
     pub one_of: Vec<(&'static [&'static str], bool)>,
+    /// Unknown to this version, and said so.
+    pub planned: &'static [(&'static str, &'static str)],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +81,19 @@ impl BlockSchema {
             attributes: Vec::new(),
             blocks: Vec::new(),
             one_of: Vec::new(),
+            planned: &[],
         }
+    }
+
+    /// Words of the language that no version has yet, with what they will be for.
+    pub fn planned(mut self, planned: &'static [(&'static str, &'static str)]) -> Self {
+        self.planned = planned;
+        self
+    }
+
+    pub fn planned_doc(&self, name: &str) -> Option<&'static str> {
+        let known = self.planned.iter().find(|(planned, _)| *planned == name);
+        known.map(|(_, doc)| *doc)
     }
 
     pub fn attribute(

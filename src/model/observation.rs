@@ -12,6 +12,8 @@ pub enum Observation {
     Service(ServiceUpdate),
     Certificate(CertificateUpdate),
     Accepted(AcceptedText),
+    /// Every name in the catalog that the token may see, sorted: what a service that is not there may have meant.
+    ServiceNames(Arc<[Arc<str>]>),
 }
 
 /// What became of one source's documents, taken whole: one Consul transaction is one update.
@@ -63,4 +65,6 @@ pub struct CertificateUpdate {
 pub struct Interests {
     pub services: OrdSet<ServiceQuery>,
     pub certificates: BTreeSet<CertificateQuery>,
+    /// Some service is not registered: the names of those that are would help.
+    pub service_names: bool,
 }

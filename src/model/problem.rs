@@ -42,6 +42,21 @@ impl Problem {
         }
     }
 
+    /// What to do: the source's own advice, or what its kind of trouble asks for.
+    pub fn advice(&self) -> &str {
+        self.fix.as_deref().unwrap_or(match self.kind {
+            ProblemKind::Unavailable => {
+                "see that it runs and can be reached from here; it is asked again until it answers"
+            }
+            ProblemKind::Forbidden => "give the agent's token the right to read it",
+            ProblemKind::NotFound => "create it, or name another one",
+            ProblemKind::Deleted => "write it again, or name another one",
+            ProblemKind::Invalid => "mend what is stored there",
+            ProblemKind::Refused => "change what the document asks for, or what the server allows",
+            ProblemKind::Limit => "stay below the bound, or raise it where it is set",
+        })
+    }
+
     pub fn with_fix(mut self, fix: impl Into<Arc<str>>) -> Self {
         self.fix = Some(fix.into());
         self

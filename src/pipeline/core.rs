@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use super::accepted::AcceptedTexts;
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
-use super::trouble::Trouble;
 use super::view::{GatewayView, View};
 use crate::config::{Config, Permissions, Quarantine};
 use crate::envoy::{ResourceKind, ResourceSet};
@@ -74,7 +73,6 @@ pub struct Pipeline {
     snapshot: Snapshot,
     gateways: Vec<Gateway>,
     refusals: Refusals,
-    trouble: Trouble,
     store: Option<Store>,
     accepted: AcceptedTexts,
     streams: Streams,
@@ -149,7 +147,6 @@ impl Pipeline {
             snapshot,
             gateways,
             refusals: Refusals::default(),
-            trouble: Trouble::default(),
             store,
             accepted: AcceptedTexts::default(),
             streams,
@@ -237,7 +234,6 @@ impl Pipeline {
         let revision = self.revision;
         let mut changes = Changes::default();
         for observation in observations {
-            self.trouble.hear(&observation);
             if let Some(store) = &self.store
                 && let Observation::Service(update) = &observation
                 && let Ok(instances) = &update.result
@@ -274,7 +270,7 @@ impl Pipeline {
         self.accepted
             .review(&self.snapshot.config, &changes.config.documents);
         self.save_documents(&changes.config.documents);
-        self.say_document_problems(&changes.config.documents);
+        self.say_documents(&changes.config.documents);
         let mut all = Vec::with_capacity(self.gateways.len());
         for gateway in &mut self.gateways {
             let compiled = gateway.compiler.update(&self.snapshot, changes);
@@ -328,7 +324,6 @@ impl Pipeline {
             }
             differ = true;
             self.snapshot.forget_service(query);
-            self.trouble.forget_service(query);
             if let Some(store) = &self.store {
                 store.service_gone(query);
             }
@@ -344,9 +339,16 @@ impl Pipeline {
                 .collect();
             for query in before.certificates.difference(&interests.certificates) {
                 self.snapshot.forget_certificate(query);
-                self.trouble.forget_certificate(query);
             }
             differ |= before.certificates != interests.certificates;
+        }
+        let service_names = self
+            .gateways
+            .iter()
+            .any(|gateway| gateway.compiler.lacks_a_service());
+        if interests.service_names != service_names {
+            interests.service_names = service_names;
+            differ = true;
         }
         if differ {
             self.interests.send_replace(Arc::new(interests));
@@ -517,7 +519,6 @@ impl Pipeline {
     fn quarantine(&mut self, quarantines: Vec<Quarantine>) {
         let mut changes = Changes::default();
         for quarantine in quarantines {
-            tracing::error!(document = %quarantine.document, "{}", quarantine.diagnostic);
             if let Some(store) = &self.store {
                 store.quarantine(&quarantine);
             }
@@ -558,15 +559,12 @@ impl Pipeline {
         }
     }
 
-    fn say_document_problems(&self, documents: &BTreeSet<DocumentId>) {
+    /// What is wrong with them is told by whoever reads the view.
+    fn say_documents(&self, documents: &BTreeSet<DocumentId>) {
         for id in documents {
             match self.snapshot.config.document(id) {
                 Some(state) if state.problems.is_empty() => tracing::info!(document = %id, "document taken"),
-                Some(state) => {
-                    for problem in state.problems.iter() {
-                        tracing::error!("{problem}");
-                    }
-                }
+                Some(_) => tracing::info!(document = %id, "document not taken"),
                 None => tracing::info!(document = %id, "document removed"),
             }
         }

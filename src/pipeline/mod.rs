@@ -14,7 +14,6 @@ mod accepted;
 mod core;
 mod refusals;
 mod store;
-mod trouble;
 mod view;
 
 pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};

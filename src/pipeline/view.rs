@@ -1,9 +1,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::diagnostics::Diagnostic;
+use crate::diagnostics::{Code, Diagnostic, Severity};
+use crate::resolve::at_its_users;
 use crate::snapshot::Snapshot;
-use crate::translate::Compiler;
+use crate::translate::{Compiler, UnitKey};
 
 /// Everything known and made at one moment. Cloning shares structure.
 #[derive(Clone, Debug)]
@@ -30,32 +31,27 @@ impl View {
     /// All there is to say about the configuration, worst and oldest place first.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let config = &self.snapshot.config;
-        let mut all: Vec<Diagnostic> = Vec::new();
-        for state in config.documents() {
-            all.extend(state.problems.iter().cloned());
-            if let Some(parsed) = &state.in_service {
-                for object in &parsed.objects {
-                    all.extend(
-                        config
-                            .name_clashes(&object.key())
-                            .into_iter()
-                            .filter(|clash| clash.origin.as_ref() == Some(object.origin())),
-                    );
-                }
-            }
-        }
+        let mut all = config.diagnostics();
         for gateway in &self.gateways {
-            for (_, diagnostics) in gateway.compiler.diagnostics() {
-                all.extend(diagnostics.iter().cloned());
+            for (unit, diagnostics) in gateway.compiler.diagnostics() {
+                all.extend(diagnostics.iter().map(|diagnostic| match unit {
+                    UnitKey::Cluster(target) => {
+                        at_its_users(&self.snapshot, &gateway.name, target, diagnostic)
+                    }
+                    _ => diagnostic.clone(),
+                }));
             }
         }
-        for problem in self.snapshot.document_problems().values() {
-            let mut diagnostic = Diagnostic::error(
-                crate::diagnostics::Code::SourceProblem,
-                problem.message.to_string(),
-            )
-            .because("the documents last known stay in service");
-            diagnostic.fix = problem.fix.as_deref().map(str::to_owned);
+        for (source, problem) in self.snapshot.document_problems() {
+            let mut diagnostic =
+                Diagnostic::of_problem(Code::SourceProblem, problem).about("documents", source);
+            diagnostic = if self.snapshot.documents_complete() {
+                diagnostic.severity = Severity::Warning;
+                diagnostic.because("the documents last known stay in service")
+            } else {
+                diagnostic
+                    .because("not all documents are known: what the disk held is served, if it held any")
+            };
             all.push(diagnostic);
         }
         all.sort();

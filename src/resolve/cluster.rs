@@ -3,11 +3,14 @@ use std::sync::Arc;
 
 use super::Resolved;
 use crate::config::{BackendTarget, Config, UpstreamSource};
-use crate::diagnostics::{Code, Diagnostic};
+use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::ir::{Cluster, ClusterSource, Endpoint};
 use crate::model::http::UpstreamOptions;
 use crate::model::{Health, Instance, ServiceQuery};
 use crate::snapshot::Snapshot;
+
+/// Instances of one service that are told one by one.
+const LEFT_OUT_SHOWN: usize = 5;
 
 pub fn cluster_name(target: &BackendTarget) -> Arc<str> {
     match target {
@@ -84,11 +87,14 @@ pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved
     let mut diagnostics = Vec::new();
     let about = |diagnostic: Diagnostic| diagnostic.about("service", &query.name);
     if let Some(problem) = &known.problem {
-        let mut diagnostic = Diagnostic::error(Code::SourceProblem, problem.message.to_string());
-        diagnostic.fix = problem.fix.as_deref().map(str::to_owned);
-        diagnostics.push(about(
-            diagnostic.because("the endpoints last known stay in service"),
-        ));
+        let mut diagnostic = Diagnostic::of_problem(Code::SourceProblem, problem);
+        let stays = if known.value.is_some() {
+            diagnostic.severity = Severity::Warning;
+            "the endpoints last known stay in service"
+        } else {
+            "no endpoint is known: requests to it answer 503"
+        };
+        diagnostics.push(about(diagnostic.because(stays)));
     }
     let Some(instances) = &known.value else {
         return known.problem.is_some().then_some(Resolved {
@@ -98,6 +104,7 @@ pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved
     };
     let mut endpoints = Vec::with_capacity(instances.len());
     let mut unhealthy = 0usize;
+    let mut left_out = Vec::new();
     for instance in instances.iter() {
         let weight = match instance.health {
             Health::Passing => instance.weights.passing,
@@ -114,15 +121,22 @@ pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved
         }
         match endpoint(instance, port.as_deref(), weight) {
             Ok(endpoint) => endpoints.push(endpoint),
-            Err(why) => diagnostics.push(about(Diagnostic::warning(
-                Code::UnusableInstance,
-                format!(
-                    "instance {:?} on node {:?} is left out: {why}",
-                    instance.id, instance.node
-                ),
-            ))),
+            Err((why, fix)) => left_out.push(about(
+                Diagnostic::warning(
+                    Code::UnusableInstance,
+                    format!(
+                        "instance {:?} on node {:?} is left out",
+                        instance.id, instance.node
+                    ),
+                )
+                .because(why)
+                .fix(fix),
+            )),
         }
     }
+    // A service of thousands that is registered without ports would say the same thousands of times.
+    let unusable = left_out.len();
+    diagnostics.extend(left_out.into_iter().take(LEFT_OUT_SHOWN));
     endpoints.sort();
     // Two registrations of one address count as one: Envoy would refuse the second.
     endpoints.dedup_by(|later, first| (later.address, later.port) == (first.address, first.port));
@@ -134,8 +148,11 @@ pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved
         } else if unhealthy > 0 {
             Diagnostic::warning(Code::NoHealthyInstance, format!("none of the {} instances of {:?} is healthy", instances.len(), query.name))
                 .because("requests to it answer 503 until a check passes")
+                .fix("see which check fails and why: `consul catalog` or the UI shows its output; `consul maint` ends maintenance")
         } else {
             Diagnostic::warning(Code::UnusableInstance, format!("none of the {} instances of {:?} can be used", instances.len(), query.name))
+                .because(format!("requests to it answer 503: {unusable} are left out, for the reasons told beside"))
+                .fix("register them with an IP address and a port")
         }));
     }
     Some(Resolved {
@@ -144,25 +161,33 @@ pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved
     })
 }
 
-fn endpoint(instance: &Instance, port: Option<&str>, weight: u32) -> Result<Endpoint, String> {
+fn endpoint(instance: &Instance, port: Option<&str>, weight: u32) -> Result<Endpoint, (String, String)> {
     let port = match port {
         None => instance.port,
-        Some(name) => *instance
-            .ports
-            .get(name)
-            .ok_or_else(|| format!("it has no port named {name:?}"))?,
+        Some(name) => *instance.ports.get(name).ok_or_else(|| {
+            (
+                format!("it has no port named {name:?}"),
+                format!("register it with the port {name:?}, or name another `port` in the upstream"),
+            )
+        })?,
     };
     if port == 0 {
-        return Err("it has no port".to_owned());
+        return Err(("it has no port".into(), "register it with a port".into()));
     }
     let address: IpAddr = instance.address.parse().map_err(|_| {
-        format!(
-            "{:?} is a host name, and discovered endpoints need an address: use an upstream with a dns block",
-            instance.address
+        (
+            format!(
+                "{:?} is a host name, and discovered endpoints need an address",
+                instance.address
+            ),
+            "register it with an IP address, or use an upstream with a dns block".into(),
         )
     })?;
     if address.is_unspecified() {
-        return Err(format!("{address} is not an address to connect to"));
+        return Err((
+            format!("{address} is not an address to connect to"),
+            "register it with the address that its clients reach".into(),
+        ));
     }
     Ok(Endpoint {
         address,

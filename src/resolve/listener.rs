@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Resolved;
-use crate::config::{Gateway, Listener, ObjectKind};
+use crate::config::{Gateway, Listener, ListenerTls, ObjectKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
 use crate::ir::{self, Routing, Secret, Tls, TlsChain, VirtualHost};
@@ -71,6 +71,9 @@ pub fn resolve_listener(
             let mut chains: Vec<TlsChain> = Vec::new();
             let mut taken: BTreeSet<Arc<str>> = BTreeSet::new();
             for (name, origin) in &tls.certificates {
+                let stale = not_renewed(snapshot, name);
+                diagnostics
+                    .extend(stale.map(|stale| stale.at(origin.clone()).about("gateway", &gateway.name)));
                 match chain(snapshot, listener, name, &mut taken) {
                     Ok((chain, document)) => {
                         origins.insert(document);
@@ -92,7 +95,11 @@ pub fn resolve_listener(
                     )
                     .at(listener.origin.clone())
                     .about("gateway", &gateway.name)
-                    .because("a port that answers every handshake with an error is worse than a closed one"),
+                    .because("a port that answers every handshake with an error is worse than a closed one")
+                    .fix(format!(
+                        "mend one of its certificates, each says what it lacks: {}",
+                        names_of(tls)
+                    )),
                 );
                 return Resolved {
                     value: None,
@@ -126,6 +133,29 @@ pub fn resolve_listener(
     }
 }
 
+fn names_of(tls: &ListenerTls) -> String {
+    let names: Vec<String> = tls
+        .certificates
+        .iter()
+        .map(|(name, _)| format!("{name:?}"))
+        .collect();
+    names.join(", ")
+}
+
+/// One that is here, and whose source has not been able to bring a newer one since.
+fn not_renewed(snapshot: &Snapshot, name: &str) -> Option<Diagnostic> {
+    let known = snapshot.certificate(&snapshot.config.certificate(name)?.query)?;
+    let problem = known.problem.as_ref()?;
+    known.value.is_some().then(|| {
+        Diagnostic::warning(
+            Code::CertificateProblem,
+            format!("certificate {name:?}: {problem}"),
+        )
+        .because("the one that was fetched before stays in service, as long as it lasts")
+        .fix(problem.advice())
+    })
+}
+
 /// The chain for one certificate. None: all its names are served by an earlier one.
 fn chain(
     snapshot: &Snapshot,
@@ -150,19 +180,21 @@ fn chain(
     let known = snapshot.certificate(&declared.query);
     let Some(material) = known.and_then(|known| known.value.as_ref()) else {
         return Err(Box::new(match known.and_then(|known| known.problem.as_ref()) {
-            Some(problem) => {
-                let mut diagnostic = Diagnostic::error(
-                    Code::CertificateProblem,
-                    format!("certificate {name:?}: {problem}"),
-                )
-                .because(format!("the listener {:?} goes on without it", listener.name));
-                diagnostic.fix = problem.fix.as_deref().map(str::to_owned);
-                diagnostic
-            }
+            Some(problem) => Diagnostic::error(
+                Code::CertificateProblem,
+                format!("certificate {name:?}: {problem}"),
+            )
+            .because(format!("the listener {:?} goes on without it", listener.name))
+            .fix(problem.advice()),
             None => Diagnostic::warning(
                 Code::NotYetKnown,
                 format!("certificate {name:?} has not arrived yet ({})", declared.query),
-            ),
+            )
+            .because(format!(
+                "its source has not answered yet; the listener {:?} goes on without it",
+                listener.name
+            ))
+            .fix("wait a moment; if it stays, `portreeve status` says how its source is"),
         }));
     };
     // A client's SNI is a DNS name; IP addresses never appear in one. Envoy refuses wildcards that are not a whole first

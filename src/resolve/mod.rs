@@ -3,6 +3,7 @@
 //! Pure. A problem is a diagnostic beside a value that says what to do instead; it never stops another unit.
 
 mod cluster;
+mod destination;
 mod explain;
 mod listener;
 mod matching;
@@ -10,6 +11,7 @@ mod policies;
 mod virtual_host;
 
 pub use cluster::{cluster_name, endpoints, resolve_cluster, resolve_target, service_query};
+pub use destination::at_its_users;
 pub use explain::{Considered, Explanation, explain};
 pub use listener::{attached_features, certificates_of, resolve_listener, resolve_secret, secret_name};
 pub use matching::{Request, matches, select_host};

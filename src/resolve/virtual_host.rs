@@ -221,11 +221,13 @@ impl Builder<'_> {
             if why == Unavailable::NoBackend {
                 self.diagnostics.push(
                     Diagnostic::warning(
-                        Code::UnknownReference,
-                        "every backend of this rule has weight 0: it answers 503",
+                        Code::NoBackend,
+                        format!("every backend of the rule {:?} has weight 0", rule.name),
                     )
                     .at(rule.origin.clone())
-                    .about("http_route", &route.name),
+                    .about("http_route", &route.name)
+                    .because("it answers 503: nobody is left to take its requests")
+                    .fix("give one backend a weight above 0, or answer with `direct_response`"),
                 );
             }
             Action::Unavailable(why)

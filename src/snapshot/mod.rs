@@ -24,6 +24,8 @@ pub struct Snapshot {
     /// Those of them that have answered in full at least once.
     complete_sources: Arc<BTreeSet<Arc<str>>>,
     document_problems: Arc<BTreeMap<Arc<str>, Problem>>,
+    /// Of all registered services, sorted; asked for only while some service is not found.
+    service_names: Option<Arc<[Arc<str>]>>,
 }
 
 /// The last good answer of one watch, and what is wrong with it since.
@@ -101,6 +103,13 @@ impl Snapshot {
             Observation::Service(update) => self.apply_service(update),
             Observation::Certificate(update) => self.apply_certificate(update),
             Observation::Accepted(accepted) => self.apply_accepted(accepted),
+            Observation::ServiceNames(names) => {
+                self.service_names = Some(names);
+                Changes {
+                    status_only: true,
+                    ..Changes::default()
+                }
+            }
         }
     }
 
@@ -270,6 +279,11 @@ impl Snapshot {
 
     pub fn forget_certificate(&mut self, query: &CertificateQuery) {
         self.certificates.remove(query);
+    }
+
+    /// The names in the catalog, sorted. None: nobody asked.
+    pub fn service_names(&self) -> Option<&Arc<[Arc<str>]>> {
+        self.service_names.as_ref()
     }
 
     pub fn service(&self, query: &ServiceQuery) -> Option<&Known<[Instance]>> {

@@ -8,7 +8,6 @@ use super::object::{DocumentStatus, ObjectStatus};
 use super::ports::port_clashes;
 use super::programmed::{Programmed, programmed, settled};
 use super::source::SourceReading;
-use super::unattached;
 use super::watch::{CertificateStatus, ServiceStatus, certificates, expiry, services};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::envoy::ResourceKind;
@@ -90,7 +89,6 @@ impl Status {
 /// All there is to say: what the pipeline found, and what only the whole shows.
 pub fn diagnostics(view: &View, now: SystemTime) -> Vec<Diagnostic> {
     let mut all = view.diagnostics();
-    all.extend(unattached(&view.snapshot.config));
     all.extend(expiry(view, now));
     all.extend(undeclared(view));
     let served: Vec<_> = view.gateways.iter().map(|gateway| gateway.name.clone()).collect();

@@ -3,7 +3,6 @@
 //! Pure: from a view of the pipeline and of the xDS streams to plain values that serialise. Shown by the API, the CLI
 //! and the status keys in Consul. How they are laid out for people is not known here.
 
-mod attachment;
 mod board;
 mod envoy;
 mod node_report;
@@ -14,7 +13,6 @@ mod source;
 mod summary;
 mod watch;
 
-pub use attachment::unattached;
 pub use board::{GatewayStatus, Status, diagnostics, missing};
 pub use envoy::{EnvoyStatus, KindStatus, RefusedResource};
 pub use node_report::{CertificateReport, EnvoyCount, NodeReport, ObjectReport, Signature};

@@ -6,6 +6,8 @@
 #[path = "../support/world.rs"]
 mod world;
 
+mod around;
 mod case;
 mod cases;
+mod complete;
 mod table;

@@ -7,6 +7,7 @@ mod support;
 mod catalog;
 mod central;
 mod dev;
+mod diagnosis;
 mod edge;
 mod faults;
 mod oracle;

@@ -54,6 +54,7 @@ impl Feature for ClientIp {
             problems.push(
                 Diagnostic::error(Code::MissingKey, "client_ip needs allow, deny or both")
                     .at(reader.origin())
+                    .because("a list of addresses that names none would decide nothing")
                     .fix(
                         "add `allow = [\"10.0.0.0/8\"]`, or `disabled = true` to switch an inherited one off",
                     ),

@@ -5,16 +5,56 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rs_consul::types::QueryOptions;
 use rs_consul::{Config, Consul};
 use serde::de::IgnoredAny;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::ConsulError;
 use super::Endpoint;
 use super::call::Call;
 use super::client::ConsulClient;
 use super::settings::ConsulSettings;
+use crate::model::{Interests, Observation};
+
+/// Brings the names while somebody wants them, seldom enough that no catalog feels it.
+pub async fn follow_service_names(
+    client: ConsulClient,
+    observations: mpsc::Sender<Observation>,
+    mut interests: watch::Receiver<Arc<Interests>>,
+    stop: CancellationToken,
+) {
+    let mut told: Option<Arc<[Arc<str>]>> = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            wanted = interests.wait_for(|interests| interests.service_names) => if wanted.is_err() { return },
+        }
+        match tokio::time::timeout(ANSWER, service_names(&client)).await {
+            Ok(Ok(mut names)) => {
+                names.truncate(NAMES);
+                let names: Arc<[Arc<str>]> = names.into();
+                if told.as_ref() != Some(&names) {
+                    told = Some(names.clone());
+                    if observations.send(Observation::ServiceNames(names)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            // A hint that is missing harms nobody, and whoever watches the services says what is wrong with Consul.
+            Ok(Err(error)) => tracing::debug!(%error, "service names cannot be read"),
+            Err(_) => tracing::debug!("service names do not come"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(AGAIN) => {}
+        }
+    }
+}
 
 /// Sorted names; those that the token may see. One short call, no watch: it wakes on every registration.
 pub async fn service_names(client: &ConsulClient) -> Result<Vec<Arc<str>>, ConsulError> {
@@ -59,6 +99,14 @@ fn simple_address(settings: &ConsulSettings) -> Option<String> {
         Endpoint::Https { .. } | Endpoint::Http { .. } | Endpoint::Unix { .. } => None,
     }
 }
+
+/// Between two looks at the catalog.
+const AGAIN: Duration = Duration::from_secs(20);
+
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Names kept.
+const NAMES: usize = 50_000;
 
 /// 100,000 names with tags.
 const NAMES_BYTES: usize = 16 * 1024 * 1024;

@@ -27,7 +27,7 @@ pub use super::agent_api::{
     ApiError as ConsulError, Endpoint, SettingsError, TransportFailure, TxnFailure, WatchTiming,
 };
 use super::agent_api::{blocking_query, budget, call};
-pub use catalog_names::service_names;
+pub use catalog_names::{follow_service_names, service_names};
 pub use client::ConsulClient;
 pub use document_ledger::Rejected;
 pub use documents::{DocumentsWatch, KvListing, list_documents};

@@ -35,7 +35,7 @@ pub enum UnitKey {
     Gateway,
     Listener(Arc<str>),
     Host(Arc<str>, Arc<str>),
-    Cluster(Arc<str>),
+    Cluster(BackendTarget),
 }
 
 /// A host of a listener.
@@ -62,6 +62,8 @@ pub struct Compiler {
     /// Hosts that stand as they were, or not at all, until their watches have answered.
     held: OrdSet<HostKey>,
     certificates: BTreeMap<Arc<str>, CertificateQuery>,
+    /// Destinations whose service nobody registered.
+    unregistered: OrdSet<BackendTarget>,
     diagnostics: OrdMap<UnitKey, Arc<[Diagnostic]>>,
 }
 
@@ -115,6 +117,7 @@ impl Compiler {
             waiting: OrdSet::new(),
             held: OrdSet::new(),
             certificates: BTreeMap::new(),
+            unregistered: OrdSet::new(),
             diagnostics: OrdMap::new(),
         }
     }
@@ -127,6 +130,8 @@ impl Compiler {
         &self.set
     }
 
+    /// About each unit, as it was when the unit was made. What is said of a destination has no place: see
+    /// [`crate::resolve::at_its_users`].
     pub fn diagnostics(&self) -> impl Iterator<Item = (&UnitKey, &Arc<[Diagnostic]>)> {
         self.diagnostics.iter()
     }
@@ -138,6 +143,11 @@ impl Compiler {
     /// Whether any destination of this gateway is fed by this watch.
     pub fn needs_service(&self, query: &ServiceQuery) -> bool {
         self.query_in_use(query)
+    }
+
+    /// Some destination is a service that nobody registered: the names of those that are would help.
+    pub fn lacks_a_service(&self) -> bool {
+        !self.unregistered.is_empty()
     }
 
     /// Every watch this gateway needs.

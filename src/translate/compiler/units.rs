@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::{Compiled, Compiler, HostKey, HostUnit, UnitKey, Work};
 use crate::config::{BackendTarget, Gateway, Listener};
+use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
 use crate::ir::{Routing, VirtualHost};
@@ -151,7 +152,8 @@ impl Compiler {
         let name = cluster_name(target);
         let discovered = self.query_of_target.contains_key(target);
         let Some(resolved) = discovered.then(|| endpoints(snapshot, target)).flatten() else {
-            self.diagnostics.remove(&UnitKey::Cluster(name.clone()));
+            self.diagnostics.remove(&UnitKey::Cluster(target.clone()));
+            self.unregistered.remove(target);
             if !(self.target_in_use(target) && self.is_held(target)) {
                 compiled.changed |= self.set.remove(ResourceKind::Endpoint, &name);
                 if discovered {
@@ -160,7 +162,16 @@ impl Compiler {
             }
             return;
         };
-        self.say(UnitKey::Cluster(name.clone()), resolved.diagnostics);
+        if resolved
+            .diagnostics
+            .iter()
+            .any(|diagnostic| diagnostic.code == Code::UnknownService)
+        {
+            self.unregistered.insert(target.clone());
+        } else {
+            self.unregistered.remove(target);
+        }
+        self.say(UnitKey::Cluster(target.clone()), resolved.diagnostics);
         compiled.changed |= self
             .set
             .insert(Arc::new(endpoint_resource(&name, &resolved.value)));

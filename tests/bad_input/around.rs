@@ -1,0 +1,212 @@
+//! Cases that no document shows alone: what other documents, Consul, Vault and Envoy have to do with it.
+
+use std::sync::Arc;
+
+use portreeve::diagnostics::Code::*;
+use portreeve::model::{
+    CertificateMaterial, CertificateUpdate, Health, Observation, Problem, ProblemKind, ServiceUpdate,
+};
+use portreeve::snapshot::Snapshot;
+use portreeve::translate::Compiler;
+
+use super::case::{Case, GATEWAY, SHOP, Stays, envoy_refuses, service};
+use super::cases::{api_with, gateway, shop};
+use super::world;
+
+pub fn between_documents() -> Vec<Case> {
+    vec![
+        Case::new(
+            "a name that another document holds",
+            SHOP.replace("orders", "other"),
+            &[DuplicateName],
+            Stays::Older,
+        )
+        .in_document("younger"),
+        Case::new(
+            "a match that another document holds",
+            SHOP.replace("\"shop\"", "\"younger\"").replace("orders", "other"),
+            &[ShadowedRule, ShadowedRule],
+            Stays::Older,
+        )
+        .in_document("younger"),
+        Case::new(
+            "an unknown gateway",
+            shop("[\"edge\"]", "[\"egde\"]"),
+            &[NotAttached],
+            Stays::NotAttached,
+        ),
+        Case::new(
+            "an unknown listener",
+            shop("  hostnames", "  listeners = [\"webb\"]\n  hostnames"),
+            &[NotAttached],
+            Stays::NotAttached,
+        ),
+        Case::new(
+            "an unknown upstream",
+            shop("backend \"consul\" \"orders\"", "backend \"upstream\" \"orders\""),
+            &[UnknownReference],
+            Stays::ApiAnswers503("unknown-upstream"),
+        ),
+        Case::new(
+            "an unknown upstream among others",
+            api_with("    backend \"upstream\" \"next\" {}"),
+            &[UnknownReference],
+            Stays::ApiWithoutIt,
+        ),
+        Case::new(
+            "every weight 0",
+            shop(
+                "backend \"consul\" \"orders\" {}",
+                "backend \"consul\" \"orders\" { weight = 0 }",
+            ),
+            &[NoBackend],
+            Stays::ApiAnswers503("no-backend"),
+        ),
+        Case::new(
+            "an unknown policy bundle (it may hold a security policy)",
+            api_with("    policies = [\"office-only\"]"),
+            &[SecurityPolicyInvalid],
+            Stays::ApiAnswers503("policy-unresolved"),
+        ),
+        Case::new(
+            "an unknown certificate, the only one",
+            gateway("[\"www\"]", "[\"wwww\"]"),
+            &[UnknownReference, ListenerWithheld],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway"),
+        Case::new(
+            "an unknown certificate among others",
+            gateway("[\"www\"]", "[\"www\", \"api\"]"),
+            &[UnknownReference],
+            Stays::ListenerWithoutIt,
+        )
+        .in_document("gateway"),
+    ]
+}
+
+pub fn world_around() -> Vec<Case> {
+    let orders_are =
+        |what, then: fn(&mut Snapshot), codes| Case::new(what, SHOP, codes, Stays::Everything).then(then);
+    vec![
+        orders_are(
+            "a service that nobody registered (requests answer 503)",
+            |snapshot| drop(world::answer_service(snapshot, &service("orders"), vec![])),
+            &[UnknownService],
+        ),
+        orders_are(
+            "a service of nearly that name is registered",
+            |snapshot| {
+                world::answer_service(snapshot, &service("orders"), vec![]);
+                let names = ["order-archive", "orderz", "pages"].map(Arc::from);
+                snapshot.apply(Observation::ServiceNames(names.into()));
+            },
+            &[UnknownService],
+        ),
+        orders_are(
+            "a service whose instances are all critical (requests answer 503, no gamble)",
+            |snapshot| {
+                let one = world::instance("orders", 1, "10.0.0.1", Health::Critical);
+                world::answer_service(snapshot, &service("orders"), vec![one]);
+            },
+            &[NoHealthyInstance],
+        ),
+        orders_are(
+            "an instance whose address is a host name (left out)",
+            |snapshot| {
+                let one = world::instance("orders", 1, "node-1.internal", Health::Passing);
+                let two = world::instance("orders", 2, "10.0.0.2", Health::Passing);
+                world::answer_service(snapshot, &service("orders"), vec![one, two]);
+            },
+            &[UnusableInstance],
+        ),
+        orders_are(
+            "Consul refuses to tell (the last known instances stay)",
+            |snapshot| {
+                let problem = Problem::new(
+                    ProblemKind::Forbidden,
+                    "Consul answered 403 for the service \"orders\"",
+                )
+                .with_fix("give the agent's token service:read on it and node:read");
+                snapshot.apply(Observation::Service(ServiceUpdate {
+                    query: service("orders"),
+                    result: Err(problem),
+                }));
+            },
+            &[SourceProblem],
+        ),
+        Case::new(
+            "a certificate that is not there yet, the only one",
+            GATEWAY.replace("\"pki\"", "\"pki4\""),
+            &[NotYetKnown, ListenerWithheld],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway")
+        .unanswered(),
+        Case::new(
+            "a certificate that cannot be renewed (the one that is here stays)",
+            SHOP,
+            &[CertificateProblem],
+            Stays::Everything,
+        )
+        .then(|snapshot| {
+            let queries = Compiler::compile("edge", world::settings(), snapshot)
+                .certificates()
+                .clone();
+            for query in queries.into_values() {
+                snapshot.apply(Observation::Certificate(CertificateUpdate {
+                    query,
+                    result: Err(Problem::new(ProblemKind::Unavailable, "Vault is sealed")),
+                }));
+            }
+        }),
+        Case::new(
+            "a certificate that Vault refuses",
+            GATEWAY.replace("\"pki\"", "\"pki2\""),
+            &[CertificateProblem, ListenerWithheld],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway")
+        .then(|snapshot| {
+            refuse_certificates(
+                snapshot,
+                Err(
+                    Problem::new(ProblemKind::Refused, "Vault answered 400: unknown role: edge")
+                        .with_fix("create the role, or name another one"),
+                ),
+            )
+        }),
+        Case::new(
+            "a certificate that names no host",
+            GATEWAY.replace("\"pki\"", "\"pki3\""),
+            &[CertificateProblem, ListenerWithheld],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway")
+        .then(|snapshot| {
+            refuse_certificates(snapshot, Ok(vec!["10.0.0.1".into()]));
+        }),
+        Case::new(
+            "a text that Envoy refuses",
+            api_with("    timeout = \"7s\""),
+            &[EnvoyRejected],
+            Stays::LastAccepted,
+        )
+        .then(envoy_refuses),
+    ]
+}
+
+/// Every certificate asked for and not answered yet gets this.
+fn refuse_certificates(snapshot: &mut Snapshot, result: Result<Vec<Arc<str>>, Problem>) {
+    let compiler = Compiler::compile("edge", world::settings(), snapshot);
+    for query in compiler.certificates().values() {
+        let material = |names| CertificateMaterial {
+            names,
+            ..world::material(query)
+        };
+        snapshot.apply(Observation::Certificate(CertificateUpdate {
+            query: query.clone(),
+            result: result.clone().map(|names| Arc::new(material(names))),
+        }));
+    }
+}
