@@ -76,6 +76,7 @@ pub fn metrics_reference() -> String {
          | `portreeve_documents{phase!=\"in_service\"} > 0` | somebody's change is not in effect |\n\
          | `portreeve_xds_refused > 0` | an Envoy refuses a configuration |\n\
          | `portreeve_certificate_expiry_timestamp_seconds - time() < 86400` | a certificate is not renewed |\n\
+         | `portreeve_credential_expiry_timestamp_seconds - time() < 300` | the agent's token or client certificate is not renewed |\n\
          | `increase(portreeve_envoy_starts_total[10m]) > 2` | Envoy does not stay up |\n",
     );
     page

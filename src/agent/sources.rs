@@ -9,7 +9,7 @@ use imbl::OrdSet;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::settings::{ConsulBlock, Settings, VaultBlock, is_settings};
+use super::settings::{ConsulBlock, Settings, is_settings};
 use super::supervisor::Tasks;
 use crate::model::{
     CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, Redacted, ServiceUpdate,
@@ -22,7 +22,7 @@ use crate::sources::consul::{
     ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, follow_service_names,
 };
 use crate::sources::directory::DirectoryWatch;
-use crate::sources::vault::{SecretId, VaultAuth, VaultClient, VaultSession, VaultSettings};
+use crate::sources::vault::{VaultClient, VaultSession};
 use crate::sources::{HealthReading, SourceHealth};
 use crate::status::SourceReading;
 
@@ -74,10 +74,16 @@ impl Readings {
             let age = status
                 .last_success
                 .map(|at| Duration::from_secs((WallClock::default().now() - at).max(0) as u64));
+            let problem = status.problem.as_ref().or(status.warning.as_ref());
+            let credentials = [
+                ("vault token", status.token_expires),
+                ("vault client certificate", status.client_certificate_expires),
+            ];
             readings.push(
                 SourceReading::new("vault", status.is_ok(), age)
                     .counted(status.requests, status.errors)
-                    .with_problem(status.problem.map(|problem| problem.to_string())),
+                    .with_problem(problem.map(ToString::to_string))
+                    .with_credentials(&credentials),
             );
         }
         readings
@@ -101,9 +107,9 @@ impl Sources {
             None => None,
         };
         let vault = match &settings.vault {
-            Some(block) => {
-                Some(VaultClient::new(vault_settings(block)?).context("the vault settings do not work")?)
-            }
+            Some(block) => Some(
+                VaultClient::new(block.settings(&environment)?).context("the vault settings do not work")?,
+            ),
             None => None,
         };
         let certificate_store: Arc<dyn CertificateStore> = {
@@ -150,7 +156,9 @@ impl Sources {
             sources.facts.push(("Consul", client.address().to_string()));
         }
         if let Some(block) = &settings.vault {
-            sources.facts.push(("Vault", vault_settings(block)?.address));
+            sources
+                .facts
+                .push(("Vault", block.settings(&environment)?.address));
         }
         Ok(sources)
     }
@@ -336,41 +344,5 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
     over(&mut settings.partition, &block.partition);
     over(&mut settings.datacenter, &block.datacenter);
     settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
-    Ok(settings)
-}
-
-fn vault_settings(block: &VaultBlock) -> anyhow::Result<VaultSettings> {
-    let mut settings =
-        VaultSettings::from_environment(&environment).context("the VAULT_* environment does not work")?;
-    if let Some(address) = &block.address {
-        settings.address.clone_from(address);
-    }
-    fn over<T: Clone>(into: &mut Option<T>, value: &Option<T>) {
-        if value.is_some() {
-            into.clone_from(value);
-        }
-    }
-    over(&mut settings.namespace, &block.namespace);
-    over(&mut settings.ca_file, &block.ca_file);
-    over(&mut settings.ca_path, &block.ca_path);
-    over(&mut settings.client_cert, &block.client_cert);
-    over(&mut settings.client_key, &block.client_key);
-    over(&mut settings.tls_server_name, &block.tls_server_name);
-    settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
-    if let Some(file) = &block.token_file {
-        settings.auth = VaultAuth::TokenFile(file.clone());
-    } else if let Some(approle) = &block.approle {
-        settings.auth = VaultAuth::AppRole {
-            mount: approle.mount.clone(),
-            role_id: approle.role_id.clone(),
-            secret_id: SecretId::File(approle.secret_id_file.clone()),
-        };
-    } else if let Some(jwt) = &block.jwt {
-        settings.auth = VaultAuth::Jwt {
-            mount: jwt.mount.clone(),
-            role: jwt.role.clone(),
-            jwt_file: jwt.jwt_file.clone(),
-        };
-    }
     Ok(settings)
 }

@@ -12,7 +12,8 @@ use super::terminal::{Color, Terminal};
 use crate::admin::{DocumentText, StatusReport};
 use crate::diagnostics::Diagnostic;
 use crate::model::DocumentId;
-use crate::status::{Condition, DocumentPhase, Status};
+use crate::sources::certificates::timestamp;
+use crate::status::{Condition, DocumentPhase, SourceReading, Status};
 
 /// Show what a running agent has in effect
 ///
@@ -276,8 +277,17 @@ fn sources(report: &StatusReport) -> Table {
             age,
             source.requests_total.to_string(),
             source.errors_total.to_string(),
-            source.problem.clone().unwrap_or_default(),
+            source.problem.clone().unwrap_or_else(|| credentials(source)),
         ]);
     }
     table
+}
+
+fn credentials(source: &SourceReading) -> String {
+    let ends: Vec<String> = source
+        .credentials
+        .iter()
+        .map(|(name, end)| format!("{name} ends {}", timestamp(*end)))
+        .collect();
+    ends.join(", ")
 }

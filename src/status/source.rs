@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ pub struct SourceReading {
     /// What is wrong now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What the agent proves itself with, by name, and when that ends, in Unix seconds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub credentials: BTreeMap<String, i64>,
 }
 
 impl SourceReading {
@@ -36,6 +40,15 @@ impl SourceReading {
 
     pub fn with_problem(mut self, problem: Option<String>) -> Self {
         self.problem = problem;
+        self
+    }
+
+    /// Those without an end are left out.
+    pub fn with_credentials(mut self, credentials: &[(&str, Option<i64>)]) -> Self {
+        self.credentials = credentials
+            .iter()
+            .filter_map(|(name, end)| Some(((*name).to_owned(), (*end)?)))
+            .collect();
         self
     }
 }

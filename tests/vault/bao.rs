@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 pub struct Bao {
     pub address: String,
     pub root_token: String,
+    /// Where all that follows happens; empty: the root.
+    pub namespace: String,
     unseal_key: String,
     directory: tempfile::TempDir,
     process: Option<Child>,
@@ -18,10 +20,35 @@ pub struct Bao {
 impl Bao {
     /// Started, initialised and unsealed.
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// With a certificate for 127.0.0.1 and its authority, PEM; it asks clients for certificates.
+    pub async fn start_tls(certificate: &str, key: &str, authority: &str) -> Self {
+        Self::start_with(Some((certificate, key, authority))).await
+    }
+
+    async fn start_with(tls: Option<(&str, &str, &str)>) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
         let port = free_port();
-        let address = format!("http://127.0.0.1:{port}");
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let address = format!("{scheme}://127.0.0.1:{port}");
+        let mut authorities = Vec::new();
+        let mut security = "tls_disable = true".to_owned();
+        if let Some((certificate, key, authority)) = tls {
+            let file = |name: &str, text: &str| {
+                let path = directory.path().join(name);
+                std::fs::write(&path, text).unwrap();
+                path
+            };
+            security = format!(
+                "tls_cert_file = {:?}\n  tls_key_file = {:?}",
+                file("server.pem", certificate),
+                file("server.key", key)
+            );
+            authorities.push(reqwest::Certificate::from_pem(authority.as_bytes()).unwrap());
+        }
         let cluster = free_port();
         let data = directory.path().join("data");
         std::fs::create_dir(&data).unwrap();
@@ -36,7 +63,7 @@ storage "raft" {{
 listener "tcp" {{
   address         = "127.0.0.1:{port}"
   cluster_address = "127.0.0.1:{cluster}"
-  tls_disable     = true
+  {security}
 }}
 api_addr     = "{address}"
 cluster_addr = "https://127.0.0.1:{cluster}"
@@ -45,13 +72,14 @@ cluster_addr = "https://127.0.0.1:{cluster}"
         );
         std::fs::write(directory.path().join("bao.hcl"), config).unwrap();
         let http = reqwest::Client::builder()
-            .tls_certs_only([])
+            .tls_certs_only(authorities)
             .no_proxy()
             .build()
             .unwrap();
         let mut bao = Self {
             address,
             root_token: String::new(),
+            namespace: String::new(),
             unseal_key: String::new(),
             directory,
             process: None,
@@ -141,6 +169,9 @@ cluster_addr = "https://127.0.0.1:{cluster}"
         if !token.is_empty() {
             request = request.header("X-Vault-Token", token);
         }
+        if !self.namespace.is_empty() {
+            request = request.header("X-Vault-Namespace", &self.namespace);
+        }
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -156,6 +187,16 @@ cluster_addr = "https://127.0.0.1:{cluster}"
         let (status, answer) = self.send("POST", path, Some(body)).await;
         assert!(status < 300, "POST {path}: {status} {answer}");
         answer
+    }
+
+    /// A write whose answer comes wrapped for `ttl`.
+    pub async fn write_wrapped(&self, path: &str, ttl: &str) -> Value {
+        let request = self
+            .http
+            .post(format!("{}/v1/{path}", self.address))
+            .header("X-Vault-Token", &self.root_token)
+            .header("X-Vault-Wrap-TTL", ttl);
+        request.send().await.unwrap().json().await.unwrap()
     }
 
     pub async fn read(&self, path: &str) -> Value {

@@ -6,12 +6,16 @@
 )]
 
 mod auth;
+mod aws;
 mod bao;
 mod contract;
 mod files;
 mod kv;
+mod logins;
+mod namespaces;
 mod outages;
 mod pki;
 mod policies;
 mod rig;
+mod rotation;
 mod tls;

@@ -36,8 +36,12 @@ impl Rig {
     }
 
     pub fn with(address: &str, auth: VaultAuth, store: &Path, settings: CertificateSettings) -> Self {
+        Self::of(VaultSettings::new(address, auth), store, settings)
+    }
+
+    pub fn of(vault: VaultSettings, store: &Path, settings: CertificateSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (vault, session) = VaultClient::new(VaultSettings::new(address, auth)).unwrap();
+        let (vault, session) = VaultClient::new(vault).unwrap();
         let cancel = CancellationToken::new();
         let session = tokio::spawn(session.run(cancel.clone()));
         let (sender, updates) = mpsc::channel(64);

@@ -4,18 +4,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{
-    ApiBlock, AppRoleBlock, ConsulBlock, EnvoyBlock, Flags, JwtBlock, VaultBlock, XdsBlock, XdsTcpBlock,
-};
+use super::{ApiBlock, ConsulBlock, EnvoyBlock, Flags, XdsBlock, XdsTcpBlock};
 use crate::config::{AddressRules, Permissions};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Reader;
 
-fn path(reader: &Reader<'_>, name: &str) -> Option<PathBuf> {
+pub(super) fn path(reader: &Reader<'_>, name: &str) -> Option<PathBuf> {
     reader.string(name).map(|path| PathBuf::from(&*path))
 }
 
-fn owned(reader: &Reader<'_>, name: &str) -> Option<String> {
+pub(super) fn owned(reader: &Reader<'_>, name: &str) -> Option<String> {
     reader.string(name).map(|text| text.to_string())
 }
 
@@ -33,42 +31,6 @@ pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
         namespace: owned(reader, "namespace"),
         partition: owned(reader, "partition"),
         datacenter: owned(reader, "datacenter"),
-    }
-}
-
-impl VaultBlock {
-    pub(super) fn new() -> Self {
-        Self {
-            poll_interval: Duration::from_secs(30),
-            ..Self::default()
-        }
-    }
-}
-
-pub(super) fn vault_block(reader: &Reader<'_>) -> VaultBlock {
-    VaultBlock {
-        address: owned(reader, "address"),
-        namespace: owned(reader, "namespace"),
-        ca_file: path(reader, "ca_file"),
-        ca_path: path(reader, "ca_path"),
-        client_cert: path(reader, "client_cert"),
-        client_key: path(reader, "client_key"),
-        tls_server_name: owned(reader, "tls_server_name"),
-        tls_skip_verify: reader.boolean("tls_skip_verify"),
-        token_file: path(reader, "token_file"),
-        approle: reader.child("approle").map(|block| AppRoleBlock {
-            mount: owned(&block, "mount").unwrap_or_else(|| "approle".to_owned()),
-            role_id: owned(&block, "role_id").unwrap_or_default(),
-            secret_id_file: path(&block, "secret_id_file").unwrap_or_default(),
-        }),
-        jwt: reader.child("jwt").map(|block| JwtBlock {
-            mount: owned(&block, "mount").unwrap_or_else(|| "jwt-nomad".to_owned()),
-            role: owned(&block, "role").unwrap_or_default(),
-            jwt_file: path(&block, "jwt_file").unwrap_or_default(),
-        }),
-        poll_interval: reader
-            .duration("poll_interval")
-            .unwrap_or(Duration::from_secs(30)),
     }
 }
 

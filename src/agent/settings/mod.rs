@@ -5,6 +5,7 @@
 
 mod blocks;
 mod schema;
+mod vault;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +18,9 @@ use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{self, Block, Body, Limits, Reader, Source};
 use crate::model::DocumentId;
 
-use blocks::{api_block, consul_block, envoy_block, permissions, vault_block, xds_block};
+use blocks::{api_block, consul_block, envoy_block, permissions, xds_block};
 pub use schema::settings_schema;
+pub use vault::VaultBlock;
 
 /// What flags say; None leaves it to files and defaults.
 #[derive(Clone, Debug, Default)]
@@ -73,36 +75,6 @@ pub struct ConsulBlock {
     pub namespace: Option<String>,
     pub partition: Option<String>,
     pub datacenter: Option<String>,
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct VaultBlock {
-    pub address: Option<String>,
-    pub namespace: Option<String>,
-    pub ca_file: Option<PathBuf>,
-    pub ca_path: Option<PathBuf>,
-    pub client_cert: Option<PathBuf>,
-    pub client_key: Option<PathBuf>,
-    pub tls_server_name: Option<String>,
-    pub tls_skip_verify: Option<bool>,
-    pub token_file: Option<PathBuf>,
-    pub approle: Option<AppRoleBlock>,
-    pub jwt: Option<JwtBlock>,
-    pub poll_interval: Duration,
-}
-
-#[derive(Clone, Debug)]
-pub struct AppRoleBlock {
-    pub mount: String,
-    pub role_id: String,
-    pub secret_id_file: PathBuf,
-}
-
-#[derive(Clone, Debug)]
-pub struct JwtBlock {
-    pub mount: String,
-    pub role: String,
-    pub jwt_file: PathBuf,
 }
 
 #[derive(Clone, Debug)]
@@ -242,8 +214,8 @@ impl Settings {
         let api = api_block(reader, flags, &data_dir)?;
         let vault = reader
             .child("vault")
-            .map(|block| vault_block(&block))
-            .or_else(|| flags.dev_vault.then(VaultBlock::new));
+            .map(|block| VaultBlock::read(&block))
+            .or_else(|| flags.dev_vault.then(VaultBlock::default));
         Ok(Self {
             dev,
             node: node.unwrap_or_else(|| host_name.to_owned()),

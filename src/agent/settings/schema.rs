@@ -52,7 +52,7 @@ pub fn settings_schema() -> &'static BlockSchema {
             )
             .block(kv_documents_schema(), Occurs::Optional)
             .block(consul_schema(), Occurs::Optional)
-            .block(vault_schema(), Occurs::Optional)
+            .block(super::vault::schema(), Occurs::Optional)
             .block(envoy_schema(), Occurs::Optional)
             .block(xds_schema(), Occurs::Optional)
             .block(
@@ -86,7 +86,7 @@ fn kv_documents_schema() -> BlockSchema {
         .attribute("allow_link_local", Type::Bool, Some("false"), "true", "Lets static and dns upstreams name link-local addresses.")
 }
 
-fn tls_client(schema: BlockSchema) -> BlockSchema {
+pub(super) fn tls_client(schema: BlockSchema) -> BlockSchema {
     schema
         .attribute(
             "ca_file",
@@ -174,77 +174,6 @@ fn consul_schema() -> BlockSchema {
         "\"dc1\"",
         "Left out: the Consul agent's own.",
     )
-}
-
-fn vault_schema() -> BlockSchema {
-    tls_client(BlockSchema::new(
-        "vault",
-        &[],
-        "How to reach Vault or OpenBao. What is left out is taken from VAULT_ADDR and its kin.",
-    ))
-    .attribute(
-        "address",
-        Type::String,
-        Some("\"https://127.0.0.1:8200\""),
-        "\"https://vault.service.consul:8200\"",
-        "https://, http:// or unix://.",
-    )
-    .attribute("namespace", Type::String, None, "\"edge\"", "Vault namespace.")
-    .attribute(
-        "token_file",
-        Type::String,
-        None,
-        "\"/run/secrets/vault_token\"",
-        "A token that somebody else keeps fresh; read again when it changes.",
-    )
-    .attribute(
-        "poll_interval",
-        Type::Duration(1_000, 3_600_000),
-        Some("\"30s\""),
-        "\"10s\"",
-        "How often KV secrets are looked at: Vault has no watch.",
-    )
-    .block(
-        BlockSchema::new("approle", &[], "Logs in with AppRole.")
-            .attribute(
-                "mount",
-                Type::String,
-                Some("\"approle\""),
-                "\"approle\"",
-                "Where the method is mounted.",
-            )
-            .required("role_id", Type::String, "\"...\"", "The role's id.")
-            .required(
-                "secret_id_file",
-                Type::String,
-                "\"/run/secrets/secret_id\"",
-                "Read again on each login.",
-            ),
-        Occurs::Optional,
-    )
-    .block(
-        BlockSchema::new(
-            "jwt",
-            &[],
-            "Logs in with a JWT, such as Nomad's workload identity.",
-        )
-        .attribute(
-            "mount",
-            Type::String,
-            Some("\"jwt-nomad\""),
-            "\"jwt-nomad\"",
-            "Where the method is mounted.",
-        )
-        .required("role", Type::String, "\"portreeve\"", "The role.")
-        .required(
-            "jwt_file",
-            Type::String,
-            "\"/secrets/nomad_vault.jwt\"",
-            "Read again on each login: identities rotate.",
-        ),
-        Occurs::Optional,
-    )
-    .at_most_one_of(&["token_file", "approle", "jwt"])
 }
 
 fn envoy_schema() -> BlockSchema {

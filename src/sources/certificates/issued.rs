@@ -17,7 +17,7 @@ use super::publisher::{Closed, Publisher};
 use super::request::{self, Names, Request};
 use super::store::{CertificateStore, PublicCertificate, StoreError, StoredCertificate};
 use crate::model::{CertificateMaterial, CertificateQuery, KeyType, Problem, ProblemKind};
-use crate::sources::vault::{Pauses, SignRequest, Signed, VaultClient, VaultFault};
+use crate::sources::vault::{Pauses, SignRequest, Signed, VaultClient, VaultFault, timestamp};
 
 /// The longest sleep: wall time may jump (a suspended machine, a clock that was set).
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -324,7 +324,7 @@ impl IssuedWatch<'_> {
         let Some(material) = publisher.good() else {
             return problem.clone();
         };
-        let ended = pem::timestamp(material.not_after);
+        let ended = timestamp(material.not_after);
         let message = format!("{problem}; the certificate in use expired at {ended}");
         Problem {
             message: message.into(),

@@ -21,8 +21,9 @@ mod request;
 mod store;
 mod watcher;
 
+pub use crate::sources::vault::timestamp;
 pub use clock::WallClock;
-pub use pem::{MAX_CHAIN_BYTES, MAX_KEY_BYTES, PemFault, parse, parse_public, timestamp};
+pub use pem::{MAX_CHAIN_BYTES, MAX_KEY_BYTES, PemFault, parse, parse_public};
 pub use publisher::CertificateFreshness;
 pub use store::{CertificateStore, PublicCertificate, RedbCertificateStore, StoreError, StoredCertificate};
 pub use watcher::{CertificateSettings, CertificateWatcher, StoppedWatch};

@@ -16,6 +16,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::model::{CertificateMaterial, Problem, ProblemKind, Redacted};
+use crate::sources::vault::timestamp;
 
 /// A chain of ten RSA 4096 certificates is about 20 KB; what is larger is not a chain (a CA bundle, mostly).
 pub const MAX_CHAIN_BYTES: usize = 64 * 1024;
@@ -113,18 +114,6 @@ impl PemFault {
     /// As a problem of what was read, `place` naming it.
     pub fn problem(&self, place: &str) -> Problem {
         Problem::new(ProblemKind::Invalid, format!("{place}: {self}")).with_fix(self.fix())
-    }
-}
-
-/// Unix seconds as RFC 3339.
-pub fn timestamp(seconds: i64) -> String {
-    match u64::try_from(seconds) {
-        // Beyond the year 9999 there is no RFC 3339 text.
-        Ok(seconds) if seconds < 253_402_300_800 => {
-            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            humantime::format_rfc3339_seconds(time).to_string()
-        }
-        _ => format!("second {seconds} of the Unix epoch"),
     }
 }
 

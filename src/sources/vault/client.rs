@@ -12,7 +12,7 @@ use super::fault::{Reason, VaultFault};
 use super::freshness::{VaultFreshness, VaultStatus, unix_now};
 use super::login;
 use super::session::{Doubt, TokenState, VaultSession};
-use super::settings::{SettingsError, VaultSettings};
+use super::settings::{SettingsError, VaultAuth, VaultSettings};
 use super::transport::{Call, Transport};
 
 /// How long a request waits for the first token or for one that replaces a rejected one: a login is one request.
@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) freshness: VaultFreshness,
     /// Set once something was handed out that ends with the token: then the token is not revoked on the way out.
     pub(super) token_carries_leases: std::sync::atomic::AtomicBool,
+    /// What a wrapped secret id turned out to be.
+    pub(super) unwrapped: tokio::sync::Mutex<Option<super::wrapped::Unwrapped>>,
     /// One probe at a time, whoever waits: a hundred certificates must not knock a hundred times.
     probe: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -45,12 +47,20 @@ impl VaultClient {
             transport: Transport::new(&settings)?,
             freshness: VaultFreshness::default(),
             token_carries_leases: false.into(),
+            unwrapped: tokio::sync::Mutex::default(),
             probe: tokio::sync::Mutex::default(),
         });
+        let credential = match &settings.auth {
+            VaultAuth::Certificate { .. } if settings.client_cert.is_none() => {
+                return Err(SettingsError::NoClientCertificate);
+            }
+            VaultAuth::Certificate { .. } => settings.client_cert.clone(),
+            auth => login::credential_file(auth).map(std::path::Path::to_owned),
+        };
         let (publish, state) = watch::channel(TokenState::default());
         // One waiting doubt per watch is typical; a full queue only makes a request wait.
         let (doubts, questions) = mpsc::channel(64);
-        let session = VaultSession::new(shared.clone(), settings.auth, publish, questions);
+        let session = VaultSession::new(shared.clone(), settings.auth, credential, publish, questions);
         Ok((
             Self {
                 shared,
@@ -62,7 +72,10 @@ impl VaultClient {
     }
 
     pub fn status(&self) -> VaultStatus {
-        self.shared.freshness.status()
+        VaultStatus {
+            client_certificate_expires: self.shared.transport.identity_expires(),
+            ..self.shared.freshness.status()
+        }
     }
 
     /// Returns once Vault serves requests, after one that failed at `failed`.

@@ -55,6 +55,8 @@ pub enum Reason {
     BadPath(String),
     #[error("the credential file {path} cannot be read ({reason})")]
     Credential { path: String, reason: String },
+    #[error("the wrapping token in {path} cannot be used: {what}")]
+    Wrapping { path: String, what: String },
     #[error("the mount is KV version {found}, and the document says version {configured}")]
     KvVersion { found: u8, configured: u8 },
     #[error("the mount is of type {0:?}, not kv")]
@@ -74,6 +76,7 @@ impl VaultFault {
             Reason::TokenInvalid(_)
             | Reason::Forbidden(_)
             | Reason::LoginRefused { .. }
+            | Reason::Wrapping { .. }
             | Reason::Credential { .. } => ProblemKind::Forbidden,
             Reason::NotFound(_) => ProblemKind::NotFound,
             Reason::Deleted { .. } => ProblemKind::Deleted,
@@ -149,6 +152,11 @@ impl VaultFault {
                 "Name mount and path without empty parts, \"..\" and control characters.".to_owned()
             }
             Reason::Credential { .. } => "Make the file readable for the agent's user.".to_owned(),
+            Reason::Wrapping { .. } => {
+                "Deliver a new one (`vault write -wrap-ttl=... -f auth/<mount>/role/<role>/secret-id`). If nobody of yours \
+                 used it, the secret id is known to somebody else: destroy it by its accessor."
+                    .to_owned()
+            }
             Reason::KvVersion { found, .. } => format!("Set version = {found} in the document."),
             Reason::NotKv(_) => "Name the mount of a kv secrets engine.".to_owned(),
         }

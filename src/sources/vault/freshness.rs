@@ -20,6 +20,10 @@ pub struct VaultStatus {
     pub last_success: Option<i64>,
     /// None: there is no token, it does not end, or nobody may look it up.
     pub token_expires: Option<i64>,
+    /// None: there is no client certificate.
+    pub client_certificate_expires: Option<i64>,
+    /// What works now and ends soon, and nobody but its giver can renew it.
+    pub warning: Option<Problem>,
     pub requests: u64,
     /// Requests without an answer, or with one of 400 and above other than 404.
     pub errors: u64,
@@ -53,4 +57,16 @@ pub(crate) fn unix_now() -> i64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |elapsed| i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Unix seconds as RFC 3339.
+pub fn timestamp(seconds: i64) -> String {
+    match u64::try_from(seconds) {
+        // Beyond the year 9999 there is no RFC 3339 text.
+        Ok(seconds) if seconds < 253_402_300_800 => {
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            humantime::format_rfc3339_seconds(time).to_string()
+        }
+        _ => format!("second {seconds} of the Unix epoch"),
+    }
 }

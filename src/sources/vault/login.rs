@@ -5,23 +5,25 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
 use vaultrs::api::auth::approle::requests::LoginWithApproleRequest;
+use vaultrs::api::auth::cert::requests::LoginRequest as CertificateLoginRequest;
+use vaultrs::api::auth::kubernetes::requests::LoginWithKubernetesRequest;
 use vaultrs::api::auth::oidc::requests::JWTLoginRequest;
+use vaultrs::api::auth::userpass::requests::LoginRequest as UserpassLoginRequest;
 use vaultrs::api::token::requests::{LookupTokenSelfRequest, RenewTokenSelfRequest, RevokeTokenSelfRequest};
 use zeroize::Zeroizing;
 
 use super::answer::{Answer, Auth, TokenData};
+use super::aws::{self, AwsKeySource, AwsLogin};
 use super::client::Shared;
+use super::credential;
 use super::fault::{Reason, VaultFault};
 use super::schedule::TokenLife;
 use super::session::TokenState;
 use super::settings::{SecretId, VaultAuth};
 use super::transport::Call;
+use super::wrapped;
 use crate::model::Redacted;
-
-/// A JWT with many claims is 4 KB; headers end at 8 KB in most proxies.
-const MAX_CREDENTIAL_BYTES: u64 = 16 * 1024;
 
 /// Revoking on the way out must not hold up the way out.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,7 +37,10 @@ pub(super) struct Received {
 
 /// Whether another token can be had by asking again.
 pub(super) fn can_log_in(auth: &VaultAuth) -> bool {
-    matches!(auth, VaultAuth::AppRole { .. } | VaultAuth::Jwt { .. })
+    !matches!(
+        auth,
+        VaultAuth::Proxy | VaultAuth::Token(_) | VaultAuth::TokenFile(_)
+    )
 }
 
 /// The file whose change means that asking again may now help.
@@ -43,10 +48,18 @@ pub(super) fn credential_file(auth: &VaultAuth) -> Option<&Path> {
     match auth {
         VaultAuth::TokenFile(path)
         | VaultAuth::Jwt { jwt_file: path, .. }
+        | VaultAuth::Kubernetes { jwt_file: path, .. }
+        | VaultAuth::Userpass {
+            password_file: path, ..
+        }
         | VaultAuth::AppRole {
-            secret_id: SecretId::File(path),
+            secret_id: SecretId::File(path) | SecretId::Wrapped(path),
             ..
-        } => Some(path),
+        }
+        | VaultAuth::Aws(AwsLogin {
+            keys: AwsKeySource::File { path, .. },
+            ..
+        }) => Some(path),
         _ => None,
     }
 }
@@ -62,7 +75,7 @@ pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received
             life: None,
         }),
         VaultAuth::TokenFile(path) => {
-            let token = credential(shared, "token", path).await?;
+            let token = credential::read(shared, "token", path).await?;
             Ok(Received {
                 token: Some(Arc::new(token)),
                 life: None,
@@ -73,13 +86,10 @@ pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received
             role_id,
             secret_id,
         } => {
-            let read;
             let secret_id = match secret_id {
-                SecretId::Value(value) => value.as_ref(),
-                SecretId::File(path) => {
-                    read = credential(shared, "secret_id", path).await?;
-                    &read
-                }
+                SecretId::Value(value) => value.clone(),
+                SecretId::File(path) => Arc::new(credential::read(shared, "secret_id", path).await?),
+                SecretId::Wrapped(path) => wrapped::secret_id(shared, mount, path).await?,
             };
             let request = LoginWithApproleRequest {
                 mount: mount.clone(),
@@ -95,7 +105,7 @@ pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received
             role,
             jwt_file,
         } => {
-            let jwt = credential(shared, "JWT", jwt_file).await?;
+            let jwt = credential::read(shared, "JWT", jwt_file).await?;
             let request = JWTLoginRequest {
                 mount: mount.clone(),
                 jwt: jwt.expose().clone(),
@@ -105,6 +115,46 @@ pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received
             drop(Zeroizing::new(request.jwt));
             log_in(shared, call?).await
         }
+        VaultAuth::Kubernetes {
+            mount,
+            role,
+            jwt_file,
+        } => {
+            let jwt = credential::read(shared, "service account token", jwt_file).await?;
+            let request = LoginWithKubernetesRequest {
+                mount: mount.clone(),
+                role: role.clone(),
+                jwt: jwt.expose().clone(),
+            };
+            let call = Call::of(&request);
+            drop(Zeroizing::new(request.jwt));
+            log_in(shared, call?).await
+        }
+        VaultAuth::Certificate { mount, role } => {
+            let request = CertificateLoginRequest {
+                mount: mount.clone(),
+                cert_name: String::new(),
+            };
+            // vaultrs sends `cert_name`; the API's word is `name`.
+            let body = role.iter().map(|role| ("name", role.as_str()));
+            log_in(shared, Call::of(&request)?.with_fields(body)).await
+        }
+        VaultAuth::Userpass {
+            mount,
+            username,
+            password_file,
+        } => {
+            let password = credential::read(shared, "password", password_file).await?;
+            let request = UserpassLoginRequest {
+                mount: mount.clone(),
+                username: username.clone(),
+                password: password.expose().clone(),
+            };
+            let call = Call::of(&request);
+            drop(Zeroizing::new(request.password));
+            log_in(shared, call?).await
+        }
+        VaultAuth::Aws(login) => log_in(shared, aws::call(shared, login).await?).await,
     }
 }
 
@@ -207,29 +257,4 @@ fn unreadable(shared: &Shared, call: &Call) -> VaultFault {
         call,
         Reason::Unusable("the answer is not what Vault answers here".to_owned()),
     )
-}
-
-async fn credential(shared: &Shared, kind: &str, path: &Path) -> Result<Redacted<String>, VaultFault> {
-    let failed = |reason: String| {
-        let reason = Reason::Credential {
-            path: path.display().to_string(),
-            reason,
-        };
-        match Call::get(format!("auth ({kind})")) {
-            Ok(call) => shared.transport.fault(&call, reason),
-            Err(fault) => VaultFault { reason, ..fault },
-        }
-    };
-    let file = tokio::fs::File::open(path)
-        .await
-        .map_err(|error| failed(error.to_string()))?;
-    let mut text = Zeroizing::new(String::new());
-    file.take(MAX_CREDENTIAL_BYTES)
-        .read_to_string(&mut text)
-        .await
-        .map_err(|error| failed(error.to_string()))?;
-    match text.trim() {
-        "" => Err(failed("it is empty".to_owned())),
-        trimmed => Ok(Redacted::new(trimmed.to_owned())),
-    }
 }

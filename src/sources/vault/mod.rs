@@ -10,8 +10,11 @@
 //! reads `VAULT_SKIP_VERIFY=""` as "skip"; and its answers print secrets when debugged.
 
 mod answer;
+mod aws;
 mod backoff;
 mod client;
+mod clients;
+mod credential;
 mod detect;
 mod fault;
 mod freshness;
@@ -21,15 +24,19 @@ mod pki;
 mod schedule;
 mod session;
 mod settings;
+mod sigv4;
 mod tls;
 mod transport;
+mod wrapped;
 
+pub use aws::{AwsKeySource, AwsLogin};
 pub(crate) use backoff::{Pauses, jitter, spread};
 pub use client::VaultClient;
 pub use fault::VaultFault;
 pub(crate) use freshness::unix_now;
-pub use freshness::{VaultFreshness, VaultStatus};
+pub use freshness::{VaultFreshness, VaultStatus, timestamp};
 pub use kv::{KvSecret, KvStamp};
 pub use pki::{SignRequest, Signed};
 pub use session::VaultSession;
 pub use settings::{Environment, SecretId, SettingsError, VaultAuth, VaultSettings, VaultTimeouts};
+pub use sigv4::AwsKeys;

@@ -1,7 +1,7 @@
 //! The life of the one token: got, renewed, replaced before it ends or when Vault no longer knows it, and given
 //! back on the way out. Watches see the newest through a `watch` channel.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::{Pause, Pauses, jitter};
 use super::client::Shared;
 use super::fault::{Reason, VaultFault};
-use super::freshness::unix_now;
+use super::freshness::{timestamp, unix_now};
 use super::login::{self, Received};
 use super::schedule::{Step, TokenLife, after_renewal, first_step};
 use super::settings::VaultAuth;
-use crate::model::{ProblemKind, Redacted};
+use super::tls::{self, FileStamp};
+use crate::model::{Problem, ProblemKind, Redacted};
 
 /// How often a credential file is looked at: one `stat` of a local file.
 const FILE_POLL: Duration = Duration::from_secs(1);
@@ -55,6 +56,8 @@ pub(super) struct Doubt {
 pub struct VaultSession {
     shared: Arc<Shared>,
     auth: VaultAuth,
+    /// The file whose change means that asking again may now help.
+    credential: Option<PathBuf>,
     state: watch::Sender<TokenState>,
     doubts: mpsc::Receiver<Doubt>,
 }
@@ -68,12 +71,14 @@ impl VaultSession {
     pub(super) fn new(
         shared: Arc<Shared>,
         auth: VaultAuth,
+        credential: Option<PathBuf>,
         state: watch::Sender<TokenState>,
         doubts: mpsc::Receiver<Doubt>,
     ) -> Self {
         Self {
             shared,
             auth,
+            credential,
             state,
             doubts,
         }
@@ -102,7 +107,7 @@ impl VaultSession {
     ) -> Option<(Option<TokenLife>, Stamp)> {
         let mut pauses = Pauses::default();
         loop {
-            let stamp = Stamp::of(login::credential_file(&self.auth)).await;
+            let stamp = Stamp::of(self.credential.as_deref()).await;
             let result = tokio::select! {
                 () = cancel.cancelled() => return None,
                 result = self.obtain() => result,
@@ -179,7 +184,7 @@ impl VaultSession {
                 Some(doubt) = self.doubts.recv() => {
                     if doubt.generation != self.state.borrow().generation {
                         let _ = doubt.reply.send(Ok(()));
-                    } else if login::credential_file(&self.auth).is_some() || replaceable {
+                    } else if self.credential.is_some() || replaceable {
                         if !replaceable && !stamp.changed().await {
                             // The same token again would be doubted again.
                             let _ = doubt.reply.send(Err(self.invalid()));
@@ -216,12 +221,19 @@ impl VaultSession {
                         }
                     },
                 },
-                () = stamp.wait_for_change(), if matches!(self.auth, VaultAuth::TokenFile(_)) => {
-                    tracing::info!("vault token file changed");
+                () = stamp.wait_for_change(), if self.replaced_by_a_file() => {
+                    tracing::info!("vault credential file changed");
+                    self.shared.transport.reread_files();
                     return End::Replace(None);
                 }
             }
         }
+    }
+
+    /// A new token in the file is the token; a new client certificate is another identity, and a token holds to the one
+    /// that it was got with.
+    fn replaced_by_a_file(&self) -> bool {
+        matches!(self.auth, VaultAuth::TokenFile(_) | VaultAuth::Certificate { .. })
     }
 
     async fn renew(&self, life: TokenLife) -> Result<(u64, bool), VaultFault> {
@@ -267,9 +279,41 @@ impl VaultSession {
     fn note_expiry(&self, life: TokenLife) {
         let expires = Some(life.ttl).filter(|ttl| *ttl > 0);
         let expires = expires.and_then(|ttl| Some(unix_now() + i64::try_from(ttl).ok()?));
-        self.shared
-            .freshness
-            .update(|status| status.token_expires = expires);
+        let ending = expires.filter(|_| self.nobody_renews(life));
+        let warning = ending.map(|end| self.ending(end));
+        if let Some(warning) = &warning
+            && self.shared.freshness.status().warning.is_none()
+        {
+            tracing::warn!(problem = %warning, "vault token ends soon");
+        }
+        self.shared.freshness.update(|status| {
+            status.token_expires = expires;
+            status.warning = warning;
+        });
+    }
+
+    /// A given token in the last third of its life that cannot be prolonged.
+    fn nobody_renews(&self, life: TokenLife) -> bool {
+        let stuck = matches!(first_step(life, 0.0), Step::Replace(_)) && !login::can_log_in(&self.auth);
+        stuck && life.ttl.saturating_mul(3) <= life.full
+    }
+
+    fn ending(&self, end: i64) -> Problem {
+        let end = timestamp(end);
+        let fix = match &self.credential {
+            Some(path) => format!(
+                "Put another token into {}; it is taken up by itself.",
+                path.display()
+            ),
+            None => {
+                "Give the agent another token, or an auth method with which it can get one itself.".to_owned()
+            }
+        };
+        Problem::new(
+            ProblemKind::Forbidden,
+            format!("the Vault token ends at {end} and cannot be renewed"),
+        )
+        .with_fix(fix)
     }
 
     fn invalid(&self) -> VaultFault {
@@ -322,7 +366,7 @@ impl Timer {
             Step::Renew(after) => (Some(after), Action::Renew),
             Step::Replace(after) if replaceable => (Some(after), Action::Replace),
             // It ends, and only whoever gave it can give another: look at it now and then, so that status says so.
-            Step::Replace(_) => (Some(FRESH), Action::Inspect),
+            Step::Replace(after) => (Some(after.min(FRESH)), Action::Inspect),
         };
         Self {
             at: after.map(|after| Instant::now() + after),
@@ -341,7 +385,7 @@ impl Timer {
 /// Identity of a credential file's content, without reading it.
 struct Stamp {
     path: Option<std::path::PathBuf>,
-    seen: Option<(u64, u64, i64, i64)>,
+    seen: FileStamp,
 }
 
 impl Stamp {
@@ -372,10 +416,11 @@ impl Stamp {
         }
     }
 
-    /// A rename brings another inode, a rewrite another time or size; a symlink is followed.
-    async fn look(path: &Path) -> Option<(u64, u64, i64, i64)> {
-        use std::os::unix::fs::MetadataExt;
-        let data = tokio::fs::metadata(path).await.ok()?;
-        Some((data.ino(), data.size(), data.mtime(), data.mtime_nsec()))
+    async fn look(path: &Path) -> FileStamp {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || tls::stamp(&path))
+            .await
+            .ok()
+            .flatten()
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::aws::AwsLogin;
 use crate::model::Redacted;
 
 /// As Go's client: 60 s for a whole request (`VAULT_CLIENT_TIMEOUT`).
@@ -47,7 +48,7 @@ impl Default for VaultTimeouts {
 }
 
 /// How to come by a token.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum VaultAuth {
     /// A Vault Agent or Proxy in front adds the token.
     Proxy,
@@ -66,12 +67,33 @@ pub enum VaultAuth {
         role: String,
         jwt_file: PathBuf,
     },
+    /// A pod's service account; the file is read again on every login.
+    Kubernetes {
+        mount: String,
+        role: String,
+        jwt_file: PathBuf,
+    },
+    /// With the client certificate of the connection.
+    Certificate {
+        mount: String,
+        /// None: any role that takes the certificate.
+        role: Option<String>,
+    },
+    Userpass {
+        mount: String,
+        username: String,
+        password_file: PathBuf,
+    },
+    Aws(AwsLogin),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum SecretId {
     Value(Arc<Redacted<String>>),
+    /// Read again on each login.
     File(PathBuf),
+    /// The file holds a wrapping token, which is used once.
+    Wrapped(PathBuf),
 }
 
 impl VaultSettings {
@@ -152,6 +174,8 @@ pub enum SettingsError {
     Pem { path: String, purpose: &'static str },
     #[error("a Vault client certificate needs both client_cert and client_key")]
     ClientCertificateHalf,
+    #[error("a login with a TLS certificate needs client_cert and client_key")]
+    NoClientCertificate,
     #[error("no TLS crypto provider is installed in this process")]
     NoCryptoProvider,
     #[error("the HTTP client for Vault cannot be built: {0}")]

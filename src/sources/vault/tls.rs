@@ -22,6 +22,7 @@ pub(super) struct Trust {
     authorities: Vec<Certificate>,
     only_these: bool,
     identity: Option<Identity>,
+    identity_expires: Option<i64>,
     server_name: Option<String>,
     skip_verify: bool,
     timeouts: super::VaultTimeouts,
@@ -55,10 +56,15 @@ impl Trust {
             authorities,
             only_these,
             identity: identity(settings)?,
+            identity_expires: settings.client_cert.as_deref().and_then(end_of),
             server_name: settings.tls_server_name.clone(),
             skip_verify: settings.tls_skip_verify,
             timeouts: settings.timeouts,
         })
+    }
+
+    pub(super) fn identity_expires(&self) -> Option<i64> {
+        self.identity_expires
     }
 
     pub(super) fn server_name(&self) -> Option<&str> {
@@ -147,6 +153,39 @@ fn identity(settings: &VaultSettings) -> Result<Option<Identity>, SettingsError>
             path: certificate.display().to_string(),
             purpose,
         })
+}
+
+/// When the first certificate of a PEM file ends, in Unix seconds.
+fn end_of(path: &Path) -> Option<i64> {
+    let text = std::fs::read(path).ok()?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&text).ok()?;
+    let certificate = pem.parse_x509().ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
+/// Identity of a file's content, without reading it: inode, size, time. None: it is not there.
+pub(super) type FileStamp = Option<(u64, u64, i64, i64)>;
+
+/// A rename brings another inode, a rewrite another time or size; a symlink is followed.
+pub(super) fn stamp(path: &Path) -> FileStamp {
+    use std::os::unix::fs::MetadataExt;
+    let data = std::fs::metadata(path).ok()?;
+    Some((data.ino(), data.size(), data.mtime(), data.mtime_nsec()))
+}
+
+/// Of every file that the clients are made from.
+pub(super) fn stamps(settings: &VaultSettings) -> Vec<FileStamp> {
+    let named = [&settings.ca_file, &settings.client_cert, &settings.client_key];
+    let mut stamps: Vec<FileStamp> = named.into_iter().flatten().map(|path| stamp(path)).collect();
+    if let (None, Some(directory)) = (&settings.ca_file, &settings.ca_path) {
+        stamps.extend(
+            files_of(directory)
+                .unwrap_or_default()
+                .iter()
+                .map(|path| stamp(path)),
+        );
+    }
+    stamps
 }
 
 fn bundle_file(path: &Path) -> Result<Vec<Certificate>, SettingsError> {

@@ -1,8 +1,6 @@
 //! Sends one request and reads one answer: addresses, headers, one redirect, short retries, bounds.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::Method;
@@ -13,9 +11,9 @@ use zeroize::Zeroizing;
 
 use super::answer::{Answer, MAX_BODY_BYTES};
 use super::backoff::{jitter, spread};
+use super::clients::{Clients, Made};
 use super::fault::{Reason, VaultFault};
 use super::settings::{SettingsError, VaultSettings};
-use super::tls::{Route, Trust};
 use crate::model::Redacted;
 
 /// As Go's client: two more tries.
@@ -79,6 +77,17 @@ impl Call {
         .checked()
     }
 
+    /// Replaces the body by these fields.
+    pub(super) fn with_fields<'a>(mut self, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let fields: serde_json::Map<String, serde_json::Value> = fields
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .collect();
+        self.body = Some(Zeroizing::new(
+            serde_json::Value::Object(fields).to_string().into_bytes(),
+        ));
+        self
+    }
+
     pub(super) fn repeatable(mut self) -> Self {
         self.repeatable = true;
         self
@@ -110,16 +119,12 @@ impl Call {
 pub(super) struct Transport {
     base: Url,
     socket: Option<PathBuf>,
-    trust: Trust,
-    primary: reqwest::Client,
-    /// Clients for hosts that a standby pointed to, where the TLS server name stands for another host.
-    others: Mutex<HashMap<String, reqwest::Client>>,
+    clients: Clients,
     namespace: Option<HeaderValue>,
 }
 
 impl Transport {
     pub(super) fn new(settings: &VaultSettings) -> Result<Self, SettingsError> {
-        let trust = Trust::read(settings)?;
         let bad = |reason: &str| SettingsError::Address {
             address: settings.address.clone(),
             reason: reason.to_owned(),
@@ -137,12 +142,10 @@ impl Transport {
         if !base.username().is_empty() || base.password().is_some() {
             return Err(bad("an address holds no user name or password"));
         }
-        let host = base.host_str().ok_or_else(|| bad("it names no host"))?;
-        let https = base.scheme() == "https";
-        let primary = match &socket {
-            Some(path) => trust.client(&Route::Unix(path), false)?,
-            None => trust.client(&Route::Host(host), https)?,
-        };
+        if base.host_str().is_none() {
+            return Err(bad("it names no host"));
+        }
+        let clients = Clients::new(settings, base.clone(), socket.clone())?;
         let namespace = match &settings.namespace {
             Some(name) => {
                 Some(HeaderValue::from_str(name).map_err(|_| bad("the namespace is no header value"))?)
@@ -152,11 +155,19 @@ impl Transport {
         Ok(Self {
             base,
             socket,
-            trust,
-            primary,
-            others: Mutex::default(),
+            clients,
             namespace,
         })
+    }
+
+    /// Takes up changed authorities and client certificates now, not within a second.
+    pub(super) fn reread_files(&self) {
+        self.clients.reread();
+    }
+
+    /// When the client certificate ends, in Unix seconds.
+    pub(super) fn identity_expires(&self) -> Option<i64> {
+        self.clients.current().trust.identity_expires()
     }
 
     /// Sends `call`, again where that helps and does no harm. Every answer that is not a matter of the transport
@@ -229,8 +240,9 @@ impl Transport {
         call: &Call,
         token: Option<&Redacted<String>>,
     ) -> Result<(Answer, Option<Duration>), VaultFault> {
-        let url = self.url(call);
-        let response = self.exchange(call, &self.primary, url, token).await?;
+        let made = self.clients.current();
+        let url = self.named(self.url(call), &made);
+        let response = self.exchange(call, &made.primary, url, token).await?;
         if !matches!(response.status().as_u16(), 301 | 302 | 307 | 308) {
             return self.read(call, response).await;
         }
@@ -242,9 +254,12 @@ impl Transport {
             .target(location)
             .map_err(|why| self.fault(call, Reason::Standby(why)))?;
         let client = self
-            .client_for(&target)
+            .clients
+            .client_for(&made, &target)
             .map_err(|error| self.fault(call, Reason::Standby(format!("no client for {target}: {error}"))))?;
-        let response = self.exchange(call, &client, self.named(target), token).await?;
+        let response = self
+            .exchange(call, &client, self.named(target, &made), token)
+            .await?;
         if response.status().is_redirection() {
             return Err(self.fault(
                 call,
@@ -322,12 +337,12 @@ impl Transport {
             segments.pop_if_empty().push("v1").extend(call.path.split('/'));
         }
         url.set_query(call.query.as_deref().filter(|query| !query.is_empty()));
-        self.named(url)
+        url
     }
 
     /// With a TLS server name, the URL names that; the client's resolver leads it to the real host.
-    fn named(&self, mut url: Url) -> Url {
-        if let (Some(name), "https") = (self.trust.server_name(), url.scheme()) {
+    fn named(&self, mut url: Url, made: &Made) -> Url {
+        if let (Some(name), "https") = (made.trust.server_name(), url.scheme()) {
             // Fails on a name that is no host; then the name in the certificate cannot match either.
             let _ = url.set_host(Some(name));
         }
@@ -348,29 +363,6 @@ impl Transport {
                 url.scheme()
             )),
         }
-    }
-
-    fn client_for(&self, target: &Url) -> Result<reqwest::Client, SettingsError> {
-        let host = target.host_str().unwrap_or_default();
-        let https = target.scheme() == "https";
-        let shared = self.socket.is_none()
-            && (self.trust.server_name().is_none() || Some(host) == self.base.host_str())
-            && self.base.scheme() == target.scheme();
-        if shared {
-            return Ok(self.primary.clone());
-        }
-        let key = format!("{}://{host}", target.scheme());
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = others.get(&key) {
-            return Ok(client.clone());
-        }
-        // A cluster has a handful of servers; more names than this come from a broken redirect.
-        if others.len() >= 16 {
-            others.clear();
-        }
-        let client = self.trust.client(&Route::Host(host), https)?;
-        others.insert(key, client.clone());
-        Ok(client)
     }
 }
 
@@ -464,7 +456,9 @@ mod tests {
         let transport = Transport::new(&settings).unwrap();
         let call = Call::get("sys/health".to_owned()).unwrap();
         assert_eq!(
-            transport.url(&call).as_str(),
+            transport
+                .named(transport.url(&call), &transport.clients.current())
+                .as_str(),
             "https://vault.service.consul:8200/v1/sys/health"
         );
         assert!(

@@ -1,0 +1,284 @@
+//! Each way to log in, against a real OpenBao: the token is good, ends are told, and what rotates is read again.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Json;
+use axum::routing::post;
+use portreeve::model::{KvVersion, ProblemKind};
+use portreeve::sources::vault::{SecretId, VaultAuth};
+use serde_json::{Value, json};
+
+use super::bao::Bao;
+use super::rig::{Rig, kv, self_signed};
+
+async fn with_secret() -> Bao {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    bao.policy("reader", "path \"secret/*\" { capabilities = [\"read\"] }")
+        .await;
+    store(&bao, "one.example").await;
+    bao
+}
+
+async fn store(bao: &Bao, name: &str) {
+    let (certificate, key) = self_signed(name, 5);
+    let fields = json!({"certificate": certificate, "private_key": key});
+    bao.write("secret/data/www", json!({"data": fields})).await;
+}
+
+fn wrapped(role_id: &str, file: &Path) -> VaultAuth {
+    VaultAuth::AppRole {
+        mount: "approle".to_owned(),
+        role_id: role_id.to_owned(),
+        secret_id: SecretId::Wrapped(file.to_owned()),
+    }
+}
+
+/// A wrapping token of what `path` answers.
+async fn wrap(bao: &Bao, path: &str) -> String {
+    let answer = bao.write_wrapped(path, "120s").await;
+    answer["wrap_info"]["token"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_wrapped_secret_id_is_unwrapped_once() {
+    let bao = with_secret().await;
+    let (role_id, _) = bao
+        .app_role(json!({"token_policies": ["reader"], "token_ttl": "1h"}))
+        .await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("wrapped");
+    let wrapping = wrap(&bao, "auth/approle/role/edge/secret-id").await;
+    std::fs::write(&file, &wrapping).unwrap();
+    let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.material().await;
+
+    // Logged in again with what was unwrapped: the wrapping token is used up.
+    bao.write("sys/leases/revoke-prefix/auth/approle", json!({}))
+        .await;
+    store(&bao, "two.example").await;
+    assert_eq!(rig.material().await.names[0].as_ref(), "two.example");
+    assert_eq!(rig.vault.status().logins, 2);
+    rig.stop().await;
+
+    // A restarted agent has the used token only, and says what that may mean.
+    let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    assert!(
+        problem.message.contains("expired or was used before"),
+        "{problem}"
+    );
+    assert!(!problem.message.contains(&wrapping));
+    assert!(problem.fix.as_deref().unwrap().contains("known to somebody else"));
+    // Another one delivered is taken up by itself.
+    let next = wrap(&bao, "auth/approle/role/edge/secret-id").await;
+    std::fs::write(&file, next).unwrap();
+    rig.material().await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrapping_token_of_something_else_is_not_used() {
+    let bao = with_secret().await;
+    let (role_id, _) = bao.app_role(json!({"token_policies": ["reader"]})).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("wrapped");
+    // Whoever swaps the token for one of his own wraps it elsewhere.
+    let swapped = wrap(&bao, "auth/token/create").await;
+    std::fs::write(&file, &swapped).unwrap();
+    let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    let problem = rig.problem().await;
+    assert!(
+        problem.message.contains("made at \"auth/token/create\""),
+        "{problem}"
+    );
+    let (status, _) = bao.send_as(&swapped, "POST", "sys/wrapping/unwrap", None).await;
+    assert_eq!(status, 200, "it was looked at, not used");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_password_file_is_read_again_on_each_login() {
+    let bao = with_secret().await;
+    bao.write("sys/auth/userpass", json!({"type": "userpass"})).await;
+    let user = |password: &str| json!({"password": password, "token_policies": ["reader"]});
+    bao.write("auth/userpass/users/edge", user("first")).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    std::fs::write(&file, "wrong\n").unwrap();
+    let auth = VaultAuth::Userpass {
+        mount: "userpass".to_owned(),
+        username: "edge".to_owned(),
+        password_file: file.clone(),
+    };
+    let mut rig = Rig::start(&bao.address, auth, directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Forbidden);
+    assert!(problem.message.contains("auth/userpass/login/edge"), "{problem}");
+    assert!(problem.message.contains("refused the login"), "{problem}");
+    assert!(!problem.message.contains("wrong"), "{problem}");
+    std::fs::write(&file, "first\n").unwrap();
+    rig.material().await;
+
+    bao.write("auth/userpass/users/edge", user("second")).await;
+    std::fs::write(&file, "second\n").unwrap();
+    bao.write("sys/leases/revoke-prefix/auth/userpass", json!({}))
+        .await;
+    store(&bao, "two.example").await;
+    assert_eq!(rig.eventually().await.names[0].as_ref(), "two.example");
+    assert_eq!(rig.vault.status().logins, 2);
+    rig.stop().await;
+}
+
+/// The one call of the Kubernetes API that Vault makes: whose token is this? It knows one.
+struct Reviewer {
+    address: String,
+    known: Arc<Mutex<String>>,
+}
+
+async fn token_reviewer() -> Reviewer {
+    let known = Arc::new(Mutex::new(String::new()));
+    let knows = known.clone();
+    let review = move |Json(review): Json<Value>| {
+        let token = review["spec"]["token"].as_str().unwrap_or_default();
+        let status = if *knows.lock().unwrap() == token {
+            json!({"authenticated": true, "user": {
+                "username": "system:serviceaccount:gateways:portreeve", "uid": "1",
+                "groups": ["system:serviceaccounts", "system:authenticated"]}})
+        } else {
+            json!({"authenticated": false, "error": "invalid bearer token"})
+        };
+        let answer =
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status});
+        async move { (axum::http::StatusCode::CREATED, Json(answer)) }
+    };
+    let app = Router::new().route("/apis/authentication.k8s.io/v1/tokenreviews", post(review));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Reviewer { address, known }
+}
+
+/// As a cluster makes them: Vault reads the claims itself, and has the signature judged by the cluster.
+fn service_account_token(signature: &str) -> String {
+    use base64::Engine as _;
+    let encode = |value: Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = encode(json!({"alg": "RS256", "typ": "JWT"}));
+    let claims = encode(json!({
+        "iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:gateways:portreeve",
+        "kubernetes.io/serviceaccount/namespace": "gateways",
+        "kubernetes.io/serviceaccount/service-account.name": "portreeve",
+        "kubernetes.io/serviceaccount/service-account.uid": "1",
+        "kubernetes.io/serviceaccount/secret.name": "portreeve-token",
+    }));
+    let signature = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(signature);
+    format!("{header}.{claims}.{signature}")
+}
+
+#[tokio::test]
+async fn a_service_account_logs_in_and_its_token_rotates() {
+    let bao = with_secret().await;
+    let cluster = token_reviewer().await;
+    // Not used over plain http, and not left out either.
+    let (authority, _) = self_signed("kubernetes", 5);
+    bao.write("sys/auth/kubernetes", json!({"type": "kubernetes"}))
+        .await;
+    bao.write(
+        "auth/kubernetes/config",
+        json!({"kubernetes_host": cluster.address, "disable_local_ca_jwt": true, "kubernetes_ca_cert": authority, "disable_iss_validation": true}),
+    )
+    .await;
+    bao.write(
+        "auth/kubernetes/role/edge",
+        json!({"bound_service_account_names": ["portreeve"], "bound_service_account_namespaces": ["gateways"],
+               "token_policies": ["reader"], "token_ttl": "1h"}),
+    )
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, service_account_token("stale")).unwrap();
+    let first = service_account_token("first");
+    cluster.known.lock().unwrap().clone_from(&first);
+    let auth = VaultAuth::Kubernetes {
+        mount: "kubernetes".to_owned(),
+        role: "edge".to_owned(),
+        jwt_file: file.clone(),
+    };
+    let mut rig = Rig::start(&bao.address, auth, directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    assert!(problem.message.contains("auth/kubernetes/login"), "{problem}");
+    std::fs::write(&file, &first).unwrap();
+    rig.material().await;
+
+    // The kubelet puts another token there, and the old one ends.
+    let second = service_account_token("second");
+    cluster.known.lock().unwrap().clone_from(&second);
+    std::fs::write(&file, &second).unwrap();
+    bao.write("sys/leases/revoke-prefix/auth/kubernetes", json!({}))
+        .await;
+    store(&bao, "two.example").await;
+    assert_eq!(rig.eventually().await.names[0].as_ref(), "two.example");
+    assert_eq!(
+        rig.vault.status().logins,
+        2,
+        "with the second token: the first is unknown now"
+    );
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_given_token_that_nobody_renews_is_told_before_it_ends() {
+    let bao = with_secret().await;
+    let text = bao
+        .token(json!({"policies": ["reader"], "ttl": "9s", "renewable": false}))
+        .await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, &text).unwrap();
+    let mut rig = Rig::start(&bao.address, VaultAuth::TokenFile(file.clone()), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.material().await;
+    assert!(
+        rig.vault.status().warning.is_none(),
+        "two thirds of its life are left"
+    );
+    let end = rig.vault.status().token_expires.unwrap();
+    // In the last third it is looked at again.
+    let started = std::time::Instant::now();
+    let warning = loop {
+        if let Some(warning) = rig.vault.status().warning {
+            break warning;
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(9),
+            "{:?}",
+            rig.vault.status()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert!(warning.message.contains("cannot be renewed"), "{warning}");
+    assert!(warning.fix.as_deref().unwrap().contains("token"), "{warning:?}");
+    assert!(rig.vault.status().is_ok(), "it still works");
+    assert!(rig.vault.status().token_expires.unwrap() <= end + 1);
+    let next = bao.token(json!({"policies": ["reader"], "ttl": "1h"})).await;
+    std::fs::write(&file, next).unwrap();
+    while rig.vault.status().warning.is_some() {
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            rig.vault.status()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    rig.stop().await;
+}
