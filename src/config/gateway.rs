@@ -66,7 +66,8 @@ fn listener_schema() -> BlockSchema {
             Type::Integer(1, 10_000_000),
             None,
             "20000",
-            "Connections this listener accepts at once. Left out: only the Envoy-wide bound of the agent's settings holds.",
+            "Connections this listener accepts at once, over all of its certificates; more are closed before TLS. Left out: \
+             only the Envoy-wide bound of the agent's settings (`envoy { max_downstream_connections }`) holds.",
         )
         .block(
             BlockSchema::new("tls", &[], "How an https listener terminates TLS.")

@@ -18,16 +18,18 @@ pub enum ResourceKind {
     Cluster,
     Endpoint,
     Secret,
+    Runtime,
     Listener,
     ScopedRoute,
     Route,
 }
 
 impl ResourceKind {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Secret,
+        Self::Runtime,
         Self::Listener,
         Self::ScopedRoute,
         Self::Route,
@@ -38,6 +40,7 @@ impl ResourceKind {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::ScopedRoute => "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
@@ -50,6 +53,7 @@ impl ResourceKind {
             Self::Cluster => "clusters",
             Self::Endpoint => "endpoints",
             Self::Secret => "secrets",
+            Self::Runtime => "runtimes",
             Self::Listener => "listeners",
             Self::ScopedRoute => "scoped_routes",
             Self::Route => "routes",
@@ -206,7 +210,7 @@ fn field_len(value_len: usize) -> usize {
 /// All resources of one gateway. Cloning is cheap and shares structure; comparing costs what differs.
 #[derive(Clone, Debug, Default)]
 pub struct ResourceSet {
-    kinds: [OrdMap<Arc<str>, Arc<Resource>>; 6],
+    kinds: [OrdMap<Arc<str>, Arc<Resource>>; 7],
 }
 
 /// How one resource differs between two sets.

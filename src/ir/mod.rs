@@ -109,7 +109,6 @@ pub struct Listener {
     pub stream_idle_timeout: Duration,
     pub request_headers_timeout: Duration,
     pub max_request_headers_kb: u32,
-    pub max_connections: Option<u32>,
     /// Names of the features whose filters the chain holds, because some route asks for them.
     pub features: Vec<&'static str>,
     pub origins: Vec<DocumentId>,

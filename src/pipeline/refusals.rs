@@ -95,6 +95,7 @@ fn describe(
         ResourceKind::Cluster => "the cluster",
         ResourceKind::Endpoint => "the endpoints",
         ResourceKind::Secret => "the certificate",
+        ResourceKind::Runtime => "the connection limits",
         ResourceKind::Listener => "the listener",
         ResourceKind::ScopedRoute | ResourceKind::Route => "the routes",
     };

@@ -123,7 +123,6 @@ pub fn resolve_listener(
         stream_idle_timeout: listener.stream_idle_timeout,
         request_headers_timeout: listener.request_headers_timeout,
         max_request_headers_kb: listener.max_request_headers_kb,
-        max_connections: listener.max_connections,
         features,
         origins: origins.into_iter().collect(),
     };

@@ -5,7 +5,6 @@ use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
-use envoy_types::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, tls_parameters::TlsProtocol,
 };
@@ -72,23 +71,12 @@ fn listener_message(listener: &ir::Listener) -> Listener {
 }
 
 fn filters(listener: &ir::Listener) -> Vec<Filter> {
-    let limit = listener.max_connections.map(|most| Filter {
-        name: "envoy.filters.network.connection_limit".into(),
-        config_type: Some(filter::ConfigType::TypedConfig(any(&ConnectionLimit {
-            stat_prefix: listener.name.to_string(),
-            max_connections: Some(envoy_types::pb::google::protobuf::UInt64Value {
-                value: u64::from(most),
-            }),
-            ..ConnectionLimit::default()
-        }))),
-    });
-    let http = Filter {
+    vec![Filter {
         name: "envoy.filters.network.http_connection_manager".into(),
         config_type: Some(filter::ConfigType::TypedConfig(any(&http_connection_manager(
             listener,
         )))),
-    };
-    limit.into_iter().chain([http]).collect()
+    }]
 }
 
 /// A handshake whose SNI no chain names finds no chain and is refused.

@@ -1,6 +1,6 @@
 //! The resolved tree to encoded xDS resources, and the memo that keeps a change to its own units.
 //!
-//! Pure. `route`, `cluster`, `endpoint`, `listener` and `secret` each turn one unit into bytes; [`Compiler`] decides which
+//! Pure. `route`, `cluster`, `endpoint`, `listener`, `runtime` and `secret` each turn one unit into bytes; [`Compiler`] decides which
 //! units a change touches. A property test holds memoised and fresh results equal.
 
 mod cluster;
@@ -10,6 +10,7 @@ mod http_connection_manager;
 mod listener;
 mod ordered;
 mod route;
+mod runtime;
 mod secret;
 
 pub use compiler::{Compiled, Compiler, Settings, UnitKey};

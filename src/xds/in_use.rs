@@ -25,7 +25,7 @@ pub(super) struct InUse {
 }
 
 impl InUse {
-    pub(super) fn of(subscriptions: &[Subscription; 6], target: &ResourceSet, not_before: Duration) -> Self {
+    pub(super) fn of(subscriptions: &[Subscription; 7], target: &ResourceSet, not_before: Duration) -> Self {
         let mut in_use = Self {
             not_before,
             ..Self::default()
@@ -97,7 +97,7 @@ impl InUse {
 
     fn keep_endpoints_of_leaving_clusters(
         &mut self,
-        subscriptions: &[Subscription; 6],
+        subscriptions: &[Subscription; 7],
         target: &ResourceSet,
     ) {
         let clusters = &subscriptions[ResourceKind::Cluster as usize];

@@ -1,6 +1,6 @@
 //! The order of a push and its bounds, each with the outage it prevents.
 //!
-//! Additions go in the order of `ResourceKind::ALL`: clusters, endpoints, secrets, listeners, scoped routes, routes.
+//! Additions go in the order of `ResourceKind::ALL`: clusters, endpoints, secrets, runtime values, listeners, scoped routes, routes.
 //! What is referred to comes before what refers to it. Removals go the other way round, enforced by [`super::in_use`]:
 //! a resource stays while something at Envoy that is about to change still refers to it.
 

@@ -21,7 +21,7 @@ pub struct StreamState {
     variant: Variant,
     max_names: usize,
     max_name_bytes: usize,
-    subscriptions: [Subscription; 6],
+    subscriptions: [Subscription; 7],
     /// The newest published set. None: not complete yet, so nothing is answered.
     target: Option<ResourceSet>,
     gates: Gates,

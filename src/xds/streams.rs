@@ -27,7 +27,7 @@ pub struct StreamView {
     /// What Envoy acknowledged. It shares its structure with the published sets, so comparing it with one costs what
     /// differs. A resource that Envoy holds from an earlier stream, in a version unknown here, is `held_by_envoy`.
     pub acked: ResourceSet,
-    kinds: [KindView; 6],
+    kinds: [KindView; 7],
 }
 
 #[derive(Clone, Debug, Default)]

@@ -43,6 +43,8 @@ pub struct Options {
     pub no_envoy: bool,
     /// More arguments of the agent.
     pub arguments: Vec<&'static str>,
+    /// More settings of its `envoy` block.
+    pub envoy_settings: &'static str,
     /// More settings.
     pub more: String,
 }
@@ -214,6 +216,7 @@ envoy {{
   drain_time      = "2s"
   variant         = "{variant}"
   stop_with_agent = true
+  {envoy_settings}
 }}
 
 api {{
@@ -223,6 +226,7 @@ api {{
         data = launch.directory().join("data").display(),
         consul = consul.address(),
         supervise = !options.no_envoy,
+        envoy_settings = options.envoy_settings,
         envoy = options
             .envoy
             .clone()

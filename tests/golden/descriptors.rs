@@ -16,6 +16,7 @@ const ROOTS: &[&str] = &[
     "envoy/type/",
     "envoy/admin/v3/config_dump",
     "envoy/service/discovery/v3/discovery.proto",
+    "envoy/service/runtime/v3/rtds.proto",
     "xds/type/matcher/",
 ];
 

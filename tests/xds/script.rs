@@ -334,10 +334,11 @@ thread_local! {
     static LAST: std::cell::RefCell<HashMap<ResourceKind, String>> = std::cell::RefCell::default();
 }
 
-const SHORT: [(&str, ResourceKind); 6] = [
+const SHORT: [(&str, ResourceKind); 7] = [
     ("CDS", ResourceKind::Cluster),
     ("EDS", ResourceKind::Endpoint),
     ("SDS", ResourceKind::Secret),
+    ("RTDS", ResourceKind::Runtime),
     ("LDS", ResourceKind::Listener),
     ("SRDS", ResourceKind::ScopedRoute),
     ("RDS", ResourceKind::Route),

@@ -16,10 +16,11 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::config::BackendTarget;
 use crate::diagnostics::Diagnostic;
-use crate::envoy::ResourceSet;
+use crate::envoy::{ResourceKind, ResourceSet};
 use crate::ir::VirtualHost;
 use crate::model::{CertificateQuery, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
+use crate::translate::runtime::runtime_resource;
 
 /// What a gateway is compiled with that no document says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -258,6 +259,9 @@ impl Compiler {
         for name in &work.listeners {
             compiled.units += 1;
             self.listener(snapshot, gateway.as_deref(), name, &mut compiled);
+        }
+        if !work.listeners.is_empty() || self.set.of_kind(ResourceKind::Runtime).is_empty() {
+            compiled.changed |= self.set.insert(Arc::new(runtime_resource(gateway.as_deref())));
         }
         let both: Vec<_> = compiled
             .services_added
