@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-
 use crate::stack::{GATEWAY, Options, Stack};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::client::Request;
@@ -208,99 +205,4 @@ async fn http_at_the_edge_is_safe_by_default() {
         before + 1,
         "a POST that failed is not repeated"
     );
-}
-
-/// A stream that lives longer than Envoy's 15 s default for a whole request, and an upgraded connection likewise.
-#[tokio::test(flavor = "multi_thread")]
-async fn long_streams_and_websockets_outlive_envoys_default() {
-    let stack = Stack::start(Options::default()).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(slow_server(socket));
-        }
-    });
-    let service = serde_json::json!({ "ID": "slow", "Name": "slow", "Address": "127.0.0.1", "Port": port });
-    stack.consul.register(&service).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("slow", &crate::stack::route("slow", "slow.example.com", "slow"))
-        .await;
-    stack
-        .until(&Request::get("slow.example.com", "/ping"), "the route", |reply| {
-            reply.status == 200
-        })
-        .await;
-    let events = talk(
-        stack.http,
-        "GET /events HTTP/1.1\r\nHost: slow.example.com\r\n\r\n",
-        b"",
-    );
-    let websocket = talk(
-        stack.http,
-        "GET /ws HTTP/1.1\r\nHost: slow.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
-        b"hello",
-    );
-    let (events, websocket) = tokio::join!(events, websocket);
-    assert!(events.contains("event 17"), "the stream was cut: {events}");
-    assert!(
-        websocket.starts_with("HTTP/1.1 101") && websocket.contains("hello"),
-        "{websocket}"
-    );
-}
-
-/// Sends, and reads until the server's last word at 17 s.
-async fn talk(port: u16, request: &str, body: &[u8]) -> String {
-    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    socket.write_all(request.as_bytes()).await.unwrap();
-    let mut seen = String::new();
-    let mut buffer = [0; 4096];
-    let mut sent = body.is_empty();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(25);
-    while !seen.contains("event 17") {
-        let read = tokio::time::timeout_at(deadline, socket.read(&mut buffer)).await;
-        let Ok(Ok(count @ 1..)) = read else { break };
-        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        if !sent && seen.contains("\r\n\r\n") {
-            sent = true;
-            socket.write_all(body).await.unwrap();
-        }
-    }
-    seen
-}
-
-async fn slow_server(mut socket: TcpStream) {
-    let mut buffer = [0; 4096];
-    let count = socket.read(&mut buffer).await.unwrap_or(0);
-    let request = String::from_utf8_lossy(&buffer[..count]).into_owned();
-    if request.contains("/ping") {
-        let _ = socket
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-            .await;
-        return;
-    }
-    let websocket = request.contains("/ws");
-    let head: &[u8] = if websocket {
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    } else {
-        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
-    };
-    if socket.write_all(head).await.is_err() {
-        return;
-    }
-    if websocket {
-        let count = socket.read(&mut buffer).await.unwrap_or(0);
-        let _ = socket.write_all(&buffer[..count]).await;
-    }
-    for number in 1..=17 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if socket
-            .write_all(format!("event {number}\n").as_bytes())
-            .await
-            .is_err()
-        {
-            return;
-        }
-    }
 }
