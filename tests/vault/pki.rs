@@ -1,7 +1,11 @@
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use portreeve::model::{CertificateQuery, KeyType, ProblemKind};
-use portreeve::sources::certificates::CertificateSettings;
+use portreeve::sources::certificates::{
+    CertificateSettings, CertificateStore, StoreError, StoredCertificate,
+};
+use portreeve::sources::vault::VaultSettings;
 use serde_json::json;
 
 use super::bao::Bao;
@@ -122,6 +126,58 @@ async fn a_crash_loop_that_loses_every_answer_asks_once_per_interval() {
         }
     }
     assert_eq!(bao.issued().await, 1, "six starts, one issue");
+}
+
+/// A store on a full disk: what was there is read, nothing new is kept.
+struct FullDisk;
+
+impl CertificateStore for FullDisk {
+    fn load(&self, _: &CertificateQuery) -> Result<Option<StoredCertificate>, StoreError> {
+        Ok(None)
+    }
+
+    fn save(&self, _: &CertificateQuery, _: &StoredCertificate) -> Result<(), StoreError> {
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let path = "certificates.redb".to_owned();
+        Err(StoreError::Open { path, source })
+    }
+}
+
+#[tokio::test]
+async fn a_crash_loop_on_a_full_disk_issues_nothing_and_one_that_lives_issues_once_per_interval() {
+    let bao = Bao::start().await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
+        .await;
+    let query = pki("www.example.com", 3600);
+    let start = |interval: u64| {
+        let vault = VaultSettings::new(&bao.address, token(&bao.root_token));
+        let settings = CertificateSettings {
+            issue_interval: Duration::from_secs(interval),
+            ..super::rig::fast()
+        };
+        Rig::on(vault, Arc::new(FullDisk), settings)
+    };
+    for _ in 0..4 {
+        let mut rig = start(60);
+        rig.watch(&[&query]);
+        let problem = rig.problem().await;
+        assert_eq!(problem.kind, ProblemKind::Limit, "{problem}");
+        assert!(problem.message.contains("could not be written down"), "{problem}");
+        assert!(problem.fix.unwrap().contains("data_dir"));
+        rig.stop().await;
+    }
+    assert_eq!(bao.issued().await, 0, "four starts, no issue");
+
+    let mut rig = start(3);
+    rig.watch(&[&query]);
+    rig.problem().await;
+    assert!(
+        rig.eventually().await.private_key.is_some(),
+        "a gateway gets its certificate"
+    );
+    rig.silence(Duration::from_secs(4)).await;
+    assert_eq!(bao.issued().await, 1);
+    rig.stop().await;
 }
 
 #[tokio::test]

@@ -40,13 +40,20 @@ impl Rig {
     }
 
     pub fn of(vault: VaultSettings, store: &Path, settings: CertificateSettings) -> Self {
+        let store = RedbCertificateStore::open(&store.join("certificates.redb")).unwrap();
+        Self::on(vault, Arc::new(store), settings)
+    }
+
+    pub fn on(
+        vault: VaultSettings,
+        store: Arc<dyn CertificateStore>,
+        settings: CertificateSettings,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (vault, session) = VaultClient::new(vault).unwrap();
         let cancel = CancellationToken::new();
         let session = tokio::spawn(session.run(cancel.clone()));
         let (sender, updates) = mpsc::channel(64);
-        let store: Arc<dyn CertificateStore> =
-            Arc::new(RedbCertificateStore::open(&store.join("certificates.redb")).unwrap());
         let watcher = CertificateWatcher::new(
             settings,
             Some(vault.clone()),

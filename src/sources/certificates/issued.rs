@@ -3,7 +3,9 @@
 //!
 //! An issue is not free (storage, a CRL that grows), so three rules hold over restarts and crash loops: at most one
 //! request per interval (a minute), written down *before* it is sent; none while a certificate from before the restart
-//! is good and Envoy holds its key; none that repeats one of which the answer was lost.
+//! is good and Envoy holds its key; none that repeats one of which the answer was lost. Where the request cannot be
+//! written down (a full disk), the first one waits until the watch has lived for an interval: a crash loop that is
+//! faster issues nothing, and a gateway still gets its certificates.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +75,7 @@ enum Woken {
 impl IssuedWatch<'_> {
     /// Returns only when nobody listens any more.
     pub(super) async fn run(self, wishes: &Wishes, publisher: &mut Publisher) -> Closed {
+        let started = publisher.now();
         let mut record = self.load(publisher).await;
         if let Err(closed) = self.publish_stored(&record, publisher).await {
             return closed;
@@ -98,7 +101,7 @@ impl IssuedWatch<'_> {
                     Err(closed) => return closed,
                 }
             }
-            match self.issue(&mut record, publisher).await {
+            match self.issue(&mut record, started, publisher).await {
                 Ok(material) => {
                     setback = Setback::default();
                     key_wanted = false;
@@ -193,11 +196,18 @@ impl IssuedWatch<'_> {
     async fn issue(
         &self,
         record: &mut StoredCertificate,
+        started: i64,
         publisher: &Publisher,
     ) -> Result<CertificateMaterial, Problem> {
         let before = record.last_attempt;
         record.last_attempt = Some(publisher.now());
-        self.save(record).await;
+        if let Err(error) = self.save(record).await {
+            let allowed = self.budget.next(Some(started), publisher.now());
+            if publisher.now() < allowed {
+                record.last_attempt = Some(started);
+                return Err(self.not_written_down(&error, allowed));
+            }
+        }
         let mut key_type = self.key_type.unwrap_or(KeyType::Ec256);
         let mut turns = 0;
         let (request, signed) = loop {
@@ -217,7 +227,7 @@ impl IssuedWatch<'_> {
                     if !fault.may_have_happened() {
                         // Nothing was issued: the next request need not wait out the interval.
                         record.last_attempt = before;
-                        self.save(record).await;
+                        let _ = self.save(record).await;
                     }
                     return Err(self.explain(&fault, key_type));
                 }
@@ -237,7 +247,7 @@ impl IssuedWatch<'_> {
         let material = pem::parse(&signed.chain, request.private_key.expose(), publisher.now())
             .map_err(|fault| fault.problem(&self.query.to_string()))?;
         record.certificate = Some(PublicCertificate::of(&material));
-        self.save(record).await;
+        let _ = self.save(record).await;
         Ok(material)
     }
 
@@ -312,12 +322,26 @@ impl IssuedWatch<'_> {
         }
     }
 
-    /// A disk that cannot be written must not keep a gateway without certificates: said, and gone on.
-    async fn save(&self, record: &StoredCertificate) {
+    async fn save(&self, record: &StoredCertificate) -> Result<(), StoreError> {
         let (store, query, record) = (self.store.clone(), self.query.clone(), record.clone());
-        if let Err(error) = on_disk(move || store.save(&query, &record)).await {
-            tracing::error!(certificate = %self.query, error = %chain(&error), "certificate store not written");
-        }
+        on_disk(move || store.save(&query, &record))
+            .await
+            .inspect_err(|error| {
+                tracing::error!(certificate = %self.query, error = %chain(error), "certificate store not written");
+            })
+    }
+
+    fn not_written_down(&self, error: &StoreError, allowed: i64) -> Problem {
+        Problem::new(
+            ProblemKind::Limit,
+            format!(
+                "{}: not issued before {}: the request could not be written down ({})",
+                self.query,
+                timestamp(allowed),
+                chain(error)
+            ),
+        )
+        .with_fix("Make room on the disk of the agent's data_dir, and let the agent write there.")
     }
 
     fn without_certificate(&self, problem: &Problem, publisher: &Publisher) -> Problem {
