@@ -2,7 +2,7 @@
 #
 #   nomad job run -var gateway=edge nomad/portreeve.nomad.hcl
 #
-# Needs on the nodes: portreeve, envoy (1.36 to 1.40), curl, a Consul agent on loopback. Needs in the cluster: workload
+# Needs on the nodes: portreeve, envoy (1.36 to 1.40), a Consul agent on loopback. Needs in the cluster: workload
 # identity for Consul and Vault, and the gateway's document in Consul KV. nomad/README.md has the commands, what was tried,
 # and what differs under raw_exec.
 
@@ -300,30 +300,19 @@ job "portreeve" {
       kill_timeout = "${var.drain_seconds + 5}s"
 
       config {
-        command = "/bin/sh"
-        args    = ["${NOMAD_TASK_DIR}/drain.sh"]
+        command = var.portreeve
+        args    = ["envoy", "drain", "-when-stopped", "-finish-time", "4s", "-config", "${NOMAD_TASK_DIR}/portreeve.hcl"]
       }
 
       template {
-        destination = "${NOMAD_TASK_DIR}/drain.sh"
+        destination = "${NOMAD_TASK_DIR}/portreeve.hcl"
+        data        = local.shared
         change_mode = "noop"
-        data        = <<-SH
-          drain() {
-              curl -fsS -m 5 --unix-socket "${var.data_dir}/envoy/${var.gateway}/admin.sock" \
-                  -X POST "http://envoy/drain_listeners?graceful&skip_exit" && sleep ${var.drain_seconds}
-              exit 0
-          }
-          trap drain TERM INT
-          while :; do
-              sleep 3600 &
-              wait $!
-          done
-        SH
       }
 
       resources {
         cpu    = 20
-        memory = 16
+        memory = 32
       }
     }
   }

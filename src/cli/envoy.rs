@@ -1,6 +1,6 @@
 //! `portreeve envoy`: the bootstrap, and Envoy as a process of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,6 +27,12 @@ enum Command {
     Bootstrap(#[command(flatten)] Box<BootstrapArguments>),
     /// Become Envoy, for a Nomad task or a systemd unit of its own
     Run(#[command(flatten)] Box<RunArguments>),
+    /// Ask the clients of an Envoy of its own to leave, before somebody ends it
+    ///
+    /// Clients are told `connection: close` (GOAWAY over HTTP/2) for the drain time, while the ports stay open; then the
+    /// ports close and running requests have time to finish. Envoy itself goes on until systemd or Nomad ends it: use it
+    /// as `ExecStop`, or as the task that leads a Nomad group.
+    Drain(#[command(flatten)] Box<super::drain::DrainArguments>),
     /// Replace the Envoy that an agent supervises, without losing a request
     Restart {
         /// The gateway; needed where the agent supervises several Envoys.
@@ -125,6 +131,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
             terminal.flush()?;
             block_on(async { Ok(exec_envoy(settings, options).await?) })?;
         }
+        Command::Drain(arguments) => super::drain::run(arguments, terminal)?,
         Command::Restart { gateway, api } => {
             let query: Vec<(&str, &str)> = gateway.iter().map(|name| ("gateway", name.as_str())).collect();
             let answer: Value = block_on(ApiClient::new(api)?.post("/v1/envoy/restart", &query, None))?;
@@ -142,32 +149,18 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
 impl BootstrapArguments {
     /// The bootstrap, the directory of Envoy's files, and the agent's settings where they are given.
     fn bootstrap(&self) -> anyhow::Result<(Bootstrap, PathBuf, Option<Settings>)> {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let settings = self.settings(&host)?;
+        let host = host_name();
+        let settings = settings_of(&self.config, self.gateway.as_deref())?;
         let node = self
             .node
             .clone()
             .or_else(|| settings.as_ref().map(|settings| settings.node.clone()))
             .unwrap_or(host);
-        let gateway = self
-            .gateway
-            .clone()
-            .or_else(
-                || match settings.as_ref().map(|settings| settings.gateways.as_slice()) {
-                    Some([only]) => Some(only.to_string()),
-                    _ => None,
-                },
-            )
-            .ok_or_else(|| {
-                Failure::new("which gateway does this Envoy serve?").fix("say it with -gateway")
-            })?;
+        let gateway = the_gateway(self.gateway.as_deref(), settings.as_ref())?;
         let data_dir = settings
             .as_ref()
             .map_or_else(|| PathBuf::from(DATA_DIR), |settings| settings.data_dir.clone());
-        let runtime = self
-            .runtime_dir
-            .clone()
-            .unwrap_or_else(|| data_dir.join("envoy").join(&gateway));
+        let runtime = runtime_directory(self.runtime_dir.as_deref(), settings.as_ref(), &gateway);
         let xds = match &self.xds_address {
             Some(address) => self.remote(address, &runtime)?,
             None => XdsEndpoint::Unix(
@@ -178,7 +171,7 @@ impl BootstrapArguments {
             ),
         };
         let label = format!("{node}/{gateway}");
-        let mut bootstrap = Bootstrap::new(&label, &gateway, xds, &runtime.join("admin.sock"));
+        let mut bootstrap = Bootstrap::new(&label, &gateway, xds, &runtime.join(ADMIN_SOCKET));
         if let Some(settings) = &settings {
             bootstrap.max_downstream_connections = u64::from(settings.envoy.max_downstream_connections);
         }
@@ -189,18 +182,6 @@ impl BootstrapArguments {
             bootstrap.variant = XdsVariant::StateOfTheWorld;
         }
         Ok((bootstrap, runtime, settings))
-    }
-
-    fn settings(&self, host: &str) -> anyhow::Result<Option<Settings>> {
-        if self.config.is_empty() {
-            return Ok(None);
-        }
-        let flags = Flags {
-            config: self.config.clone(),
-            gateways: self.gateway.iter().cloned().collect(),
-            ..Flags::default()
-        };
-        Ok(Some(Settings::load(&flags, host)?))
     }
 
     fn remote(&self, address: &str, runtime: &std::path::Path) -> anyhow::Result<XdsEndpoint> {
@@ -229,6 +210,42 @@ impl BootstrapArguments {
         })
     }
 }
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The agent's settings, where they are given.
+pub(super) fn settings_of(config: &[PathBuf], gateway: Option<&str>) -> anyhow::Result<Option<Settings>> {
+    if config.is_empty() {
+        return Ok(None);
+    }
+    let flags = Flags {
+        config: config.to_vec(),
+        gateways: gateway.into_iter().map(str::to_owned).collect(),
+        ..Flags::default()
+    };
+    Ok(Some(Settings::load(&flags, &host_name())?))
+}
+
+/// The one that was named, or the only one of the settings.
+pub(super) fn the_gateway(named: Option<&str>, settings: Option<&Settings>) -> anyhow::Result<String> {
+    let only = || match settings.map(|settings| settings.gateways.as_slice()) {
+        Some([only]) => Some(only.to_string()),
+        _ => None,
+    };
+    let gateway = named.map(str::to_owned).or_else(only);
+    Ok(gateway
+        .ok_or_else(|| Failure::new("which gateway does this Envoy serve?").fix("say it with -gateway"))?)
+}
+
+/// Where this Envoy's files and its admin socket are.
+pub(super) fn runtime_directory(named: Option<&Path>, settings: Option<&Settings>, gateway: &str) -> PathBuf {
+    let data_dir = settings.map_or(Path::new(DATA_DIR), |settings| &settings.data_dir);
+    named.map_or_else(|| data_dir.join("envoy").join(gateway), Path::to_owned)
+}
+
+pub(super) const ADMIN_SOCKET: &str = "admin.sock";
 
 /// The agent's own default.
 const DATA_DIR: &str = "/opt/portreeve/data";

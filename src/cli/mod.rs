@@ -17,6 +17,7 @@ mod arguments;
 mod change_set;
 mod completion;
 mod documents;
+mod drain;
 mod envoy;
 mod explain;
 mod failure;

@@ -44,5 +44,5 @@ pub use handle::{Handle, Running, Status};
 pub use planned_restart::RestartMethod;
 pub use process::Exit;
 pub use settings::Settings;
-pub use stop::StopMode;
+pub use stop::{StopMode, drain};
 pub use supervise::start_or_adopt;

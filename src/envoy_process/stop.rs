@@ -42,6 +42,19 @@ pub(super) async fn drain_and_end(process: &mut Process, admin: &AdminClient, se
     finish(process, admin, settings).await
 }
 
+/// The same three phases for an Envoy that somebody else keeps, and will end: it is still there afterwards. Returns how
+/// many requests were still running.
+pub async fn drain(
+    admin: &AdminClient,
+    drain_time: Duration,
+    finish_time: Duration,
+) -> Result<u64, AdminError> {
+    admin.drain_listeners(Drain::Gentle).await?;
+    sleep(drain_time).await;
+    admin.drain_listeners(Drain::CloseListeners).await?;
+    idle(admin, finish_time).await
+}
+
 /// Closes the ports, waits for running requests, ends the process.
 pub(super) async fn finish(process: &mut Process, admin: &AdminClient, settings: &Settings) -> Exit {
     if admin.drain_listeners(Drain::CloseListeners).await.is_ok() {

@@ -1,6 +1,8 @@
 //! The documentation does what it says: commands run, documents are valid, links lead somewhere, the demo answers.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod deploy;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

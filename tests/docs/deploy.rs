@@ -1,0 +1,137 @@
+//! What the deployment files tell machines to run, our program understands.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use regex::Regex;
+
+use super::{PORTREEVE, root};
+
+fn units() -> Vec<PathBuf> {
+    let directory = std::fs::read_dir(root().join("docs/deploy")).unwrap();
+    let mut units: Vec<PathBuf> = directory
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "service"))
+        .collect();
+    units.sort();
+    assert_eq!(units.len(), 2, "{units:?}");
+    units
+}
+
+/// Every flag is read and has its value before help is shown.
+fn assert_understood(place: &str, arguments: &[&str]) {
+    let output = Command::new(PORTREEVE)
+        .args(arguments)
+        .arg("-help")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{place}: {arguments:?}: {said}");
+}
+
+#[test]
+fn commands_of_the_systemd_units_are_ours() {
+    let command = Regex::new(r"(?m)^Exec\w+=[-@:+!]*/usr/local/bin/portreeve (.*)$").unwrap();
+    let mut checked = 0;
+    for unit in units() {
+        let text = std::fs::read_to_string(&unit).unwrap();
+        for found in command.captures_iter(&text) {
+            let arguments: Vec<&str> = found[1].split_whitespace().collect();
+            assert_understood(&unit.display().to_string(), &arguments);
+            checked += 1;
+        }
+        assert!(
+            !text.contains("curl"),
+            "{}: needs another program",
+            unit.display()
+        );
+    }
+    assert_eq!(checked, 3, "agent, Envoy and its drain");
+}
+
+#[test]
+fn commands_of_the_nomad_job_are_ours() {
+    let job = root().join("nomad/portreeve.nomad.hcl");
+    let text = std::fs::read_to_string(&job).unwrap();
+    let task = Regex::new(r"(?s)command = var\.portreeve\s+args\s+= \[(.*?)\]").unwrap();
+    let word = Regex::new(r#""([^"]*)""#).unwrap();
+    let mut checked = 0;
+    for found in task.captures_iter(&text) {
+        let list = &found[1];
+        let arguments: Vec<&str> = word
+            .captures_iter(list)
+            .map(|word| word.get(1).unwrap().as_str())
+            .collect();
+        assert_understood(&job.display().to_string(), &arguments);
+        checked += 1;
+    }
+    assert_eq!(checked, 3, "agent, Envoy and its drain");
+    assert!(
+        !text.contains("curl") && !text.contains("/bin/sh"),
+        "needs another program"
+    );
+}
+
+#[test]
+fn commands_of_the_container_are_ours() {
+    let file = root().join("docs/deploy/Dockerfile");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let word = Regex::new(r#""([^"]*)""#).unwrap();
+    let words = |instruction: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.starts_with(instruction));
+        word.captures_iter(line.unwrap_or_default())
+            .map(|word| word[1].to_owned())
+            .collect()
+    };
+    let all = [words("ENTRYPOINT"), words("CMD")].concat();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    assert!(
+        all.first().is_some_and(|program| program.ends_with("portreeve")),
+        "{all:?}"
+    );
+    assert_understood("Dockerfile", &all[1..]);
+}
+
+/// systemd's own check, where it is installed.
+#[test]
+fn systemd_takes_the_units() {
+    let installed = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|directory| directory.join("systemd-analyze").is_file());
+    if !installed {
+        println!("no systemd-analyze here: not checked");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let copies: Vec<PathBuf> = units()
+        .iter()
+        .map(|unit| {
+            // It looks for the programs, and for the units that they come after.
+            let text = std::fs::read_to_string(unit).unwrap();
+            let text = text.replace("/usr/local/bin/portreeve", PORTREEVE);
+            let copy = directory.path().join(unit.file_name().unwrap());
+            std::fs::write(&copy, text).unwrap();
+            copy
+        })
+        .collect();
+    let said = verify(&copies);
+    assert!(said.is_empty(), "{said}");
+
+    // It does look.
+    let broken = directory.path().join("portreeve.service");
+    let text = std::fs::read_to_string(&broken).unwrap();
+    std::fs::write(&broken, text.replace("KillMode=process", "KillMode=perhaps")).unwrap();
+    assert!(verify(&copies).contains("kill mode"), "a broken unit is told");
+}
+
+fn verify(units: &[impl AsRef<Path>]) -> String {
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", "--recursive-errors=no"])
+        .args(units.iter().map(AsRef::as_ref))
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .filter(|line| line.contains("portreeve"))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
