@@ -343,6 +343,7 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
     over(&mut settings.namespace, &block.namespace);
     over(&mut settings.partition, &block.partition);
     over(&mut settings.datacenter, &block.datacenter);
+    over(&mut settings.max_connections, &block.max_connections);
     settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
     Ok(settings)
 }

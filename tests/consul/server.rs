@@ -253,6 +253,7 @@ pub fn quick() -> WatchTiming {
         doubt_wait: (Duration::from_millis(300), Duration::from_millis(600)),
         poll_interval: Duration::from_millis(200),
         retry: (Duration::from_millis(50), Duration::from_millis(400)),
+        refused: Duration::from_millis(400),
         ..WatchTiming::default()
     }
 }

@@ -7,7 +7,7 @@ use imbl::OrdSet;
 use portreeve::model::{ProblemKind, Redacted, ServiceQuery};
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ConsulClient, ConsulSettings, ServiceWatcher, service_names};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 
 use crate::server::{Running, Server, quick};
 
@@ -33,21 +33,87 @@ async fn unix_socket() {
     );
 }
 
+/// Short-lived agent certificates: the pair that was read at the start ends, and its successor is taken up.
+#[tokio::test]
+async fn a_rotated_client_certificate_is_taken_up_without_a_restart() {
+    let material = tempfile::tempdir().unwrap();
+    let ca = authority(material.path());
+    issue(material.path(), &ca, "server.dc1.consul", LONG);
+    issue(material.path(), &ca, "client", Duration::from_secs(8));
+    let path = |name: &str| material.path().join(name);
+    let extra = format!(
+        "ca_file = \"{0}/ca.pem\"\ncert_file = \"{0}/server.dc1.consul.pem\"\nkey_file = \"{0}/server.dc1.consul.key\"\n\
+         verify_incoming_https = true",
+        material.path().display()
+    );
+    let mut server = Server::start_with(false, &extra).await;
+    let client = ConsulClient::new(&ConsulSettings {
+        address: ApiAddress::parse(
+            Product::Consul,
+            &format!("https://127.0.0.1:{}", server.https_port),
+            false,
+        )
+        .unwrap(),
+        ca_file: Some(path("ca.pem")),
+        client_cert: Some(path("client.pem")),
+        client_key: Some(path("client.key")),
+        tls_server_name: Some("server.dc1.consul".to_owned()),
+        ..Default::default()
+    })
+    .unwrap();
+    assert!(client.put_cas("a", "1", 0).await.unwrap());
+
+    // No connection of before is left, and the pair ends.
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    server.restart().await;
+    let error = client.read_key("a").await.expect_err("an expired certificate");
+    assert_eq!(error.kind(), ProblemKind::Unavailable, "{error}");
+
+    // Half of a rotation: the new certificate beside the old key.
+    let old_key = std::fs::read(path("client.key")).unwrap();
+    issue(material.path(), &ca, "client", LONG);
+    let new_key = std::fs::read(path("client.key")).unwrap();
+    std::fs::write(path("client.key"), old_key).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(client.read_key("a").await.is_err(), "the pair does not fit");
+
+    // The other half.
+    std::fs::write(path("next"), new_key).unwrap();
+    std::fs::rename(path("next"), path("client.key")).unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while let Err(error) = client.read_key("a").await {
+        assert!(tokio::time::Instant::now() < deadline, "never taken up: {error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 /// A CA, a server certificate for `server.dc1.consul` alone, and a client certificate.
 fn certificates(directory: &std::path::Path) {
+    let ca = authority(directory);
+    for name in ["server.dc1.consul", "client"] {
+        issue(directory, &ca, name, LONG);
+    }
+}
+
+const LONG: Duration = Duration::from_secs(24 * 3600);
+
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority(directory: &std::path::Path) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     std::fs::write(directory.join("ca.pem"), ca.pem()).unwrap();
-    for name in ["server.dc1.consul", "client"] {
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.to_owned()])
-            .unwrap()
-            .signed_by(&key, &ca)
-            .unwrap();
-        std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
-        std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
-    }
+    ca
+}
+
+fn issue(directory: &std::path::Path, ca: &Authority, name: &str, life: Duration) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.not_after = date_time_ymd(1970, 1, 1) + (std::time::UNIX_EPOCH.elapsed().unwrap() + life);
+    let certificate = params.signed_by(&key, ca).unwrap();
+    std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
+    std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem()).unwrap();
 }
 
 #[tokio::test]

@@ -31,6 +31,9 @@ pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
         namespace: owned(reader, "namespace"),
         partition: owned(reader, "partition"),
         datacenter: owned(reader, "datacenter"),
+        max_connections: reader
+            .unsigned("max_connections")
+            .and_then(|most| usize::try_from(most).ok()),
     }
 }
 

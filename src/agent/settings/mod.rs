@@ -75,6 +75,7 @@ pub struct ConsulBlock {
     pub namespace: Option<String>,
     pub partition: Option<String>,
     pub datacenter: Option<String>,
+    pub max_connections: Option<usize>,
 }
 
 #[derive(Clone, Debug)]

@@ -174,6 +174,15 @@ fn consul_schema() -> BlockSchema {
         "\"dc1\"",
         "Left out: the Consul agent's own.",
     )
+    .attribute(
+        "max_connections",
+        Type::Integer(1, 100_000),
+        Some("150"),
+        "400",
+        "How many services are watched on a connection of their own; the others are asked in turns. Consul grants one \
+         client `limits.http_max_conns_per_client` (200), other programs of the machine included. No bound over \
+         HTTP/2, which Consul speaks on its https port.",
+    )
 }
 
 fn envoy_schema() -> BlockSchema {

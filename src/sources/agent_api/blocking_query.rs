@@ -15,6 +15,7 @@ use super::budget::Pass;
 use super::call::{Blocking, Call};
 use super::client::{Answer, ApiClient};
 use super::error::{ApiError, TransportFailure};
+use super::settings::{ApiAddress, LONGEST_RETRY};
 use crate::model::Problem;
 use crate::sources::SourceHealth;
 use crate::sources::retry::{Intervals, TokenBucket, jittered};
@@ -30,8 +31,10 @@ pub struct WatchTiming {
     pub doubt_wait: (Duration, Duration),
     /// Between polls of an endpoint that sends no index.
     pub poll_interval: Duration,
-    /// First and longest interval between failures.
+    /// First and longest interval between tries while it does not answer, each give or take a half.
     pub retry: (Duration, Duration),
+    /// The longest interval while it answers and refuses: what is missing, somebody must grant.
+    pub refused: Duration,
     /// A poll that ends below this is a failure; one cut later was a server or proxy that does not like long polls.
     pub benign_cut: Duration,
     /// Two cuts in a row at about one age above this lower the wait.
@@ -47,11 +50,23 @@ impl Default for WatchTiming {
             recovery_wait: Duration::from_secs(1),
             doubt_wait: (Duration::from_secs(5), Duration::from_secs(60)),
             poll_interval: Duration::from_secs(10),
-            retry: (Duration::from_millis(250), Duration::from_secs(30)),
+            retry: (Duration::from_millis(250), LONGEST_RETRY),
+            refused: Duration::from_secs(30),
             benign_cut: Duration::from_secs(1),
             // Late Consul 1.2x builds cut at 30 s, nginx at 60 s; nothing known cuts below this.
             habitual_cut: Duration::from_secs(10),
             pace: (4, Duration::from_millis(250)),
+        }
+    }
+}
+
+impl WatchTiming {
+    /// As is right for this address.
+    pub fn towards(address: &ApiAddress) -> Self {
+        let usual = Self::default();
+        Self {
+            retry: (usual.retry.0, address.longest_retry()),
+            ..usual
         }
     }
 }
@@ -97,6 +112,7 @@ pub(in crate::sources) struct WatchState {
     last_cut: Option<Duration>,
     failures: u32,
     retries: Intervals,
+    refusals: Intervals,
     doubt_waits: Intervals,
     doubting: bool,
 }
@@ -110,6 +126,7 @@ impl WatchState {
             last_cut: None,
             failures: 0,
             retries: Intervals::new(timing.retry.0, timing.retry.1),
+            refusals: Intervals::new(timing.retry.0, timing.refused),
             doubt_waits: Intervals::new(timing.doubt_wait.0, timing.doubt_wait.1),
             doubting: false,
             timing,
@@ -163,14 +180,17 @@ impl WatchState {
             // The index stays: the next answer may be whole.
             Polled::Unreadable => self.fail(None, true),
             Polled::Refused { status, retry_after } => match status {
-                401 | 403 => self.fail(None, true),
+                401 | 403 => {
+                    let pause = self.refusals.next_interval();
+                    self.fail(Some(pause), true)
+                }
                 // Bounded: a header must not silence a watch for a day.
                 429 | 500.. => self.fail(
                     retry_after.map(|after| after.min(self.timing.wait)),
                     self.failures > 0,
                 ),
                 // A request that Consul will not take stays as it is until the configuration changes.
-                _ => self.fail(Some(self.timing.retry.1), true),
+                _ => self.fail(Some(self.timing.refused), true),
             },
             Polled::Lost { failure, after } => self.on_lost(*failure, *after),
         }
@@ -200,6 +220,7 @@ impl WatchState {
     fn settle(&mut self) {
         self.failures = 0;
         self.retries.reset();
+        self.refusals.reset();
         self.last_cut = None;
         self.next_wait = None;
     }

@@ -1,6 +1,7 @@
 //! The contract as tables: one poll's outcome in, the next poll out. No IO, no clock.
 
 use super::*;
+use crate::sources::agent_api::Product;
 
 fn state() -> WatchState {
     WatchState::new(WatchTiming::default())
@@ -137,12 +138,27 @@ fn unreachable_keeps_the_index_for_a_while() {
     for _ in 0..20 {
         longest = longest.max(state.on_answer(&lost).after);
     }
-    assert!((15..=45).contains(&longest.as_secs()), "{longest:?}");
+    assert!((5..=15).contains(&longest.as_secs()), "{longest:?}");
     state.on_answer(&taken(9));
     assert!(
         state.on_answer(&lost).after < Duration::from_secs(1),
         "starts over"
     );
+}
+
+#[test]
+fn an_agent_beside_us_is_asked_again_within_a_second_but_not_when_it_refuses() {
+    let local = ApiAddress::parse(Product::Consul, "unix:///run/consul.sock", false).unwrap();
+    let mut state = WatchState::new(WatchTiming::towards(&local));
+    let lost = Polled::Lost {
+        failure: TransportFailure::Connect,
+        after: Duration::ZERO,
+    };
+    for _ in 0..30 {
+        assert!(state.on_answer(&lost).after <= Duration::from_secs(1));
+    }
+    let longest = (0..30).map(|_| state.on_answer(&refused(403)).after).max();
+    assert!(longest.unwrap() > Duration::from_secs(10), "{longest:?}");
 }
 
 #[test]

@@ -3,23 +3,20 @@
 //! In: settings and [`Call`]s. Out: [`Answer`]s of bounded size, or an [`ApiError`] that explains itself. It knows the
 //! transport (TCP, TLS, unix socket, HTTP/2 where ALPN offers it) and the token; it knows no endpoint.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Certificate, Identity, Response, StatusCode, Version, redirect};
+use reqwest::{Response, StatusCode, Version};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use url::Url;
 
 use super::call::Call;
+use super::connector::Lanes;
 use super::error::{ApiError, TransportFailure, innermost_reason};
-use super::product::{Product, Server};
+use super::product::Server;
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
 
@@ -33,7 +30,7 @@ struct Inner {
     server: Server,
     base: Url,
     token: TokenSource,
-    lanes: Mutex<BTreeMap<usize, reqwest::Client>>,
+    lanes: Mutex<Lanes>,
     /// The last answer came over HTTP/2.
     multiplexed: AtomicBool,
     /// Bounds the small reads that guard a disappearance, so that a mass deletion cannot eat the connection limit.
@@ -58,7 +55,6 @@ impl ApiClient {
         // reqwest and rs-consul both take the process-wide provider. `main` installs the same one first thing; tests
         // and other users of the library get it here. A second install is refused and harmless.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let first_lane = build(settings)?;
         Ok(Self(Arc::new(Inner {
             server: Server {
                 product: settings.product,
@@ -66,7 +62,7 @@ impl ApiClient {
             },
             base: base_url(settings)?,
             token: TokenSource::new(settings)?,
-            lanes: Mutex::new(BTreeMap::from([(CALL_LANE, first_lane)])),
+            lanes: Mutex::new(Lanes::new(settings, CALL_LANE)?),
             multiplexed: AtomicBool::new(false),
             probes: Semaphore::new(PROBES_IN_FLIGHT),
             settings: settings.clone(),
@@ -108,7 +104,7 @@ impl ApiClient {
             let reason = "a path segment is empty, `.` or `..`".to_owned();
             return Err(ApiError::NotSent { asked, reason });
         };
-        let http = match self.lane(lane) {
+        let http = match Lanes::client(&self.0.lanes, &self.0.settings, lane) {
             Ok(http) => http,
             Err(error) => {
                 return Err(ApiError::NotSent {
@@ -235,16 +231,6 @@ impl ApiClient {
             source: error.without_url(),
         }
     }
-
-    fn lane(&self, lane: usize) -> Result<reqwest::Client, SettingsError> {
-        let mut lanes = self.0.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = lanes.get(&lane) {
-            return Ok(client.clone());
-        }
-        let client = build(&self.0.settings)?;
-        lanes.insert(lane, client.clone());
-        Ok(client)
-    }
 }
 
 impl Answer {
@@ -296,127 +282,8 @@ fn base_url(settings: &ApiSettings) -> Result<Url, SettingsError> {
     Ok(url)
 }
 
-fn build(settings: &ApiSettings) -> Result<reqwest::Client, SettingsError> {
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("portreeve/", env!("CARGO_PKG_VERSION")))
-        // A redirect of a cleaned-up key path would turn a delete of one key into a request for another.
-        .redirect(redirect::Policy::none())
-        // The agent is beside us; a machine-wide HTTP_PROXY is not meant for it, and would see the token.
-        .no_proxy()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        // Long polls are silent: without probes a dead peer is noticed only when the poll's time is over.
-        .tcp_keepalive(KEEPALIVE)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .http2_keep_alive_timeout(KEEPALIVE);
-    if let Endpoint::Unix { path } = &settings.address.endpoint {
-        builder = builder.unix_socket(path.as_path());
-    }
-    if let Endpoint::Https { authority } = &settings.address.endpoint {
-        let roots = roots(settings)?;
-        if !roots.is_empty() {
-            builder = builder.tls_certs_only(roots);
-        }
-        if settings.tls_skip_verify {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        }
-        if let (Some(cert), Some(key)) = (&settings.client_cert, &settings.client_key) {
-            let mut pem = read_file(settings.product, "client certificate", cert)?;
-            pem.push(b'\n');
-            pem.extend(read_file(settings.product, "client key", key)?);
-            let identity = Identity::from_pem(&pem).map_err(|error| SettingsError::Pem {
-                product: settings.product,
-                what: "client certificate with its key",
-                path: cert.clone(),
-                reason: innermost_reason(&error),
-            })?;
-            builder = builder.identity(identity);
-        }
-        if let Some(name) = &settings.tls_server_name {
-            if name.parse::<std::net::IpAddr>().is_ok() {
-                return Err(SettingsError::ServerName(name.clone()));
-            }
-            builder = builder.dns_resolver(Arc::new(ConnectTo {
-                authority: authority.clone(),
-            }));
-        }
-    }
-    builder.build().map_err(|source| SettingsError::Build {
-        product: settings.product,
-        source,
-    })
-}
-
-fn roots(settings: &ApiSettings) -> Result<Vec<Certificate>, SettingsError> {
-    let mut files = Vec::new();
-    files.extend(settings.ca_file.clone());
-    if let Some(directory) = &settings.ca_path {
-        let fail = |source| SettingsError::File {
-            product: settings.product,
-            what: "CA directory",
-            path: directory.clone(),
-            source,
-        };
-        for entry in std::fs::read_dir(directory).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            if path.is_file() {
-                files.push(path);
-            }
-        }
-    }
-    let mut roots = Vec::new();
-    for file in files {
-        let pem = read_file(settings.product, "CA certificate", &file)?;
-        let fail = |reason: String| SettingsError::Pem {
-            product: settings.product,
-            what: "CA certificate",
-            path: file.clone(),
-            reason,
-        };
-        let parsed = Certificate::from_pem_bundle(&pem).map_err(|error| fail(innermost_reason(&error)))?;
-        if parsed.is_empty() {
-            return Err(fail("no certificate found".to_owned()));
-        }
-        roots.extend(parsed);
-    }
-    Ok(roots)
-}
-
-fn read_file(product: Product, what: &'static str, path: &Path) -> Result<Vec<u8>, SettingsError> {
-    std::fs::read(path).map_err(|source| SettingsError::File {
-        product,
-        what,
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// Leads every name to one place: the URL carries the name to verify, this the address to dial.
-struct ConnectTo {
-    authority: String,
-}
-
-impl Resolve for ConnectTo {
-    fn resolve(&self, _name: Name) -> Resolving {
-        let authority = self.authority.clone();
-        Box::pin(async move {
-            // The port is the URL's; any will do for the look-up.
-            let host = match authority.rsplit_once(':') {
-                Some((host, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
-                _ => authority,
-            };
-            let found: Vec<SocketAddr> = tokio::net::lookup_host(format!("{host}:0")).await?.collect();
-            Ok(Box::new(found.into_iter()) as Addrs)
-        })
-    }
-}
-
 /// Calls and the one document watch; service watches use the lanes above it.
 pub(in crate::sources) const CALL_LANE: usize = 0;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Error texts are a line; a proxy's error page is not worth more.
 const ERROR_BODY: usize = 1024;

@@ -10,9 +10,11 @@ pub(super) mod blocking_query;
 pub(super) mod budget;
 pub(super) mod call;
 pub(super) mod client;
+mod connector;
 pub(super) mod error;
 mod product;
 mod settings;
+mod stamp;
 pub(super) mod token;
 
 pub use blocking_query::WatchTiming;

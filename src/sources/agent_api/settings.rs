@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 use url::Url;
@@ -174,6 +175,31 @@ impl ApiAddress {
         }
     }
 
+    /// An agent beside us: nobody else can be hurt by asking it often.
+    pub fn is_local(&self) -> bool {
+        match &self.endpoint {
+            Endpoint::Unix { .. } => true,
+            Endpoint::Http { authority } | Endpoint::Https { authority } => {
+                let url = Url::parse(&format!("http://{authority}/"));
+                url.is_ok_and(|url| match url.host() {
+                    Some(url::Host::Ipv4(address)) => address.is_loopback(),
+                    Some(url::Host::Ipv6(address)) => address.is_loopback(),
+                    Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+                    None => false,
+                })
+            }
+        }
+    }
+
+    /// The mean of the longest interval between tries while it does not answer.
+    pub(in crate::sources) fn longest_retry(&self) -> Duration {
+        if self.is_local() {
+            LONGEST_LOCAL_RETRY
+        } else {
+            LONGEST_RETRY
+        }
+    }
+
     pub fn is_tls(&self) -> bool {
         matches!(self.endpoint, Endpoint::Https { .. })
     }
@@ -193,6 +219,10 @@ impl fmt::Display for ApiAddress {
     }
 }
 
+/// Each interval is drawn give or take a half: within 15 s, and within 1 s from an agent beside us.
+pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(10);
+const LONGEST_LOCAL_RETRY: Duration = Duration::from_millis(660);
+
 /// Go's `strconv.ParseBool`; a value it does not know is warned about and ignored, as the Go client does.
 pub(in crate::sources) fn go_bool(name: &str, value: &str) -> Option<bool> {
     match value {
@@ -201,6 +231,32 @@ pub(in crate::sources) fn go_bool(name: &str, value: &str) -> Option<bool> {
         _ => {
             tracing::warn!(variable = name, value, "not a boolean, ignored");
             None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_beside_us_is_asked_again_within_a_second() {
+        for (address, local) in [
+            ("127.0.0.1:8500", true),
+            ("http://localhost:8500", true),
+            ("https://[::1]:8501/consul", true),
+            ("unix:///run/consul.sock", true),
+            ("10.0.0.1:8500", false),
+            ("https://consul.example.com:8501", false),
+            ("http://localhost.example.com:8500", false),
+        ] {
+            let address = ApiAddress::parse(Product::Consul, address, false).unwrap();
+            assert_eq!(address.is_local(), local, "{address}");
+            let longest = address.longest_retry() * 3 / 2;
+            assert!(
+                longest <= Duration::from_secs(if local { 1 } else { 15 }),
+                "{address}"
+            );
         }
     }
 }

@@ -4,7 +4,6 @@
 //! inode as much as by its time. It is looked at before a request, at most every [`LOOK_EVERY`], and at once after a
 //! 401 or 403: no task and no inotify needed, and no request goes out with a token older than that.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 
 use super::product::Product;
 use super::settings::{ApiSettings, SettingsError};
+use super::stamp::{Stamp, stamp_of};
 use crate::model::Redacted;
 
 /// Where the current token comes from.
@@ -37,9 +37,6 @@ struct Look {
     /// So that one broken file is one warning.
     warned: bool,
 }
-
-/// What tells one version of a file from the next without reading it.
-type Stamp = (u64, i64, i64, u64);
 
 impl TokenSource {
     /// Reads the token file once: unreadable here is an error, as in the Go client; later it is a warning.
@@ -133,15 +130,6 @@ async fn read_if_changed(path: &Path, known: Option<Stamp>) -> std::io::Result<O
         return Ok(None);
     }
     Ok(Some((stamp, tokio::fs::read_to_string(path).await?)))
-}
-
-fn stamp_of(metadata: &std::fs::Metadata) -> Stamp {
-    (
-        metadata.ino(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.len(),
-    )
 }
 
 fn trimmed(text: String) -> Option<Redacted<String>> {

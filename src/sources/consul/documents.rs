@@ -33,6 +33,7 @@ impl DocumentsWatch {
     /// `prefix` ends in a slash: a KV prefix is raw text, and `a` would take `ab/x` in too.
     pub fn new(client: ConsulClient, prefix: &str, observations: mpsc::Sender<Observation>) -> Self {
         let prefix: Arc<str> = format!("{}/", prefix.trim_end_matches('/')).into();
+        let timing = WatchTiming::towards(&client.settings().address);
         let watched = Documents {
             client,
             prefix,
@@ -46,7 +47,7 @@ impl DocumentsWatch {
         };
         Self {
             watched,
-            timing: WatchTiming::default(),
+            timing,
             health: SourceHealth::default(),
         }
     }

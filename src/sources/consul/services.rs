@@ -50,14 +50,15 @@ impl ServiceWatcher {
     pub fn new(client: ConsulClient, observations: mpsc::Sender<Observation>) -> (Self, ServiceWatcherTask) {
         let (sender, interests) = channel::channel(OrdSet::new());
         let health = Arc::default();
+        let settings = client.settings();
         let task = ServiceWatcherTask {
-            client,
             observations,
             interests,
             health: Arc::clone(&health),
-            timing: WatchTiming::default(),
-            connections: CONNECTIONS,
+            timing: WatchTiming::towards(&settings.address),
+            connections: settings.max_connections.unwrap_or(CONNECTIONS),
             turn: TURN,
+            client,
         };
         (
             Self {

@@ -102,7 +102,8 @@ impl SessionKeeper {
     }
 
     async fn keep(&self) {
-        let mut retries = Intervals::new(Duration::from_millis(500), Duration::from_secs(15));
+        let longest = self.client.settings().address.longest_retry();
+        let mut retries = Intervals::new(Duration::from_millis(500), longest);
         let mut told = false;
         loop {
             self.health.requested();

@@ -28,6 +28,8 @@ pub struct ConsulSettings {
     pub namespace: Option<String>,
     pub partition: Option<String>,
     pub datacenter: Option<String>,
+    /// How many long polls may hold a connection of their own. None: 150.
+    pub max_connections: Option<usize>,
     /// User and password for a reverse proxy in front of Consul.
     pub http_auth: Option<(String, Redacted<String>)>,
 }
@@ -58,6 +60,7 @@ impl ConsulSettings {
             namespace: set("CONSUL_NAMESPACE"),
             partition: set("CONSUL_PARTITION"),
             datacenter: None,
+            max_connections: None,
             http_auth: set("CONSUL_HTTP_AUTH").map(|auth| match auth.split_once(':') {
                 Some((user, password)) => (user.to_owned(), Redacted::new(password.to_owned())),
                 None => (auth, Redacted::default()),
@@ -105,6 +108,7 @@ impl Default for ConsulSettings {
             namespace: None,
             partition: None,
             datacenter: None,
+            max_connections: None,
             http_auth: None,
         }
     }
