@@ -204,14 +204,25 @@ impl Shared {
     }
 
     async fn serves(&self) -> bool {
-        let Ok(call) = Call::get("sys/health".to_owned()) else {
-            return true;
+        self.outage().await.is_none()
+    }
+
+    /// Why Vault does not serve requests now.
+    pub(super) async fn outage(&self) -> Option<VaultFault> {
+        let call = Call::get("sys/health".to_owned()).ok()?;
+        let reason = match self.transport.status(&call.clone().within(PROBE_TIMEOUT)).await {
+            Err(fault) => return Some(fault),
+            Ok(472) => Reason::Standby("it is a recovery replica".to_owned()),
+            Ok(501) => Reason::Uninitialised,
+            Ok(503) => Reason::Sealed(String::new()),
+            // A gateway without a server.
+            Ok(status @ 500..=599) => Reason::ServerError {
+                status,
+                errors: String::new(),
+            },
+            // 429 and 473 are standbys here: they forward or redirect.
+            Ok(_) => return None,
         };
-        match self.transport.status(&call.within(PROBE_TIMEOUT)).await {
-            // Uninitialised, sealed, a gateway without a server, or a recovery replica. 429 and 473 are standbys here:
-            // they forward or redirect.
-            Ok(status) => !matches!(status, 472 | 500..=599),
-            Err(_) => false,
-        }
+        Some(self.transport.fault(&call, reason))
     }
 }

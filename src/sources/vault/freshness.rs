@@ -16,6 +16,8 @@ pub struct VaultFreshness {
 pub struct VaultStatus {
     /// Why no token is at hand or Vault does not answer; none: all is well.
     pub problem: Option<Problem>,
+    /// Why Vault serves nobody, as its health tells. Part of `problem` in every copy that is handed out.
+    pub outage: Option<Problem>,
     /// When Vault last answered a request of ours as asked.
     pub last_success: Option<i64>,
     /// None: there is no token, it does not end, or nobody may look it up.
@@ -39,7 +41,9 @@ impl VaultStatus {
 
 impl VaultFreshness {
     pub fn status(&self) -> VaultStatus {
-        self.read(|status| status.clone())
+        let mut status = self.read(|status| status.clone());
+        status.problem = status.problem.take().or_else(|| status.outage.clone());
+        status
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut VaultStatus)) {

@@ -27,6 +27,7 @@ mod settings;
 mod sigv4;
 mod tls;
 mod transport;
+mod watch_health;
 mod wrapped;
 
 pub use aws::{AwsKeySource, AwsLogin};

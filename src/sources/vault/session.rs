@@ -17,6 +17,7 @@ use super::login::{self, Received};
 use super::schedule::{Step, TokenLife, after_renewal, first_step};
 use super::settings::VaultAuth;
 use super::tls::{self, FileStamp};
+use super::watch_health::watch_health;
 use crate::model::{Problem, ProblemKind, Redacted};
 
 /// How often a credential file is looked at: one `stat` of a local file.
@@ -85,7 +86,15 @@ impl VaultSession {
     }
 
     /// Returns when cancelled, after giving back a token that it logged in for.
-    pub async fn run(mut self, cancel: CancellationToken) {
+    pub async fn run(self, cancel: CancellationToken) {
+        let shared = self.shared.clone();
+        tokio::select! {
+            () = self.keep(cancel) => {}
+            never = watch_health(&shared) => match never {},
+        }
+    }
+
+    async fn keep(mut self, cancel: CancellationToken) {
         let mut waiting = None;
         while let Some((life, changed)) = self.acquire(waiting.take(), &cancel).await {
             match self.live(life, changed, &cancel).await {
