@@ -114,10 +114,12 @@ impl Sources {
         };
         let certificate_store: Arc<dyn CertificateStore> = {
             let path = settings.data_dir.join("certificates.redb");
-            Arc::new(
-                RedbCertificateStore::open(&path)
-                    .with_context(|| format!("{}: cannot be opened", path.display()))?,
-            )
+            Arc::new(RedbCertificateStore::open(&path).with_context(|| {
+                format!(
+                    "{}: cannot be opened; if it is damaged, delete it: certificates are issued anew",
+                    path.display()
+                )
+            })?)
         };
         let mut sources = Self {
             documents: Vec::new(),

@@ -3,10 +3,12 @@
 //!
 //! Writes go through one thread, so that a slow or full disk delays nobody; the newest state wins.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
@@ -19,14 +21,18 @@ const QUARANTINE: TableDefinition<&str, &[u8]> = TableDefinition::new("quarantin
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("{path}: cannot open the agent's state")]
+    #[error(
+        "{path}: cannot open the agent's state; if it is damaged, delete it: what it held comes again from its sources"
+    )]
     Open {
         path: PathBuf,
         source: redb::DatabaseError,
     },
     #[error("{path}: cannot make the agent's data directory")]
     Directory { path: PathBuf, source: std::io::Error },
-    #[error("{path}: cannot read the agent's state")]
+    #[error(
+        "{path}: cannot read the agent's state; if it is damaged, delete it: what it held comes again from its sources"
+    )]
     Read { path: PathBuf, source: redb::Error },
     #[error("cannot start the thread that writes the agent's state")]
     Thread { source: std::io::Error },
@@ -55,6 +61,23 @@ enum Write {
     Flush(mpsc::Sender<()>),
 }
 
+impl Write {
+    /// What it is about: the table and the key.
+    fn entry(&self) -> (&'static str, String) {
+        match self {
+            Self::Document(document) => ("documents", document.id.as_str().to_owned()),
+            Self::DocumentGone(id) => ("documents", id.clone()),
+            Self::Service(query, _) | Self::ServiceGone(query) => ("services", query.to_string()),
+            Self::Quarantine(entry) => ("quarantine", entry.document.as_str().to_owned()),
+            Self::QuarantineOver(document) => ("quarantine", document.clone()),
+            Self::Flush(_) => ("", String::new()),
+        }
+    }
+}
+
+/// How often what could not be saved is tried again when nothing else is to be saved.
+const RETRY: Duration = Duration::from_secs(5);
+
 impl Store {
     /// Opens or makes `state.redb` below the data directory, mode 0600, and reads what it holds.
     pub fn open(data_directory: &Path) -> Result<(Self, Restored), StoreError> {
@@ -69,11 +92,14 @@ impl Store {
             source,
         })?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(directory_error)?;
-        let restored = read(&database).map_err(|source| StoreError::Read { path, source })?;
+        let restored = read(&database).map_err(|source| StoreError::Read {
+            path: path.clone(),
+            source,
+        })?;
         let (writes, receiver) = mpsc::channel();
         std::thread::Builder::new()
             .name("state".to_owned())
-            .spawn(move || write_all(&database, &receiver))
+            .spawn(move || write_all(&path, database, &receiver))
             .map_err(|source| StoreError::Thread { source })?;
         Ok((Self { writes }, restored))
     }
@@ -146,34 +172,71 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     Ok(restored)
 }
 
-fn write_all(database: &Database, writes: &mpsc::Receiver<Write>) {
+/// The newest write of each entry that is not on disk yet.
+type Waiting = BTreeMap<(&'static str, String), Write>;
+
+fn write_all(path: &Path, database: Database, writes: &mpsc::Receiver<Write>) {
+    let mut database = Some(database);
+    let mut waiting = Waiting::new();
     let mut failing = false;
-    while let Ok(first) = writes.recv() {
-        // Whatever has come meanwhile goes into the same transaction: one fsync for a burst.
-        let batch: Vec<Write> = std::iter::once(first).chain(writes.try_iter()).collect();
-        let result = write_batch(database, &batch);
-        match (&result, failing) {
-            (Err(error), false) => tracing::error!(
-                %error,
-                fix = "make room on the disk, or make it writable",
-                "cannot save the agent's state: a restart while Consul is away would serve an older one"
-            ),
-            (Ok(()), true) => tracing::info!("the agent's state is saved again"),
-            _ => {}
-        }
-        failing = result.is_err();
-        for write in batch {
-            if let Write::Flush(done) = write {
-                let _ = done.send(());
+    loop {
+        let next = if waiting.is_empty() {
+            writes.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            writes.recv_timeout(RETRY)
+        };
+        let mut flushes = Vec::new();
+        match next {
+            // Whatever has come meanwhile goes into the same transaction: one fsync for a burst.
+            Ok(first) => {
+                for write in std::iter::once(first).chain(writes.try_iter()) {
+                    match write {
+                        Write::Flush(done) => flushes.push(done),
+                        write => drop(waiting.insert(write.entry(), write)),
+                    }
+                }
             }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if !waiting.is_empty() {
+            match write_waiting(path, &mut database, &waiting) {
+                Ok(()) => {
+                    waiting.clear();
+                    if std::mem::take(&mut failing) {
+                        tracing::info!("the agent's state is saved again");
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(
+                            %error,
+                            fix = "make room on the disk, or make it writable",
+                            "cannot save the agent's state: a restart while Consul is away would serve an older one"
+                        );
+                    }
+                    // After an error of the disk it takes nothing more until it is opened anew.
+                    database = None;
+                }
+            }
+        }
+        for done in flushes {
+            let _ = done.send(());
         }
     }
 }
 
-fn write_batch(database: &Database, batch: &[Write]) -> Result<(), redb::Error> {
-    if batch.iter().all(|write| matches!(write, Write::Flush(_))) {
-        return Ok(());
+fn write_waiting(path: &Path, database: &mut Option<Database>, waiting: &Waiting) -> Result<(), redb::Error> {
+    if database.is_none() {
+        *database = Some(Database::create(path)?);
     }
+    match database {
+        Some(database) => write_batch(database, waiting.values()),
+        None => Ok(()),
+    }
+}
+
+fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut documents = transaction.open_table(DOCUMENTS)?;

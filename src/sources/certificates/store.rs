@@ -5,8 +5,8 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, TableDefinition};
@@ -73,34 +73,42 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
     }
 }
 
-/// A table in a redb file, which may hold tables of others too.
+/// One redb file.
 pub struct RedbCertificateStore {
-    database: Arc<Database>,
+    path: PathBuf,
+    /// None after an error of the disk: redb takes nothing more until it is opened anew.
+    database: Mutex<Option<Database>>,
 }
 
 impl RedbCertificateStore {
-    pub fn new(database: Arc<Database>) -> Self {
-        Self { database }
-    }
-
     /// Opens or creates a file that only its owner can read: it names what this gateway serves.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let opened = private_file(path).map_err(|source| StoreError::Open {
-            path: path.display().to_string(),
-            source,
-        })?;
-        Ok(Self::new(Arc::new(
-            Database::builder().create_with_backend(FileBackend::new(opened)?)?,
-        )))
+        Ok(Self {
+            path: path.to_owned(),
+            database: Mutex::new(Some(open(path)?)),
+        })
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        // What a panic left half done is a transaction that was never committed.
+        let mut kept = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match kept.take() {
+            Some(database) => database,
+            None => open(&self.path)?,
+        };
+        let result = work(&database);
+        if !matches!(result, Err(StoreError::Database(_))) {
+            *kept = Some(database);
+        }
+        result
     }
 
     /// Drops what expired before `now`, so that renamed certificates do not pile up. Returns how many.
     pub fn prune(&self, now: i64) -> Result<usize, StoreError> {
-        let transaction = self.database.begin_write()?;
-        let mut dropped = 0;
-        {
-            let mut table = transaction.open_table(TABLE)?;
-            table.retain(|_, bytes| {
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let mut dropped = 0;
+            transaction.open_table(TABLE)?.retain(|_, bytes| {
                 let keep = serde_json::from_slice::<StoredCertificate>(bytes).is_ok_and(|record| {
                     let ends = record.certificate.map(|certificate| certificate.not_after);
                     // A record with an attempt alone matters for as long as an attempt is counted: a day is ample.
@@ -110,37 +118,49 @@ impl RedbCertificateStore {
                 dropped += usize::from(!keep);
                 keep
             })?;
-        }
-        transaction.commit()?;
-        Ok(dropped)
+            transaction.commit()?;
+            Ok(dropped)
+        })
     }
 }
 
 impl CertificateStore for RedbCertificateStore {
     fn load(&self, query: &CertificateQuery) -> Result<Option<StoredCertificate>, StoreError> {
-        let transaction = self.database.begin_read()?;
-        let table = match transaction.open_table(TABLE) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let Some(bytes) = table.get(key(query)?.as_str())? else {
-            return Ok(None);
-        };
-        serde_json::from_slice(bytes.value())
-            .map(Some)
-            .map_err(StoreError::Record)
+        self.with(|database| {
+            let transaction = database.begin_read()?;
+            let table = match transaction.open_table(TABLE) {
+                Ok(table) => table,
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            let Some(bytes) = table.get(key(query)?.as_str())? else {
+                return Ok(None);
+            };
+            serde_json::from_slice(bytes.value())
+                .map(Some)
+                .map_err(StoreError::Record)
+        })
     }
 
     fn save(&self, query: &CertificateQuery, record: &StoredCertificate) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(record).map_err(StoreError::Record)?;
-        let transaction = self.database.begin_write()?;
-        transaction
-            .open_table(TABLE)?
-            .insert(key(query)?.as_str(), bytes.as_slice())?;
-        transaction.commit()?;
-        Ok(())
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            transaction
+                .open_table(TABLE)?
+                .insert(key(query)?.as_str(), bytes.as_slice())?;
+            transaction.commit()?;
+            Ok(())
+        })
     }
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    let opened = private_file(path).map_err(|source| StoreError::Open {
+        path: path.display().to_string(),
+        source,
+    })?;
+    Ok(Database::builder().create_with_backend(FileBackend::new(opened)?)?)
 }
 
 fn key(query: &CertificateQuery) -> Result<String, StoreError> {
