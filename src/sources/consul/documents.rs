@@ -43,6 +43,7 @@ impl DocumentsWatch {
             told_complete: false,
             told: None,
             believed_index: 0,
+            wiped: false,
             unlisted_reads: 0,
         };
         Self {
@@ -120,6 +121,9 @@ struct Documents {
     told: Option<Problem>,
     /// To tell an emptied prefix from an emptied Consul.
     believed_index: u64,
+    /// Consul came back without its state. It stays so until a document is seen: our own writes (status, the lock) soon
+    /// lift the new index over the old one.
+    wiped: bool,
     /// Answers in a row that lacked a key which could be read.
     unlisted_reads: u32,
 }
@@ -128,6 +132,8 @@ struct Documents {
 enum Disappearance {
     Deleted,
     RightsLost(Problem),
+    /// Consul has less past than it had, and no documents.
+    StateLost(Problem),
     /// The key can be read: the listing was partial or out of date.
     NotGone(Arc<str>),
 }
@@ -170,6 +176,10 @@ impl Watched for Documents {
                         .collect();
                 }
                 Disappearance::RightsLost(problem) => doubt = Some(problem),
+                Disappearance::StateLost(problem) => {
+                    self.wiped = true;
+                    doubt = Some(problem);
+                }
                 Disappearance::NotGone(key) => {
                     self.unlisted_reads += 1;
                     tracing::warn!(%key, times = self.unlisted_reads, "a listing lacks a key that can be read");
@@ -180,6 +190,7 @@ impl Watched for Documents {
         if doubt.is_none() {
             self.complete = true;
             self.believed_index = answer.index.unwrap_or(0);
+            self.wiped = false;
         }
         let rejected = doubt
             .is_none()
@@ -255,10 +266,10 @@ impl Documents {
             return Ok(Disappearance::NotGone(key));
         }
         let index = index.unwrap_or(0);
-        if listing.present == 0 && index < self.believed_index {
+        if listing.present == 0 && (self.wiped || index < self.believed_index) {
             // Deleting the last key moves the index on; only a Consul that lost its state has less past and no keys.
             let message = format!(
-                "Consul at {} holds none of {} documents under {} any more and its index fell from {} to {index}: \
+                "Consul at {} holds none of {} documents under {} any more and its index fell below {}: \
                  it seems to have lost its state; the documents are kept",
                 self.client.address(),
                 self.ledger.len(),
@@ -269,7 +280,7 @@ impl Documents {
                 "restore Consul, or write the documents again; one key under {} is enough",
                 self.prefix
             );
-            return Ok(Disappearance::RightsLost(
+            return Ok(Disappearance::StateLost(
                 Problem::new(ProblemKind::Invalid, message).with_fix(fix),
             ));
         }

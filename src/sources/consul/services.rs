@@ -166,6 +166,8 @@ impl ServiceWatcherTask {
             observations: self.observations.clone(),
             believed: None,
             filtered: false,
+            index: 0,
+            wiped: false,
             told: None,
         };
         async move {
@@ -191,6 +193,10 @@ struct Watch {
     believed: Option<Arc<[Instance]>>,
     /// The last believed answer was already marked as filtered: this token never saw all.
     filtered: bool,
+    /// Of the last answer that was believed.
+    index: u64,
+    /// Consul came back without its state: so it stays until an instance is seen.
+    wiped: bool,
     /// The problem that the receiver believes in.
     told: Option<Problem>,
 }
@@ -227,7 +233,11 @@ impl Watched for Watch {
         if let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await? {
             return Ok(Verdict::Doubted(problem));
         }
+        if let Some(problem) = self.lost_state(&instances.list, answer.index) {
+            return Ok(Verdict::Doubted(problem));
+        }
         self.filtered = answer.filtered_by_acls;
+        self.index = answer.index.unwrap_or(0);
         let problem = self.remark(instances.cut, instances.unusable);
         if self.publish(instances.list, problem).await.is_err() {
             return Ok(Verdict::Closed);
@@ -355,6 +365,24 @@ impl Watch {
             message: message.into(),
             ..problem
         }
+    }
+
+    /// The end of the last instance moves the index on; only a Consul that lost its state has less past and no instance.
+    fn lost_state(&mut self, now: &[Instance], index: Option<u64>) -> Option<Problem> {
+        let is_end = now.is_empty() && self.believed.as_ref().is_some_and(|known| !known.is_empty());
+        self.wiped = is_end && (self.wiped || index.is_some_and(|index| index < self.index));
+        if !self.wiped {
+            return None;
+        }
+        let message = format!(
+            "Consul at {} knows no instance of {} any more and its index fell below {}: it seems to have lost its state; \
+             the last known instances are kept",
+            self.client.address(),
+            self.query,
+            self.index
+        );
+        let fix = "restore Consul, or register the service again; one instance is enough";
+        Some(Problem::new(ProblemKind::Invalid, message).with_fix(fix))
     }
 
     fn hidden(&self) -> Problem {
