@@ -69,12 +69,24 @@ pub(super) async fn start(
             launch.spawn(old.base_id, old.epoch + 1).await?
         }
         RestartMethod::Overlap { .. } => {
+            if !hands_waiting_connections_over() {
+                tracing::info!(
+                    fix = "sysctl -w net.ipv4.tcp_migrate_req=1",
+                    "connections that wait at the old Envoy when it closes its ports will be reset: this kernel is not \
+                     told to hand them over"
+                );
+            }
             keep_admin_reachable(&launch.settings.bootstrap.admin_socket);
             launch.write_bootstrap()?;
             launch.spawn(new_base_id(), 0).await?
         }
     };
     Ok(process)
+}
+
+/// Linux 5.14 and newer can, and it is off by default. It belongs to the machine: said, not set.
+fn hands_waiting_connections_over() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|value| value.trim() == "1")
 }
 
 /// Where the old Envoy's admin API is found while the new one has the usual place.

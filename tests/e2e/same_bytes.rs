@@ -1,10 +1,15 @@
 //! Two agents make the same bytes of the same documents, however these came to be, and again after a restart.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use hyper::Method;
-use serde_json::Value;
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use portreeve::envoy::ResourceKind;
+use tokio::sync::mpsc;
+use tonic::transport::Endpoint;
 
 use crate::stack::{GATEWAY, Options, SOON, Stack, route};
 use crate::support::agent::Agent;
@@ -89,45 +94,65 @@ upstream "fixed-{number}" {{
 
 const HOSTS: usize = 8;
 
-async fn listing(agent: &Agent) -> anyhow::Result<String> {
-    let answer = agent.api(Method::GET, "/v1/resources", "").await?;
-    Ok(answer.ok()?.text())
-}
+/// Kind and name to version and bytes.
+type Listing = BTreeMap<String, String>;
 
-/// Kind and name to content.
-fn versions(listing: &str) -> BTreeMap<String, String> {
-    let listing: Value = serde_json::from_str(listing).unwrap();
-    let mut versions = BTreeMap::new();
-    for (kind, resources) in listing.as_object().unwrap() {
-        for resource in resources.as_array().unwrap() {
-            let name = resource
-                .get("name")
-                .or(resource.get("cluster_name"))
-                .and_then(Value::as_str);
-            versions.insert(format!("{kind} {}", name.unwrap()), resource.to_string());
-        }
+/// All that an Envoy of this agent is told, as it comes out of the socket.
+async fn listing(data: &Path) -> anyhow::Result<Listing> {
+    let socket = format!("unix://{}", data.join("xds.sock").display());
+    let channel = Endpoint::from_shared(socket)?.connect().await?;
+    let (requests, receiver) = mpsc::channel(64);
+    for kind in ResourceKind::ALL {
+        let node = Node {
+            id: "reader".to_owned(),
+            cluster: "edge".to_owned(),
+            ..Node::default()
+        };
+        let request = DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: kind.type_url().to_owned(),
+            resource_names_subscribe: vec!["*".to_owned()],
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests.send(request).await?;
     }
-    versions
+    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let mut responses = client.delta_aggregated_resources(stream).await?.into_inner();
+    let mut listing = Listing::new();
+    // Routes follow once the clusters are acknowledged; then it is quiet.
+    while let Ok(response) = tokio::time::timeout(Duration::from_millis(500), responses.message()).await {
+        let response = response?.ok_or_else(|| anyhow::anyhow!("the stream ended"))?;
+        for resource in &response.resources {
+            let body = &resource.resource.as_ref().expect("a body").value;
+            let content = format!("{} {}", resource.version, blake3::hash(body).to_hex());
+            let kind = response.type_url.rsplit('.').next().unwrap_or_default();
+            listing.insert(format!("{kind} {}", resource.name), content);
+        }
+        let answer = DeltaDiscoveryRequest {
+            type_url: response.type_url,
+            response_nonce: response.nonce,
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests.send(answer).await?;
+    }
+    Ok(listing)
 }
 
-async fn same(one: &Agent, two: &Agent, what: &str) -> BTreeMap<String, String> {
+async fn same(one: &Path, two: &Path, what: &str) -> Listing {
     wait_for(what, SOON, async || {
         let (first, second) = (listing(one).await?, listing(two).await?);
-        anyhow::ensure!(first == second, "{}", difference(&first, &second));
-        let missing = (0..HOSTS).find(|number| !first.contains(&format!("upstream/fixed-{number}\"")));
-        anyhow::ensure!(missing.is_none(), "not all is published yet");
-        Ok(versions(&first))
+        let names = first.keys().chain(second.keys());
+        let differ: Vec<&String> = names
+            .filter(|name| first.get(*name) != second.get(*name))
+            .collect();
+        anyhow::ensure!(differ.is_empty(), "they differ in {differ:?}");
+        let missing =
+            (0..HOSTS).find(|number| !first.contains_key(&format!("Cluster upstream/fixed-{number}")));
+        anyhow::ensure!(missing.is_none(), "not all is published yet: {:?}", first.keys());
+        Ok(first)
     })
     .await
-}
-
-fn difference(first: &str, second: &str) -> String {
-    let (first, second) = (versions(first), versions(second));
-    let names = first.keys().chain(second.keys());
-    let differ: Vec<&String> = names
-        .filter(|name| first.get(*name) != second.get(*name))
-        .collect();
-    format!("they differ in {differ:?}")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,7 +193,7 @@ async fn two_processes_and_every_restart_make_the_same_bytes() {
     let settings = launch.file("portreeve.hcl", &settings);
     let data = launch.directory().join("data");
     let mut other = launch.arg("agent").arg("-config").arg(&settings).start();
-    let versions = same(&stack.agent, &other, "the same from both").await;
+    let versions = same(&stack.data, &data, "the same from both").await;
     println!("{} resources, the same in both processes", versions.len());
     assert!(versions.len() >= HOSTS + 6, "{versions:#?}");
 
@@ -179,7 +204,7 @@ async fn two_processes_and_every_restart_make_the_same_bytes() {
             std::fs::remove_dir_all(&data).unwrap();
         }
         other.process.start_again();
-        let again = same(&stack.agent, &other, "the same after a restart").await;
+        let again = same(&stack.data, &data, "the same after a restart").await;
         assert_eq!(again, versions, "round {round}");
     }
 
@@ -188,11 +213,11 @@ async fn two_processes_and_every_restart_make_the_same_bytes() {
         .put("shop-3", &document(3).replace("\"3s\"", "\"4s\""))
         .await;
     wait_for("a change", SOON, async || {
-        anyhow::ensure!(self::versions(&listing(&stack.agent).await?) != versions);
+        anyhow::ensure!(listing(&stack.data).await? != versions);
         Ok(())
     })
     .await;
-    let changed = same(&stack.agent, &other, "the same after a change").await;
+    let changed = same(&stack.data, &data, "the same after a change").await;
     let differ: Vec<&String> = changed
         .keys()
         .filter(|name| changed.get(*name) != versions.get(*name))

@@ -43,6 +43,10 @@ pub struct Options {
     pub no_envoy: bool,
     /// More arguments of the agent.
     pub arguments: Vec<&'static str>,
+    /// An agent that ends leaves its Envoy running.
+    pub leave_envoy: bool,
+    /// What a file of the agent's may hold, in KiB.
+    pub file_size_limit: Option<u32>,
     /// More settings of its `envoy` block.
     pub envoy_settings: &'static str,
     /// More settings.
@@ -71,6 +75,10 @@ impl Stack {
         }
         settings.push_str(&options.more);
         let settings = launch.file("portreeve.hcl", &settings);
+        let launch = match options.file_size_limit {
+            Some(limit) => launch.file_size_limit(limit),
+            None => launch,
+        };
         Stack {
             data: launch.directory().join("data"),
             http: free_port(),
@@ -135,6 +143,12 @@ impl Stack {
     pub async fn until(&self, request: &Request, what: &str, expected: impl Fn(&Reply) -> bool) -> Reply {
         until(&self.client(), request, what, expected).await
     }
+}
+
+/// SIGKILL.
+pub fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a process to kill");
 }
 
 pub async fn until(
@@ -215,7 +229,7 @@ envoy {{
   concurrency     = 1
   drain_time      = "2s"
   variant         = "{variant}"
-  stop_with_agent = true
+  stop_with_agent = {stop_with_agent}
   {envoy_settings}
 }}
 
@@ -226,6 +240,7 @@ api {{
         data = launch.directory().join("data").display(),
         consul = consul.address(),
         supervise = !options.no_envoy,
+        stop_with_agent = !options.leave_envoy,
         envoy_settings = options.envoy_settings,
         envoy = options
             .envoy

@@ -220,3 +220,81 @@ async fn without_the_rights_the_agent_says_so_once_and_serves() {
     );
     assert_eq!(consul.keys("portreeve/status").await, Vec::<String>::new());
 }
+
+/// The shipped policy without one of its rights to write, each in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_right_to_write_that_is_missing_is_told_and_costs_only_what_it_is_for() {
+    let shipped = include_str!("../../docs/deploy/consul-acl-policy.hcl");
+    let lines: Vec<&str> = shipped.lines().filter(|line| !line.starts_with('#')).collect();
+    let text = lines.join("\n");
+    let rules: Vec<String> = text
+        .split_inclusive("}\n")
+        .chain(text.ends_with('}').then_some(""))
+        .map(|rule| rule.trim().to_owned())
+        .filter(|rule| !rule.is_empty())
+        .collect();
+    let writing: Vec<&String> = rules.iter().filter(|rule| rule.contains("\"write\"")).collect();
+    assert_eq!(writing.len(), 4, "{rules:#?}");
+    for missing in writing {
+        let name = missing.lines().next().unwrap().trim_end_matches(" {");
+        let rest: Vec<&str> = rules
+            .iter()
+            .filter(|rule| *rule != missing)
+            .map(String::as_str)
+            .collect();
+        let (consul, mut agent, client) = with_policy(&rest.join("\n")).await;
+        // As the policy's own words name it.
+        let told = name
+            .replace('"', "")
+            .split_whitespace()
+            .last()
+            .unwrap_or_default()
+            .to_owned();
+        let told = if told.is_empty() || name.starts_with("session_prefix") {
+            "session_prefix".to_owned()
+        } else {
+            told
+        };
+        let line = wait_for(&format!("the loss of {name}"), WRITTEN, async || {
+            agent.process.check_running()?;
+            let log = agent.process.log();
+            let line = log
+                .lines()
+                .find(|line| line.contains("[WARN]") && line.contains(&told));
+            line.map(str::to_owned)
+                .ok_or_else(|| anyhow::anyhow!("nothing about {told} in {log}"))
+        })
+        .await;
+        println!("without {name}: {}", line.trim());
+        let request = Request::get("a.example.com", "/");
+        until(&client, &request, "the document", |reply| reply.status == 200).await;
+        // What needs only the other rights is still written.
+        let node = "portreeve/status/nodes/node-1";
+        if !told.contains("status") && told != "session_prefix" {
+            until_key(&consul, node, "the node's key", |report| {
+                report["node"] == "node-1"
+            })
+            .await;
+        }
+        if told.contains("accepted") {
+            until_key(&consul, "portreeve/status/summary", "the summary", |summary| {
+                summary["nodes"] == 1
+            })
+            .await;
+        }
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        let log = agent.process.log();
+        let mut said: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("[WARN]"))
+            .map(|line| line.split_once("[WARN]").map_or(line, |(_, said)| said))
+            .collect();
+        let count = said.len();
+        said.sort_unstable();
+        said.dedup();
+        assert!(
+            count == said.len() && count <= 2,
+            "said again and again: {said:#?}"
+        );
+    }
+}

@@ -24,10 +24,21 @@ pub struct Report {
     pub failed: BTreeMap<&'static str, u64>,
     /// By [`super::backend::Backend`] name, of those that were answered.
     pub backends: BTreeMap<String, u64>,
+    /// All that were not answered.
+    pub failures: Vec<Failed>,
     /// The first few of each kind of failure, and when since the start.
     pub first: Vec<String>,
     /// From the moment a request was due, not from when it left: a stall counts in full.
     latencies: Vec<Duration>,
+}
+
+/// One request without an answer. Times are since the load's start.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    pub kind: &'static str,
+    /// When it was to leave.
+    pub due: Duration,
+    pub after: Duration,
 }
 
 pub struct Load {
@@ -142,6 +153,11 @@ impl Report {
             Err(failure) => {
                 let so_many = self.failed.entry(failure.kind()).or_default();
                 *so_many += 1;
+                self.failures.push(Failed {
+                    kind: failure.kind(),
+                    due: at,
+                    after: latency,
+                });
                 (*so_many, failure.to_string())
             }
         };

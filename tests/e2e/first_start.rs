@@ -1,0 +1,169 @@
+//! Starts without a past, or with a past of which little is left.
+
+use std::time::Duration;
+
+use hyper::Method;
+
+use crate::stack::{GATEWAY, Options, SOON, Stack, kill, route};
+use crate::support::backend::Backend;
+use crate::support::client::Request;
+use crate::support::load::Load;
+use crate::support::wait_for;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_down_at_the_very_first_start_is_told_and_waited_for() {
+    let mut stack = Stack::start(Options::default()).await;
+    // The agent has nothing yet: as if it had never run.
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    stack.agent.terminate();
+    stack.consul.kill();
+    std::fs::remove_dir_all(&stack.data).unwrap();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+
+    let ready = wait_for("an answer", SOON, async || {
+        let ready = stack.agent.api(Method::GET, "/v1/ready", "").await?;
+        anyhow::ensure!(
+            ready.json()["missing"].to_string().contains("documents"),
+            "{}",
+            ready.text()
+        );
+        Ok(ready)
+    })
+    .await;
+    println!("{}", ready.text());
+    assert_eq!(ready.status, 503);
+    assert_eq!(ready.json()["ready"], false);
+    // Longer than the time after which a state from disk would be served.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let shop = Request::get("shop.example.com", "/");
+    let refused = stack.client().send(&shop).await;
+    assert!(
+        refused.is_err(),
+        "no port opens with nothing behind it: {refused:?}"
+    );
+    let log = stack.agent.process.log()[start..].to_owned();
+    assert!(!log.contains("first publication"), "{log}");
+    let status = stack
+        .agent
+        .api(Method::GET, "/v1/status", "")
+        .await
+        .unwrap()
+        .text();
+    assert!(status.contains("Connection refused"), "{status}");
+
+    stack.consul.restart().await;
+    stack
+        .until(&shop, "Consul's documents", |reply| reply.status == 200)
+        .await;
+    wait_for("readiness", SOON, async || {
+        let ready = stack.agent.api(Method::GET, "/v1/ready", "").await?;
+        anyhow::ensure!(ready.status == 200, "{}", ready.text());
+        Ok(())
+    })
+    .await;
+}
+
+/// Everything ends at once, what lives in memory is gone, and the former Envoy's pid is somebody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_restarts_serves_again() {
+    let mut stack = Stack::start(Options::default()).await;
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let shop = Request::get("shop.example.com", "/");
+    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    let former = stack.envoy_pid();
+    stack.agent.kill();
+    stack.consul.kill();
+    kill(former);
+    let record = stack.data.join("envoy/edge/envoy-state.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let stranger = std::process::id();
+    let text = text.replace(&format!("\"pid\": {former}"), &format!("\"pid\": {stranger}"));
+    let text = text.replace(&format!("\"pid\":{former}"), &format!("\"pid\":{stranger}"));
+    assert!(text.contains(&stranger.to_string()), "{text}");
+    std::fs::write(&record, text).unwrap();
+
+    // The agent is up before Consul is.
+    stack.agent.process.start_again();
+    stack
+        .until(&shop, "what the disk held", |reply| {
+            reply.backend() == Some("one")
+        })
+        .await;
+    let next = stack.envoy_pid();
+    assert!(next != former && next != stranger as i32, "{next}");
+    stack.consul.restart().await;
+    let two = Backend::start("two").await;
+    stack.register("orders", &two).await;
+    stack
+        .until(&shop, "changes to flow", |reply| reply.backend() == Some("two"))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_that_comes_back_wiped_empties_nothing() {
+    let mut stack = Stack::start(Options::default()).await;
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let shop = Request::get("shop.example.com", "/");
+    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let load = Load::start(100, stack.client(), shop.clone());
+    stack.consul.kill();
+    std::fs::remove_dir_all(stack.consul.directory.path().join("data")).unwrap();
+    stack.consul.restart().await;
+    let told = wait_for("the wipe to be told", Duration::from_secs(60), async || {
+        let status = stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
+        let sources = status["sources"].as_array().cloned().unwrap_or_default();
+        let kv = sources
+            .iter()
+            .find(|source| source["name"] == "kv portreeve/config/");
+        let problem = kv.and_then(|source| source["problem"].as_str());
+        anyhow::ensure!(problem.is_some(), "{status:#}");
+        Ok(problem.unwrap_or_default().to_owned())
+    })
+    .await;
+    println!("wiped: {told}");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let report = load.finish().await;
+    println!("consul wiped: {report}");
+    report.assert_none_lost();
+
+    // What is put in again is taken.
+    stack.register("orders", &backend).await;
+    stack.put("gateway", GATEWAY).await;
+    let answers = route("shop", "shop.example.com", "orders").replace(
+        "    backend \"consul\" \"orders\" {}",
+        "    direct_response {\n      status = 204\n    }",
+    );
+    stack.put("shop", &answers).await;
+    wait_for(
+        "the documents put in again",
+        Duration::from_secs(90),
+        async || {
+            let reply = stack
+                .client()
+                .send(&shop)
+                .await
+                .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            anyhow::ensure!(reply.status == 204, "{}", reply.status);
+            Ok(())
+        },
+    )
+    .await;
+}
