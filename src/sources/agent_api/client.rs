@@ -22,6 +22,7 @@ use super::error::{ApiError, TransportFailure, innermost_reason};
 use super::product::{Product, Server};
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
+use crate::sources::bounded_file;
 
 /// A cheap handle: clones share connections and token.
 #[derive(Clone, Debug)]
@@ -383,7 +384,7 @@ fn roots(settings: &ApiSettings) -> Result<Vec<Certificate>, SettingsError> {
 }
 
 fn read_file(product: Product, what: &'static str, path: &Path) -> Result<Vec<u8>, SettingsError> {
-    std::fs::read(path).map_err(|source| SettingsError::File {
+    bounded_file::read(path, bounded_file::PEM_BYTES).map_err(|source| SettingsError::File {
         product,
         what,
         path: path.to_owned(),
