@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bounds;
 mod catalog;
 mod central;
 mod dev;
@@ -17,6 +18,7 @@ mod programs;
 mod remote;
 mod rights;
 mod same_bytes;
+mod settings;
 mod stack;
 mod status;
 mod tls;

@@ -43,6 +43,8 @@ pub struct Options {
     pub no_envoy: bool,
     /// More arguments of the agent.
     pub arguments: Vec<&'static str>,
+    /// What the `kv_documents` block holds, in place of leave to name loopback addresses.
+    pub kv_documents: Option<String>,
     /// More settings.
     pub more: String,
 }
@@ -204,7 +206,7 @@ consul {{
 }}
 
 kv_documents {{
-  allow_loopback = true
+  {kv_documents}
 }}
 
 envoy {{
@@ -222,6 +224,7 @@ api {{
 "#,
         data = launch.directory().join("data").display(),
         consul = consul.address(),
+        kv_documents = options.kv_documents.as_deref().unwrap_or("allow_loopback = true"),
         supervise = !options.no_envoy,
         envoy = options
             .envoy

@@ -8,7 +8,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use redb::backends::FileBackend;
+use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,12 @@ pub struct RedbCertificateStore {
 impl RedbCertificateStore {
     pub fn new(database: Arc<Database>) -> Self {
         Self { database }
+    }
+
+    /// Forgotten with the process.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new())?;
+        Ok(Self::new(Arc::new(database)))
     }
 
     /// Opens or creates a file that only its owner can read: it names what this gateway serves.
