@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
@@ -18,14 +17,14 @@ use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::{self, StatusKeys};
 use super::supervisor::Tasks;
-use super::{problem_log, reload, start_banner};
+use super::{data_directory, problem_log, reload, start_banner};
 use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
 use crate::envoy::bootstrap::{Bootstrap, XdsEndpoint, XdsVariant};
 use crate::envoy_process::{self, StopMode};
 use crate::hcl::Limits;
-use crate::pipeline::{GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, Store, View};
+use crate::pipeline::{Command, GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, Store, View};
 use crate::translate;
 use crate::xds;
 
@@ -39,7 +38,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Runs until told to stop. Settings that do not work end it before anything is started.
 pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
-    start_banner::write_starting(&mut out)?;
     let mut settings = match load(&flags) {
         Ok(settings) => settings,
         Err(error) => {
@@ -53,9 +51,12 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     } else {
         LogFormat::Text
     };
+    if format == LogFormat::Text {
+        start_banner::write_starting(&mut out)?;
+    }
     let (subscriber, level_handle) = log_format::subscriber(format, level, std::io::stdout());
     tracing::subscriber::set_global_default(subscriber).context("a second log in one process")?;
-    make_directory(&settings.data_dir)?;
+    data_directory::make(&settings.data_dir)?;
     if settings.gateways.is_empty() {
         settings.gateways = declared_gateways(&settings);
     }
@@ -63,7 +64,12 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let service_manager = ServiceManager::new(environment("NOTIFY_SOCKET").map(Into::into));
     let stop = CancellationToken::new();
     let mut running = Running::start(&settings, &stop).await?;
-    start_banner::write_started(&mut out, &running.facts(&settings))?;
+    let facts = running.facts(&settings);
+    match format {
+        LogFormat::Text => start_banner::write_started(&mut out, &facts)?,
+        // Whoever parses the log must not meet anything else on its stream.
+        LogFormat::Json => start_banner::log_started(&facts),
+    }
     out.flush()?;
     let outcome = running
         .serve(
@@ -76,23 +82,17 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         )
         .await;
     service_manager.stopping("stopping");
-    running.stop(&settings, &mut signals, &stop).await;
-    outcome
+    let in_order = running.stop(&settings, &mut signals, &stop).await;
+    outcome.map(|code| if in_order { code } else { ExitCode::FAILURE })
 }
 
 fn load(flags: &Flags) -> Result<Settings, SettingsError> {
     let mut flags = flags.clone();
     if flags.dev && flags.data_dir.is_none() {
-        flags.data_dir = Some(dev_data_directory());
+        flags.data_dir = Some(data_directory::dev_data_directory());
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Settings::load(&flags, &host)
-}
-
-/// Where an agent under -dev keeps its sockets and Envoy's files: the next run, and the CLI, must find them again.
-pub fn dev_data_directory() -> PathBuf {
-    let base = environment("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, Into::into);
-    base.join(format!("portreeve-dev-{}", rustix::process::getuid().as_raw()))
 }
 
 fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
@@ -107,20 +107,6 @@ fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
         SettingsError::Read { source, .. } => writeln!(out, "    {source}")?,
     }
     Ok(())
-}
-
-fn make_directory(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| {
-            format!(
-                "{}: the data directory cannot be made; choose another with -data-dir",
-                path.display()
-            )
-        })
 }
 
 /// Under -dev without names: what the documents declare at the start, or `edge`.
@@ -157,6 +143,7 @@ struct Running {
     view: watch::Receiver<Arc<View>>,
     envoys: Vec<envoy_process::Handle>,
     xds_tls: Option<watch::Sender<Arc<xds::TlsSettings>>>,
+    commands: mpsc::Sender<Command>,
     facts: Vec<(&'static str, String)>,
 }
 
@@ -199,7 +186,7 @@ impl Running {
         }
         let mut tasks = Tasks::default();
         let handles = sources.start(settings, &mut tasks, interests, wanted, stop);
-        let (_commands, command_queue) = mpsc::channel(16);
+        let (commands, command_queue) = mpsc::channel(16);
         tasks.spawn_plain(
             "pipeline",
             pipeline.run(observed, events, command_queue, stop.clone()),
@@ -243,6 +230,7 @@ impl Running {
             view,
             envoys,
             xds_tls,
+            commands,
             facts,
         })
     }
@@ -287,9 +275,14 @@ impl Running {
                 }
                 signal = signals.next() => match signal {
                     SignalEvent::Reload => {
-                        service_manager.reloading();
-                        self.reload(flags, settings, level);
-                        service_manager.ready("serving");
+                        // Before the start is done there is nothing to take back: the manager waits for READY still.
+                        if is_ready {
+                            service_manager.reloading();
+                        }
+                        self.reload(flags, settings, level).await;
+                        if is_ready {
+                            service_manager.ready("serving");
+                        }
                     }
                     SignalEvent::Terminate => {
                         tracing::info!("told to stop");
@@ -301,7 +294,7 @@ impl Running {
         }
     }
 
-    fn reload(&self, flags: &Flags, settings: &mut Settings, level: &LevelHandle) {
+    async fn reload(&self, flags: &Flags, settings: &mut Settings, level: &LevelHandle) {
         let mut after = match load(flags) {
             Ok(after) => after,
             Err(error) => {
@@ -318,11 +311,22 @@ impl Running {
             after.gateways.clone_from(&settings.gateways);
         }
         if let (Some(block), Some(sender)) = (&after.xds.tcp, &self.xds_tls) {
-            match reload::tls_settings(block) {
+            match reload::tls_settings(block).map(Arc::new) {
                 Ok(tls) => {
-                    sender.send_replace(Arc::new(tls));
+                    sender.send_replace(tls);
                 }
                 Err(error) => tracing::error!("reload: {error:#}; the old certificate of the xDS port stays"),
+            }
+        }
+        // The agent goes on listening where it did, whatever the settings say of that now.
+        after.permissions.keep_own(&settings.permissions);
+        if after.permissions != settings.permissions {
+            let (done, taken_up) = oneshot::channel();
+            let permit = Command::Permit(Box::new(after.permissions.clone()), done);
+            // A pipeline that is gone ends the agent by itself.
+            if self.commands.send(permit).await.is_ok() && taken_up.await.is_ok() {
+                tracing::info!("reload: documents from KV are held to the new kv_documents");
+                settings.permissions = after.permissions.clone();
             }
         }
         match after
@@ -346,8 +350,8 @@ impl Running {
         settings.log_level = after.log_level;
     }
 
-    /// Envoy first, while it can still be told things; then sources, streams and API; a second signal cuts it short.
-    async fn stop(&mut self, settings: &Settings, signals: &mut Signals, stop: &CancellationToken) {
+    /// Envoy first, while it can still be told things; then sources, streams and API. A second signal cuts it short: false.
+    async fn stop(&mut self, settings: &Settings, signals: &mut Signals, stop: &CancellationToken) -> bool {
         let mode = if settings.envoy.stop_with_agent {
             StopMode::Drain
         } else {
@@ -359,14 +363,15 @@ impl Running {
                 envoy.stop(mode).await;
             }
         };
-        tokio::select! {
-            () = drained => {}
+        let in_order = tokio::select! {
+            () = drained => true,
             _ = signals.next() => {
                 for envoy in &envoys {
                     envoy.stop(StopMode::Now).await;
                 }
+                false
             }
-        }
+        };
         stop.cancel();
         if tokio::time::timeout(STOP_LIMIT, self.tasks.finish())
             .await
@@ -375,6 +380,7 @@ impl Running {
             tracing::warn!(limit = ?STOP_LIMIT, "some tasks did not stop in time");
         }
         tracing::info!("stopped");
+        in_order
     }
 }
 

@@ -1,6 +1,7 @@
 //! The running program: its own settings, its tasks, the Envoy it keeps, its log and its signals.
 
 pub mod app;
+pub mod data_directory;
 pub mod log_format;
 pub mod notify_systemd;
 mod problem_log;

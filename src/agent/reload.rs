@@ -6,50 +6,40 @@ use anyhow::Context as _;
 
 use super::settings::{Settings, XdsTcpBlock};
 use crate::model::Redacted;
+use crate::sources::bounded_file;
 use crate::xds::{Identities, Identity, San, TlsSettings};
 
 /// Settings that differ and need a restart of the agent (Envoy serves on meanwhile).
 pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
-    let mut names = Vec::new();
-    let mut compare = |same: bool, name: &'static str| {
-        if !same {
-            names.push(name);
-        }
-    };
-    compare(before.gateways == after.gateways, "gateways");
-    compare(before.node == after.node, "node_name");
-    compare(before.data_dir == after.data_dir, "data_dir");
-    compare(before.bind_addr == after.bind_addr, "bind_addr");
-    compare(before.log_json == after.log_json, "log_json");
-    compare(before.document_paths == after.document_paths, "-config");
-    compare(
-        before.kv_prefix == after.kv_prefix && before.permissions == after.permissions,
-        "kv_documents",
-    );
-    compare(
-        format!("{:?}", before.consul) == format!("{:?}", after.consul),
-        "consul",
-    );
-    compare(
-        format!("{:?}", before.vault) == format!("{:?}", after.vault),
-        "vault",
-    );
-    compare(
-        format!("{:?}", before.envoy) == format!("{:?}", after.envoy),
-        "envoy",
-    );
-    compare(
-        before.xds.socket == after.xds.socket && before.xds.uids == after.xds.uids,
-        "xds.socket",
-    );
-    compare(format!("{:?}", before.api) == format!("{:?}", after.api), "api");
-    names
+    let address = |settings: &Settings| settings.xds.tcp.as_ref().map(|tcp| tcp.address);
+    let same = [
+        ("gateways", before.gateways == after.gateways),
+        ("node_name", before.node == after.node),
+        ("data_dir", before.data_dir == after.data_dir),
+        ("bind_addr", before.bind_addr == after.bind_addr),
+        ("log_json", before.log_json == after.log_json),
+        ("-config", before.document_paths == after.document_paths),
+        ("kv_documents.prefix", before.kv_prefix == after.kv_prefix),
+        ("consul", before.consul == after.consul),
+        ("vault", before.vault == after.vault),
+        ("envoy", before.envoy == after.envoy),
+        ("xds.socket", before.xds.socket == after.xds.socket),
+        ("xds.uids", before.xds.uids == after.xds.uids),
+        // Its files and clients are taken over at once.
+        ("xds.tcp", address(before) == address(after)),
+        ("api", before.api == after.api),
+    ];
+    same.into_iter()
+        .filter(|(_, same)| !same)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// Reads the files of the xDS port: read again on each reload.
 pub(super) fn tls_settings(block: &XdsTcpBlock) -> anyhow::Result<TlsSettings> {
     let read = |path: &std::path::Path| {
-        std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read (xds.tcp)", path.display()))
+        bounded_file::read_text(path, bounded_file::PEM_BYTES)
+            .with_context(|| format!("{}: cannot be read (xds.tcp)", path.display()))
     };
     let identities = block.clients.iter().map(|(san, gateways)| Identity {
         san: if san.contains("://") {

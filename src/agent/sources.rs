@@ -11,9 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::settings::{ConsulBlock, Settings, is_settings};
 use super::supervisor::Tasks;
-use crate::model::{
-    CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, Redacted, ServiceUpdate,
-};
+use crate::model::{CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, ServiceUpdate};
 use crate::sources::agent_api::{ApiAddress, Product};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
@@ -112,7 +110,9 @@ impl Sources {
             ),
             None => None,
         };
-        let certificate_store: Arc<dyn CertificateStore> = {
+        let certificate_store: Arc<dyn CertificateStore> = if settings.dev {
+            Arc::new(RedbCertificateStore::in_memory().context("no store for certificates")?)
+        } else {
             let path = settings.data_dir.join("certificates.redb");
             Arc::new(RedbCertificateStore::open(&path).with_context(|| {
                 format!(
@@ -328,7 +328,7 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
         )?;
     }
     if let Some(token) = &block.token {
-        settings.token = Some(Redacted::new(token.clone()));
+        settings.token = Some(token.clone());
         settings.token_file = None;
     }
     fn over<T: Clone>(into: &mut Option<T>, value: &Option<T>) {

@@ -26,6 +26,15 @@ pub fn write_started(out: &mut dyn Write, facts: &[(&str, String)]) -> io::Resul
     )
 }
 
+/// The same facts as one line of the log.
+pub fn log_started(facts: &[(&str, String)]) {
+    let facts: Vec<String> = facts
+        .iter()
+        .map(|(key, value)| format!("{key}: {value}"))
+        .collect();
+    tracing::info!(configuration = facts.join("; "), "Portreeve agent started");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::failure::Failure;
-use crate::agent::app::dev_data_directory;
+use crate::agent::data_directory::{dev_data_directory, refuse_others};
 
 /// A planned restart of Envoy waits for the new one to serve: a minute, by default.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -30,10 +30,13 @@ impl ApiArguments {
     /// The named one, or the first that is there: an installed agent's, then one under -dev.
     fn socket(&self) -> PathBuf {
         let installed = PathBuf::from(INSTALLED);
-        let dev = dev_data_directory().join("api.sock");
+        let directory = dev_data_directory();
+        let dev = directory.join("api.sock");
+        // Whoever made that directory could have put a socket of theirs there.
+        let is_ours = refuse_others(&directory).is_ok();
         match &self.api_socket {
             Some(socket) => socket.clone(),
-            None if !installed.exists() && dev.exists() => dev,
+            None if !installed.exists() && is_ours && dev.exists() => dev,
             None => installed,
         }
     }

@@ -232,8 +232,10 @@ fn permissive() -> Permissions {
         files: vec!["/".into()],
         vault_paths: vec!["*".into()],
         addresses: AddressRules {
+            allowed: Some(vec!["*".into()]),
             allow_loopback: true,
             allow_link_local: true,
+            ..AddressRules::default()
         },
     }
 }

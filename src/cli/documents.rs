@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::failure::Failure;
-use crate::agent::settings::settings_schema;
-use crate::config::document_schema;
+use crate::agent::settings::settings_problems;
 use crate::diagnostics::{Code, Diagnostic};
-use crate::hcl::{self, Limits, Source};
+use crate::hcl::Limits;
 use crate::model::{Document, DocumentId, Origin, Span};
 use crate::sources::directory::read_documents;
 
@@ -21,6 +20,7 @@ pub struct Given {
     pub documents: Vec<Document>,
     /// Files of the agent's own settings, which may stand beside documents.
     pub settings: Vec<Document>,
+    pub problems_of_settings: Vec<Diagnostic>,
     /// Files that could not be read.
     pub problems: Vec<Diagnostic>,
 }
@@ -41,7 +41,13 @@ pub fn read(paths: &[PathBuf]) -> anyhow::Result<Given> {
         let listing =
             read_documents(path, |_, _| false).map_err(|problem| Failure::new(problem.to_string()))?;
         for document in listing.documents {
-            if is_settings(&document) {
+            // Where an agent looks for them: beside the documents, not in directories below.
+            let file = Path::new(document.id.as_str());
+            let found = (file == path || file.parent() == Some(path))
+                .then(|| settings_problems(document.id.as_str(), &document.text))
+                .flatten();
+            if let Some(problems) = found {
+                given.problems_of_settings.extend(problems);
                 given.settings.push(document);
             } else {
                 given.documents.push(document);
@@ -85,37 +91,6 @@ fn unreadable_file(path: &str, reason: &str) -> Diagnostic {
     })
     .because("an agent would not take it either")
     .fix("make it readable UTF-8 text of at most 512 KiB, or move it out of the directory")
-}
-
-/// A file whose every top-level name is a setting of the agent and none a block of a document.
-fn is_settings(document: &Document) -> bool {
-    let source = Source::new(document.id.clone(), document.text.clone());
-    let Ok(body) = hcl::parse(&source, settings_schema(), &Limits::default()) else {
-        return false;
-    };
-    let blocks = body.blocks.iter().map(|block| block.kind.as_str());
-    let names: Vec<&str> = body
-        .attributes
-        .iter()
-        .map(|attribute| attribute.name.as_str())
-        .chain(blocks)
-        .collect();
-    let of_settings = |name: &str| {
-        settings_schema().attribute_schema(name).is_some() || settings_schema().block_schema(name).is_some()
-    };
-    let of_documents = |name: &str| document_schema().block_schema(name).is_some();
-    !names.is_empty()
-        && names.iter().any(|name| of_settings(name))
-        && !names.iter().any(|name| of_documents(name))
-}
-
-/// The problems of a settings file.
-pub fn check_settings(document: &Document) -> Vec<Diagnostic> {
-    let source = Source::new(document.id.clone(), document.text.clone());
-    match hcl::parse(&source, settings_schema(), &Limits::default()) {
-        Ok(body) => hcl::check(&source, &body, settings_schema()),
-        Err(problems) => problems,
-    }
 }
 
 /// The text of each document, for snippets.

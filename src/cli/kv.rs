@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::documents::Given;
 use super::failure::Failure;
 use super::terminal::Terminal;
-use crate::model::{Document, DocumentId};
+use crate::model::{Document, DocumentId, extension_of_key};
 use crate::sources::consul::{ConsulClient, ConsulError, ConsulSettings, TxnWrite, list_documents};
 
 /// Where documents stand in Consul.
@@ -156,6 +156,14 @@ fn name_of(root: &Path, file: &str) -> anyhow::Result<String> {
             .fix("use letters, digits, _, . and - in its path")
             .into());
     }
+    if let Some(extension) = extension_of_key(&name) {
+        return Err(Failure::new(format!(
+            "{file} cannot be a KV key: {name:?} ends in {extension:?}"
+        ))
+        .because("a document's key has no file extension")
+        .fix("rename the file: one extension, not two")
+        .into());
+    }
     Ok(name)
 }
 
@@ -185,7 +193,7 @@ mod tests {
         );
         assert_eq!(name("conf/shop.hcl", "conf/shop.hcl"), Ok("shop".to_owned()));
         assert_eq!(name(".", "./a.b.hcl"), Ok("a.b".to_owned()));
-        for bad in ["conf/sh op.hcl", "conf/ü.hcl", "conf/a..b.hcl"] {
+        for bad in ["conf/sh op.hcl", "conf/ü.hcl", "conf/a..b.hcl", "conf/a.json.hcl"] {
             assert!(name("conf", bad).is_err(), "{bad}");
         }
     }

@@ -57,7 +57,10 @@ const PLAN_FAILED: u8 = 255;
 /// Runs one command to its end.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = single_dash::to_double(arguments).collect();
-    let is_plan = arguments.get(1).is_some_and(|command| command == "plan");
+    // Flags of the program may stand before the command.
+    let is_flag = |argument: &&OsString| argument.as_encoded_bytes().starts_with(b"-");
+    let command = arguments.iter().skip(1).find(|argument| !is_flag(argument));
+    let is_plan = command.is_some_and(|command| command == "plan");
     let failed = ExitCode::from(if is_plan { PLAN_FAILED } else { FAILED });
     let mut terminal = Terminal::standard();
     let parsed = match arguments::parse(arguments) {

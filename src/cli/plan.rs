@@ -83,7 +83,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
 }
 
 pub fn refuse_unreadable(given: &documents::Given) -> anyhow::Result<()> {
-    match given.problems.first() {
+    match given.problems.iter().chain(&given.problems_of_settings).next() {
         None => Ok(()),
         Some(problem) => Err(Failure::new(problem.to_string()).into()),
     }

@@ -32,7 +32,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let count = given.documents.len() + given.settings.len();
     let texts = given.texts();
     let mut diagnostics = given.problems;
-    diagnostics.extend(given.settings.iter().flat_map(documents::check_settings));
+    diagnostics.extend(given.problems_of_settings);
     let offline = Offline::new(given.documents, Permissions::default());
     diagnostics.extend(offline.diagnostics());
     let mut report = Report { diagnostics, texts };

@@ -145,7 +145,13 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         }
     } else if let Some(pki) = reader.child("vault_pki") {
         let (mount, role) = (trimmed(&pki, "mount"), trimmed(&pki, "role"));
-        decoder.require_vault(&pki, "role", &format!("{mount}/sign/{role}"));
+        // An issuer is part of the path that is asked.
+        match pki.string("issuer") {
+            None => decoder.require_vault(&pki, "role", &format!("{mount}/sign/{role}")),
+            Some(issuer) => {
+                decoder.require_vault(&pki, "issuer", &format!("{mount}/issuer/{issuer}/sign/{role}"));
+            }
+        }
         CertificateQuery::VaultPki {
             mount,
             role,

@@ -8,6 +8,7 @@ mod gateway;
 mod objects;
 mod permissions;
 mod problems;
+mod reach;
 mod reference;
 mod route;
 mod schema;
@@ -19,7 +20,8 @@ pub use objects::{
     Backend, BackendTarget, Certificate, Gateway, HttpRoute, Listener, ListenerTls, Object, ObjectKey,
     ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
 };
-pub use permissions::{AddressRules, Permissions};
+pub use permissions::Permissions;
+pub use reach::{AddressRefusal, AddressRules};
 pub use reference::{diagnostics_markdown, reference_markdown};
 pub use schema::document_schema;
 pub use store::{Config, ConfigChange, DocumentState, Quarantine, Rank, text_hash};

@@ -140,6 +140,52 @@ impl Config {
         );
     }
 
+    /// Other bounds on what documents from KV may reach. What they no longer allow leaves service, last good version or
+    /// not; what they now allow enters it.
+    pub fn permit(&mut self, permissions: Permissions, change: &mut ConfigChange) {
+        if *self.permissions == permissions {
+            return;
+        }
+        self.permissions = Arc::new(permissions);
+        let bounded: Vec<Arc<DocumentState>> = self
+            .documents
+            .values()
+            .filter(|state| !state.document.id.is_trusted())
+            .cloned()
+            .collect();
+        for state in bounded {
+            let parse = |document: &Document| parse_document(document, &self.permissions, &self.limits.0);
+            let still_allowed = |parsed: &Option<Arc<ParsedDocument>>| {
+                let parsed = parsed.as_ref()?;
+                parse(&parsed.document).ok().map(Arc::new)
+            };
+            let confirmed = still_allowed(&state.confirmed);
+            let last_good = still_allowed(&state.in_service);
+            let is_refused = |problem: &Diagnostic| problem.code == Code::EnvoyRejected;
+            let (in_service, problems) = if state.problems.iter().any(is_refused) {
+                (last_good, state.problems.to_vec())
+            } else {
+                match parse(&state.document) {
+                    Ok(parsed) => (Some(Arc::new(parsed)), Vec::new()),
+                    Err(problems) => {
+                        let stays = last_good.is_some();
+                        (last_good, say_what_stays(problems, stays))
+                    }
+                }
+            };
+            let id = &state.document.id;
+            change.documents.insert(id.clone());
+            self.put_in_service(id, state.in_service.as_deref(), in_service.as_deref(), change);
+            let after = DocumentState {
+                document: state.document.clone(),
+                problems: problems.into(),
+                in_service,
+                confirmed,
+            };
+            self.documents.insert(id.clone(), Arc::new(after));
+        }
+    }
+
     pub fn remove(&mut self, id: &DocumentId, change: &mut ConfigChange) {
         if let Some(state) = self.documents.remove(id) {
             change.documents.insert(id.clone());

@@ -191,7 +191,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
                         )),
                 );
             }
-            decoder.require_address(host, origin);
+            decoder.require_address(address, origin);
         }
         if addresses.is_empty() {
             decoder.problems.push(
@@ -205,8 +205,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
     } else {
         let dns = reader.child("dns").unwrap_or(*reader);
         let address = dns.string("address").unwrap_or_default();
-        let host = address.rsplit_once(':').map_or(&*address, |(host, _)| host);
-        decoder.require_address(host, &dns.origin_of("address"));
+        decoder.require_address(&address, &dns.origin_of("address"));
         UpstreamSource::Dns(address)
     };
     Upstream {
@@ -252,13 +251,21 @@ fn options(reader: &Reader<'_>) -> UpstreamOptions {
 }
 
 impl Decoder<'_> {
-    fn require_address(&mut self, host: &str, origin: &crate::model::Origin) {
-        if let Some(why) = self.permissions.address_refusal(&self.source.document, host) {
+    fn require_address(&mut self, address: &str, origin: &crate::model::Origin) {
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+        let port = port.parse().unwrap_or(0);
+        if let Some(refusal) = self
+            .permissions
+            .address_refusal(&self.source.document, host, port)
+        {
             self.problems.push(
-                Diagnostic::error(Code::NotAllowed, format!("a document from KV may not send requests to {host:?}"))
-                    .at(origin.clone())
-                    .because(why)
-                    .fix("register the service in Consul, or allow it with `kv_documents { allow_loopback = true }` (or allow_link_local) in the agent's settings"),
+                Diagnostic::error(
+                    Code::NotAllowed,
+                    format!("a document from KV may not send requests to {address:?}"),
+                )
+                .at(origin.clone())
+                .because(refusal.why)
+                .fix(refusal.fix),
             );
         }
     }

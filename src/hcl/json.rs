@@ -218,18 +218,37 @@ fn to_body(
         match (schema.block_schema(&name), schema.attribute_schema(&name)) {
             (Some((block, _)), _) => to_blocks(source, value, block, span, Vec::new(), body, problems),
             // Nobody knows the name; its shape says that a block was meant.
-            (None, None) if matches!(value.kind, ValueKind::Object(_)) => body.blocks.push(Block {
-                kind: name,
-                span,
-                labels: Vec::new(),
-                body: Body::default(),
-            }),
+            (None, None) if matches!(value.kind, ValueKind::Object(_)) => {
+                body.blocks.push(unknown_block(name, span, value));
+            }
             _ => body.attributes.push(Attribute {
                 name,
                 name_span: span,
                 value,
             }),
         }
+    }
+}
+
+fn unknown_block(name: String, span: Span, value: Value) -> Block {
+    let mut body = Body::default();
+    if let ValueKind::Object(entries) = value.kind {
+        for (name, name_span, value) in entries {
+            match &value.kind {
+                ValueKind::Object(_) => body.blocks.push(unknown_block(name, name_span, value)),
+                _ => body.attributes.push(Attribute {
+                    name,
+                    name_span,
+                    value,
+                }),
+            }
+        }
+    }
+    Block {
+        kind: name,
+        span,
+        labels: Vec::new(),
+        body,
     }
 }
 

@@ -67,6 +67,10 @@ pub enum Type {
     Cidr,
     /// `host:port` or `[v6]:port`.
     HostPort,
+    /// An IP address and a port: where something of ours listens.
+    SocketAddress,
+    /// A range, an address, a host name, `*.suffix` or `*`: what is allowed.
+    AddressPattern,
     List(&'static Type),
     /// Keys and values.
     Map(&'static Type, &'static Type),
@@ -187,6 +191,10 @@ impl Type {
             Self::IpAddress => "an IP address".into(),
             Self::Cidr => "an IP address or range such as \"10.0.0.0/8\"".into(),
             Self::HostPort => "an address such as \"10.0.0.7:8080\"".into(),
+            Self::SocketAddress => "an IP address and a port such as \"127.0.0.1:7480\"".into(),
+            Self::AddressPattern => {
+                "a range such as \"10.0.0.0/8\", a host name, \"*.example.com\" or \"*\"".into()
+            }
             Self::List(item) => format!("a list, each item {}", item.describe()),
             Self::Map(key, value) => format!(
                 "an object, each key {}, each value {}",

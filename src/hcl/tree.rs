@@ -8,6 +8,8 @@ pub struct Source {
     pub document: DocumentId,
     line_starts: Arc<[usize]>,
     text: Arc<str>,
+    /// Of several texts read as one: where the spans of each begin.
+    parts: Vec<(usize, Source)>,
 }
 
 impl Source {
@@ -24,7 +26,24 @@ impl Source {
             document,
             line_starts,
             text,
+            parts: Vec::new(),
         }
+    }
+
+    /// The source of a tree that was merged from these texts, and what each body's spans are moved by before it is.
+    pub fn joined(sources: Vec<Source>) -> (Self, Vec<usize>) {
+        let mut joined = sources
+            .first()
+            .cloned()
+            .unwrap_or_else(|| Self::new(DocumentId::File("".into()), "".into()));
+        let mut base = 0;
+        for source in sources {
+            let length = source.text.len() + 1;
+            joined.parts.push((base, source));
+            base += length;
+        }
+        let bases = joined.parts.iter().map(|(base, _)| *base).collect();
+        (joined, bases)
     }
 
     pub fn text(&self) -> &Arc<str> {
@@ -32,6 +51,12 @@ impl Source {
     }
 
     pub fn origin(&self, span: Span) -> Origin {
+        if let Some((base, part)) = self.parts.iter().rev().find(|(base, _)| *base <= span.start) {
+            return part.origin(Span {
+                start: span.start - base,
+                end: span.end.saturating_sub(*base),
+            });
+        }
         let line = self.line_starts.partition_point(|start| *start <= span.start);
         let line_start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
         let column = self
@@ -111,6 +136,46 @@ impl Body {
 
     pub fn block(&self, kind: &str) -> Option<&Block> {
         self.blocks.iter().find(|block| block.kind == kind)
+    }
+}
+
+impl Body {
+    /// Moves every span, for [`Source::joined`].
+    pub fn shift(&mut self, by: usize) {
+        for attribute in &mut self.attributes {
+            attribute.name_span = shifted(attribute.name_span, by);
+            attribute.value.shift(by);
+        }
+        for block in &mut self.blocks {
+            block.span = shifted(block.span, by);
+            for (_, span) in &mut block.labels {
+                *span = shifted(*span, by);
+            }
+            block.body.shift(by);
+        }
+    }
+}
+
+impl Value {
+    fn shift(&mut self, by: usize) {
+        self.span = shifted(self.span, by);
+        match &mut self.kind {
+            ValueKind::List(items) => items.iter_mut().for_each(|item| item.shift(by)),
+            ValueKind::Object(entries) => {
+                for (_, span, value) in entries {
+                    *span = shifted(*span, by);
+                    value.shift(by);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn shifted(span: Span, by: usize) -> Span {
+    Span {
+        start: span.start + by,
+        end: span.end + by,
     }
 }
 

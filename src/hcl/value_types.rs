@@ -122,6 +122,11 @@ fn check_text(ty: &Type, text: &str) -> Result<(), String> {
             .map_err(|_| format!("{text:?} is not an IP address")),
         Type::Cidr => check_cidr(text),
         Type::HostPort => check_host_port(text),
+        Type::SocketAddress => check_socket_address(text),
+        Type::AddressPattern => check_cidr(text).or_else(|why| match text.contains('/') {
+            true => Err(why),
+            false => parse_hostname(text).map(|_| ()),
+        }),
         _ => Err(format!("expected {}, found a string", ty.describe())),
     }
 }
@@ -244,6 +249,15 @@ fn check_host_port(text: &str) -> Result<(), String> {
         None if host.contains(':') => Err(format!("{text:?}: an IPv6 address is written in brackets")),
         None => check_dns_name(host).map_err(|why| format!("{text:?}: {why}")),
     }
+}
+
+fn check_socket_address(text: &str) -> Result<(), String> {
+    check_host_port(text)?;
+    text.parse::<std::net::SocketAddr>().map(|_| ()).map_err(|_| {
+        format!(
+            "{text:?} is a host name: where to listen is said by IP address, which no resolver can change"
+        )
+    })
 }
 
 /// Whole milliseconds; `"0s"` is allowed where the schema's bounds allow it.

@@ -43,6 +43,14 @@ pub struct Document {
     pub version: u64,
 }
 
+/// What must not end a document's key: it says what the text says itself, and the same name with and without it would be
+/// two documents.
+pub fn extension_of_key(key: &str) -> Option<&'static str> {
+    [".hcl", ".json"]
+        .into_iter()
+        .find(|extension| key.ends_with(extension))
+}
+
 /// A byte range of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Span {

@@ -46,8 +46,8 @@ pub struct PipelineSettings {
 /// What the pipeline takes besides observations and events.
 #[derive(Debug)]
 pub enum Command {
-    /// Returns when everything sent before is published.
-    Flush(oneshot::Sender<()>),
+    /// From now on documents from KV may reach this. Answered when it, and everything sent before, is published.
+    Permit(Box<Permissions>, oneshot::Sender<()>),
 }
 
 /// Where the results go.
@@ -213,10 +213,12 @@ impl Pipeline {
                     self.observe(batch.drain(..));
                 }
                 Some(command) = commands.recv() => match command {
-                    Command::Flush(done) => {
+                    Command::Permit(permissions, done) => {
                         while let Ok(observation) = observations.try_recv() {
                             self.observe([observation]);
                         }
+                        let changes = self.snapshot.permit(*permissions);
+                        self.take_up(&changes);
                         // Nobody may be waiting any more.
                         let _ = done.send(());
                     }

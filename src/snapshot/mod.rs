@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use imbl::HashMap;
 
-use crate::config::{Config, ConfigChange, Quarantine};
+use crate::config::{Config, ConfigChange, Permissions, Quarantine};
 use crate::model::{
     AcceptedText, CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId,
     DocumentsUpdate, Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
@@ -229,6 +229,13 @@ impl Snapshot {
             // What was in service is what Envoy ran with.
             self.config.confirm(&id);
         }
+        changes
+    }
+
+    /// Other bounds on what documents from KV may reach.
+    pub fn permit(&mut self, permissions: Permissions) -> Changes {
+        let mut changes = Changes::default();
+        self.config.permit(permissions, &mut changes.config);
         changes
     }
 

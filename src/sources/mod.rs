@@ -5,6 +5,7 @@
 //! which stands. Must not know: HCL, Envoy, how observations are used.
 
 pub mod agent_api;
+pub mod bounded_file;
 pub mod certificates;
 pub mod consul;
 pub mod directory;

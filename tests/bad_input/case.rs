@@ -298,10 +298,11 @@ fn file(name: &str, text: &str) -> Document {
 
 /// What KV documents may reach is bounded, as a careful operator would.
 fn strict_world() -> Snapshot {
-    let permissions = Permissions {
+    let mut permissions = Permissions {
         vault_paths: vec!["pki/sign/edge".into(), "secret/edge/".into()],
         ..Permissions::default()
     };
+    permissions.addresses.own = vec!["10.0.0.5:7482".parse().unwrap()];
     Snapshot::new(Config::new(permissions, Limits::default()), Default::default())
 }
 

@@ -459,10 +459,19 @@ fn reach() -> Vec<Case> {
             "a Vault path that the settings do not list, from KV",
             and("certificate \"c\" {\n  vault_kv {\n    mount = \"secret\"\n    path  = \"payroll\"\n  }\n}\n"),
         ),
+        kv(
+            "a PKI issuer that the settings do not list, from KV",
+            and("certificate \"c\" {\n  vault_pki {\n    mount       = \"pki\"\n    issuer      = \"root\"\n    role        = \"edge\"\n    common_name = \"c.example.com\"\n  }\n}\n"),
+        ),
         kv("a loopback address from KV", upstream("static { addresses = [\"127.0.0.1:8500\"] }")),
         kv("a loopback name from KV", upstream("dns { address = \"localhost:8500\" }")),
         kv("a loopback address in IPv6 clothes, from KV", upstream("static { addresses = [\"[::ffff:127.0.0.1]:80\"] }")),
+        kv("a name that stands for this machine, from KV", upstream("dns { address = \"ip6-localhost:9901\" }")),
         kv("a cloud's metadata address from KV", upstream("static { addresses = [\"169.254.169.254:80\"] }")),
+        kv("a cloud's metadata address in IPv6, from KV", upstream("static { addresses = [\"[fd00:ec2::254]:80\"] }")),
+        kv("a cloud's metadata name from KV", upstream("dns { address = \"metadata.google.internal:80\" }")),
+        kv("a host name that the settings do not list, from KV", upstream("dns { address = \"rebind.example.org:80\" }")),
+        kv("an address where the agent itself listens, from KV", upstream("static { addresses = [\"10.0.0.5:7482\"] }")),
     ]
 }
 

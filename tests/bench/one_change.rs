@@ -96,7 +96,10 @@ impl World {
         let (done, wait) = oneshot::channel();
         let commands = self.commands.clone();
         self.runtime.block_on(async move {
-            commands.send(Command::Flush(done)).await.expect("a pipeline");
+            commands
+                .send(Command::Permit(Box::default(), done))
+                .await
+                .expect("a pipeline");
             wait.await.expect("a pipeline");
         });
     }

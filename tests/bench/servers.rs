@@ -67,7 +67,10 @@ pub fn ads(socket: &str, services: usize) {
             observations.send(answer).await.expect("a pipeline");
         }
         let (done, wait) = oneshot::channel();
-        commands.send(Command::Flush(done)).await.expect("a pipeline");
+        commands
+            .send(Command::Permit(Box::default(), done))
+            .await
+            .expect("a pipeline");
         wait.await.expect("a pipeline");
         say(0);
         let mut lines = BufReader::new(tokio::io::stdin()).lines();

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bounds;
 mod catalog;
 mod central;
 mod connections;
@@ -24,6 +25,7 @@ mod renewal;
 mod retries;
 mod rights;
 mod same_bytes;
+mod settings;
 mod stack;
 mod status;
 mod survival;

@@ -49,6 +49,8 @@ pub struct Options {
     pub file_size_limit: Option<u32>,
     /// More settings of its `envoy` block.
     pub envoy_settings: &'static str,
+    /// What the `kv_documents` block holds, in place of leave to name loopback addresses.
+    pub kv_documents: Option<String>,
     /// More settings.
     pub more: String,
 }
@@ -220,7 +222,7 @@ consul {{
 }}
 
 kv_documents {{
-  allow_loopback = true
+  {kv_documents}
 }}
 
 envoy {{
@@ -239,6 +241,7 @@ api {{
 "#,
         data = launch.directory().join("data").display(),
         consul = consul.address(),
+        kv_documents = options.kv_documents.as_deref().unwrap_or("allow_loopback = true"),
         supervise = !options.no_envoy,
         stop_with_agent = !options.leave_envoy,
         envoy_settings = options.envoy_settings,

@@ -44,11 +44,7 @@ impl Rig {
         Self::on(vault, Arc::new(store), settings)
     }
 
-    pub fn on(
-        vault: VaultSettings,
-        store: Arc<dyn CertificateStore>,
-        settings: CertificateSettings,
-    ) -> Self {
+    pub fn on(vault: VaultSettings, store: Arc<dyn CertificateStore>, settings: CertificateSettings) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (vault, session) = VaultClient::new(vault).unwrap();
         let cancel = CancellationToken::new();

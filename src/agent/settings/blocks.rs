@@ -1,13 +1,16 @@
 //! Checked blocks to typed settings, with their defaults.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{ApiBlock, ConsulBlock, EnvoyBlock, Flags, XdsBlock, XdsTcpBlock};
 use crate::config::{AddressRules, Permissions};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Reader;
+use crate::model::Redacted;
 
 pub(super) fn path(reader: &Reader<'_>, name: &str) -> Option<PathBuf> {
     reader.string(name).map(|path| PathBuf::from(&*path))
@@ -20,7 +23,7 @@ pub(super) fn owned(reader: &Reader<'_>, name: &str) -> Option<String> {
 pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
     ConsulBlock {
         address: owned(reader, "address"),
-        token: owned(reader, "token"),
+        token: owned(reader, "token").map(Redacted::new),
         token_file: path(reader, "token_file"),
         ca_file: path(reader, "ca_file"),
         ca_path: path(reader, "ca_path"),
@@ -37,21 +40,33 @@ pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
     }
 }
 
-pub(super) fn permissions(kv: Option<&Reader<'_>>) -> Permissions {
-    let default = Permissions::default();
-    let Some(kv) = kv else { return default };
-    Permissions {
-        files: kv.strings("files"),
-        vault_paths: if kv.has("vault_paths") {
-            kv.strings("vault_paths")
-        } else {
-            default.vault_paths
-        },
+/// `own` is where this agent listens, `host_name` what its machine is called.
+pub(super) fn permissions(kv: Option<&Reader<'_>>, mut own: Vec<SocketAddr>, host_name: &str) -> Permissions {
+    own.sort();
+    let short = host_name.split('.').next().unwrap_or(host_name);
+    let own_names: BTreeSet<Arc<str>> = [host_name, short]
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .map(Into::into)
+        .collect();
+    let mut permissions = Permissions {
         addresses: AddressRules {
-            allow_loopback: kv.boolean("allow_loopback").unwrap_or(false),
-            allow_link_local: kv.boolean("allow_link_local").unwrap_or(false),
+            own,
+            own_names: own_names.into_iter().collect(),
+            ..AddressRules::default()
         },
+        ..Permissions::default()
+    };
+    let Some(kv) = kv else { return permissions };
+    permissions.files = kv.strings("files");
+    if kv.has("vault_paths") {
+        permissions.vault_paths = kv.strings("vault_paths");
     }
+    let rules = &mut permissions.addresses;
+    rules.allowed = kv.has("addresses").then(|| kv.strings("addresses"));
+    rules.allow_loopback = kv.boolean("allow_loopback").unwrap_or(false);
+    rules.allow_link_local = kv.boolean("allow_link_local").unwrap_or(false);
+    permissions
 }
 
 pub(super) fn envoy_block(reader: Option<&Reader<'_>>, dev: bool) -> EnvoyBlock {

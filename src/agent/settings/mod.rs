@@ -1,24 +1,27 @@
 //! The agent's own settings: HCL in `-config` files, flags over files, the environment as HashiCorp's tools read it.
 //!
 //! The same reader, check and diagnostics as for documents. A `-config` path may hold both: a file with document blocks
-//! (`gateway`, `http_route`, ...) is a document, any other is settings.
+//! (`gateway`, `http_route`, ...) holds documents, and what may be settings is an error where it is not good settings.
 
 mod blocks;
+mod files;
 mod schema;
 mod vault;
+mod words;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Permissions, document_schema};
+use crate::config::Permissions;
 use crate::diagnostics::{Code, Diagnostic};
-use crate::hcl::{self, Block, Body, Limits, Reader, Source};
-use crate::model::DocumentId;
+use crate::hcl::Reader;
+use crate::model::Redacted;
 
 use blocks::{api_block, consul_block, envoy_block, permissions, xds_block};
+pub use files::{is_settings, settings_problems};
 pub use schema::settings_schema;
 pub use vault::VaultBlock;
 
@@ -61,10 +64,10 @@ pub struct Settings {
 }
 
 /// What the `consul` block adds to the environment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConsulBlock {
     pub address: Option<String>,
-    pub token: Option<String>,
+    pub token: Option<Redacted<String>>,
     pub token_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
     pub ca_path: Option<PathBuf>,
@@ -78,7 +81,7 @@ pub struct ConsulBlock {
     pub max_connections: Option<usize>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EnvoyBlock {
     pub supervise: bool,
     pub binary: Option<PathBuf>,
@@ -90,14 +93,14 @@ pub struct EnvoyBlock {
     pub stop_with_agent: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct XdsBlock {
     pub socket: PathBuf,
     pub uids: BTreeSet<u32>,
     pub tcp: Option<XdsTcpBlock>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct XdsTcpBlock {
     pub address: SocketAddr,
     pub ca_file: PathBuf,
@@ -107,7 +110,7 @@ pub struct XdsTcpBlock {
     pub clients: Vec<(String, Vec<Arc<str>>)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ApiBlock {
     pub socket: PathBuf,
     /// Loopback only: /ready and /metrics for checks that cannot use a socket.
@@ -125,44 +128,11 @@ pub enum SettingsError {
 impl Settings {
     /// Reads every `-config` path, lays flags over it and fills in defaults.
     pub fn load(flags: &Flags, host_name: &str) -> Result<Self, SettingsError> {
-        let mut problems: Vec<(Diagnostic, Arc<str>)> = Vec::new();
-        let mut merged = Body::default();
-        let mut document_paths = Vec::new();
-        let mut last = Source::new(DocumentId::File("flags".into()), "".into());
-        for path in &flags.config {
-            if path.is_dir() {
-                document_paths.push(path.clone());
-            }
-            for file in files_of(path)? {
-                let text = std::fs::read_to_string(&file).map_err(|source| SettingsError::Read {
-                    path: file.clone(),
-                    source,
-                })?;
-                let text: Arc<str> = text.into();
-                let source = Source::new(DocumentId::File(file.to_string_lossy().into()), text.clone());
-                match settings_body(&source, path.is_file()) {
-                    Ok(Some(body)) => {
-                        let found = hcl::check(&source, &body, settings_schema());
-                        problems.extend(found.into_iter().map(|problem| (problem, text.clone())));
-                        merge(&mut merged, body);
-                        last = source;
-                    }
-                    Ok(None) if path.is_file() => document_paths.push(file),
-                    Ok(None) => {}
-                    Err(found) => problems.extend(found.into_iter().map(|problem| (problem, text.clone()))),
-                }
-            }
-        }
-        if !problems.is_empty() {
-            return Err(SettingsError::Invalid(problems));
-        }
-        Self::from_body(
-            flags,
-            host_name,
-            &Reader::document(&last, &merged),
-            document_paths,
-        )
-        .map_err(|problem| SettingsError::Invalid(vec![(*problem, last.text().clone())]))
+        let mut read = files::read(&flags.config)?;
+        let document_paths = std::mem::take(&mut read.document_paths);
+        let reader = Reader::document(&read.source, &read.settings);
+        Self::from_body(flags, host_name, &reader, document_paths)
+            .map_err(|problem| SettingsError::Invalid(vec![read.with_text(*problem)]))
     }
 
     fn from_body(
@@ -213,6 +183,12 @@ impl Settings {
             .or_else(|| reader.string("node_name").map(|name| name.to_string()));
         let bind_default = IpAddr::from(if dev { [127, 0, 0, 1] } else { [0, 0, 0, 0] });
         let api = api_block(reader, flags, &data_dir)?;
+        let xds = xds_block(reader.child("xds").as_ref(), &data_dir);
+        let own = api
+            .address
+            .into_iter()
+            .chain(xds.tcp.as_ref().map(|tcp| tcp.address));
+        let permissions = permissions(kv.as_ref(), own.collect(), host_name);
         let vault = reader
             .child("vault")
             .map(|block| VaultBlock::read(&block))
@@ -237,114 +213,13 @@ impl Settings {
             gateways,
             document_paths,
             kv_prefix,
-            permissions: permissions(kv.as_ref()),
+            permissions,
             consul,
             vault,
             envoy: envoy_block(reader.child("envoy").as_ref(), dev),
-            xds: xds_block(reader.child("xds").as_ref(), &data_dir),
+            xds,
             api,
             data_dir,
         })
-    }
-}
-
-/// Files of a `-config` path in lexical order.
-fn files_of(path: &Path) -> Result<Vec<PathBuf>, SettingsError> {
-    let read_error = |source| SettingsError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(read_error)? {
-        let file = entry.map_err(read_error)?.path();
-        let known = file
-            .extension()
-            .is_some_and(|extension| extension == "hcl" || extension == "json");
-        let hidden = file
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if known && !hidden && file.is_file() {
-            files.push(file);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// Whether a file among the documents of a `-config` directory holds settings.
-pub fn is_settings(path: &Path, text: &str) -> bool {
-    let source = Source::new(DocumentId::File(path.to_string_lossy().into()), text.into());
-    matches!(settings_body(&source, false), Ok(Some(_)))
-}
-
-/// None: the file is a document. In a directory that is a broken file too, and one with nothing but unknown words: it
-/// must not stop the agent.
-fn settings_body(source: &Source, alone: bool) -> Result<Option<Body>, Vec<Diagnostic>> {
-    let body = match hcl::parse(source, settings_schema(), &Limits::default()) {
-        Ok(body) => body,
-        Err(problems) if alone => return Err(problems),
-        Err(_) => return Ok(None),
-    };
-    let documents = document_schema();
-    let is_document = |name: &str| documents.block_schema(name).is_some();
-    // JSON documents read with the settings' schema have their blocks as attributes.
-    let any = body.blocks.iter().any(|block| is_document(&block.kind))
-        || body.attributes.iter().any(|a| is_document(&a.name));
-    let all = body.blocks.iter().all(|block| is_document(&block.kind))
-        && body.attributes.iter().all(|a| is_document(&a.name));
-    if any && !all {
-        let stray = body
-            .blocks
-            .iter()
-            .find(|block| !is_document(&block.kind))
-            .map(|block| (block.kind.clone(), block.span));
-        let stray = stray.or_else(|| {
-            body.attributes
-                .iter()
-                .find(|a| !is_document(&a.name))
-                .map(|a| (a.name.clone(), a.name_span))
-        });
-        if let Some((name, span)) = stray
-            && settings_schema().block_schema(&name).is_some_and(|_| true)
-                | settings_schema().attribute_schema(&name).is_some()
-        {
-            return Err(vec![
-                Diagnostic::error(
-                    Code::Conflict,
-                    format!("{name:?} is a setting of the agent in a file of documents"),
-                )
-                .at(source.origin(span))
-                .fix("keep settings and documents in files of their own"),
-            ]);
-        }
-    }
-    let schema = settings_schema();
-    let ours = alone
-        || body
-            .blocks
-            .iter()
-            .any(|block| schema.block_schema(&block.kind).is_some())
-        || body
-            .attributes
-            .iter()
-            .any(|a| schema.attribute_schema(&a.name).is_some() || schema.block_schema(&a.name).is_some());
-    Ok((!any && ours).then_some(body))
-}
-
-/// Later files over earlier ones: attribute by attribute, block by block.
-fn merge(into: &mut Body, from: Body) {
-    for attribute in from.attributes {
-        into.attributes.retain(|known| known.name != attribute.name);
-        into.attributes.push(attribute);
-    }
-    for block in from.blocks {
-        let same = |known: &&mut Block| known.kind == block.kind && block.kind != "client";
-        match into.blocks.iter_mut().find(same) {
-            Some(known) => merge(&mut known.body, block.body),
-            None => into.blocks.push(block),
-        }
     }
 }

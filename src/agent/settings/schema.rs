@@ -66,7 +66,7 @@ pub fn settings_schema() -> &'static BlockSchema {
                     )
                     .attribute(
                         "address",
-                        Type::HostPort,
+                        Type::SocketAddress,
                         None,
                         "\"127.0.0.1:7480\"",
                         "Loopback address that serves /ready and /metrics, nothing else.",
@@ -82,8 +82,9 @@ fn kv_documents_schema() -> BlockSchema {
         .attribute("prefix", Type::String, Some("\"portreeve\""), "\"portreeve\"", "Documents are the keys below `<prefix>/config/`.")
         .attribute("files", Type::List(&Type::String), Some("[]"), "[\"/etc/ssl/edge/\"]", "Files that documents may name; a directory when it ends in \"/\".")
         .attribute("vault_paths", Type::List(&Type::String), Some("[\"*\"]"), "[\"secret/edge/\", \"pki_int/sign/edge\"]", "Vault paths that documents may name (`mount/path`, `mount/sign/role`); a prefix when it ends in \"/\". \"*\": whatever the agent's token may read.")
-        .attribute("allow_loopback", Type::Bool, Some("false"), "true", "Lets static and dns upstreams name loopback addresses.")
-        .attribute("allow_link_local", Type::Bool, Some("false"), "true", "Lets static and dns upstreams name link-local addresses.")
+        .attribute("addresses", Type::List(&Type::AddressPattern), None, "[\"10.0.0.0/8\", \"*.example.com\"]", "What static and dns upstreams may name: ranges, host names, `*.suffix`, or `*`. Left out: any address outside this machine and its links, and no host name, since whoever owns a name can point it anywhere.")
+        .attribute("allow_loopback", Type::Bool, Some("false"), "true", "Lets them name loopback addresses, this machine's own name included; where the agent itself listens, never.")
+        .attribute("allow_link_local", Type::Bool, Some("false"), "true", "Lets them name link-local addresses and cloud metadata services.")
 }
 
 pub(super) fn tls_client(schema: BlockSchema) -> BlockSchema {
@@ -215,7 +216,12 @@ fn xds_schema() -> BlockSchema {
         )
         .block(
             BlockSchema::new("tcp", &[], "For remote Envoys, with mutual TLS.")
-                .required("address", Type::HostPort, "\"10.0.0.5:7482\"", "Where to listen.")
+                .required(
+                    "address",
+                    Type::SocketAddress,
+                    "\"10.0.0.5:7482\"",
+                    "Where to listen.",
+                )
                 .required(
                     "ca_file",
                     Type::String,

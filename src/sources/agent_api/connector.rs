@@ -20,6 +20,7 @@ use super::error::innermost_reason;
 use super::product::Product;
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::stamp::{Stamp, stamp_of};
+use crate::sources::bounded_file;
 
 /// HTTP clients by lane: each is a pool of connections of its own.
 #[derive(Debug)]
@@ -196,7 +197,7 @@ fn roots(settings: &ApiSettings) -> Result<Vec<Certificate>, SettingsError> {
 }
 
 fn read_file(product: Product, what: &'static str, path: &Path) -> Result<Vec<u8>, SettingsError> {
-    std::fs::read(path).map_err(|source| SettingsError::File {
+    bounded_file::read(path, bounded_file::PEM_BYTES).map_err(|source| SettingsError::File {
         product,
         what,
         path: path.to_owned(),

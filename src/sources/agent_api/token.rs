@@ -15,6 +15,7 @@ use super::product::Product;
 use super::settings::{ApiSettings, SettingsError};
 use super::stamp::{Stamp, stamp_of};
 use crate::model::Redacted;
+use crate::sources::bounded_file::{self, TOKEN_BYTES};
 
 /// Where the current token comes from.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl TokenSource {
                 source,
             };
             let stamp = stamp_of(&std::fs::metadata(path).map_err(fail)?);
-            if let Some(read) = trimmed(std::fs::read_to_string(path).map_err(fail)?) {
+            if let Some(read) = trimmed(bounded_file::read_text(path, TOKEN_BYTES).map_err(fail)?) {
                 token = Some(Arc::new(read));
             }
             let look = Look {
@@ -129,7 +130,9 @@ async fn read_if_changed(path: &Path, known: Option<Stamp>) -> std::io::Result<O
     if Some(stamp) == known {
         return Ok(None);
     }
-    Ok(Some((stamp, tokio::fs::read_to_string(path).await?)))
+    let path = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || bounded_file::read_text(&path, TOKEN_BYTES));
+    Ok(Some((stamp, read.await.map_err(std::io::Error::other)??)))
 }
 
 fn trimmed(text: String) -> Option<Redacted<String>> {
@@ -191,6 +194,21 @@ mod tests {
         source.refresh(true).await;
         assert_eq!(shown(&source), "good");
         std::fs::remove_file(&path).unwrap();
+        source.refresh(true).await;
+        assert_eq!(shown(&source), "good");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_token_is_not_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "x".repeat(TOKEN_BYTES as usize + 1)).unwrap();
+        let error = source(None, &path).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("longer than 64 KiB"), "{why}");
+        std::fs::write(&path, "good").unwrap();
+        let source = source(None, &path).unwrap();
+        std::fs::write(&path, "x".repeat(TOKEN_BYTES as usize + 1)).unwrap();
         source.refresh(true).await;
         assert_eq!(shown(&source), "good");
     }

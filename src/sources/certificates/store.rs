@@ -8,7 +8,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::backends::FileBackend;
+use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -73,9 +73,10 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
     }
 }
 
-/// One redb file.
+/// One redb file, or none.
 pub struct RedbCertificateStore {
-    path: PathBuf,
+    /// None: in memory.
+    path: Option<PathBuf>,
     /// None after an error of the disk: redb takes nothing more until it is opened anew.
     database: Mutex<Option<Database>>,
 }
@@ -84,8 +85,16 @@ impl RedbCertificateStore {
     /// Opens or creates a file that only its owner can read: it names what this gateway serves.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Ok(Self {
-            path: path.to_owned(),
+            path: Some(path.to_owned()),
             database: Mutex::new(Some(open(path)?)),
+        })
+    }
+
+    /// Forgotten with the process.
+    pub fn in_memory() -> Result<Self, StoreError> {
+        Ok(Self {
+            path: None,
+            database: Mutex::new(Some(memory()?)),
         })
     }
 
@@ -94,7 +103,7 @@ impl RedbCertificateStore {
         let mut kept = self.database.lock().unwrap_or_else(PoisonError::into_inner);
         let database = match kept.take() {
             Some(database) => database,
-            None => open(&self.path)?,
+            None => self.path.as_deref().map_or_else(memory, open)?,
         };
         let result = work(&database);
         if !matches!(result, Err(StoreError::Database(_))) {
@@ -153,6 +162,10 @@ impl CertificateStore for RedbCertificateStore {
             Ok(())
         })
     }
+}
+
+fn memory() -> Result<Database, StoreError> {
+    Ok(Database::builder().create_with_backend(InMemoryBackend::new())?)
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {

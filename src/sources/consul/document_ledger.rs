@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 
 use super::kv::{VALUE_BYTES, check_key};
-use crate::model::{Document, DocumentId};
+use crate::model::{Document, DocumentId, extension_of_key};
 
 #[derive(Debug, Default)]
 pub(super) struct DocumentLedger {
@@ -122,6 +122,12 @@ impl Row<'_> {
 
     fn document(&self) -> Result<Document, String> {
         check_key(&self.key)?;
+        if let Some(extension) = extension_of_key(&self.key) {
+            let without = self.key.trim_end_matches(extension);
+            return Err(format!(
+                "a document's key has no file extension: write it as {without:?} and delete this one"
+            ));
+        }
         let encoded = self.value.as_ref().map_or("", |text| &text.0);
         // Told from the length, so that nothing large is decoded: four characters hold three bytes, less the padding.
         let padding = encoded.bytes().rev().take(2).filter(|byte| *byte == b'=').count();
@@ -232,13 +238,20 @@ mod tests {
         );
         let big = row("p/big", &"x".repeat(DOCUMENT_BYTES + 1), 1, 2);
         let listing = ledger
-            .compare(&body(&[bad, big, row("p/ç", "x", 1, 2)]), false)
+            .compare(
+                &body(&[bad, big, row("p/shop.hcl", "x", 1, 2), row("p/ç", "x", 1, 2)]),
+                false,
+            )
             .unwrap();
         assert!(listing.changed.is_empty() && listing.vanished.is_empty());
         let reasons: Vec<String> = listing.rejected.iter().map(ToString::to_string).collect();
         assert!(reasons[0].contains("p/a: not UTF-8"), "{reasons:?}");
         assert!(reasons[1].contains("p/big: 524289 bytes exceed"), "{reasons:?}");
-        assert!(reasons[2].contains("'ç' is not allowed"), "{reasons:?}");
+        assert!(
+            reasons[2].contains("no file extension: write it as \"p/shop\""),
+            "{reasons:?}"
+        );
+        assert!(reasons[3].contains("'ç' is not allowed"), "{reasons:?}");
         assert!(
             ledger
                 .compare(&body(&[row("p/max", &"x".repeat(DOCUMENT_BYTES), 1, 2)]), false)

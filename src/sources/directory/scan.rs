@@ -15,6 +15,8 @@ use crate::model::{Document, DocumentId};
 pub(super) struct Scanner {
     root: PathBuf,
     is_other: IsOther,
+    /// Bytes of all documents together.
+    bound: u64,
     cache: BTreeMap<PathBuf, (Stamp, Document)>,
 }
 
@@ -26,6 +28,8 @@ pub(super) struct Scan {
     /// Path (of a file or a directory) to reason.
     pub(super) unreadable: BTreeMap<String, String>,
     pub(super) directories: BTreeSet<Directory>,
+    /// Of the documents together.
+    bytes: u64,
     /// A document was written to just now, perhaps not to its end.
     pub(super) is_unsettled: bool,
     /// A directory was replaced during the look: what was found belongs to no one state of the tree.
@@ -52,8 +56,15 @@ impl Scanner {
         Self {
             root,
             is_other,
+            bound: TOTAL_BYTES,
             cache: BTreeMap::new(),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_bound(mut self, bytes: u64) -> Self {
+        self.bound = bytes;
+        self
     }
 
     pub(super) fn scan(&mut self) -> Scan {
@@ -177,6 +188,14 @@ impl Walk<'_> {
         if self.scan.documents.len() >= DOCUMENTS {
             return self.reject(path, format!("more than {DOCUMENTS} documents"));
         }
+        let bytes = self.scan.bytes + metadata.len();
+        if bytes > self.scanner.bound {
+            let limit = self.scanner.bound / 1024;
+            return self.reject(
+                path,
+                format!("with it the documents of this directory would exceed {limit} KiB together"),
+            );
+        }
         let stamp = stamp_of(metadata);
         let cached = self
             .scanner
@@ -200,6 +219,7 @@ impl Walk<'_> {
                 Err(reason) => return self.reject(path, reason),
             },
         };
+        self.scan.bytes += document.text.len() as u64;
         self.cache.insert(path.to_owned(), (stamp, document.clone()));
         self.scan.documents.insert(name.into(), document);
     }
@@ -255,6 +275,9 @@ const TRUNCATED: Duration = Duration::from_millis(400);
 
 /// As in Consul KV, so that a directory can always be moved there.
 const DOCUMENT_BYTES: u64 = 524_288;
+
+/// All of them stand in memory, as text and as what was read from it.
+const TOTAL_BYTES: u64 = 256 * 1024 * 1024;
 
 const DOCUMENTS: usize = 100_000;
 const DIRECTORIES: usize = 10_000;

@@ -241,3 +241,19 @@ fn one_look_for_the_command_line() {
     );
     assert!(read_documents(&directory.path().join("none"), |_, _| false).is_err());
 }
+
+#[test]
+fn the_documents_together_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    for name in ["a.hcl", "b.hcl", "c.hcl"] {
+        fs::write(directory.path().join(name), "# 0123456789\n".repeat(100)).unwrap();
+    }
+    let mut scanner = Scanner::new(directory.path().to_owned(), |_, _| false).with_bound(3000);
+    for _ in 0..2 {
+        let scan = scanner.scan();
+        assert_eq!(scan.documents.len(), 2);
+        let (path, reason) = scan.unreadable.first_key_value().unwrap();
+        assert!(path.ends_with("c.hcl"), "{path}");
+        assert!(reason.contains("exceed 2 KiB together"), "{reason}");
+    }
+}

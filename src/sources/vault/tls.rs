@@ -9,6 +9,7 @@ use reqwest::{Certificate, ClientBuilder, Identity};
 use zeroize::Zeroizing;
 
 use super::settings::{FileError, SettingsError, VaultSettings};
+use crate::sources::bounded_file;
 
 /// What one client connects to.
 pub(super) enum Route<'a> {
@@ -221,7 +222,7 @@ fn files_of(directory: &Path) -> Result<Vec<PathBuf>, SettingsError> {
 }
 
 fn read(path: &Path, purpose: &'static str) -> Result<Vec<u8>, SettingsError> {
-    std::fs::read(path).map_err(|error| SettingsError::File {
+    bounded_file::read(path, bounded_file::PEM_BYTES).map_err(|error| SettingsError::File {
         path: path.display().to_string(),
         purpose,
         source: FileError(error.to_string()),
