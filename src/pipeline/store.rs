@@ -1,5 +1,5 @@
-//! What survives a restart of the agent: the documents in service, the endpoints last known, the texts that Envoy
-//! refused. Never a private key: certificates keep their public part in a store of their own.
+//! What survives a restart of the agent: the documents in service and as Envoy last confirmed them, the endpoints last
+//! known, the texts that Envoy refused. Never a private key: certificates keep their public part in a store of their own.
 //!
 //! Writes go through one thread, so that a slow or full disk delays nobody; the newest state wins.
 
@@ -14,6 +14,8 @@ use crate::config::Quarantine;
 use crate::model::{Document, Instance, ServiceQuery};
 
 const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents");
+/// The texts that an Envoy runs with: what a refusal goes back to, also when the agent died before it heard of it.
+const CONFIRMED: TableDefinition<&str, &[u8]> = TableDefinition::new("confirmed");
 const SERVICES: TableDefinition<&str, &[u8]> = TableDefinition::new("services");
 const QUARANTINE: TableDefinition<&str, &[u8]> = TableDefinition::new("quarantine");
 
@@ -35,7 +37,9 @@ pub enum StoreError {
 /// What the last run left.
 #[derive(Debug, Default)]
 pub struct Restored {
+    /// In service, whether or not an Envoy has taken them.
     pub documents: Vec<Document>,
+    pub confirmed: Vec<Document>,
     pub services: Vec<(ServiceQuery, Arc<[Instance]>)>,
     pub quarantined: Vec<Quarantine>,
 }
@@ -47,6 +51,7 @@ pub struct Store {
 
 enum Write {
     Document(Document),
+    Confirmed(Document),
     DocumentGone(String),
     Service(ServiceQuery, Arc<[Instance]>),
     ServiceGone(ServiceQuery),
@@ -80,6 +85,10 @@ impl Store {
 
     pub fn document(&self, document: &Document) {
         self.send(Write::Document(document.clone()));
+    }
+
+    pub fn confirmed(&self, document: &Document) {
+        self.send(Write::Confirmed(document.clone()));
     }
 
     pub fn document_gone(&self, id: &str) {
@@ -120,7 +129,7 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     let mut restored = Restored::default();
     // The tables are made here, so that reading needs no special case for a new file.
     let transaction = database.begin_write()?;
-    for table in [DOCUMENTS, SERVICES, QUARANTINE] {
+    for table in [DOCUMENTS, CONFIRMED, SERVICES, QUARANTINE] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -129,6 +138,11 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     for entry in transaction.open_table(DOCUMENTS)?.iter()? {
         restored
             .documents
+            .extend(serde_json::from_slice::<Document>(entry?.1.value()).ok());
+    }
+    for entry in transaction.open_table(CONFIRMED)?.iter()? {
+        restored
+            .confirmed
             .extend(serde_json::from_slice::<Document>(entry?.1.value()).ok());
     }
     for entry in transaction.open_table(SERVICES)?.iter()? {
@@ -177,6 +191,7 @@ fn write_batch(database: &Database, batch: &[Write]) -> Result<(), redb::Error> 
     let transaction = database.begin_write()?;
     {
         let mut documents = transaction.open_table(DOCUMENTS)?;
+        let mut confirmed = transaction.open_table(CONFIRMED)?;
         let mut services = transaction.open_table(SERVICES)?;
         let mut quarantine = transaction.open_table(QUARANTINE)?;
         for write in batch {
@@ -184,8 +199,12 @@ fn write_batch(database: &Database, batch: &[Write]) -> Result<(), redb::Error> 
                 Write::Document(document) => {
                     documents.insert(document.id.as_str(), &*encoded(document))?;
                 }
+                Write::Confirmed(document) => {
+                    confirmed.insert(document.id.as_str(), &*encoded(document))?;
+                }
                 Write::DocumentGone(id) => {
                     documents.remove(id.as_str())?;
+                    confirmed.remove(id.as_str())?;
                 }
                 Write::Service(query, instances) => {
                     services.insert(&*query.to_string(), &*encoded(&(query, instances)))?;
@@ -226,10 +245,15 @@ mod tests {
             order: 3,
             version: 9,
         };
+        let older = Document {
+            text: "w".into(),
+            ..document.clone()
+        };
         {
             let (store, restored) = Store::open(directory.path()).unwrap();
             assert!(restored.documents.is_empty());
             store.document(&document);
+            store.confirmed(&older);
             store.service(&ServiceQuery::named("web"), &Arc::from([]));
             store.flush();
         }
@@ -241,6 +265,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(restored.documents, [document]);
+        assert_eq!(restored.confirmed, [older], "apart from what is in service");
         assert_eq!(restored.services.len(), 1);
         let mode = std::fs::metadata(directory.path().join("state.redb"))
             .unwrap()

@@ -14,6 +14,7 @@ mod oracle;
 mod planned_restart;
 mod privileges;
 mod programs;
+mod refusals;
 mod remote;
 mod rights;
 mod same_bytes;
