@@ -195,3 +195,133 @@ pub(super) fn find<'a>(gateways: &'a mut [Gateway], name: &str) -> Option<&'a mu
 
 /// The receivers that the streams of each gateway read.
 pub(super) type Receivers = BTreeMap<Arc<str>, watch::Receiver<Option<Arc<ResourceSet>>>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Permissions};
+    use crate::hcl::Limits;
+    use crate::model::{Document, DocumentsUpdate, Observation, ServiceQuery, ServiceUpdate};
+    use crate::snapshot::{Changes, Snapshot};
+    use crate::translate::Settings;
+
+    const GATEWAY: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 80\n  }\n}\n";
+
+    fn id(name: &str) -> DocumentId {
+        DocumentId::File(name.into())
+    }
+
+    fn put(snapshot: &mut Snapshot, name: &str, text: &str) -> Changes {
+        let document = Document {
+            id: id(name),
+            text: text.into(),
+            order: 0,
+            version: 0,
+        };
+        snapshot.apply(Observation::Documents(DocumentsUpdate {
+            changed: vec![document],
+            complete: true,
+            ..DocumentsUpdate::default()
+        }))
+    }
+
+    fn route(name: &str, rule: &str) -> String {
+        format!(
+            "http_route \"{name}\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"{name}.example.com\"]\n\n  \
+             rule \"all\" {{\n    {rule}\n  }}\n}}\n"
+        )
+    }
+
+    fn responds(status: u16) -> String {
+        format!("direct_response {{\n      status = {status}\n    }}")
+    }
+
+    /// With a gateway and the routes `a` and `b`, published.
+    fn published() -> (Snapshot, Gateway) {
+        let mut snapshot = Snapshot::new(
+            Config::new(Permissions::default(), Limits::default()),
+            BTreeSet::new(),
+        );
+        put(&mut snapshot, "gateway", GATEWAY);
+        put(&mut snapshot, "a", &route("a", &responds(200)));
+        put(&mut snapshot, "b", &route("b", &responds(200)));
+        let settings = Settings {
+            bind_address: "127.0.0.1".parse().unwrap(),
+            hold_pending: true,
+        };
+        let mut compiler = Compiler::new("edge", settings);
+        let compiled = compiler.rebuild(&snapshot);
+        let mut gateway = Gateway::new(compiler, &compiled, watch::channel(None).0);
+        assert!(gateway.publish());
+        (snapshot, gateway)
+    }
+
+    fn change(snapshot: &mut Snapshot, gateway: &mut Gateway, name: &str, text: &str) {
+        let changes = put(snapshot, name, text);
+        let compiled = gateway.compiler.update(snapshot, &changes);
+        gateway.compiled(&compiled);
+        gateway.publish();
+    }
+
+    fn names(ids: &BTreeSet<DocumentId>) -> Vec<&str> {
+        ids.iter().map(DocumentId::as_str).collect()
+    }
+
+    #[test]
+    fn what_an_envoy_lacks_speaks_against_its_own_documents() {
+        let (mut snapshot, mut gateway) = published();
+        assert!(!gateway.has_acknowledged(&id("a")));
+        let mut acked = gateway.published().clone();
+        acked.remove(ResourceKind::ScopedRoute, "web/b.example.com");
+        let stream = StreamView::running("edge", acked);
+        assert_eq!(names(&gateway.acknowledged_by(&stream)), ["a"]);
+        // The route of `b` was made from the gateway's document too.
+        assert_eq!(names(gateway.unacknowledged()), ["b", "gateway"]);
+        let stream = StreamView::running("edge", gateway.published().clone());
+        assert_eq!(names(&gateway.acknowledged_by(&stream)), ["b", "gateway"]);
+        assert!(gateway.has_acknowledged(&id("a")) && !gateway.is_concerned(&id("elsewhere")));
+        change(&mut snapshot, &mut gateway, "a", &route("a", &responds(404)));
+        assert!(
+            gateway.acknowledged_by(&stream).is_empty(),
+            "it has the older one"
+        );
+        assert!(!gateway.has_acknowledged(&id("a")) && gateway.has_acknowledged(&id("b")));
+    }
+
+    #[test]
+    fn a_comment_has_nothing_to_be_acknowledged() {
+        let (mut snapshot, mut gateway) = published();
+        let stream = StreamView::running("edge", gateway.published().clone());
+        gateway.acknowledged_by(&stream);
+        let text = format!("{}# a remark\n", route("a", &responds(200)));
+        change(&mut snapshot, &mut gateway, "a", &text);
+        assert!(gateway.has_acknowledged(&id("a")));
+    }
+
+    #[test]
+    fn a_document_that_is_held_back_is_not_acknowledged_by_its_predecessor() {
+        let (mut snapshot, mut gateway) = published();
+        let stream = StreamView::running("edge", gateway.published().clone());
+        gateway.acknowledged_by(&stream);
+        let waits = route("a", "backend \"consul\" \"orders\" {}");
+        change(&mut snapshot, &mut gateway, "a", &waits);
+        assert!(gateway.compiler.is_waiting());
+        // Endpoints of another service, say: the whole set as published is acknowledged.
+        let stream = StreamView::running("edge", gateway.published().clone());
+        assert!(gateway.acknowledged_by(&stream).is_empty());
+        assert!(!gateway.has_acknowledged(&id("a")));
+        let changes = snapshot.apply(Observation::Service(ServiceUpdate {
+            query: ServiceQuery::named("orders"),
+            result: Ok(Arc::from([])),
+        }));
+        let compiled = gateway.compiler.update(&snapshot, &changes);
+        gateway.compiled(&compiled);
+        assert!(gateway.publish());
+        assert!(
+            gateway.acknowledged_by(&stream).is_empty(),
+            "it has the older one"
+        );
+        let stream = StreamView::running("edge", gateway.published().clone());
+        assert!(gateway.acknowledged_by(&stream).contains(&id("a")));
+    }
+}

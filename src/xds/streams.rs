@@ -48,6 +48,23 @@ impl StreamView {
         &self.kinds[kind as usize]
     }
 
+    /// An Envoy that runs with this, for tests of those who read views.
+    #[cfg(test)]
+    pub(crate) fn running(gateway: &str, acked: ResourceSet) -> Self {
+        Self {
+            id: StreamId(1),
+            node: "test".into(),
+            envoy_version: None,
+            gateway: gateway.into(),
+            peer: Arc::new(Peer::Unix { uid: 0, pid: None }),
+            variant: Variant::Delta,
+            connected_at: SystemTime::UNIX_EPOCH,
+            target: Some(acked.clone()),
+            acked,
+            kinds: Default::default(),
+        }
+    }
+
     /// Envoy has answered to everything that could be sent of this set, be it with a refusal.
     pub fn has_answered(&self, published: &ResourceSet) -> bool {
         let is_seen = self.target.as_ref().is_some_and(|target| {
