@@ -157,7 +157,11 @@ pub(super) async fn documents(
 }
 
 pub(super) async fn diagnostics(State(api): State<Api>) -> Response {
-    json(&status::diagnostics(&api.view(), SystemTime::now()))
+    json(&status::diagnostics(
+        &api.view(),
+        &api.streams.snapshot(),
+        SystemTime::now(),
+    ))
 }
 
 pub(super) async fn envoys(State(api): State<Api>) -> Response {

@@ -163,7 +163,7 @@ impl Running {
         let gateways = xds::Gateways::default();
         let (server, events) = xds::Server::new(gateways.clone(), xds::Limits::default(), EVENTS);
         let (pipeline, outputs) = Pipeline::new(
-            pipeline_settings(settings, sources.document_sources.clone()),
+            pipeline_settings(settings, &sources),
             restored,
             store,
             server.streams().clone(),
@@ -191,7 +191,10 @@ impl Running {
             "pipeline",
             pipeline.run(observed, events, command_queue, stop.clone()),
         );
-        tasks.spawn_plain("problem log", problem_log::follow(view.clone(), stop.clone()));
+        tasks.spawn_plain(
+            "problem log",
+            problem_log::follow(view.clone(), server.streams().clone(), stop.clone()),
+        );
         let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
         let envoys = start_envoys(settings, &mut facts).await?;
         if let (Some(client), Some(prefix)) = (consul, &settings.kv_prefix) {
@@ -384,7 +387,7 @@ impl Running {
     }
 }
 
-fn pipeline_settings(settings: &Settings, document_sources: BTreeSet<Arc<str>>) -> PipelineSettings {
+fn pipeline_settings(settings: &Settings, sources: &Sources) -> PipelineSettings {
     PipelineSettings {
         gateways: settings
             .gateways
@@ -399,7 +402,8 @@ fn pipeline_settings(settings: &Settings, document_sources: BTreeSet<Arc<str>>) 
             .collect(),
         permissions: settings.permissions.clone(),
         limits: Limits::default(),
-        document_sources,
+        document_sources: sources.document_sources.clone(),
+        ownerless: sources.ownerless.clone(),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::diagnostics::{Code, Diagnostic, ObjectRef, Severity};
 use crate::model::DocumentId;
 use crate::pipeline::View;
 use crate::status;
+use crate::xds::Streams;
 
 /// A change is looked at this much later: what mends itself meanwhile is not worth a line.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -31,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SHOWN: usize = 10;
 
 /// Runs until cancelled, or until nobody makes views any more.
-pub(super) async fn follow(mut view: watch::Receiver<Arc<View>>, stop: CancellationToken) {
+pub(super) async fn follow(mut view: watch::Receiver<Arc<View>>, streams: Streams, stop: CancellationToken) {
     let mut log = ProblemLog::default();
     loop {
         let waiting = match log.has_unripe() {
@@ -46,7 +47,9 @@ pub(super) async fn follow(mut view: watch::Receiver<Arc<View>>, stop: Cancellat
         sleep(SETTLE).await;
         let current = view.borrow_and_update().clone();
         // A big tree takes a while, and streams wait on the same threads.
-        let all = tokio::task::spawn_blocking(move || status::diagnostics(&current, SystemTime::now()));
+        let streams = streams.snapshot();
+        let all =
+            tokio::task::spawn_blocking(move || status::diagnostics(&current, &streams, SystemTime::now()));
         if let Ok(all) = all.await {
             for line in log.step(all, Instant::now()) {
                 line.write();

@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::settings::{ConsulBlock, Settings, is_settings};
 use super::supervisor::Tasks;
-use crate::model::{CertificateQuery, Document, Interests, Observation, Problem, ProblemKind, ServiceUpdate};
+use crate::model::{
+    CertificateQuery, Document, DocumentId, Interests, Observation, Problem, ProblemKind, ServiceUpdate,
+};
 use crate::sources::agent_api::{ApiAddress, Product};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
@@ -33,6 +35,8 @@ pub(super) struct Sources {
     certificate_store: Arc<dyn CertificateStore>,
     observations: mpsc::Sender<Observation>,
     pub document_sources: BTreeSet<Arc<str>>,
+    /// Documents from before a restart that no source speaks for any more: another directory, another prefix.
+    pub ownerless: Vec<DocumentId>,
     health: Vec<(String, SourceHealth)>,
     pub facts: Vec<(&'static str, String)>,
 }
@@ -129,11 +133,14 @@ impl Sources {
             certificate_store,
             observations,
             document_sources: BTreeSet::new(),
+            ownerless: Vec::new(),
             health: Vec::new(),
             facts: Vec::new(),
         };
         for path in &settings.document_paths {
-            let watch = DirectoryWatch::new(path.clone(), sources.observations.clone()).without(is_settings);
+            let watch = DirectoryWatch::new(path.clone(), sources.observations.clone())
+                .without(is_settings)
+                .with_known(known);
             sources.document_sources.insert(watch.source());
             sources
                 .health
@@ -150,6 +157,12 @@ impl Sources {
             sources.facts.push(("Documents", format!("Consul KV {prefix}")));
             sources.documents.push(watch);
         }
+        let is_owned = |id: &DocumentId| {
+            sources.directories.iter().any(|watch| watch.owns(id))
+                || sources.documents.iter().any(|watch| watch.owns(id))
+        };
+        let ids = known.iter().map(|document| &document.id);
+        sources.ownerless = ids.filter(|id| !is_owned(id)).cloned().collect();
         anyhow::ensure!(
             !sources.document_sources.is_empty(),
             "no source of documents: give -config a directory with documents, or a consul block so that they are read from KV"

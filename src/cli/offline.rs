@@ -131,6 +131,7 @@ fn view_of(snapshot: &Snapshot, gateway: &Gateway) -> GatewayView {
         compiler: compile(snapshot, gateway),
         published_at: None,
         waiting_for: Vec::new(),
+        withheld: Vec::new(),
     }
 }
 

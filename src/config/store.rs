@@ -53,6 +53,13 @@ pub struct DocumentState {
     pub confirmed: Option<Arc<ParsedDocument>>,
 }
 
+impl DocumentState {
+    /// What serves is what Envoy last confirmed.
+    pub fn is_confirmed(&self) -> bool {
+        same(&self.in_service, &self.confirmed)
+    }
+}
+
 /// A text that Envoy refused. It stays out until the document changes.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Quarantine {
@@ -60,6 +67,12 @@ pub struct Quarantine {
     /// Hash of the refused text.
     pub text_hash: String,
     pub diagnostic: Diagnostic,
+    /// Objects of other documents that the text names: it is tried again when one of them changes.
+    #[serde(default)]
+    pub names: BTreeSet<ObjectKey>,
+    /// Taken out only because it stood beside the guilty one: it is tried again when the rest serves.
+    #[serde(default)]
+    pub on_trial: bool,
 }
 
 /// What a change did to the objects in service.
@@ -118,10 +131,14 @@ impl Config {
         let (in_service, problems) = match refused {
             Some(quarantine) => {
                 // A version that no Envoy ever confirmed is still better than nothing, unless it is the refused one.
-                let other =
-                    |parsed: &Arc<ParsedDocument>| text_hash(&parsed.document.text) != quarantine.text_hash;
-                let stays = confirmed.clone().or_else(|| last_good.clone()).filter(other);
-                (stays, vec![quarantine.diagnostic.clone()])
+                let unconfirmed = last_good
+                    .clone()
+                    .filter(|parsed| text_hash(&parsed.document.text) != quarantine.text_hash);
+                // What one Envoy confirmed stays, whatever another says of it.
+                (
+                    confirmed.clone().or(unconfirmed),
+                    vec![quarantine.diagnostic.clone()],
+                )
             }
             None => match parse_document(&document, &self.permissions, &self.limits.0) {
                 Ok(parsed) => (Some(Arc::new(parsed)), Vec::new()),
@@ -193,26 +210,47 @@ impl Config {
         }
     }
 
-    /// Notes that Envoy runs with what these documents say now.
-    pub fn confirm(&mut self, id: &DocumentId) {
-        if let Some(state) = self.documents.get(id)
-            && state.in_service.is_some()
-            && !same(&state.in_service, &state.confirmed)
-        {
-            let state = DocumentState {
-                confirmed: state.in_service.clone(),
-                ..(**state).clone()
-            };
-            self.documents.insert(id.clone(), Arc::new(state));
+    /// Notes that Envoy runs with what the document says in service. True: that is news.
+    pub fn confirm(&mut self, id: &DocumentId) -> bool {
+        match self.documents.get(id) {
+            Some(state) if state.in_service.is_some() && !state.is_confirmed() => {
+                let state = DocumentState {
+                    confirmed: state.in_service.clone(),
+                    ..(**state).clone()
+                };
+                self.documents.insert(id.clone(), Arc::new(state));
+                true
+            }
+            _ => false,
         }
     }
 
     /// Takes the text out of service that Envoy refused; what Envoy last acknowledged comes back.
     pub fn quarantine(&mut self, quarantine: &Quarantine, change: &mut ConfigChange) {
-        if let Some(state) = self.documents.get(&quarantine.document).cloned()
-            && text_hash(&state.document.text) == quarantine.text_hash
-        {
+        let Some(state) = self.documents.get(&quarantine.document).cloned() else {
+            return;
+        };
+        let is_refused = |text: &str| text_hash(text) == quarantine.text_hash;
+        if is_refused(&state.document.text) {
             self.upsert(state.document.clone(), Some(quarantine), change);
+            return;
+        }
+        // The present text is bad in itself; the refused one is older, and serves in its place.
+        let serves = state.in_service.as_ref();
+        if serves.is_some_and(|parsed| is_refused(&parsed.document.text)) && !state.is_confirmed() {
+            let id = &quarantine.document;
+            change.documents.insert(id.clone());
+            self.put_in_service(
+                id,
+                state.in_service.as_deref(),
+                state.confirmed.as_deref(),
+                change,
+            );
+            let state = DocumentState {
+                in_service: state.confirmed.clone(),
+                ..(*state).clone()
+            };
+            self.documents.insert(id.clone(), Arc::new(state));
         }
     }
 

@@ -1,22 +1,24 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::accepted::AcceptedTexts;
+use super::events::Look;
+use super::gateway::{Gateway, Receivers};
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
-use super::view::{GatewayView, View};
-use crate::config::{Config, Permissions, Quarantine};
-use crate::envoy::{ResourceKind, ResourceSet};
+use super::view::View;
+use crate::config::{Config, Permissions};
+use crate::envoy::ResourceKind;
 use crate::hcl::Limits;
 use crate::model::{CertificateQuery, DocumentId, Interests, Observation};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::{Compiled, Compiler, Settings};
-use crate::xds::{Event, StreamView, Streams};
+use crate::xds::{Event, Streams};
 
 /// How long a changed host waits for the first answer of a watch it is the first to need. Consul answers in
 /// milliseconds; after this the host is published with 503 for what is not known.
@@ -41,6 +43,8 @@ pub struct PipelineSettings {
     pub limits: Limits,
     /// Nothing is published before each of these has answered.
     pub document_sources: BTreeSet<Arc<str>>,
+    /// Documents from before a restart that none of them speaks for: they end when all have answered.
+    pub ownerless: Vec<DocumentId>,
 }
 
 /// What the pipeline takes besides observations and events.
@@ -57,7 +61,7 @@ pub struct Outputs {
     pub interests: watch::Receiver<Arc<Interests>>,
     /// Certificates whose key an Envoy asked for and nobody holds any more.
     pub wanted: mpsc::Receiver<CertificateQuery>,
-    pub resources: BTreeMap<Arc<str>, watch::Receiver<Option<Arc<ResourceSet>>>>,
+    pub resources: Receivers,
 }
 
 /// Counts what a look at the view cannot show.
@@ -69,30 +73,25 @@ pub trait Meter: Send + Sync {
 }
 
 pub struct Pipeline {
-    meter: Option<Arc<dyn Meter>>,
-    snapshot: Snapshot,
-    gateways: Vec<Gateway>,
-    refusals: Refusals,
-    store: Option<Store>,
+    pub(super) meter: Option<Arc<dyn Meter>>,
+    pub(super) snapshot: Snapshot,
+    pub(super) gateways: Vec<Gateway>,
+    pub(super) refusals: Refusals,
+    pub(super) store: Option<Store>,
     accepted: AcceptedTexts,
-    streams: Streams,
+    ownerless: Vec<DocumentId>,
+    pub(super) streams: Streams,
     view: watch::Sender<Arc<View>>,
     interests: watch::Sender<Arc<Interests>>,
-    wanted: mpsc::Sender<CertificateQuery>,
+    pub(super) wanted: mpsc::Sender<CertificateQuery>,
     revision: u64,
     /// Set while some host waits for a watch.
     hold_until: Option<Instant>,
+    /// Set while some Envoy has not said all that it could.
+    pub(super) look: Option<Look>,
     /// Set until the document source has answered, when the disk held something.
     stale_at: Option<Instant>,
     stale: bool,
-}
-
-struct Gateway {
-    compiler: Compiler,
-    resources: watch::Sender<Option<Arc<ResourceSet>>>,
-    published_at: Option<SystemTime>,
-    /// The compiled set differs from the published one.
-    due: bool,
 }
 
 impl Pipeline {
@@ -110,11 +109,11 @@ impl Pipeline {
         for quarantine in restored.quarantined {
             snapshot.restore_quarantine(quarantine);
         }
-        snapshot.restore_documents(restored.documents);
+        snapshot.restore_documents(restored.confirmed, restored.documents);
         for (query, instances) in restored.services {
             snapshot.restore_service(query, instances);
         }
-        let mut resources = BTreeMap::new();
+        let mut resources = Receivers::new();
         let mut compiled = Vec::new();
         let gateways = settings
             .gateways
@@ -123,13 +122,10 @@ impl Pipeline {
                 let (sender, receiver) = watch::channel(None);
                 resources.insert(gateway.name.clone(), receiver);
                 let mut compiler = Compiler::new(&gateway.name, gateway.compile);
-                compiled.push(compiler.rebuild(&snapshot));
-                Gateway {
-                    compiler,
-                    resources: sender,
-                    published_at: None,
-                    due: true,
-                }
+                let made = compiler.rebuild(&snapshot);
+                let gateway = Gateway::new(compiler, &made, sender);
+                compiled.push(made);
+                gateway
             })
             .collect();
         let (wanted, wanted_receiver) = mpsc::channel(1024);
@@ -144,17 +140,19 @@ impl Pipeline {
         let stale_at = has_documents.then(|| Instant::now() + STALE_AFTER);
         let mut pipeline = Self {
             meter: None,
+            refusals: Refusals::restored(&snapshot),
             snapshot,
             gateways,
-            refusals: Refusals::default(),
             store,
             accepted: AcceptedTexts::default(),
+            ownerless: settings.ownerless,
             streams,
             view,
             interests,
             wanted,
             revision: 0,
             hold_until: None,
+            look: None,
             stale_at,
             stale: false,
         };
@@ -194,10 +192,14 @@ impl Pipeline {
         let mut batch = Vec::new();
         let mut event_batch = Vec::new();
         loop {
-            let timer = [self.hold_until, self.stale_at, self.accepted.deadline()]
-                .into_iter()
-                .flatten()
-                .min();
+            let timers = [
+                self.hold_until,
+                self.stale_at,
+                self.accepted.deadline(),
+                self.refusals.deadline(),
+                self.look.map(|look| look.at),
+            ];
+            let timer = timers.into_iter().flatten().min();
             let far = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
                 biased;
@@ -252,7 +254,10 @@ impl Pipeline {
         if self.snapshot.documents_complete() {
             self.stale_at = None;
             self.stale = false;
+            let ownerless = std::mem::take(&mut self.ownerless);
+            changes.merge(self.snapshot.forget_documents(ownerless));
         }
+        self.lift_dependents(&mut changes);
         self.take_up(&changes);
         if let Some(meter) = &self.meter
             && self.revision != revision
@@ -261,14 +266,13 @@ impl Pipeline {
         }
     }
 
-    fn take_up(&mut self, changes: &Changes) {
+    pub(super) fn take_up(&mut self, changes: &Changes) {
         if changes.is_empty() {
             if changes.status_only {
                 self.publish();
             }
             return;
         }
-        self.refusals.changed(&changes.config.documents);
         self.accepted
             .review(&self.snapshot.config, &changes.config.documents);
         self.save_documents(&changes.config.documents);
@@ -276,7 +280,7 @@ impl Pipeline {
         let mut all = Vec::with_capacity(self.gateways.len());
         for gateway in &mut self.gateways {
             let compiled = gateway.compiler.update(&self.snapshot, changes);
-            gateway.due |= compiled.changed;
+            gateway.compiled(&compiled);
             all.push(compiled);
         }
         self.renew_interests(&all);
@@ -287,6 +291,13 @@ impl Pipeline {
             (false, _) => None,
         };
         self.publish();
+        // A text that becomes the same resources as the one before has nothing to wait for.
+        if self.confirm(&changes.config.documents) {
+            self.publish();
+        }
+        if !changes.config.documents.is_empty() {
+            self.look_soon();
+        }
     }
 
     fn tick(&mut self) {
@@ -305,11 +316,18 @@ impl Pipeline {
             let mut all = Vec::with_capacity(self.gateways.len());
             for gateway in &mut self.gateways {
                 let compiled = gateway.compiler.stop_waiting(&self.snapshot);
-                gateway.due |= compiled.changed;
+                gateway.compiled(&compiled);
                 all.push(compiled);
             }
             self.renew_interests(&all);
             self.publish();
+            self.look_soon();
+        }
+        if self.refusals.deadline().is_some_and(|at| at <= now) {
+            self.judge();
+        }
+        if self.look.is_some_and(|look| look.at <= now) {
+            self.look_around();
         }
     }
 
@@ -357,7 +375,7 @@ impl Pipeline {
         }
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let known = self.snapshot.documents_complete() || self.stale;
         let mut views = Vec::with_capacity(self.gateways.len());
         for gateway in &mut self.gateways {
@@ -368,23 +386,10 @@ impl Pipeline {
                 missing.extend(self.accepted.waiting_for());
                 missing
             };
-            if waiting_for.is_empty() && (gateway.due || gateway.published_at.is_none()) {
-                gateway.due = false;
-                if gateway.published_at.is_none() {
-                    tracing::info!(gateway = %gateway.compiler.gateway(), resources = gateway.compiler.resources().len(), "first publication");
-                }
-                gateway.published_at = Some(SystemTime::now());
-                gateway
-                    .resources
-                    .send_replace(Some(Arc::new(gateway.compiler.resources().clone())));
+            if waiting_for.is_empty() && gateway.publish() {
                 self.revision += 1;
             }
-            views.push(GatewayView {
-                name: gateway.compiler.gateway().clone(),
-                compiler: gateway.compiler.clone(),
-                published_at: gateway.published_at,
-                waiting_for,
-            });
+            views.push(gateway.view(waiting_for));
         }
         self.view.send_replace(Arc::new(View {
             snapshot: self.snapshot.clone(),
@@ -392,155 +397,6 @@ impl Pipeline {
             revision: self.revision,
             stale: self.stale,
         }));
-    }
-
-    fn event(&mut self, event: Event) {
-        match event {
-            Event::Acked { stream, gateway, .. } => {
-                let view = self.streams.find(stream);
-                self.acked(&gateway, view.as_slice());
-            }
-            Event::Nacked {
-                gateway,
-                node,
-                kind,
-                candidates,
-                blamed,
-                proven,
-                message,
-                ..
-            } => {
-                tracing::error!(%gateway, %node, ?kind, ?blamed, proven, %message, "Envoy refused a configuration");
-                if let Some(meter) = &self.meter {
-                    meter.refused(&gateway, kind);
-                }
-                if proven {
-                    for resource in candidates
-                        .iter()
-                        .filter(|resource| blamed.contains(&resource.name))
-                    {
-                        let quarantines =
-                            self.refusals
-                                .refused(&self.snapshot.config, resource, &node, &message);
-                        if quarantines.is_empty() {
-                            tracing::error!(%gateway, ?resource, "no document is behind the refused resource; Envoy keeps its last version");
-                        }
-                        self.quarantine(quarantines);
-                    }
-                }
-            }
-            Event::Wanted {
-                gateway,
-                kind: ResourceKind::Secret,
-                name,
-                ..
-            } => self.want(&gateway, &name),
-            Event::Wanted {
-                gateway, kind, name, ..
-            } => {
-                tracing::warn!(%gateway, ?kind, %name, "an Envoy asks for a resource that nobody holds");
-            }
-            Event::Connected {
-                node,
-                gateway,
-                variant,
-                ..
-            } => {
-                tracing::info!(%node, %gateway, ?variant, "Envoy connected");
-                self.publish();
-            }
-            Event::Disconnected { node, gateway, .. } => {
-                tracing::info!(%node, %gateway, "Envoy disconnected");
-                self.publish();
-            }
-            Event::Refused {
-                peer,
-                node,
-                reason,
-                message,
-            } => {
-                let node = node.as_deref().unwrap_or_default();
-                tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
-            }
-            Event::Lagged { lost } => {
-                tracing::warn!(
-                    lost,
-                    "events from Envoys were dropped: reading what each Envoy acknowledged"
-                );
-                let names: Vec<Arc<str>> = self
-                    .gateways
-                    .iter()
-                    .map(|known| known.compiler.gateway().clone())
-                    .collect();
-                for gateway in names {
-                    let streams = self.streams.of_gateway(&gateway);
-                    self.acked(&gateway, &streams);
-                }
-            }
-        }
-    }
-
-    /// When one Envoy runs with everything as published, the documents are confirmed: what a later refusal goes back to.
-    ///
-    /// Only who spoke is looked at: with a look at all, a change would cost the square of the number of Envoys.
-    fn acked(&mut self, gateway: &str, streams: &[StreamView]) {
-        let Some(published) = self
-            .gateways
-            .iter()
-            .find(|known| &**known.compiler.gateway() == gateway)
-        else {
-            return;
-        };
-        let set = published.compiler.resources();
-        let settled = streams.iter().any(|stream| {
-            stream.is_settled()
-                && ResourceKind::ALL
-                    .iter()
-                    .all(|kind| set.changes_since(&stream.acked, *kind).next().is_none())
-        });
-        if !settled || published.due {
-            return;
-        }
-        let confirmed = self.refusals.settled();
-        for id in &confirmed {
-            self.snapshot.config.confirm(id);
-        }
-        if !confirmed.is_empty() {
-            // Whoever shares accepted texts looks at the view.
-            self.publish();
-        }
-        if let Some(id) = self.refusals.next_trial() {
-            let changes = self.snapshot.lift_quarantine(&id);
-            if let Some(store) = &self.store {
-                store.quarantine_over(id.as_str());
-            }
-            self.take_up(&changes);
-        }
-    }
-
-    fn quarantine(&mut self, quarantines: Vec<Quarantine>) {
-        let mut changes = Changes::default();
-        for quarantine in quarantines {
-            if let Some(store) = &self.store {
-                store.quarantine(&quarantine);
-            }
-            changes.merge(self.snapshot.quarantine(quarantine));
-        }
-        self.take_up(&changes);
-    }
-
-    fn want(&self, gateway: &str, secret: &str) {
-        let query = self
-            .gateways
-            .iter()
-            .filter(|known| &**known.compiler.gateway() == gateway)
-            .flat_map(|known| known.compiler.certificates())
-            .find(|(name, _)| *crate::resolve::secret_name(name) == *secret)
-            .map(|(_, query)| query.clone());
-        // A full queue: many Envoys ask for the same few certificates, and ask again.
-        if let Some(query) = query {
-            let _ = self.wanted.try_send(query);
-        }
     }
 
     /// The texts in service are what a restart goes on with.

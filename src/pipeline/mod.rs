@@ -12,10 +12,15 @@
 
 mod accepted;
 mod core;
+mod events;
+mod gateway;
+mod object_behind;
 mod refusals;
 mod store;
 mod view;
+mod withheld;
 
 pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};
+pub use refusals::refusal_of_node;
 pub use store::{Restored, Store, StoreError};
 pub use view::{GatewayView, View};

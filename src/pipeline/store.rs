@@ -1,5 +1,5 @@
-//! What survives a restart of the agent: the documents in service, the endpoints last known, the texts that Envoy
-//! refused. Never a private key: certificates keep their public part in a store of their own.
+//! What survives a restart of the agent: the documents in service and as Envoy last confirmed them, the endpoints last
+//! known, the texts that Envoy refused. Never a private key: certificates keep their public part in a store of their own.
 //!
 //! Writes go through one thread, so that a slow or full disk delays nobody; the newest state wins.
 
@@ -16,6 +16,8 @@ use crate::config::Quarantine;
 use crate::model::{Document, Instance, ServiceQuery};
 
 const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents");
+/// The texts that an Envoy runs with: what a refusal goes back to, also when the agent died before it heard of it.
+const CONFIRMED: TableDefinition<&str, &[u8]> = TableDefinition::new("confirmed");
 const SERVICES: TableDefinition<&str, &[u8]> = TableDefinition::new("services");
 const QUARANTINE: TableDefinition<&str, &[u8]> = TableDefinition::new("quarantine");
 
@@ -41,7 +43,9 @@ pub enum StoreError {
 /// What the last run left.
 #[derive(Debug, Default)]
 pub struct Restored {
+    /// In service, whether or not an Envoy has taken them.
     pub documents: Vec<Document>,
+    pub confirmed: Vec<Document>,
     pub services: Vec<(ServiceQuery, Arc<[Instance]>)>,
     pub quarantined: Vec<Quarantine>,
 }
@@ -53,6 +57,7 @@ pub struct Store {
 
 enum Write {
     Document(Document),
+    Confirmed(Document),
     DocumentGone(String),
     Service(ServiceQuery, Arc<[Instance]>),
     ServiceGone(ServiceQuery),
@@ -66,6 +71,8 @@ impl Write {
     fn entry(&self) -> (&'static str, String) {
         match self {
             Self::Document(document) => ("documents", document.id.as_str().to_owned()),
+            // Sorts before the documents: one that is gone is gone from both tables, whatever came in one batch with it.
+            Self::Confirmed(document) => ("confirmed", document.id.as_str().to_owned()),
             Self::DocumentGone(id) => ("documents", id.clone()),
             Self::Service(query, _) | Self::ServiceGone(query) => ("services", query.to_string()),
             Self::Quarantine(entry) => ("quarantine", entry.document.as_str().to_owned()),
@@ -108,6 +115,10 @@ impl Store {
         self.send(Write::Document(document.clone()));
     }
 
+    pub fn confirmed(&self, document: &Document) {
+        self.send(Write::Confirmed(document.clone()));
+    }
+
     pub fn document_gone(&self, id: &str) {
         self.send(Write::DocumentGone(id.to_owned()));
     }
@@ -146,7 +157,7 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     let mut restored = Restored::default();
     // The tables are made here, so that reading needs no special case for a new file.
     let transaction = database.begin_write()?;
-    for table in [DOCUMENTS, SERVICES, QUARANTINE] {
+    for table in [DOCUMENTS, CONFIRMED, SERVICES, QUARANTINE] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -155,6 +166,11 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     for entry in transaction.open_table(DOCUMENTS)?.iter()? {
         restored
             .documents
+            .extend(serde_json::from_slice::<Document>(entry?.1.value()).ok());
+    }
+    for entry in transaction.open_table(CONFIRMED)?.iter()? {
+        restored
+            .confirmed
             .extend(serde_json::from_slice::<Document>(entry?.1.value()).ok());
     }
     for entry in transaction.open_table(SERVICES)?.iter()? {
@@ -240,6 +256,7 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
     let transaction = database.begin_write()?;
     {
         let mut documents = transaction.open_table(DOCUMENTS)?;
+        let mut confirmed = transaction.open_table(CONFIRMED)?;
         let mut services = transaction.open_table(SERVICES)?;
         let mut quarantine = transaction.open_table(QUARANTINE)?;
         for write in batch {
@@ -247,8 +264,12 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
                 Write::Document(document) => {
                     documents.insert(document.id.as_str(), &*encoded(document))?;
                 }
+                Write::Confirmed(document) => {
+                    confirmed.insert(document.id.as_str(), &*encoded(document))?;
+                }
                 Write::DocumentGone(id) => {
                     documents.remove(id.as_str())?;
+                    confirmed.remove(id.as_str())?;
                 }
                 Write::Service(query, instances) => {
                     services.insert(&*query.to_string(), &*encoded(&(query, instances)))?;
@@ -289,10 +310,15 @@ mod tests {
             order: 3,
             version: 9,
         };
+        let older = Document {
+            text: "w".into(),
+            ..document.clone()
+        };
         {
             let (store, restored) = Store::open(directory.path()).unwrap();
             assert!(restored.documents.is_empty());
             store.document(&document);
+            store.confirmed(&older);
             store.service(&ServiceQuery::named("web"), &Arc::from([]));
             store.flush();
         }
@@ -304,6 +330,7 @@ mod tests {
             })
             .unwrap();
         assert_eq!(restored.documents, [document]);
+        assert_eq!(restored.confirmed, [older], "apart from what is in service");
         assert_eq!(restored.services.len(), 1);
         let mode = std::fs::metadata(directory.path().join("state.redb"))
             .unwrap()

@@ -25,6 +25,8 @@ pub struct GatewayView {
     pub published_at: Option<SystemTime>,
     /// What the first publication waits for.
     pub waiting_for: Vec<String>,
+    /// What Envoy refused of it, for which no document could be put back.
+    pub withheld: Vec<Diagnostic>,
 }
 
 impl View {
@@ -41,6 +43,7 @@ impl View {
                     _ => diagnostic.clone(),
                 }));
             }
+            all.extend(gateway.withheld.iter().cloned());
         }
         for (source, problem) in self.snapshot.document_problems() {
             let mut diagnostic =

@@ -115,10 +115,7 @@ impl Snapshot {
 
     fn apply_documents(&mut self, update: DocumentsUpdate) -> Changes {
         let mut changes = Changes::default();
-        for id in &update.removed {
-            self.quarantined.remove(id);
-            self.config.remove(id, &mut changes.config);
-        }
+        changes.merge(self.forget_documents(update.removed));
         for document in update.changed {
             let quarantine = self.quarantined.get(&document.id).cloned();
             self.config
@@ -220,14 +217,28 @@ impl Snapshot {
         changes
     }
 
-    /// The documents in service before our restart. They count as known only once their source has answered.
-    pub fn restore_documents(&mut self, documents: Vec<Document>) -> Changes {
+    /// The documents from before our restart: first what Envoy had confirmed of them, then what was in service, which
+    /// it may not have seen. They count as known only once their source has answered.
+    pub fn restore_documents(&mut self, confirmed: Vec<Document>, in_service: Vec<Document>) -> Changes {
         let mut changes = Changes::default();
-        for document in documents {
+        for document in confirmed {
             let id = document.id.clone();
             self.config.upsert(document, None, &mut changes.config);
-            // What was in service is what Envoy ran with.
             self.config.confirm(&id);
+        }
+        for document in in_service {
+            let quarantine = self.quarantined.get(&document.id);
+            self.config.upsert(document, quarantine, &mut changes.config);
+        }
+        changes
+    }
+
+    /// Documents that no source speaks for any more.
+    pub fn forget_documents(&mut self, ids: impl IntoIterator<Item = DocumentId>) -> Changes {
+        let mut changes = Changes::default();
+        for id in ids {
+            self.quarantined.remove(&id);
+            self.config.remove(&id, &mut changes.config);
         }
         changes
     }

@@ -7,6 +7,7 @@ use super::envoy::EnvoyStatus;
 use super::object::{DocumentStatus, ObjectStatus};
 use super::ports::port_clashes;
 use super::programmed::{Programmed, programmed, settled};
+use super::refused::refused_by_nodes;
 use super::source::SourceReading;
 use super::watch::{CertificateStatus, ServiceStatus, certificates, expiry, services};
 use crate::diagnostics::{Code, Diagnostic, Severity};
@@ -52,7 +53,7 @@ pub struct GatewayStatus {
 impl Status {
     /// `now` is for what expires.
     pub fn of(view: &View, streams: &[StreamView], sources: Vec<SourceReading>, now: SystemTime) -> Self {
-        let diagnostics = diagnostics(view, now);
+        let diagnostics = diagnostics(view, streams, now);
         let programmed = programmed(view, streams);
         let mut envoys: Vec<EnvoyStatus> = streams.iter().map(EnvoyStatus::of).collect();
         envoys.sort_by(|one, other| {
@@ -86,9 +87,10 @@ impl Status {
     }
 }
 
-/// All there is to say: what the pipeline found, and what only the whole shows.
-pub fn diagnostics(view: &View, now: SystemTime) -> Vec<Diagnostic> {
+/// All there is to say: what the pipeline found, what single Envoys refuse, and what only the whole shows.
+pub fn diagnostics(view: &View, streams: &[StreamView], now: SystemTime) -> Vec<Diagnostic> {
     let mut all = view.diagnostics();
+    all.extend(refused_by_nodes(view, streams));
     all.extend(expiry(view, now));
     all.extend(undeclared(view));
     let served: Vec<_> = view.gateways.iter().map(|gateway| gateway.name.clone()).collect();

@@ -9,6 +9,7 @@ mod node_report;
 mod object;
 mod ports;
 mod programmed;
+mod refused;
 mod source;
 mod summary;
 mod watch;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::programmed::Programmed;
 use crate::config::{DocumentState, Object, ObjectKind};
-use crate::diagnostics::{Diagnostic, Severity};
+use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::model::DocumentId;
 use crate::pipeline::View;
 
@@ -144,6 +144,8 @@ pub(super) fn objects(
             let unresolved = own
                 .iter()
                 .filter(|diagnostic| diagnostic.severity == Severity::Error)
+                // One Envoy's trouble: `programmed` counts it.
+                .filter(|diagnostic| diagnostic.code != Code::EnvoyRejected)
                 .map(|diagnostic| diagnostic.message.clone());
             all.push(ObjectStatus {
                 kind: key.kind,

@@ -41,6 +41,9 @@ impl Subscription {
             return None;
         }
         self.removal_held_since = None;
+        for name in self.refusals.retries(now) {
+            self.mark(name, now, false);
+        }
         loop {
             let trial = self.refusals.next_group();
             let is_trial = trial.is_some();
@@ -59,7 +62,7 @@ impl Subscription {
             if self.waits_to_be_whole(target, holds, &names) {
                 return None;
             }
-            let (mut changed, removed) = self.take(target, holds, &names, reports);
+            let (mut changed, removed) = self.take(target, holds, &names, now, reports);
             let is_needed = self.is_response_needed(&changed, &removed);
             if !is_needed && is_trial {
                 // Its suspects changed meanwhile or wait for something: they are no longer tried apart.
@@ -94,8 +97,9 @@ impl Subscription {
 
     /// When to look again although nothing happened. Gates have their own clock.
     pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
+        let retry = self.refusals.next_retry();
         if self.dirty.is_empty() {
-            return None;
+            return retry.filter(|at| *at > now);
         }
         let overlap = self
             .in_flight
@@ -104,7 +108,7 @@ impl Subscription {
             .map(|response| response.sent_at + order::cluster_overlap(self.variant));
         let removal = self.removal_held_since.map(|since| since + REMOVAL_PATIENCE);
         let backed_off = Some(self.refusals.not_before());
-        [overlap, removal, backed_off]
+        [overlap, removal, backed_off, retry]
             .into_iter()
             .flatten()
             .filter(|at| *at > now)
@@ -152,12 +156,13 @@ impl Subscription {
         target: &ResourceSet,
         holds: &impl Holds,
         names: &[(Arc<str>, Dirty)],
+        now: Duration,
         reports: &mut Vec<Report>,
     ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
         let mut changed = Vec::new();
         let mut removals = Vec::new();
         for (name, dirty) in names {
-            match self.judge(name, *dirty, target, holds, reports) {
+            match self.judge(name, *dirty, target, holds, now, reports) {
                 Verdict::Wait => continue,
                 Verdict::Leave => {}
                 Verdict::UpToDate(resource) => {
@@ -201,6 +206,7 @@ impl Subscription {
         dirty: Dirty,
         target: &ResourceSet,
         holds: &impl Holds,
+        now: Duration,
         reports: &mut Vec<Report>,
     ) -> Verdict {
         let told = self.told.get(name);
@@ -223,6 +229,10 @@ impl Subscription {
         };
         if !dirty.forced && told.is_some_and(|told| told.version == resource.version) {
             return Verdict::UpToDate(resource.clone());
+        }
+        if self.refusals.is_retried(resource, now) {
+            // It counts as refused until Envoy takes it.
+            return Verdict::Send(resource.clone());
         }
         if self.refusals.is_refused(resource) {
             // What asks for an answer gets the last good version; the refused one is never sent again.

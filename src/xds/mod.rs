@@ -49,7 +49,7 @@ pub use exchange::{Actions, Asked, Report, Request, Response, Variant};
 pub use gateways::Gateways;
 pub use limits::{Limits, Violation};
 pub use listener::{ListenError, Listener, TcpSettings, UnixSettings};
-pub use refusal::Refusal;
+pub use refusal::{Refusal, is_of_node, said_of};
 pub use server::{Server, ServerError};
 pub use stream_state::StreamState;
 pub use streams::{KindView, StreamView, Streams};

@@ -46,6 +46,11 @@ pub const REFUSAL_DELAY: Duration = Duration::from_millis(100);
 /// "The rest is pushed again within 1 s" must hold.
 pub const REFUSAL_DELAY_MAX: Duration = Duration::from_millis(800);
 
+/// Pauses before a listener is sent again that the node, not Envoy, could not open. Binding costs nothing, and who frees
+/// a port waits for it.
+pub const NODE_RETRY: Duration = Duration::from_millis(500);
+pub const NODE_RETRY_MAX: Duration = Duration::from_secs(5);
+
 /// Kinds that Envoy asks for without names. A state-of-the-world response of them is the whole state: what is missing
 /// in it is deleted.
 pub fn is_wildcard(kind: ResourceKind) -> bool {

@@ -7,14 +7,49 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::order::{self, FREE_REFUSALS, REFUSAL_DELAY, REFUSAL_DELAY_MAX};
+use super::order::{self, FREE_REFUSALS, NODE_RETRY, NODE_RETRY_MAX, REFUSAL_DELAY, REFUSAL_DELAY_MAX};
 use crate::envoy::{Resource, ResourceKind};
 
 /// One version of one resource that this Envoy does not take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub version: Arc<str>,
+    /// What Envoy said about this resource.
     pub message: Arc<str>,
+    /// Set when the trouble is the node's, not the resource's: it is sent again until Envoy takes it.
+    pub retry: Option<Retry>,
+}
+
+/// When a refused resource is sent once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    at: Duration,
+    tries: u32,
+}
+
+/// Whether a refusal is about the node that Envoy runs on: a port that another process has, an address that the node
+/// lacks, a port that needs a right. No other text of the document would help, and time may.
+pub fn is_of_node(kind: ResourceKind, message: &str) -> bool {
+    kind == ResourceKind::Listener && (message.contains("cannot bind") || message.contains("cannot listen"))
+}
+
+/// The part of Envoy's message that is about one of the blamed resources.
+pub fn said_of(kind: ResourceKind, message: &str, name: &str, blamed: &[Arc<str>]) -> Arc<str> {
+    let Some(listed) = listed(kind, message) else {
+        return message.into();
+    };
+    let starts = |name: &str| listed_at(listed, name).next();
+    let Some(start) = starts(name) else {
+        return message.into();
+    };
+    let next = blamed
+        .iter()
+        .filter_map(|other| starts(other))
+        .filter(|other| *other > start)
+        .min()
+        .unwrap_or(listed.len());
+    let part = &listed[start + name.len() + 2..next];
+    part.trim_end().trim_end_matches(',').into()
 }
 
 #[derive(Default)]
@@ -54,12 +89,42 @@ impl Refusals {
         self.refused.remove(name);
     }
 
-    pub(super) fn refuse(&mut self, resource: &Resource, message: &Arc<str>) {
+    /// `message` is what Envoy said about this resource.
+    pub(super) fn refuse(&mut self, resource: &Resource, message: Arc<str>, now: Duration) {
+        let retry = is_of_node(resource.kind, &message).then(|| {
+            let before = self.refused.get(&resource.name);
+            let tries = before
+                .filter(|refusal| refusal.version == resource.version)
+                .and_then(|refusal| refusal.retry)
+                .map_or(0, |retry| retry.tries + 1);
+            let at = now + (NODE_RETRY * (1 << tries.min(8))).min(NODE_RETRY_MAX);
+            Retry { at, tries }
+        });
         let refusal = Refusal {
             version: resource.version.clone(),
-            message: message.clone(),
+            message,
+            retry,
         };
         self.refused.insert(resource.name.clone(), refusal);
+    }
+
+    /// This version was refused because of the node, and its time has come again.
+    pub(super) fn is_retried(&self, resource: &Resource, now: Duration) -> bool {
+        self.refused.get(&resource.name).is_some_and(|refusal| {
+            refusal.version == resource.version && refusal.retry.is_some_and(|retry| retry.at <= now)
+        })
+    }
+
+    /// What to send once more by now.
+    pub(super) fn retries(&self, now: Duration) -> Vec<Arc<str>> {
+        let due = |refusal: &Refusal| refusal.retry.is_some_and(|retry| retry.at <= now);
+        let names = self.refused.iter().filter(|(_, refusal)| due(refusal));
+        names.map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(super) fn next_retry(&self) -> Option<Duration> {
+        let retries = self.refused.values().filter_map(|refusal| refusal.retry);
+        retries.map(|retry| retry.at).min()
     }
 
     /// The suspects to send next, apart from everything else.
@@ -119,12 +184,10 @@ pub(super) fn blame(kind: ResourceKind, message: &str, candidates: &[Arc<Resourc
     if candidates.len() == 1 {
         return Blame::Proven(names().collect());
     }
-    if order::is_blame_complete(kind)
-        && let Some((_, listed)) = message
-            .split_once("Error adding/updating ")
-            .and_then(|(_, rest)| rest.split_once("(s) "))
-    {
-        let bad: Vec<Arc<str>> = names().filter(|name| is_listed(listed, name)).collect();
+    if let Some(listed) = listed(kind, message) {
+        let bad: Vec<Arc<str>> = names()
+            .filter(|name| listed_at(listed, name).next().is_some())
+            .collect();
         if !bad.is_empty() {
             return Blame::Proven(bad);
         }
@@ -132,10 +195,18 @@ pub(super) fn blame(kind: ResourceKind, message: &str, candidates: &[Arc<Resourc
     Blame::Hinted(names().filter(|name| is_mentioned(message, name)).collect())
 }
 
-/// `name: ` at the start, after `, `, or at the start of a line.
-fn is_listed(listed: &str, name: &str) -> bool {
-    listed.match_indices(name).any(|(at, _)| {
-        let before = &listed[..at];
+/// The list of bad resources in a message that has one.
+fn listed(kind: ResourceKind, message: &str) -> Option<&str> {
+    let (_, rest) = message
+        .split_once("Error adding/updating ")
+        .filter(|_| order::is_blame_complete(kind))?;
+    rest.split_once("(s) ").map(|(_, listed)| listed)
+}
+
+/// Where `name: ` stands at the start, after `, `, or at the start of a line.
+fn listed_at<'a>(listed: &'a str, name: &'a str) -> impl Iterator<Item = usize> + 'a {
+    listed.match_indices(name).map(|(at, _)| at).filter(|at| {
+        let before = &listed[..*at];
         let after = &listed[at + name.len()..];
         after.starts_with(": ") && (before.is_empty() || before.ends_with(", ") || before.ends_with('\n'))
     })
@@ -203,6 +274,44 @@ mod tests {
             blame(ResourceKind::Route, "bad regex", &candidates[..1]),
             Blame::Proven(named(&["shop"]))
         );
+    }
+
+    #[test]
+    fn each_is_told_its_own_part() {
+        let blamed = named(&["a", "web"]);
+        let said = |kind, message, name| said_of(kind, message, name, &blamed);
+        let message = "Error adding/updating cluster(s) a: STRICT_DNS needs an address, web: no such b";
+        assert_eq!(
+            &*said(ResourceKind::Cluster, message, "a"),
+            "STRICT_DNS needs an address"
+        );
+        assert_eq!(&*said(ResourceKind::Cluster, message, "web"), "no such b");
+        let message = "Error adding/updating listener(s) web: cannot bind '0.0.0.0:80': Address already in use\na: bad\n";
+        let web = said(ResourceKind::Listener, message, "web");
+        assert_eq!(&*web, "cannot bind '0.0.0.0:80': Address already in use");
+        assert!(is_of_node(ResourceKind::Listener, &web));
+        let other = said(ResourceKind::Listener, message, "a");
+        assert!(&*other == "bad" && !is_of_node(ResourceKind::Listener, &other));
+        assert_eq!(&*said(ResourceKind::Route, "bad regex", "a"), "bad regex");
+    }
+
+    #[test]
+    fn what_the_node_is_to_blame_for_is_tried_again_with_pauses() {
+        let listener = Resource::new(ResourceKind::Listener, "web".into(), b"x");
+        let mut refusals = Refusals::default();
+        let mut now = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            refusals.refuse(&listener, "cannot bind '0.0.0.0:80'".into(), now);
+            assert!(!refusals.is_retried(&listener, now) && refusals.retries(now).is_empty());
+            let at = refusals.next_retry().unwrap();
+            assert!(refusals.is_retried(&listener, at) && refusals.retries(at).len() == 1);
+            pauses.push((at - now).as_millis());
+            now = at;
+        }
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 5000, 5000]);
+        refusals.refuse(&listener, "no such filter".into(), now);
+        assert_eq!(refusals.next_retry(), None);
     }
 
     #[test]

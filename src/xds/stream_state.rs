@@ -140,6 +140,11 @@ impl StreamState {
         own.chain(gates).chain(settle).filter(|at| *at > now).min()
     }
 
+    /// The published set that is worked towards.
+    pub fn target(&self) -> Option<&ResourceSet> {
+        self.target.as_ref()
+    }
+
     pub fn variant(&self) -> Variant {
         self.variant
     }

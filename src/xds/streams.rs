@@ -27,6 +27,8 @@ pub struct StreamView {
     /// What Envoy acknowledged. It shares its structure with the published sets, so comparing it with one costs what
     /// differs. A resource that Envoy holds from an earlier stream, in a version unknown here, is `held_by_envoy`.
     pub acked: ResourceSet,
+    /// The published set that the stream works towards. None: it knows of none yet.
+    pub target: Option<ResourceSet>,
     kinds: [KindView; 7],
 }
 
@@ -44,6 +46,34 @@ pub struct KindView {
 impl StreamView {
     pub fn kind(&self, kind: ResourceKind) -> &KindView {
         &self.kinds[kind as usize]
+    }
+
+    /// An Envoy that runs with this, for tests of those who read views.
+    #[cfg(test)]
+    pub(crate) fn running(gateway: &str, acked: ResourceSet) -> Self {
+        Self {
+            id: StreamId(1),
+            node: "test".into(),
+            envoy_version: None,
+            gateway: gateway.into(),
+            peer: Arc::new(Peer::Unix { uid: 0, pid: None }),
+            variant: Variant::Delta,
+            connected_at: SystemTime::UNIX_EPOCH,
+            target: Some(acked.clone()),
+            acked,
+            kinds: Default::default(),
+        }
+    }
+
+    /// Envoy has answered to everything that could be sent of this set, be it with a refusal.
+    pub fn has_answered(&self, published: &ResourceSet) -> bool {
+        let is_seen = self.target.as_ref().is_some_and(|target| {
+            ResourceKind::ALL
+                .iter()
+                .all(|kind| published.changes_since(target, *kind).next().is_none())
+        });
+        // What nobody holds cannot be sent.
+        is_seen && self.kinds.iter().all(|kind| kind.pending == kind.wanted.len())
     }
 
     /// Nothing is on its way, refused or missing.
@@ -75,9 +105,11 @@ impl Streams {
     }
 
     pub fn of_gateway(&self, gateway: &str) -> Vec<StreamView> {
-        self.snapshot()
-            .into_iter()
+        let cells: Vec<_> = lock(&self.by_id).values().cloned().collect();
+        let views = cells.iter().map(|cell| lock(cell));
+        views
             .filter(|view| *view.gateway == *gateway)
+            .map(|view| view.clone())
             .collect()
     }
 
@@ -103,6 +135,7 @@ impl Streams {
             variant: about.variant,
             connected_at: SystemTime::now(),
             acked: ResourceSet::default(),
+            target: None,
             kinds: Default::default(),
         };
         let cell = Arc::new(Mutex::new(view));
@@ -143,8 +176,10 @@ impl Enrolled {
                 .collect(),
             wanted: state.wanted(kind).cloned().collect(),
         });
+        let target = state.target().cloned();
         let mut view = lock(&self.cell);
         view.acked = acked;
+        view.target = target;
         view.kinds = kinds;
     }
 }

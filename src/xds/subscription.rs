@@ -13,7 +13,7 @@ use imbl::OrdMap;
 
 use super::exchange::{Report, Variant};
 use super::order;
-use super::refusal::{Blame, Refusals, blame};
+use super::refusal::{Blame, Refusals, blame, is_of_node, said_of};
 use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceSet};
 
 pub(super) type Held = OrdMap<Arc<str>, Arc<Resource>>;
@@ -326,7 +326,8 @@ impl Subscription {
         for resource in &refused.changed {
             if proven && blamed.contains(&resource.name) {
                 self.take_back(resource);
-                self.refusals.refuse(resource, &message);
+                let said = said_of(self.kind, &message, &resource.name, &blamed);
+                self.refusals.refuse(resource, said, now);
                 continue;
             }
             if is_rest_applied {
@@ -351,7 +352,10 @@ impl Subscription {
         if !proven {
             self.refusals.suspect(&refused.changed, &blamed);
         }
-        self.refusals.on_refused(now);
+        let is_of_node = |name| is_of_node(self.kind, &said_of(self.kind, &message, name, &blamed));
+        if !(proven && blamed.iter().all(|name| is_of_node(name))) {
+            self.refusals.on_refused(now);
+        }
         reports.push(Report::Nacked {
             kind: self.kind,
             candidates: refused.changed,
@@ -421,6 +425,9 @@ impl Subscription {
             // Envoy may have unsubscribed meanwhile.
             if self.is_subscribed(&resource.name) {
                 self.acked.insert(resource.name.clone(), resource.clone());
+                if self.refusals.is_refused(resource) {
+                    self.refusals.forget(&resource.name);
+                }
                 self.confirm_told(&resource.name, Some(resource));
             }
         }

@@ -333,6 +333,7 @@ pub fn said_by(snapshot: &Snapshot, gateways: &[&str], now: u64) -> Vec<Diagnost
         compiler: Compiler::compile(name, world::settings(), snapshot),
         published_at: None,
         waiting_for: Vec::new(),
+        withheld: Vec::new(),
     });
     let view = View {
         gateways: gateways.collect(),
@@ -340,7 +341,7 @@ pub fn said_by(snapshot: &Snapshot, gateways: &[&str], now: u64) -> Vec<Diagnost
         revision: 0,
         stale: false,
     };
-    diagnostics(&view, UNIX_EPOCH + Duration::from_secs(now))
+    diagnostics(&view, &[], UNIX_EPOCH + Duration::from_secs(now))
 }
 
 /// In the first half of every certificate's life.
@@ -405,6 +406,8 @@ pub fn envoy_refuses(snapshot: &mut Snapshot) {
         document: id,
         text_hash: text_hash(&text),
         diagnostic: said,
+        names: Default::default(),
+        on_trial: false,
     });
 }
 

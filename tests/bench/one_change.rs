@@ -28,6 +28,7 @@ pub fn pipeline_settings() -> PipelineSettings {
         permissions: Permissions::default(),
         limits: Limits::default(),
         document_sources: BTreeSet::from([SOURCE.into()]),
+        ownerless: Vec::new(),
     }
 }
 

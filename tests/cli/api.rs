@@ -124,6 +124,7 @@ pub fn view(published: bool) -> View {
         name: "edge".into(),
         compiler: Compiler::compile("edge", settings, &snapshot),
         published_at: published.then(|| UNIX_EPOCH + Duration::from_secs(1_800_000_000)),
+        withheld: Vec::new(),
         waiting_for: if published {
             Vec::new()
         } else {

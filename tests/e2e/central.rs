@@ -1,6 +1,6 @@
 //! An agent without an Envoy of its own, and Envoys elsewhere, started by our own command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::Method;
@@ -115,9 +115,21 @@ xds {{
 
     /// `portreeve envoy run` becomes Envoy.
     pub fn run(&self, name: &str, gateway: &str, pair: &Pair, variant: &str) -> (Process, EnvoyAdmin) {
+        self.run_program(&program("envoy"), name, gateway, pair, variant)
+    }
+
+    /// The same with another Envoy.
+    pub fn run_program(
+        &self,
+        envoy: &Path,
+        name: &str,
+        gateway: &str,
+        pair: &Pair,
+        variant: &str,
+    ) -> (Process, EnvoyAdmin) {
         let process = Launch::new(name, env!("CARGO_BIN_EXE_portreeve"), self.files.path())
             .args(["envoy", "run", "-concurrency=1"])
-            .arg(format!("-envoy={}", program("envoy").display()))
+            .arg(format!("-envoy={}", envoy.display()))
             .args(self.flags(name, gateway, pair, variant))
             .start();
         let socket = self.runtime(name).join("admin.sock");

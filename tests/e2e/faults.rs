@@ -186,7 +186,13 @@ async fn what_envoy_refuses_is_traced_put_back_and_remembered(options: Options) 
     );
     stack.put("shop", &bad).await;
     let line = stack.agent.wait_for_log("error[envoy-rejected]").await;
-    assert!(line.contains("portreeve/config/shop"), "{line}");
+    assert!(line.contains("portreeve/config/shop:2:1"), "{line}");
+    // The agent's own measure, from the refusal to Envoy's last answer.
+    let line = stack
+        .agent
+        .wait_for_log("everything but what was refused is in place")
+        .await;
+    println!("the rest after a refusal: {}", line.trim());
     stack
         .put("pets", &route("pets", "pets.example.com", "orders"))
         .await;

@@ -20,6 +20,7 @@ mod outages;
 mod planned_restart;
 mod privileges;
 mod programs;
+mod refusals;
 mod remote;
 mod renewal;
 mod retries;

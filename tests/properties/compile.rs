@@ -271,6 +271,8 @@ proptest! {
             document: id.clone(),
             text_hash: text_hash(&refused),
             diagnostic: Diagnostic::error(Code::EnvoyRejected, "no"),
+            names: Default::default(),
+            on_trial: false,
         });
         memo.update(&snapshot, &changes);
         prop_assert_eq!(contents(memo.resources()), confirmed.clone());

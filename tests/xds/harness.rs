@@ -41,9 +41,17 @@ impl Served {
         edge: watch::Receiver<Option<Arc<ResourceSet>>>,
         limits: Limits,
     ) -> Self {
-        let gateways = Gateways::default();
-        gateways.insert("edge", edge);
-        let (server, events) = Server::new(gateways, limits, 4096);
+        let (server, events) = Server::new(Gateways::default(), limits, 4096);
+        Self::start_server(folder, server, events, edge).await
+    }
+
+    pub async fn start_server(
+        folder: &Path,
+        server: Server,
+        events: mpsc::Receiver<Event>,
+        edge: watch::Receiver<Option<Arc<ResourceSet>>>,
+    ) -> Self {
+        server.gateways().insert("edge", edge);
         let socket = folder.join("xds.sock");
         let gateways = GatewayAccess::Only(BTreeSet::from(["edge".into(), "absent".into()]));
         let settings = UnixSettings {

@@ -7,6 +7,7 @@
     reason = "times are shown, and Envoy's log when a test fails"
 )]
 
+mod confirmation;
 mod envoy;
 mod grpc;
 mod harness;

@@ -60,10 +60,15 @@ impl DocumentsWatch {
 
     /// Documents from before a restart. One that is not listed any more is doubted like any other, and then removed.
     pub fn with_known(mut self, documents: &[Document]) -> Self {
-        let ours = |document: &&Document| document.id.as_str().starts_with(&*self.watched.prefix);
+        let ours = |document: &&Document| self.owns(&document.id);
         let known: Vec<Document> = documents.iter().filter(ours).cloned().collect();
         self.watched.ledger.apply(&known, &[]);
         self
+    }
+
+    /// The document is or was one of this prefix.
+    pub fn owns(&self, id: &DocumentId) -> bool {
+        matches!(id, DocumentId::Kv(key) if key.starts_with(&*self.watched.prefix))
     }
 
     /// The name under which its updates go.

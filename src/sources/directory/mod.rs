@@ -32,6 +32,7 @@ pub struct DirectoryWatch {
     health: SourceHealth,
     rescan: Duration,
     is_other: IsOther,
+    known: Known,
 }
 
 impl DirectoryWatch {
@@ -42,7 +43,21 @@ impl DirectoryWatch {
             health: SourceHealth::default(),
             rescan: RESCAN,
             is_other: |_, _| false,
+            known: Known::default(),
         }
+    }
+
+    /// Documents from before a restart. One that is not found any more is told as removed.
+    pub fn with_known(mut self, documents: &[Document]) -> Self {
+        let ours = documents.iter().filter(|document| self.owns(&document.id));
+        let known = ours.map(|document| (document.id.as_str().into(), document.clone()));
+        self.known.documents = known.collect();
+        self
+    }
+
+    /// The document is or was one of this directory.
+    pub fn owns(&self, id: &DocumentId) -> bool {
+        matches!(id, DocumentId::File(path) if Path::new(&**path).starts_with(&self.root))
     }
 
     /// Leaves out files that are something else: the agent's settings may stand beside the documents.
@@ -74,10 +89,10 @@ impl DirectoryWatch {
         }
     }
 
-    async fn watch(self) {
+    async fn watch(mut self) {
         let moved = Arc::new(Notify::new());
         let mut watched = Directories::new(&self.root, moved.clone());
-        let mut known = Known::default();
+        let mut known = std::mem::take(&mut self.known);
         let mut scanner = Scanner::new(self.root.clone(), self.is_other);
         let mut patience = None;
         loop {
@@ -180,7 +195,7 @@ async fn settle(moved: &Notify) {
 }
 
 /// What was said last.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Known {
     documents: std::collections::BTreeMap<Arc<str>, Document>,
     complete: bool,

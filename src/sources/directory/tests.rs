@@ -257,3 +257,36 @@ fn the_documents_together_are_bounded() {
         assert!(reason.contains("exceed 2 KiB together"), "{reason}");
     }
 }
+
+#[tokio::test]
+async fn what_went_since_the_last_run_is_told_as_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("documents");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("a.hcl"), "new").unwrap();
+    fs::write(root.join("b.hcl"), "same").unwrap();
+    let file = |path: &Path, text: &str| Document {
+        id: DocumentId::File(path.to_string_lossy().into()),
+        text: text.into(),
+        order: 0,
+        version: 0,
+    };
+    let known = [
+        file(&root.join("a.hcl"), "old"),
+        file(&root.join("b.hcl"), "same"),
+        file(&root.join("gone.hcl"), "x"),
+        // Another directory whose name begins alike.
+        file(&directory.path().join("documents-2/a.hcl"), "x"),
+    ];
+    let (sender, mut updates) = mpsc::channel(16);
+    let watch = DirectoryWatch::new(&root, sender).with_known(&known);
+    assert!(watch.owns(&known[2].id) && !watch.owns(&known[3].id));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(watch.run(CancellationToken::new()));
+    let Some(Observation::Documents(update)) = updates.recv().await else {
+        panic!("no documents");
+    };
+    assert!(update.complete);
+    assert_eq!(update.changed, [file(&root.join("a.hcl"), "new")]);
+    assert_eq!(update.removed, [known[2].id.clone()]);
+}

@@ -5,10 +5,48 @@ use std::sync::Arc;
 
 use super::{Compiled, Compiler, HostKey, HostUnit, Work};
 use crate::config::BackendTarget;
+use crate::envoy::{Resource, ResourceKind};
 use crate::ir::Routing;
-use crate::model::ServiceQuery;
+use crate::model::{DocumentId, ServiceQuery};
 
 impl Compiler {
+    pub(super) fn put(&mut self, resource: Resource, compiled: &mut Compiled) {
+        let before = self.set.get(resource.kind, &resource.name).cloned();
+        let resource = Arc::new(resource);
+        if self.set.insert(resource.clone()) {
+            compiled.changed = true;
+            self.made_from(before.as_deref(), Some(&resource), compiled);
+        }
+    }
+
+    pub(super) fn withdraw(&mut self, kind: ResourceKind, name: &str, compiled: &mut Compiled) {
+        let before = self.set.get(kind, name).cloned();
+        if self.set.remove(kind, name) {
+            compiled.changed = true;
+            self.made_from(before.as_deref(), None, compiled);
+        }
+    }
+
+    /// Keeps the book of which documents have a part in the set, and notes whose part changed.
+    fn made_from(&mut self, before: Option<&Resource>, after: Option<&Resource>, compiled: &mut Compiled) {
+        let origins = |resource: Option<&Resource>| resource.map(|resource| resource.origins.clone());
+        let (old, new) = (origins(before), origins(after));
+        let documents =
+            |side: &Option<Arc<[DocumentId]>>| side.iter().flat_map(|ids| ids.iter().cloned()).collect();
+        let (old, new): (BTreeSet<DocumentId>, BTreeSet<DocumentId>) = (documents(&old), documents(&new));
+        for id in old.difference(&new) {
+            match self.parts.get(id).copied() {
+                Some(2..) => *self.parts.entry(id.clone()).or_default() -= 1,
+                _ => _ = self.parts.remove(id),
+            }
+        }
+        for id in new.difference(&old) {
+            *self.parts.entry(id.clone()).or_default() += 1;
+        }
+        compiled.documents.extend(old);
+        compiled.documents.extend(new);
+    }
+
     /// Keeps the books of who uses what, and notes the clusters, watches and listeners that this starts or ends.
     pub(super) fn host_uses(
         &mut self,

@@ -18,7 +18,7 @@ use crate::config::BackendTarget;
 use crate::diagnostics::Diagnostic;
 use crate::envoy::{ResourceKind, ResourceSet};
 use crate::ir::VirtualHost;
-use crate::model::{CertificateQuery, ServiceQuery};
+use crate::model::{CertificateQuery, DocumentId, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::runtime::runtime_resource;
 
@@ -65,6 +65,8 @@ pub struct Compiler {
     certificates: BTreeMap<Arc<str>, CertificateQuery>,
     /// Destinations whose service nobody registered.
     unregistered: OrdSet<BackendTarget>,
+    /// How many resources each document has a part in.
+    parts: OrdMap<DocumentId, usize>,
     diagnostics: OrdMap<UnitKey, Arc<[Diagnostic]>>,
 }
 
@@ -83,6 +85,8 @@ struct HostUnit {
 pub struct Compiled {
     /// Something that reaches Envoy differs.
     pub changed: bool,
+    /// Whose part in the resources differs, be it held back still.
+    pub documents: BTreeSet<DocumentId>,
     /// Watches that are needed now and were not, and the other way round.
     pub services_added: BTreeSet<ServiceQuery>,
     pub services_dropped: BTreeSet<ServiceQuery>,
@@ -119,6 +123,7 @@ impl Compiler {
             held: OrdSet::new(),
             certificates: BTreeMap::new(),
             unregistered: OrdSet::new(),
+            parts: OrdMap::new(),
             diagnostics: OrdMap::new(),
         }
     }
@@ -139,6 +144,11 @@ impl Compiler {
 
     pub fn certificates(&self) -> &BTreeMap<Arc<str>, CertificateQuery> {
         &self.certificates
+    }
+
+    /// Some resource was made from this document.
+    pub fn has_part(&self, document: &DocumentId) -> bool {
+        self.parts.contains_key(document)
     }
 
     /// Whether any destination of this gateway is fed by this watch.

@@ -56,9 +56,11 @@ impl Compiler {
             if let Some(before) = before {
                 self.hosts.remove(&key);
                 self.host_uses(&key, Some(&before), None, work);
-                compiled.changed |= self
-                    .set
-                    .remove(ResourceKind::ScopedRoute, &format!("{listener_name}/{host}"));
+                self.withdraw(
+                    ResourceKind::ScopedRoute,
+                    &format!("{listener_name}/{host}"),
+                    compiled,
+                );
                 work.tables.insert(listener_name);
             }
             return;
@@ -71,6 +73,7 @@ impl Compiler {
         self.say(unit_key, resolved.diagnostics);
         let features = attached_features(&value.host);
         let pending = value.pending;
+        let origins = value.host.origins.clone();
         let hold = !pending.is_empty() && self.settings.hold_pending;
         let unit = if hold {
             self.held.insert(key.clone());
@@ -108,14 +111,12 @@ impl Compiler {
         self.hosts.insert(key.clone(), unit.clone());
         self.host_uses(&key, before.as_deref(), Some(&unit), work);
         if hold {
+            // Nothing of it reaches Envoy yet, and its documents are not what Envoy runs with.
+            compiled.documents.extend(origins);
             return;
         }
         match self.routing(&listener_name) {
-            Routing::Scoped => {
-                compiled.changed |= self
-                    .set
-                    .insert(Arc::new(scoped_resource(&unit.host, &unit.encoded)))
-            }
+            Routing::Scoped => self.put(scoped_resource(&unit.host, &unit.encoded), compiled),
             Routing::Table => {
                 work.tables.insert(listener_name);
             }
@@ -139,11 +140,11 @@ impl Compiler {
         let resolved = (in_use && ready)
             .then(|| resolve_cluster(&snapshot.config, target))
             .flatten();
-        compiled.changed |= match resolved {
-            Some(cluster) => self.set.insert(Arc::new(cluster_resource(&cluster))),
-            None if in_use && self.is_held(target) => false,
-            None => self.set.remove(ResourceKind::Cluster, &name),
-        };
+        match resolved {
+            Some(cluster) => self.put(cluster_resource(&cluster), compiled),
+            None if in_use && self.is_held(target) => {}
+            None => self.withdraw(ResourceKind::Cluster, &name, compiled),
+        }
         self.endpoints(snapshot, target, compiled);
     }
 
@@ -155,9 +156,9 @@ impl Compiler {
             self.diagnostics.remove(&UnitKey::Cluster(target.clone()));
             self.unregistered.remove(target);
             if !(self.target_in_use(target) && self.is_held(target)) {
-                compiled.changed |= self.set.remove(ResourceKind::Endpoint, &name);
+                self.withdraw(ResourceKind::Endpoint, &name, compiled);
                 if discovered {
-                    compiled.changed |= self.set.remove(ResourceKind::Cluster, &name);
+                    self.withdraw(ResourceKind::Cluster, &name, compiled);
                 }
             }
             return;
@@ -172,13 +173,11 @@ impl Compiler {
             self.unregistered.remove(target);
         }
         self.say(UnitKey::Cluster(target.clone()), resolved.diagnostics);
-        compiled.changed |= self
-            .set
-            .insert(Arc::new(endpoint_resource(&name, &resolved.value)));
+        self.put(endpoint_resource(&name, &resolved.value), compiled);
         if self.set.get(ResourceKind::Cluster, &name).is_none()
             && let Some(cluster) = resolve_cluster(&snapshot.config, target)
         {
-            compiled.changed |= self.set.insert(Arc::new(cluster_resource(&cluster)));
+            self.put(cluster_resource(&cluster), compiled);
         }
     }
 
@@ -213,10 +212,10 @@ impl Compiler {
                 .contains_key(&name)
                 .then(|| resolve_secret(snapshot, &name))
                 .flatten();
-            compiled.changed |= match secret {
-                Some(secret) => self.set.insert(Arc::new(secret_resource(&secret))),
-                None => self.set.remove(ResourceKind::Secret, &secret_name(&name)),
-            };
+            match secret {
+                Some(secret) => self.put(secret_resource(&secret), compiled),
+                None => self.withdraw(ResourceKind::Secret, &secret_name(&name), compiled),
+            }
             // The listener's chains name the hosts that the certificate covers: it is remade, and comes out the same
             // unless those changed.
             for listener in gateway.into_iter().flat_map(|gateway| &gateway.listeners) {
@@ -250,7 +249,7 @@ impl Compiler {
         let Some((gateway, listener)) = found else {
             self.diagnostics.remove(&UnitKey::Listener(name.clone()));
             self.wildcards.remove(name);
-            compiled.changed |= self.set.remove(ResourceKind::Listener, name);
+            self.withdraw(ResourceKind::Listener, name, compiled);
             return;
         };
         // Filters of security policies are always there: when a listener gets another filter chain, connections on the
@@ -269,24 +268,22 @@ impl Compiler {
             features,
         );
         self.say(UnitKey::Listener(name.clone()), resolved.diagnostics);
-        compiled.changed |= match resolved.value {
-            Some(listener) => self.set.insert(Arc::new(listener_resource(&listener))),
-            None => self.set.remove(ResourceKind::Listener, name),
-        };
+        match resolved.value {
+            Some(listener) => self.put(listener_resource(&listener), compiled),
+            None => self.withdraw(ResourceKind::Listener, name, compiled),
+        }
     }
 
     /// A listener got its first wildcard, or lost its last: all its hosts move.
     pub(super) fn reroute(&mut self, listener: &Arc<str>, routing: Routing, compiled: &mut Compiled) {
         for ((_, host), unit) in self.hosts_of(listener) {
             compiled.units += 1;
-            compiled.changed |= match routing {
-                Routing::Scoped if !unit.encoded.is_empty() => self
-                    .set
-                    .insert(Arc::new(scoped_resource(&unit.host, &unit.encoded))),
-                _ => self
-                    .set
-                    .remove(ResourceKind::ScopedRoute, &format!("{listener}/{host}")),
-            };
+            match routing {
+                Routing::Scoped if !unit.encoded.is_empty() => {
+                    self.put(scoped_resource(&unit.host, &unit.encoded), compiled);
+                }
+                _ => self.withdraw(ResourceKind::ScopedRoute, &format!("{listener}/{host}"), compiled),
+            }
         }
     }
 
@@ -297,11 +294,11 @@ impl Compiler {
             .filter(|(_, unit)| !unit.encoded.is_empty())
             .map(|(_, unit)| (&unit.host, &unit.encoded[..]))
             .collect();
-        compiled.changed |= if self.routing(listener) == Routing::Table && !hosts.is_empty() {
-            self.set.insert(Arc::new(table_resource(listener, &encoded)))
+        if self.routing(listener) == Routing::Table && !hosts.is_empty() {
+            self.put(table_resource(listener, &encoded), compiled);
         } else {
-            self.set.remove(ResourceKind::Route, listener)
-        };
+            self.withdraw(ResourceKind::Route, listener, compiled);
+        }
     }
 
     pub(super) fn hosts_of(&self, listener: &Arc<str>) -> Vec<(HostKey, Arc<HostUnit>)> {

@@ -1,0 +1,327 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::view::GatewayView;
+use super::withheld::Withheld;
+use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceSet};
+use crate::model::DocumentId;
+use crate::translate::{Compiled, Compiler};
+use crate::xds::{StreamId, StreamView};
+
+/// How long a gateway without any Envoy is waited for, until the others alone confirm what documents say.
+const ABSENT: Duration = Duration::from_secs(30);
+
+/// One gateway: what it is made of, what of it is published, and what its Envoys have acknowledged.
+pub(super) struct Gateway {
+    pub compiler: Compiler,
+    pub published_at: Option<SystemTime>,
+    resources: watch::Sender<Option<Arc<ResourceSet>>>,
+    /// What the streams were given last.
+    published: ResourceSet,
+    /// The compiled set differs from the published one.
+    due: bool,
+    pub withheld: Withheld,
+    /// Documents whose part changed since an Envoy of this gateway acknowledged all of it.
+    unacknowledged: BTreeSet<DocumentId>,
+    envoys: BTreeSet<StreamId>,
+    /// When the last Envoy went, or this agent came.
+    alone_since: Instant,
+}
+
+impl Gateway {
+    pub fn new(
+        compiler: Compiler,
+        compiled: &Compiled,
+        resources: watch::Sender<Option<Arc<ResourceSet>>>,
+    ) -> Self {
+        let mut gateway = Self {
+            compiler,
+            published_at: None,
+            resources,
+            published: ResourceSet::default(),
+            due: true,
+            withheld: Withheld::default(),
+            unacknowledged: BTreeSet::new(),
+            envoys: BTreeSet::new(),
+            alone_since: Instant::now(),
+        };
+        gateway.compiled(compiled);
+        gateway
+    }
+
+    pub fn name(&self) -> &Arc<str> {
+        self.compiler.gateway()
+    }
+
+    /// Takes note of what the compiler did.
+    pub fn compiled(&mut self, compiled: &Compiled) {
+        self.due |= compiled.changed;
+        self.unacknowledged.extend(compiled.documents.iter().cloned());
+    }
+
+    /// Hands the streams what is new. False: nothing is.
+    pub fn publish(&mut self) -> bool {
+        if !self.due && self.published_at.is_some() {
+            return false;
+        }
+        self.due = false;
+        if self.published_at.is_none() {
+            let resources = self.compiler.resources().len();
+            tracing::info!(gateway = %self.name(), resources, "first publication");
+        }
+        self.published_at = Some(SystemTime::now());
+        self.published = self.compiler.resources().clone();
+        self.withheld.apply(&mut self.published);
+        self.resources
+            .send_replace(Some(Arc::new(self.published.clone())));
+        true
+    }
+
+    pub fn view(&self, waiting_for: Vec<String>) -> GatewayView {
+        GatewayView {
+            name: self.name().clone(),
+            compiler: self.compiler.clone(),
+            published_at: self.published_at,
+            waiting_for,
+            withheld: self.withheld.diagnostics().cloned().collect(),
+        }
+    }
+
+    /// This resource, if it is what the streams were given last.
+    pub fn is_published(&self, resource: &Resource) -> bool {
+        self.published
+            .get(resource.kind, &resource.name)
+            .is_some_and(|published| published.version == resource.version)
+    }
+
+    pub fn published(&self) -> &ResourceSet {
+        &self.published
+    }
+
+    /// Keeps a resource from every Envoy until its content changes: what one of them has of it stays instead.
+    pub fn withhold(
+        &mut self,
+        resource: &Resource,
+        streams: &[StreamView],
+        diagnostic: crate::diagnostics::Diagnostic,
+    ) {
+        let accepted = streams
+            .iter()
+            .filter_map(|stream| stream.acked.get(resource.kind, &resource.name))
+            .filter(|accepted| accepted.version != resource.version);
+        // Whose bytes are known serves newcomers too.
+        let instead = accepted
+            .min_by_key(|accepted| accepted.is_held_by_envoy())
+            .cloned();
+        self.withheld.add(resource, instead, diagnostic);
+        self.due = true;
+    }
+
+    pub fn connected(&mut self, stream: StreamId) {
+        self.envoys.insert(stream);
+    }
+
+    pub fn disconnected(&mut self, stream: StreamId) {
+        self.envoys.remove(&stream);
+        self.alone_since = Instant::now();
+    }
+
+    /// Exactly these are connected.
+    pub fn recount(&mut self, streams: &[StreamView]) {
+        self.envoys = streams.iter().map(|stream| stream.id).collect();
+    }
+
+    /// What its Envoys say of a document counts, or will soon.
+    pub fn is_awaited(&self, now: Instant) -> bool {
+        !self.envoys.is_empty() || now.duration_since(self.alone_since) < ABSENT
+    }
+
+    pub fn unacknowledged(&self) -> &BTreeSet<DocumentId> {
+        &self.unacknowledged
+    }
+
+    /// An Envoy runs with everything that became of the document here. While a host is held back, what it will be made
+    /// of is not at Envoy, whatever Envoy acknowledges.
+    pub fn has_acknowledged(&self, document: &DocumentId) -> bool {
+        self.published_at.is_some()
+            && !self.due
+            && !self.compiler.is_waiting()
+            && !self.unacknowledged.contains(document)
+    }
+
+    /// The document is or was a moment ago in what this gateway serves.
+    pub fn is_concerned(&self, document: &DocumentId) -> bool {
+        self.compiler.has_part(document) || self.unacknowledged.contains(document)
+    }
+
+    /// What this Envoy acknowledges first. A resource that it lacks or refuses speaks against its own documents only.
+    pub fn acknowledged_by(&mut self, stream: &StreamView) -> BTreeSet<DocumentId> {
+        if self.unacknowledged.is_empty()
+            || self.published_at.is_none()
+            || self.due
+            || self.compiler.is_waiting()
+        {
+            return BTreeSet::new();
+        }
+        let mut behind: BTreeSet<DocumentId> = BTreeSet::new();
+        for kind in ResourceKind::ALL {
+            for change in self.published.changes_since(&stream.acked, kind) {
+                // All of them are: the rest of a first delivery need not be walked.
+                if behind.len() == self.unacknowledged.len() {
+                    return BTreeSet::new();
+                }
+                let resource = match change {
+                    ResourceChange::Set(resource) => Some(resource),
+                    // The former version knows its documents; one of them let it go.
+                    ResourceChange::Removed(name) => stream.acked.get(kind, &name).cloned(),
+                };
+                let origins = resource.iter().flat_map(|resource| resource.origins.iter());
+                behind.extend(origins.filter(|id| self.unacknowledged.contains(*id)).cloned());
+            }
+        }
+        let all = std::mem::replace(&mut self.unacknowledged, behind);
+        all.difference(&self.unacknowledged).cloned().collect()
+    }
+}
+
+/// By name.
+pub(super) fn find<'a>(gateways: &'a mut [Gateway], name: &str) -> Option<&'a mut Gateway> {
+    gateways.iter_mut().find(|gateway| **gateway.name() == *name)
+}
+
+/// The receivers that the streams of each gateway read.
+pub(super) type Receivers = BTreeMap<Arc<str>, watch::Receiver<Option<Arc<ResourceSet>>>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Permissions};
+    use crate::hcl::Limits;
+    use crate::model::{Document, DocumentsUpdate, Observation, ServiceQuery, ServiceUpdate};
+    use crate::snapshot::{Changes, Snapshot};
+    use crate::translate::Settings;
+
+    const GATEWAY: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 80\n  }\n}\n";
+
+    fn id(name: &str) -> DocumentId {
+        DocumentId::File(name.into())
+    }
+
+    fn put(snapshot: &mut Snapshot, name: &str, text: &str) -> Changes {
+        let document = Document {
+            id: id(name),
+            text: text.into(),
+            order: 0,
+            version: 0,
+        };
+        snapshot.apply(Observation::Documents(DocumentsUpdate {
+            changed: vec![document],
+            complete: true,
+            ..DocumentsUpdate::default()
+        }))
+    }
+
+    fn route(name: &str, rule: &str) -> String {
+        format!(
+            "http_route \"{name}\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"{name}.example.com\"]\n\n  \
+             rule \"all\" {{\n    {rule}\n  }}\n}}\n"
+        )
+    }
+
+    fn responds(status: u16) -> String {
+        format!("direct_response {{\n      status = {status}\n    }}")
+    }
+
+    /// With a gateway and the routes `a` and `b`, published.
+    fn published() -> (Snapshot, Gateway) {
+        let mut snapshot = Snapshot::new(
+            Config::new(Permissions::default(), Limits::default()),
+            BTreeSet::new(),
+        );
+        put(&mut snapshot, "gateway", GATEWAY);
+        put(&mut snapshot, "a", &route("a", &responds(200)));
+        put(&mut snapshot, "b", &route("b", &responds(200)));
+        let settings = Settings {
+            bind_address: "127.0.0.1".parse().unwrap(),
+            hold_pending: true,
+        };
+        let mut compiler = Compiler::new("edge", settings);
+        let compiled = compiler.rebuild(&snapshot);
+        let mut gateway = Gateway::new(compiler, &compiled, watch::channel(None).0);
+        assert!(gateway.publish());
+        (snapshot, gateway)
+    }
+
+    fn change(snapshot: &mut Snapshot, gateway: &mut Gateway, name: &str, text: &str) {
+        let changes = put(snapshot, name, text);
+        let compiled = gateway.compiler.update(snapshot, &changes);
+        gateway.compiled(&compiled);
+        gateway.publish();
+    }
+
+    fn names(ids: &BTreeSet<DocumentId>) -> Vec<&str> {
+        ids.iter().map(DocumentId::as_str).collect()
+    }
+
+    #[test]
+    fn what_an_envoy_lacks_speaks_against_its_own_documents() {
+        let (mut snapshot, mut gateway) = published();
+        assert!(!gateway.has_acknowledged(&id("a")));
+        let mut acked = gateway.published().clone();
+        acked.remove(ResourceKind::ScopedRoute, "web/b.example.com");
+        let stream = StreamView::running("edge", acked);
+        assert_eq!(names(&gateway.acknowledged_by(&stream)), ["a"]);
+        // The route of `b` was made from the gateway's document too.
+        assert_eq!(names(gateway.unacknowledged()), ["b", "gateway"]);
+        let stream = StreamView::running("edge", gateway.published().clone());
+        assert_eq!(names(&gateway.acknowledged_by(&stream)), ["b", "gateway"]);
+        assert!(gateway.has_acknowledged(&id("a")) && !gateway.is_concerned(&id("elsewhere")));
+        change(&mut snapshot, &mut gateway, "a", &route("a", &responds(404)));
+        assert!(
+            gateway.acknowledged_by(&stream).is_empty(),
+            "it has the older one"
+        );
+        assert!(!gateway.has_acknowledged(&id("a")) && gateway.has_acknowledged(&id("b")));
+    }
+
+    #[test]
+    fn a_comment_has_nothing_to_be_acknowledged() {
+        let (mut snapshot, mut gateway) = published();
+        let stream = StreamView::running("edge", gateway.published().clone());
+        gateway.acknowledged_by(&stream);
+        let text = format!("{}# a remark\n", route("a", &responds(200)));
+        change(&mut snapshot, &mut gateway, "a", &text);
+        assert!(gateway.has_acknowledged(&id("a")));
+    }
+
+    #[test]
+    fn a_document_that_is_held_back_is_not_acknowledged_by_its_predecessor() {
+        let (mut snapshot, mut gateway) = published();
+        let stream = StreamView::running("edge", gateway.published().clone());
+        gateway.acknowledged_by(&stream);
+        let waits = route("a", "backend \"consul\" \"orders\" {}");
+        change(&mut snapshot, &mut gateway, "a", &waits);
+        assert!(gateway.compiler.is_waiting());
+        // Endpoints of another service, say: the whole set as published is acknowledged.
+        let stream = StreamView::running("edge", gateway.published().clone());
+        assert!(gateway.acknowledged_by(&stream).is_empty());
+        assert!(!gateway.has_acknowledged(&id("a")));
+        let changes = snapshot.apply(Observation::Service(ServiceUpdate {
+            query: ServiceQuery::named("orders"),
+            result: Ok(Arc::from([])),
+        }));
+        let compiled = gateway.compiler.update(&snapshot, &changes);
+        gateway.compiled(&compiled);
+        assert!(gateway.publish());
+        assert!(
+            gateway.acknowledged_by(&stream).is_empty(),
+            "it has the older one"
+        );
+        let stream = StreamView::running("edge", gateway.published().clone());
+        assert!(gateway.acknowledged_by(&stream).contains(&id("a")));
+    }
+}

@@ -1,0 +1,278 @@
+//! The pipeline and a scripted Envoy: what confirms a text, and what becomes of events that are lost.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use portreeve::config::{DocumentState, Permissions};
+use portreeve::diagnostics::Code;
+use portreeve::envoy::ResourceKind;
+use portreeve::hcl;
+use portreeve::model::{
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
+    Observation,
+};
+use portreeve::pipeline::{GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, View};
+use portreeve::translate::Settings;
+use portreeve::xds::{Event, Gateways, Limits, Server};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Client, PATIENCE, Served, ask, connect, names, node};
+
+use ResourceKind::{Cluster, Listener, ScopedRoute, Secret};
+
+const GATEWAY: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 80\n  }\n}\n";
+
+struct Agent {
+    served: Served,
+    observations: mpsc::Sender<Observation>,
+    /// Towards the pipeline: the test decides which of the server's events it hears of.
+    events: mpsc::Sender<Event>,
+    _commands: mpsc::Sender<portreeve::pipeline::Command>,
+    view: watch::Receiver<Arc<View>>,
+    wanted: mpsc::Receiver<CertificateQuery>,
+    _folder: tempfile::TempDir,
+}
+
+impl Agent {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, events_of_server) = Server::new(Gateways::default(), Limits::default(), 4096);
+        let settings = PipelineSettings {
+            gateways: vec![GatewaySettings {
+                name: "edge".into(),
+                compile: Settings {
+                    bind_address: "127.0.0.1".parse().unwrap(),
+                    hold_pending: true,
+                },
+            }],
+            permissions: Permissions::default(),
+            limits: hcl::Limits::default(),
+            document_sources: BTreeSet::from(["test".into()]),
+            ownerless: Vec::new(),
+        };
+        let (pipeline, outputs) =
+            Pipeline::new(settings, Restored::default(), None, server.streams().clone());
+        let Outputs {
+            view,
+            interests: _,
+            wanted,
+            resources,
+        } = outputs;
+        let edge = resources["edge"].clone();
+        let served = Served::start_server(folder.path(), server, events_of_server, edge).await;
+        let (observations, observed) = mpsc::channel(64);
+        let (events, heard) = mpsc::channel(64);
+        let (commands, queue) = mpsc::channel(1);
+        let stop: CancellationToken = served.stop.clone();
+        tokio::spawn(pipeline.run(observed, heard, queue, stop));
+        Self {
+            served,
+            observations,
+            events,
+            _commands: commands,
+            view,
+            wanted,
+            _folder: folder,
+        }
+    }
+
+    async fn put(&self, documents: &[(&str, &str)]) {
+        let changed = documents
+            .iter()
+            .map(|(name, text)| Document {
+                id: id(name),
+                text: (*text).into(),
+                order: 0,
+                version: 0,
+            })
+            .collect();
+        let update = DocumentsUpdate {
+            source: "test".into(),
+            changed,
+            complete: true,
+            ..DocumentsUpdate::default()
+        };
+        self.observations
+            .send(Observation::Documents(update))
+            .await
+            .unwrap();
+    }
+
+    async fn lose_events(&mut self) {
+        let mut lost = 0;
+        while self.served.events.try_recv().is_ok() {
+            lost += 1;
+        }
+        assert!(lost > 0, "there was nothing to lose");
+        self.events.send(Event::Lagged { lost }).await.unwrap();
+    }
+
+    async fn document_where(
+        &mut self,
+        name: &str,
+        is_wanted: impl Fn(&DocumentState) -> bool,
+    ) -> Arc<DocumentState> {
+        let id = id(name);
+        let wait = self.view.wait_for(|view| {
+            view.snapshot
+                .config
+                .document(&id)
+                .is_some_and(|state| is_wanted(state))
+        });
+        let view = tokio::time::timeout(PATIENCE, wait).await;
+        let view = view
+            .unwrap_or_else(|_| panic!("{name} never was as wanted"))
+            .unwrap();
+        view.snapshot.config.document(&id).unwrap().clone()
+    }
+}
+
+fn id(name: &str) -> DocumentId {
+    DocumentId::File(name.into())
+}
+
+fn route(gateway: &str, status: u16) -> String {
+    format!(
+        "http_route \"{gateway}\" {{\n  gateways  = [\"{gateway}\"]\n  hostnames = [\"a.example.com\"]\n\n  rule \"all\" {{\n    \
+         direct_response {{\n      status = {status}\n    }}\n  }}\n}}\n"
+    )
+}
+
+/// Answers until a response has one of these names, which it returns unanswered.
+async fn answer_until(client: &mut Client, name: &str) -> DeltaDiscoveryResponse {
+    loop {
+        let response = client.next().await.unwrap();
+        if names(&response).contains(&name) {
+            return response;
+        }
+        client.answer(&response, None).await;
+    }
+}
+
+async fn envoy(agent: &Agent) -> Client {
+    let client = Client::open(
+        connect(&agent.served.socket).await,
+        node("edge"),
+        ask(Cluster, &[]),
+    )
+    .await
+    .unwrap();
+    client.ask(Listener, &[]).await;
+    client.ask(ScopedRoute, &[]).await;
+    client
+}
+
+#[tokio::test]
+async fn lost_events_are_made_up_for() {
+    let mut agent = Agent::start().await;
+    let good = route("edge", 200);
+    agent.put(&[("gateway", GATEWAY), ("shop", &good)]).await;
+    let mut client = envoy(&agent).await;
+    let response = answer_until(&mut client, "web/a.example.com").await;
+    client.answer(&response, None).await;
+    agent
+        .served
+        .view_where("everything acknowledged", |view| {
+            view.acked.len() == 2 && view.is_settled()
+        })
+        .await;
+    agent.lose_events().await;
+    agent
+        .document_where("shop", |state| state.confirmed.is_some())
+        .await;
+
+    agent.put(&[("shop", &route("edge", 201))]).await;
+    let response = answer_until(&mut client, "web/a.example.com").await;
+    client.answer(&response, Some("no such thing")).await;
+    agent
+        .served
+        .view_where("refused", |view| !view.kind(ScopedRoute).refused.is_empty())
+        .await;
+    agent.lose_events().await;
+    let state = agent
+        .document_where("shop", |state| !state.problems.is_empty())
+        .await;
+    assert_eq!(state.problems[0].code, Code::EnvoyRejected);
+    assert_eq!(*state.in_service.as_ref().unwrap().document.text, *good);
+    agent.served.end().await;
+}
+
+#[tokio::test]
+async fn a_lost_wish_for_a_key_is_made_up_for() {
+    let mut agent = Agent::start().await;
+    let gateway = "gateway \"edge\" {\n  listener \"web\" {\n    port     = 443\n    protocol = \"https\"\n    \
+                   tls {\n      certificates = [\"www\"]\n    }\n  }\n}\n\n\
+                   certificate \"www\" {\n  file {\n    certificate = \"/www.pem\"\n    private_key = \"/www.key\"\n  }\n}\n";
+    agent.put(&[("gateway", gateway)]).await;
+    let state = agent
+        .document_where("gateway", |state| state.in_service.is_some())
+        .await;
+    assert!(state.problems.is_empty(), "{:?}", state.problems);
+    let view = agent.view.borrow().clone();
+    let query = view.snapshot.config.certificate("www").unwrap().query.clone();
+    // As after a restart: the key is Envoy's alone.
+    let material = CertificateMaterial {
+        chain: "chain".into(),
+        private_key: None,
+        serial: "1".into(),
+        names: vec!["www.example.com".into()],
+        not_before: 0,
+        not_after: 4_000_000_000,
+    };
+    let update = CertificateUpdate {
+        query: query.clone(),
+        result: Ok(Arc::new(material)),
+    };
+    agent
+        .observations
+        .send(Observation::Certificate(update))
+        .await
+        .unwrap();
+    let client = envoy(&agent).await;
+    client.ask(Secret, &["certificate/www"]).await;
+    agent
+        .served
+        .view_where("the wish", |view| !view.kind(Secret).wanted.is_empty())
+        .await;
+    assert!(agent.wanted.try_recv().is_err(), "nobody was told");
+    agent.lose_events().await;
+    let wanted = tokio::time::timeout(PATIENCE, agent.wanted.recv()).await.unwrap();
+    assert_eq!(wanted, Some(query));
+    agent.served.end().await;
+}
+
+/// Its Envoys are elsewhere: that ours are content says nothing of it.
+#[tokio::test]
+async fn a_document_of_a_gateway_that_is_served_elsewhere_is_not_confirmed() {
+    let mut agent = Agent::start().await;
+    let (ours, theirs) = (route("edge", 200), route("inner", 200));
+    let inner = GATEWAY.replace("edge", "inner");
+    let documents = [
+        ("gateway", GATEWAY),
+        ("shop", &ours),
+        ("inner", &inner),
+        ("pets", &theirs),
+    ];
+    agent.put(&documents).await;
+    let mut client = envoy(&agent).await;
+    let response = answer_until(&mut client, "web/a.example.com").await;
+    client.answer(&response, None).await;
+    agent
+        .served
+        .view_where("everything acknowledged", |view| {
+            view.acked.len() == 2 && view.is_settled()
+        })
+        .await;
+    agent.lose_events().await;
+    agent
+        .document_where("shop", |state| state.confirmed.is_some())
+        .await;
+    let view = agent.view.borrow().clone();
+    for name in ["inner", "pets"] {
+        let state = view.snapshot.config.document(&id(name)).unwrap();
+        assert!(state.in_service.is_some() && state.confirmed.is_none(), "{name}");
+    }
+    agent.served.end().await;
+}
