@@ -147,7 +147,10 @@ async fn a_bad_document_breaks_only_itself() {
         line.contains("portreeve/config/shop:4:3"),
         "the key, line and column are named: {line}"
     );
-    assert!(line.contains("did you mean \"hostnames\"?"), "{line}");
+    assert!(
+        line.contains("did you mean") && line.contains("hostnames"),
+        "{line}"
+    );
     stack
         .put("pets", &route("pets", "pets.example.com", "orders"))
         .await;
