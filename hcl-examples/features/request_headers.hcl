@@ -32,7 +32,17 @@ http_route "shop" {
     backend "consul" "shop" {}
   }
 
+  # On one backend of several: what stands here holds for its requests instead of the wider block.
   rule "pages" {
-    backend "consul" "shop" {}
+    backend "consul" "shop" { weight = 90 }
+
+    backend "consul" "shop-next" {
+      weight = 10
+
+      request_headers {
+        set    = { "x-canary" = "yes" }
+        remove = ["x-internal-user"]
+      }
+    }
   }
 }

@@ -96,7 +96,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn policies(&mut self, reader: &Reader<'_>) -> Policies {
+    pub fn policies(&mut self, reader: &Reader<'_>) -> Policies {
         let mut policies = Policies::default();
         for feature in FEATURES {
             if let Some(setting) = feature.decode(reader, &mut self.problems) {

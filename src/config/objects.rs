@@ -243,6 +243,8 @@ pub enum RuleAction {
 pub struct Backend {
     pub target: BackendTarget,
     pub weight: u32,
+    /// Those that Envoy can do for one destination of several.
+    pub policies: Policies,
     pub origin: Origin,
 }
 

@@ -28,8 +28,8 @@ pub fn reference_markdown() -> String {
     }
     text.push_str(
         "## Policies\n\n\
-         Each may stand on a gateway, listener, route or rule, and in a `policy` bundle. For each of them apart the nearest \
-         one wins: the rule's over the route's, over the listener's, over the gateway's; and at one place a block over \
+         Each may stand on a gateway, listener, route or rule, and in a `policy` bundle; those that edit headers on a \
+         backend too. For each of them apart the nearest one wins: the backend's over the rule's, over the route's, over the listener's, over the gateway's; and at one place a block over \
          the bundles that `policies` names there.\n\n",
     );
     for feature in FEATURES {
@@ -108,7 +108,15 @@ fn write_block(text: &mut String, block: &BlockSchema, outer: &[&str]) {
         let _ = writeln!(text, "- {bound} of {}.", names.join(", "));
     }
     takes_policies |= block.blocks.iter().any(|(inner, _)| is_policy(inner.kind));
-    if takes_policies {
+    if takes_policies && !block.elsewhere.is_empty() {
+        let here = block.blocks.iter().map(|(inner, _)| format!("`{}`", inner.kind));
+        let here: Vec<String> = here.collect();
+        let _ = writeln!(
+            text,
+            "- Of the [policies](#policies) only {} may stand here, and win over the rule's.",
+            here.join(" and ")
+        );
+    } else if takes_policies {
         text.push_str("- [Policies](#policies) may stand here.\n");
     }
     text.push('\n');

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::document::Decoder;
 use super::objects::{Backend, BackendTarget, HttpRoute, Rule, RuleAction};
-use super::schema::with_policies;
+use super::schema::{with_backend_policies, with_policies};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type, parse_hostname};
 use crate::model::http::{
@@ -33,7 +33,11 @@ fn rule_schema() -> BlockSchema {
     ))
     .block(match_schema(), Occurs::Many)
     .block(
-        BlockSchema::new("backend", &["kind", "name"], "A destination: `consul` and a service's name, or `upstream` and an upstream's.")
+        with_backend_policies(BlockSchema::new(
+            "backend",
+            &["kind", "name"],
+            "A destination: `consul` and a service's name, or `upstream` and an upstream's.",
+        ))
             .attribute("weight", Type::Integer(0, 1_000_000), Some("1"), "90", "Its share among the rule's backends. 0: none."),
         Occurs::Many,
     )
@@ -281,6 +285,7 @@ fn decode_backend(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>)
     Some(Backend {
         target,
         weight: reader.unsigned("weight").unwrap_or(1),
+        policies: decoder.policies(reader),
         origin: reader.origin(),
     })
 }

@@ -62,6 +62,18 @@ pub(super) fn with_policies(schema: BlockSchema) -> BlockSchema {
     ))
 }
 
+/// A backend among several: only what Envoy can do for one of them. The others are named, to say where they may stand.
+pub(super) fn with_backend_policies(mut schema: BlockSchema) -> BlockSchema {
+    for feature in FEATURES {
+        match feature.form() {
+            Form::Block(block) if feature.on_backend() => schema.blocks.push((block, Occurs::Optional)),
+            _ => schema.elsewhere.push(feature.name()),
+        }
+    }
+    schema.elsewhere.push("policies");
+    schema
+}
+
 fn policy_blocks(schema: BlockSchema) -> BlockSchema {
     let mut schema = schema.planned(PLANNED_POLICIES);
     for feature in FEATURES {

@@ -74,6 +74,8 @@ pub trait Feature: Sync + 'static {
     const NAME: &'static str;
     /// One that cannot be built closes its routes (503) instead of leaving them open.
     const SECURITY: bool = false;
+    /// May stand on a backend: it touches nothing of a route but headers, which Envoy knows per destination too.
+    const ON_BACKEND: bool = false;
 
     fn form(&self) -> Form;
     /// Reads the checked block, or for an attribute the body it stands in.
@@ -88,6 +90,7 @@ pub trait Feature: Sync + 'static {
 pub trait AnyFeature: Sync {
     fn name(&self) -> &'static str;
     fn is_security(&self) -> bool;
+    fn on_backend(&self) -> bool;
     fn form(&self) -> Form;
     fn decode(&self, reader: &Reader<'_>, problems: &mut Vec<Diagnostic>) -> Option<PolicySetting>;
     fn apply(&self, policy: &dyn PolicyValue, route: &mut RouteParts);
@@ -101,6 +104,10 @@ impl<F: Feature> AnyFeature for F {
 
     fn is_security(&self) -> bool {
         F::SECURITY
+    }
+
+    fn on_backend(&self) -> bool {
+        F::ON_BACKEND
     }
 
     fn form(&self) -> Form {

@@ -236,6 +236,17 @@ fn unknown(
         Some(doc) => diagnostic
             .because(format!("{name} is planned and not there yet: {doc}"))
             .fix("take it away until a version has it; the README's status section says what there is"),
+        None if schema.elsewhere.contains(&name) => {
+            let here: Vec<&str> = schema.blocks.iter().map(|(block, _)| block.kind).collect();
+            diagnostic
+                .because(format!(
+                    "{name} holds for all requests of a rule: Envoy cannot do it for one {place} of several"
+                ))
+                .fix(format!(
+                    "move it to the rule, route, listener or gateway; here may stand: {}",
+                    here.join(", ")
+                ))
+        }
         None => diagnostic
             .because("what is not known is not ignored: a slip would be lost in silence")
             .fix(fix),

@@ -9,6 +9,8 @@ pub struct BlockSchema {
     pub blocks: Vec<(BlockSchema, Occurs)>,
     /// Groups of attributes and blocks of which exactly one must stand (`true`) or at most one may (`false`).
     pub one_of: Vec<(&'static [&'static str], bool)>,
+    /// Words that may stand on wider scopes only.
+    pub elsewhere: Vec<&'static str>,
     /// Unknown to this version, and said so.
     pub planned: &'static [(&'static str, &'static str)],
 }
@@ -85,6 +87,7 @@ impl BlockSchema {
             attributes: Vec::new(),
             blocks: Vec::new(),
             one_of: Vec::new(),
+            elsewhere: Vec::new(),
             planned: &[],
         }
     }

@@ -64,10 +64,13 @@ impl Unavailable {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WeightedCluster {
     pub cluster: Arc<str>,
     pub weight: u32,
+    /// What stands on the backend itself, over the route's.
+    #[serde(skip_serializing_if = "Policies::is_empty")]
+    pub policies: Policies,
 }
 
 #[derive(Clone, Debug)]

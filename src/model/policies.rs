@@ -52,6 +52,11 @@ impl Policies {
         }
     }
 
+    /// Something is said about it, be it that it is switched off.
+    pub fn mentions(&self, feature: &str) -> bool {
+        self.0.contains_key(feature)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &dyn PolicyValue)> {
         self.0.iter().filter_map(|(name, setting)| match setting {
             PolicySetting::Set(value) => Some((*name, &**value)),
@@ -70,6 +75,15 @@ impl Policies {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl serde::Serialize for Policies {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, setting)| match setting {
+            PolicySetting::Set(value) => (*name, value.to_json()),
+            PolicySetting::Disabled => (*name, "disabled".into()),
+        }))
     }
 }
 

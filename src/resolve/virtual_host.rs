@@ -20,6 +20,8 @@ pub struct ResolvedHost {
     pub targets: BTreeSet<BackendTarget>,
     /// Watches that have not answered yet: the host is better published when they have.
     pub pending: BTreeSet<ServiceQuery>,
+    /// Rules that never take a request, with the one that does instead.
+    pub shadowed: Vec<(Arc<str>, Arc<str>)>,
 }
 
 /// None: no route of the gateway claims this host on this listener.
@@ -74,7 +76,8 @@ pub fn resolve_virtual_host(
             .then_with(|| rank.cmp(other_rank))
             .then_with(|| index.cmp(other_index))
     });
-    let routes = drop_shadowed(routes, host, &mut diagnostics);
+    let mut shadowed = Vec::new();
+    let routes = drop_shadowed(routes, host, &mut shadowed, &mut diagnostics);
     let host = VirtualHost {
         listener: listener.name.clone(),
         host: host.clone(),
@@ -86,6 +89,7 @@ pub fn resolve_virtual_host(
         host,
         targets: builder.targets,
         pending: builder.pending,
+        shadowed,
     };
     Some(Resolved { value, diagnostics })
 }
@@ -111,12 +115,14 @@ fn precedence(one: &RequestMatch, other: &RequestMatch) -> std::cmp::Ordering {
 fn drop_shadowed(
     routes: Vec<(Rank, usize, Route)>,
     host: &str,
+    shadowed: &mut Vec<(Arc<str>, Arc<str>)>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<Route> {
     let mut kept: Vec<Route> = Vec::with_capacity(routes.len());
     let mut seen: HashMap<RequestMatch, usize> = HashMap::with_capacity(routes.len());
     for (_, _, route) in routes {
         if let Some(holder) = seen.get(&route.matching).map(|index| &kept[*index]) {
+            shadowed.push((route.name.clone(), holder.name.clone()));
             diagnostics.push(
                 Diagnostic::warning(
                     Code::ShadowedRule,
@@ -205,11 +211,15 @@ impl Builder<'_> {
             match self.usable(route, backend) {
                 Ok(()) => {
                     let cluster = cluster_name(&backend.target);
-                    match clusters.iter_mut().find(|other| other.cluster == cluster) {
+                    let same = |other: &&mut WeightedCluster| {
+                        other.cluster == cluster && other.policies == backend.policies
+                    };
+                    match clusters.iter_mut().find(same) {
                         Some(other) => other.weight = other.weight.saturating_add(backend.weight),
                         None => clusters.push(WeightedCluster {
                             cluster,
                             weight: backend.weight,
+                            policies: backend.policies.clone(),
                         }),
                     }
                     self.targets.insert(backend.target.clone());

@@ -21,7 +21,7 @@ use prost::Message;
 use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
 use super::ordered::{put_any_map, put_bytes};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, duration, wrap_bool, wrap_u32};
-use crate::features::{FEATURES, RouteParts, default_retry};
+use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry};
 use crate::ir::{self, Action};
 use crate::model::http::{PathMatch, PathRewrite, Redirect, RequestMatch, TextMatch, ValueMatch};
 
@@ -157,8 +157,21 @@ fn encode_route(route: &ir::Route) -> BytesMut {
         retry: Some(default_retry()),
         ..RouteParts::default()
     };
+    let destinations = match &route.action {
+        Action::Forward(clusters) => &clusters[..],
+        _ => &[],
+    };
+    let alone = match destinations {
+        // Nothing to tell apart: what stands on the only backend stands over the route's.
+        [only] => Some(route.policies.overlaid_by(&only.policies)),
+        _ => None,
+    };
     for feature in FEATURES {
-        if let Some(policy) = route.policies.get(feature.name()) {
+        if alone.is_none() && is_told_apart(*feature, destinations) {
+            continue;
+        }
+        let policies = alone.as_ref().unwrap_or(&route.policies);
+        if let Some(policy) = policies.get(feature.name()) {
             feature.apply(policy, &mut parts);
         }
     }
@@ -202,11 +215,7 @@ fn forward(route: &ir::Route, clusters: &[ir::WeightedCluster], parts: &RoutePar
         several => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: several
                 .iter()
-                .map(|weighted| weighted_cluster::ClusterWeight {
-                    name: weighted.cluster.to_string(),
-                    weight: Some(wrap_u32(weighted.weight)),
-                    ..weighted_cluster::ClusterWeight::default()
-                })
+                .map(|weighted| cluster_weight(route, weighted, several))
                 .collect(),
             ..WeightedCluster::default()
         }),
@@ -234,6 +243,38 @@ fn forward(route: &ir::Route, clusters: &[ir::WeightedCluster], parts: &RoutePar
         }
     }
     action
+}
+
+/// Some backend says otherwise than the route. Envoy would add both up, so each destination then gets the whole of what
+/// holds for it, and the route nothing: the nearest wins here as everywhere.
+fn is_told_apart(feature: &dyn AnyFeature, destinations: &[ir::WeightedCluster]) -> bool {
+    feature.on_backend()
+        && destinations
+            .iter()
+            .any(|weighted| weighted.policies.mentions(feature.name()))
+}
+
+fn cluster_weight(
+    route: &ir::Route,
+    weighted: &ir::WeightedCluster,
+    all: &[ir::WeightedCluster],
+) -> weighted_cluster::ClusterWeight {
+    let policies = route.policies.overlaid_by(&weighted.policies);
+    let mut parts = RouteParts::default();
+    for feature in FEATURES.iter().filter(|feature| is_told_apart(**feature, all)) {
+        if let Some(policy) = policies.get(feature.name()) {
+            feature.apply(policy, &mut parts);
+        }
+    }
+    weighted_cluster::ClusterWeight {
+        name: weighted.cluster.to_string(),
+        weight: Some(wrap_u32(weighted.weight)),
+        request_headers_to_add: parts.request_headers_to_add,
+        request_headers_to_remove: parts.request_headers_to_remove,
+        response_headers_to_add: parts.response_headers_to_add,
+        response_headers_to_remove: parts.response_headers_to_remove,
+        ..weighted_cluster::ClusterWeight::default()
+    }
 }
 
 enum PrefixRewrite {

@@ -412,6 +412,14 @@ fn routes() -> Vec<Case> {
             &[Conflict],
         ),
         bad(
+            "a policy on a backend that Envoy has per route only",
+            shop(
+                "backend \"consul\" \"orders\" {}",
+                "backend \"consul\" \"orders\" {\n      client_ip { deny = [\"10.0.0.0/8\"] }\n    }",
+            ),
+            &[UnknownKey],
+        ),
+        bad(
             "a wildcard as the host to rewrite to",
             api_with("    rewrite { hostname = \"*.example.com\" }"),
             &[InvalidValue],

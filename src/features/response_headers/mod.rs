@@ -11,6 +11,7 @@ impl Feature for ResponseHeaders {
     type Policy = HeaderEdits;
 
     const NAME: &'static str = "response_headers";
+    const ON_BACKEND: bool = true;
 
     fn form(&self) -> Form {
         Form::Block(header_edits::schema(
