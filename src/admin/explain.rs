@@ -79,7 +79,8 @@ pub fn explain(
         host,
         &target.path,
         &query.headers,
-    );
+    )
+    .connected_to(&target.host);
     let mut explanations: Vec<Explanation> = chosen
         .into_iter()
         .map(|gateway| resolve::explain(snapshot, gateway, &target.scheme, target.port, &request))

@@ -55,6 +55,8 @@ pub struct Arguments {
 struct Explained {
     gateway: String,
     listener: Option<String>,
+    #[serde(default)]
+    certificate: Option<String>,
     host: Option<String>,
     route: Option<String>,
     origin: Option<Origin>,
@@ -62,12 +64,22 @@ struct Explained {
     policies: Map<String, Value>,
     endpoints: Vec<(String, Vec<String>)>,
     considered: Vec<Considered>,
+    #[serde(default)]
+    later: Vec<Considered>,
+    #[serde(default)]
+    elsewhere: Vec<Elsewhere>,
     answer: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Considered {
     route: String,
+    why_not: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Elsewhere {
+    what: String,
     why_not: String,
 }
 
@@ -125,6 +137,9 @@ fn write(
         "listener   {}",
         explained.listener.clone().unwrap_or_else(none)
     ))?;
+    if let Some(certificate) = &explained.certificate {
+        terminal.line(format!("certificate {certificate}"))?;
+    }
     terminal.line(format!(
         "host       {}",
         explained.host.clone().unwrap_or_else(none)
@@ -151,19 +166,48 @@ fn write(
         let head = if index == 0 { "policies" } else { "" };
         terminal.line(format!("{head:<10} {name} {}", readable(value)))?;
     }
-    if !explained.considered.is_empty() {
-        terminal.line("")?;
-        terminal.line("Tried before, and why they did not match:")?;
-        let limit = if arguments.all { usize::MAX } else { SHOWN };
-        for considered in explained.considered.iter().take(limit) {
-            terminal.line(format!("  {}: {}", considered.route, considered.why_not))?;
-        }
-        let more = explained.considered.len().saturating_sub(limit);
-        if more > 0 {
-            terminal.line(format!("  ... and {more} more (-all shows them)"))?;
-        }
+    let line = |what: &str, why_not: &str| format!("{what}: {why_not}");
+    let rules = |rules: &[Considered]| -> Vec<String> {
+        rules
+            .iter()
+            .map(|rule| line(&rule.route, &rule.why_not))
+            .collect()
+    };
+    let elsewhere: Vec<String> = explained
+        .elsewhere
+        .iter()
+        .map(|other| line(&other.what, &other.why_not))
+        .collect();
+    for (title, lines) in [
+        (
+            "Tried before, and why they did not match:",
+            rules(&explained.considered),
+        ),
+        (
+            "Rules after it, and why they do not take it:",
+            rules(&explained.later),
+        ),
+        ("Elsewhere:", elsewhere),
+    ] {
+        write_list(title, &lines, arguments.all, terminal)?;
     }
     Ok(())
+}
+
+fn write_list(title: &str, lines: &[String], all: bool, terminal: &mut Terminal) -> std::io::Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    terminal.line("")?;
+    terminal.line(title)?;
+    let limit = if all { usize::MAX } else { SHOWN };
+    for line in lines.iter().take(limit) {
+        terminal.line(format!("  {line}"))?;
+    }
+    match lines.len().saturating_sub(limit) {
+        0 => Ok(()),
+        more => terminal.line(format!("  ... and {more} more (-all shows them)")),
+    }
 }
 
 /// A policy's value on one line: durations as people write them, nothing that is not set.

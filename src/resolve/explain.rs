@@ -1,14 +1,15 @@
 //! Says which listener, host, rule and destination a request takes, and why the others do not.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::elsewhere::{Elsewhere, other_hosts, other_listeners};
 use super::matching::{Request, matches, select_host};
-use super::{cluster_name, endpoints, resolve_target, resolve_virtual_host};
-use crate::config::{BackendTarget, Gateway, Protocol, UpstreamSource};
-use crate::ir::{Action, Endpoint, Route};
+use super::{cluster_name, endpoints, resolve_listener, resolve_target, resolve_virtual_host};
+use crate::config::{BackendTarget, Gateway, Listener, Protocol, UpstreamSource};
+use crate::ir::{Action, Endpoint, Route, Routing, Tls};
 use crate::model::Origin;
 use crate::snapshot::Snapshot;
 
@@ -16,6 +17,8 @@ use crate::snapshot::Snapshot;
 pub struct Explanation {
     pub gateway: Arc<str>,
     pub listener: Option<Arc<str>>,
+    /// What an https listener shows the client.
+    pub certificate: Option<Arc<str>>,
     /// The host entry that takes the request.
     pub host: Option<Arc<str>>,
     /// The route's name, as Envoy reports it.
@@ -28,6 +31,10 @@ pub struct Explanation {
     pub endpoints: Vec<(Arc<str>, Vec<String>)>,
     /// Rules looked at before, and why they did not match.
     pub considered: Vec<Considered>,
+    /// Rules of the host that were not looked at any more, or never are.
+    pub later: Vec<Considered>,
+    /// Other listeners and hosts, and why they are not it.
+    pub elsewhere: Vec<Elsewhere>,
     /// What the client gets when no rule takes it.
     pub answer: Option<String>,
 }
@@ -49,6 +56,7 @@ pub fn explain(
     let mut explanation = Explanation {
         gateway: gateway.name.clone(),
         listener: None,
+        certificate: None,
         host: None,
         route: None,
         origin: None,
@@ -56,6 +64,8 @@ pub fn explain(
         policies: serde_json::Map::new(),
         endpoints: Vec::new(),
         considered: Vec::new(),
+        later: Vec::new(),
+        elsewhere: Vec::new(),
         answer: None,
     };
     let protocol = if scheme == "https" {
@@ -73,6 +83,7 @@ pub fn explain(
                 .iter()
                 .find(|listener| port.is_none() && listener.protocol == protocol)
         });
+    explanation.elsewhere = other_listeners(gateway, listener, protocol, port);
     let Some(listener) = listener else {
         explanation.answer = Some(format!(
             "no {scheme} listener of this gateway has that port: the connection is refused"
@@ -80,6 +91,15 @@ pub fn explain(
         return explanation;
     };
     explanation.listener = Some(listener.name.clone());
+    if listener.tls.is_some() {
+        match certificate(snapshot, gateway, listener, request.server_name.as_deref()) {
+            Ok(certificate) => explanation.certificate = Some(certificate),
+            Err(answer) => {
+                explanation.answer = Some(answer);
+                return explanation;
+            }
+        }
+    }
     if let Some(path) = &request.redirected_to {
         explanation.answer = Some(format!(
             "307 to {path}: a path with an escaped slash is redirected to the path that it means"
@@ -99,28 +119,124 @@ pub fn explain(
                 })
         })
         .collect();
-    let Some(host) = select_host(&request.host, hosts.iter().copied()) else {
+    let host = select_host(&request.host, hosts.iter().copied());
+    explanation
+        .elsewhere
+        .extend(other_hosts(snapshot, gateway, listener, &request.host, host));
+    let Some(host) = host else {
         explanation.answer = Some(format!("no route names the host {:?}: 404", request.host));
         return explanation;
     };
     explanation.host = Some(host.clone());
+    if let Some(name) = &request.server_name
+        && listener.tls.is_some()
+        && is_misdirected(host, name)
+    {
+        explanation.answer = Some(format!(
+            "421: the connection was opened for {name:?}, and {host:?} is another host; clients open one for it and ask again"
+        ));
+        return explanation;
+    }
     let Some(resolved) = resolve_virtual_host(snapshot, gateway, listener, host) else {
         return explanation;
     };
     for route in &resolved.value.host.routes {
-        match matches(&route.matching, request) {
-            Ok(()) => {
-                taken(snapshot, route, &resolved.value, &mut explanation);
-                return explanation;
-            }
+        let matched = matches(&route.matching, request);
+        if let Some(winner) = &explanation.route {
+            let why_not = match matched {
+                Ok(()) => {
+                    format!("it matches too, and comes after {winner}, which is more specific or older")
+                }
+                Err(why_not) => why_not,
+            };
+            explanation.later.push(Considered {
+                route: route.name.clone(),
+                why_not,
+            });
+            continue;
+        }
+        match matched {
+            Ok(()) => taken(snapshot, route, &resolved.value, &mut explanation),
             Err(why_not) => explanation.considered.push(Considered {
                 route: route.name.clone(),
                 why_not,
             }),
         }
     }
-    explanation.answer = Some(format!("no rule of {host:?} matches: 404"));
     explanation
+        .later
+        .extend(resolved.value.shadowed.iter().map(|(route, holder)| Considered {
+            route: route.clone(),
+            why_not: format!("never reached: {holder} matches exactly the same and comes first"),
+        }));
+    if explanation.route.is_none() {
+        explanation.answer = Some(format!("no rule of {host:?} matches: 404"));
+    }
+    explanation
+}
+
+/// The certificate that a client is shown, or what it gets instead.
+fn certificate(
+    snapshot: &Snapshot,
+    gateway: &Gateway,
+    listener: &Listener,
+    server_name: Option<&str>,
+) -> Result<Arc<str>, String> {
+    let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let resolved = resolve_listener(snapshot, gateway, listener, anywhere, Routing::Scoped, Vec::new());
+    let Some(tls) = resolved.value.and_then(|listener| listener.tls) else {
+        let why = resolved
+            .diagnostics
+            .iter()
+            .map(|diagnostic| diagnostic.message.as_str());
+        return Err(format!(
+            "the connection is refused: {}",
+            why.collect::<Vec<_>>().join("; ")
+        ));
+    };
+    let Some(name) = server_name else {
+        return Err(
+            "the handshake is refused: for an IP address clients send no name (SNI), and the certificate is \
+                    chosen by it"
+                .to_owned(),
+        );
+    };
+    certificate_for(&tls, name).ok_or_else(|| {
+        let covered = tls.chains.iter().flat_map(|chain| &chain.server_names);
+        let covered: Vec<String> = covered.take(8).map(|name| format!("{name:?}")).collect();
+        format!(
+            "the handshake is refused: no certificate of the listener covers {name:?}; covered are: {}",
+            covered.join(", ")
+        )
+    })
+}
+
+/// As Envoy chooses a chain: the exact name, then the longest wildcard.
+fn certificate_for(tls: &Tls, name: &str) -> Option<Arc<str>> {
+    let with = |wanted: &str| {
+        let chain = tls
+            .chains
+            .iter()
+            .find(|chain| chain.server_names.iter().any(|covered| **covered == *wanted))?;
+        Some(
+            chain
+                .secret
+                .strip_prefix("certificate/")
+                .unwrap_or(&chain.secret)
+                .into(),
+        )
+    };
+    let parents = std::iter::successors(Some(name), |name| name.split_once('.').map(|(_, parent)| parent));
+    with(name).or_else(|| parents.skip(1).find_map(|parent| with(&format!("*.{parent}"))))
+}
+
+/// What `translate` has Envoy compare before any rule.
+fn is_misdirected(host: &str, server_name: &str) -> bool {
+    match host.strip_prefix('*') {
+        Some("") => false,
+        Some(suffix) => !server_name.ends_with(suffix),
+        None => server_name != host,
+    }
 }
 
 fn taken(snapshot: &Snapshot, route: &Route, host: &super::ResolvedHost, explanation: &mut Explanation) {

@@ -21,6 +21,8 @@ pub struct Request {
     pub headers: Vec<(String, String)>,
     /// The path holds an escaped slash or backslash: before any routing the client is sent to this one (307).
     pub redirected_to: Option<String>,
+    /// The name that the connection is opened for: what a TLS client sends as SNI. None: an IP address.
+    pub server_name: Option<String>,
 }
 
 impl Request {
@@ -34,9 +36,11 @@ impl Request {
             "" => normal_path(&unescaped),
             query => format!("{}?{query}", normal_path(&unescaped)),
         });
+        let host = normal_host(host);
         Self {
             method: method.to_owned(),
-            host: normal_host(host),
+            server_name: server_name(&host),
+            host,
             path: normal_path(path),
             query: query
                 .split('&')
@@ -51,6 +55,18 @@ impl Request {
             redirected_to,
         }
     }
+
+    /// Where the connection goes, if that is not what the Host header says.
+    pub fn connected_to(mut self, host: &str) -> Self {
+        self.server_name = server_name(&normal_host(host));
+        self
+    }
+}
+
+/// Clients send no SNI for an address.
+fn server_name(host: &str) -> Option<String> {
+    let is_address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    (!is_address && !host.is_empty()).then(|| host.to_owned())
 }
 
 fn normal_host(host: &str) -> String {

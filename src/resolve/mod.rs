@@ -4,6 +4,7 @@
 
 mod cluster;
 mod destination;
+mod elsewhere;
 mod explain;
 mod listener;
 mod matching;
@@ -12,6 +13,7 @@ mod virtual_host;
 
 pub use cluster::{cluster_name, endpoints, resolve_cluster, resolve_target, service_query};
 pub use destination::at_its_users;
+pub use elsewhere::Elsewhere;
 pub use explain::{Considered, Explanation, explain};
 pub use listener::{attached_features, certificates_of, resolve_listener, resolve_secret, secret_name};
 pub use matching::{Request, matches, select_host};

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use hyper::Method;
 use portreeve::config::{Config, Permissions};
 use portreeve::hcl::Limits;
 use portreeve::model::{Document, DocumentId, DocumentsUpdate, Observation};
 use portreeve::resolve::{Request as Asked, explain};
 use portreeve::snapshot::Snapshot;
+use serde_json::{Value, json};
 
-use crate::stack::{GATEWAY, Options, Stack};
-use crate::support::client::Request;
+use crate::stack::{GATEWAY, Options, Stack, until};
+use crate::support::client::{Client, Failure, Request};
 
 const TREES: usize = 25;
 const REQUESTS: usize = 420;
@@ -227,4 +229,117 @@ async fn explain_names_the_route_that_envoy_takes() {
         compared >= 10_000 && matched > compared / 5,
         "{compared} {matched}"
     );
+}
+
+const TLS: &str = r#"
+gateway "edge" {
+  listener "secure" {
+    port     = $HTTPS
+    protocol = "https"
+    tls { certificates = ["named", "below"] }
+  }
+}
+
+certificate "named" {
+  vault_pki {
+    mount       = "pki_int"
+    role        = "edge"
+    common_name = "t.t0.example.com"
+    alt_names   = ["*.wild.t0.example.com"]
+  }
+}
+
+certificate "below" {
+  vault_pki {
+    mount       = "pki_int"
+    role        = "edge"
+    common_name = "below.example.com"
+    alt_names   = ["*.t0.example.com"]
+  }
+}
+"#;
+
+/// Over https the name that the connection is opened for decides too: the live agent's explain against Envoy.
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_knows_certificates_and_misdirected_requests() {
+    let stack = Stack::start(Options {
+        vault: true,
+        ..Options::default()
+    })
+    .await;
+    let mut dice = Dice(20_261_125);
+    stack.put("gateway", TLS).await;
+    for part in 0..3 {
+        let name = format!("t0-{part}");
+        stack.put(&name, &document(&mut dice, 0, part)).await;
+    }
+    let root = stack.vault.as_ref().unwrap().read("pki_int/cert/ca").await;
+    let client = Client::https(stack.https, root["data"]["certificate"].as_str().unwrap());
+    until(
+        &client,
+        &Request::get("t.t0.example.com", "/api"),
+        "https",
+        |_| true,
+    )
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+
+    let names = [
+        "t.t0.example.com",
+        "x.wild.t0.example.com",
+        "deep.wild.t0.example.com",
+        "any.t0.example.com",
+        "below.example.com",
+        "stranger.example.com",
+        "t0.example.com",
+    ];
+    let mut leaves: BTreeSet<(String, Vec<u8>)> = BTreeSet::new();
+    let (mut refused, mut misdirected, mut matched) = (0, 0, 0);
+    for _ in 0..500 {
+        let request = request(&mut dice, 0);
+        let own = request.host.split(':').next().unwrap().to_ascii_lowercase();
+        let name = match dice.roll(3) {
+            0 => dice.pick(&names).to_owned(),
+            _ => own,
+        };
+        let mut headers = vec![json!(["host", request.host])];
+        headers.extend(
+            request
+                .headers
+                .iter()
+                .map(|(name, value)| json!([name.as_str(), value.to_str().unwrap()])),
+        );
+        let asked = json!({
+            "method": request.method.as_str(),
+            "url": format!("https://{name}:{}{}", stack.https, request.path),
+            "headers": headers,
+        });
+        let said = stack
+            .agent
+            .api(Method::POST, "/v1/explain", &asked.to_string())
+            .await
+            .unwrap();
+        let said: Value = serde_json::from_str(&said.text()).unwrap();
+        let said = &said[0];
+        let answer = said["answer"].as_str().unwrap_or_default();
+        let context = || format!("{name} {request:?}; explain says {said:#}");
+        match client.clone().sni(&name).send(&request).await {
+            Err(Failure::Tls(_) | Failure::Reset(_) | Failure::Stale) => {
+                assert!(answer.contains("handshake is refused"), "{}", context());
+                refused += 1;
+            }
+            Err(other) => panic!("{other:?}: {}", context()),
+            Ok(reply) => {
+                assert_eq!(reply.header("x-route"), said["route"].as_str(), "{}", context());
+                assert_eq!(reply.status == 421, answer.starts_with("421"), "{}", context());
+                misdirected += usize::from(reply.status == 421);
+                matched += usize::from(said["route"].is_string());
+                let shown = said["certificate"].as_str().unwrap().to_owned();
+                leaves.insert((shown, reply.certificate.unwrap().to_vec()));
+            }
+        }
+    }
+    println!("{refused} handshakes refused, {misdirected} misdirected, {matched} took a route");
+    assert!(refused > 20 && misdirected > 20 && matched > 50);
+    assert_eq!(leaves.len(), 2, "each name goes with one certificate");
 }
