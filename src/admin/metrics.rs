@@ -1,8 +1,8 @@
 //! Metrics in the OpenMetrics text format, which Prometheus reads.
 //!
 //! Gauges are made from the present state at each scrape, so that nothing can be left behind by what is gone. Label
-//! values are names of gateways, certificates and sources: as many as documents declare. Services are counted
-//! together: there may be ten thousand.
+//! values are names of gateways and sources, which the agent's settings bound, and of the certificates that end first.
+//! Services are counted together: there may be ten thousand.
 
 use axum::extract::State;
 use axum::http::header;
@@ -21,6 +21,12 @@ use super::{Api, StatusReport, read};
 use crate::diagnostics::Severity;
 use crate::envoy::ResourceKind;
 use crate::status::{DocumentPhase, SourceReading};
+
+/// Certificates with a sample of their own.
+const CERTIFICATES_NAMED: usize = 100;
+
+/// No certificate can have this name.
+const OTHERS: &str = "(others)";
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -60,7 +66,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("portreeve_ready", Kind::Gauge, &[], "1 when the agent is ready, as /ready says"),
     family("portreeve_stale", Kind::Gauge, &[], "1 while the agent serves what the disk held, because the document source has not answered since the start"),
     family("portreeve_publications", Kind::Counter, &[], "Changes handed to Envoys"),
-    family("portreeve_publish_latency_seconds", Kind::Histogram, &[], "From taking a change from its source to handing the new resources to the streams"),
+    family("portreeve_publish_latency_seconds", Kind::Histogram, &[], "From taking up changes to handing the new resources to the streams, for each step that changed some; the wait in the queue before is not in it, nor are hosts that waited for the first answer about a new service"),
     family("portreeve_source_up", Kind::Gauge, &["source"], "1 when the source's last answer was good; services count together, and are up when all of them are"),
     family("portreeve_source_freshness_seconds", Kind::Gauge, &["source"], "Since the source last proved what it says; of services the oldest"),
     family("portreeve_source_requests", Kind::Counter, &["source"], "Requests made of the source"),
@@ -69,7 +75,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("portreeve_diagnostics", Kind::Gauge, &["severity"], "Problems there are now"),
     family("portreeve_services", Kind::Gauge, &["state"], "Watched services by state: healthy, unhealthy (no instance to send requests to), unanswered"),
     family("portreeve_credential_expiry_timestamp_seconds", Kind::Gauge, &["credential"], "When a token or client certificate of the agent's own ends, in Unix seconds"),
-    family("portreeve_certificate_expiry_timestamp_seconds", Kind::Gauge, &["certificate"], "When the certificate in service ends, in Unix seconds"),
+    family("portreeve_certificate_expiry_timestamp_seconds", Kind::Gauge, &["certificate"], "When the certificate in service ends, in Unix seconds; the 100 that end first, and the first to end of the rest as (others)"),
     family("portreeve_resources", Kind::Gauge, &["gateway", "kind"], "Resources of the gateway"),
     family("portreeve_xds_streams", Kind::Gauge, &["gateway"], "Envoys connected"),
     family("portreeve_xds_settled_streams", Kind::Gauge, &["gateway"], "Envoys that run with everything as published"),
@@ -215,15 +221,16 @@ impl Samples {
                 count as f64,
             );
         }
-        for certificate in &status.certificates {
-            if let Some(expires) = certificate.expires {
-                let labels = vec![("certificate", certificate.name.clone())];
-                self.add(
-                    "portreeve_certificate_expiry_timestamp_seconds",
-                    labels,
-                    expires as f64,
-                );
-            }
+        let ends = status
+            .certificates
+            .iter()
+            .filter_map(|certificate| Some((certificate.expires?, certificate.name.clone())));
+        for (name, expires) in named_ends(ends.collect()) {
+            self.add(
+                "portreeve_certificate_expiry_timestamp_seconds",
+                vec![("certificate", name)],
+                expires as f64,
+            );
         }
     }
 
@@ -261,6 +268,17 @@ impl Samples {
             );
         }
     }
+}
+
+/// The certificates that end first by name; of the rest the first to end. Documents may declare any number, and a
+/// metrics store pays for each name it ever saw.
+fn named_ends(mut ends: Vec<(i64, String)>) -> Vec<(String, i64)> {
+    ends.sort();
+    let rest = ends.get(CERTIFICATES_NAMED).map(|(expires, _)| *expires);
+    ends.truncate(CERTIFICATES_NAMED);
+    let mut named: Vec<(String, i64)> = ends.into_iter().map(|(expires, name)| (name, expires)).collect();
+    named.extend(rest.map(|expires| (OTHERS.to_owned(), expires)));
+    named
 }
 
 /// The watches of services as one reading.
@@ -331,5 +349,22 @@ impl Collector for Samples {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_to_end_are_named() {
+        let ends =
+            |count: i64| -> Vec<(i64, String)> { (0..count).rev().map(|n| (n, format!("c{n}"))).collect() };
+        assert_eq!(named_ends(ends(2)), [("c0".to_owned(), 0), ("c1".to_owned(), 1)]);
+        assert_eq!(named_ends(ends(100)).len(), 100);
+        let named = named_ends(ends(5000));
+        assert_eq!(named.len(), 101);
+        assert_eq!(named[99], ("c99".to_owned(), 99));
+        assert_eq!(named[100], ("(others)".to_owned(), 100));
     }
 }

@@ -66,7 +66,7 @@ pub struct Outputs {
 
 /// Counts what a look at the view cannot show.
 pub trait Meter: Send + Sync {
-    /// From taking a change from its source to handing the new resources to the streams.
+    /// From taking up changes to handing the new resources to the streams. What waited in the queue before is not in it.
     fn published(&self, latency: Duration);
     /// An Envoy refused resources of this kind.
     fn refused(&self, gateway: &Arc<str>, kind: ResourceKind);
