@@ -2,11 +2,15 @@
 //! not touch, how long a file is, and that every feature has its example, its golden and its page.
 #![allow(clippy::unwrap_used)]
 
+mod paths;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use portreeve::features::FEATURES;
 use syn::visit::Visit;
+
+use paths::{Paths, sources, visited};
 
 /// Module, and what it may import. In the order of the data flow: a module that is not listed fails the test.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -178,6 +182,45 @@ const IMPURE: &[&str] = &[
     "rand",
 ];
 
+/// Nor any of these, whatever path leads to them: a clock, a socket or a lock comes under many names.
+const IMPURE_NAMES: &[&str] = &[
+    "Instant",
+    "SystemTime",
+    "UNIX_EPOCH",
+    "TcpStream",
+    "TcpListener",
+    "UnixStream",
+    "UdpSocket",
+    "Mutex",
+    "RwLock",
+    "Condvar",
+    "println",
+    "print",
+    "eprintln",
+    "eprint",
+    "dbg",
+];
+
+/// Nor call these on a value, wherever they have it from.
+const IMPURE_METHODS: &[&str] = &[
+    "elapsed",
+    "duration_since",
+    "checked_duration_since",
+    "spawn",
+    "spawn_blocking",
+    "block_on",
+    "await",
+    "lock",
+    "try_lock",
+    "connect",
+    "metadata",
+    "exists",
+    "read_dir",
+    "read_to_string",
+    "write_all",
+    "flush",
+];
+
 /// Names that say nothing.
 const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "manager", "misc"];
 
@@ -213,108 +256,6 @@ fn module_of(path: &Path) -> String {
     let inside = path.strip_prefix(root().join("src")).unwrap();
     let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
     first.trim_end_matches(".rs").to_owned()
-}
-
-fn is_test_only(attributes: &[syn::Attribute]) -> bool {
-    attributes.iter().any(|attribute| {
-        attribute.path().is_ident("test")
-            || (attribute.path().is_ident("cfg")
-                && attribute
-                    .parse_args::<syn::Path>()
-                    .is_ok_and(|path| path.is_ident("test")))
-    })
-}
-
-/// Every path that a file's code outside tests names, `use` trees written out.
-#[derive(Default)]
-struct Paths {
-    found: BTreeSet<String>,
-    test_files: BTreeSet<String>,
-}
-
-impl Paths {
-    fn tree(&mut self, prefix: &str, tree: &syn::UseTree) {
-        let join = |name: &dyn std::fmt::Display| match prefix {
-            "" => name.to_string(),
-            prefix => format!("{prefix}::{name}"),
-        };
-        match tree {
-            syn::UseTree::Path(path) => self.tree(&join(&path.ident), &path.tree),
-            syn::UseTree::Name(name) => drop(self.found.insert(join(&name.ident))),
-            syn::UseTree::Rename(name) => drop(self.found.insert(join(&name.ident))),
-            syn::UseTree::Glob(_) => drop(self.found.insert(join(&"*"))),
-            syn::UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(prefix, item)),
-        }
-    }
-}
-
-impl<'ast> Visit<'ast> for Paths {
-    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        if is_test_only(&item.attrs) {
-            self.test_files.insert(item.ident.to_string());
-        } else {
-            syn::visit::visit_item_mod(self, item);
-        }
-    }
-
-    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
-        if !is_test_only(&item.attrs) {
-            syn::visit::visit_item_fn(self, item);
-        }
-    }
-
-    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
-        self.tree("", &item.tree);
-    }
-
-    fn visit_path(&mut self, path: &'ast syn::Path) {
-        let segments: Vec<String> = path
-            .segments
-            .iter()
-            .map(|segment| segment.ident.to_string())
-            .collect();
-        self.found.insert(segments.join("::"));
-        syn::visit::visit_path(self, path);
-    }
-
-    /// Macros take tokens: what they hold is looked at as paths where it reads as expressions.
-    fn visit_macro(&mut self, item: &'ast syn::Macro) {
-        self.visit_path(&item.path);
-        let parser = syn::punctuated::Punctuated::<syn::Expr, syn::Token![,]>::parse_terminated;
-        if let Ok(arguments) = item.parse_body_with(parser) {
-            for argument in arguments.iter() {
-                // Parsed here, so shorter-lived than the file: a visitor of its own.
-                let mut inner = Paths::default();
-                inner.visit_expr(argument);
-                self.found.extend(inner.found);
-            }
-        }
-    }
-}
-
-/// Each source file with the paths it names, without files of tests.
-fn sources() -> Vec<(PathBuf, BTreeSet<String>)> {
-    let mut read = Vec::new();
-    let mut of_tests = BTreeSet::new();
-    for path in rust_files("src") {
-        let text = std::fs::read_to_string(&path).unwrap();
-        let file = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", shown(&path)));
-        let mut paths = Paths::default();
-        paths.visit_file(&file);
-        let folder = match path.file_stem().unwrap().to_str().unwrap() {
-            "mod" | "lib" | "main" => path.parent().unwrap().to_owned(),
-            stem => path.with_file_name(stem),
-        };
-        of_tests.extend(paths.test_files.iter().flat_map(|name| {
-            [
-                folder.join(format!("{name}.rs")),
-                folder.join(name).join("mod.rs"),
-            ]
-        }));
-        read.push((path, paths.found));
-    }
-    read.retain(|(path, _)| !of_tests.contains(path));
-    read
 }
 
 #[test]
@@ -380,15 +321,21 @@ fn features_do_not_know_each_other() {
 #[test]
 fn pure_modules_stay_pure() {
     let mut wrong = Vec::new();
-    for (path, named) in sources() {
+    for (path, named) in visited() {
         if !PURE.contains(&module_of(&path).as_str()) {
             continue;
         }
-        for name in named {
+        let called = named
+            .methods
+            .iter()
+            .filter(|name| IMPURE_METHODS.contains(&name.as_str()));
+        wrong.extend(called.map(|name| format!("{}: .{name}()", shown(&path))));
+        for name in named.found {
             let hit = IMPURE
                 .iter()
                 .find(|impure| name == **impure || name.starts_with(&format!("{impure}::")));
-            if hit.is_some() || name.ends_with("Instant::now") || name.ends_with("SystemTime::now") {
+            let has_impure_part = name.split("::").any(|part| IMPURE_NAMES.contains(&part));
+            if hit.is_some() || has_impure_part {
                 wrong.push(format!("{}: {name}", shown(&path)));
             }
         }
@@ -417,6 +364,14 @@ fn the_visitor_sees_what_it_must() {
         assert!(paths.found.contains(name), "{name} is not in {:?}", paths.found);
     }
     assert!(!paths.found.iter().any(|name| name.starts_with("tokio")));
+    let text = "fn a(at: std::time::Instant) -> u64 { dbg!(at.elapsed().as_secs()) }\n\
+        async fn b(c: C) { c.d().await; }\n\
+        #[cfg(test)] mod tests { fn e(f: F) { f.lock(); } }\n";
+    let mut paths = Paths::default();
+    paths.visit_file(&syn::parse_file(text).unwrap());
+    assert!(paths.found.contains("std::time::Instant") && paths.found.contains("dbg"));
+    assert!(paths.methods.contains("elapsed") && paths.methods.contains("await"));
+    assert!(!paths.methods.contains("lock"), "tests may");
 }
 
 #[test]
