@@ -10,13 +10,14 @@ use super::failure::Failure;
 use super::report::Report;
 use super::terminal::Terminal;
 use super::unified_diff;
+use crate::config::document_schema;
 use crate::diagnostics::{Code, Diagnostic};
-use crate::hcl::{self, Source};
+use crate::hcl::{self, Limits, Source};
 use crate::model::{Document, Span};
 
 /// Rewrite documents in the canonical format
 ///
-/// Prints the names of the files it changes. HCL only: JSON is left alone. Exit code 1 when a file is no HCL, or with
+/// Prints the names of the files it changes. HCL only: JSON is left alone, or with -hcl shown as HCL. Exit code 1 when a file is no HCL, or with
 /// -check when one is not formatted.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -32,6 +33,9 @@ pub struct Arguments {
     /// Only print the names of the files that are not formatted.
     #[arg(long)]
     list: bool,
+    /// Print JSON documents as HCL; no file is changed.
+    #[arg(long, conflicts_with_all = ["check", "diff", "list"])]
+    hcl: bool,
 }
 
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
@@ -41,6 +45,16 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         texts: given.texts(),
         diagnostics: given.problems,
     };
+    if arguments.hcl {
+        for document in given.documents.iter().filter(|document| is_json(document)) {
+            match as_hcl(document) {
+                Ok(text) => terminal.write(&text)?,
+                Err(problems) => report.diagnostics.extend(problems),
+            }
+        }
+        report.write(terminal)?;
+        return Ok(ExitCode::from(u8::from(report.errors() > 0)));
+    }
     let mut unformatted = 0;
     for document in given.documents.iter().chain(&given.settings) {
         if is_json(document) {
@@ -79,6 +93,27 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
 
 fn is_json(document: &Document) -> bool {
     document.text.trim_start().starts_with('{')
+}
+
+/// What it says, not how: JSON has no comments to lose.
+fn as_hcl(document: &Document) -> Result<String, Vec<Diagnostic>> {
+    let source = Source::new(document.id.clone(), document.text.clone());
+    let body = hcl::parse(&source, document_schema(), &Limits::default())?;
+    let problems = hcl::check(&source, &body, document_schema());
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    hcl::to_hcl(&body).map_err(|error| {
+        let said = Diagnostic::error(
+            Code::SyntaxError,
+            format!("this cannot be written as HCL: {error}"),
+        );
+        vec![
+            said.at(source.origin(Span::default()))
+                .because("some value has no form there")
+                .fix("keep it as JSON, which means the same"),
+        ]
+    })
 }
 
 fn not_hcl(document: &Document, error: &hcl_edit::parser::Error) -> Diagnostic {

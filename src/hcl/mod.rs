@@ -8,6 +8,7 @@ mod json;
 mod parse;
 mod read;
 mod regex;
+mod render;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ pub use check::check;
 pub use format::format;
 pub use parse::{Limits, parse};
 pub use read::Reader;
+pub use render::to_hcl;
 pub use schema::{AttributeSchema, BlockSchema, Occurs, Type};
 pub use tree::{Attribute, Block, Body, Source, Value, ValueKind};
 pub use value_types::{parse_duration, parse_hostname};

@@ -170,6 +170,21 @@ fn format() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(names.len(), 3, "no temporary file is left: {names:?}");
+    let json = r#"{"policy": {"a": {"timeout": "1s", "response_headers": {"set": {"x-a": "\"$${b}\""}}}}}"#;
+    let outcome = with_input(at, &["fmt", "-hcl", "-"], json);
+    assert_eq!(
+        (outcome.code, outcome.out.as_str()),
+        (
+            0,
+            "policy \"a\" {\n  timeout = \"1s\"\n\n  response_headers {\n    set = {\n      \"x-a\" = \"\\\"$${b}\\\"\"\n    }\n  }\n}\n"
+        )
+    );
+    let outcome = with_input(at, &["fmt", "-hcl", "-"], "{\"polici\": {}}");
+    assert!(
+        outcome.code == 1 && (outcome.out.clone() + &outcome.error).contains("unknown-key"),
+        "{}",
+        outcome.shown(&[])
+    );
     assert_eq!(portreeve(at, &["fmt", "-check"]).code, 0);
     let outcome = with_input(at, &["fmt", "-"], ugly);
     assert_eq!((outcome.code, outcome.out.as_str()), (0, pretty));
@@ -203,6 +218,16 @@ fn explain() {
         explain(&["POST", "http://shop.example.com/api"])
     );
     insta::assert_snapshot!("explain_no_host", explain(&["GET", "http://nobody.example.com/"]));
+    insta::assert_snapshot!("explain_near_host", explain(&["GET", "http://shpo.example.com/"]));
+    insta::assert_snapshot!(
+        "explain_unknown_sni",
+        explain(&[
+            "GET",
+            "https://shop.example.com/",
+            "-header",
+            "Host: x.example.com"
+        ])
+    );
     insta::assert_snapshot!("explain_no_port", explain(&["GET", "http://shop.example.com:9/"]));
     insta::assert_snapshot!("explain_bad_url", explain(&["GET", "gopher://x"]));
     insta::assert_snapshot!(

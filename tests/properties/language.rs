@@ -86,6 +86,17 @@ proptest! {
         prop_assert_eq!(&expected, &meaning(&serde_json::to_string_pretty(&json).unwrap()));
     }
 
+    /// JSON shown as HCL says the same, and is formatted.
+    #[test]
+    fn json_as_hcl_means_the_same(body in document()) {
+        let json = world::file("t.json", &body.to_json().to_string());
+        let source = Source::new(json.id.clone(), json.text.clone());
+        let tree = hcl::parse(&source, document_schema(), &Limits::default()).unwrap();
+        let shown = hcl::to_hcl(&tree).unwrap();
+        prop_assert_eq!(meaning(&shown), meaning(&json.text), "{}", shown);
+        prop_assert_eq!(hcl::format(&shown).unwrap(), shown);
+    }
+
     #[test]
     fn generated_documents_hold_together(body in document()) {
         let document = world::file("t.hcl", &body.to_hcl());
