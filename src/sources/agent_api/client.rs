@@ -152,9 +152,9 @@ impl ApiClient {
                 status: status.as_u16(),
                 index,
                 retry_after: retry_after.map(Duration::from_secs),
-                fix: self.rights_fix(status, &body, call),
+                fix: self.rights_fix(status, &body, call).map(Into::into),
                 asked,
-                body,
+                body: body.into(),
             });
         }
         let filtered_by_acls = header(&response, "x-consul-results-filtered-by-acls") == Some("true");

@@ -28,10 +28,10 @@ pub enum ApiError {
         asked: String,
         status: u16,
         /// At most 1 KiB.
-        body: String,
+        body: Box<str>,
         index: Option<u64>,
         retry_after: Option<Duration>,
-        fix: Option<String>,
+        fix: Option<Box<str>>,
     },
     #[error("{server} answered {asked} with more than {limit} bytes")]
     TooLarge {
@@ -116,7 +116,7 @@ impl ApiError {
 
     fn fix(&self) -> Option<String> {
         match self {
-            Self::Status { fix: Some(fix), .. } => Some(fix.clone()),
+            Self::Status { fix: Some(fix), .. } => Some(fix.to_string()),
             Self::Status {
                 status: 429 | 503,
                 server,
@@ -205,7 +205,7 @@ mod tests {
             },
             asked: "GET /v1/x".to_owned(),
             status,
-            body: body.to_owned(),
+            body: body.into(),
             index: None,
             retry_after: None,
             fix: None,

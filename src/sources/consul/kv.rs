@@ -157,7 +157,7 @@ impl ConsulClient {
                     Err(_) => Err(ConsulError::Unreadable {
                         server,
                         asked,
-                        reason: body,
+                        reason: body.into(),
                     }),
                 }
             }
