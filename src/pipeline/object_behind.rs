@@ -98,6 +98,7 @@ pub(super) fn object_behind(config: &Config, gateway: &str, resource: &Resource)
             let name = resource.name.strip_prefix("certificate/")?;
             declared(ObjectKind::Certificate, name)
         }
+        ResourceKind::Runtime => declared(ObjectKind::Gateway, gateway),
         ResourceKind::Listener => {
             let declared = config.gateway(gateway)?;
             let listener = declared
@@ -116,7 +117,6 @@ pub(super) fn object_behind(config: &Config, gateway: &str, resource: &Resource)
                 .next()?;
             declared(ObjectKind::HttpRoute, &route.name)
         }
-        ResourceKind::Runtime => declared(ObjectKind::Gateway, gateway),
         ResourceKind::Route => None,
     }
 }

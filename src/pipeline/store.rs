@@ -57,8 +57,9 @@ pub struct Store {
 
 enum Write {
     Document(Document),
-    Confirmed(Document),
     DocumentGone(String),
+    Confirmed(Document),
+    ConfirmedGone(String),
     Service(ServiceQuery, Arc<[Instance]>),
     ServiceGone(ServiceQuery),
     Quarantine(Box<Quarantine>),
@@ -71,9 +72,9 @@ impl Write {
     fn entry(&self) -> (&'static str, String) {
         match self {
             Self::Document(document) => ("documents", document.id.as_str().to_owned()),
-            // Sorts before the documents: one that is gone is gone from both tables, whatever came in one batch with it.
-            Self::Confirmed(document) => ("confirmed", document.id.as_str().to_owned()),
             Self::DocumentGone(id) => ("documents", id.clone()),
+            Self::Confirmed(document) => ("confirmed", document.id.as_str().to_owned()),
+            Self::ConfirmedGone(id) => ("confirmed", id.clone()),
             Self::Service(query, _) | Self::ServiceGone(query) => ("services", query.to_string()),
             Self::Quarantine(entry) => ("quarantine", entry.document.as_str().to_owned()),
             Self::QuarantineOver(document) => ("quarantine", document.clone()),
@@ -121,6 +122,7 @@ impl Store {
 
     pub fn document_gone(&self, id: &str) {
         self.send(Write::DocumentGone(id.to_owned()));
+        self.send(Write::ConfirmedGone(id.to_owned()));
     }
 
     pub fn service(&self, query: &ServiceQuery, instances: &Arc<[Instance]>) {
@@ -267,9 +269,11 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
                 Write::Confirmed(document) => {
                     confirmed.insert(document.id.as_str(), &*encoded(document))?;
                 }
+                Write::ConfirmedGone(id) => {
+                    confirmed.remove(id.as_str())?;
+                }
                 Write::DocumentGone(id) => {
                     documents.remove(id.as_str())?;
-                    confirmed.remove(id.as_str())?;
                 }
                 Write::Service(query, instances) => {
                     services.insert(&*query.to_string(), &*encoded(&(query, instances)))?;

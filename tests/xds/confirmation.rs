@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use portreeve::config::{DocumentState, Permissions};
 use portreeve::diagnostics::Code;
 use portreeve::envoy::ResourceKind;
+use portreeve::envoy::bootstrap::RUNTIME_LAYER;
 use portreeve::hcl;
 use portreeve::model::{
     CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Client, PATIENCE, Served, ask, connect, names, node};
 
-use ResourceKind::{Cluster, Listener, ScopedRoute, Secret};
+use ResourceKind::{Cluster, Listener, Runtime, ScopedRoute, Secret};
 
 const GATEWAY: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 80\n  }\n}\n";
 
@@ -159,6 +160,7 @@ async fn envoy(agent: &Agent) -> Client {
     )
     .await
     .unwrap();
+    client.ask(Runtime, &[RUNTIME_LAYER]).await;
     client.ask(Listener, &[]).await;
     client.ask(ScopedRoute, &[]).await;
     client
@@ -175,7 +177,7 @@ async fn lost_events_are_made_up_for() {
     agent
         .served
         .view_where("everything acknowledged", |view| {
-            view.acked.len() == 2 && view.is_settled()
+            view.acked.len() == 3 && view.is_settled()
         })
         .await;
     agent.lose_events().await;
@@ -262,7 +264,7 @@ async fn a_document_of_a_gateway_that_is_served_elsewhere_is_not_confirmed() {
     agent
         .served
         .view_where("everything acknowledged", |view| {
-            view.acked.len() == 2 && view.is_settled()
+            view.acked.len() == 3 && view.is_settled()
         })
         .await;
     agent.lose_events().await;

@@ -271,7 +271,7 @@ impl Compiler {
             self.listener(snapshot, gateway.as_deref(), name, &mut compiled);
         }
         if !work.listeners.is_empty() || self.set.of_kind(ResourceKind::Runtime).is_empty() {
-            compiled.changed |= self.set.insert(Arc::new(runtime_resource(gateway.as_deref())));
+            self.put(runtime_resource(gateway.as_deref()), &mut compiled);
         }
         let both: Vec<_> = compiled
             .services_added

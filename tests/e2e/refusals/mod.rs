@@ -18,17 +18,20 @@ use crate::stack::{GATEWAY, Options, SOON, Stack, route, until};
 use crate::support::agent::Agent;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
+use crate::support::ports::free_port;
 use crate::support::{program, scratch_directory, wait_for};
 
 /// A program that is Envoy without some of its extensions.
 fn envoy_without(extensions: &str) -> (TempDir, PathBuf) {
-    let directory = scratch_directory("envoy-without");
+    envoy_with(&format!("--disable-extensions {extensions}"))
+}
+
+/// A program that is Envoy with more arguments.
+fn envoy_with(arguments: &str) -> (TempDir, PathBuf) {
+    let directory = scratch_directory("envoy-with");
     let path = directory.path().join("envoy");
     let envoy = program("envoy");
-    let script = format!(
-        "#!/bin/sh\nexec {} \"$@\" --disable-extensions {extensions}\n",
-        envoy.display()
-    );
+    let script = format!("#!/bin/sh\nexec {} \"$@\" {arguments}\n", envoy.display());
     std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     (directory, path)
@@ -182,7 +185,18 @@ async fn a_refused_cluster_is_put_back_state_of_the_world() {
 }
 
 async fn a_refused_listener(state_of_the_world: bool) {
-    let (_files, envoy) = envoy_without("envoy.filters.network/envoy.filters.network.connection_limit");
+    // The operator's own listener, which no document knows of: Envoy wants no second one at its address.
+    let own = free_port();
+    let listener = json!({
+        "name": "own",
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": own } },
+        "filter_chains": [{ "filters": [{
+            "name": "echo",
+            "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo" }
+        }] }]
+    });
+    let bootstrap = json!({ "static_resources": { "listeners": [listener] } });
+    let (_files, envoy) = envoy_with(&format!("--config-yaml '{bootstrap}'"));
     let stack = Stack::start(Options {
         envoy: Some(envoy),
         state_of_the_world,
@@ -194,29 +208,27 @@ async fn a_refused_listener(state_of_the_world: bool) {
     stack
         .until(&get("shop"), "the listener", |reply| reply.status == 200)
         .await;
-    let limited = GATEWAY.replace(
-        "port = $HTTP",
-        "port            = $HTTP\n    max_connections = 10",
-    );
-    let limited = limited.trim_end().trim_end_matches('}').to_owned()
-        + "\n  listener \"more\" {\n    port = $HTTPS\n  }\n}\n";
-    stack.put("gateway", &limited).await;
+    let with = |port: u16| {
+        let more = "\n  listener \"more\" {\n    port = $HTTPS\n  }\n";
+        let taken = format!("\n  listener \"taken\" {{\n    port = {port}\n  }}\n");
+        GATEWAY.trim_end().trim_end_matches('}').to_owned() + more + &taken + "}\n"
+    };
+    let bad = with(own);
+    stack.put("gateway", &bad).await;
     let problem = wait_for_phase(&stack.agent, "/gateway", "last_good").await;
     println!("a refused listener: {problem}");
     assert_eq!(problem["object"], json!({ "kind": "gateway", "name": "edge" }));
-    assert_eq!(problem["origin"]["line"], line_of(&limited, "listener \"web\""));
+    assert_eq!(problem["origin"]["line"], line_of(&bad, "listener \"taken\""));
     assert_eq!(stack.client().send(&get("shop")).await.unwrap().status, 200);
     // The document goes back whole.
+    let more = Client::http(stack.https);
     wait_for("the other listener to go", SOON, async || {
-        let reply = Client::http(stack.https).send(&get("shop")).await;
+        let reply = more.send(&get("shop")).await;
         anyhow::ensure!(reply.is_err(), "{reply:?}");
         Ok(())
     })
     .await;
-    stack
-        .put("gateway", &limited.replace("max_connections = 10", ""))
-        .await;
-    let more = Client::http(stack.https);
+    stack.put("gateway", &with(free_port())).await;
     until(&more, &get("shop"), "the next version", |reply| {
         reply.status == 200
     })
@@ -397,8 +409,13 @@ async fn a_refusal_without_a_document_names_the_service() {
     stack
         .until(&get("orders"), "the service's route", |reply| reply.status == 503)
         .await;
-    let status = api(&stack.agent, "/v1/status").await;
-    assert_eq!(status["envoys"][0]["settled"], true, "{}", status["envoys"][0]);
+    // Nothing of it is left open.
+    wait_for("Envoy to have everything", SOON, async || {
+        let status = api(&stack.agent, "/v1/status").await;
+        anyhow::ensure!(status["envoys"][0]["settled"] == true, "{}", status["envoys"][0]);
+        Ok(())
+    })
+    .await;
     // It keeps nothing from being confirmed.
     stack.put("shop", &edge("shop", "two", "")).await;
     stack
