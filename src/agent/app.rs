@@ -388,6 +388,7 @@ impl Running {
 }
 
 fn pipeline_settings(settings: &Settings, sources: &Sources) -> PipelineSettings {
+    let same_node: Arc<[Arc<str>]> = settings.gateways_of_this_node().into();
     PipelineSettings {
         gateways: settings
             .gateways
@@ -397,6 +398,7 @@ fn pipeline_settings(settings: &Settings, sources: &Sources) -> PipelineSettings
                 compile: translate::Settings {
                     bind_address: settings.bind_addr,
                     hold_pending: true,
+                    same_node: same_node.clone(),
                 },
             })
             .collect(),

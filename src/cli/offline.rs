@@ -139,6 +139,7 @@ fn compile(snapshot: &Snapshot, gateway: &Gateway) -> Compiler {
     let settings = Settings {
         bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         hold_pending: false,
+        same_node: Default::default(),
     };
     Compiler::compile(&gateway.name, settings, snapshot)
 }

@@ -454,7 +454,7 @@ impl Config {
     }
 
     /// Every declaration of a name, the holder first.
-    pub(super) fn claims_of(&self, key: &ObjectKey) -> Option<&[(Rank, Object)]> {
+    pub fn claims_of(&self, key: &ObjectKey) -> Option<&[(Rank, Object)]> {
         self.claims.get(key).map(|claims| &claims[..])
     }
 

@@ -248,6 +248,7 @@ mod tests {
         let settings = Settings {
             bind_address: "127.0.0.1".parse().unwrap(),
             hold_pending: true,
+            same_node: Default::default(),
         };
         let mut compiler = Compiler::new("edge", settings);
         let compiled = compiler.rebuild(&snapshot);

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Resolved;
+use super::ports::port_clash;
 use crate::config::{Gateway, Listener, ListenerTls, ObjectKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
@@ -59,11 +60,17 @@ pub fn resolve_listener(
     snapshot: &Snapshot,
     gateway: &Gateway,
     listener: &Listener,
-    bind_address: IpAddr,
+    (bind_address, same_node): (IpAddr, &[Arc<str>]),
     routing: Routing,
     features: Vec<&'static str>,
 ) -> Resolved<Option<ir::Listener>> {
     let mut diagnostics = Vec::new();
+    if let Some(clash) = port_clash(&snapshot.config, same_node, bind_address, gateway, listener) {
+        return Resolved {
+            value: None,
+            diagnostics: vec![clash],
+        };
+    }
     let mut origins = BTreeSet::from([gateway.origin.document.clone()]);
     let tls = match &listener.tls {
         None => None,

@@ -9,6 +9,7 @@ mod explain;
 mod listener;
 mod matching;
 mod policies;
+mod ports;
 mod virtual_host;
 
 pub use cluster::{cluster_name, endpoints, resolve_cluster, resolve_target, service_query};

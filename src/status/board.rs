@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use super::envoy::EnvoyStatus;
 use super::object::{DocumentStatus, ObjectStatus};
-use super::ports::port_clashes;
 use super::programmed::{Programmed, programmed, settled};
 use super::refused::refused_by_nodes;
 use super::source::SourceReading;
@@ -93,8 +92,6 @@ pub fn diagnostics(view: &View, streams: &[StreamView], now: SystemTime) -> Vec<
     all.extend(refused_by_nodes(view, streams));
     all.extend(expiry(view, now));
     all.extend(undeclared(view));
-    let served: Vec<_> = view.gateways.iter().map(|gateway| gateway.name.clone()).collect();
-    all.extend(port_clashes(&view.snapshot.config, &served));
     all.sort();
     all.dedup();
     all

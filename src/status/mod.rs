@@ -7,7 +7,6 @@ mod board;
 mod envoy;
 mod node_report;
 mod object;
-mod ports;
 mod programmed;
 mod refused;
 mod source;

@@ -91,6 +91,7 @@ pub fn settings() -> Settings {
     Settings {
         bind_address: "127.0.0.1".parse().expect("an address"),
         hold_pending: true,
+        same_node: Default::default(),
     }
 }
 

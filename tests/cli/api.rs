@@ -119,6 +119,7 @@ pub fn view(published: bool) -> View {
     let settings = Settings {
         bind_address: "127.0.0.1".parse().unwrap(),
         hold_pending: false,
+        same_node: Default::default(),
     };
     let gateways = vec![GatewayView {
         name: "edge".into(),

@@ -20,6 +20,7 @@ mod long_streams;
 mod oracle;
 mod outages;
 mod planned_restart;
+mod ports;
 mod privileges;
 mod programs;
 mod refusals;

@@ -20,6 +20,7 @@ pub fn settings() -> Settings {
     Settings {
         bind_address: "127.0.0.1".parse().unwrap(),
         hold_pending: false,
+        same_node: Default::default(),
     }
 }
 

@@ -46,6 +46,7 @@ impl Agent {
                 compile: Settings {
                     bind_address: "127.0.0.1".parse().unwrap(),
                     hold_pending: true,
+                    same_node: Default::default(),
                 },
             }],
             permissions: Permissions::default(),

@@ -135,6 +135,19 @@ impl Settings {
             .map_err(|problem| SettingsError::Invalid(vec![read.with_text(*problem)]))
     }
 
+    /// Those whose Envoys run beside this agent. A gateway that some certificate gets over TCP runs elsewhere.
+    pub fn gateways_of_this_node(&self) -> Vec<Arc<str>> {
+        let elsewhere = |name: &&Arc<str>| {
+            let clients = self.xds.tcp.iter().flat_map(|tcp| &tcp.clients);
+            !self.envoy.supervise
+                && clients
+                    .flat_map(|(_, gateways)| gateways)
+                    .any(|known| known == *name)
+        };
+        let here = self.gateways.iter().filter(|name| !elsewhere(name));
+        here.cloned().collect()
+    }
+
     fn from_body(
         flags: &Flags,
         host_name: &str,

@@ -53,6 +53,7 @@ async fn write_on_change(
     let mut trouble = Trouble::with("the status of this node is not written to Consul KV");
     let mut refused_since: Option<Instant> = None;
     let mut written: Option<Written> = None;
+    let mut spread_for: Option<Arc<str>> = None;
     tokio::time::sleep(jittered(FIRST)).await;
     loop {
         let current = match session.wait_for(Option::is_some).await {
@@ -61,6 +62,13 @@ async fn write_on_change(
             Err(_) => return,
         };
         let Some(current) = current else { continue };
+        // Many nodes get a session at one time: when all start, and when Consul is back.
+        if spread_for.as_ref() != Some(&current) {
+            spread_for = Some(current);
+            learn_how_many(shared).await;
+            pace::spread(shared.nodes.load(Ordering::Relaxed)).await;
+            continue;
+        }
         if let Some(next) = look(shared, written.as_ref(), current).await {
             match serde_json::to_vec(&next.report) {
                 Err(error) => tracing::error!(%error, "the status of this node cannot be written"),

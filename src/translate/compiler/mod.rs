@@ -28,6 +28,8 @@ pub struct Settings {
     pub bind_address: IpAddr,
     /// Wait for the watches of a changed host before publishing it, so that a new route's first answer is not a 503.
     pub hold_pending: bool,
+    /// Gateways whose Envoys run on one node, this one perhaps among them: a port there belongs to one of them.
+    pub same_node: Arc<[Arc<str>]>,
 }
 
 /// Names a unit, for the diagnostics about it.

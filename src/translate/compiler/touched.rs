@@ -19,7 +19,7 @@ impl Compiler {
     ) {
         match key.kind {
             ObjectKind::Gateway if key.name == self.gateway => self.whole_gateway(snapshot, work),
-            ObjectKind::Gateway => {}
+            ObjectKind::Gateway => self.neighbour_changed(snapshot, [before, after], work),
             ObjectKind::HttpRoute => {
                 for route in [before, after].into_iter().flatten() {
                     self.route_touched(snapshot, route, work);
@@ -40,6 +40,24 @@ impl Compiler {
             ObjectKind::Certificate => {
                 if snapshot.config.gateway(&self.gateway).is_some() {
                     work.secrets.insert(key.name.clone());
+                }
+            }
+        }
+    }
+
+    /// Another gateway of this node may have taken a port of ours, or left it to us.
+    fn neighbour_changed(&self, snapshot: &Snapshot, states: [Option<&Object>; 2], work: &mut Work) {
+        let Some(own) = snapshot.config.gateway(&self.gateway) else {
+            return;
+        };
+        for state in states.into_iter().flatten() {
+            let Object::Gateway(other) = state else { continue };
+            if !self.settings.same_node.contains(&other.name) {
+                continue;
+            }
+            for listener in &own.listeners {
+                if other.listeners.iter().any(|taken| taken.port == listener.port) {
+                    work.listeners.insert(listener.name.clone());
                 }
             }
         }

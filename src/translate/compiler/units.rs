@@ -263,7 +263,7 @@ impl Compiler {
             snapshot,
             gateway,
             listener,
-            self.settings.bind_address,
+            (self.settings.bind_address, &self.settings.same_node),
             self.routing(name),
             features,
         );

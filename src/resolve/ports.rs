@@ -1,0 +1,151 @@
+//! Ports that two gateways of one node both want. Each gateway has an Envoy of its own, and both run on this node: the
+//! kernel would share the port between them, and every other connection would reach the wrong gateway.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::{Config, Gateway, Listener, ObjectKey, ObjectKind};
+use crate::diagnostics::{Code, Diagnostic};
+
+/// Why this listener is withheld: an older gateway of the node holds its port.
+pub(super) fn port_clash(
+    config: &Config,
+    same_node: &[Arc<str>],
+    bind: IpAddr,
+    gateway: &Gateway,
+    listener: &Listener,
+) -> Option<Diagnostic> {
+    if same_node.len() < 2 || !same_node.contains(&gateway.name) {
+        return None;
+    }
+    let mut older: Vec<_> = same_node
+        .iter()
+        .filter_map(|name| {
+            let key = ObjectKey::new(ObjectKind::Gateway, name);
+            let (rank, _) = config.claims_of(&key)?.first()?;
+            let gateway = config.gateway(name)?;
+            Some(((rank, gateway.origin.span.start), gateway))
+        })
+        .collect();
+    older.sort_by(|(one, _), (other, _)| one.cmp(other));
+    // Who holds the port where, oldest first. A listener that is withheld holds nothing.
+    let mut held: Vec<(&Gateway, &Listener)> = Vec::new();
+    for (_, other) in older {
+        for wanted in other
+            .listeners
+            .iter()
+            .filter(|wanted| wanted.port == listener.port)
+        {
+            let clashes = |(holder, taken): &&(&Gateway, &Listener)| {
+                holder.name != other.name && overlap(taken.address, wanted.address, bind)
+            };
+            let holder = held.iter().find(clashes).copied();
+            if other.name == gateway.name && wanted.name == listener.name {
+                return holder.map(|(holder, taken)| clash(gateway, listener, holder, taken));
+            }
+            if holder.is_none() {
+                held.push((&**other, wanted));
+            }
+        }
+    }
+    None
+}
+
+/// A listener without an address binds where the agent's settings say.
+fn overlap(one: Option<IpAddr>, other: Option<IpAddr>, bind: IpAddr) -> bool {
+    let (one, other) = (one.unwrap_or(bind), other.unwrap_or(bind));
+    one == other || one.is_unspecified() || other.is_unspecified()
+}
+
+fn clash(gateway: &Gateway, listener: &Listener, holder: &Gateway, other: &Listener) -> Diagnostic {
+    Diagnostic::error(
+        Code::PortClash,
+        format!(
+            "gateways {:?} and {:?} both want port {}: listeners {:?} and {:?}",
+            holder.name, gateway.name, listener.port, other.name, listener.name
+        ),
+    )
+    .at(listener.origin.clone())
+    .about("gateway", &gateway.name)
+    .because("this agent serves both on one node, where a port belongs to one of them: the older one has it, this listener is not opened")
+    .fix("give one of them another port or an `address` of its own, or serve them from different nodes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ConfigChange, Permissions};
+    use crate::hcl::Limits;
+    use crate::model::{Document, DocumentId};
+
+    const BIND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+
+    fn clashes(text: &str, served: &[&str]) -> Vec<Diagnostic> {
+        let mut config = Config::new(Permissions::default(), Limits::default());
+        let document = Document {
+            id: DocumentId::File("edge.hcl".into()),
+            text: text.into(),
+            order: 0,
+            version: 0,
+        };
+        config.upsert(document, None, &mut ConfigChange::default());
+        let served: Vec<Arc<str>> = served.iter().map(|name| Arc::from(*name)).collect();
+        let gateways = served.iter().filter_map(|name| config.gateway(name));
+        gateways
+            .flat_map(|gateway| gateway.listeners.iter().map(move |listener| (gateway, listener)))
+            .filter_map(|(gateway, listener)| port_clash(&config, &served, BIND, gateway, listener))
+            .collect()
+    }
+
+    fn gateway(name: &str, port: u16, address: &str) -> String {
+        let address = if address.is_empty() {
+            String::new()
+        } else {
+            format!("address = {address:?}\n")
+        };
+        format!("gateway {name:?} {{\n  listener \"web\" {{\n port = {port}\n {address} }}\n}}\n")
+    }
+
+    #[test]
+    fn two_gateways_on_one_port_are_named_both() {
+        let text = gateway("blue", 8080, "") + &gateway("green", 8080, "");
+        let found = clashes(&text, &["green", "blue"]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].code, Code::PortClash);
+        assert!(
+            found[0].message.contains("\"blue\" and \"green\""),
+            "{}",
+            found[0]
+        );
+        assert_eq!(found[0].origin.as_ref().unwrap().line, 7);
+        assert!(
+            clashes(&text, &["blue"]).is_empty(),
+            "the other one is served elsewhere"
+        );
+    }
+
+    #[test]
+    fn other_ports_and_other_addresses_do_not_clash() {
+        let ports = gateway("blue", 8080, "") + &gateway("green", 8081, "");
+        assert!(clashes(&ports, &["blue", "green"]).is_empty());
+        let addresses = gateway("blue", 80, "10.0.0.1") + &gateway("green", 80, "10.0.0.2");
+        assert!(clashes(&addresses, &["blue", "green"]).is_empty());
+        let all = gateway("blue", 80, "0.0.0.0") + &gateway("green", 80, "10.0.0.2");
+        assert_eq!(clashes(&all, &["blue", "green"]).len(), 1);
+        // One without an address binds where the settings say.
+        let default = gateway("blue", 80, "") + &gateway("green", 80, "10.0.0.2");
+        assert!(clashes(&default, &["blue", "green"]).is_empty());
+        let default = gateway("blue", 80, "") + &gateway("green", 80, "10.0.0.1");
+        assert_eq!(clashes(&default, &["blue", "green"]).len(), 1);
+    }
+
+    #[test]
+    fn the_older_holds_and_who_is_withheld_holds_nothing() {
+        let younger = gateway("zoo", 80, "10.0.0.1") + &gateway("any", 80, "0.0.0.0");
+        let found = clashes(&younger, &["any", "zoo"]);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].message.contains("\"zoo\" and \"any\""), "{}", found[0]);
+        let third = younger + &gateway("third", 80, "10.0.0.2");
+        assert_eq!(clashes(&third, &["any", "zoo", "third"]).len(), 1);
+    }
+}

@@ -1,0 +1,77 @@
+//! One agent, two gateways, one port.
+
+use hyper::Method;
+use serde_json::Value;
+
+use crate::stack::{GATEWAY, Options, SOON, Stack};
+use crate::support::client::Request;
+use crate::support::wait_for;
+
+fn answers(gateway: &str) -> String {
+    format!(
+        "{}\nhttp_route \"{gateway}\" {{\n  gateways  = [\"{gateway}\"]\n  hostnames = [\"{gateway}.example.com\"]\n\n  rule \"all\" {{\n    direct_response {{\n      status = 200\n      body   = \"{gateway}\"\n    }}\n  }}\n}}\n",
+        GATEWAY.replace("\"edge\"", &format!("{gateway:?}"))
+    )
+}
+
+/// What is said of the clash.
+async fn clash(stack: &Stack) -> Vec<Value> {
+    let status = stack.agent.api(Method::GET, "/v1/status", "").await.unwrap();
+    let status: Value = status.ok().unwrap().json();
+    let all = status["diagnostics"].as_array().unwrap().iter();
+    all.filter(|said| said["code"] == "port-clash").cloned().collect()
+}
+
+async fn loser(stack: &Stack, expected: &str) {
+    wait_for("a clash", SOON, async || {
+        let said = clash(stack).await;
+        let [said] = &said[..] else {
+            anyhow::bail!("{said:?}")
+        };
+        anyhow::ensure!(said["object"]["name"] == expected, "{said}");
+        Ok(())
+    })
+    .await;
+}
+
+/// Every connection goes to the one that holds the port: with two Envoys on it the kernel would deal them out.
+async fn only(stack: &Stack, holder: &str, other: &str) {
+    let (ours, theirs) = (
+        Request::get(&format!("{holder}.example.com"), "/"),
+        Request::get(&format!("{other}.example.com"), "/"),
+    );
+    stack.until(&ours, holder, |reply| reply.text() == holder).await;
+    stack.until(&theirs, other, |reply| reply.status == 404).await;
+    for _ in 0..50 {
+        assert_eq!(stack.client().send(&ours).await.unwrap().text(), holder);
+        assert_eq!(stack.client().send(&theirs).await.unwrap().status, 404);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_older_of_two_gateways_holds_a_port_and_the_other_is_told() {
+    let mut stack = Stack::start(Options {
+        arguments: vec!["-gateway=edge", "-gateway=inner"],
+        ..Options::default()
+    })
+    .await;
+    stack.put("zz-edge", &answers("edge")).await;
+    stack
+        .until(&Request::get("edge.example.com", "/"), "edge alone", |reply| {
+            reply.text() == "edge"
+        })
+        .await;
+    stack.put("inner", &answers("inner")).await;
+    loser(&stack, "inner").await;
+    let line = stack.agent.wait_for_log("both want port").await;
+    println!("{}", line.trim());
+    only(&stack, "edge", "inner").await;
+
+    // The port goes to the other as soon as it is free, and is not given back.
+    stack.delete("zz-edge").await;
+    only(&stack, "inner", "edge").await;
+    assert!(clash(&stack).await.is_empty());
+    stack.put("zz-edge", &answers("edge")).await;
+    loser(&stack, "edge").await;
+    only(&stack, "inner", "edge").await;
+}
