@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::OrdSet;
@@ -64,7 +63,7 @@ pub struct CertificateUpdate {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interests {
     pub services: OrdSet<ServiceQuery>,
-    pub certificates: BTreeSet<CertificateQuery>,
+    pub certificates: OrdSet<CertificateQuery>,
     /// Some service is not registered: the names of those that are would help.
     pub service_names: bool,
 }

@@ -334,8 +334,7 @@ impl Pipeline {
     /// Watches are shared by all gateways; what nobody needs any more is dropped and forgotten. Only what the gateways
     /// say they began or ceased to need is looked at, however many watches there are.
     fn renew_interests(&mut self, all: &[Compiled]) {
-        let before = self.interests.borrow().clone();
-        let mut interests = Interests::clone(&before);
+        let mut interests = Interests::clone(&self.interests.borrow());
         let mut differ = false;
         for query in all.iter().flat_map(|compiled| &compiled.services_dropped) {
             let needed = |gateway: &Gateway| gateway.compiler.needs_service(query);
@@ -351,16 +350,16 @@ impl Pipeline {
         for query in all.iter().flat_map(|compiled| &compiled.services_added) {
             differ |= interests.services.insert(query.clone()).is_none();
         }
-        if all.iter().any(|compiled| compiled.certificates_changed) {
-            interests.certificates = self
-                .gateways
-                .iter()
-                .flat_map(|gateway| gateway.compiler.certificates().values().cloned())
-                .collect();
-            for query in before.certificates.difference(&interests.certificates) {
-                self.snapshot.forget_certificate(query);
+        for query in all.iter().flat_map(|compiled| &compiled.certificates_dropped) {
+            let needed = |gateway: &Gateway| gateway.compiler.needs_certificate(query);
+            if self.gateways.iter().any(needed) || interests.certificates.remove(query).is_none() {
+                continue;
             }
-            differ |= before.certificates != interests.certificates;
+            differ = true;
+            self.snapshot.forget_certificate(query);
+        }
+        for query in all.iter().flat_map(|compiled| &compiled.certificates_added) {
+            differ |= interests.certificates.insert(query.clone()).is_none();
         }
         let service_names = self
             .gateways

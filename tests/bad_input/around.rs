@@ -153,7 +153,7 @@ pub fn world_around() -> Vec<Case> {
             let queries = Compiler::compile("edge", world::settings(), snapshot)
                 .certificates()
                 .clone();
-            for query in queries.into_values() {
+            for query in queries.values().cloned() {
                 snapshot.apply(Observation::Certificate(CertificateUpdate {
                     query,
                     result: Err(Problem::new(ProblemKind::Unavailable, "Vault is sealed")),

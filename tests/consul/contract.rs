@@ -98,6 +98,41 @@ async fn waking_is_not_changing_and_a_hot_prefix_is_paced() {
     assert!(health.reading().wakeups_total >= 4);
 }
 
+/// Answers that each bring another text.
+async fn changing(count: u64) -> ContractServer {
+    let steps = (10..10 + count).map(|index| {
+        let index: &'static str = index.to_string().leak();
+        ok(index, &[("a", index, index.parse().unwrap())])
+    });
+    ContractServer::start(steps).await
+}
+
+#[tokio::test]
+async fn a_burst_of_news_is_taken_without_a_pause() {
+    let server = changing(40).await;
+    let (mut running, _) = watch(&server, quick());
+    let started = tokio::time::Instant::now();
+    let mut last = String::new();
+    while last != "49" {
+        last = texts(&running.documents().await)[0].to_owned();
+    }
+    // At the pace of answers without news it would be 9 s.
+    let took = started.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test]
+async fn news_without_end_is_paced() {
+    let server = changing(5000).await;
+    let (mut running, _) = watch(&server, quick());
+    let until = tokio::time::Instant::now() + Duration::from_millis(2500);
+    let mut taken = 0;
+    while tokio::time::timeout_at(until, running.documents()).await.is_ok() {
+        taken += 1;
+    }
+    assert!((5..=90).contains(&taken), "50 at once, then 10 a second: {taken}");
+}
+
 #[tokio::test]
 async fn a_cut_poll_is_benign_and_habitual_cuts_shorten_the_wait() {
     let timing = WatchTiming {

@@ -20,8 +20,17 @@ use super::world;
 enum Step {
     Put(BTreeMap<usize, String>, Vec<usize>),
     Service(&'static str, Answer),
-    Certificate(&'static str, bool),
+    Certificate(&'static str, Renewal),
     StopWaiting,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Renewal {
+    Same,
+    /// Of another key, for the same hosts.
+    NextSerial,
+    OtherHosts,
+    Failed,
 }
 
 #[derive(Clone, Debug)]
@@ -29,6 +38,13 @@ enum Answer {
     Instances(Vec<(u16, Health)>),
     Problem(&'static str),
 }
+
+const RENEWALS: [Renewal; 4] = [
+    Renewal::Same,
+    Renewal::NextSerial,
+    Renewal::OtherHosts,
+    Renewal::Failed,
+];
 
 fn step() -> impl Strategy<Value = Step> {
     let index = 0..DOCUMENTS.len();
@@ -44,7 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => put.prop_map(|(changed, removed)| Step::Put(changed, removed)),
         4 => (select(&SERVICES[..]), answer).prop_map(|(name, answer)| Step::Service(name, answer)),
-        2 => (select(&["a.test", "b.test"][..]), any::<bool>()).prop_map(|(name, good)| Step::Certificate(name, good)),
+        2 => (select(&["a.test", "b.test"][..]), select(&RENEWALS[..])).prop_map(|(name, renewal)| Step::Certificate(name, renewal)),
         1 => Just(Step::StopWaiting),
     ]
 }
@@ -79,12 +95,17 @@ fn observe(snapshot: &mut Snapshot, step: &Step) -> Changes {
                 Answer::Problem(why) => Err(Problem::new(ProblemKind::Unavailable, *why)),
             },
         })),
-        Step::Certificate(name, good) => {
+        Step::Certificate(name, renewal) => {
             let query = certificate(name);
-            let result = if *good {
-                Ok(std::sync::Arc::new(world::material(&query)))
-            } else {
-                Err(Problem::new(ProblemKind::Unavailable, "sealed"))
+            let mut material = world::material(&query);
+            match renewal {
+                Renewal::NextSerial => material.chain = format!("{}\n", material.chain).into(),
+                Renewal::OtherHosts => material.names.push("other.test".into()),
+                Renewal::Same | Renewal::Failed => {}
+            }
+            let result = match renewal {
+                Renewal::Failed => Err(Problem::new(ProblemKind::Unavailable, "sealed")),
+                _ => Ok(std::sync::Arc::new(material)),
             };
             snapshot.apply(Observation::Certificate(CertificateUpdate { query, result }))
         }

@@ -1,10 +1,10 @@
 //! A client and a watcher on a server, and what they said.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::OrdSet;
 use portreeve::model::{CertificateMaterial, CertificateQuery, KvVersion, Observation, Problem, Redacted};
 use portreeve::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
@@ -68,7 +68,7 @@ impl Rig {
     }
 
     pub fn watch(&mut self, queries: &[&CertificateQuery]) {
-        let queries: BTreeSet<CertificateQuery> = queries.iter().map(|query| (*query).clone()).collect();
+        let queries: OrdSet<CertificateQuery> = queries.iter().map(|query| (*query).clone()).collect();
         self.watcher.set_interests(&queries);
     }
 

@@ -39,8 +39,11 @@ pub struct WatchTiming {
     pub benign_cut: Duration,
     /// Two cuts in a row at about one age above this lower the wait.
     pub habitual_cut: Duration,
-    /// Polls at once, then one per period: a prefix that is always hot costs this much.
+    /// Answers without news at once, then one per period: what a watch costs that wakes for nothing.
     pub pace: (u32, Duration),
+    /// The same for answers that bring news. A deployment of tens of instances is not slowed; what changes for ever is
+    /// read in steps, each with the newest state.
+    pub news_pace: (u32, Duration),
 }
 
 impl Default for WatchTiming {
@@ -56,6 +59,7 @@ impl Default for WatchTiming {
             // Late Consul 1.2x builds cut at 30 s, nginx at 60 s; nothing known cuts below this.
             habitual_cut: Duration::from_secs(10),
             pace: (4, Duration::from_millis(250)),
+            news_pace: (50, Duration::from_millis(100)),
         }
     }
 }
@@ -296,7 +300,10 @@ pub(in crate::sources) struct Context {
 
 #[derive(Debug)]
 pub(in crate::sources) enum Verdict {
-    Taken,
+    Taken {
+        /// It differs from the last one.
+        news: bool,
+    },
     Doubted(Problem),
     Closed,
 }
@@ -304,6 +311,27 @@ pub(in crate::sources) enum Verdict {
 /// Nobody listens any more.
 #[derive(Debug)]
 pub(in crate::sources) struct Closed;
+
+/// Keeps a watch from spinning, whatever the server does. The rest before a poll loses nothing: a poll answers at once
+/// with the newest state when something happened meanwhile.
+struct Pace {
+    idle: TokenBucket,
+    news: TokenBucket,
+}
+
+impl Pace {
+    fn new(timing: &WatchTiming) -> Self {
+        Self {
+            idle: TokenBucket::new(timing.pace.0, timing.pace.1),
+            news: TokenBucket::new(timing.news_pace.0, timing.news_pace.1),
+        }
+    }
+
+    /// How long to rest after a poll.
+    fn after(&mut self, news: bool) -> Duration {
+        if news { self.news.take() } else { self.idle.take() }
+    }
+}
 
 /// Watches until cancelled or until nobody listens.
 pub(in crate::sources) async fn watch<W: Watched>(
@@ -327,12 +355,11 @@ async fn drive<W: Watched>(
     health: &SourceHealth,
 ) -> Closed {
     let mut state = WatchState::new(timing.clone());
-    let mut pace = TokenBucket::new(timing.pace.0, timing.pace.1);
+    let mut pace = Pace::new(&timing);
     let mut token = client.token().changes();
     let mut first = true;
     let mut seated = true;
     loop {
-        tokio::time::sleep(pace.take()).await;
         let pass = watched.admit(first).await;
         // A watch that just got a place looks once more at once, to say so; then it waits.
         let blocking = if pass.may_block && seated {
@@ -351,7 +378,10 @@ async fn drive<W: Watched>(
         let answer = tokio::select! {
             answer = client.call_on(pass.lane, call) => answer,
             // A poll that was asked with a token in trouble is not worth waiting for.
-            true = changed(&mut token), if state.is_troubled() => continue,
+            true = changed(&mut token), if state.is_troubled() => {
+                tokio::time::sleep(pace.after(false)).await;
+                continue;
+            }
         };
         // Over HTTP/2 there is a place for everyone: the next turn takes one.
         let rest = if client.is_multiplexed() {
@@ -360,6 +390,7 @@ async fn drive<W: Watched>(
             pass.rest
         };
         drop(pass);
+        let mut news = false;
         let outcome = match answer {
             Ok(answer) => {
                 let index = answer.index;
@@ -369,7 +400,10 @@ async fn drive<W: Watched>(
                 };
                 first = false;
                 match watched.take(answer, context).await {
-                    Ok(Verdict::Taken) => Ok((Polled::Taken { index }, None)),
+                    Ok(Verdict::Taken { news: differs }) => {
+                        news = differs;
+                        Ok((Polled::Taken { index }, None))
+                    }
                     Ok(Verdict::Doubted(problem)) => Ok((Polled::Doubted { index }, Some(problem))),
                     Ok(Verdict::Closed) => return Closed,
                     Err(error) => Err(error),
@@ -394,7 +428,8 @@ async fn drive<W: Watched>(
         {
             return Closed;
         }
-        rest_or_new_token(next.after.max(rest), client, &mut token, state.is_troubled()).await;
+        let rest = rest.max(next.after).max(pace.after(news));
+        rest_or_new_token(rest, client, &mut token, state.is_troubled()).await;
     }
 }
 

@@ -1,10 +1,12 @@
 //! One task per certificate that the configuration needs; started and stopped as the needs change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +42,7 @@ impl Default for CertificateSettings {
 /// Watches the certificates of the interests. Its owner calls `next_stopped` too: a watch that stopped is a bug.
 pub struct CertificateWatcher {
     context: Arc<Context>,
+    interests: OrdSet<CertificateQuery>,
     watches: BTreeMap<CertificateQuery, Watch>,
     tasks: JoinSet<()>,
     names: HashMap<Id, CertificateQuery>,
@@ -86,6 +89,7 @@ impl CertificateWatcher {
                 clock,
                 updates,
             }),
+            interests: OrdSet::new(),
             watches: BTreeMap::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
@@ -94,17 +98,16 @@ impl CertificateWatcher {
     }
 
     /// Starts what is new and stops what is no longer wanted. Must be called within a tokio runtime.
-    pub fn set_interests(&mut self, interests: &BTreeSet<CertificateQuery>) {
-        self.watches.retain(|query, watch| {
-            let wanted = interests.contains(query);
-            if !wanted {
-                watch.cancel.cancel();
-            }
-            wanted
-        });
-        for query in interests {
-            if !self.watches.contains_key(query) {
-                self.start(query.clone());
+    pub fn set_interests(&mut self, interests: &OrdSet<CertificateQuery>) {
+        let before = std::mem::replace(&mut self.interests, interests.clone());
+        for item in before.diff(interests) {
+            match item {
+                DiffItem::Add(query) => self.start(query.clone()),
+                DiffItem::Remove(query) => {
+                    if let Some(watch) = self.watches.remove(query) {
+                        watch.cancel.cancel();
+                    }
+                }
             }
         }
     }

@@ -201,13 +201,14 @@ impl Watched for Documents {
             .is_none()
             .then(|| self.rejection(&listing.rejected))
             .flatten();
+        let news = !(listing.changed.is_empty() && removed.is_empty());
         // What can be seen is true even while something else is hidden.
         match self
             .publish(listing.changed, removed, doubt.clone().or(rejected))
             .await
         {
             Err(Closed) => Ok(Verdict::Closed),
-            Ok(()) => Ok(doubt.map_or(Verdict::Taken, Verdict::Doubted)),
+            Ok(()) => Ok(doubt.map_or(Verdict::Taken { news }, Verdict::Doubted)),
         }
     }
 

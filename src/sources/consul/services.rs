@@ -239,10 +239,10 @@ impl Watched for Watch {
         self.filtered = answer.filtered_by_acls;
         self.index = answer.index.unwrap_or(0);
         let problem = self.remark(instances.cut, instances.unusable);
-        if self.publish(instances.list, problem).await.is_err() {
-            return Ok(Verdict::Closed);
-        }
-        Ok(Verdict::Taken)
+        Ok(match self.publish(instances.list, problem).await {
+            Ok(news) => Verdict::Taken { news },
+            Err(Closed) => Verdict::Closed,
+        })
     }
 
     async fn tell(&mut self, problem: Problem) -> Result<(), Closed> {
@@ -432,10 +432,11 @@ impl Watch {
     }
 
     /// Sends what the receiver does not know: the instances if they differ or end a problem, then the problem, if any.
-    async fn publish(&mut self, instances: Vec<Instance>, problem: Option<Problem>) -> Result<(), Closed> {
+    /// Whether the instances differ.
+    async fn publish(&mut self, instances: Vec<Instance>, problem: Option<Problem>) -> Result<bool, Closed> {
         let same = self.believed.as_deref() == Some(&instances[..]);
         if same && self.told == problem {
-            return Ok(());
+            return Ok(false);
         }
         let shared: Arc<[Instance]> = match &self.believed {
             Some(known) if same => known.clone(),
@@ -444,10 +445,10 @@ impl Watch {
         self.believed = Some(shared.clone());
         self.told = problem.clone();
         self.send(Ok(shared)).await?;
-        match problem {
-            Some(problem) => self.send(Err(problem)).await,
-            None => Ok(()),
+        if let Some(problem) = problem {
+            self.send(Err(problem)).await?;
         }
+        Ok(!same)
     }
 
     async fn send(&self, result: Result<Arc<[Instance]>, Problem>) -> Result<(), Closed> {

@@ -7,7 +7,7 @@ use super::{Compiled, Compiler, HostKey, HostUnit, Work};
 use crate::config::BackendTarget;
 use crate::envoy::{Resource, ResourceKind};
 use crate::ir::Routing;
-use crate::model::{DocumentId, ServiceQuery};
+use crate::model::{CertificateQuery, DocumentId, ServiceQuery};
 
 impl Compiler {
     pub(super) fn put(&mut self, resource: Resource, compiled: &mut Compiled) {
@@ -173,6 +173,44 @@ impl Compiler {
             }
             self.targets_of_service.insert((query.clone(), target.clone()));
             self.query_of_target.insert(target.clone(), query);
+        }
+    }
+
+    /// The certificates that a query brings.
+    pub(super) fn certificates_of<'a>(
+        &'a self,
+        query: &'a CertificateQuery,
+    ) -> impl Iterator<Item = &'a Arc<str>> + 'a {
+        self.certificates_of_query
+            .range((query.clone(), Arc::from(""))..)
+            .take_while(move |(known, _)| known == query)
+            .map(|(_, name)| name)
+    }
+
+    /// Notes what to fetch for a certificate now.
+    pub(super) fn fetched_by(
+        &mut self,
+        name: &Arc<str>,
+        query: Option<CertificateQuery>,
+        compiled: &mut Compiled,
+    ) {
+        let old = self.certificates.get(name).cloned();
+        if old == query {
+            return;
+        }
+        if let Some(old) = old {
+            self.certificates.remove(name);
+            self.certificates_of_query.remove(&(old.clone(), name.clone()));
+            if !self.needs_certificate(&old) {
+                compiled.certificates_dropped.insert(old);
+            }
+        }
+        if let Some(query) = query {
+            if !self.needs_certificate(&query) {
+                compiled.certificates_added.insert(query.clone());
+            }
+            self.certificates_of_query.insert((query.clone(), name.clone()));
+            self.certificates.insert(name.clone(), query);
         }
     }
 }

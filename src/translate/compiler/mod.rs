@@ -18,7 +18,7 @@ use crate::config::BackendTarget;
 use crate::diagnostics::Diagnostic;
 use crate::envoy::{ResourceKind, ResourceSet};
 use crate::ir::VirtualHost;
-use crate::model::{CertificateQuery, DocumentId, ServiceQuery};
+use crate::model::{CertificateQuery, DocumentId, Problem, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::runtime::runtime_resource;
 
@@ -64,7 +64,10 @@ pub struct Compiler {
     waiting: OrdSet<(ServiceQuery, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
     held: OrdSet<HostKey>,
-    certificates: BTreeMap<Arc<str>, CertificateQuery>,
+    certificates: OrdMap<Arc<str>, CertificateQuery>,
+    certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
+    /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
+    shown: OrdMap<Arc<str>, Shown>,
     /// Destinations whose service nobody registered.
     unregistered: OrdSet<BackendTarget>,
     /// How many resources each document has a part in.
@@ -82,6 +85,14 @@ struct HostUnit {
     pending: BTreeSet<ServiceQuery>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    document: DocumentId,
+    /// None: it has not arrived.
+    names: Option<Vec<Arc<str>>>,
+    problem: Option<Problem>,
+}
+
 /// What one step did.
 #[derive(Clone, Debug, Default)]
 pub struct Compiled {
@@ -92,8 +103,9 @@ pub struct Compiled {
     /// Watches that are needed now and were not, and the other way round.
     pub services_added: BTreeSet<ServiceQuery>,
     pub services_dropped: BTreeSet<ServiceQuery>,
-    /// Other certificates are needed than before.
-    pub certificates_changed: bool,
+    /// The same for certificates.
+    pub certificates_added: BTreeSet<CertificateQuery>,
+    pub certificates_dropped: BTreeSet<CertificateQuery>,
     /// Units remade: what the benchmarks and tests count.
     pub units: usize,
 }
@@ -123,7 +135,9 @@ impl Compiler {
             query_of_target: OrdMap::new(),
             waiting: OrdSet::new(),
             held: OrdSet::new(),
-            certificates: BTreeMap::new(),
+            certificates: OrdMap::new(),
+            certificates_of_query: OrdSet::new(),
+            shown: OrdMap::new(),
             unregistered: OrdSet::new(),
             parts: OrdMap::new(),
             diagnostics: OrdMap::new(),
@@ -144,13 +158,18 @@ impl Compiler {
         self.diagnostics.iter()
     }
 
-    pub fn certificates(&self) -> &BTreeMap<Arc<str>, CertificateQuery> {
+    pub fn certificates(&self) -> &OrdMap<Arc<str>, CertificateQuery> {
         &self.certificates
     }
 
     /// Some resource was made from this document.
     pub fn has_part(&self, document: &DocumentId) -> bool {
         self.parts.contains_key(document)
+    }
+
+    /// Whether any listener of this gateway serves what this query brings.
+    pub fn needs_certificate(&self, query: &CertificateQuery) -> bool {
+        self.certificates_of(query).next().is_some()
     }
 
     /// Whether any destination of this gateway is fed by this watch.
@@ -208,12 +227,8 @@ impl Compiler {
         for query in &changes.services {
             self.service_changed(query, &mut work);
         }
-        if !changes.certificates.is_empty() {
-            let of_changed = self
-                .certificates
-                .iter()
-                .filter(|(_, query)| changes.certificates.contains(query));
-            work.secrets.extend(of_changed.map(|(name, _)| name.clone()));
+        for query in &changes.certificates {
+            work.secrets.extend(self.certificates_of(query).cloned());
         }
         self.run(snapshot, work)
     }
@@ -275,15 +290,15 @@ impl Compiler {
         if !work.listeners.is_empty() || self.set.of_kind(ResourceKind::Runtime).is_empty() {
             self.put(runtime_resource(gateway.as_deref()), &mut compiled);
         }
-        let both: Vec<_> = compiled
-            .services_added
-            .intersection(&compiled.services_dropped)
-            .cloned()
-            .collect();
-        for query in both {
-            compiled.services_added.remove(&query);
-            compiled.services_dropped.remove(&query);
-        }
+        let Compiled {
+            services_added,
+            services_dropped,
+            certificates_added,
+            certificates_dropped,
+            ..
+        } = &mut compiled;
+        cancel_out(services_added, services_dropped);
+        cancel_out(certificates_added, certificates_dropped);
         compiled
     }
 
@@ -293,5 +308,14 @@ impl Compiler {
         } else {
             self.diagnostics.insert(unit, diagnostics.into());
         }
+    }
+}
+
+/// What was dropped by one unit and added by another in one step did not change.
+fn cancel_out<T: Ord + Clone>(added: &mut BTreeSet<T>, dropped: &mut BTreeSet<T>) {
+    let both: Vec<T> = added.intersection(dropped).cloned().collect();
+    for one in both {
+        added.remove(&one);
+        dropped.remove(&one);
     }
 }

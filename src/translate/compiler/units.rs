@@ -1,20 +1,19 @@
 //! Each unit made anew, and put into the set.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Compiled, Compiler, HostKey, HostUnit, UnitKey, Work};
-use crate::config::{BackendTarget, Gateway, Listener};
+use super::{Compiled, Compiler, HostKey, HostUnit, Shown, UnitKey, Work};
+use crate::config::{BackendTarget, Gateway, Listener, ObjectKey, ObjectKind};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
 use crate::ir::{Routing, VirtualHost};
-use crate::model::CertificateQuery;
 use crate::resolve::{
-    attached_features, certificates_of, cluster_name, endpoints, resolve_cluster, resolve_listener,
-    resolve_secret, resolve_virtual_host, secret_name, service_query,
+    attached_features, cluster_name, endpoints, resolve_cluster, resolve_listener, resolve_secret,
+    resolve_virtual_host, secret_name, service_query,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
@@ -181,6 +180,7 @@ impl Compiler {
         }
     }
 
+    /// Certificates, and the listeners that show something else of them than before.
     pub(super) fn secrets(
         &mut self,
         snapshot: &Snapshot,
@@ -188,48 +188,45 @@ impl Compiler {
         work: &mut Work,
         compiled: &mut Compiled,
     ) {
-        if work.secrets.is_empty() && work.listeners.is_empty() {
-            return;
-        }
-        let wanted: BTreeMap<Arc<str>, CertificateQuery> = gateway
-            .map(|gateway| certificates_of(snapshot, gateway).into_iter().collect())
-            .unwrap_or_default();
-        let names: BTreeSet<Arc<str>> = work
-            .secrets
-            .iter()
-            .chain(self.certificates.keys())
-            .chain(wanted.keys())
-            .cloned()
-            .collect();
-        for name in names {
-            let touched = work.secrets.contains(&name)
-                || wanted.contains_key(&name) != self.certificates.contains_key(&name);
-            if !touched {
-                continue;
-            }
+        let mut looks_different = BTreeSet::new();
+        for name in &work.secrets {
             compiled.units += 1;
-            let secret = wanted
-                .contains_key(&name)
-                .then(|| resolve_secret(snapshot, &name))
-                .flatten();
+            let declared = snapshot
+                .config
+                .certificate(name)
+                .filter(|_| gateway.is_some_and(|gateway| serves(snapshot, gateway, name)));
+            self.fetched_by(name, declared.map(|declared| declared.query.clone()), compiled);
+            let secret = declared.and_then(|_| resolve_secret(snapshot, name));
             match secret {
                 Some(secret) => self.put(secret_resource(&secret), compiled),
-                None => self.withdraw(ResourceKind::Secret, &secret_name(&name), compiled),
+                None => self.withdraw(ResourceKind::Secret, &secret_name(name), compiled),
             }
-            // The listener's chains name the hosts that the certificate covers: it is remade, and comes out the same
-            // unless those changed.
-            for listener in gateway.into_iter().flat_map(|gateway| &gateway.listeners) {
-                if listener
-                    .tls
-                    .iter()
-                    .any(|tls| tls.certificates.iter().any(|(used, _)| *used == name))
-                {
-                    work.listeners.insert(listener.name.clone());
+            let shown = declared.map(|declared| {
+                let known = snapshot.certificate(&declared.query);
+                let material = known.and_then(|known| known.value.as_ref());
+                Shown {
+                    document: declared.origin.document.clone(),
+                    names: material.map(|material| material.names.clone()),
+                    problem: known.and_then(|known| known.problem.clone()),
                 }
+            });
+            if self.shown.get(name) != shown.as_ref() {
+                looks_different.insert(name.clone());
+                match shown {
+                    Some(shown) => self.shown.insert(name.clone(), shown),
+                    None => self.shown.remove(name),
+                };
             }
         }
-        compiled.certificates_changed |= self.certificates != wanted;
-        self.certificates = wanted;
+        if looks_different.is_empty() {
+            return;
+        }
+        for listener in gateway.into_iter().flat_map(|gateway| &gateway.listeners) {
+            let mut served = listener.tls.iter().flat_map(|tls| &tls.certificates);
+            if served.any(|(name, _)| looks_different.contains(name)) {
+                work.listeners.insert(listener.name.clone());
+            }
+        }
     }
 
     pub(super) fn listener(
@@ -308,4 +305,13 @@ impl Compiler {
             .map(|(key, unit)| (key.clone(), unit.clone()))
             .collect()
     }
+}
+
+/// Whether some listener of the gateway names the certificate.
+fn serves(snapshot: &Snapshot, gateway: &Gateway, certificate: &str) -> bool {
+    let key = ObjectKey::new(ObjectKind::Certificate, certificate);
+    snapshot
+        .config
+        .users_of(&key)
+        .any(|user| user.kind == ObjectKind::Gateway && user.name == gateway.name)
 }
