@@ -19,7 +19,7 @@ build: ## Build the portreeve program (debug)
 demo: setup build ## Run a gateway on this machine and send requests through it
 	@tests/demo.sh
 
-test: setup envoys lint deny unit ## Everything that CI checks
+test: setup envoys lint deny unit bench-instructions ## Everything that CI checks
 
 lint: ## Check formatting and lints
 	cargo fmt --check
@@ -44,7 +44,7 @@ bench: setup ## Run every benchmark, three rounds
 bench-quick: setup ## Run every benchmark once, with small sizes
 	cargo bench --locked --bench suite -- --quick
 
-bench-instructions: ## Count the instructions of one change among 1,000 and 10,000 objects (needs valgrind)
+bench-instructions: ## Check that one change costs the same among 1,000 and 10,000 objects (needs valgrind, else says so)
 	@tests/bench/instructions.sh
 
 fuzz-smoke: ## Feed every parser many more random inputs than `make test` does

@@ -32,32 +32,38 @@ pub fn run(plan: &Plan, report: &mut Report) {
     }
 }
 
-/// Fewer services than a plain-HTTP Consul grants long polls.
-const SERVICES: usize = 100;
-
-/// The agent takes four answers of one watch at once and then one each 250 ms: a faster loop would measure that.
-const REST: Duration = Duration::from_secs(1);
+const INSTANCES: usize = 10;
 
 async fn changes(plan: &Plan, report: &mut Report) {
     let live = Live::start().await;
     let (old, new) = (Backend::start("old").await, Backend::start("new").await);
+    let mut fleet = Vec::new();
+    for _ in 0..INSTANCES {
+        fleet.push(Backend::start("fleet").await);
+    }
+    let services = if plan.quick { 100 } else { 1_000 };
     live.consul.register(&service("bench", "old", old.port)).await;
     live.put("bench", &route("bench", HOST, 1, "bench", 0)).await;
     live.consul.register(&service("floor", "floor-0", 9)).await;
-    fill(&live, SERVICES, 10).await;
+    fill(&live, services, INSTANCES).await;
     live.until_status(HOST, 200).await;
     live.until_quiet().await;
     let samples = if plan.quick { 20 } else { 60 };
-    report.add("endpoint_services", "services", SERVICES as f64);
+    report.add("endpoint_services", "services", services as f64);
     for _ in 0..plan.rounds {
         let (mut added, mut removed, mut wakes, mut wakes_gone) = (vec![], vec![], vec![], vec![]);
+        let mut deployed = Vec::new();
         let watcher = Watcher::of_service(&live.consul, "floor");
-        for _ in 0..samples {
+        for sample in 0..samples {
             let definition = service("bench", "new", new.port);
             added.push(add(&live, &definition).await);
-            tokio::time::sleep(REST).await;
+            live.rest(2 * sample).await;
             removed.push(remove(&live, report).await);
-            tokio::time::sleep(REST).await;
+            live.rest(2 * sample + 1).await;
+            // Every instance of a service is replaced, one after the other.
+            if sample % 10 == 0 {
+                deployed.push(deploy(&live, &fleet, &definition).await);
+            }
             let definition = service("floor", "floor-1", 9);
             wakes.push(watcher.wake(live.consul.register(&definition)).await);
             wakes_gone.push(watcher.wake(live.consul.deregister("floor-1")).await);
@@ -71,6 +77,7 @@ async fn changes(plan: &Plan, report: &mut Report) {
         report.add_over("endpoint_add_p50_ms", "ms", quantile(&added, 0.5), floor);
         report.add_over("endpoint_add_p99_ms", "ms", quantile(&added, 0.99), floor);
         report.add("endpoint_add_over_floor", "ratio", quantile(&added, 0.5) / floor);
+        report.add_over("deploy_of_10_last_ms", "ms", quantile(&deployed, 0.5), floor);
         report.add_over(
             "endpoint_remove_p50_ms",
             "ms",
@@ -106,6 +113,34 @@ async fn add(live: &Live, definition: &serde_json::Value) -> Duration {
         }
     }
     panic!("the new instance is not served");
+}
+
+/// Ten instances come one right after the other, and then the new one: how late is that one?
+async fn deploy(live: &Live, fleet: &[Backend], last: &serde_json::Value) -> Duration {
+    for (at, backend) in fleet.iter().enumerate() {
+        let definition = service("bench", &format!("fleet-{at}"), backend.port);
+        live.consul.register(&definition).await;
+    }
+    let served = add(live, last).await;
+    for at in 0..fleet.len() {
+        live.consul.deregister(&format!("fleet-{at}")).await;
+    }
+    live.consul.deregister("new").await;
+    // Until the old one alone answers.
+    let mut run = 0;
+    while run < 3 * INSTANCES {
+        let reply = live
+            .client
+            .send(&Request::get(HOST, "/"))
+            .await
+            .expect("an answer");
+        run = if reply.header("x-backend") == Some("old") {
+            run + 1
+        } else {
+            0
+        };
+    }
+    served
 }
 
 /// Two instances take turns: two answers of the old one in a row, and then more of them, show the end of the new one.

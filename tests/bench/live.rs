@@ -1,21 +1,26 @@
 //! The real programs: Consul with a data directory, the agent of this build, its supervised Envoy.
+//!
+//! The agent reaches Consul over TLS, where its long polls share connections: plain HTTP has room for some 150 of them.
 
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::support::agent::Agent;
 use crate::support::client::{Client, Request};
 use crate::support::consul::Consul;
+use crate::support::pki::Ca;
 use crate::support::ports::free_port;
-use crate::support::{program, wait_for};
+use crate::support::{program, scratch_directory, wait_for};
 use crate::synthetic;
 
 pub struct Live {
     pub agent: Agent,
     pub consul: Consul,
     pub client: Client,
+    _certificates: TempDir,
 }
 
 /// Operations of one transaction: Consul's own limit.
@@ -26,8 +31,23 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 impl Live {
     /// With a gateway that has no route.
     pub async fn start() -> Live {
-        let limits = json!({ "limits": { "http_max_conns_per_client": 5000 }, "log_level": "warn" });
-        let consul = Consul::start_with(false, limits).await;
+        let certificates = scratch_directory("consul-tls");
+        let ca = Ca::new("bench");
+        let pair = ca.issue(&["server.dc1.consul", "127.0.0.1"]);
+        let file = |name: &str, text: &str| {
+            let path = certificates.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path
+        };
+        let (ca_file, https) = (file("ca.pem", &ca.certificate), free_port());
+        let settings = json!({
+            "ports": { "https": https },
+            "ca_file": ca_file,
+            "cert_file": file("consul.pem", &pair.certificate),
+            "key_file": file("consul.key", &pair.key),
+            "log_level": "warn",
+        });
+        let consul = Consul::start_with(false, settings).await;
         consul
             .catalog_register(&json!({ "Node": NODE, "Address": "127.0.0.1" }))
             .await;
@@ -40,7 +60,8 @@ bind_addr = "127.0.0.1"
 data_dir  = "{data}"
 
 consul {{
-  address = "{consul}"
+  address = "https://127.0.0.1:{https}"
+  ca_file = "{ca_file}"
 }}
 
 kv_documents {{
@@ -60,7 +81,7 @@ api {{
 }}
 "#,
             data = launch.directory().join("data").display(),
-            consul = consul.address(),
+            ca_file = ca_file.display(),
             envoy = program("envoy").display(),
             api = launch.api().display(),
         );
@@ -71,6 +92,7 @@ api {{
             agent,
             consul,
             client: Client::http(http).keep_alive(),
+            _certificates: certificates,
         };
         live.put("gateway", &synthetic::gateway(http)).await;
         live.until_status("nobody.example.com", 404).await;
@@ -128,6 +150,11 @@ api {{
 
     pub fn resident_mib(&self) -> f64 {
         crate::clock::resident_mib(self.agent.process.pid())
+    }
+
+    /// Between two changes: no two alike, so that no timer falls into step with them.
+    pub async fn rest(&self, sample: usize) {
+        tokio::time::sleep(Duration::from_millis(50 + (sample * 7919 % 200) as u64)).await;
     }
 
     /// Until the agent uses next to no CPU.

@@ -57,8 +57,8 @@ fn main() -> ExitCode {
             servers::raw(socket, bytes.parse().unwrap());
             return ExitCode::SUCCESS;
         }
-        ["--one-change", kind, objects, times] => {
-            one_change::run(kind, objects.parse().unwrap(), times.parse().unwrap());
+        ["--one-change", objects, times] => {
+            one_change::run(objects.parse().unwrap(), times.parse().unwrap());
             return ExitCode::SUCCESS;
         }
         ["--merge", name, value] => {

@@ -1,11 +1,11 @@
 //! One change among many, through the whole pipeline on one thread: what callgrind counts and `translate` times.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::ops::Range;
 
 use portreeve::config::Permissions;
 use portreeve::hcl::Limits;
-use portreeve::model::Observation;
+use portreeve::model::{CertificateQuery, Observation};
 use portreeve::pipeline::{Command, GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored};
 use portreeve::snapshot::Snapshot;
 use portreeve::translate::Compiler;
@@ -14,10 +14,33 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::synthetic::{SOURCE, Size, answer, document, documents, route, service_name, settings};
+use crate::synthetic::{
+    SOURCE, Size, answer, certificate, certificate_documents, document, documents, route, service_name,
+    settings,
+};
 
-/// An edited route, an endpoint that moved, and a new route to a new service.
-pub const KINDS: [&str; 3] = ["route", "endpoint", "new"];
+/// What changes, as the rows name it: an edited route, an endpoint that moved, a new route to a new service, and a
+/// rotated certificate.
+pub const KINDS: [Kind; 4] = [Kind::Route, Kind::Endpoint, Kind::New, Kind::Certificate];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Route,
+    Endpoint,
+    New,
+    Certificate,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Route => "route",
+            Kind::Endpoint => "endpoint",
+            Kind::New => "new",
+            Kind::Certificate => "certificate",
+        }
+    }
+}
 
 pub fn pipeline_settings() -> PipelineSettings {
     PipelineSettings {
@@ -32,20 +55,55 @@ pub fn pipeline_settings() -> PipelineSettings {
     }
 }
 
-/// A pipeline that holds so many hosts and services.
+/// A pipeline that holds so many hosts and services, or so many certificates of one listener.
 pub struct World {
-    kind: &'static str,
     size: Size,
     runtime: Runtime,
     observations: mpsc::Sender<Observation>,
     commands: mpsc::Sender<Command>,
     _events: mpsc::Sender<Event>,
     outputs: Outputs,
+    certificates: Vec<CertificateQuery>,
     edition: usize,
 }
 
 impl World {
-    pub fn new(kind: &'static str, objects: usize) -> World {
+    pub fn of_services(objects: usize) -> World {
+        let size = Size::of_services(objects, 2);
+        let mut world = World::empty(size);
+        world.apply(documents(size.documents()));
+        for answer in size.answers() {
+            world.send(answer);
+        }
+        world.flush();
+        world.holds(3 * objects);
+        world
+    }
+
+    pub fn of_certificates(objects: usize) -> World {
+        let mut world = World::empty(Size::of_services(1, 2));
+        world.apply(documents(certificate_documents(objects)));
+        world.certificates = world
+            .outputs
+            .interests
+            .borrow()
+            .certificates
+            .iter()
+            .cloned()
+            .collect();
+        let size = world.size;
+        for answer in size.answers() {
+            world.send(answer);
+        }
+        for number in 0..world.certificates.len() {
+            world.send(certificate(&world.certificates[number], 0));
+        }
+        world.flush();
+        world.holds(objects);
+        world
+    }
+
+    fn empty(size: Size) -> World {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -53,7 +111,7 @@ impl World {
         let (observations, receiver) = mpsc::channel(4096);
         let (events, event_receiver) = mpsc::channel(16);
         let (commands, command_receiver) = mpsc::channel(16);
-        let _inside = runtime.enter();
+        let inside = runtime.enter();
         let (pipeline, outputs) =
             Pipeline::new(pipeline_settings(), Restored::default(), None, Streams::default());
         runtime.spawn(pipeline.run(
@@ -62,29 +120,27 @@ impl World {
             command_receiver,
             CancellationToken::new(),
         ));
-        drop(_inside);
-        let size = Size::of_services(objects, 2);
-        let mut world = World {
-            kind,
+        drop(inside);
+        World {
             size,
             runtime,
             observations,
             commands,
             _events: events,
             outputs,
+            certificates: Vec::new(),
             edition: 0,
-        };
-        world.apply(documents(size.documents()));
-        for answer in size.answers() {
-            world.send(answer);
         }
-        world.flush();
-        let set = world.outputs.resources["edge"]
-            .borrow()
-            .clone()
-            .expect("a publication");
-        assert!(set.len() > 3 * objects, "only {} resources", set.len());
-        world
+    }
+
+    fn holds(&self, least: usize) {
+        let published = self.outputs.resources["edge"].borrow().clone();
+        let set = published.expect("a publication");
+        assert!(set.len() > least, "only {} resources", set.len());
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        self.outputs.view.borrow().snapshot.clone()
     }
 
     fn send(&mut self, observation: Observation) {
@@ -110,54 +166,76 @@ impl World {
         self.flush();
     }
 
-    fn change(&mut self) {
+    fn change(&mut self, kind: Kind) {
         self.edition += 1;
         let (edition, size) = (self.edition, self.size);
         let at = edition * 7919 % size.hosts;
-        match self.kind {
-            "route" => self.apply(documents(vec![size.route(at, edition)])),
-            "endpoint" => self.apply(answer(&service_name(at), size.instances, edition)),
-            _ => {
+        match kind {
+            Kind::Route => self.apply(documents(vec![size.route(at, edition)])),
+            Kind::Endpoint => self.apply(answer(&service_name(at), size.instances, edition)),
+            Kind::New => {
                 let service = format!("new{edition}");
                 let text = route(&service, &format!("{service}.example.com"), 1, &service, 0);
                 self.apply(documents(vec![document(&service, &text)]));
                 self.apply(answer(&service, size.instances, 0));
             }
+            Kind::Certificate => {
+                let at = edition * 7919 % self.certificates.len();
+                self.apply(certificate(&self.certificates[at], edition));
+            }
         }
     }
 }
 
-/// Callgrind collects in this function only.
+/// Callgrind collects in this function only, and in the next one.
 #[inline(never)]
-pub fn measured(world: &mut World, times: usize) {
+pub fn measured_change(world: &mut World, kind: Kind, times: usize) {
     for _ in 0..times {
-        world.change();
+        world.change(kind);
     }
 }
 
-/// Callgrind collects in this function only: translate alone.
+/// Translate alone.
 #[inline(never)]
-fn measured_translate(compiler: &mut Compiler, snapshot: &mut Snapshot, size: Size, times: usize) {
-    for edition in 1..=times {
-        let at = edition * 7919 % size.hosts;
-        let changes = snapshot.apply(documents(vec![size.route(at, edition)]));
-        compiler.update(snapshot, &changes);
+fn measured_translate(compiler: &mut Compiler, snapshot: &mut Snapshot, size: Size, editions: Range<usize>) {
+    for edition in editions {
+        translate(compiler, snapshot, size, edition);
     }
 }
 
-pub fn run(kind: &str, objects: usize, times: usize) {
-    if kind == "translate" {
-        let size = Size::of_services(objects, 2);
-        let mut snapshot = size.snapshot();
-        let mut compiler = Compiler::compile("edge", settings(), &snapshot);
-        let published: Arc<_> = Arc::new(compiler.resources().clone());
-        measured_translate(&mut compiler, &mut snapshot, size, times);
-        drop(published);
-        return;
+fn translate(compiler: &mut Compiler, snapshot: &mut Snapshot, size: Size, edition: usize) {
+    let at = edition * 7919 % size.hosts;
+    let changes = snapshot.apply(documents(vec![size.route(at, edition)]));
+    compiler.update(snapshot, &changes);
+}
+
+/// Changes before those that count: the allocator sorts what building the world left behind.
+const WARM_UP: usize = 20;
+
+/// Every kind of change, so many times each; says in which order.
+pub fn run(objects: usize, times: usize) {
+    let mut world = World::of_services(objects);
+    let mut snapshot = world.snapshot();
+    let mut compiler = Compiler::compile("edge", settings(), &snapshot);
+    let published = compiler.resources().clone();
+    for edition in 1..=WARM_UP {
+        translate(&mut compiler, &mut snapshot, world.size, edition);
     }
-    let kind = KINDS
-        .into_iter()
-        .find(|known| *known == kind)
-        .expect("translate, route, endpoint or new");
-    measured(&mut World::new(kind, objects), times);
+    let editions = WARM_UP + 1..WARM_UP + 1 + times;
+    println!("translate_one");
+    measured_translate(&mut compiler, &mut snapshot, world.size, editions);
+    drop((published, compiler, snapshot));
+    for kind in [Kind::Route, Kind::Endpoint, Kind::New] {
+        count(&mut world, kind, times);
+    }
+    drop(world);
+    count(&mut World::of_certificates(objects), Kind::Certificate, times);
+}
+
+fn count(world: &mut World, kind: Kind, times: usize) {
+    for _ in 0..WARM_UP {
+        world.change(kind);
+    }
+    println!("pipeline_{}", kind.as_str());
+    measured_change(world, kind, times);
 }

@@ -72,8 +72,7 @@ async fn additions(
         for sample in 0..samples {
             let name = format!("new{round}-{sample}");
             times.push(add(&live, &name, report, others).await);
-            // The agent takes four answers of one watch at once and then one each 250 ms.
-            tokio::time::sleep(Duration::from_millis(600)).await;
+            live.rest(sample).await;
             wakes.push(watcher.wake(live.consul.put("floor/first", name.clone())).await);
         }
         let flips = Canned::route_flips(backend.port, samples).await;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use portreeve::config::{Config, Permissions};
 use portreeve::hcl::Limits;
 use portreeve::model::{
-    Document, DocumentId, DocumentsUpdate, Health, Instance, Observation, ServiceQuery, ServiceUpdate,
-    Weights,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Health,
+    Instance, Observation, Redacted, ServiceQuery, ServiceUpdate, Weights,
 };
 use portreeve::snapshot::Snapshot;
 use portreeve::translate::Settings;
@@ -157,5 +157,46 @@ pub fn answer(service: &str, instances: usize, edition: usize) -> Observation {
     Observation::Service(ServiceUpdate {
         query: ServiceQuery::named(service),
         result: Ok(instances),
+    })
+}
+
+/// One listener with so many certificates, and a host.
+pub fn certificate_documents(certificates: usize) -> Vec<Document> {
+    let names: Vec<String> = (0..certificates).map(|number| format!("\"c{number}\"")).collect();
+    let gateway = format!(
+        "gateway \"edge\" {{\n  listener \"web\" {{\n    port = 8443\n    protocol = \"https\"\n    \
+         tls {{ certificates = [{}] }}\n  }}\n}}\n",
+        names.join(", ")
+    );
+    let blocks = (0..certificates).map(|number| {
+        let text = format!(
+            "certificate \"c{number}\" {{\n  vault_pki {{\n    mount = \"pki\"\n    role = \"edge\"\n    \
+             common_name = \"c{number}.example.com\"\n  }}\n}}\n"
+        );
+        document(&format!("c{number}"), &text)
+    });
+    let host = route("r", "c0.example.com", 1, "s0", 0);
+    [document("gateway", &gateway), document("r", &host)]
+        .into_iter()
+        .chain(blocks)
+        .collect()
+}
+
+/// What Vault issued; another edition is a renewal.
+pub fn certificate(query: &CertificateQuery, edition: usize) -> Observation {
+    let CertificateQuery::VaultPki { common_name, .. } = query else {
+        panic!("not one of ours: {query}");
+    };
+    let material = CertificateMaterial {
+        chain: format!("chain {edition} of {common_name}").into(),
+        private_key: Some(Arc::new(Redacted::new(format!("key {edition}")))),
+        serial: edition.to_string().into(),
+        names: vec![common_name.clone()],
+        not_before: 0,
+        not_after: 1,
+    };
+    Observation::Certificate(CertificateUpdate {
+        query: query.clone(),
+        result: Ok(Arc::new(material)),
     })
 }

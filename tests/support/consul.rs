@@ -35,7 +35,7 @@ impl Consul {
         Consul::start_with(true, json!({})).await
     }
 
-    /// `settings` are laid over the agent's configuration, top-level key by key.
+    /// `settings` are laid over the agent's configuration, key by key of the top level and of the objects in it.
     pub async fn start_with(acl: bool, settings: Value) -> Consul {
         let directory = scratch_directory("consul");
         let consul = program("consul");
@@ -73,7 +73,10 @@ impl Consul {
             });
         }
         for (key, value) in settings.as_object().expect("settings are an object") {
-            config[key] = value.clone();
+            match (config[key].as_object_mut(), value.as_object()) {
+                (Some(here), Some(over)) => here.extend(over.clone()),
+                _ => config[key] = value.clone(),
+            }
         }
         let file = directory.path().join("consul.json");
         std::fs::write(&file, config.to_string()).expect("consul's configuration");
