@@ -27,7 +27,7 @@ pub(super) fn port_clash(
             Some(((rank, gateway.origin.span.start), gateway))
         })
         .collect();
-    older.sort_by(|(one, _), (other, _)| one.cmp(other));
+    older.sort_by_key(|(age, _)| *age);
     // Who holds the port where, oldest first. A listener that is withheld holds nothing.
     let mut held: Vec<(&Gateway, &Listener)> = Vec::new();
     for (_, other) in older {
