@@ -63,7 +63,8 @@ pub fn diagnostics_markdown() -> String {
     text
 }
 
-fn write_block(text: &mut String, block: &BlockSchema, outer: &[&str]) {
+/// One block with everything in it. Also what the page of the agent's settings is made of.
+pub fn write_block(text: &mut String, block: &BlockSchema, outer: &[&str]) {
     let labels: String = block
         .labels
         .iter()
@@ -126,7 +127,7 @@ fn write_block(text: &mut String, block: &BlockSchema, outer: &[&str]) {
     }
 }
 
-fn write_attribute(text: &mut String, attribute: &AttributeSchema) {
+pub fn write_attribute(text: &mut String, attribute: &AttributeSchema) {
     let need = match (attribute.required, attribute.default) {
         (true, _) => "; required".to_owned(),
         (false, Some(default)) => format!("; default `{default}`"),

@@ -183,7 +183,14 @@ fn certificate(
     server_name: Option<&str>,
 ) -> Result<Arc<str>, String> {
     let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let resolved = resolve_listener(snapshot, gateway, listener, (anywhere, &[]), Routing::Scoped, Vec::new());
+    let resolved = resolve_listener(
+        snapshot,
+        gateway,
+        listener,
+        (anywhere, &[]),
+        Routing::Scoped,
+        Vec::new(),
+    );
     let Some(tls) = resolved.value.and_then(|listener| listener.tls) else {
         let why = resolved
             .diagnostics

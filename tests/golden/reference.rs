@@ -1,5 +1,6 @@
 //! The generated pages are what the schema says today. `UPDATE_REFERENCE=1` writes them.
 
+use portreeve::agent::settings::settings_markdown;
 use portreeve::config::{diagnostics_markdown, reference_markdown};
 
 #[test]
@@ -10,6 +11,11 @@ fn reference_of_documents() {
 #[test]
 fn reference_of_diagnostics() {
     assert_page("docs/reference/diagnostics.md", &diagnostics_markdown());
+}
+
+#[test]
+fn reference_of_settings() {
+    assert_page("docs/reference/settings.md", &settings_markdown());
 }
 
 fn assert_page(page: &str, expected: &str) {

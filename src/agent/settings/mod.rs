@@ -5,6 +5,7 @@
 
 mod blocks;
 mod files;
+mod reference;
 mod schema;
 mod vault;
 mod words;
@@ -22,6 +23,7 @@ use crate::model::Redacted;
 
 use blocks::{api_block, consul_block, envoy_block, permissions, xds_block};
 pub use files::{is_settings, settings_problems};
+pub use reference::settings_markdown;
 pub use schema::settings_schema;
 pub use vault::VaultBlock;
 
