@@ -72,7 +72,7 @@ impl VaultClient {
         }
         Ok(Signed {
             chain,
-            warnings: envelope.warnings,
+            warnings: news(envelope.warnings),
             leased,
         })
     }
@@ -106,6 +106,18 @@ impl VaultFault {
     }
 }
 
+/// Without what Vault says each time of a role that takes the names from the signing request: they stand in both, and are
+/// the same.
+fn news(mut warnings: Vec<String>) -> Vec<String> {
+    let of_both = ["use_csr_common_name", "use_csr_sans"];
+    warnings.retain(|warning| {
+        !of_both
+            .iter()
+            .any(|setting| warning.contains(&format!("\"{setting}\" set to true")))
+    });
+    warnings
+}
+
 fn mount(request: &SignRequest<'_>) -> String {
     match request.issuer {
         Some(issuer) => format!("{}/issuer/{issuer}", trim(request.mount)),
@@ -134,6 +146,15 @@ fn body(request: &SignRequest<'_>) -> SignCertificateRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_in_both_places_are_no_news() {
+        let usual =
+            "the common_name field was provided but the role is set with \"use_csr_common_name\" set to true";
+        let other = "role has \"use_csr_sans\" set to false";
+        let said = news(vec![usual.to_owned(), other.to_owned()]);
+        assert_eq!(said, [other]);
+    }
 
     #[test]
     fn an_issuer_is_part_of_the_path() {
