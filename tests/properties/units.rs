@@ -50,7 +50,7 @@ fn costs(hosts: usize) -> Vec<usize> {
         let changes = world::answer_service(&mut snapshot, &query, vec![one]);
         count(compiler.update(&snapshot, &changes), changed);
     }
-    let alone = "upstream \"alone\" {\n  dns { address = \"a.test:80\" }\n}\n";
+    let alone = "upstream \"alone\" {\n  static { addresses = [\"10.9.9.9:80\"] }\n}\n";
     let changes = world::put(&mut snapshot, [world::kv("alone", 9, alone)]);
     count(compiler.update(&snapshot, &changes), false);
     costs
