@@ -20,6 +20,8 @@ async fn consul_down_at_the_very_first_start_is_told_and_waited_for() {
     stack
         .put("shop", &route("shop", "shop.example.com", "orders"))
         .await;
+    let shop = Request::get("shop.example.com", "/");
+    stack.until(&shop, "the route", |reply| reply.status == 200).await;
     stack.agent.terminate();
     stack.consul.kill();
     std::fs::remove_dir_all(&stack.data).unwrap();
@@ -41,7 +43,6 @@ async fn consul_down_at_the_very_first_start_is_told_and_waited_for() {
     assert_eq!(ready.json()["ready"], false);
     // Longer than the time after which a state from disk would be served.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let shop = Request::get("shop.example.com", "/");
     let refused = stack.client().send(&shop).await;
     assert!(
         refused.is_err(),

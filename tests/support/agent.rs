@@ -120,7 +120,7 @@ impl AgentLaunch {
     /// No file that it writes may grow beyond this: the nearest to a full disk that needs no rights. The log counts too.
     pub fn file_size_limit(mut self, kib: u32) -> AgentLaunch {
         let program = std::mem::replace(&mut self.launch.program, "bash".into());
-        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"");
+        let script = format!("trap '' XFSZ; ulimit -S -f {kib}; exec \"$0\" \"$@\"");
         self.launch
             .args
             .splice(0..0, ["-c".into(), script.into(), program.into_os_string()]);
