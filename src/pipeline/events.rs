@@ -170,9 +170,10 @@ impl Pipeline {
             .gateways
             .iter()
             .filter(|known| **known.name() == *gateway)
-            .flat_map(|known| known.compiler.certificates())
-            .find(|(certificate, _)| *crate::resolve::secret_name(certificate) == *name)
-            .map(|(_, query)| query.clone());
+            .find_map(|known| {
+                let certificate = crate::resolve::certificate_of_secret(name)?;
+                known.compiler.certificates().get(certificate).cloned()
+            });
         // A full queue: many Envoys ask for the same few certificates, and ask again.
         if let Some(query) = query {
             let _ = self.wanted.try_send(query);
@@ -349,10 +350,11 @@ impl Pipeline {
 
     pub(super) fn look_soon(&mut self) {
         let pause = if self.refusals.is_busy() { LOOK_BUSY } else { LOOK };
-        self.look = Some(Look {
-            at: Instant::now() + pause,
-            pause,
-        });
+        let at = Instant::now() + pause;
+        // The earlier of both: steady changes must not put it off for good.
+        if self.look.as_ref().is_none_or(|look| at < look.at) {
+            self.look = Some(Look { at, pause });
+        }
     }
 
     /// Nothing is left to be seen: no more looks.

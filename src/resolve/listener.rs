@@ -29,6 +29,11 @@ pub fn secret_name(certificate: &str) -> Arc<str> {
     format!("certificate/{certificate}").into()
 }
 
+/// The other way round. None: no certificate's.
+pub fn certificate_of_secret(secret: &str) -> Option<&str> {
+    secret.strip_prefix("certificate/")
+}
+
 pub fn resolve_secret(snapshot: &Snapshot, certificate: &str) -> Option<Secret> {
     let declared = snapshot.config.certificate(certificate)?;
     let material = snapshot.certificate(&declared.query)?.value.clone()?;

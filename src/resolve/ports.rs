@@ -54,7 +54,9 @@ pub(super) fn port_clash(
 /// A listener without an address binds where the agent's settings say.
 fn overlap(one: Option<IpAddr>, other: Option<IpAddr>, bind: IpAddr) -> bool {
     let (one, other) = (one.unwrap_or(bind), other.unwrap_or(bind));
-    one == other || one.is_unspecified() || other.is_unspecified()
+    // Envoy's `::` takes no IPv4 connections.
+    let same_family = one.is_ipv4() == other.is_ipv4();
+    one == other || (same_family && (one.is_unspecified() || other.is_unspecified()))
 }
 
 fn clash(gateway: &Gateway, listener: &Listener, holder: &Gateway, other: &Listener) -> Diagnostic {
@@ -132,6 +134,8 @@ mod tests {
         assert!(clashes(&addresses, &["blue", "green"]).is_empty());
         let all = gateway("blue", 80, "0.0.0.0") + &gateway("green", 80, "10.0.0.2");
         assert_eq!(clashes(&all, &["blue", "green"]).len(), 1);
+        let families = gateway("blue", 80, "0.0.0.0") + &gateway("green", 80, "2001:db8::1");
+        assert!(clashes(&families, &["blue", "green"]).is_empty());
         // One without an address binds where the settings say.
         let default = gateway("blue", 80, "") + &gateway("green", 80, "10.0.0.2");
         assert!(clashes(&default, &["blue", "green"]).is_empty());

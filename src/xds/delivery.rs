@@ -99,7 +99,10 @@ impl Subscription {
     pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
         let retry = self.refusals.next_retry();
         if self.dirty.is_empty() {
-            return retry.filter(|at| *at > now);
+            // What is to be sent again waits for the back-off too.
+            return retry
+                .map(|at| at.max(self.refusals.not_before()))
+                .filter(|at| *at > now);
         }
         let overlap = self
             .in_flight

@@ -1,5 +1,6 @@
 //! The unit of work is one virtual host or one service: a change costs the same among a thousand and ten thousand.
 
+use portreeve::envoy::{ResourceKind, render_resource};
 use portreeve::model::{Health, ServiceQuery};
 use portreeve::snapshot::Snapshot;
 use portreeve::translate::{Compiled, Compiler};
@@ -62,6 +63,37 @@ fn one_change_costs_its_own_units() {
     println!("units of one change at 1,000 objects: {thousand:?}; at 10,000: {ten_thousand:?}");
     assert_eq!(thousand, ten_thousand);
     assert_eq!(thousand, [1, 3, 1, 0, 1]);
+}
+
+/// While the host waits for the new watch, the old cluster stands; the answer brings the new one, not its instances alone.
+#[test]
+fn an_upstream_that_moves_to_a_new_watch_gets_its_new_cluster() {
+    let text = |source: &str| {
+        format!(
+            "gateway \"edge\" {{\n  listener \"web\" {{\n    port = 8080\n  }}\n}}\n\
+             upstream \"shop\" {{\n  {source}\n}}\n\
+             http_route \"shop\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"shop.test\"]\n\n  rule \"all\" {{\n    \
+             backend \"upstream\" \"shop\" {{}}\n  }}\n}}\n"
+        )
+    };
+    let mut snapshot = world::empty();
+    let fixed = text("static { addresses = [\"10.0.0.1:80\"] }");
+    world::put(&mut snapshot, [world::file("shop.hcl", &fixed)]);
+    let mut compiler = Compiler::compile("edge", world::holding(), &snapshot);
+    let watched = text("consul { service = \"shop\" }");
+    let changes = world::put(&mut snapshot, [world::file("shop.hcl", &watched)]);
+    compiler.update(&snapshot, &changes);
+    assert!(compiler.is_waiting(), "the host waits for the watch");
+    let one = world::instance("i", 1, "10.0.0.2", Health::Passing);
+    let changes = world::answer_service(&mut snapshot, &ServiceQuery::named("shop"), vec![one]);
+    compiler.update(&snapshot, &changes);
+    let fresh = Compiler::compile("edge", world::holding(), &snapshot);
+    let cluster = |compiler: &Compiler| {
+        let set = compiler.resources();
+        render_resource(set.get(ResourceKind::Cluster, "upstream/shop").unwrap())
+    };
+    assert_eq!(cluster(&compiler), cluster(&fresh));
+    assert_eq!(cluster(&compiler)["type"], "EDS");
 }
 
 /// One line of a big document changes: its own host is remade, the others are not looked at.

@@ -64,6 +64,8 @@ pub struct Compiler {
     waiting: OrdSet<(ServiceQuery, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
     held: OrdSet<HostKey>,
+    /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
+    outlived: OrdSet<BackendTarget>,
     certificates: OrdMap<Arc<str>, CertificateQuery>,
     certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
     /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
@@ -135,6 +137,7 @@ impl Compiler {
             query_of_target: OrdMap::new(),
             waiting: OrdSet::new(),
             held: OrdSet::new(),
+            outlived: OrdSet::new(),
             certificates: OrdMap::new(),
             certificates_of_query: OrdSet::new(),
             shown: OrdMap::new(),

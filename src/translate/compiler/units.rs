@@ -140,9 +140,17 @@ impl Compiler {
             .then(|| resolve_cluster(&snapshot.config, target))
             .flatten();
         match resolved {
-            Some(cluster) => self.put(cluster_resource(&cluster), compiled),
-            None if in_use && self.is_held(target) => {}
-            None => self.withdraw(ResourceKind::Cluster, &name, compiled),
+            Some(cluster) => {
+                self.outlived.remove(target);
+                self.put(cluster_resource(&cluster), compiled);
+            }
+            None if in_use && self.is_held(target) => {
+                self.outlived.insert(target.clone());
+            }
+            None => {
+                self.outlived.remove(target);
+                self.withdraw(ResourceKind::Cluster, &name, compiled);
+            }
         }
         self.endpoints(snapshot, target, compiled);
     }
@@ -173,7 +181,8 @@ impl Compiler {
         }
         self.say(UnitKey::Cluster(target.clone()), resolved.diagnostics);
         self.put(endpoint_resource(&name, &resolved.value), compiled);
-        if self.set.get(ResourceKind::Cluster, &name).is_none()
+        let is_outlived = self.outlived.remove(target).is_some();
+        if (is_outlived || self.set.get(ResourceKind::Cluster, &name).is_none())
             && let Some(cluster) = resolve_cluster(&snapshot.config, target)
         {
             self.put(cluster_resource(&cluster), compiled);
