@@ -11,10 +11,12 @@ use super::api_client::{ApiArguments, ApiClient};
 use super::documents;
 use super::failure::Failure;
 use super::offline::Offline;
+use super::report::Report;
 use super::runtime::block_on;
 use super::terminal::{Color, Terminal};
 use crate::admin::{ExplainQuery, explain};
 use crate::config::Permissions;
+use crate::diagnostics::Severity;
 use crate::model::Origin;
 
 /// Rules shown that did not match; -all shows the rest.
@@ -97,7 +99,16 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let is_offline = !arguments.config.is_empty();
     let answer: Value = if is_offline {
         let given = documents::read(&arguments.config)?;
+        let mut report = Report {
+            texts: given.texts(),
+            diagnostics: given.problems,
+        };
         let offline = Offline::new(given.documents, Permissions::default());
+        report.diagnostics.extend(offline.diagnostics());
+        report.diagnostics.retain(|said| said.severity == Severity::Error);
+        report.sort();
+        // A document that is left out may be why the answer is not the expected one.
+        report.write_to_error(terminal)?;
         serde_json::to_value(explain(&offline.view.snapshot, &offline.gateways(), &query)?)?
     } else {
         let client = ApiClient::new(&arguments.api)?;

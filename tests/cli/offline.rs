@@ -248,6 +248,21 @@ fn explain() {
     assert_eq!(answer[0]["route"], "shop/api");
 }
 
+/// A document that is left out may be why no rule takes the request.
+#[test]
+fn explain_tells_of_documents_that_are_broken() {
+    let directory = scratch_directory("cli");
+    write(
+        directory.path(),
+        &[("shop.hcl", &SHOP.replace("hostnames", "hostname"))],
+    );
+    let url = "http://shop.example.com:8080/api";
+    let outcome = portreeve(directory.path(), &["explain", "GET", url, "-config", "shop.hcl"]);
+    let shown = outcome.shown(&[]);
+    assert!(shown.contains("unknown attribute \"hostname\""), "{shown}");
+    assert!(shown.contains("shop.hcl:"), "{shown}");
+}
+
 #[test]
 fn translate() {
     let directory = scratch_directory("cli");
