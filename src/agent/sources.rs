@@ -9,17 +9,19 @@ use imbl::OrdSet;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::settings::{ConsulBlock, Settings, is_settings};
+use super::settings::{ConsulBlock, MeshBlock, Settings, is_settings};
 use super::supervisor::Tasks;
+use crate::model::mesh::Interest;
 use crate::model::{
-    CertificateQuery, Document, DocumentId, Interests, Observation, Problem, ProblemKind, ServiceUpdate,
+    CertificateQuery, ChainUpdate, Document, DocumentId, Interests, MeshUpdate, Observation, Problem,
+    ProblemKind, Redacted, ServiceUpdate,
 };
 use crate::sources::agent_api::{ApiAddress, Product};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
 use crate::sources::consul::{
-    ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, follow_service_names,
+    ConsulClient, ConsulSettings, DocumentsWatch, MeshWatcher, ServiceWatcher, follow_service_names,
 };
 use crate::sources::directory::DirectoryWatch;
 use crate::sources::vault::{VaultClient, VaultSession};
@@ -31,6 +33,7 @@ pub(super) struct Sources {
     documents: Vec<DocumentsWatch>,
     directories: Vec<DirectoryWatch>,
     consul: Option<ConsulClient>,
+    mesh: Option<(Arc<str>, ConsulClient)>,
     vault: Option<(VaultClient, VaultSession)>,
     certificate_store: Arc<dyn CertificateStore>,
     observations: mpsc::Sender<Observation>,
@@ -53,6 +56,7 @@ pub(super) struct Handles {
 pub(super) struct Readings {
     health: Vec<(String, SourceHealth)>,
     services: Option<ServiceWatcher>,
+    mesh: Option<MeshWatcher>,
     vault: Option<VaultClient>,
 }
 
@@ -70,6 +74,10 @@ impl Readings {
         if let Some(services) = &self.services {
             let each = services.health().into_iter();
             readings.extend(each.map(|(query, reading)| watched(format!("service {query}"), reading)));
+        }
+        if let Some(mesh) = &self.mesh {
+            let each = mesh.health().into_iter();
+            readings.extend(each.map(|(interest, reading)| watched(interest.to_string(), reading)));
         }
         if let Some(vault) = &self.vault {
             let status = vault.status();
@@ -108,6 +116,17 @@ impl Sources {
             }
             None => None,
         };
+        let mesh = match (&settings.consul, &settings.mesh) {
+            (Some(consul), Some(mesh)) => {
+                let client = ConsulClient::new(&mesh_settings(consul, mesh)?)
+                    .context("the mesh settings do not work")?;
+                Some((mesh.service.clone(), client))
+            }
+            (None, Some(_)) => anyhow::bail!(
+                "the settings have a mesh block and this agent is not connected to Consul: add a consul block"
+            ),
+            (_, None) => None,
+        };
         let vault = match &settings.vault {
             Some(block) => Some(
                 VaultClient::new(block.settings(&environment)?).context("the vault settings do not work")?,
@@ -129,6 +148,7 @@ impl Sources {
             documents: Vec::new(),
             directories: Vec::new(),
             consul,
+            mesh,
             vault,
             certificate_store,
             observations,
@@ -170,6 +190,9 @@ impl Sources {
         if let Some(client) = &sources.consul {
             sources.facts.push(("Consul", client.address().to_string()));
         }
+        if let Some((service, _)) = &sources.mesh {
+            sources.facts.push(("Mesh", format!("as {service}")));
+        }
         if let Some(block) = &settings.vault {
             sources
                 .facts
@@ -194,6 +217,7 @@ impl Sources {
         let mut readings = Readings {
             health: self.health,
             services: None,
+            mesh: None,
             vault: None,
         };
         let refresh = Arc::new(Notify::new());
@@ -202,6 +226,22 @@ impl Sources {
         }
         for watch in self.directories {
             tasks.spawn_plain("documents in a directory", watch.run(stop.clone()));
+        }
+        match (self.consul.clone(), self.mesh) {
+            (Some(client), Some((service, mesh_client))) => {
+                let (watcher, task) =
+                    MeshWatcher::new(client, mesh_client, service, self.observations.clone());
+                readings.mesh = Some(watcher.clone());
+                tasks.spawn_plain("mesh", task.run(stop.clone()));
+                tasks.spawn_plain(
+                    "mesh interests",
+                    follow_mesh(watcher, interests.clone(), stop.clone()),
+                );
+            }
+            (_, _) => tasks.spawn_plain(
+                "no mesh",
+                say_no_mesh(self.observations.clone(), interests.clone(), stop.clone()),
+            ),
         }
         match self.consul {
             Some(client) => {
@@ -261,6 +301,61 @@ async fn follow_services(
     loop {
         let wanted = interests.borrow_and_update().services.clone();
         watcher.set_interests(wanted);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = interests.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn follow_mesh(
+    watcher: MeshWatcher,
+    mut interests: watch::Receiver<Arc<Interests>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let wanted = interests.borrow_and_update().mesh.clone();
+        watcher.set_interests(wanted);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = interests.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Documents that name services of the mesh, and an agent that is no member of it.
+async fn say_no_mesh(
+    observations: mpsc::Sender<Observation>,
+    mut interests: watch::Receiver<Arc<Interests>>,
+    stop: CancellationToken,
+) {
+    let mut told = OrdSet::new();
+    loop {
+        let wanted = interests.borrow_and_update().mesh.clone();
+        for interest in wanted.iter().filter(|interest| !told.contains(*interest)) {
+            let problem = Problem::new(
+                ProblemKind::Refused,
+                "an upstream is a service of the mesh, and this agent is no member of it",
+            )
+            .with_fix("add `mesh { service = \"edge-gw\" }` to the agent's settings");
+            let all = match interest {
+                Interest::Service(_) | Interest::Intention(_) => Vec::new(),
+                Interest::Chain(query) => vec![Observation::Chain(ChainUpdate {
+                    query: query.clone(),
+                    result: Err(problem),
+                })],
+                Interest::Mesh => vec![
+                    Observation::Mesh(MeshUpdate::Roots(Err(problem.clone()))),
+                    Observation::Mesh(MeshUpdate::Leaf(Err(problem))),
+                ],
+            };
+            for observation in all {
+                if observations.send(observation).await.is_err() {
+                    return;
+                }
+            }
+        }
+        told = wanted;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = interests.changed() => if changed.is_err() { return },
@@ -360,5 +455,15 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
     over(&mut settings.datacenter, &block.datacenter);
     over(&mut settings.max_connections, &block.max_connections);
     settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
+    Ok(settings)
+}
+
+/// The consul block's, with the mesh's own token if it has one.
+fn mesh_settings(consul: &ConsulBlock, mesh: &MeshBlock) -> anyhow::Result<ConsulSettings> {
+    let mut settings = consul_settings(consul)?;
+    if mesh.token.is_some() || mesh.token_file.is_some() {
+        settings.token = mesh.token.clone().map(Redacted::new);
+        settings.token_file.clone_from(&mesh.token_file);
+    }
     Ok(settings)
 }

@@ -5,6 +5,7 @@
 mod certificate;
 mod document;
 pub mod http;
+pub mod mesh;
 mod observation;
 mod policies;
 mod problem;
@@ -14,7 +15,8 @@ mod service;
 pub use certificate::{CertificateMaterial, CertificateQuery, KeyType, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span, extension_of_key};
 pub use observation::{
-    AcceptedText, CertificateUpdate, DocumentsUpdate, Interests, Observation, ServiceUpdate,
+    AcceptedText, CertificateUpdate, ChainUpdate, DocumentsUpdate, IntentionUpdate, Interests, MeshUpdate,
+    Observation, ServiceUpdate,
 };
 pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};

@@ -14,6 +14,10 @@ pub enum Lookup {
     /// What a member of the mesh dials in front of them: sidecars, terminating gateways, or the instances where they
     /// speak the mesh's TLS on their own. `/v1/health/connect`.
     Connect,
+    /// Mesh gateways, by their addresses in their own datacenter.
+    MeshGateway,
+    /// Mesh gateways of another datacenter, by the addresses that they are reached at from outside.
+    MeshGatewayWan,
 }
 
 impl Lookup {
@@ -59,6 +63,7 @@ impl fmt::Display for ServiceQuery {
         match self.lookup {
             Lookup::Service => {}
             Lookup::Connect => f.write_str(" (mesh)")?,
+            Lookup::MeshGateway | Lookup::MeshGatewayWan => f.write_str(" (mesh gateways)")?,
         }
         for (label, value) in [
             ("dc", &self.datacenter),

@@ -1,77 +1,63 @@
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use super::Resolved;
+use super::destination::{Destination, cluster_name, resolve_target};
+use super::{Resolved, mesh};
 use crate::config::{BackendTarget, Config, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::ir::{Cluster, ClusterSource, Endpoint};
-use crate::model::http::UpstreamOptions;
-use crate::model::{Health, Instance, ServiceQuery};
+use crate::model::{DocumentId, Health, Instance};
 use crate::snapshot::Snapshot;
 
 /// Instances of one service that are told one by one.
 const LEFT_OUT_SHOWN: usize = 5;
 
-pub fn cluster_name(target: &BackendTarget) -> Arc<str> {
-    match target {
-        BackendTarget::Consul(service) => format!("consul/{service}").into(),
-        BackendTarget::Upstream(name) => format!("upstream/{name}").into(),
-    }
-}
-
-/// Where a destination's endpoints come from. None: nobody declares it.
-pub fn resolve_target(config: &Config, target: &BackendTarget) -> Option<(UpstreamSource, UpstreamOptions)> {
-    match target {
-        BackendTarget::Consul(service) => {
-            let query = ServiceQuery::named(service);
-            Some((
-                UpstreamSource::Consul {
-                    query,
-                    port: None,
-                    only_passing: false,
-                },
-                UpstreamOptions::default(),
-            ))
+/// None: nobody declares it, or its cluster needs what is not known.
+pub fn resolve_cluster(snapshot: &Snapshot, destination: &Destination) -> Option<Cluster> {
+    let config = &snapshot.config;
+    let target = match destination {
+        Destination::Backend(target) => target,
+        Destination::Mesh { upstream, target } => {
+            return mesh::target_cluster(snapshot, destination, upstream, target);
         }
-        BackendTarget::Upstream(name) => {
-            let upstream = config.upstream(name)?;
-            Some((upstream.source.clone(), upstream.options.clone()))
+        Destination::Failover { upstream, resolver } => {
+            return mesh::failover_cluster(snapshot, destination, upstream, resolver);
         }
-    }
-}
-
-pub fn service_query(config: &Config, target: &BackendTarget) -> Option<ServiceQuery> {
-    match resolve_target(config, target)?.0 {
-        UpstreamSource::Consul { query, .. } => Some(query),
-        UpstreamSource::Static(_) | UpstreamSource::Dns(_) => None,
-    }
-}
-
-pub fn resolve_cluster(config: &Config, target: &BackendTarget) -> Option<Cluster> {
-    let (source, options) = resolve_target(config, target)?;
-    let origins = match target {
-        BackendTarget::Consul(_) => Vec::new(),
-        BackendTarget::Upstream(name) => config
-            .upstream(name)
-            .map(|upstream| upstream.origin.document.clone())
-            .into_iter()
-            .collect(),
     };
+    let (source, options) = resolve_target(config, target)?;
     let source = match source {
         UpstreamSource::Consul { .. } => ClusterSource::Discovered,
         UpstreamSource::Static(addresses) => ClusterSource::Static(addresses),
         UpstreamSource::Dns(address) => ClusterSource::Dns(address),
+        UpstreamSource::Connect(_) => return None,
     };
     Some(Cluster {
-        name: cluster_name(target),
+        name: cluster_name(destination),
         source,
+        tls: None,
         options,
-        origins,
+        balancer: None,
+        origins: match target {
+            BackendTarget::Consul(_) => Vec::new(),
+            BackendTarget::Upstream(name) => origins(config, name),
+        },
     })
 }
 
+pub(super) fn origins(config: &Config, upstream: &str) -> Vec<DocumentId> {
+    config
+        .upstream(upstream)
+        .map(|upstream| upstream.origin.document.clone())
+        .into_iter()
+        .collect()
+}
+
 /// The endpoints of a discovered destination. None: its watch has not answered yet.
-pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved<Vec<Endpoint>>> {
+pub fn endpoints(snapshot: &Snapshot, destination: &Destination) -> Option<Resolved<Vec<Endpoint>>> {
+    let target = match destination {
+        Destination::Backend(target) => target,
+        Destination::Mesh { upstream, target } => return mesh::endpoints(snapshot, upstream, target),
+        Destination::Failover { .. } => return None,
+    };
     let (
         UpstreamSource::Consul {
             query,
@@ -161,7 +147,11 @@ pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved
     })
 }
 
-fn endpoint(instance: &Instance, port: Option<&str>, weight: u32) -> Result<Endpoint, (String, String)> {
+pub(super) fn endpoint(
+    instance: &Instance,
+    port: Option<&str>,
+    weight: u32,
+) -> Result<Endpoint, (String, String)> {
     let port = match port {
         None => instance.port,
         Some(name) => *instance.ports.get(name).ok_or_else(|| {

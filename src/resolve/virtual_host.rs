@@ -2,14 +2,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::policies::{documents_of, effective};
-use super::{Resolved, cluster_name, resolve_target};
-use crate::config::{
-    Backend, BackendTarget, Gateway, HttpRoute, Listener, ObjectKind, Protocol, Rank, Rule, RuleAction,
-};
+use super::rule::Builder;
+use super::{Destination, Resolved};
+use crate::config::{BackendTarget, Gateway, Listener, Protocol, Rank};
 use crate::diagnostics::{Code, Diagnostic};
-use crate::ir::{Action, Route, Unavailable, VirtualHost, WeightedCluster};
+use crate::ir::{Route, VirtualHost};
+use crate::model::DocumentId;
 use crate::model::http::{PathMatch, RequestMatch};
-use crate::model::{DocumentId, Policies, ServiceQuery};
+use crate::model::mesh::Interest;
 use crate::snapshot::Snapshot;
 
 /// One host of one listener, and what it depends on.
@@ -17,9 +17,11 @@ use crate::snapshot::Snapshot;
 pub struct ResolvedHost {
     pub host: VirtualHost,
     /// Destinations in use.
-    pub targets: BTreeSet<BackendTarget>,
+    pub targets: BTreeSet<Destination>,
     /// Watches that have not answered yet: the host is better published when they have.
-    pub pending: BTreeSet<ServiceQuery>,
+    pub pending: BTreeSet<Interest>,
+    /// Watches that the routes themselves were made from.
+    pub follows: BTreeSet<Interest>,
     /// Rules that never take a request, with the one that does instead.
     pub shadowed: Vec<(Arc<str>, Arc<str>)>,
 }
@@ -36,17 +38,12 @@ pub fn resolve_virtual_host(
     let mut origins: BTreeSet<DocumentId> = BTreeSet::from([gateway.origin.document.clone()]);
     origins.extend(documents_of(config, &gateway.scope));
     origins.extend(documents_of(config, &listener.scope));
-    let mut builder = Builder {
-        snapshot,
-        targets: BTreeSet::new(),
-        pending: BTreeSet::new(),
-        diagnostics: Vec::new(),
-    };
+    let mut builder = Builder::new(snapshot);
     let outer = effective(config, &gateway.scope)
         .and_then(|outer| effective(config, &listener.scope).map(|inner| outer.overlaid_by(&inner)))
         .map_err(|problems| diagnostics.extend(problems))
         .ok();
-    let mut routes: Vec<(Rank, usize, Route)> = Vec::new();
+    let mut routes: Vec<Placed> = Vec::new();
     let mut attached = false;
     for (rank, route) in config.routes_of_host(&gateway.name, host) {
         if !route.listeners.is_empty() && !route.listeners.iter().any(|(name, _)| *name == listener.name) {
@@ -65,16 +62,16 @@ pub fn resolve_virtual_host(
     }
     diagnostics.append(&mut builder.diagnostics);
     for target in &builder.targets {
-        if let BackendTarget::Upstream(name) = target
+        if let Destination::Backend(BackendTarget::Upstream(name)) = target
             && let Some(upstream) = config.upstream(name)
         {
             origins.insert(upstream.origin.document.clone());
         }
     }
-    routes.sort_by(|(rank, index, route), (other_rank, other_index, other)| {
-        precedence(&route.matching, &other.matching)
-            .then_with(|| rank.cmp(other_rank))
-            .then_with(|| index.cmp(other_index))
+    routes.sort_by(|one, other| {
+        precedence(one.place(), other.place())
+            .then_with(|| one.rank.cmp(&other.rank))
+            .then_with(|| one.index.cmp(&other.index))
     });
     let mut shadowed = Vec::new();
     let routes = drop_shadowed(routes, host, &mut shadowed, &mut diagnostics);
@@ -90,8 +87,24 @@ pub fn resolve_virtual_host(
         targets: builder.targets,
         pending: builder.pending,
         shadowed,
+        follows: builder.follows,
     };
     Some(Resolved { value, diagnostics })
+}
+
+/// A route and where it stands among the others.
+pub(super) struct Placed {
+    pub(super) rank: Rank,
+    pub(super) index: usize,
+    /// One that stands for its rule's match together with others, in an order of their own.
+    pub(super) rule_match: Option<RequestMatch>,
+    pub(super) route: Route,
+}
+
+impl Placed {
+    fn place(&self) -> &RequestMatch {
+        self.rule_match.as_ref().unwrap_or(&self.route.matching)
+    }
 }
 
 /// Gateway API's order of matches: `Less` is tried first.
@@ -99,7 +112,7 @@ fn precedence(one: &RequestMatch, other: &RequestMatch) -> std::cmp::Ordering {
     let path = |request: &RequestMatch| match &request.path {
         PathMatch::Exact(path) => (0, usize::MAX - path.len()),
         PathMatch::Regex(regex) => (1, usize::MAX - regex.len()),
-        PathMatch::Prefix(prefix) => (2, usize::MAX - prefix.len()),
+        PathMatch::Prefix(prefix) | PathMatch::StartsWith(prefix) => (2, usize::MAX - prefix.len()),
     };
     let key = |request: &RequestMatch| {
         (
@@ -113,14 +126,14 @@ fn precedence(one: &RequestMatch, other: &RequestMatch) -> std::cmp::Ordering {
 }
 
 fn drop_shadowed(
-    routes: Vec<(Rank, usize, Route)>,
+    routes: Vec<Placed>,
     host: &str,
     shadowed: &mut Vec<(Arc<str>, Arc<str>)>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<Route> {
     let mut kept: Vec<Route> = Vec::with_capacity(routes.len());
     let mut seen: HashMap<RequestMatch, usize> = HashMap::with_capacity(routes.len());
-    for (_, _, route) in routes {
+    for Placed { route, .. } in routes {
         if let Some(holder) = seen.get(&route.matching).map(|index| &kept[*index]) {
             shadowed.push((route.name.clone(), holder.name.clone()));
             diagnostics.push(
@@ -141,138 +154,4 @@ fn drop_shadowed(
         }
     }
     kept
-}
-
-struct Builder<'a> {
-    snapshot: &'a Snapshot,
-    targets: BTreeSet<BackendTarget>,
-    pending: BTreeSet<ServiceQuery>,
-    diagnostics: Vec<Diagnostic>,
-}
-
-impl Builder<'_> {
-    fn rule(
-        &mut self,
-        route: &HttpRoute,
-        rule: &Rule,
-        outer: Option<&Policies>,
-        rank: &Rank,
-        routes: &mut Vec<(Rank, usize, Route)>,
-    ) {
-        let config = &self.snapshot.config;
-        let own = effective(config, &route.scope)
-            .and_then(|wide| effective(config, &rule.scope).map(|near| wide.overlaid_by(&near)));
-        let (policies, action) = match (outer, own) {
-            (Some(outer), Ok(own)) => (outer.overlaid_by(&own), self.action(route, rule)),
-            (_, own) => {
-                if let Err(problems) = own {
-                    self.diagnostics.extend(
-                        problems
-                            .into_iter()
-                            .map(|problem| problem.about("http_route", &route.name)),
-                    );
-                }
-                (
-                    Policies::default(),
-                    Action::Unavailable(Unavailable::PolicyUnresolved),
-                )
-            }
-        };
-        for (index, matching) in rule.matches.iter().enumerate() {
-            let name = match index {
-                0 => format!("{}/{}", route.name, rule.name),
-                _ => format!("{}/{}#{}", route.name, rule.name, index + 1),
-            };
-            let position = routes.len();
-            routes.push((
-                rank.clone(),
-                position,
-                Route {
-                    name: name.into(),
-                    matching: matching.clone(),
-                    rewrite: rule.rewrite.clone(),
-                    action: action.clone(),
-                    policies: policies.clone(),
-                    origin: rule.origin.clone(),
-                },
-            ));
-        }
-    }
-
-    fn action(&mut self, route: &HttpRoute, rule: &Rule) -> Action {
-        let backends = match &rule.action {
-            RuleAction::Redirect(redirect) => return Action::Redirect(redirect.clone()),
-            RuleAction::Respond(response) => return Action::Respond(response.clone()),
-            RuleAction::Forward(backends) => backends,
-        };
-        let mut clusters: Vec<WeightedCluster> = Vec::with_capacity(backends.len());
-        let mut why = Unavailable::NoBackend;
-        for backend in backends.iter().filter(|backend| backend.weight > 0) {
-            match self.usable(route, backend) {
-                Ok(()) => {
-                    let cluster = cluster_name(&backend.target);
-                    let same = |other: &&mut WeightedCluster| {
-                        other.cluster == cluster && other.policies == backend.policies
-                    };
-                    match clusters.iter_mut().find(same) {
-                        Some(other) => other.weight = other.weight.saturating_add(backend.weight),
-                        None => clusters.push(WeightedCluster {
-                            cluster,
-                            weight: backend.weight,
-                            policies: backend.policies.clone(),
-                        }),
-                    }
-                    self.targets.insert(backend.target.clone());
-                }
-                Err(reason) => why = reason,
-            }
-        }
-        if clusters.is_empty() {
-            if why == Unavailable::NoBackend {
-                self.diagnostics.push(
-                    Diagnostic::warning(
-                        Code::NoBackend,
-                        format!("every backend of the rule {:?} has weight 0", rule.name),
-                    )
-                    .at(rule.origin.clone())
-                    .about("http_route", &route.name)
-                    .because("it answers 503: nobody is left to take its requests")
-                    .fix("give one backend a weight above 0, or answer with `direct_response`"),
-                );
-            }
-            Action::Unavailable(why)
-        } else {
-            Action::Forward(clusters)
-        }
-    }
-
-    /// A backend nobody knows is left out; the others take its share.
-    fn usable(&mut self, route: &HttpRoute, backend: &Backend) -> Result<(), Unavailable> {
-        let config = &self.snapshot.config;
-        let Some((source, _)) = resolve_target(config, &backend.target) else {
-            let BackendTarget::Upstream(name) = &backend.target else {
-                return Err(Unavailable::UnknownUpstream);
-            };
-            let near = config.nearest(ObjectKind::Upstream, name);
-            self.diagnostics.push(
-                Diagnostic::error(Code::UnknownReference, format!("no document declares the upstream {name:?}"))
-                    .at(backend.origin.clone())
-                    .about("http_route", &route.name)
-                    .because("the rule's other backends take its share; a rule without any answers 503")
-                    .fix(near.map_or_else(
-                        || format!("declare `upstream {name:?} {{ ... }}`, or name a Consul service: `backend \"consul\" {name:?} {{}}`"),
-                        |near| format!("did you mean {near:?}?"),
-                    )),
-            );
-            return Err(Unavailable::UnknownUpstream);
-        };
-        if let crate::config::UpstreamSource::Consul { query, .. } = source
-            && !self.snapshot.service_answered(&query)
-        {
-            self.pending.insert(query);
-            self.targets.insert(backend.target.clone());
-            return Err(Unavailable::NotYetKnown);
-        }
-        Ok(())
-    }
 }

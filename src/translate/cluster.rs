@@ -1,14 +1,17 @@
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
+    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, DnsLookupFamily,
+    EdsClusterConfig, LbPolicy,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
     AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
 };
+use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateClusterConfig;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
@@ -17,14 +20,38 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use prost::Message;
 
 use super::endpoint::{assignment, is_ip, lb_endpoint, split_host_port};
-use crate::envoy::{Resource, ResourceKind, any, duration, wrap_u32};
-use crate::ir::{self, ClusterSource};
+use super::mesh::{apply_balancer, mesh_tls};
+use crate::envoy::{Resource, ResourceKind, ResourceRef, any, duration, wrap_u32};
+use crate::ir::{self, ClusterSource, MESH_LEAF, MESH_ROOTS};
 use crate::model::http::{LoadBalancer, UpstreamProtocol};
 
 pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
     let bytes = cluster_message(cluster).encode_to_vec();
     Resource::new(ResourceKind::Cluster, cluster.name.clone(), &bytes)
+        .needing(needs(cluster))
         .from_documents(cluster.origins.clone().into())
+}
+
+fn needs(cluster: &ir::Cluster) -> Arc<[ResourceRef]> {
+    let need = |kind, name: &str| ResourceRef {
+        kind,
+        name: name.into(),
+    };
+    match (&cluster.source, &cluster.tls) {
+        (ClusterSource::Failover(members), _) => {
+            let mut needs: Vec<_> = members
+                .iter()
+                .map(|member| need(ResourceKind::Cluster, member))
+                .collect();
+            needs.sort();
+            needs.into()
+        }
+        (_, Some(_)) => Arc::new([
+            need(ResourceKind::Secret, MESH_LEAF),
+            need(ResourceKind::Secret, MESH_ROOTS),
+        ]),
+        (_, None) => Arc::new([]),
+    }
 }
 
 fn cluster_message(cluster: &ir::Cluster) -> Cluster {
@@ -64,7 +91,22 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
         )]),
         ..Cluster::default()
     };
+    if let Some(balancer) = cluster.balancer {
+        apply_balancer(balancer, &mut message);
+    }
+    message.transport_socket = cluster.tls.as_ref().map(mesh_tls);
     match &cluster.source {
+        ClusterSource::Failover(members) => {
+            message.lb_policy = LbPolicy::ClusterProvided.into();
+            // The members' own bounds and protocols hold.
+            message.circuit_breakers = None;
+            message.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+                name: "envoy.clusters.aggregate".to_owned(),
+                typed_config: Some(any(&AggregateClusterConfig {
+                    clusters: members.iter().map(ToString::to_string).collect(),
+                })),
+            }));
+        }
         ClusterSource::Discovered => {
             message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
             message.eds_cluster_config = Some(EdsClusterConfig {

@@ -8,6 +8,7 @@ mod compiler;
 mod endpoint;
 mod http_connection_manager;
 mod listener;
+mod mesh;
 mod ordered;
 mod route;
 mod runtime;

@@ -19,9 +19,10 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{
 use prost::Message;
 
 use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
+use super::mesh::{put_chain_settings, put_hash_policies};
 use super::ordered::{put_any_map, put_bytes};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, duration, wrap_bool, wrap_u32};
-use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry};
+use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry, header_additions, header_removals};
 use crate::ir::{self, Action};
 use crate::model::http::{PathMatch, PathRewrite, Redirect, RequestMatch, TextMatch, ValueMatch};
 
@@ -109,9 +110,10 @@ fn clusters<'a>(hosts: impl IntoIterator<Item = &'a ir::VirtualHost>) -> Arc<[Re
             _ => None,
         })
         .flatten()
-        .map(|weighted| ResourceRef {
+        .flat_map(|weighted| std::iter::once(&weighted.cluster).chain(&weighted.members))
+        .map(|name| ResourceRef {
             kind: ResourceKind::Cluster,
-            name: weighted.cluster.clone(),
+            name: name.clone(),
         })
         .collect();
     names.sort();
@@ -157,6 +159,7 @@ fn encode_route(route: &ir::Route) -> BytesMut {
         retry: Some(default_retry()),
         ..RouteParts::default()
     };
+    put_chain_settings(&route.chain, &mut parts);
     let destinations = match &route.action {
         Action::Forward(clusters) => &clusters[..],
         _ => &[],
@@ -211,7 +214,9 @@ fn encode_route(route: &ir::Route) -> BytesMut {
 
 fn forward(route: &ir::Route, clusters: &[ir::WeightedCluster], parts: &RouteParts) -> RouteAction {
     let specifier = match clusters {
-        [only] => ClusterSpecifier::Cluster(only.cluster.to_string()),
+        [only] if only.request_headers.is_empty() && only.response_headers.is_empty() => {
+            ClusterSpecifier::Cluster(only.cluster.to_string())
+        }
         several => ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters: several
                 .iter()
@@ -228,12 +233,16 @@ fn forward(route: &ir::Route, clusters: &[ir::WeightedCluster], parts: &RoutePar
         retry_policy: parts.retry.clone(),
         ..RouteAction::default()
     };
+    put_hash_policies(&route.chain, &mut action);
     if let Some(rewrite) = &route.rewrite {
         if let Some(hostname) = &rewrite.hostname {
             action.host_rewrite_specifier =
                 Some(HostRewriteSpecifier::HostRewriteLiteral(hostname.to_string()));
         }
         match &rewrite.path {
+            Some(PathRewrite::Substitute { pattern, with }) => {
+                action.regex_rewrite = Some(substitute(pattern, with));
+            }
             Some(PathRewrite::Full(path)) => action.regex_rewrite = Some(substitute("^.*$", path)),
             Some(PathRewrite::Prefix(to)) => match prefix_rewrite(&route.matching.path, to) {
                 PrefixRewrite::Plain(to) => action.prefix_rewrite = to,
@@ -261,11 +270,25 @@ fn cluster_weight(
 ) -> weighted_cluster::ClusterWeight {
     let policies = route.policies.overlaid_by(&weighted.policies);
     let mut parts = RouteParts::default();
-    for feature in FEATURES.iter().filter(|feature| is_told_apart(**feature, all)) {
+    let told_apart = |feature: &&&dyn AnyFeature| all.len() > 1 && is_told_apart(**feature, all);
+    for feature in FEATURES.iter().filter(told_apart) {
         if let Some(policy) = policies.get(feature.name()) {
             feature.apply(policy, &mut parts);
         }
     }
+    // What the mesh asks for comes after what the document says.
+    parts
+        .request_headers_to_add
+        .extend(header_additions(&weighted.request_headers));
+    parts
+        .request_headers_to_remove
+        .extend(header_removals(&weighted.request_headers));
+    parts
+        .response_headers_to_add
+        .extend(header_additions(&weighted.response_headers));
+    parts
+        .response_headers_to_remove
+        .extend(header_removals(&weighted.response_headers));
     weighted_cluster::ClusterWeight {
         name: weighted.cluster.to_string(),
         weight: Some(wrap_u32(weighted.weight)),
@@ -311,6 +334,9 @@ fn redirect_action(redirect: &Redirect, path: &PathMatch) -> RedirectAction {
     use redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let path = redirect.path.as_ref().map(|rewrite| match rewrite {
         PathRewrite::Full(path) => PathRewriteSpecifier::PathRedirect(path.to_string()),
+        PathRewrite::Substitute { pattern, with } => {
+            PathRewriteSpecifier::RegexRewrite(substitute(pattern, with))
+        }
         PathRewrite::Prefix(to) => match prefix_rewrite(path, to) {
             PrefixRewrite::Plain(to) => PathRewriteSpecifier::PrefixRewrite(to),
             PrefixRewrite::Regex(regex) => PathRewriteSpecifier::RegexRewrite(regex),
@@ -351,6 +377,7 @@ fn route_match(request: &RequestMatch) -> RouteMatch {
         PathMatch::Exact(path) => PathSpecifier::Path(path.to_string()),
         PathMatch::Prefix(prefix) if **prefix == *"/" => PathSpecifier::Prefix("/".to_owned()),
         PathMatch::Prefix(prefix) => PathSpecifier::PathSeparatedPrefix(prefix.to_string()),
+        PathMatch::StartsWith(text) => PathSpecifier::Prefix(text.to_string()),
         PathMatch::Regex(regex) => PathSpecifier::SafeRegex(RegexMatcher {
             regex: regex.to_string(),
             ..RegexMatcher::default()

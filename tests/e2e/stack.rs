@@ -35,6 +35,10 @@ pub struct Options {
     pub state_of_the_world: bool,
     /// Consul denies by default, and the agent's token has this policy alone. Its name is [`POLICY`].
     pub consul_policy: Option<String>,
+    /// Laid over Consul's configuration; without ACLs only.
+    pub consul_settings: serde_json::Value,
+    /// The gateway is `edge-gw` in the mesh, with a token of its own that has this policy alone.
+    pub mesh_policy: Option<String>,
     /// The agent logs in to Vault by AppRole and gets these policies (name, rules) alone.
     pub vault_policies: Vec<(&'static str, String)>,
     /// Another Envoy program than the usual one.
@@ -60,7 +64,7 @@ pub const POLICY: &str = "portreeve";
 
 impl Stack {
     pub async fn start(options: Options) -> Stack {
-        let (consul, consul_token) = start_consul(options.consul_policy.as_deref()).await;
+        let (consul, consul_token) = start_consul(&options).await;
         let vault = if options.vault {
             Some(start_vault().await)
         } else {
@@ -71,6 +75,13 @@ impl Stack {
         if let Some(token) = &consul_token {
             let file = launch.file("consul-token", &token.secret);
             settings = settings.replace("consul {", &format!("consul {{\n  token_file = {file:?}"));
+        }
+        if let Some(rules) = &options.mesh_policy {
+            let token = consul.create_token("mesh", rules).await;
+            let file = launch.file("mesh-token", &token.secret);
+            settings.push_str(&format!(
+                "\nmesh {{\n  service    = \"edge-gw\"\n  token_file = {file:?}\n}}\n"
+            ));
         }
         if let Some(vault) = &vault {
             settings.push_str(&vault_block(&launch, vault, &options).await);
@@ -191,8 +202,12 @@ fn find_pid(value: &serde_json::Value) -> Option<i32> {
     }
 }
 
-async fn start_consul(policy: Option<&str>) -> (Consul, Option<AclToken>) {
-    match policy {
+async fn start_consul(options: &Options) -> (Consul, Option<AclToken>) {
+    match options.consul_policy.as_deref() {
+        None if options.consul_settings.is_object() => (
+            Consul::start_with(false, options.consul_settings.clone()).await,
+            None,
+        ),
         None => (Consul::start().await, None),
         Some(rules) => {
             let consul = Consul::start_with_acl().await;

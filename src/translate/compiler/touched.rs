@@ -3,8 +3,8 @@
 use super::{Compiler, UnitKey, Work};
 use crate::config::{BackendTarget, Object, ObjectKey, ObjectKind, UpstreamSource};
 use crate::envoy::ResourceKind;
-use crate::model::ServiceQuery;
-use crate::resolve::certificates_of;
+use crate::model::mesh::Interest;
+use crate::resolve::{Destination, certificates_of};
 use crate::snapshot::Snapshot;
 use std::sync::Arc;
 
@@ -26,12 +26,13 @@ impl Compiler {
                 }
             }
             ObjectKind::Upstream => {
-                let target = BackendTarget::Upstream(key.name.clone());
+                let target = Destination::Backend(BackendTarget::Upstream(key.name.clone()));
                 work.clusters.insert(target.clone());
                 work.endpoints.insert(target);
+                work.clusters.extend(self.mesh_destinations_of(&key.name));
                 // A route looks different only when the upstream appears, vanishes, is fed by another watch, or moves to
                 // another document: who to tell of a refusal.
-                let seen = |object: &Object| (watch_of(object), object.origin().document.clone());
+                let seen = |object: &Object| (source_of(object), object.origin().document.clone());
                 if before.map(seen) != after.map(seen) {
                     self.users_touched(snapshot, key, work);
                 }
@@ -92,23 +93,55 @@ impl Compiler {
         }
     }
 
-    pub(super) fn service_changed(&self, query: &ServiceQuery, work: &mut Work) {
-        let first = BackendTarget::Consul("".into());
-        for (known, target) in self.targets_of_service.range((query.clone(), first)..) {
-            if known != query {
+    /// A watch said something: its destinations are made anew, and the hosts that wait for it or are made from it.
+    pub(super) fn answered(&self, interest: &Interest, work: &mut Work) {
+        for (known, target) in self.targets_of.range((interest.clone(), Destination::first())..) {
+            if known != interest {
                 break;
             }
-            work.endpoints.insert(target.clone());
+            match interest {
+                Interest::Service(_) | Interest::Intention(_) => work.endpoints.insert(target.clone()),
+                Interest::Chain(_) | Interest::Mesh => work.clusters.insert(target.clone()),
+            };
         }
         for (known, listener, host) in self
-            .waiting
-            .range((query.clone(), Arc::from(""), Arc::from(""))..)
+            .hosts_of
+            .range((interest.clone(), Arc::from(""), Arc::from(""))..)
         {
-            if known != query {
+            if known != interest {
                 break;
             }
             work.hosts.insert((listener.clone(), host.clone()));
         }
+    }
+
+    /// The clusters in use that a mesh upstream unfolds into.
+    fn mesh_destinations_of(&self, upstream: &Arc<str>) -> Vec<Destination> {
+        let empty: Arc<str> = Arc::from("");
+        let targets = Destination::Mesh {
+            upstream: upstream.clone(),
+            target: empty.clone(),
+        };
+        let failovers = Destination::Failover {
+            upstream: upstream.clone(),
+            resolver: empty,
+        };
+        let of = |destination: &Destination| match destination {
+            Destination::Mesh { upstream: of, .. } | Destination::Failover { upstream: of, .. } => {
+                of == upstream
+            }
+            Destination::Backend(_) => false,
+        };
+        [targets, failovers]
+            .into_iter()
+            .flat_map(|first| {
+                self.interests_of
+                    .range(first..)
+                    .map(|(destination, _)| destination.clone())
+                    .take_while(of)
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// The gateway itself changed: all of its units are looked at again.
@@ -143,11 +176,17 @@ impl Compiler {
 }
 
 /// What of an upstream its routes depend on.
-fn watch_of(object: &Object) -> Option<ServiceQuery> {
+fn source_of(object: &Object) -> Option<UpstreamSource> {
     match object {
         Object::Upstream(upstream) => match &upstream.source {
-            UpstreamSource::Consul { query, .. } => Some(query.clone()),
             UpstreamSource::Static(_) | UpstreamSource::Dns(_) => None,
+            // A port or a filter changes endpoints alone.
+            UpstreamSource::Consul { query, .. } => Some(UpstreamSource::Consul {
+                query: query.clone(),
+                port: None,
+                only_passing: false,
+            }),
+            source @ UpstreamSource::Connect(_) => Some(source.clone()),
         },
         _ => None,
     }
