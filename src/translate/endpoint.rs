@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,15 +15,28 @@ use crate::ir;
 
 /// The endpoint lane: one service's addresses to one resource, nothing else looked at.
 pub(super) fn endpoint_resource(cluster: &Arc<str>, endpoints: &[ir::Endpoint]) -> Resource {
-    let lb_endpoints = endpoints
-        .iter()
-        .map(|endpoint| lb_endpoint(&endpoint.address.to_string(), endpoint.port, endpoint.weight))
-        .collect();
-    Resource::new(
-        ResourceKind::Endpoint,
-        cluster.clone(),
-        &assignment(cluster, lb_endpoints).encode_to_vec(),
-    )
+    let mut by_priority: BTreeMap<u32, Vec<LbEndpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        let address = endpoint.address.to_string();
+        by_priority
+            .entry(endpoint.priority)
+            .or_default()
+            .push(lb_endpoint(&address, endpoint.port, endpoint.weight));
+    }
+    // Envoy wants priorities without gaps: a datacenter without a healthy instance is none.
+    let groups = (0..).zip(by_priority.into_values());
+    let message = ClusterLoadAssignment {
+        cluster_name: cluster.to_string(),
+        endpoints: groups
+            .map(|(priority, lb_endpoints)| LocalityLbEndpoints {
+                lb_endpoints,
+                priority,
+                ..LocalityLbEndpoints::default()
+            })
+            .collect(),
+        ..ClusterLoadAssignment::default()
+    };
+    Resource::new(ResourceKind::Endpoint, cluster.clone(), &message.encode_to_vec())
 }
 
 pub(super) fn assignment(cluster: &str, lb_endpoints: Vec<LbEndpoint>) -> ClusterLoadAssignment {

@@ -6,6 +6,7 @@
 mod cluster;
 mod compiler;
 mod endpoint;
+mod health_check;
 mod http_connection_manager;
 mod listener;
 mod ordered;
