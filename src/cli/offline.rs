@@ -209,6 +209,7 @@ fn placeholder(config: &Config, query: &CertificateQuery) -> CertificateMaterial
             alt_names,
             ..
         } => std::iter::once(common_name).chain(alt_names).cloned().collect(),
+        CertificateQuery::ClientCa(_) => Vec::new(),
         CertificateQuery::VaultKv { .. } | CertificateQuery::File { .. } => {
             let routes = config
                 .of_kind(ObjectKind::HttpRoute)
@@ -231,5 +232,6 @@ fn placeholder(config: &Config, query: &CertificateQuery) -> CertificateMaterial
         names,
         not_before: 0,
         not_after: i64::MAX,
+        crl: None,
     }
 }

@@ -3,6 +3,7 @@
 //! Pure: the same documents give the same [`Config`] in every process and in every order of arrival.
 
 mod certificate;
+mod client_ca;
 mod document;
 mod gateway;
 mod objects;
@@ -17,8 +18,8 @@ mod upstream;
 
 pub use document::{ParsedDocument, parse_document};
 pub use objects::{
-    Backend, BackendTarget, Certificate, Gateway, HttpRoute, Listener, ListenerTls, Object, ObjectKey,
-    ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
+    Backend, BackendTarget, Certificate, ClientCa, Gateway, HttpRoute, Listener, ListenerTls, Object,
+    ObjectKey, ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
 };
 pub use permissions::Permissions;
 pub use reach::{AddressRefusal, AddressRules};

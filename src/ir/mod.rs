@@ -130,6 +130,15 @@ pub enum Routing {
 pub struct Tls {
     pub chains: Vec<TlsChain>,
     pub min_version: Arc<str>,
+    pub clients: Option<ClientTls>,
+}
+
+/// Whose certificates clients show.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    pub secret: Arc<str>,
+    /// False: one without a certificate is let in too.
+    pub require: bool,
 }
 
 /// One certificate and the SNI names it is served for.
@@ -139,9 +148,19 @@ pub struct TlsChain {
     pub server_names: Vec<Arc<str>>,
 }
 
+/// What Envoy does with a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecretKind {
+    /// Serves it.
+    Certificate,
+    /// Checks clients' certificates against it.
+    Authorities,
+}
+
 #[derive(Clone, Debug)]
 pub struct Secret {
     pub name: Arc<str>,
+    pub kind: SecretKind,
     pub material: Arc<CertificateMaterial>,
     pub origins: Vec<DocumentId>,
 }

@@ -1,40 +1,71 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Resolved;
-use crate::config::{Gateway, Listener, ListenerTls, ObjectKind};
+use crate::config::{ClientCa, Gateway, Listener, ListenerTls, ObjectKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
-use crate::ir::{self, Routing, Secret, Tls, TlsChain, VirtualHost};
+use crate::ir::{self, ClientTls, Routing, Secret, SecretKind, Tls, TlsChain, VirtualHost};
 use crate::model::{CertificateQuery, DocumentId};
 use crate::snapshot::Snapshot;
 
-/// The certificates a gateway's listeners name, with what to fetch for each.
+/// The certificates and authorities that a gateway's listeners name, with what to fetch for each.
 pub fn certificates_of(snapshot: &Snapshot, gateway: &Gateway) -> Vec<(Arc<str>, CertificateQuery)> {
-    let names: BTreeSet<&Arc<str>> = gateway
-        .listeners
-        .iter()
-        .filter_map(|listener| listener.tls.as_ref())
-        .flat_map(|tls| tls.certificates.iter().map(|(name, _)| name))
-        .collect();
-    names
-        .into_iter()
-        .filter_map(|name| Some((name.clone(), snapshot.config.certificate(name)?.query.clone())))
-        .collect()
+    let mut wanted: BTreeMap<Arc<str>, CertificateQuery> = BTreeMap::new();
+    for listener in &gateway.listeners {
+        let Some(tls) = &listener.tls else { continue };
+        for (name, _) in &tls.certificates {
+            if let Some(declared) = snapshot.config.certificate(name) {
+                wanted.insert(name.clone(), declared.query.clone());
+            }
+        }
+        if let Some(client_ca) = &tls.client_ca {
+            wanted.insert(client_ca_name(&listener.name), client_ca.query.clone());
+        }
+    }
+    wanted.into_iter().collect()
 }
 
+/// A certificate's name has no slash: the two cannot clash.
+pub fn client_ca_name(listener: &str) -> Arc<str> {
+    format!("client_ca/{listener}").into()
+}
+
+/// Of a certificate, or of a listener's authorities by their own name.
 pub fn secret_name(certificate: &str) -> Arc<str> {
-    format!("certificate/{certificate}").into()
+    if certificate.starts_with("client_ca/") {
+        certificate.into()
+    } else {
+        format!("certificate/{certificate}").into()
+    }
 }
 
-pub fn resolve_secret(snapshot: &Snapshot, certificate: &str) -> Option<Secret> {
-    let declared = snapshot.config.certificate(certificate)?;
-    let material = snapshot.certificate(&declared.query)?.value.clone()?;
+pub fn resolve_secret(snapshot: &Snapshot, gateway: &Gateway, name: &str) -> Option<Secret> {
+    let (query, kind, document) = match name.strip_prefix("client_ca/") {
+        Some(listener) => {
+            let listener = gateway.listeners.iter().find(|known| &*known.name == listener)?;
+            let client_ca = listener.tls.as_ref()?.client_ca.as_ref()?;
+            (
+                &client_ca.query,
+                SecretKind::Authorities,
+                &gateway.origin.document,
+            )
+        }
+        None => {
+            let declared = snapshot.config.certificate(name)?;
+            (
+                &declared.query,
+                SecretKind::Certificate,
+                &declared.origin.document,
+            )
+        }
+    };
     Some(Secret {
-        name: secret_name(certificate),
-        material,
-        origins: vec![declared.origin.document.clone()],
+        name: secret_name(name),
+        kind,
+        material: snapshot.certificate(query)?.value.clone()?,
+        origins: vec![document.clone()],
     })
 }
 
@@ -106,9 +137,23 @@ pub fn resolve_listener(
                     diagnostics,
                 };
             }
+            if let Some(client_ca) = &tls.client_ca {
+                let (known, problem) = authorities(snapshot, listener, client_ca);
+                diagnostics.extend(problem.map(|problem| problem.about("gateway", &gateway.name)));
+                if !known {
+                    return Resolved {
+                        value: None,
+                        diagnostics,
+                    };
+                }
+            }
             Some(Tls {
                 chains,
                 min_version: tls.min_version.clone(),
+                clients: tls.client_ca.as_ref().map(|client_ca| ClientTls {
+                    secret: client_ca_name(&listener.name),
+                    require: client_ca.require,
+                }),
             })
         }
     };
@@ -153,6 +198,48 @@ fn not_renewed(snapshot: &Snapshot, name: &str) -> Option<Diagnostic> {
         .because("the one that was fetched before stays in service, as long as it lasts")
         .fix(problem.advice())
     })
+}
+
+/// Whether it is known whose certificates clients may show, and what is wrong with that. Unknown, nobody is let in: the
+/// listener stays closed rather than open to all.
+fn authorities(snapshot: &Snapshot, listener: &Listener, client_ca: &ClientCa) -> (bool, Option<Diagnostic>) {
+    let known = snapshot.certificate(&client_ca.query);
+    let at_hand = known.is_some_and(|known| known.value.is_some());
+    let problem = known.and_then(|known| known.problem.as_ref());
+    let withheld = |why: String| {
+        format!(
+            "the listener {:?} is not opened: whose client certificates are good is not known: {why}",
+            listener.name
+        )
+    };
+    let diagnostic = match (at_hand, problem) {
+        (true, None) => None,
+        (true, Some(problem)) => Some(
+            Diagnostic::warning(
+                Code::CertificateProblem,
+                format!("client_ca of listener {:?}: {problem}", listener.name),
+            )
+            .because("the authorities and revocations that were read before stay in force")
+            .fix(problem.advice()),
+        ),
+        (false, Some(problem)) => Some(
+            Diagnostic::error(Code::ListenerWithheld, withheld(problem.to_string()))
+                .because("open without them, the port would let in any client, or none")
+                .fix(problem.advice()),
+        ),
+        (false, None) => Some(
+            Diagnostic::warning(
+                Code::NotYetKnown,
+                withheld(format!("{} has not answered yet", client_ca.query)),
+            )
+            .because("open without them, the port would let in any client, or none")
+            .fix("wait a moment; if it stays, `portreeve status` says how its source is"),
+        ),
+    };
+    (
+        at_hand,
+        diagnostic.map(|diagnostic| diagnostic.at(client_ca.origin.clone())),
+    )
 }
 
 /// The chain for one certificate. None: all its names are served by an earlier one.

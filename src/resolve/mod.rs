@@ -15,7 +15,9 @@ pub use cluster::{cluster_name, endpoints, resolve_cluster, resolve_target, serv
 pub use destination::at_its_users;
 pub use elsewhere::Elsewhere;
 pub use explain::{Considered, Explanation, explain};
-pub use listener::{attached_features, certificates_of, resolve_listener, resolve_secret, secret_name};
+pub use listener::{
+    attached_features, certificates_of, client_ca_name, resolve_listener, resolve_secret, secret_name,
+};
 pub use matching::{Request, matches, select_host};
 pub use virtual_host::{ResolvedHost, resolve_virtual_host};
 

@@ -242,6 +242,7 @@ mod tests {
             names: Vec::new(),
             not_before: 1000,
             not_after: 2000,
+            crl: None,
         };
         let phase = |at| phase_of(&material, UNIX_EPOCH + Duration::from_secs(at));
         assert_eq!(phase(999), CertificatePhase::NotYetValid);

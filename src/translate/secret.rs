@@ -1,13 +1,18 @@
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, TlsCertificate, secret,
+};
 use prost::Message;
 
 use crate::envoy::{Resource, ResourceKind};
-use crate::ir;
+use crate::ir::{self, SecretKind};
 
 pub(super) fn secret_resource(wanted: &ir::Secret) -> Resource {
     let material = &wanted.material;
     let version = material.version();
+    if wanted.kind == SecretKind::Authorities {
+        return authorities(wanted);
+    }
     let resource = match &material.private_key {
         // Known from before our restart: only Envoy has the key.
         None => Resource::held_by_envoy(ResourceKind::Secret, wanted.name.clone(), version),
@@ -29,6 +34,28 @@ pub(super) fn secret_resource(wanted: &ir::Secret) -> Resource {
         }
     };
     resource.from_documents(wanted.origins.clone().into())
+}
+
+/// Nothing in it is secret; it comes the same way so that it changes without touching the listener.
+fn authorities(wanted: &ir::Secret) -> Resource {
+    let material = &wanted.material;
+    let message = Secret {
+        name: wanted.name.to_string(),
+        r#type: Some(secret::Type::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(inline(&material.chain)),
+            crl: material.crl.as_deref().map(inline),
+            // The authorities above the one that signed the client's certificate need not be among ours.
+            only_verify_leaf_cert_crl: material.crl.is_some(),
+            ..CertificateValidationContext::default()
+        })),
+    };
+    Resource::with_version(
+        ResourceKind::Secret,
+        wanted.name.clone(),
+        material.version(),
+        &message.encode_to_vec(),
+    )
+    .from_documents(wanted.origins.clone().into())
 }
 
 fn inline(text: &str) -> DataSource {

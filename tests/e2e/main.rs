@@ -7,6 +7,7 @@ mod support;
 mod bounds;
 mod catalog;
 mod central;
+mod client_ca;
 mod connections;
 mod dev;
 mod diagnosis;

@@ -145,6 +145,7 @@ pub fn material(query: &CertificateQuery) -> CertificateMaterial {
         CertificateQuery::VaultKv { path, .. } => {
             vec![format!("{}.example.com", path.rsplit('/').next().unwrap()).into()]
         }
+        CertificateQuery::ClientCa(_) => Vec::new(),
         CertificateQuery::File { certificate, .. } => {
             let name = certificate.rsplit('/').next().unwrap();
             vec![format!("{}.example.com", name.trim_end_matches(".pem")).into()]
@@ -157,5 +158,6 @@ pub fn material(query: &CertificateQuery) -> CertificateMaterial {
         names,
         not_before: 0,
         not_after: 4_000_000_000,
+        crl: None,
     }
 }

@@ -220,6 +220,7 @@ async fn a_lost_wish_for_a_key_is_made_up_for() {
         names: vec!["www.example.com".into()],
         not_before: 0,
         not_after: 4_000_000_000,
+        crl: None,
     };
     let update = CertificateUpdate {
         query: query.clone(),

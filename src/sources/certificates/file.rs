@@ -77,7 +77,7 @@ async fn read_pair(certificate: &Path, private_key: &Path, now: i64) -> Result<C
     pem::parse(&chain, &key, now).map_err(|fault| fault.problem(&format!("file {}", certificate.display())))
 }
 
-async fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
+pub(super) async fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
     let failed = |error: std::io::Error| {
         let (kind, fix) = match error.kind() {
             std::io::ErrorKind::NotFound => {

@@ -80,6 +80,19 @@ pub(super) async fn watch(
     }
 }
 
+/// The engine's version: as the document says, or what the mount says.
+pub(super) async fn detected(
+    vault: &VaultClient,
+    mount: &str,
+    path: &str,
+    version: KvVersion,
+) -> Result<KvVersion, VaultFault> {
+    match version {
+        KvVersion::Detect => vault.detect_kv(mount, path).await,
+        known => Ok(known),
+    }
+}
+
 enum Wait {
     Poll,
     UntilReachable,

@@ -10,6 +10,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Budget;
+use super::client_ca::ClientCaWatch;
 use super::clock::WallClock;
 use super::issued::{IssuedWatch, Wishes};
 use super::publisher::{CertificateFreshness, Closed, Publisher};
@@ -265,6 +266,17 @@ async fn run(
                 budget,
             }
             .run(wishes, publisher)
+            .await
+        }
+        (CertificateQuery::ClientCa(source), vault) => {
+            ClientCaWatch {
+                query,
+                source,
+                vault: vault.as_ref(),
+                store: context.store.clone(),
+                poll: context.settings.kv_poll,
+            }
+            .run(&wishes.refresh, publisher)
             .await
         }
         (_, None) => {

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Compiled, Compiler, HostKey, HostUnit, UnitKey, Work};
-use crate::config::{BackendTarget, Gateway, Listener};
+use crate::config::{BackendTarget, Gateway, Listener, ListenerTls};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
 use crate::ir::{Routing, VirtualHost};
 use crate::model::CertificateQuery;
 use crate::resolve::{
-    attached_features, certificates_of, cluster_name, endpoints, resolve_cluster, resolve_listener,
-    resolve_secret, resolve_virtual_host, secret_name, service_query,
+    attached_features, certificates_of, client_ca_name, cluster_name, endpoints, resolve_cluster,
+    resolve_listener, resolve_secret, resolve_virtual_host, secret_name, service_query,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
@@ -208,10 +208,9 @@ impl Compiler {
                 continue;
             }
             compiled.units += 1;
-            let secret = wanted
-                .contains_key(&name)
-                .then(|| resolve_secret(snapshot, &name))
-                .flatten();
+            let secret = gateway
+                .filter(|_| wanted.contains_key(&name))
+                .and_then(|gateway| resolve_secret(snapshot, gateway, &name));
             match secret {
                 Some(secret) => self.put(secret_resource(&secret), compiled),
                 None => self.withdraw(ResourceKind::Secret, &secret_name(&name), compiled),
@@ -219,11 +218,11 @@ impl Compiler {
             // The listener's chains name the hosts that the certificate covers: it is remade, and comes out the same
             // unless those changed.
             for listener in gateway.into_iter().flat_map(|gateway| &gateway.listeners) {
-                if listener
-                    .tls
-                    .iter()
-                    .any(|tls| tls.certificates.iter().any(|(used, _)| *used == name))
-                {
+                let names_it = |tls: &ListenerTls| {
+                    tls.certificates.iter().any(|(used, _)| *used == name)
+                        || (tls.client_ca.is_some() && client_ca_name(&listener.name) == name)
+                };
+                if listener.tls.as_ref().is_some_and(names_it) {
                     work.listeners.insert(listener.name.clone());
                 }
             }
