@@ -347,6 +347,48 @@ async fn each_issuer_signs_what_names_it_and_no_root_is_served() {
     rig.stop().await;
 }
 
+#[tokio::test]
+async fn a_leased_certificate_is_replaced_before_its_token_ends() {
+    let bao = Bao::start().await;
+    let role = json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec", "generate_lease": true});
+    bao.mount_pki(role).await;
+    bao.policy(
+        "signer",
+        "path \"pki_int/sign/edge\" { capabilities = [\"update\"] }",
+    )
+    .await;
+    let login = json!({"token_policies": ["signer"], "token_ttl": "18s", "token_max_ttl": "18s"});
+    let (role_id, secret_id) = bao.app_role(login).await;
+    let directory = tempfile::tempdir().unwrap();
+    let auth = super::rig::app_role(&role_id, &secret_id);
+    let mut rig = Rig::start(&bao.address, auth, directory.path());
+    rig.watch(&[&pki("www.example.com", 3600)]);
+    let first = rig.material().await;
+    let started = Instant::now();
+    let revoked = async |serial: &str| {
+        let stored = bao
+            .read(&format!("pki_int/cert/{}", serial.replace(':', "-")))
+            .await;
+        stored["data"]["revocation_time"].as_i64().unwrap() > 0
+    };
+    // An hour of life is left by its dates, eighteen seconds by its lease.
+    let second = rig.material().await;
+    assert!(
+        !revoked(&first.serial).await,
+        "replaced in time, after {:?}",
+        started.elapsed()
+    );
+    assert_ne!(first.serial, second.serial);
+    while !revoked(&first.serial).await {
+        assert!(
+            started.elapsed() < Duration::from_secs(40),
+            "leases end with their token"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    rig.stop().await;
+}
+
 fn forget_the_answer(directory: &std::path::Path, query: &CertificateQuery) {
     use portreeve::sources::certificates::{CertificateStore, RedbCertificateStore, StoredCertificate};
     let store = RedbCertificateStore::open(&directory.join("certificates.redb")).unwrap();

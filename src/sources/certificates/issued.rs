@@ -19,10 +19,15 @@ use super::publisher::{Closed, Publisher};
 use super::request::{self, Names, Request};
 use super::store::{CertificateStore, PublicCertificate, StoreError, StoredCertificate};
 use crate::model::{CertificateMaterial, CertificateQuery, KeyType, Problem, ProblemKind};
-use crate::sources::vault::{Pauses, SignRequest, Signed, VaultClient, VaultFault, timestamp};
+use crate::sources::vault::{
+    Pauses, SignRequest, Signed, TokenGeneration, VaultClient, VaultFault, timestamp,
+};
 
 /// The longest sleep: wall time may jump (a suspended machine, a clock that was set).
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Between looks at the budget when a leased certificate is due.
+const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often another key is offered where the role refuses one: another kind, then a larger one.
 const KEY_TURNS: u32 = 2;
@@ -56,6 +61,14 @@ struct Setback {
     wait: Hope,
 }
 
+/// What makes another certificate due before two thirds of this one's life.
+struct Haste {
+    /// An Envoy lacks the key, and so do we.
+    key_wanted: bool,
+    /// The token that it was leased with.
+    lease: Option<TokenGeneration>,
+}
+
 #[derive(Default)]
 enum Hope {
     #[default]
@@ -82,10 +95,14 @@ impl IssuedWatch<'_> {
         }
         let mut pauses = Pauses::default();
         let mut setback = Setback::default();
-        let mut key_wanted = false;
+        let mut haste = Haste {
+            key_wanted: false,
+            // One from before a restart went with a token that nobody renews any more: due at once.
+            lease: record.leased.then_some(0),
+        };
         loop {
             let woken = self
-                .wait(&record, &setback, &mut key_wanted, wishes, &mut pauses, publisher)
+                .wait(&record, &setback, &mut haste, wishes, &mut pauses, publisher)
                 .await;
             if let Woken::CertificateEnded = woken {
                 let told = match &setback.problem {
@@ -102,9 +119,12 @@ impl IssuedWatch<'_> {
                 }
             }
             match self.issue(&mut record, started, publisher).await {
-                Ok(material) => {
+                Ok((material, lease)) => {
                     setback = Setback::default();
-                    key_wanted = false;
+                    haste = Haste {
+                        key_wanted: false,
+                        lease,
+                    };
                     pauses.reset();
                     if let Err(closed) = publisher.material(material).await {
                         return closed;
@@ -140,7 +160,7 @@ impl IssuedWatch<'_> {
         &self,
         record: &StoredCertificate,
         setback: &Setback,
-        key_wanted: &mut bool,
+        haste: &mut Haste,
         wishes: &Wishes,
         pauses: &mut Pauses,
         publisher: &Publisher,
@@ -155,7 +175,9 @@ impl IssuedWatch<'_> {
                 return Woken::CertificateEnded;
             }
             let needed = match (publisher.good(), &record.certificate) {
-                (Some(material), _) if material.private_key.is_none() && *key_wanted => now,
+                (Some(material), _) if material.private_key.is_none() && haste.key_wanted => now,
+                // Vault revokes it when that token ends, though its dates say otherwise.
+                (Some(_), _) if self.lease_ends(haste) => now,
                 (Some(material), _) => {
                     renewal_time(material.not_before, material.not_after, &material.serial)
                 }
@@ -171,7 +193,11 @@ impl IssuedWatch<'_> {
                 () = tokio::time::sleep(until(due)), if due > now => {}
                 () = tokio::time::sleep(until(ends)), if alive_at_first => {}
                 () = self.overcome(setback, pauses), if due <= now => return Woken::ToIssue,
-                () = wishes.key.notified() => *key_wanted = true,
+                () = wishes.key.notified() => haste.key_wanted = true,
+                () = self.vault.token_replaced(haste.lease.unwrap_or_default()), if haste.lease.is_some() && due > now => {
+                    // Not within the budget yet, mostly.
+                    tokio::time::sleep(LEASE_PAUSE).await;
+                }
                 // Only what failed is tried again; a good certificate is not issued anew for a refresh.
                 () = wishes.refresh.notified(), if setback.problem.is_some() => {
                     if due <= now {
@@ -180,6 +206,12 @@ impl IssuedWatch<'_> {
                 }
             }
         }
+    }
+
+    fn lease_ends(&self, haste: &Haste) -> bool {
+        haste
+            .lease
+            .is_some_and(|lease| self.vault.token_generation() > lease)
     }
 
     async fn overcome(&self, setback: &Setback, pauses: &mut Pauses) {
@@ -198,7 +230,7 @@ impl IssuedWatch<'_> {
         record: &mut StoredCertificate,
         started: i64,
         publisher: &Publisher,
-    ) -> Result<CertificateMaterial, Problem> {
+    ) -> Result<(CertificateMaterial, Option<TokenGeneration>), Problem> {
         let before = record.last_attempt;
         record.last_attempt = Some(publisher.now());
         if let Err(error) = self.save(record).await {
@@ -237,18 +269,19 @@ impl IssuedWatch<'_> {
         for warning in &signed.warnings {
             tracing::warn!(certificate = %self.query, %warning, "vault warns");
         }
-        if signed.leased {
+        if signed.lease.is_some() {
             tracing::warn!(
                 certificate = %self.query,
-                "the PKI role makes leases: Vault revokes the certificate when the agent's token ends; \
-                 set generate_lease=false on the role"
+                "the PKI role makes leases: Vault revokes the certificate when the agent's token ends, so each new token \
+                 needs another; set generate_lease=false on the role"
             );
         }
         let material = pem::parse(&signed.chain, request.private_key.expose(), publisher.now())
             .map_err(|fault| fault.problem(&self.query.to_string()))?;
         record.certificate = Some(PublicCertificate::of(&material));
+        record.leased = signed.lease.is_some();
         let _ = self.save(record).await;
-        Ok(material)
+        Ok((material, signed.lease))
     }
 
     async fn request(&self, key_type: KeyType) -> Result<Request, Problem> {
@@ -317,6 +350,7 @@ impl IssuedWatch<'_> {
                 StoredCertificate {
                     certificate: None,
                     last_attempt: Some(publisher.now()),
+                    leased: false,
                 }
             }
         }

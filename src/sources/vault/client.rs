@@ -71,6 +71,22 @@ impl VaultClient {
         ))
     }
 
+    /// Grows with every token; 0 before the first.
+    pub(crate) fn token_generation(&self) -> u64 {
+        self.state.borrow().generation
+    }
+
+    /// Returns once there is a token after this one. The one before it lives on to its end, and what was leased with it
+    /// ends with it.
+    pub(crate) async fn token_replaced(&self, generation: u64) {
+        let mut state = self.state.clone();
+        let newer = state.wait_for(|state| state.ready && state.generation > generation);
+        if newer.await.is_err() {
+            // The session has ended, and with it the agent.
+            std::future::pending::<()>().await;
+        }
+    }
+
     pub fn status(&self) -> VaultStatus {
         VaultStatus {
             client_certificate_expires: self.shared.transport.identity_expires(),

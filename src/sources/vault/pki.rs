@@ -33,9 +33,12 @@ pub struct Signed {
     pub chain: String,
     /// Such as a `ttl` cut to the role's maximum.
     pub warnings: Vec<String>,
-    /// The certificate will be revoked with the agent's token.
-    pub leased: bool,
+    /// The certificate will be revoked with the agent's token: which one that is.
+    pub lease: Option<TokenGeneration>,
 }
+
+/// Which of the agent's tokens, counted from its start.
+pub type TokenGeneration = u64;
 
 #[derive(Deserialize)]
 struct SignedData {
@@ -51,6 +54,8 @@ impl VaultClient {
     /// Sent once: nothing on the way repeats it, so that the caller's budget of certificates holds.
     pub async fn sign(&self, request: &SignRequest<'_>) -> Result<Signed, VaultFault> {
         let call = Call::of(&body(request))?;
+        // Should the token be replaced on the way, one certificate more is asked for: better than one that is revoked.
+        let generation = self.token_generation();
         let answer = self.call(&call).await?;
         if answer.status == 404 {
             return Err(self.not_found(&call, &answer));
@@ -73,7 +78,7 @@ impl VaultClient {
         Ok(Signed {
             chain,
             warnings: envelope.warnings,
-            leased,
+            lease: leased.then_some(generation),
         })
     }
 
