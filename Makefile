@@ -35,7 +35,8 @@ deny: ## Check licences, bans, sources and advisories of all dependencies
 	fi
 
 unit: ## Run every test; the programs must be there (make setup envoys)
-	cargo test --locked
+	@# The tests wait for programs more than they compute: four at once on two cores.
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 
 bench: setup ## Run every benchmark, three rounds
 	cargo bench --locked --bench suite
