@@ -5,7 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../xds/envoy/resources.rs"]
-#[allow(dead_code)]
+#[expect(
+    dead_code,
+    reason = "written for the tests of xDS; the suite needs a part of it"
+)]
 mod canned;
 #[path = "../support/mod.rs"]
 mod support;
