@@ -1,5 +1,4 @@
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -36,25 +35,29 @@ pub enum PolicySetting {
     Disabled,
 }
 
-/// The policies that stand on one scope, by feature name.
+/// The policies that stand on one scope, sorted by feature name. Each route has a copy of those in effect, and they are
+/// few: a list costs less than a map, and nothing when it is empty.
 #[derive(Clone, Debug, Default)]
-pub struct Policies(BTreeMap<&'static str, PolicySetting>);
+pub struct Policies(Vec<(&'static str, PolicySetting)>);
 
 impl Policies {
     pub fn set(&mut self, feature: &'static str, setting: PolicySetting) {
-        self.0.insert(feature, setting);
+        match self.0.binary_search_by_key(&feature, |(name, _)| name) {
+            Ok(at) => self.0[at].1 = setting,
+            Err(at) => self.0.insert(at, (feature, setting)),
+        }
     }
 
     pub fn get(&self, feature: &str) -> Option<&dyn PolicyValue> {
-        match self.0.get(feature)? {
-            PolicySetting::Set(value) => Some(&**value),
-            PolicySetting::Disabled => None,
+        match self.0.iter().find(|(name, _)| *name == feature)? {
+            (_, PolicySetting::Set(value)) => Some(&**value),
+            (_, PolicySetting::Disabled) => None,
         }
     }
 
     /// Something is said about it, be it that it is switched off.
     pub fn mentions(&self, feature: &str) -> bool {
-        self.0.contains_key(feature)
+        self.0.iter().any(|(name, _)| *name == feature)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &dyn PolicyValue)> {
@@ -68,7 +71,7 @@ impl Policies {
     pub fn overlaid_by(&self, nearer: &Self) -> Self {
         let mut merged = self.clone();
         for (name, setting) in &nearer.0 {
-            merged.0.insert(name, setting.clone());
+            merged.set(name, setting.clone());
         }
         merged
     }

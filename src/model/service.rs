@@ -42,9 +42,14 @@ pub struct ServiceQuery {
 
 impl ServiceQuery {
     pub fn named(name: &str) -> Self {
+        Self::local(name.into())
+    }
+
+    /// A service of the agent's own datacenter, namespace and partition.
+    pub fn local(name: Arc<str>) -> Self {
         Self {
             lookup: Lookup::Service,
-            name: name.into(),
+            name,
             datacenter: None,
             namespace: None,
             partition: None,

@@ -14,8 +14,8 @@ const LEFT_OUT_SHOWN: usize = 5;
 
 pub fn cluster_name(target: &BackendTarget) -> Arc<str> {
     match target {
-        BackendTarget::Consul(service) => format!("consul/{service}").into(),
-        BackendTarget::Upstream(name) => format!("upstream/{name}").into(),
+        BackendTarget::Consul(service) => ["consul/", service].concat().into(),
+        BackendTarget::Upstream(name) => ["upstream/", name].concat().into(),
     }
 }
 
@@ -23,7 +23,7 @@ pub fn cluster_name(target: &BackendTarget) -> Arc<str> {
 pub fn resolve_target(config: &Config, target: &BackendTarget) -> Option<(UpstreamSource, UpstreamOptions)> {
     match target {
         BackendTarget::Consul(service) => {
-            let query = ServiceQuery::named(service);
+            let query = ServiceQuery::local(service.clone());
             Some((
                 UpstreamSource::Consul {
                     query,

@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::policies::{documents_of, effective};
@@ -38,7 +38,7 @@ pub fn resolve_virtual_host(
     origins.extend(documents_of(config, &listener.scope));
     let mut builder = Builder {
         snapshot,
-        targets: BTreeSet::new(),
+        targets: BTreeMap::new(),
         pending: BTreeSet::new(),
         diagnostics: Vec::new(),
     };
@@ -55,16 +55,17 @@ pub fn resolve_virtual_host(
         attached = true;
         origins.insert(route.origin.document.clone());
         origins.extend(documents_of(config, &route.scope));
+        let wide = effective(config, &route.scope);
         for rule in &route.rules {
             origins.extend(documents_of(config, &rule.scope));
-            builder.rule(route, rule, outer.as_ref(), rank, &mut routes);
+            builder.rule(route, rule, outer.as_ref(), &wide, rank, &mut routes);
         }
     }
     if !attached {
         return None;
     }
     diagnostics.append(&mut builder.diagnostics);
-    for target in &builder.targets {
+    for target in builder.targets.keys() {
         if let BackendTarget::Upstream(name) = target
             && let Some(upstream) = config.upstream(name)
         {
@@ -87,7 +88,7 @@ pub fn resolve_virtual_host(
     };
     let value = ResolvedHost {
         host,
-        targets: builder.targets,
+        targets: builder.targets.into_keys().collect(),
         pending: builder.pending,
         shadowed,
     };
@@ -118,6 +119,9 @@ fn drop_shadowed(
     shadowed: &mut Vec<(Arc<str>, Arc<str>)>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<Route> {
+    if routes.len() < 2 {
+        return routes.into_iter().map(|(_, _, route)| route).collect();
+    }
     let mut kept: Vec<Route> = Vec::with_capacity(routes.len());
     let mut seen: HashMap<RequestMatch, usize> = HashMap::with_capacity(routes.len());
     for (_, _, route) in routes {
@@ -145,7 +149,8 @@ fn drop_shadowed(
 
 struct Builder<'a> {
     snapshot: &'a Snapshot,
-    targets: BTreeSet<BackendTarget>,
+    /// Destinations looked up so far, with the cluster of those that can be used.
+    targets: BTreeMap<BackendTarget, Option<Arc<str>>>,
     pending: BTreeSet<ServiceQuery>,
     diagnostics: Vec<Diagnostic>,
 }
@@ -156,12 +161,14 @@ impl Builder<'_> {
         route: &HttpRoute,
         rule: &Rule,
         outer: Option<&Policies>,
+        wide: &Result<Policies, Vec<Diagnostic>>,
         rank: &Rank,
         routes: &mut Vec<(Rank, usize, Route)>,
     ) {
-        let config = &self.snapshot.config;
-        let own = effective(config, &route.scope)
-            .and_then(|wide| effective(config, &rule.scope).map(|near| wide.overlaid_by(&near)));
+        let own = match wide {
+            Ok(wide) => effective(&self.snapshot.config, &rule.scope).map(|near| wide.overlaid_by(&near)),
+            Err(problems) => Err(problems.clone()),
+        };
         let (policies, action) = match (outer, own) {
             (Some(outer), Ok(own)) => (outer.overlaid_by(&own), self.action(route, rule)),
             (_, own) => {
@@ -178,9 +185,11 @@ impl Builder<'_> {
                 )
             }
         };
-        for (index, matching) in rule.matches.iter().enumerate() {
+        let count = rule.matches.len();
+        let same = std::iter::repeat_n((policies, action), count);
+        for (index, (matching, (policies, action))) in rule.matches.iter().zip(same).enumerate() {
             let name = match index {
-                0 => format!("{}/{}", route.name, rule.name),
+                0 => [&*route.name, "/", &*rule.name].concat(),
                 _ => format!("{}/{}#{}", route.name, rule.name, index + 1),
             };
             let position = routes.len();
@@ -191,8 +200,8 @@ impl Builder<'_> {
                     name: name.into(),
                     matching: matching.clone(),
                     rewrite: rule.rewrite.clone(),
-                    action: action.clone(),
-                    policies: policies.clone(),
+                    action,
+                    policies,
                     origin: rule.origin.clone(),
                 },
             ));
@@ -208,9 +217,8 @@ impl Builder<'_> {
         let mut clusters: Vec<WeightedCluster> = Vec::with_capacity(backends.len());
         let mut why = Unavailable::NoBackend;
         for backend in backends.iter().filter(|backend| backend.weight > 0) {
-            match self.usable(route, backend) {
-                Ok(()) => {
-                    let cluster = cluster_name(&backend.target);
+            match self.cluster(route, backend) {
+                Ok(cluster) => {
                     let same = |other: &&mut WeightedCluster| {
                         other.cluster == cluster && other.policies == backend.policies
                     };
@@ -222,7 +230,6 @@ impl Builder<'_> {
                             policies: backend.policies.clone(),
                         }),
                     }
-                    self.targets.insert(backend.target.clone());
                 }
                 Err(reason) => why = reason,
             }
@@ -247,7 +254,10 @@ impl Builder<'_> {
     }
 
     /// A backend nobody knows is left out; the others take its share.
-    fn usable(&mut self, route: &HttpRoute, backend: &Backend) -> Result<(), Unavailable> {
+    fn cluster(&mut self, route: &HttpRoute, backend: &Backend) -> Result<Arc<str>, Unavailable> {
+        if let Some(Some(cluster)) = self.targets.get(&backend.target) {
+            return Ok(cluster.clone());
+        }
         let config = &self.snapshot.config;
         let Some((source, _)) = resolve_target(config, &backend.target) else {
             let BackendTarget::Upstream(name) = &backend.target else {
@@ -270,9 +280,11 @@ impl Builder<'_> {
             && !self.snapshot.service_answered(&query)
         {
             self.pending.insert(query);
-            self.targets.insert(backend.target.clone());
+            self.targets.insert(backend.target.clone(), None);
             return Err(Unavailable::NotYetKnown);
         }
-        Ok(())
+        let cluster = cluster_name(&backend.target);
+        self.targets.insert(backend.target.clone(), Some(cluster.clone()));
+        Ok(cluster)
     }
 }

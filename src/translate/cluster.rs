@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
@@ -16,23 +17,41 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use prost::Message;
 
+use super::encoding::put_bytes;
 use super::endpoint::{assignment, is_ip, lb_endpoint, split_host_port};
 use crate::envoy::{Resource, ResourceKind, any, duration, wrap_u32};
 use crate::ir::{self, ClusterSource};
-use crate::model::http::{LoadBalancer, UpstreamProtocol};
+use crate::model::http::{LoadBalancer, UpstreamOptions, UpstreamProtocol};
 
 pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
-    let bytes = cluster_message(cluster).encode_to_vec();
+    let mut bytes = Vec::with_capacity(DISCOVERED.len() + 2 * cluster.name.len() + 16);
+    if cluster.source == ClusterSource::Discovered && cluster.options == UpstreamOptions::default() {
+        bytes.extend_from_slice(&DISCOVERED);
+    } else {
+        bytes = cluster_message(cluster).encode_to_vec();
+    }
+    put_bytes(&mut bytes, 1, cluster.name.as_bytes());
+    // Statistics split at dots: a name with dots or slashes would end up as several levels.
+    put_bytes(&mut bytes, 28, cluster.name.replace(['.', ':'], "_").as_bytes());
     Resource::new(ResourceKind::Cluster, cluster.name.clone(), &bytes)
         .from_documents(cluster.origins.clone().into())
 }
 
+/// Most clusters are alike but for their names: a service of Consul's with the default options.
+static DISCOVERED: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let cluster = ir::Cluster {
+        name: "".into(),
+        source: ClusterSource::Discovered,
+        options: UpstreamOptions::default(),
+        origins: Vec::new(),
+    };
+    cluster_message(&cluster).encode_to_vec()
+});
+
+/// Without its names.
 fn cluster_message(cluster: &ir::Cluster) -> Cluster {
     let options = &cluster.options;
     let mut message = Cluster {
-        name: cluster.name.to_string(),
-        // Statistics split at dots: a name with dots or slashes would end up as several levels.
-        alt_stat_name: cluster.name.replace(['.', ':'], "_"),
         connect_timeout: Some(duration(options.connect_timeout)),
         // 32 KiB instead of 1 MiB: at the edge a slow client must not pin a megabyte per stream (Envoy's edge guide).
         per_connection_buffer_limit_bytes: Some(wrap_u32(32 * 1024)),

@@ -1,3 +1,4 @@
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,22 +8,50 @@ use envoy_types::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
 };
-use prost::Message;
 
+use super::encoding::{put_bytes, put_message, put_number};
 use crate::envoy::{Resource, ResourceKind, wrap_u32};
 use crate::ir;
 
 /// The endpoint lane: one service's addresses to one resource, nothing else looked at.
 pub(super) fn endpoint_resource(cluster: &Arc<str>, endpoints: &[ir::Endpoint]) -> Resource {
-    let lb_endpoints = endpoints
-        .iter()
-        .map(|endpoint| lb_endpoint(&endpoint.address.to_string(), endpoint.port, endpoint.weight))
-        .collect();
     Resource::new(
         ResourceKind::Endpoint,
         cluster.clone(),
-        &assignment(cluster, lb_endpoints).encode_to_vec(),
+        &encode_assignment(cluster, endpoints),
     )
+}
+
+/// What [`assignment`] of [`lb_endpoint`]s encodes to.
+fn encode_assignment(cluster: &str, endpoints: &[ir::Endpoint]) -> Vec<u8> {
+    let mut buffer = Vec::with_capacity(cluster.len() + 16 + 48 * endpoints.len());
+    put_bytes(&mut buffer, 1, cluster.as_bytes());
+    if endpoints.is_empty() {
+        return buffer;
+    }
+    let mut address = String::new();
+    put_message(&mut buffer, 2, |locality| {
+        for endpoint in endpoints {
+            address.clear();
+            // Writing to a string does not fail.
+            let _ = write!(address, "{}", endpoint.address);
+            put_message(locality, 2, |lb_endpoint| {
+                // Endpoint, its Address, its SocketAddress.
+                put_message(lb_endpoint, 1, |host| {
+                    put_message(host, 1, |at| {
+                        put_message(at, 1, |socket| {
+                            put_bytes(socket, 2, address.as_bytes());
+                            put_number(socket, 3, u64::from(endpoint.port));
+                        });
+                    });
+                });
+                put_message(lb_endpoint, 4, |weight| {
+                    put_number(weight, 1, u64::from(endpoint.weight))
+                });
+            });
+        }
+    });
+    buffer
 }
 
 pub(super) fn assignment(cluster: &str, lb_endpoints: Vec<LbEndpoint>) -> ClusterLoadAssignment {
@@ -73,4 +102,36 @@ pub(super) fn is_ip(host: &str) -> bool {
         .trim_end_matches(']')
         .parse::<IpAddr>()
         .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn written_by_hand_it_is_what_the_struct_encodes_to() {
+        let endpoint = |address: &str, port, weight| ir::Endpoint {
+            address: address.parse().unwrap(),
+            port,
+            weight,
+        };
+        let several: Vec<ir::Endpoint> = (1..60)
+            .map(|number| endpoint(&format!("10.0.0.{number}"), 8000 + number, u32::from(number)))
+            .chain([
+                endpoint("2001:db8::17", 65535, 1_000_000),
+                endpoint("::ffff:1.2.3.4", 1, 1),
+            ])
+            .collect();
+        for endpoints in [&[][..], &several[..1], &several[..]] {
+            let structs = endpoints
+                .iter()
+                .map(|endpoint| lb_endpoint(&endpoint.address.to_string(), endpoint.port, endpoint.weight));
+            assert_eq!(
+                encode_assignment("consul/web", endpoints),
+                assignment("consul/web", structs.collect()).encode_to_vec()
+            );
+        }
+    }
 }

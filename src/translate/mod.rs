@@ -5,10 +5,10 @@
 
 mod cluster;
 mod compiler;
+mod encoding;
 mod endpoint;
 mod http_connection_manager;
 mod listener;
-mod ordered;
 mod route;
 mod runtime;
 mod secret;

@@ -1,122 +1,151 @@
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, HeaderValue, HeaderValueOption, data_source};
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, HeaderMatcher, QueryParameterMatcher, RedirectAction, Route, RouteAction,
-    RouteMatch, VirtualHost, WeightedCluster, redirect_action, route, scoped_route_configuration,
-    weighted_cluster,
+    DirectResponseAction, HeaderMatcher, QueryParameterMatcher, RedirectAction, Route, RouteConfiguration,
+    RouteMatch, WeightedCluster, redirect_action, route, weighted_cluster,
 };
-use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     RegexMatchAndSubstitute, RegexMatcher, StringMatcher, string_matcher::MatchPattern,
 };
 use prost::Message;
 
+use super::encoding::{put_any_map, put_bytes, put_message, put_struct};
 use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
-use super::ordered::{put_any_map, put_bytes};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, duration, wrap_bool, wrap_u32};
 use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry};
 use crate::ir::{self, Action};
+use crate::model::DocumentId;
 use crate::model::http::{PathMatch, PathRewrite, Redirect, RequestMatch, TextMatch, ValueMatch};
 
 /// Why the gateway itself answered, for whoever looks at a 503.
 pub(super) const REASON_HEADER: &str = "x-portreeve-reason";
 
-/// One host's routes, encoded: the unit that a route change costs.
-pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> bytes::Bytes {
-    let name = format!("{}/{}", host.listener, host.host);
-    let message = VirtualHost {
-        name,
-        domains: vec![host.host.to_string()],
-        ..VirtualHost::default()
-    };
-    let mut buffer = BytesMut::from(&message.encode_to_vec()[..]);
+/// One host's routes, encoded, and what publishing them takes.
+#[derive(Clone, Debug)]
+pub(super) struct EncodedHost {
+    listener: Arc<str>,
+    host: Arc<str>,
+    bytes: Bytes,
+    /// The clusters that it sends to.
+    needs: Arc<[ResourceRef]>,
+    origins: Arc<[DocumentId]>,
+}
+
+/// The unit that a route change costs.
+pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
+    let mut buffer = Vec::with_capacity(512 + 128 * host.routes.len());
+    put_bytes(&mut buffer, 1, scope_name(&host.listener, &host.host).as_bytes());
+    put_bytes(&mut buffer, 2, host.host.as_bytes());
     if host.checks_sni
         && let Some(route) = misdirected(&host.host)
     {
-        put_bytes(&mut buffer, 3, &route.encode_to_vec());
+        put_struct(&mut buffer, 3, &route);
     }
     for route in &host.routes {
-        put_bytes(&mut buffer, 3, &encode_route(route));
+        put_message(&mut buffer, 3, |buffer| put_route(buffer, route));
     }
-    buffer.freeze()
+    // Once for the host and not in each route: Envoy reads and keeps it once.
+    if host.routes.iter().any(retries_by_default) {
+        put_bytes(&mut buffer, 16, &DEFAULT_RETRY);
+    }
+    EncodedHost {
+        listener: host.listener.clone(),
+        host: host.host.clone(),
+        bytes: buffer.into(),
+        needs: clusters(host),
+        origins: host.origins.clone().into(),
+    }
+}
+
+/// What a host's routes are called at Envoy.
+pub(super) fn scope_name(listener: &str, host: &str) -> String {
+    [listener, "/", host].concat()
 }
 
 /// A host of its own scope: Envoy reads this one alone when it changes.
-pub(super) fn scoped_resource(host: &ir::VirtualHost, encoded: &[u8]) -> Resource {
-    let name: Arc<str> = format!("{}/{}", host.listener, host.host).into();
-    let fragment = |text: &str| scoped_route_configuration::key::Fragment {
-        r#type: Some(scoped_route_configuration::key::fragment::Type::StringKey(
-            text.to_owned(),
-        )),
-    };
-    let message = ScopedRouteConfiguration {
-        name: name.to_string(),
-        key: Some(scoped_route_configuration::Key {
-            fragments: vec![fragment(&host.listener), fragment(&host.host)],
-        }),
-        ..ScopedRouteConfiguration::default()
-    };
-    let mut buffer = BytesMut::from(&message.encode_to_vec()[..]);
-    put_bytes(&mut buffer, 5, &table(&name, [encoded]));
-    Resource::new(ResourceKind::ScopedRoute, name, &buffer)
-        .needing(clusters([host]))
-        .from_documents(host.origins.clone().into())
+pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {
+    let name = scope_name(&host.listener, &host.host);
+    let mut buffer = Vec::with_capacity(host.bytes.len() + 3 * name.len() + TABLE.len() + 32);
+    put_bytes(&mut buffer, 1, name.as_bytes());
+    put_message(&mut buffer, 3, |key| {
+        for text in [&host.listener, &host.host] {
+            put_message(key, 1, |fragment| put_bytes(fragment, 1, text.as_bytes()));
+        }
+    });
+    put_message(&mut buffer, 5, |table| put_table(table, &name, [host]));
+    Resource::new(ResourceKind::ScopedRoute, name.into(), &buffer)
+        .needing(host.needs.clone())
+        .from_documents(host.origins.clone())
 }
 
 /// All hosts of a listener in one table: what wildcards need.
-pub(super) fn table_resource(listener: &Arc<str>, encoded: &[(&ir::VirtualHost, &[u8])]) -> Resource {
-    let bytes = table(listener, encoded.iter().map(|(_, bytes)| *bytes));
-    let mut origins: Vec<_> = encoded
+pub(super) fn table_resource(listener: &Arc<str>, hosts: &[&EncodedHost]) -> Resource {
+    let mut buffer = Vec::new();
+    put_table(&mut buffer, listener, hosts.iter().copied());
+    let mut origins: Vec<_> = hosts
         .iter()
-        .flat_map(|(host, _)| host.origins.iter().cloned())
+        .flat_map(|host| host.origins.iter().cloned())
         .collect();
     origins.sort();
     origins.dedup();
-    Resource::new(ResourceKind::Route, listener.clone(), &bytes)
-        .needing(clusters(encoded.iter().map(|(host, _)| *host)))
+    let mut needs: Vec<_> = hosts.iter().flat_map(|host| host.needs.iter().cloned()).collect();
+    needs.sort();
+    needs.dedup();
+    Resource::new(ResourceKind::Route, listener.clone(), &buffer)
+        .needing(needs.into())
         .from_documents(origins.into())
 }
 
-fn table<'a>(name: &str, hosts: impl IntoIterator<Item = &'a [u8]>) -> BytesMut {
-    let message = RouteConfiguration {
-        name: name.to_owned(),
+fn put_table<'a>(buffer: &mut Vec<u8>, name: &str, hosts: impl IntoIterator<Item = &'a EncodedHost>) {
+    put_bytes(buffer, 1, name.as_bytes());
+    for host in hosts {
+        put_bytes(buffer, 2, &host.bytes);
+    }
+    buffer.extend_from_slice(&TABLE);
+}
+
+/// What every table says.
+static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    RouteConfiguration {
         // Our own marks never reach an upstream.
         request_headers_to_remove: vec![LISTENER_HEADER.to_owned(), SNI_HEADER.to_owned()],
         // Clusters come and go on the same stream; the order of pushes keeps routes from naming missing ones.
         validate_clusters: Some(wrap_bool(false)),
         ..RouteConfiguration::default()
-    };
-    let mut buffer = BytesMut::from(&message.encode_to_vec()[..]);
-    for host in hosts {
-        put_bytes(&mut buffer, 2, host);
     }
-    buffer
+    .encode_to_vec()
+});
+
+static DEFAULT_RETRY: LazyLock<Vec<u8>> = LazyLock::new(|| default_retry().encode_to_vec());
+
+fn retries_by_default(route: &ir::Route) -> bool {
+    matches!(route.action, Action::Forward(_)) && route.policies.get("retry").is_none()
 }
 
-fn clusters<'a>(hosts: impl IntoIterator<Item = &'a ir::VirtualHost>) -> Arc<[ResourceRef]> {
-    let mut names: Vec<ResourceRef> = hosts
-        .into_iter()
-        .flat_map(|host| &host.routes)
+fn clusters(host: &ir::VirtualHost) -> Arc<[ResourceRef]> {
+    let mut names: Vec<&Arc<str>> = host
+        .routes
+        .iter()
         .filter_map(|route| match &route.action {
             Action::Forward(clusters) => Some(clusters),
             _ => None,
         })
         .flatten()
-        .map(|weighted| ResourceRef {
-            kind: ResourceKind::Cluster,
-            name: weighted.cluster.clone(),
-        })
+        .map(|weighted| &weighted.cluster)
         .collect();
     names.sort();
     names.dedup();
-    names.into()
+    let reference = |name: &Arc<str>| ResourceRef {
+        kind: ResourceKind::Cluster,
+        name: name.clone(),
+    };
+    names.into_iter().map(reference).collect()
 }
 
 /// A connection that was opened for another host: the client is to try on a new one (RFC 9110, 15.5.20). The catch-all
@@ -152,97 +181,117 @@ fn misdirected(host: &str) -> Option<Route> {
     })
 }
 
-fn encode_route(route: &ir::Route) -> BytesMut {
-    let mut parts = RouteParts {
-        retry: Some(default_retry()),
-        ..RouteParts::default()
-    };
+/// The fields of one `Route`.
+fn put_route(buffer: &mut Vec<u8>, route: &ir::Route) {
+    let mut parts = RouteParts::default();
     let destinations = match &route.action {
         Action::Forward(clusters) => &clusters[..],
         _ => &[],
     };
     let alone = match destinations {
         // Nothing to tell apart: what stands on the only backend stands over the route's.
-        [only] => Some(route.policies.overlaid_by(&only.policies)),
+        [only] if !only.policies.is_empty() => Some(route.policies.overlaid_by(&only.policies)),
         _ => None,
     };
-    for feature in FEATURES {
-        if alone.is_none() && is_told_apart(*feature, destinations) {
-            continue;
-        }
-        let policies = alone.as_ref().unwrap_or(&route.policies);
-        if let Some(policy) = policies.get(feature.name()) {
-            feature.apply(policy, &mut parts);
+    let policies = alone.as_ref().unwrap_or(&route.policies);
+    if !policies.is_empty() {
+        for feature in FEATURES {
+            if alone.is_none() && is_told_apart(*feature, destinations) {
+                continue;
+            }
+            if let Some(policy) = policies.get(feature.name()) {
+                feature.apply(policy, &mut parts);
+            }
         }
     }
-    let mut message = Route {
-        name: route.name.to_string(),
-        r#match: Some(route_match(&route.matching)),
-        request_headers_to_add: std::mem::take(&mut parts.request_headers_to_add),
-        request_headers_to_remove: std::mem::take(&mut parts.request_headers_to_remove),
-        response_headers_to_add: std::mem::take(&mut parts.response_headers_to_add),
-        response_headers_to_remove: std::mem::take(&mut parts.response_headers_to_remove),
-        ..Route::default()
-    };
-    message.action = Some(match &route.action {
-        Action::Forward(clusters) => route::Action::Route(forward(route, clusters, &parts)),
-        Action::Redirect(redirect) => {
-            route::Action::Redirect(redirect_action(redirect, &route.matching.path))
+    put_message(buffer, 1, |buffer| put_match(buffer, &route.matching));
+    match &route.action {
+        Action::Forward(clusters) => {
+            put_message(buffer, 2, |buffer| put_forward(buffer, route, clusters, &parts))
         }
-        Action::Respond(response) => route::Action::DirectResponse(DirectResponseAction {
-            status: u32::from(response.status),
-            body: response.body.as_deref().map(inline),
-            ..DirectResponseAction::default()
-        }),
+        Action::Redirect(redirect) => put_struct(buffer, 3, &redirect_action(redirect, &route.matching.path)),
+        Action::Respond(response) => {
+            let answer = DirectResponseAction {
+                status: u32::from(response.status),
+                body: response.body.as_deref().map(inline),
+                ..DirectResponseAction::default()
+            };
+            put_struct(buffer, 7, &answer);
+        }
         Action::Unavailable(reason) => {
-            message
+            parts
                 .response_headers_to_add
                 .push(set_header(REASON_HEADER, reason.as_str()));
-            route::Action::DirectResponse(DirectResponseAction {
+            let answer = DirectResponseAction {
                 status: 503,
                 ..DirectResponseAction::default()
-            })
-        }
-    });
-    let mut buffer = BytesMut::from(&message.encode_to_vec()[..]);
-    put_any_map(&mut buffer, 13, &parts.filter_config);
-    buffer
-}
-
-fn forward(route: &ir::Route, clusters: &[ir::WeightedCluster], parts: &RouteParts) -> RouteAction {
-    let specifier = match clusters {
-        [only] => ClusterSpecifier::Cluster(only.cluster.to_string()),
-        several => ClusterSpecifier::WeightedClusters(WeightedCluster {
-            clusters: several
-                .iter()
-                .map(|weighted| cluster_weight(route, weighted, several))
-                .collect(),
-            ..WeightedCluster::default()
-        }),
-    };
-    let mut action = RouteAction {
-        cluster_specifier: Some(specifier),
-        // Envoy's default of 15 s cuts WebSockets, gRPC streams and server-sent events; idle streams have their own bound.
-        timeout: Some(duration(parts.timeout.unwrap_or_default())),
-        idle_timeout: parts.idle_timeout.map(duration),
-        retry_policy: parts.retry.clone(),
-        ..RouteAction::default()
-    };
-    if let Some(rewrite) = &route.rewrite {
-        if let Some(hostname) = &rewrite.hostname {
-            action.host_rewrite_specifier =
-                Some(HostRewriteSpecifier::HostRewriteLiteral(hostname.to_string()));
-        }
-        match &rewrite.path {
-            Some(PathRewrite::Full(path)) => action.regex_rewrite = Some(substitute("^.*$", path)),
-            Some(PathRewrite::Prefix(to)) => match prefix_rewrite(&route.matching.path, to) {
-                PrefixRewrite::Plain(to) => action.prefix_rewrite = to,
-                PrefixRewrite::Regex(regex) => action.regex_rewrite = Some(regex),
-            },
-            None => {}
+            };
+            put_struct(buffer, 7, &answer);
         }
     }
-    action
+    for header in &parts.request_headers_to_add {
+        put_struct(buffer, 9, header);
+    }
+    for header in &parts.response_headers_to_add {
+        put_struct(buffer, 10, header);
+    }
+    for name in &parts.response_headers_to_remove {
+        put_bytes(buffer, 11, name.as_bytes());
+    }
+    for name in &parts.request_headers_to_remove {
+        put_bytes(buffer, 12, name.as_bytes());
+    }
+    put_any_map(buffer, 13, &parts.filter_config);
+    put_bytes(buffer, 14, route.name.as_bytes());
+}
+
+/// The fields of a `RouteAction`.
+fn put_forward(
+    buffer: &mut Vec<u8>,
+    route: &ir::Route,
+    clusters: &[ir::WeightedCluster],
+    parts: &RouteParts,
+) {
+    match clusters {
+        [only] => put_bytes(buffer, 1, only.cluster.as_bytes()),
+        several => {
+            let weighted = WeightedCluster {
+                clusters: several
+                    .iter()
+                    .map(|one| cluster_weight(route, one, several))
+                    .collect(),
+                ..WeightedCluster::default()
+            };
+            put_struct(buffer, 3, &weighted);
+        }
+    }
+    if let Some(rewrite) = &route.rewrite {
+        let regex = match &rewrite.path {
+            Some(PathRewrite::Full(path)) => Some(substitute("^.*$", path)),
+            Some(PathRewrite::Prefix(to)) => match prefix_rewrite(&route.matching.path, to) {
+                PrefixRewrite::Plain(to) => {
+                    put_bytes(buffer, 5, to.as_bytes());
+                    None
+                }
+                PrefixRewrite::Regex(regex) => Some(regex),
+            },
+            None => None,
+        };
+        if let Some(hostname) = &rewrite.hostname {
+            put_bytes(buffer, 6, hostname.as_bytes());
+        }
+        if let Some(regex) = regex {
+            put_struct(buffer, 32, &regex);
+        }
+    }
+    // Envoy's default of 15 s cuts WebSockets, gRPC streams and server-sent events; idle streams have their own bound.
+    put_struct(buffer, 8, &duration(parts.timeout.unwrap_or_default()));
+    if let Some(retry) = &parts.retry {
+        put_struct(buffer, 9, retry);
+    }
+    if let Some(idle) = parts.idle_timeout {
+        put_struct(buffer, 24, &duration(idle));
+    }
 }
 
 /// Some backend says otherwise than the route. Envoy would add both up, so each destination then gets the whole of what
@@ -346,30 +395,31 @@ fn redirect_action(redirect: &Redirect, path: &PathMatch) -> RedirectAction {
     }
 }
 
-fn route_match(request: &RequestMatch) -> RouteMatch {
-    let path = match &request.path {
-        PathMatch::Exact(path) => PathSpecifier::Path(path.to_string()),
-        PathMatch::Prefix(prefix) if **prefix == *"/" => PathSpecifier::Prefix("/".to_owned()),
-        PathMatch::Prefix(prefix) => PathSpecifier::PathSeparatedPrefix(prefix.to_string()),
-        PathMatch::Regex(regex) => PathSpecifier::SafeRegex(RegexMatcher {
-            regex: regex.to_string(),
-            ..RegexMatcher::default()
-        }),
-    };
-    let mut headers: Vec<HeaderMatcher> = request.headers.iter().map(header_matcher).collect();
+/// The fields of a `RouteMatch`.
+fn put_match(buffer: &mut Vec<u8>, request: &RequestMatch) {
+    match &request.path {
+        PathMatch::Exact(path) => put_bytes(buffer, 2, path.as_bytes()),
+        PathMatch::Prefix(prefix) if **prefix == *"/" => put_bytes(buffer, 1, b"/"),
+        PathMatch::Prefix(prefix) => put_bytes(buffer, 14, prefix.as_bytes()),
+        // A `RegexMatcher` of its field 2.
+        PathMatch::Regex(regex) => put_message(buffer, 10, |matcher| put_bytes(matcher, 2, regex.as_bytes())),
+    }
+    for header in &request.headers {
+        put_struct(buffer, 6, &header_matcher(header));
+    }
     match &request.methods[..] {
         [] => {}
-        [only] => headers.push(method_matcher(MatchPattern::Exact(only.to_string()))),
-        several => headers.push(method_matcher(MatchPattern::SafeRegex(RegexMatcher {
-            regex: several.join("|"),
-            ..RegexMatcher::default()
-        }))),
+        [only] => put_struct(buffer, 6, &method_matcher(MatchPattern::Exact(only.to_string()))),
+        several => {
+            let any = MatchPattern::SafeRegex(RegexMatcher {
+                regex: several.join("|"),
+                ..RegexMatcher::default()
+            });
+            put_struct(buffer, 6, &method_matcher(any));
+        }
     }
-    RouteMatch {
-        path_specifier: Some(path),
-        headers,
-        query_parameters: request.query.iter().map(query_matcher).collect(),
-        ..RouteMatch::default()
+    for query in &request.query {
+        put_struct(buffer, 7, &query_matcher(query));
     }
 }
 

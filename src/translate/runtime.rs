@@ -3,11 +3,9 @@
 //! Not the connection limit filter: it counts per filter chain, so that a listener of N certificates would take N times
 //! its limit, and it begins again with every chain that is rebuilt. Envoy's own limit counts per listener, before TLS.
 
-use bytes::BytesMut;
 use envoy_types::pb::google::protobuf::{Value, value};
-use prost::Message;
 
-use super::ordered::put_bytes;
+use super::encoding::{put_bytes, put_message, put_struct};
 use crate::config::Gateway;
 use crate::envoy::bootstrap::RUNTIME_LAYER;
 use crate::envoy::{Resource, ResourceKind};
@@ -34,19 +32,19 @@ pub(super) fn runtime_resource(gateway: Option<&Gateway>) -> Resource {
 }
 
 /// `envoy.service.runtime.v3.Runtime`: its `layer` is a `Struct`, whose map must be in key order.
-fn encode(values: &[(String, u32)]) -> BytesMut {
-    let mut layer = BytesMut::new();
-    for (key, number) in values {
-        let value = Value {
-            kind: Some(value::Kind::NumberValue(f64::from(*number))),
-        };
-        let mut entry = BytesMut::new();
-        put_bytes(&mut entry, 1, key.as_bytes());
-        put_bytes(&mut entry, 2, &value.encode_to_vec());
-        put_bytes(&mut layer, 1, &entry);
-    }
-    let mut message = BytesMut::new();
+fn encode(values: &[(String, u32)]) -> Vec<u8> {
+    let mut message = Vec::new();
     put_bytes(&mut message, 1, RUNTIME_LAYER.as_bytes());
-    put_bytes(&mut message, 2, &layer);
+    put_message(&mut message, 2, |layer| {
+        for (key, number) in values {
+            let value = Value {
+                kind: Some(value::Kind::NumberValue(f64::from(*number))),
+            };
+            put_message(layer, 1, |entry| {
+                put_bytes(entry, 1, key.as_bytes());
+                put_struct(entry, 2, &value);
+            });
+        }
+    });
     message
 }

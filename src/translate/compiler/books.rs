@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Compiled, Compiler, HostKey, HostUnit, Work};
+use super::{Compiled, Compiler, HostKey, HostUnit, Work, least};
 use crate::config::BackendTarget;
 use crate::envoy::{Resource, ResourceKind};
 use crate::ir::Routing;
@@ -106,21 +106,21 @@ impl Compiler {
 
     pub(super) fn target_in_use(&self, target: &BackendTarget) -> bool {
         self.target_users
-            .range((target.clone(), Arc::from(""), Arc::from(""))..)
+            .range((target.clone(), least(), least())..)
             .next()
             .is_some_and(|(used, _, _)| used == target)
     }
 
     pub(super) fn query_in_use(&self, query: &ServiceQuery) -> bool {
         self.targets_of_service
-            .range((query.clone(), BackendTarget::Consul("".into()))..)
+            .range((query.clone(), BackendTarget::Consul(least()))..)
             .next()
             .is_some_and(|(used, _)| used == query)
     }
 
     pub(super) fn filter_in_use(&self, listener: &Arc<str>, feature: &'static str) -> bool {
         self.filters_used
-            .range((listener.clone(), feature, Arc::from(""))..)
+            .range((listener.clone(), feature, least())..)
             .next()
             .is_some_and(|(l, f, _)| l == listener && *f == feature)
     }
@@ -144,7 +144,7 @@ impl Compiler {
         self.settings.hold_pending
             && self
                 .target_users
-                .range((target.clone(), Arc::from(""), Arc::from(""))..)
+                .range((target.clone(), least(), least())..)
                 .take_while(|(used, _, _)| used == target)
                 .any(|(_, listener, host)| self.held.contains(&(listener.clone(), host.clone())))
     }

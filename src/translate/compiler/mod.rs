@@ -9,17 +9,16 @@ mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use bytes::Bytes;
 use imbl::{OrdMap, OrdSet};
 
 use crate::config::BackendTarget;
 use crate::diagnostics::Diagnostic;
 use crate::envoy::{ResourceKind, ResourceSet};
-use crate::ir::VirtualHost;
 use crate::model::{CertificateQuery, DocumentId, Problem, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
+use crate::translate::route::EncodedHost;
 use crate::translate::runtime::runtime_resource;
 
 /// What a gateway is compiled with that no document says.
@@ -79,8 +78,8 @@ pub struct Compiler {
 
 #[derive(Clone, Debug)]
 struct HostUnit {
-    host: VirtualHost,
-    encoded: Bytes,
+    /// None: held back, with nothing that stood before.
+    encoded: Option<EncodedHost>,
     targets: BTreeSet<BackendTarget>,
     features: BTreeSet<&'static str>,
     /// Its entries in `waiting`.
@@ -321,4 +320,10 @@ fn cancel_out<T: Ord + Clone>(added: &mut BTreeSet<T>, dropped: &mut BTreeSet<T>
         added.remove(&one);
         dropped.remove(&one);
     }
+}
+
+/// The name before all names: where a range of keys begins.
+fn least() -> Arc<str> {
+    static LEAST: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
+    LEAST.clone()
 }

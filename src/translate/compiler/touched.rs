@@ -1,12 +1,11 @@
 //! From a change to the units that depend on it.
 
-use super::{Compiler, UnitKey, Work};
+use super::{Compiler, UnitKey, Work, least};
 use crate::config::{BackendTarget, Object, ObjectKey, ObjectKind, UpstreamSource};
 use crate::envoy::ResourceKind;
 use crate::model::ServiceQuery;
 use crate::resolve::certificates_of;
 use crate::snapshot::Snapshot;
-use std::sync::Arc;
 
 impl Compiler {
     pub(super) fn object_changed(
@@ -93,17 +92,14 @@ impl Compiler {
     }
 
     pub(super) fn service_changed(&self, query: &ServiceQuery, work: &mut Work) {
-        let first = BackendTarget::Consul("".into());
+        let first = BackendTarget::Consul(least());
         for (known, target) in self.targets_of_service.range((query.clone(), first)..) {
             if known != query {
                 break;
             }
             work.endpoints.insert(target.clone());
         }
-        for (known, listener, host) in self
-            .waiting
-            .range((query.clone(), Arc::from(""), Arc::from(""))..)
-        {
+        for (known, listener, host) in self.waiting.range((query.clone(), least(), least())..) {
             if known != query {
                 break;
             }

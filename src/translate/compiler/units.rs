@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::{Compiled, Compiler, HostKey, HostUnit, Shown, UnitKey, Work};
+use super::{Compiled, Compiler, HostKey, HostUnit, Shown, UnitKey, Work, least};
 use crate::config::{BackendTarget, Gateway, Listener, ObjectKey, ObjectKind};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
-use crate::ir::{Routing, VirtualHost};
+use crate::ir::Routing;
 use crate::resolve::{
     attached_features, cluster_name, endpoints, resolve_cluster, resolve_listener, resolve_secret,
     resolve_virtual_host, secret_name, service_query,
@@ -19,7 +17,9 @@ use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
 use crate::translate::endpoint::endpoint_resource;
 use crate::translate::listener::listener_resource;
-use crate::translate::route::{encode_virtual_host, scoped_resource, table_resource};
+use crate::translate::route::{
+    EncodedHost, encode_virtual_host, scope_name, scoped_resource, table_resource,
+};
 use crate::translate::secret::secret_resource;
 
 impl Compiler {
@@ -57,7 +57,7 @@ impl Compiler {
                 self.host_uses(&key, Some(&before), None, work);
                 self.withdraw(
                     ResourceKind::ScopedRoute,
-                    &format!("{listener_name}/{host}"),
+                    &scope_name(&listener_name, &host),
                     compiled,
                 );
                 work.tables.insert(listener_name);
@@ -77,13 +77,9 @@ impl Compiler {
         let unit = if hold {
             self.held.insert(key.clone());
             // What stood before stands until the new watches have answered; their watches start now.
-            let (vhost, encoded, features) = match &before {
-                Some(before) => (
-                    before.host.clone(),
-                    before.encoded.clone(),
-                    before.features.clone(),
-                ),
-                None => (value.host.clone(), Bytes::new(), features),
+            let (encoded, features) = match &before {
+                Some(before) => (before.encoded.clone(), before.features.clone()),
+                None => (None, features),
             };
             let targets = before
                 .iter()
@@ -91,7 +87,6 @@ impl Compiler {
                 .chain(value.targets)
                 .collect();
             HostUnit {
-                host: vhost,
                 encoded,
                 targets,
                 features,
@@ -99,8 +94,7 @@ impl Compiler {
             }
         } else {
             HostUnit {
-                encoded: encode_virtual_host(&value.host),
-                host: value.host,
+                encoded: Some(encode_virtual_host(&value.host)),
                 targets: value.targets,
                 features,
                 pending,
@@ -114,8 +108,11 @@ impl Compiler {
             compiled.documents.extend(origins);
             return;
         }
+        let Some(encoded) = &unit.encoded else {
+            return;
+        };
         match self.routing(&listener_name) {
-            Routing::Scoped => self.put(scoped_resource(&unit.host, &unit.encoded), compiled),
+            Routing::Scoped => self.put(scoped_resource(encoded), compiled),
             Routing::Table => {
                 work.tables.insert(listener_name);
             }
@@ -284,21 +281,18 @@ impl Compiler {
     pub(super) fn reroute(&mut self, listener: &Arc<str>, routing: Routing, compiled: &mut Compiled) {
         for ((_, host), unit) in self.hosts_of(listener) {
             compiled.units += 1;
-            match routing {
-                Routing::Scoped if !unit.encoded.is_empty() => {
-                    self.put(scoped_resource(&unit.host, &unit.encoded), compiled);
-                }
-                _ => self.withdraw(ResourceKind::ScopedRoute, &format!("{listener}/{host}"), compiled),
+            match (routing, &unit.encoded) {
+                (Routing::Scoped, Some(encoded)) => self.put(scoped_resource(encoded), compiled),
+                _ => self.withdraw(ResourceKind::ScopedRoute, &scope_name(listener, &host), compiled),
             }
         }
     }
 
     pub(super) fn table(&mut self, listener: &Arc<str>, compiled: &mut Compiled) {
         let hosts = self.hosts_of(listener);
-        let encoded: Vec<(&VirtualHost, &[u8])> = hosts
+        let encoded: Vec<&EncodedHost> = hosts
             .iter()
-            .filter(|(_, unit)| !unit.encoded.is_empty())
-            .map(|(_, unit)| (&unit.host, &unit.encoded[..]))
+            .filter_map(|(_, unit)| unit.encoded.as_ref())
             .collect();
         if self.routing(listener) == Routing::Table && !hosts.is_empty() {
             self.put(table_resource(listener, &encoded), compiled);
@@ -309,7 +303,7 @@ impl Compiler {
 
     pub(super) fn hosts_of(&self, listener: &Arc<str>) -> Vec<(HostKey, Arc<HostUnit>)> {
         self.hosts
-            .range((listener.clone(), Arc::from(""))..)
+            .range((listener.clone(), least())..)
             .take_while(|((name, _), _)| name == listener)
             .map(|(key, unit)| (key.clone(), unit.clone()))
             .collect()
