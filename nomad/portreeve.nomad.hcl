@@ -100,6 +100,12 @@ variable "vault_paths" {
   default     = ["pki_int/sign/edge", "secret/portreeve/"]
 }
 
+variable "more_settings" {
+  description = "More of the agent's settings in HCL, such as `nomad {}` or a catalog block."
+  type        = string
+  default     = ""
+}
+
 variable "drain_seconds" {
   description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 5 s more."
   type        = number
@@ -144,6 +150,8 @@ locals {
     api {
       address = "127.0.0.1:${var.ready_port}"
     }
+
+    ${var.more_settings}
   HCL
 }
 
@@ -237,6 +245,11 @@ job "portreeve" {
       lifecycle {
         hook    = "prestart"
         sidecar = true
+      }
+
+      # The agent reads Nomad's services with this one, over the task API's socket, if its settings have `nomad {}`.
+      identity {
+        file = true
       }
 
       # Nomad logs in at Consul with this identity.

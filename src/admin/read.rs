@@ -14,7 +14,7 @@ use super::parameters::Parameters;
 use crate::config::text_hash;
 use crate::diagnostics::Diagnostic;
 use crate::envoy_process;
-use crate::status::{self, DocumentPhase, EnvoyStatus, Status};
+use crate::status::{self, DocumentPhase, EnvoyStatus, Status, source_of};
 
 /// Whether the agent is of use, and what it lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,12 +130,7 @@ pub(super) async fn documents(
             let in_service = state.in_service.as_ref().map(|parsed| &parsed.document.text);
             DocumentText {
                 document: state.document.id.to_string(),
-                source: if state.document.id.is_trusted() {
-                    "file"
-                } else {
-                    "kv"
-                }
-                .to_owned(),
+                source: source_of(&state.document.id).to_owned(),
                 version: state.document.version,
                 hash: text_hash(&state.document.text),
                 phase: DocumentPhase::of(state),

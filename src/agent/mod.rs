@@ -6,6 +6,7 @@ pub mod log_format;
 pub mod notify_systemd;
 mod problem_log;
 mod reload;
+mod service_interests;
 pub mod settings;
 pub mod signals;
 mod sources;

@@ -22,6 +22,7 @@ pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static
         ("kv_documents.prefix", before.kv_prefix == after.kv_prefix),
         ("consul", before.consul == after.consul),
         ("vault", before.vault == after.vault),
+        ("nomad", before.nomad == after.nomad),
         ("envoy", before.envoy == after.envoy),
         ("xds.socket", before.xds.socket == after.xds.socket),
         ("xds.uids", before.xds.uids == after.xds.uids),

@@ -5,23 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use imbl::OrdSet;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::settings::{ConsulBlock, Settings, is_settings};
+use super::service_interests::{follow, say_not_connected};
+use super::settings::{ConsulBlock, NomadBlock, Settings, is_settings};
 use super::supervisor::Tasks;
-use crate::model::{
-    CertificateQuery, Document, DocumentId, Interests, Observation, Problem, ProblemKind, ServiceUpdate,
-};
-use crate::sources::agent_api::{ApiAddress, Product};
+use crate::config::CATALOG;
+use crate::model::{CertificateQuery, Document, DocumentId, Interests, Observation};
+use crate::sources::agent_api::{ApiAddress, Product, ServiceWatcher};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
 use crate::sources::consul::{
-    ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, follow_service_names,
+    ConsulClient, ConsulSettings, DocumentsWatch, ExposedWatch, follow_service_names,
 };
 use crate::sources::directory::DirectoryWatch;
+use crate::sources::nomad::{NomadClient, NomadSettings};
 use crate::sources::vault::{VaultClient, VaultSession};
 use crate::sources::{HealthReading, SourceHealth};
 use crate::status::SourceReading;
@@ -31,6 +31,8 @@ pub(super) struct Sources {
     documents: Vec<DocumentsWatch>,
     directories: Vec<DirectoryWatch>,
     consul: Option<ConsulClient>,
+    exposed: Option<ExposedWatch>,
+    nomad: Option<NomadClient>,
     vault: Option<(VaultClient, VaultSession)>,
     certificate_store: Arc<dyn CertificateStore>,
     observations: mpsc::Sender<Observation>,
@@ -52,7 +54,7 @@ pub(super) struct Handles {
 #[derive(Clone)]
 pub(super) struct Readings {
     health: Vec<(String, SourceHealth)>,
-    services: Option<ServiceWatcher>,
+    services: Vec<ServiceWatcher>,
     vault: Option<VaultClient>,
 }
 
@@ -67,7 +69,7 @@ impl Readings {
             .iter()
             .map(|(name, health)| watched(name.clone(), health.reading()))
             .collect();
-        if let Some(services) = &self.services {
+        for services in &self.services {
             let each = services.health().into_iter();
             readings.extend(each.map(|(query, reading)| watched(format!("service {query}"), reading)));
         }
@@ -108,6 +110,12 @@ impl Sources {
             }
             None => None,
         };
+        let nomad = match &settings.nomad {
+            Some(block) => {
+                Some(NomadClient::new(&nomad_settings(block)?).context("the nomad settings do not work")?)
+            }
+            None => None,
+        };
         let vault = match &settings.vault {
             Some(block) => Some(
                 VaultClient::new(block.settings(&environment)?).context("the vault settings do not work")?,
@@ -129,6 +137,8 @@ impl Sources {
             documents: Vec::new(),
             directories: Vec::new(),
             consul,
+            exposed: None,
+            nomad,
             vault,
             certificate_store,
             observations,
@@ -160,15 +170,26 @@ impl Sources {
         let is_owned = |id: &DocumentId| {
             sources.directories.iter().any(|watch| watch.owns(id))
                 || sources.documents.iter().any(|watch| watch.owns(id))
+                || (id.service().is_some() && settings.permissions.exposure.is_some())
         };
         let ids = known.iter().map(|document| &document.id);
         sources.ownerless = ids.filter(|id| !is_owned(id)).cloned().collect();
+        if let (Some(exposure), Some(client)) = (&settings.permissions.exposure, &sources.consul) {
+            let observations = sources.observations.clone();
+            let watch = ExposedWatch::new(client.clone(), exposure.opt_in.clone(), observations);
+            sources.document_sources.insert(CATALOG.into());
+            sources.health.push((CATALOG.to_owned(), watch.health()));
+            sources.exposed = Some(watch);
+        }
         anyhow::ensure!(
             !sources.document_sources.is_empty(),
             "no source of documents: give -config a directory with documents, or a consul block so that they are read from KV"
         );
         if let Some(client) = &sources.consul {
             sources.facts.push(("Consul", client.address().to_string()));
+        }
+        if let Some(client) = &sources.nomad {
+            sources.facts.push(("Nomad", client.address().to_string()));
         }
         if let Some(block) = &settings.vault {
             sources
@@ -193,7 +214,7 @@ impl Sources {
     ) -> Handles {
         let mut readings = Readings {
             health: self.health,
-            services: None,
+            services: Vec::new(),
             vault: None,
         };
         let refresh = Arc::new(Notify::new());
@@ -203,29 +224,41 @@ impl Sources {
         for watch in self.directories {
             tasks.spawn_plain("documents in a directory", watch.run(stop.clone()));
         }
-        match self.consul {
-            Some(client) => {
+        if let Some(client) = &self.consul {
+            let names = follow_service_names(
+                client.clone(),
+                self.observations.clone(),
+                interests.clone(),
+                stop.clone(),
+            );
+            tasks.spawn_plain("service names", names);
+        }
+        if let Some(watch) = self.exposed {
+            tasks.spawn_plain("catalog services", watch.run(stop.clone()));
+        }
+        let consul = self
+            .consul
+            .map(|client| ServiceWatcher::new(client, self.observations.clone()));
+        let nomad = self
+            .nomad
+            .map(|client| ServiceWatcher::of_nomad(client, self.observations.clone()));
+        for (product, watching) in [(Product::Consul, consul), (Product::Nomad, nomad)] {
+            let (interests, stop) = (interests.clone(), stop.clone());
+            let (name, following) = match product {
+                Product::Consul => ("services", "service interests"),
+                Product::Nomad | Product::Vault => ("nomad services", "nomad service interests"),
+            };
+            let Some((watcher, task)) = watching else {
+                let observations = self.observations.clone();
                 tasks.spawn_plain(
-                    "service names",
-                    follow_service_names(
-                        client.clone(),
-                        self.observations.clone(),
-                        interests.clone(),
-                        stop.clone(),
-                    ),
+                    following,
+                    say_not_connected(product, observations, interests, stop),
                 );
-                let (watcher, task) = ServiceWatcher::new(client, self.observations.clone());
-                readings.services = Some(watcher.clone());
-                tasks.spawn_plain("services", task.run(stop.clone()));
-                tasks.spawn_plain(
-                    "service interests",
-                    follow_services(watcher, interests.clone(), stop.clone()),
-                );
-            }
-            None => tasks.spawn_plain(
-                "services without Consul",
-                say_no_consul(self.observations.clone(), interests.clone(), stop.clone()),
-            ),
+                continue;
+            };
+            readings.services.push(watcher.clone());
+            tasks.spawn_plain(name, task.run(stop.clone()));
+            tasks.spawn_plain(following, follow(product, watcher, interests, stop));
         }
         let client = self.vault.map(|(client, session)| {
             readings.vault = Some(client.clone());
@@ -250,52 +283,6 @@ impl Sources {
             follow_certificates(watcher, interests, wanted, refresh.clone(), stop.clone()),
         );
         Handles { readings, refresh }
-    }
-}
-
-async fn follow_services(
-    watcher: ServiceWatcher,
-    mut interests: watch::Receiver<Arc<Interests>>,
-    stop: CancellationToken,
-) {
-    loop {
-        let wanted = interests.borrow_and_update().services.clone();
-        watcher.set_interests(wanted);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = interests.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-/// Documents that name Consul services, and an agent that knows no Consul: each is told so, once.
-async fn say_no_consul(
-    observations: mpsc::Sender<Observation>,
-    mut interests: watch::Receiver<Arc<Interests>>,
-    stop: CancellationToken,
-) {
-    let mut told = OrdSet::new();
-    loop {
-        let wanted = interests.borrow_and_update().services.clone();
-        for query in wanted.iter().filter(|query| !told.contains(*query)) {
-            let problem = Problem::new(
-                ProblemKind::Refused,
-                format!("the service {query} cannot be looked up: this agent is not connected to Consul"),
-            )
-            .with_fix("add a `consul {}` block to the agent's settings, or start it with -dev-consul");
-            let update = ServiceUpdate {
-                query: query.clone(),
-                result: Err(problem),
-            };
-            if observations.send(Observation::Service(update)).await.is_err() {
-                return;
-            }
-        }
-        told = wanted;
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = interests.changed() => if changed.is_err() { return },
-        }
     }
 }
 
@@ -359,6 +346,29 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
     over(&mut settings.partition, &block.partition);
     over(&mut settings.datacenter, &block.datacenter);
     over(&mut settings.max_connections, &block.max_connections);
+    settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
+    Ok(settings)
+}
+
+fn nomad_settings(block: &NomadBlock) -> anyhow::Result<NomadSettings> {
+    let mut settings =
+        NomadSettings::from_env(environment).context("the NOMAD_* environment does not work")?;
+    if let Some(address) = &block.address {
+        settings.address = ApiAddress::parse(Product::Nomad, address, false)?;
+    }
+    fn over<T: Clone>(into: &mut Option<T>, value: &Option<T>) {
+        if value.is_some() {
+            into.clone_from(value);
+        }
+    }
+    over(&mut settings.token_file, &block.token_file);
+    over(&mut settings.region, &block.region);
+    over(&mut settings.namespace, &block.namespace);
+    over(&mut settings.ca_file, &block.ca_file);
+    over(&mut settings.ca_path, &block.ca_path);
+    over(&mut settings.client_cert, &block.client_cert);
+    over(&mut settings.client_key, &block.client_key);
+    over(&mut settings.tls_server_name, &block.tls_server_name);
     settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
     Ok(settings)
 }

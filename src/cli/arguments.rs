@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{
-    agent, apply, completion, envoy, explain, fmt, plan, proxy, refresh, status, translate, validate, version,
+    agent, apply, completion, envoy, explain, fmt, plan, proxy, refresh, setup, status, translate, validate,
+    version,
 };
 
 /// A gateway agent: HCL documents, Consul and Vault in, Envoy configuration out.
@@ -36,6 +37,7 @@ pub enum Command {
     Translate(translate::Arguments),
     Proxy(proxy::Arguments),
     Envoy(envoy::Arguments),
+    Setup(setup::Arguments),
     Refresh(refresh::Arguments),
     Version(version::Arguments),
     Completion(completion::Arguments),

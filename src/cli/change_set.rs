@@ -237,6 +237,7 @@ fn permissive() -> Permissions {
             allow_link_local: true,
             ..AddressRules::default()
         },
+        exposure: None,
     }
 }
 

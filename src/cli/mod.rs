@@ -31,6 +31,7 @@ mod reference;
 mod refresh;
 mod report;
 mod runtime;
+mod setup;
 mod single_dash;
 mod status;
 mod table;
@@ -111,6 +112,7 @@ fn dispatch(arguments: Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         Command::Translate(arguments) => translate::run(&arguments, terminal),
         Command::Proxy(arguments) => proxy::run(&arguments, terminal),
         Command::Envoy(arguments) => envoy::run(&arguments, terminal),
+        Command::Setup(arguments) => setup::run(&arguments, terminal),
         Command::Refresh(arguments) => refresh::run(&arguments, terminal),
         Command::Version(arguments) => version::run(&arguments, terminal),
         Command::Completion(arguments) => completion::run(&arguments, terminal),

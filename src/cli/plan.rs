@@ -100,7 +100,9 @@ pub fn invalid(errors: usize) -> anyhow::Error {
 
 fn of_agent(arguments: &ApiArguments) -> anyhow::Result<Vec<Document>> {
     let texts: Vec<DocumentText> = block_on(ApiClient::new(arguments)?.get("/v1/documents", &[]))?;
-    let documents = texts.into_iter().enumerate().map(|(index, text)| Document {
+    // What services say of themselves stays as it is, whatever documents are put.
+    let texts = texts.into_iter().filter(|text| text.source != "catalog");
+    let documents = texts.enumerate().map(|(index, text)| Document {
         id: match text.source.as_str() {
             "kv" => DocumentId::Kv(text.document.into()),
             _ => DocumentId::File(text.document.into()),

@@ -120,6 +120,7 @@ fn by_id(texts: &[DocumentText], in_service: bool) -> Texts {
         let name = document.document.as_str().into();
         let id = match document.source.as_str() {
             "kv" => DocumentId::Kv(name),
+            "catalog" => DocumentId::Catalog(name),
             _ => DocumentId::File(name),
         };
         let text = match (in_service, &document.text_in_service) {

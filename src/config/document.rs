@@ -21,6 +21,12 @@ pub fn parse_document(
     permissions: &Permissions,
     limits: &Limits,
 ) -> Result<ParsedDocument, Vec<Diagnostic>> {
+    if let Some(service) = document.id.service() {
+        return match &permissions.exposure {
+            Some(exposure) => exposure.parse(service, document),
+            None => Err(Vec::new()),
+        };
+    }
     let source = Source::new(document.id.clone(), document.text.clone());
     let schema = document_schema();
     let body = hcl::parse(&source, schema, limits)?;

@@ -4,6 +4,7 @@
 
 mod certificate;
 mod document;
+mod exposure;
 mod gateway;
 mod objects;
 mod permissions;
@@ -16,6 +17,7 @@ mod store;
 mod upstream;
 
 pub use document::{ParsedDocument, parse_document};
+pub use exposure::{CATALOG, Exposure};
 pub use objects::{
     Backend, BackendTarget, Certificate, Gateway, HttpRoute, Listener, ListenerTls, Object, ObjectKey,
     ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,

@@ -267,15 +267,35 @@ pub struct Upstream {
 pub enum UpstreamSource {
     Consul {
         query: ServiceQuery,
+        /// Asked too, and used in this order while those before have no healthy instance.
+        failover: Vec<ServiceQuery>,
         /// A named port (Consul 1.22 and newer).
         port: Option<Arc<str>>,
         /// Leaves instances in warning out.
         only_passing: bool,
     },
+    /// Nomad's native services, or what it has of that name in every namespace.
+    Nomad { query: ServiceQuery },
     /// `host:port`, addresses only.
     Static(Vec<Arc<str>>),
     /// `host:port`, resolved by Envoy.
     Dns(Arc<str>),
+}
+
+impl UpstreamSource {
+    /// The watches that feed it, the preferred one first. Empty: the document says it all.
+    pub fn queries(&self) -> Vec<&ServiceQuery> {
+        match self {
+            Self::Consul { query, failover, .. } => std::iter::once(query).chain(failover).collect(),
+            Self::Nomad { query } => vec![query],
+            Self::Static(_) | Self::Dns(_) => Vec::new(),
+        }
+    }
+
+    /// The watch without whose answer nothing can be said.
+    pub fn first_query(&self) -> Option<&ServiceQuery> {
+        self.queries().first().copied()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -2,10 +2,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::exposure::Exposure;
 use super::reach::{AddressRefusal, AddressRules};
 use crate::model::DocumentId;
 
-/// What documents from Consul KV may reach. Documents from a `-config` directory are the operator's own.
+/// What documents from Consul KV may reach, and what services in the catalog may claim. Documents from a `-config`
+/// directory are the operator's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Permissions {
     /// Files, or directories when they end in `/`. None by default.
@@ -13,6 +15,8 @@ pub struct Permissions {
     /// `mount/path`, or a prefix when it ends in `/`; `*` for all that the token may read.
     pub vault_paths: Vec<Arc<str>>,
     pub addresses: AddressRules,
+    /// None: what services say in their tags and metadata is not listened to.
+    pub exposure: Option<Arc<Exposure>>,
 }
 
 impl Default for Permissions {
@@ -21,6 +25,7 @@ impl Default for Permissions {
             files: Vec::new(),
             vault_paths: vec!["*".into()],
             addresses: AddressRules::default(),
+            exposure: None,
         }
     }
 }

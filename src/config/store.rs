@@ -16,8 +16,9 @@ use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Limits;
 use crate::model::{Document, DocumentId};
 
-/// Who wins a clash: files before KV, then Consul's CreateIndex, then the path. The same on every replica.
-pub type Rank = (bool, u64, DocumentId);
+/// Who wins a clash: files before KV before the catalog, then Consul's CreateIndex, then the path. The same on every
+/// replica.
+pub type Rank = (u8, u64, DocumentId);
 
 /// Of a route on a host: its document's rank, its place there, its name.
 type Claim = (Rank, usize, Arc<str>);
@@ -473,7 +474,11 @@ impl Config {
 
 pub(crate) fn rank_of(document: &Document) -> Rank {
     (
-        matches!(document.id, DocumentId::Kv(_)),
+        match document.id {
+            DocumentId::File(_) => 0,
+            DocumentId::Kv(_) => 1,
+            DocumentId::Catalog(_) => 2,
+        },
         document.order,
         document.id.clone(),
     )

@@ -4,7 +4,9 @@ use super::document::Decoder;
 use super::objects::{Upstream, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
-use crate::model::http::{CircuitBreaker, LoadBalancer, UpstreamOptions, UpstreamProtocol};
+use crate::model::http::{
+    CircuitBreaker, HealthCheck, HealthProbe, LoadBalancer, UpstreamOptions, UpstreamProtocol,
+};
 use crate::model::{Lookup, ServiceQuery};
 
 pub(super) fn schema() -> BlockSchema {
@@ -32,6 +34,13 @@ pub(super) fn schema() -> BlockSchema {
             None,
             "\"dc2\"",
             "Another datacenter. Left out: the agent's own.",
+        )
+        .attribute(
+            "failover",
+            Type::List(&Type::Name),
+            Some("[]"),
+            "[\"dc2\", \"dc3\"]",
+            "Datacenters to use, in this order, while those before have no healthy instance.",
         )
         .attribute(
             "namespace",
@@ -71,6 +80,42 @@ pub(super) fn schema() -> BlockSchema {
         Occurs::Optional,
     )
     .block(
+        BlockSchema::new(
+            "nomad",
+            &[],
+            "Instances of a Nomad service (`provider = \"nomad\"`), watched. Nomad says nothing of their health, so Envoy checks them: see health_check.",
+        )
+        .attribute(
+            "service",
+            Type::String,
+            Some("the upstream's name"),
+            "\"orders\"",
+            "The service's name.",
+        )
+        .attribute(
+            "namespace",
+            Type::String,
+            Some("the agent's own"),
+            "\"shop\"",
+            "A Nomad namespace; \"*\": all that the agent's token may read.",
+        )
+        .attribute(
+            "region",
+            Type::Name,
+            Some("the agent's own"),
+            "\"eu\"",
+            "A Nomad region.",
+        )
+        .attribute(
+            "filter",
+            Type::String,
+            None,
+            "\"\\\"v2\\\" in Tags\"",
+            "A Nomad filter expression over the registrations: instances it does not take are left out.",
+        ),
+        Occurs::Optional,
+    )
+    .block(
         BlockSchema::new("static", &[], "Fixed addresses.").required(
             "addresses",
             Type::List(&Type::HostPort),
@@ -93,7 +138,7 @@ pub(super) fn schema() -> BlockSchema {
         ),
         Occurs::Optional,
     )
-    .exactly_one_of(&["consul", "static", "dns"])
+    .exactly_one_of(&["consul", "nomad", "static", "dns"])
     .attribute(
         "protocol",
         Type::Word(&["http", "http2"]),
@@ -151,6 +196,72 @@ pub(super) fn schema() -> BlockSchema {
         ),
         Occurs::Optional,
     )
+    .block(health_check_schema(), Occurs::Optional)
+}
+
+fn health_check_schema() -> BlockSchema {
+    BlockSchema::new(
+        "health_check",
+        &[],
+        "Envoy asks each instance whether it serves, beside what a catalog says. A nomad upstream has one unless it is disabled: a TCP connection every 5 s.",
+    )
+    .attribute(
+        "disabled",
+        Type::Bool,
+        Some("false"),
+        "true",
+        "Every registered instance serves.",
+    )
+    .attribute(
+        "path",
+        Type::NewPath,
+        None,
+        "\"/healthz\"",
+        "Sends GET requests and expects 2xx. Without path and grpc_service a TCP connection is enough.",
+    )
+    .attribute(
+        "host",
+        Type::Host,
+        None,
+        "\"orders.internal\"",
+        "The Host header of these requests. Left out: the cluster's name.",
+    )
+    .attribute(
+        "grpc_service",
+        Type::String,
+        None,
+        "\"shop.Orders\"",
+        "Asks the standard gRPC health service about this name; \"\" for the server as a whole. Needs protocol = \"http2\".",
+    )
+    .at_most_one_of(&["path", "grpc_service"])
+    .attribute(
+        "interval",
+        Type::Duration(500, 600_000),
+        Some("\"5s\""),
+        "\"2s\"",
+        "Between two checks of one instance, from each Envoy.",
+    )
+    .attribute(
+        "timeout",
+        Type::Duration(100, 60_000),
+        Some("\"2s\""),
+        "\"1s\"",
+        "A check without an answer for this long has failed.",
+    )
+    .attribute(
+        "unhealthy_threshold",
+        Type::Integer(1, 100),
+        Some("2"),
+        "3",
+        "Failures in a row that take an instance out. A 503 to an HTTP check does so at once.",
+    )
+    .attribute(
+        "healthy_threshold",
+        Type::Integer(1, 100),
+        Some("2"),
+        "1",
+        "Successes in a row that bring it back. A new instance serves after its first.",
+    )
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Upstream {
@@ -165,17 +276,54 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
                     .fix("name the service, or leave `service` out: then it is the upstream's name"),
             );
         }
+        let query = ServiceQuery {
+            lookup: Lookup::Service,
+            name: service,
+            datacenter: consul.string("datacenter"),
+            namespace: consul.string("namespace"),
+            partition: consul.string("partition"),
+            filter: consul.string("filter"),
+        };
+        let mut seen = vec![query.datacenter.clone()];
+        let mut failover = Vec::new();
+        for (name, origin) in consul.strings_with_origin("failover") {
+            let datacenter = Some(name.clone());
+            if seen.contains(&datacenter) {
+                decoder.problems.push(
+                    Diagnostic::error(Code::Conflict, format!("the datacenter {name:?} is named twice"))
+                        .at(origin),
+                );
+                continue;
+            }
+            seen.push(datacenter.clone());
+            failover.push(ServiceQuery {
+                datacenter,
+                ..query.clone()
+            });
+        }
         UpstreamSource::Consul {
-            query: ServiceQuery {
-                lookup: Lookup::Service,
-                name: service,
-                datacenter: consul.string("datacenter"),
-                namespace: consul.string("namespace"),
-                partition: consul.string("partition"),
-                filter: consul.string("filter"),
-            },
+            query,
+            failover,
             port: consul.string("port"),
             only_passing: consul.boolean("only_passing").unwrap_or(false),
+        }
+    } else if let Some(nomad) = reader.child("nomad") {
+        let service = nomad.string("service").unwrap_or_else(|| name.clone());
+        if service.is_empty() {
+            decoder.problems.push(
+                Diagnostic::error(Code::InvalidValue, "the service's name is empty")
+                    .at(nomad.origin_of("service")),
+            );
+        }
+        UpstreamSource::Nomad {
+            query: ServiceQuery {
+                lookup: Lookup::Nomad,
+                name: service,
+                datacenter: nomad.string("region"),
+                namespace: nomad.string("namespace"),
+                partition: None,
+                filter: nomad.string("filter"),
+            },
         }
     } else if let Some(fixed) = reader.child("static") {
         let addresses = fixed.strings_with_origin("addresses");
@@ -211,9 +359,57 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
     Upstream {
         name,
         origin: reader.origin(),
+        options: UpstreamOptions {
+            health_check: health_check(decoder, reader, &source),
+            ..options(reader)
+        },
         source,
-        options: options(reader),
     }
+}
+
+fn health_check(
+    decoder: &mut Decoder<'_>,
+    reader: &Reader<'_>,
+    source: &UpstreamSource,
+) -> Option<HealthCheck> {
+    let default = HealthCheck::default();
+    let Some(block) = reader.child("health_check") else {
+        return matches!(source, UpstreamSource::Nomad { .. }).then_some(default);
+    };
+    if block.boolean("disabled") == Some(true) {
+        return None;
+    }
+    let probe = if let Some(path) = block.string("path") {
+        HealthProbe::Http {
+            path,
+            host: block.string("host"),
+        }
+    } else if let Some(service) = block.string("grpc_service") {
+        if reader.string("protocol").as_deref() != Some("http2") {
+            decoder.problems.push(
+                Diagnostic::error(
+                    Code::Conflict,
+                    "gRPC is spoken over HTTP/2, and this upstream is not",
+                )
+                .at(block.origin_of("grpc_service"))
+                .fix("set `protocol = \"http2\"` on the upstream, or check a path"),
+            );
+        }
+        HealthProbe::Grpc { service }
+    } else {
+        HealthProbe::Tcp
+    };
+    Some(HealthCheck {
+        probe,
+        interval: block.duration("interval").unwrap_or(default.interval),
+        timeout: block.duration("timeout").unwrap_or(default.timeout),
+        unhealthy_threshold: block
+            .unsigned("unhealthy_threshold")
+            .unwrap_or(default.unhealthy_threshold),
+        healthy_threshold: block
+            .unsigned("healthy_threshold")
+            .unwrap_or(default.healthy_threshold),
+    })
 }
 
 fn options(reader: &Reader<'_>) -> UpstreamOptions {
@@ -247,6 +443,7 @@ fn options(reader: &Reader<'_>) -> UpstreamOptions {
             .duration("connect_timeout")
             .unwrap_or(defaults.connect_timeout),
         circuit_breaker: breaker,
+        health_check: None,
     }
 }
 

@@ -22,4 +22,4 @@ pub use read::Reader;
 pub use render::to_hcl;
 pub use schema::{AttributeSchema, BlockSchema, Occurs, Type};
 pub use tree::{Attribute, Block, Body, Source, Value, ValueKind};
-pub use value_types::{parse_duration, parse_hostname};
+pub use value_types::{check_text, parse_duration, parse_hostname};

@@ -66,7 +66,8 @@ pub(super) fn mismatch(ty: &Type, value: &Value) -> Option<(Span, String)> {
     }
 }
 
-fn check_text(ty: &Type, text: &str) -> Result<(), String> {
+/// Says why a text is not of this type.
+pub fn check_text(ty: &Type, text: &str) -> Result<(), String> {
     let allowed = |c: char| *ty == Type::Text && matches!(c, '\n' | '\r' | '\t');
     if let Some(bad) = text.chars().find(|c| c.is_control() && !allowed(*c)) {
         return Err(format!("control characters such as {bad:?} are not allowed"));

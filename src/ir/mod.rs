@@ -96,6 +96,8 @@ pub enum ClusterSource {
 pub struct Endpoint {
     pub address: IpAddr,
     pub port: u16,
+    /// Used while no endpoint of a lower number is there.
+    pub priority: u32,
     pub weight: u32,
 }
 

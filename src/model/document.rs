@@ -11,12 +11,29 @@ pub enum DocumentId {
     File(Arc<str>),
     /// A Consul KV key, whole (prefix included).
     Kv(Arc<str>),
+    /// What a service in Consul's catalog says of itself in tags and metadata: [`DocumentId::of_service`].
+    Catalog(Arc<str>),
 }
+
+/// With a space, which no KV key of ours has.
+const SERVICE: &str = "catalog service ";
 
 impl DocumentId {
     pub fn as_str(&self) -> &str {
         match self {
-            Self::File(path) | Self::Kv(path) => path,
+            Self::File(path) | Self::Kv(path) | Self::Catalog(path) => path,
+        }
+    }
+
+    pub fn of_service(name: &str) -> Self {
+        Self::Catalog(format!("{SERVICE}{name}").into())
+    }
+
+    /// The service that speaks, if one does.
+    pub fn service(&self) -> Option<&str> {
+        match self {
+            Self::Catalog(id) => id.strip_prefix(SERVICE),
+            Self::File(_) | Self::Kv(_) => None,
         }
     }
 

@@ -132,6 +132,41 @@ impl Default for CircuitBreaker {
     }
 }
 
+/// Requests that Envoy makes of its own to learn which instances serve.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct HealthCheck {
+    pub probe: HealthProbe,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Failures in a row until an instance is left out.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row until it is back. A new instance serves after its first.
+    pub healthy_threshold: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthProbe {
+    /// A connection comes about.
+    Tcp,
+    /// A request is answered with 2xx.
+    Http { path: Arc<str>, host: Option<Arc<str>> },
+    /// The standard gRPC health service says SERVING.
+    Grpc { service: Arc<str> },
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            probe: HealthProbe::Tcp,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            unhealthy_threshold: 2,
+            healthy_threshold: 2,
+        }
+    }
+}
+
 /// Settings of an upstream that do not depend on where its endpoints come from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct UpstreamOptions {
@@ -139,6 +174,8 @@ pub struct UpstreamOptions {
     pub load_balancer: LoadBalancer,
     pub connect_timeout: Duration,
     pub circuit_breaker: CircuitBreaker,
+    /// None: whoever registers the instances says which are healthy.
+    pub health_check: Option<HealthCheck>,
 }
 
 impl Default for UpstreamOptions {
@@ -148,6 +185,7 @@ impl Default for UpstreamOptions {
             load_balancer: LoadBalancer::LeastRequest,
             connect_timeout: Duration::from_secs(5),
             circuit_breaker: CircuitBreaker::default(),
+            health_check: None,
         }
     }
 }

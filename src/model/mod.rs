@@ -14,7 +14,8 @@ mod service;
 pub use certificate::{CertificateMaterial, CertificateQuery, KeyType, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span, extension_of_key};
 pub use observation::{
-    AcceptedText, CertificateUpdate, DocumentsUpdate, Interests, Observation, ServiceUpdate,
+    AcceptedText, CertificateUpdate, DocumentsUpdate, ExposedUpdate, Interests, Observation, OptIn,
+    ServiceUpdate, covers, is_true,
 };
 pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use imbl::OrdSet;
+use serde::{Deserialize, Serialize};
 
 use super::{CertificateMaterial, CertificateQuery, Document, DocumentId, Instance, Problem, ServiceQuery};
 
@@ -13,6 +14,7 @@ pub enum Observation {
     Accepted(AcceptedText),
     /// Every name in the catalog that the token may see, sorted: what a service that is not there may have meant.
     ServiceNames(Arc<[Arc<str>]>),
+    Exposed(ExposedUpdate),
 }
 
 /// What became of one source's documents, taken whole: one Consul transaction is one update.
@@ -44,6 +46,70 @@ pub struct AcceptedText {
     pub text: Option<Arc<str>>,
 }
 
+/// Which services in a catalog ask to be exposed. What they say comes with their instances.
+#[derive(Clone, Debug, Default)]
+pub struct ExposedUpdate {
+    pub added: Vec<Arc<str>>,
+    pub removed: Vec<Arc<str>>,
+    /// None: the catalog was read. Some: it was not, and what it said before stands.
+    pub problem: Option<Problem>,
+}
+
+/// How a service asks: with a tag, or with metadata where its instances are looked into for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OptIn {
+    /// `portreeve`: tags are `portreeve.enable=true` and so on.
+    pub prefix: Arc<str>,
+    /// Names, with `*` for any text, of services whose metadata may ask though no tag does.
+    pub metadata_of: Vec<Arc<str>>,
+}
+
+impl OptIn {
+    /// From the catalog's list alone: names with all tags of all instances.
+    pub fn may_ask(&self, service: &str, mut tags: impl Iterator<Item = impl AsRef<str>>) -> bool {
+        tags.any(|tag| self.enables(tag.as_ref()))
+            || self.metadata_of.iter().any(|pattern| covers(pattern, service))
+    }
+
+    /// `portreeve`, `portreeve.enable` or `portreeve.enable=true`.
+    pub fn enables(&self, tag: &str) -> bool {
+        let Some(rest) = tag.strip_prefix(&*self.prefix) else {
+            return false;
+        };
+        match rest.strip_prefix(".enable") {
+            Some(value) => value.is_empty() || value.strip_prefix('=').is_some_and(is_true),
+            None => rest.is_empty(),
+        }
+    }
+}
+
+/// As Go's `strconv.ParseBool` has it.
+pub fn is_true(value: &str) -> bool {
+    matches!(value, "1" | "t" | "T" | "true" | "TRUE" | "True")
+}
+
+/// `*` stands for any text, as often as it is written.
+pub fn covers(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else {
+        return pattern == text;
+    };
+    let Some(text) = text.strip_prefix(first) else {
+        return false;
+    };
+    // The last piece must end the text; those between are found from left to right.
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(mut text) = text.strip_suffix(last) else {
+        return false;
+    };
+    for piece in middle.split('*') {
+        match text.find(piece) {
+            Some(at) => text = &text[at + piece.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
 #[derive(Clone, Debug)]
 pub struct ServiceUpdate {
     pub query: ServiceQuery,
@@ -66,4 +132,51 @@ pub struct Interests {
     pub certificates: OrdSet<CertificateQuery>,
     /// Some service is not registered: the names of those that are would help.
     pub service_names: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, text, expected) in [
+            ("*", "anything", true),
+            ("web", "web", true),
+            ("web", "web2", false),
+            ("web-*", "web-1", true),
+            ("web-*", "api-1", false),
+            ("*-v*-x", "a-v2-x", true),
+            ("*-v*-x", "a-v2-y", false),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+        ] {
+            assert_eq!(covers(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn who_asks() {
+        let opt_in = OptIn {
+            prefix: "portreeve".into(),
+            metadata_of: vec!["db-*".into()],
+        };
+        for tag in [
+            "portreeve",
+            "portreeve.enable",
+            "portreeve.enable=true",
+            "portreeve.enable=1",
+        ] {
+            assert!(opt_in.may_ask("web", [tag].iter()), "{tag}");
+        }
+        for tag in [
+            "portreeve.enable=false",
+            "portreeves",
+            "portreeve.host=a",
+            "other",
+        ] {
+            assert!(!opt_in.may_ask("web", [tag].iter()), "{tag}");
+        }
+        assert!(opt_in.may_ask("db-1", [""; 0].iter()));
+    }
 }

@@ -14,6 +14,8 @@ pub enum Lookup {
     /// What a member of the mesh dials in front of them: sidecars, terminating gateways, or the instances where they
     /// speak the mesh's TLS on their own. `/v1/health/connect`.
     Connect,
+    /// Nomad's native services: `/v1/service`. Nothing is known of their health.
+    Nomad,
 }
 
 impl Lookup {
@@ -29,13 +31,14 @@ pub struct ServiceQuery {
     pub lookup: Lookup,
     pub name: Arc<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Of Nomad: the region.
     pub datacenter: Option<Arc<str>>,
     /// Consul Enterprise; never sent unless set (CE answers 400).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Arc<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<Arc<str>>,
-    /// A go-bexpr expression that Consul evaluates after the read.
+    /// A go-bexpr expression that the server evaluates after the read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Arc<str>>,
 }
@@ -64,6 +67,7 @@ impl fmt::Display for ServiceQuery {
         match self.lookup {
             Lookup::Service => {}
             Lookup::Connect => f.write_str(" (mesh)")?,
+            Lookup::Nomad => f.write_str(" (nomad)")?,
         }
         for (label, value) in [
             ("dc", &self.datacenter),
@@ -128,4 +132,7 @@ pub struct Instance {
     pub tags: Vec<Arc<str>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<Arc<str>, Arc<str>>,
+    /// When it was registered first, in the catalog's own count (CreateIndex).
+    #[serde(default)]
+    pub created: u64,
 }

@@ -277,7 +277,11 @@ impl Pipeline {
             .review(&self.snapshot.config, &changes.config.documents);
         self.save_documents(&changes.config.documents);
         self.say_documents(&changes.config.documents);
-        let mut all = Vec::with_capacity(self.gateways.len());
+        let mut all = vec![Compiled {
+            services_added: changes.watched.clone(),
+            services_dropped: changes.unwatched.clone(),
+            ..Compiled::default()
+        }];
         for gateway in &mut self.gateways {
             let compiled = gateway.compiler.update(&self.snapshot, changes);
             gateway.compiled(&compiled);
@@ -338,7 +342,8 @@ impl Pipeline {
         let mut differ = false;
         for query in all.iter().flat_map(|compiled| &compiled.services_dropped) {
             let needed = |gateway: &Gateway| gateway.compiler.needs_service(query);
-            if self.gateways.iter().any(needed) || interests.services.remove(query).is_none() {
+            let exposed = self.snapshot.is_exposed(query);
+            if exposed || self.gateways.iter().any(needed) || interests.services.remove(query).is_none() {
                 continue;
             }
             differ = true;

@@ -6,8 +6,8 @@ use crate::config::{BackendTarget, Config, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::ir::{Cluster, ClusterSource, Endpoint};
 use crate::model::http::UpstreamOptions;
-use crate::model::{Health, Instance, ServiceQuery};
-use crate::snapshot::Snapshot;
+use crate::model::{Health, Instance, Lookup, ServiceQuery};
+use crate::snapshot::{Known, Snapshot};
 
 /// Instances of one service that are told one by one.
 const LEFT_OUT_SHOWN: usize = 5;
@@ -27,6 +27,7 @@ pub fn resolve_target(config: &Config, target: &BackendTarget) -> Option<(Upstre
             Some((
                 UpstreamSource::Consul {
                     query,
+                    failover: Vec::new(),
                     port: None,
                     only_passing: false,
                 },
@@ -40,11 +41,11 @@ pub fn resolve_target(config: &Config, target: &BackendTarget) -> Option<(Upstre
     }
 }
 
-pub fn service_query(config: &Config, target: &BackendTarget) -> Option<ServiceQuery> {
-    match resolve_target(config, target)?.0 {
-        UpstreamSource::Consul { query, .. } => Some(query),
-        UpstreamSource::Static(_) | UpstreamSource::Dns(_) => None,
-    }
+/// The watches that feed a destination, the preferred one first.
+pub fn service_queries(config: &Config, target: &BackendTarget) -> Vec<ServiceQuery> {
+    resolve_target(config, target).map_or_else(Vec::new, |(source, _)| {
+        source.queries().into_iter().cloned().collect()
+    })
 }
 
 pub fn resolve_cluster(config: &Config, target: &BackendTarget) -> Option<Cluster> {
@@ -58,7 +59,7 @@ pub fn resolve_cluster(config: &Config, target: &BackendTarget) -> Option<Cluste
             .collect(),
     };
     let source = match source {
-        UpstreamSource::Consul { .. } => ClusterSource::Discovered,
+        UpstreamSource::Consul { .. } | UpstreamSource::Nomad { .. } => ClusterSource::Discovered,
         UpstreamSource::Static(addresses) => ClusterSource::Static(addresses),
         UpstreamSource::Dns(address) => ClusterSource::Dns(address),
     };
@@ -72,93 +73,158 @@ pub fn resolve_cluster(config: &Config, target: &BackendTarget) -> Option<Cluste
 
 /// The endpoints of a discovered destination. None: its watch has not answered yet.
 pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved<Vec<Endpoint>>> {
-    let (
+    let (source, _) = resolve_target(&snapshot.config, target)?;
+    let (port, only_passing) = match &source {
         UpstreamSource::Consul {
-            query,
-            port,
-            only_passing,
-        },
-        _,
-    ) = resolve_target(&snapshot.config, target)?
-    else {
+            port, only_passing, ..
+        } => (port.as_deref(), *only_passing),
+        UpstreamSource::Nomad { .. } => (None, false),
+        UpstreamSource::Static(_) | UpstreamSource::Dns(_) => return None,
+    };
+    let queries = source.queries();
+    let mut found = Found::default();
+    for (priority, query) in (0..).zip(&queries) {
+        match snapshot.service(query) {
+            Some(known) => found.take(known, query, priority, port, only_passing),
+            // Known before the others: what is preferred must have been looked for.
+            None if priority == 0 => return None,
+            None => {}
+        }
+    }
+    if !found.answered {
         return None;
-    };
-    let known = snapshot.service(&query)?;
-    let mut diagnostics = Vec::new();
-    let about = |diagnostic: Diagnostic| diagnostic.about("service", &query.name);
-    if let Some(problem) = &known.problem {
-        let mut diagnostic = Diagnostic::of_problem(Code::SourceProblem, problem);
-        let stays = if known.value.is_some() {
-            diagnostic.severity = Severity::Warning;
-            "the endpoints last known stay in service"
-        } else {
-            "no endpoint is known: requests to it answer 503"
-        };
-        diagnostics.push(about(diagnostic.because(stays)));
     }
-    let Some(instances) = &known.value else {
-        return known.problem.is_some().then_some(Resolved {
-            value: Vec::new(),
-            diagnostics,
-        });
-    };
-    let mut endpoints = Vec::with_capacity(instances.len());
-    let mut unhealthy = 0usize;
-    let mut left_out = Vec::new();
-    for instance in instances.iter() {
-        let weight = match instance.health {
-            Health::Passing => instance.weights.passing,
-            Health::Warning if !only_passing => instance.weights.warning,
-            Health::Warning | Health::Critical | Health::Maintenance => {
-                unhealthy += 1;
-                continue;
-            }
-        };
-        // Consul lets a weight be 0 to mean "no traffic"; Envoy refuses it.
-        if weight == 0 {
-            unhealthy += 1;
-            continue;
-        }
-        match endpoint(instance, port.as_deref(), weight) {
-            Ok(endpoint) => endpoints.push(endpoint),
-            Err((why, fix)) => left_out.push(about(
-                Diagnostic::warning(
-                    Code::UnusableInstance,
-                    format!(
-                        "instance {:?} on node {:?} is left out",
-                        instance.id, instance.node
-                    ),
-                )
-                .because(why)
-                .fix(fix),
-            )),
-        }
-    }
-    // A service of thousands that is registered without ports would say the same thousands of times.
-    let unusable = left_out.len();
-    diagnostics.extend(left_out.into_iter().take(LEFT_OUT_SHOWN));
-    endpoints.sort();
+    found.endpoints.sort();
     // Two registrations of one address count as one: Envoy would refuse the second.
-    endpoints.dedup_by(|later, first| (later.address, later.port) == (first.address, first.port));
-    if endpoints.is_empty() && known.problem.is_none() {
-        diagnostics.push(about(if instances.is_empty() {
-            Diagnostic::warning(Code::UnknownService, format!("no instance of the service {:?} is registered in Consul", query.name))
-                .because("requests to it answer 503")
-                .fix("check the service's name and datacenter, and that the agent's token has service:read and node:read")
-        } else if unhealthy > 0 {
-            Diagnostic::warning(Code::NoHealthyInstance, format!("none of the {} instances of {:?} is healthy", instances.len(), query.name))
-                .because("requests to it answer 503 until a check passes")
-                .fix("see which check fails and why: `consul catalog` or the UI shows its output; `consul maint` ends maintenance")
-        } else {
-            Diagnostic::warning(Code::UnusableInstance, format!("none of the {} instances of {:?} can be used", instances.len(), query.name))
-                .because(format!("requests to it answer 503: {unusable} are left out, for the reasons told beside"))
-                .fix("register them with an IP address and a port")
-        }));
+    found
+        .endpoints
+        .dedup_by(|later, first| (later.address, later.port) == (first.address, first.port));
+    if let (Some(query), true) = (queries.first(), found.endpoints.is_empty() && !found.troubled) {
+        found.diagnostics.push(found.why_none(query));
     }
     Some(Resolved {
-        value: endpoints,
-        diagnostics,
+        value: found.endpoints,
+        diagnostics: found.diagnostics,
     })
+}
+
+/// What the watches of one destination come to.
+#[derive(Default)]
+struct Found {
+    endpoints: Vec<Endpoint>,
+    diagnostics: Vec<Diagnostic>,
+    answered: bool,
+    troubled: bool,
+    instances: usize,
+    unhealthy: usize,
+    unusable: usize,
+}
+
+impl Found {
+    fn take(
+        &mut self,
+        known: &Known<[Instance]>,
+        query: &ServiceQuery,
+        priority: u32,
+        port: Option<&str>,
+        only_passing: bool,
+    ) {
+        let about = |diagnostic: Diagnostic| diagnostic.about("service", &query.name);
+        if let Some(problem) = &known.problem {
+            let mut diagnostic = Diagnostic::of_problem(Code::SourceProblem, problem);
+            let stays = if known.value.is_some() {
+                diagnostic.severity = Severity::Warning;
+                "the endpoints last known stay in service"
+            } else {
+                "no endpoint is known: requests to it answer 503"
+            };
+            self.diagnostics.push(about(diagnostic.because(stays)));
+            self.troubled = true;
+            self.answered = true;
+        }
+        let Some(instances) = &known.value else { return };
+        self.answered = true;
+        self.instances += instances.len();
+        for instance in instances.iter() {
+            let weight = match instance.health {
+                Health::Passing => instance.weights.passing,
+                Health::Warning if !only_passing => instance.weights.warning,
+                Health::Warning | Health::Critical | Health::Maintenance => 0,
+            };
+            // Consul lets a weight be 0 to mean "no traffic"; Envoy refuses it.
+            if weight == 0 {
+                self.unhealthy += 1;
+                continue;
+            }
+            match endpoint(instance, port, weight) {
+                Ok(endpoint) => self.endpoints.push(Endpoint { priority, ..endpoint }),
+                Err((why, fix)) => {
+                    self.unusable += 1;
+                    // A service of thousands that is registered without ports would say the same thousands of times.
+                    if self.unusable <= LEFT_OUT_SHOWN {
+                        let what = format!(
+                            "instance {:?} on node {:?} is left out",
+                            instance.id, instance.node
+                        );
+                        let said = Diagnostic::warning(Code::UnusableInstance, what);
+                        self.diagnostics.push(about(said.because(why).fix(fix)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn why_none(&self, query: &ServiceQuery) -> Diagnostic {
+        let diagnostic = if self.instances == 0 {
+            nobody_registered(query)
+        } else if self.unhealthy > 0 {
+            Diagnostic::warning(
+                Code::NoHealthyInstance,
+                format!(
+                    "none of the {} instances of {:?} is healthy",
+                    self.instances, query.name
+                ),
+            )
+            .because("requests to it answer 503 until a check passes")
+            .fix("see which check fails and why: `consul catalog` or the UI shows its output; `consul maint` ends maintenance")
+        } else {
+            Diagnostic::warning(
+                Code::UnusableInstance,
+                format!(
+                    "none of the {} instances of {:?} can be used",
+                    self.instances, query.name
+                ),
+            )
+            .because(format!(
+                "requests to it answer 503: {} are left out, for the reasons told beside",
+                self.unusable
+            ))
+            .fix("register them with an IP address and a port")
+        };
+        diagnostic.about("service", &query.name)
+    }
+}
+
+fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
+    let (catalog, fix) = match query.lookup {
+        Lookup::Nomad => (
+            "Nomad",
+            "check the service's name and namespace, and that its job has `provider = \"nomad\"`",
+        ),
+        Lookup::Service | Lookup::Connect => (
+            "Consul",
+            "check the service's name and datacenter, and that the agent's token has service:read and node:read",
+        ),
+    };
+    Diagnostic::warning(
+        Code::UnknownService,
+        format!(
+            "no instance of the service {:?} is registered in {catalog}",
+            query.name
+        ),
+    )
+    .because("requests to it answer 503")
+    .fix(fix)
 }
 
 fn endpoint(instance: &Instance, port: Option<&str>, weight: u32) -> Result<Endpoint, (String, String)> {
@@ -192,6 +258,7 @@ fn endpoint(instance: &Instance, port: Option<&str>, weight: u32) -> Result<Endp
     Ok(Endpoint {
         address,
         port,
+        priority: 0,
         weight,
     })
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::service_query;
+use super::service_queries;
 use crate::config::{Backend, BackendTarget, Config};
 use crate::diagnostics::{Code, Diagnostic, suggestion};
 use crate::model::ServiceQuery;
@@ -50,7 +50,9 @@ pub fn at_its_users(
         }
     }
     if said.code == Code::UnknownService
-        && let Some(near) = service_query(config, target).and_then(|query| nearest(snapshot, &query))
+        && let Some(near) = service_queries(config, target)
+            .first()
+            .and_then(|query| nearest(snapshot, query))
     {
         said.fix = Some(format!("did you mean {near:?}?"));
     }

@@ -279,7 +279,7 @@ fn addresses_of(snapshot: &Snapshot, target: &BackendTarget) -> Vec<String> {
     match resolve_target(&snapshot.config, target).map(|(source, _)| source) {
         Some(UpstreamSource::Static(addresses)) => addresses.iter().map(ToString::to_string).collect(),
         Some(UpstreamSource::Dns(address)) => vec![format!("{address} (resolved by Envoy)")],
-        Some(UpstreamSource::Consul { .. }) | None => {
+        Some(UpstreamSource::Consul { .. } | UpstreamSource::Nomad { .. }) | None => {
             let found = endpoints(snapshot, target)
                 .map(|resolved| resolved.value)
                 .unwrap_or_default();

@@ -12,7 +12,7 @@ mod policies;
 mod ports;
 mod virtual_host;
 
-pub use cluster::{cluster_name, endpoints, resolve_cluster, resolve_target, service_query};
+pub use cluster::{cluster_name, endpoints, resolve_cluster, resolve_target, service_queries};
 pub use destination::at_its_users;
 pub use elsewhere::Elsewhere;
 pub use explain::{Considered, Explanation, explain};

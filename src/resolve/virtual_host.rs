@@ -276,10 +276,10 @@ impl Builder<'_> {
             );
             return Err(Unavailable::UnknownUpstream);
         };
-        if let crate::config::UpstreamSource::Consul { query, .. } = source
-            && !self.snapshot.service_answered(&query)
+        if let Some(query) = source.first_query()
+            && !self.snapshot.service_answered(query)
         {
-            self.pending.insert(query);
+            self.pending.insert(query.clone());
             self.targets.insert(backend.target.clone(), None);
             return Err(Unavailable::NotYetKnown);
         }

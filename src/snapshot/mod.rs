@@ -2,11 +2,14 @@
 //!
 //! One owner applies observations; whoever needs a view clones it, which is cheap. "Not known yet" is not "empty".
 
+mod exposed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::HashMap;
 
+use self::exposed::Exposed;
 use crate::config::{Config, ConfigChange, Permissions, Quarantine};
 use crate::model::{
     AcceptedText, CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId,
@@ -26,6 +29,7 @@ pub struct Snapshot {
     document_problems: Arc<BTreeMap<Arc<str>, Problem>>,
     /// Of all registered services, sorted; asked for only while some service is not found.
     service_names: Option<Arc<[Arc<str>]>>,
+    exposed: Exposed,
 }
 
 /// The last good answer of one watch, and what is wrong with it since.
@@ -55,11 +59,18 @@ pub struct Changes {
     pub certificates: BTreeSet<CertificateQuery>,
     /// Problems, freshness: nothing that reaches Envoy.
     pub status_only: bool,
+    /// Watches that begin and end because a service asks to be exposed, or no longer does.
+    pub watched: BTreeSet<ServiceQuery>,
+    pub unwatched: BTreeSet<ServiceQuery>,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
-        self.config.is_empty() && self.services.is_empty() && self.certificates.is_empty()
+        self.config.is_empty()
+            && self.services.is_empty()
+            && self.certificates.is_empty()
+            && self.watched.is_empty()
+            && self.unwatched.is_empty()
     }
 
     pub fn merge(&mut self, other: Self) {
@@ -75,6 +86,14 @@ impl Changes {
         self.services.extend(other.services);
         self.certificates.extend(other.certificates);
         self.status_only |= other.status_only;
+        for query in other.unwatched {
+            self.watched.remove(&query);
+            self.unwatched.insert(query);
+        }
+        for query in other.watched {
+            self.unwatched.remove(&query);
+            self.watched.insert(query);
+        }
     }
 }
 
@@ -110,6 +129,7 @@ impl Snapshot {
                     ..Changes::default()
                 }
             }
+            Observation::Exposed(update) => self.apply_exposed(update),
         }
     }
 
@@ -161,7 +181,8 @@ impl Snapshot {
         if !same {
             changes.services.insert(update.query.clone());
         }
-        self.services.insert(update.query, after);
+        self.services.insert(update.query.clone(), after);
+        self.hear_exposed(&update.query, &mut changes);
         changes
     }
 

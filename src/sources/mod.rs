@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod consul;
 pub mod directory;
 mod health;
+pub mod nomad;
 pub mod retry;
 pub mod vault;
 

@@ -16,7 +16,7 @@ mod watch;
 pub use board::{GatewayStatus, Status, diagnostics, missing};
 pub use envoy::{EnvoyStatus, KindStatus, RefusedResource};
 pub use node_report::{CertificateReport, EnvoyCount, NodeReport, ObjectReport, Signature};
-pub use object::{Condition, DocumentPhase, DocumentStatus, ObjectStatus};
+pub use object::{Condition, DocumentPhase, DocumentStatus, ObjectStatus, source_of};
 pub use programmed::Programmed;
 pub use source::SourceReading;
 pub use summary::{ObjectSummary, Summary};

@@ -103,10 +103,11 @@ pub(super) fn documents(view: &View, programmed: &BTreeMap<DocumentId, Programme
         .collect()
 }
 
-pub(super) fn source_of(document: &DocumentId) -> &'static str {
+pub fn source_of(document: &DocumentId) -> &'static str {
     match document {
         DocumentId::File(_) => "file",
         DocumentId::Kv(_) => "kv",
+        DocumentId::Catalog(_) => "catalog",
     }
 }
 

@@ -19,6 +19,7 @@ use prost::Message;
 
 use super::encoding::put_bytes;
 use super::endpoint::{assignment, is_ip, lb_endpoint, split_host_port};
+use super::health_check::health_checks;
 use crate::envoy::{Resource, ResourceKind, any, duration, wrap_u32};
 use crate::ir::{self, ClusterSource};
 use crate::model::http::{LoadBalancer, UpstreamOptions, UpstreamProtocol};
@@ -76,6 +77,9 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
             }],
             ..CircuitBreakers::default()
         }),
+        health_checks: health_checks(cluster),
+        // An instance that its catalog no longer has gets no new requests, even if it still answers checks.
+        ignore_health_on_host_removal: options.health_check.is_some(),
         // One entry: the map's order cannot differ.
         typed_extension_protocol_options: HashMap::from([(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,36 +23,45 @@ pub(super) fn endpoint_resource(cluster: &Arc<str>, endpoints: &[ir::Endpoint]) 
     )
 }
 
-/// What [`assignment`] of [`lb_endpoint`]s encodes to.
+/// What a [`ClusterLoadAssignment`] with one locality per priority encodes to.
 fn encode_assignment(cluster: &str, endpoints: &[ir::Endpoint]) -> Vec<u8> {
+    let mut by_priority: BTreeMap<u32, Vec<&ir::Endpoint>> = BTreeMap::new();
+    for endpoint in endpoints {
+        by_priority.entry(endpoint.priority).or_default().push(endpoint);
+    }
     let mut buffer = Vec::with_capacity(cluster.len() + 16 + 48 * endpoints.len());
     put_bytes(&mut buffer, 1, cluster.as_bytes());
-    if endpoints.is_empty() {
-        return buffer;
-    }
     let mut address = String::new();
-    put_message(&mut buffer, 2, |locality| {
-        for endpoint in endpoints {
-            address.clear();
-            // Writing to a string does not fail.
-            let _ = write!(address, "{}", endpoint.address);
-            put_message(locality, 2, |lb_endpoint| {
-                // Endpoint, its Address, its SocketAddress.
-                put_message(lb_endpoint, 1, |host| {
-                    put_message(host, 1, |at| {
-                        put_message(at, 1, |socket| {
-                            put_bytes(socket, 2, address.as_bytes());
-                            put_number(socket, 3, u64::from(endpoint.port));
-                        });
-                    });
-                });
-                put_message(lb_endpoint, 4, |weight| {
-                    put_number(weight, 1, u64::from(endpoint.weight))
+    // Envoy wants priorities without gaps: a datacenter without a healthy instance is none.
+    for (priority, group) in (0..).zip(by_priority.into_values()) {
+        put_message(&mut buffer, 2, |locality| {
+            for endpoint in group {
+                address.clear();
+                // Writing to a string does not fail.
+                let _ = write!(address, "{}", endpoint.address);
+                put_endpoint(locality, &address, endpoint);
+            }
+            put_number(locality, 5, priority);
+        });
+    }
+    buffer
+}
+
+fn put_endpoint(locality: &mut Vec<u8>, address: &str, endpoint: &ir::Endpoint) {
+    put_message(locality, 2, |lb_endpoint| {
+        // Endpoint, its Address, its SocketAddress.
+        put_message(lb_endpoint, 1, |host| {
+            put_message(host, 1, |at| {
+                put_message(at, 1, |socket| {
+                    put_bytes(socket, 2, address.as_bytes());
+                    put_number(socket, 3, u64::from(endpoint.port));
                 });
             });
-        }
+        });
+        put_message(lb_endpoint, 4, |weight| {
+            put_number(weight, 1, u64::from(endpoint.weight))
+        });
     });
-    buffer
 }
 
 pub(super) fn assignment(cluster: &str, lb_endpoints: Vec<LbEndpoint>) -> ClusterLoadAssignment {
@@ -116,6 +126,7 @@ mod tests {
             address: address.parse().unwrap(),
             port,
             weight,
+            priority: 0,
         };
         let several: Vec<ir::Endpoint> = (1..60)
             .map(|number| endpoint(&format!("10.0.0.{number}"), 8000 + number, u32::from(number)))
@@ -133,5 +144,28 @@ mod tests {
                 assignment("consul/web", structs.collect()).encode_to_vec()
             );
         }
+    }
+
+    #[test]
+    fn priorities_have_no_gaps() {
+        let endpoint = |number: u8, priority| ir::Endpoint {
+            address: IpAddr::from([10, 0, 0, number]),
+            port: 8000,
+            weight: 1,
+            priority,
+        };
+        let written = encode_assignment("consul/web", &[endpoint(1, 1), endpoint(2, 3), endpoint(3, 1)]);
+        let group = |priority, numbers: &[u8]| LocalityLbEndpoints {
+            lb_endpoints: numbers
+                .iter()
+                .map(|number| lb_endpoint(&format!("10.0.0.{number}"), 8000, 1))
+                .collect(),
+            priority,
+            ..LocalityLbEndpoints::default()
+        };
+        assert_eq!(
+            ClusterLoadAssignment::decode(&written[..]).unwrap().endpoints,
+            [group(0, &[1, 3]), group(1, &[2])]
+        );
     }
 }

@@ -7,6 +7,7 @@ mod cluster;
 mod compiler;
 mod encoding;
 mod endpoint;
+mod health_check;
 mod http_connection_manager;
 mod listener;
 mod route;

@@ -145,6 +145,7 @@ pub fn answer(service: &str, instances: usize, edition: usize) -> Observation {
         node: format!("node-{number}").into(),
         id: format!("{service}-{number}").into(),
         destination: None,
+        created: 0,
         address: format!("10.0.{}.{}", number / 250, number % 250 + 1).into(),
         port: 8000 + if number == 0 { edition % 1000 } else { 0 } as u16,
         ports: BTreeMap::new(),

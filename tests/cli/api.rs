@@ -145,6 +145,7 @@ fn instance(id: &str, health: Health) -> Instance {
         node: "n1".into(),
         id: id.into(),
         destination: None,
+        created: 0,
         address: "10.0.0.1".into(),
         port: 80,
         ports: BTreeMap::new(),

@@ -11,3 +11,4 @@ mod offline;
 mod programmed;
 mod reference;
 mod run;
+mod setup;

@@ -19,10 +19,12 @@ pub mod http;
 pub mod jwt;
 pub mod load;
 pub mod message;
+pub mod nomad;
 pub mod orphans;
 pub mod pki;
 pub mod ports;
 pub mod process;
+pub mod rsa;
 pub mod vault;
 
 use std::path::{Path, PathBuf};

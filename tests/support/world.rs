@@ -125,6 +125,7 @@ pub fn instance(service: &str, number: u16, address: &str, health: Health) -> In
         node: format!("node-{number}").into(),
         id: format!("{service}-{number}").into(),
         destination: None,
+        created: 0,
         address: address.into(),
         port: 8000 + number,
         ports: BTreeMap::from([("grpc".into(), 9000 + number)]),

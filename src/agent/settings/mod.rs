@@ -4,7 +4,9 @@
 //! (`gateway`, `http_route`, ...) holds documents, and what may be settings is an error where it is not good settings.
 
 mod blocks;
+mod catalog;
 mod files;
+mod nomad;
 mod reference;
 mod schema;
 mod vault;
@@ -23,6 +25,7 @@ use crate::model::Redacted;
 
 use blocks::{api_block, consul_block, envoy_block, permissions, xds_block};
 pub use files::{is_settings, settings_problems};
+pub use nomad::NomadBlock;
 pub use reference::settings_markdown;
 pub use schema::settings_schema;
 pub use vault::VaultBlock;
@@ -60,6 +63,7 @@ pub struct Settings {
     pub permissions: Permissions,
     pub consul: Option<ConsulBlock>,
     pub vault: Option<VaultBlock>,
+    pub nomad: Option<NomadBlock>,
     pub envoy: EnvoyBlock,
     pub xds: XdsBlock,
     pub api: ApiBlock,
@@ -203,11 +207,14 @@ impl Settings {
             .address
             .into_iter()
             .chain(xds.tcp.as_ref().map(|tcp| tcp.address));
-        let permissions = permissions(kv.as_ref(), own.collect(), host_name);
+        let mut permissions = permissions(kv.as_ref(), own.collect(), host_name);
         let vault = reader
             .child("vault")
             .map(|block| VaultBlock::read(&block))
             .or_else(|| flags.dev_vault.then(VaultBlock::default));
+        if let Some(block) = reader.child("catalog") {
+            permissions.exposure = Some(Arc::new(catalog::read(&block, &gateways)?));
+        }
         Ok(Self {
             dev,
             node: node.unwrap_or_else(|| host_name.to_owned()),
@@ -231,6 +238,7 @@ impl Settings {
             permissions,
             consul,
             vault,
+            nomad: reader.child("nomad").map(|block| nomad::read(&block)),
             envoy: envoy_block(reader.child("envoy").as_ref(), dev),
             xds,
             api,

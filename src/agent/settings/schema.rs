@@ -52,6 +52,8 @@ pub fn settings_schema() -> &'static BlockSchema {
             )
             .block(kv_documents_schema(), Occurs::Optional)
             .block(consul_schema(), Occurs::Optional)
+            .block(super::catalog::schema(), Occurs::Optional)
+            .block(super::nomad::schema(), Occurs::Optional)
             .block(super::vault::schema(), Occurs::Optional)
             .block(envoy_schema(), Occurs::Optional)
             .block(xds_schema(), Occurs::Optional)

@@ -139,7 +139,7 @@ impl ApiClient {
         let index = header(&response, self.0.settings.product.index_header())
             .and_then(|value| value.parse().ok())
             .filter(|index| *index > 0);
-        let found = status == StatusCode::OK;
+        let found = status.is_success();
         let is_answer = found || (call.not_found_is_answer && status == StatusCode::NOT_FOUND);
         if !is_answer {
             let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());

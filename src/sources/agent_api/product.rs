@@ -1,11 +1,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Whose agent is asked. The two differ in names, not in behaviour.
+/// Whose agent is asked. They differ in names, not in behaviour; Vault is asked this way by `portreeve setup` alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Product {
     Consul,
     Nomad,
+    Vault,
 }
 
 /// One agent, as messages name it.
@@ -20,6 +21,7 @@ impl Product {
         match self {
             Self::Consul => "x-consul-token",
             Self::Nomad => "x-nomad-token",
+            Self::Vault => "x-vault-token",
         }
     }
 
@@ -27,6 +29,7 @@ impl Product {
         match self {
             Self::Consul => "x-consul-index",
             Self::Nomad => "x-nomad-index",
+            Self::Vault => "x-vault-index",
         }
     }
 
@@ -34,6 +37,7 @@ impl Product {
         match self {
             Self::Consul => "CONSUL_HTTP_ADDR",
             Self::Nomad => "NOMAD_ADDR",
+            Self::Vault => "VAULT_ADDR",
         }
     }
 
@@ -41,6 +45,7 @@ impl Product {
         match self {
             Self::Consul => "CONSUL_HTTP_TOKEN",
             Self::Nomad => "NOMAD_TOKEN",
+            Self::Vault => "VAULT_TOKEN",
         }
     }
 
@@ -48,6 +53,15 @@ impl Product {
         match self {
             Self::Consul => "CONSUL_HTTP_AUTH",
             Self::Nomad => "NOMAD_HTTP_AUTH",
+            Self::Vault => "VAULT_ADDR",
+        }
+    }
+
+    pub fn ca_variable(self) -> &'static str {
+        match self {
+            Self::Consul => "CONSUL_CACERT",
+            Self::Nomad => "NOMAD_CACERT",
+            Self::Vault => "VAULT_CACERT",
         }
     }
 
@@ -56,6 +70,7 @@ impl Product {
         match self {
             Self::Consul => "127.0.0.1:8500",
             Self::Nomad => "127.0.0.1:4646",
+            Self::Vault => "127.0.0.1:8200",
         }
     }
 }
@@ -65,6 +80,7 @@ impl fmt::Display for Product {
         f.write_str(match self {
             Self::Consul => "Consul",
             Self::Nomad => "Nomad",
+            Self::Vault => "Vault",
         })
     }
 }

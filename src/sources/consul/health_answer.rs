@@ -70,6 +70,8 @@ struct Service {
     tags: Vec<Arc<str>>,
     #[serde(rename = "Meta", default, deserialize_with = "null_is_default")]
     meta: BTreeMap<Arc<str>, Arc<str>>,
+    #[serde(rename = "CreateIndex", default)]
+    created: u64,
     #[serde(rename = "Proxy", default, deserialize_with = "null_is_default")]
     proxy: Proxy,
 }
@@ -169,6 +171,7 @@ impl Entry {
                 passing: weight(service.weights.passing),
                 warning: weight(service.weights.warning),
             },
+            created: service.created,
             tags: bounded_tags(service.tags),
             meta: bounded_meta(service.meta),
         })

@@ -13,6 +13,7 @@ mod catalog_names;
 mod client;
 mod document_ledger;
 mod documents;
+mod exposed;
 #[cfg(test)]
 mod fuzz_tests;
 mod health_answer;
@@ -24,15 +25,16 @@ mod session;
 mod settings;
 
 pub use super::agent_api::{
-    ApiError as ConsulError, Endpoint, SettingsError, TransportFailure, TxnFailure, WatchTiming,
+    ApiError as ConsulError, Endpoint, ServiceWatcher, ServiceWatcherTask, SettingsError, TransportFailure,
+    TxnFailure, WatchTiming,
 };
 use super::agent_api::{blocking_query, budget, call};
 pub use catalog_names::{follow_service_names, service_names};
 pub use client::ConsulClient;
 pub use document_ledger::Rejected;
 pub use documents::{DocumentsWatch, KvListing, list_documents};
+pub use exposed::ExposedWatch;
 pub use kv::{KvEntry, TxnWrite};
 pub use leader::{FencedWriteError, LeaderElection, LeaderSettings, Leadership};
-pub use services::{ServiceWatcher, ServiceWatcherTask};
 pub use session::{SessionBehavior, SessionKeeper, SessionKey, SessionSettings};
 pub use settings::ConsulSettings;

@@ -8,160 +8,55 @@
 //! Not detectable before Consul 1.11 (which marks filtered answers): rights lost for some nodes only, where the agent has
 //! coordinates switched off; there only the loss of all nodes is seen, by an empty list of them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use imbl::OrdSet;
-use imbl::ordset::DiffItem;
-use tokio::sync::{mpsc, watch as channel};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 
 use super::ConsulError;
-use super::blocking_query::{Closed, Context, Verdict, WatchTiming, Watched, watch};
-use super::budget::{Budget, Claim, Pass};
+use super::blocking_query::{Closed, Context, Verdict, WatchTiming, Watched};
+use super::budget::{Claim, Pass};
 use super::call::{Call, Scope};
 use super::client::{Answer, ConsulClient};
 use super::health_answer::{self, INSTANCES};
+use super::{ServiceWatcher, ServiceWatcherTask};
 use crate::model::{Instance, Lookup, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
-use crate::sources::{HealthReading, SourceHealth};
+use crate::sources::agent_api::ApiClient;
+use crate::sources::agent_api::service_watcher::ServiceSource;
 
-/// Says what to watch, from anywhere.
-#[derive(Clone, Debug)]
-pub struct ServiceWatcher {
-    interests: channel::Sender<OrdSet<ServiceQuery>>,
-    health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
-}
-
-/// Watches; to be run by whoever owns the agent's tasks.
-#[derive(Debug)]
-pub struct ServiceWatcherTask {
+/// The catalog of one Consul, as a [`ServiceWatcher`] watches it.
+struct ConsulServices {
     client: ConsulClient,
     observations: mpsc::Sender<Observation>,
-    interests: channel::Receiver<OrdSet<ServiceQuery>>,
-    health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
-    timing: WatchTiming,
-    connections: usize,
-    turn: Duration,
 }
 
 impl ServiceWatcher {
     pub fn new(client: ConsulClient, observations: mpsc::Sender<Observation>) -> (Self, ServiceWatcherTask) {
-        let (sender, interests) = channel::channel(OrdSet::new());
-        let health = Arc::default();
-        let settings = client.settings();
-        let task = ServiceWatcherTask {
-            observations,
-            interests,
-            health: Arc::clone(&health),
-            timing: WatchTiming::towards(&settings.address),
-            connections: settings.max_connections.unwrap_or(CONNECTIONS),
-            turn: TURN,
-            client,
-        };
-        (
-            Self {
-                interests: sender,
-                health,
-            },
-            task,
-        )
-    }
-
-    /// Replaces what is watched: new queries start, missing ones stop, the others are not disturbed.
-    pub fn set_interests(&self, interests: OrdSet<ServiceQuery>) {
-        self.interests.send_if_modified(|current| {
-            let differs = current.diff(&interests).next().is_some();
-            if differs {
-                *current = interests;
-            }
-            differs
-        });
-    }
-
-    /// The freshness of every watch that runs now.
-    pub fn health(&self) -> Vec<(ServiceQuery, HealthReading)> {
-        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        health
-            .iter()
-            .map(|(query, health)| (query.clone(), health.reading()))
-            .collect()
+        Self::of(ConsulServices { client, observations })
     }
 }
 
-impl ServiceWatcherTask {
-    pub fn with_timing(mut self, timing: WatchTiming) -> Self {
-        self.timing = timing;
-        self
+impl ServiceSource for ConsulServices {
+    type Watch = Watch;
+
+    fn client(&self) -> ApiClient {
+        self.client.api()
     }
 
-    /// How many long polls may hold an HTTP/1 connection, and how often the others look.
-    pub fn with_connections(mut self, connections: usize, turn: Duration) -> Self {
-        self.connections = connections;
-        self.turn = turn;
-        self
+    fn connections(&self) -> usize {
+        self.client.settings().max_connections.unwrap_or(CONNECTIONS)
     }
 
-    /// Ends when cancelled, or when every [`ServiceWatcher`] is gone.
-    pub async fn run(mut self, cancel: CancellationToken) {
-        let budget = Budget::new(self.client.api(), self.connections, self.turn);
-        let mut running: BTreeMap<ServiceQuery, CancellationToken> = BTreeMap::new();
-        let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
-        let mut known: OrdSet<ServiceQuery> = OrdSet::new();
-        loop {
-            let wanted = self.interests.borrow_and_update().clone();
-            for item in known.diff(&wanted) {
-                match item {
-                    DiffItem::Remove(query) => {
-                        if let Some(stop) = running.remove(query) {
-                            stop.cancel();
-                        }
-                        self.health_of_all(|health| health.remove(query));
-                    }
-                    DiffItem::Add(query) => {
-                        let stop = cancel.child_token();
-                        tasks.spawn(self.one(query.clone(), &budget, stop.clone()));
-                        running.insert(query.clone(), stop);
-                    }
-                }
-            }
-            known = wanted;
-            tokio::select! {
-                () = cancel.cancelled() => break,
-                changed = self.interests.changed() => if changed.is_err() { break },
-                Some(ended) = tasks.join_next() => match ended {
-                    // Stopped on purpose, or nobody takes observations: both are ends.
-                    Ok(query) => tracing::debug!(%query, "service watch ended"),
-                    Err(error) => {
-                        // Which one is not known; all are started again, as losing one silently would be worse.
-                        tracing::error!(%error, "a service watch panicked, starting all service watches again");
-                        running.values().for_each(CancellationToken::cancel);
-                        running.clear();
-                        known = OrdSet::new();
-                        tokio::time::sleep(RESTART).await;
-                    }
-                },
-            }
-        }
-        // Dropping the set aborts what still runs.
+    fn timing(&self) -> WatchTiming {
+        WatchTiming::towards(&self.client.settings().address)
     }
 
-    fn one(
-        &self,
-        query: ServiceQuery,
-        budget: &Arc<Budget>,
-        stop: CancellationToken,
-    ) -> impl Future<Output = ServiceQuery> + Send + 'static {
-        let health = SourceHealth::default();
-        self.health_of_all(|all| all.insert(query.clone(), health.clone()));
-        let timing = self.timing.clone();
-        let client = self.client.clone();
-        let mut watched = Watch {
-            client: client.clone(),
+    fn watch(&self, query: ServiceQuery, claim: Claim, connections: usize) -> Watch {
+        Watch {
+            client: self.client.clone(),
             scope: scope_of(&query),
-            claim: budget.claim(),
-            connections: budget.limit(),
+            claim,
+            connections,
             query,
             observations: self.observations.clone(),
             believed: None,
@@ -169,15 +64,7 @@ impl ServiceWatcherTask {
             index: 0,
             wiped: false,
             told: None,
-        };
-        async move {
-            watch(&client, &mut watched, timing, &health, &stop).await;
-            watched.query
         }
-    }
-
-    fn health_of_all<T>(&self, change: impl FnOnce(&mut BTreeMap<ServiceQuery, SourceHealth>) -> T) -> T {
-        change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -206,6 +93,8 @@ impl Watched for Watch {
         let endpoint = match self.query.lookup {
             Lookup::Service => "health/service",
             Lookup::Connect => "health/connect",
+            // Never given to this watcher.
+            Lookup::Nomad => "health/service",
         };
         let call = Call::get(endpoint)
             .segment(&self.query.name)
@@ -481,16 +370,10 @@ fn spread<'a>(nodes: &'a [&'a Arc<str>]) -> impl Iterator<Item = &'a str> {
 /// Consul grants one client 200 (`limits.http_max_conns_per_client`); the rest is for calls and other programs.
 const CONNECTIONS: usize = 150;
 
-/// How often a watch without a connection of its own looks, while few are in that place.
-const TURN: Duration = Duration::from_secs(10);
-
 /// 10,000 instances at some 2 KiB each, with room for many checks.
 const ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
 const NODES_ASKED: usize = 4;
-
-/// After a panic, so that a poisonous answer cannot spin.
-const RESTART: Duration = Duration::from_secs(1);
 
 const NODE_RULE: &str = "node_prefix \"\" { policy = \"read\" }";
 

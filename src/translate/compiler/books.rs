@@ -149,30 +149,33 @@ impl Compiler {
                 .any(|(_, listener, host)| self.held.contains(&(listener.clone(), host.clone())))
     }
 
-    /// Notes which watch feeds a destination now.
+    /// Notes which watches feed a destination now.
     pub(super) fn fed_by(
         &mut self,
         target: &BackendTarget,
-        query: Option<ServiceQuery>,
+        queries: Vec<ServiceQuery>,
         compiled: &mut Compiled,
     ) {
-        let old = self.query_of_target.get(target).cloned();
-        if old == query {
+        let old = self.queries_of_target.get(target).cloned().unwrap_or_default();
+        if old == queries {
             return;
         }
-        if let Some(old) = old {
-            self.query_of_target.remove(target);
+        for old in old.into_iter().filter(|old| !queries.contains(old)) {
             self.targets_of_service.remove(&(old.clone(), target.clone()));
             if !self.query_in_use(&old) {
                 compiled.services_dropped.insert(old);
             }
         }
-        if let Some(query) = query {
-            if !self.query_in_use(&query) {
+        for query in &queries {
+            if !self.query_in_use(query) {
                 compiled.services_added.insert(query.clone());
             }
             self.targets_of_service.insert((query.clone(), target.clone()));
-            self.query_of_target.insert(target.clone(), query);
+        }
+        if queries.is_empty() {
+            self.queries_of_target.remove(target);
+        } else {
+            self.queries_of_target.insert(target.clone(), queries);
         }
     }
 

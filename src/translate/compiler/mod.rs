@@ -58,7 +58,7 @@ pub struct Compiler {
     target_users: OrdSet<(BackendTarget, Arc<str>, Arc<str>)>,
     /// Destinations in use, by the watch that feeds them.
     targets_of_service: OrdSet<(ServiceQuery, BackendTarget)>,
-    query_of_target: OrdMap<BackendTarget, ServiceQuery>,
+    queries_of_target: OrdMap<BackendTarget, Vec<ServiceQuery>>,
     /// Hosts to look at again when a watch answers.
     waiting: OrdSet<(ServiceQuery, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
@@ -133,7 +133,7 @@ impl Compiler {
             filters_used: OrdSet::new(),
             target_users: OrdSet::new(),
             targets_of_service: OrdSet::new(),
-            query_of_target: OrdMap::new(),
+            queries_of_target: OrdMap::new(),
             waiting: OrdSet::new(),
             held: OrdSet::new(),
             outlived: OrdSet::new(),

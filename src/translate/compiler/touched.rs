@@ -1,7 +1,7 @@
 //! From a change to the units that depend on it.
 
 use super::{Compiler, UnitKey, Work, least};
-use crate::config::{BackendTarget, Object, ObjectKey, ObjectKind, UpstreamSource};
+use crate::config::{BackendTarget, Object, ObjectKey, ObjectKind};
 use crate::envoy::ResourceKind;
 use crate::model::ServiceQuery;
 use crate::resolve::certificates_of;
@@ -30,7 +30,7 @@ impl Compiler {
                 work.endpoints.insert(target);
                 // A route looks different only when the upstream appears, vanishes, is fed by another watch, or moves to
                 // another document: who to tell of a refusal.
-                let seen = |object: &Object| (watch_of(object), object.origin().document.clone());
+                let seen = |object: &Object| (watches_of(object), object.origin().document.clone());
                 if before.map(seen) != after.map(seen) {
                     self.users_touched(snapshot, key, work);
                 }
@@ -139,12 +139,9 @@ impl Compiler {
 }
 
 /// What of an upstream its routes depend on.
-fn watch_of(object: &Object) -> Option<ServiceQuery> {
+fn watches_of(object: &Object) -> Vec<ServiceQuery> {
     match object {
-        Object::Upstream(upstream) => match &upstream.source {
-            UpstreamSource::Consul { query, .. } => Some(query.clone()),
-            UpstreamSource::Static(_) | UpstreamSource::Dns(_) => None,
-        },
-        _ => None,
+        Object::Upstream(upstream) => upstream.source.queries().into_iter().cloned().collect(),
+        _ => Vec::new(),
     }
 }

@@ -11,7 +11,7 @@ use crate::features::FEATURES;
 use crate::ir::Routing;
 use crate::resolve::{
     attached_features, cluster_name, endpoints, resolve_cluster, resolve_listener, resolve_secret,
-    resolve_virtual_host, secret_name, service_query,
+    resolve_virtual_host, secret_name, service_queries,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
@@ -127,12 +127,15 @@ impl Compiler {
         compiled: &mut Compiled,
     ) {
         let in_use = self.target_in_use(target);
-        let query = in_use.then(|| service_query(&snapshot.config, target)).flatten();
-        self.fed_by(target, query.clone(), compiled);
-        let name = cluster_name(target);
-        let ready = query
-            .as_ref()
+        let queries = match in_use {
+            true => service_queries(&snapshot.config, target),
+            false => Vec::new(),
+        };
+        let ready = queries
+            .first()
             .is_none_or(|query| snapshot.service_answered(query));
+        self.fed_by(target, queries, compiled);
+        let name = cluster_name(target);
         let resolved = (in_use && ready)
             .then(|| resolve_cluster(&snapshot.config, target))
             .flatten();
@@ -155,7 +158,7 @@ impl Compiler {
     /// The endpoint lane: one assignment and nothing else, but for a watch's first answer, which brings the cluster.
     pub(super) fn endpoints(&mut self, snapshot: &Snapshot, target: &BackendTarget, compiled: &mut Compiled) {
         let name = cluster_name(target);
-        let discovered = self.query_of_target.contains_key(target);
+        let discovered = self.queries_of_target.contains_key(target);
         let Some(resolved) = discovered.then(|| endpoints(snapshot, target)).flatten() else {
             self.diagnostics.remove(&UnitKey::Cluster(target.clone()));
             self.unregistered.remove(target);

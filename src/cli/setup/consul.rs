@@ -1,0 +1,199 @@
+//! `portreeve setup consul`.
+
+use serde_json::{Value, json};
+
+use super::desired::{Desired, Server};
+use super::{Common, Workload};
+use crate::cli::terminal::Terminal;
+use crate::sources::agent_api::Product;
+
+/// A policy and a role for the agent, and the login of its Nomad job
+///
+/// With -nomad-jwks-url also two auth methods and one binding rule on each. They are two, one for services and one for
+/// tasks, because a selector on a claim that a token does not have misfires on Consul before 1.11 and makes the whole
+/// login fail. Name them in Nomad's configuration as printed at the end.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    workload: Workload,
+    /// Documents are the keys below <PREFIX>/config/.
+    #[arg(long, value_name = "PREFIX", default_value = "portreeve")]
+    prefix: String,
+}
+
+const RULES: &str = include_str!("../../../docs/deploy/consul-acl-policy.hcl");
+
+pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<()> {
+    let common = &arguments.common;
+    let client = common.client(Product::Consul)?;
+    let mut server = Server::new(&client, common.dry_run, terminal);
+    policy(&mut server, &common.name, &rules(&arguments.prefix)).await?;
+    role(&mut server, &common.name).await?;
+    let Some(url) = &arguments.workload.nomad_jwks_url else {
+        return server.finish();
+    };
+    for (method, claim) in [(SERVICES, "nomad_service"), (TASKS, "nomad_task")] {
+        auth_method(&mut server, method, claim, url).await?;
+    }
+    let job = format!(
+        "value.nomad_namespace == \"{}\" and value.nomad_job_id == \"{}\"",
+        arguments.workload.nomad_namespace, arguments.workload.nomad_job
+    );
+    binding_rule(&mut server, SERVICES, "service", "${value.nomad_service}", "").await?;
+    binding_rule(&mut server, TASKS, "role", &common.name, &job).await?;
+    server.terminal.write(NOMAD)?;
+    server.finish()
+}
+
+fn rules(prefix: &str) -> String {
+    RULES.replace("\"portreeve/", &format!("\"{}/", prefix.trim_matches('/')))
+}
+
+async fn policy(server: &mut Server<'_>, name: &str, rules: &str) -> anyhow::Result<()> {
+    // The listing has no rules, and reading by name is newer than some of the servers in use.
+    let listed = named(server.read("acl/policies").await?, name);
+    let id = listed
+        .as_ref()
+        .and_then(|policy| policy["ID"].as_str())
+        .map(str::to_owned);
+    let (found, path) = match &id {
+        Some(id) => {
+            let path = format!("acl/policy/{id}");
+            (server.read(&path).await?, path)
+        }
+        None => (None, "acl/policy".to_owned()),
+    };
+    let mut wanted = json!({ "Name": name, "Description": "Portreeve's agent", "Rules": rules });
+    if let Some(id) = id {
+        wanted["ID"] = id.into();
+    }
+    let what = format!("policy {name}");
+    server
+        .ensure(Desired {
+            what,
+            found,
+            wanted,
+            path: &path,
+        })
+        .await
+}
+
+async fn role(server: &mut Server<'_>, name: &str) -> anyhow::Result<()> {
+    let found = named(server.read("acl/roles").await?, name);
+    let mut wanted =
+        json!({ "Name": name, "Description": "Portreeve's agent", "Policies": [{ "Name": name }] });
+    let mut path = "acl/role".to_owned();
+    if let Some(id) = found.as_ref().and_then(|role| role["ID"].as_str()) {
+        path = format!("acl/role/{id}");
+        wanted["ID"] = id.into();
+    }
+    let what = format!("role {name}");
+    server
+        .ensure(Desired {
+            what,
+            found,
+            wanted,
+            path: &path,
+        })
+        .await
+}
+
+async fn auth_method(server: &mut Server<'_>, name: &str, claim: &str, url: &str) -> anyhow::Result<()> {
+    let listed = named(server.read("acl/auth-methods").await?, name);
+    let path = match &listed {
+        Some(_) => format!("acl/auth-method/{name}"),
+        None => "acl/auth-method".to_owned(),
+    };
+    // The listing has no configuration.
+    let found = match listed {
+        Some(_) => server.read(&path).await?,
+        None => None,
+    };
+    let wanted = json!({
+        "Name": name,
+        "Type": "jwt",
+        "Description": "Workload identities of Nomad",
+        "Config": {
+            "JWKSURL": url,
+            // Nomad signs with RS256, and Consul before 1.19 refuses to hear of EdDSA.
+            "JWTSupportedAlgs": ["RS256"],
+            "BoundAudiences": ["consul.io"],
+            "ClaimMappings": { "nomad_namespace": "nomad_namespace", "nomad_job_id": "nomad_job_id", claim: claim },
+        },
+    });
+    let what = format!("auth method {name}");
+    server
+        .ensure(Desired {
+            what,
+            found,
+            wanted,
+            path: &path,
+        })
+        .await
+}
+
+async fn binding_rule(
+    server: &mut Server<'_>,
+    method: &str,
+    bind_type: &str,
+    bind_name: &str,
+    selector: &str,
+) -> anyhow::Result<()> {
+    let rules = server
+        .read_with("acl/binding-rules", &[("authmethod", method)])
+        .await?;
+    let found = rules.as_ref().and_then(Value::as_array).and_then(|rules| {
+        let same = |rule: &&Value| rule["BindType"] == bind_type && rule["BindName"] == bind_name;
+        rules.iter().find(same).cloned()
+    });
+    let mut wanted = json!({
+        "AuthMethod": method, "BindType": bind_type, "BindName": bind_name, "Selector": selector,
+        "Description": "Portreeve's agent under Nomad",
+    });
+    let mut path = "acl/binding-rule".to_owned();
+    if let Some(id) = found.as_ref().and_then(|rule| rule["ID"].as_str()) {
+        path = format!("acl/binding-rule/{id}");
+        wanted["ID"] = id.into();
+    }
+    let what = format!("binding rule of {method} to the {bind_type} {bind_name}");
+    server
+        .ensure(Desired {
+            what,
+            found,
+            wanted,
+            path: &path,
+        })
+        .await
+}
+
+fn named(listed: Option<Value>, name: &str) -> Option<Value> {
+    let Some(Value::Array(items)) = listed else {
+        return None;
+    };
+    items.into_iter().find(|item| item["Name"] == name)
+}
+
+const SERVICES: &str = "nomad-services";
+const TASKS: &str = "nomad-tasks";
+
+const NOMAD: &str = r#"
+Nomad's servers and clients need in their configuration:
+
+consul {
+  service_auth_method = "nomad-services"
+  task_auth_method    = "nomad-tasks"
+
+  service_identity {
+    aud = ["consul.io"]
+    ttl = "1h"
+  }
+
+  task_identity {
+    aud = ["consul.io"]
+    ttl = "1h"
+  }
+}
+
+"#;

@@ -1,0 +1,197 @@
+//! One blocking query per service that a route uses, started and stopped as routes change.
+//!
+//! In: the set of [`ServiceQuery`]s. Out: whatever each product's own watch sends.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
+use tokio::sync::watch as channel;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::blocking_query::{WatchTiming, Watched, watch};
+use super::budget::{Budget, Claim};
+use super::client::ApiClient;
+use crate::model::ServiceQuery;
+use crate::sources::{HealthReading, SourceHealth};
+
+/// A product's catalog of services.
+pub(in crate::sources) trait ServiceSource: Send + Sync + 'static {
+    type Watch: Watched + 'static;
+
+    fn client(&self) -> ApiClient;
+
+    /// How many long polls may hold an HTTP/1 connection.
+    fn connections(&self) -> usize;
+
+    fn timing(&self) -> WatchTiming;
+
+    /// `connections` is what the budget allows, for messages.
+    fn watch(&self, query: ServiceQuery, claim: Claim, connections: usize) -> Self::Watch;
+}
+
+/// Says what to watch, from anywhere.
+#[derive(Clone, Debug)]
+pub struct ServiceWatcher {
+    interests: channel::Sender<OrdSet<ServiceQuery>>,
+    health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
+}
+
+/// Watches; to be run by whoever owns the agent's tasks.
+pub struct ServiceWatcherTask {
+    client: ApiClient,
+    start: Box<dyn Fn(One) -> Running + Send + Sync>,
+    interests: channel::Receiver<OrdSet<ServiceQuery>>,
+    health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
+    timing: WatchTiming,
+    connections: usize,
+    turn: Duration,
+}
+
+/// What a watch is started with.
+struct One {
+    query: ServiceQuery,
+    claim: Claim,
+    connections: usize,
+    timing: WatchTiming,
+    health: SourceHealth,
+    stop: CancellationToken,
+}
+
+type Running = Pin<Box<dyn Future<Output = ServiceQuery> + Send>>;
+
+impl ServiceWatcher {
+    pub(in crate::sources) fn of<S: ServiceSource>(source: S) -> (Self, ServiceWatcherTask) {
+        let (sender, interests) = channel::channel(OrdSet::new());
+        let health = Arc::default();
+        let task = ServiceWatcherTask {
+            connections: source.connections(),
+            timing: source.timing(),
+            client: source.client(),
+            start: Box::new(move |one: One| {
+                let mut watched = source.watch(one.query.clone(), one.claim, one.connections);
+                let client = source.client();
+                Box::pin(async move {
+                    watch(&client, &mut watched, one.timing, &one.health, &one.stop).await;
+                    one.query
+                })
+            }),
+            interests,
+            health: Arc::clone(&health),
+            turn: TURN,
+        };
+        (
+            Self {
+                interests: sender,
+                health,
+            },
+            task,
+        )
+    }
+
+    /// Replaces what is watched: new queries start, missing ones stop, the others are not disturbed.
+    pub fn set_interests(&self, interests: OrdSet<ServiceQuery>) {
+        self.interests.send_if_modified(|current| {
+            let differs = current.diff(&interests).next().is_some();
+            if differs {
+                *current = interests;
+            }
+            differs
+        });
+    }
+
+    /// The freshness of every watch that runs now.
+    pub fn health(&self) -> Vec<(ServiceQuery, HealthReading)> {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health
+            .iter()
+            .map(|(query, health)| (query.clone(), health.reading()))
+            .collect()
+    }
+}
+
+impl ServiceWatcherTask {
+    pub fn with_timing(mut self, timing: WatchTiming) -> Self {
+        self.timing = timing;
+        self
+    }
+
+    /// How many long polls may hold an HTTP/1 connection, and how often the others look.
+    pub fn with_connections(mut self, connections: usize, turn: Duration) -> Self {
+        self.connections = connections;
+        self.turn = turn;
+        self
+    }
+
+    /// Ends when cancelled, or when every [`ServiceWatcher`] is gone.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let budget = Budget::new(self.client.clone(), self.connections, self.turn);
+        let mut running: BTreeMap<ServiceQuery, CancellationToken> = BTreeMap::new();
+        let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
+        let mut known: OrdSet<ServiceQuery> = OrdSet::new();
+        loop {
+            let wanted = self.interests.borrow_and_update().clone();
+            for item in known.diff(&wanted) {
+                match item {
+                    DiffItem::Remove(query) => {
+                        if let Some(stop) = running.remove(query) {
+                            stop.cancel();
+                        }
+                        self.health_of_all(|health| health.remove(query));
+                    }
+                    DiffItem::Add(query) => {
+                        let stop = cancel.child_token();
+                        tasks.spawn(self.one(query.clone(), &budget, stop.clone()));
+                        running.insert(query.clone(), stop);
+                    }
+                }
+            }
+            known = wanted;
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                changed = self.interests.changed() => if changed.is_err() { break },
+                Some(ended) = tasks.join_next() => match ended {
+                    // Stopped on purpose, or nobody takes observations: both are ends.
+                    Ok(query) => tracing::debug!(%query, "service watch ended"),
+                    Err(error) => {
+                        // Which one is not known; all are started again, as losing one silently would be worse.
+                        tracing::error!(%error, "a service watch panicked, starting all service watches again");
+                        running.values().for_each(CancellationToken::cancel);
+                        running.clear();
+                        known = OrdSet::new();
+                        tokio::time::sleep(RESTART).await;
+                    }
+                },
+            }
+        }
+        // Dropping the set aborts what still runs.
+    }
+
+    fn one(&self, query: ServiceQuery, budget: &Arc<Budget>, stop: CancellationToken) -> Running {
+        let health = SourceHealth::default();
+        self.health_of_all(|all| all.insert(query.clone(), health.clone()));
+        (self.start)(One {
+            query,
+            claim: budget.claim(),
+            connections: budget.limit(),
+            timing: self.timing.clone(),
+            health,
+            stop,
+        })
+    }
+
+    fn health_of_all<T>(&self, change: impl FnOnce(&mut BTreeMap<ServiceQuery, SourceHealth>) -> T) -> T {
+        change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// How often a watch without a connection of its own looks, while few are in that place.
+const TURN: Duration = Duration::from_secs(10);
+
+/// After a panic, so that a poisonous answer cannot spin.
+const RESTART: Duration = Duration::from_secs(1);

@@ -1,0 +1,40 @@
+//! The client of one Nomad agent, or of the task API's socket: what is common with Consul, under Nomad's names.
+
+use std::ops::Deref;
+
+use super::settings::NomadSettings;
+use crate::sources::agent_api::{ApiAddress, ApiClient, SettingsError};
+
+/// A cheap handle: clones share connections and token.
+#[derive(Clone, Debug)]
+pub struct NomadClient {
+    api: ApiClient,
+    target: ApiAddress,
+}
+
+impl NomadClient {
+    /// Reads certificates and the token file; connects to nothing yet.
+    pub fn new(settings: &NomadSettings) -> Result<Self, SettingsError> {
+        Ok(Self {
+            api: ApiClient::new(&settings.api())?,
+            target: settings.address.clone(),
+        })
+    }
+
+    pub(super) fn target(&self) -> &ApiAddress {
+        &self.target
+    }
+
+    /// Without what is Nomad's own.
+    pub(super) fn api(&self) -> ApiClient {
+        self.api.clone()
+    }
+}
+
+impl Deref for NomadClient {
+    type Target = ApiClient;
+
+    fn deref(&self) -> &ApiClient {
+        &self.api
+    }
+}

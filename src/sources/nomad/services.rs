@@ -1,0 +1,216 @@
+//! Instances of Nomad's native services: one blocking query per service that a route uses.
+//!
+//! Lost rights are a 403 here, never an empty list, so an instance that vanishes is believed. In the namespace `*`
+//! they are not: there the list of services is watched, which leaves out what the token may not see.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::answer::{self, INSTANCES, Instances};
+use super::client::NomadClient;
+use crate::model::{Instance, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
+use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
+use crate::sources::agent_api::budget::{Claim, Pass};
+use crate::sources::agent_api::call::{Call, Scope};
+use crate::sources::agent_api::client::Answer;
+use crate::sources::agent_api::service_watcher::ServiceSource;
+use crate::sources::agent_api::{ApiClient, ApiError, ServiceWatcher, ServiceWatcherTask, WatchTiming};
+
+/// The services of one Nomad, as a [`ServiceWatcher`] watches them.
+struct NomadServices {
+    client: NomadClient,
+    observations: mpsc::Sender<Observation>,
+}
+
+impl ServiceWatcher {
+    pub fn of_nomad(
+        client: NomadClient,
+        observations: mpsc::Sender<Observation>,
+    ) -> (Self, ServiceWatcherTask) {
+        Self::of(NomadServices { client, observations })
+    }
+}
+
+impl ServiceSource for NomadServices {
+    type Watch = Watch;
+
+    fn client(&self) -> ApiClient {
+        self.client.api()
+    }
+
+    fn connections(&self) -> usize {
+        CONNECTIONS
+    }
+
+    fn timing(&self) -> WatchTiming {
+        WatchTiming::towards(self.client.target())
+    }
+
+    fn watch(&self, query: ServiceQuery, claim: Claim, connections: usize) -> Watch {
+        Watch {
+            client: self.client.clone(),
+            claim,
+            connections,
+            query,
+            observations: self.observations.clone(),
+            known: None,
+            told: None,
+        }
+    }
+}
+
+/// The watch of one service.
+struct Watch {
+    client: NomadClient,
+    claim: Claim,
+    connections: usize,
+    query: ServiceQuery,
+    observations: mpsc::Sender<Observation>,
+    known: Option<Arc<[Instance]>>,
+    /// The problem that the receiver believes in.
+    told: Option<Problem>,
+}
+
+impl Watched for Watch {
+    fn call(&self) -> Call {
+        if self.everywhere() {
+            return Call::get("services")
+                .scope(self.scope(Some("*")))
+                .max_body(ANSWER_BYTES)
+                .needs(READ_RULE);
+        }
+        self.of_namespace(self.query.namespace.as_deref())
+    }
+
+    async fn admit(&mut self, first: bool) -> Pass {
+        self.claim.admit(first).await
+    }
+
+    async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ApiError> {
+        let found = if self.everywhere() {
+            self.of_all_namespaces(&answer).await?
+        } else {
+            answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?
+        };
+        let problem = self.remark(&found);
+        Ok(match self.publish(found.list, problem).await {
+            Ok(news) => Verdict::Taken { news },
+            Err(Closed) => Verdict::Closed,
+        })
+    }
+
+    async fn tell(&mut self, problem: Problem) -> Result<(), Closed> {
+        if self.told.as_ref() == Some(&problem) {
+            return Ok(());
+        }
+        self.told = Some(problem.clone());
+        self.send(Err(problem)).await
+    }
+}
+
+impl Watch {
+    fn everywhere(&self) -> bool {
+        self.query.namespace.as_deref() == Some("*")
+    }
+
+    fn scope(&self, namespace: Option<&str>) -> Scope {
+        Scope::default()
+            .with("region", self.query.datacenter.as_ref())
+            .with("namespace", namespace)
+    }
+
+    fn of_namespace(&self, namespace: Option<&str>) -> Call {
+        let call = Call::get("service")
+            .segment(&self.query.name)
+            .scope(self.scope(namespace))
+            .max_body(ANSWER_BYTES)
+            .needs(READ_RULE);
+        match &self.query.filter {
+            Some(filter) => call.query("filter", filter),
+            None => call,
+        }
+    }
+
+    /// The list is watched, the instances are read: `/v1/service` takes one namespace only.
+    async fn of_all_namespaces(&self, listed: &Answer) -> Result<Instances, ApiError> {
+        let namespaces = answer::namespaces_of(&listed.body, &self.query.name)
+            .map_err(|error| listed.unreadable(error))?;
+        let mut all = Instances::default();
+        for namespace in namespaces {
+            let answer = self.client.probe(self.of_namespace(Some(&namespace))).await?;
+            let found = answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
+            all.list.extend(found.list);
+            all.unusable += found.unusable;
+            all.cut += found.cut;
+        }
+        all.list.sort();
+        Ok(all)
+    }
+
+    /// What is worth saying beside an answer that is taken.
+    fn remark(&self, found: &Instances) -> Option<Problem> {
+        let (query, address) = (&self.query, self.client.address());
+        if found.cut > 0 {
+            let message = format!(
+                "Nomad at {address} has {} instances of {query}; the first {INSTANCES} are taken",
+                INSTANCES + found.cut
+            );
+            return Some(Problem::new(ProblemKind::Limit, message));
+        }
+        if found.unusable > 0 {
+            let message = format!(
+                "{} registered instances of {query} at {address} have no usable address or port; left out",
+                found.unusable
+            );
+            return Some(Problem::new(ProblemKind::Invalid, message));
+        }
+        let turn = self.claim.turn()?;
+        let message = format!(
+            "more services are watched than the {} connections that are used at Nomad at {address}; {query} is read every {} s",
+            self.connections,
+            turn.as_secs_f32().round()
+        );
+        let fix = "use Nomad's HTTPS address, where watches share connections (NOMAD_ADDR=https://…)";
+        Some(Problem::new(ProblemKind::Limit, message).with_fix(fix))
+    }
+
+    /// Sends what the receiver does not know: the instances if they differ or end a problem, then the problem, if any.
+    /// Whether the instances differ.
+    async fn publish(&mut self, instances: Vec<Instance>, problem: Option<Problem>) -> Result<bool, Closed> {
+        let same = self.known.as_deref() == Some(&instances[..]);
+        if same && self.told == problem {
+            return Ok(false);
+        }
+        let shared: Arc<[Instance]> = match &self.known {
+            Some(known) if same => known.clone(),
+            _ => instances.into(),
+        };
+        self.known = Some(shared.clone());
+        self.told = problem.clone();
+        self.send(Ok(shared)).await?;
+        if let Some(problem) = problem {
+            self.send(Err(problem)).await?;
+        }
+        Ok(!same)
+    }
+
+    async fn send(&self, result: Result<Arc<[Instance]>, Problem>) -> Result<(), Closed> {
+        let update = ServiceUpdate {
+            query: self.query.clone(),
+            result,
+        };
+        self.observations
+            .send(Observation::Service(update))
+            .await
+            .map_err(|_| Closed)
+    }
+}
+
+/// Nomad grants one client 100 (`limits.http_max_conns_per_client`); the rest is for calls and other programs.
+const CONNECTIONS: usize = 70;
+
+/// 10,000 instances at some 500 bytes each, with room for many tags.
+const ANSWER_BYTES: usize = 32 * 1024 * 1024;
+
+const READ_RULE: &str = "namespace \"*\" { capabilities = [\"read-job\"] }";

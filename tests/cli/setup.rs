@@ -1,0 +1,157 @@
+//! `portreeve setup` against the real Consul and OpenBao: a dry run changes nothing, a run creates what is missing, a
+//! second one finds nothing to do, and what it made lets the agent's job log in and nobody else.
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::run::{Outcome, portreeve};
+use crate::support::backend::{Backend, Behaviour};
+use crate::support::consul::Consul;
+use crate::support::rsa::RsaIssuer;
+use crate::support::vault::Vault;
+
+fn setup(product: &str, address: &str, token: &str, more: &[&str]) -> Outcome {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("token"), token).unwrap();
+    let address = format!("-address={address}");
+    let mut arguments = vec!["setup", product, &address, "-token-file=token"];
+    arguments.extend(more);
+    portreeve(directory.path(), &arguments)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_gets_what_the_job_needs_and_no_more() {
+    let consul = Consul::start_with_acl().await;
+    let issuer = RsaIssuer::new();
+    let keys = Backend::start("keys").await;
+    keys.behave(Behaviour {
+        body: Some(issuer.jwks().into()),
+        ..Behaviour::default()
+    });
+    let url = format!("-nomad-jwks-url=http://{}/jwks.json", keys.address());
+    let token = consul.token().unwrap();
+    let run = |more: &[&str]| {
+        setup(
+            "consul",
+            &consul.address(),
+            token,
+            &[&[url.as_str()], more].concat(),
+        )
+    };
+
+    let dry = run(&["-dry-run"]);
+    assert_eq!(dry.code, 0, "{}", dry.error);
+    assert!(
+        dry.out.contains("+ policy portreeve would be created"),
+        "{}",
+        dry.out
+    );
+    assert!(dry.out.contains("6 to do"), "{}", dry.out);
+    let policies = consul.expect(Method::GET, "/v1/acl/policies", "").await;
+    assert!(
+        !policies.to_string().contains("portreeve"),
+        "a dry run changed {policies}"
+    );
+
+    let done = run(&[]);
+    assert_eq!(done.code, 0, "{}", done.error);
+    assert!(done.out.contains("6 done"), "{}", done.out);
+    let again = run(&[]);
+    assert!(again.out.contains("Nothing to do"), "{}", again.out);
+
+    let claims = |job: &str, kind: &str| json!({ "nomad_namespace": "default", "nomad_job_id": job, kind: "web", "aud": "consul.io" });
+    let login = async |method: &str, claims: Value| {
+        let body = json!({ "AuthMethod": method, "BearerToken": issuer.sign(claims) }).to_string();
+        consul
+            .call_as("", Method::POST, "/v1/acl/login", body)
+            .await
+            .unwrap()
+    };
+    let agent = login("nomad-tasks", claims("portreeve", "nomad_task")).await;
+    assert_eq!(agent.status, 200, "{}", agent.text());
+    let secret = agent.json()["SecretID"].as_str().unwrap().to_owned();
+    let own = consul
+        .call_as(&secret, Method::PUT, "/v1/kv/portreeve/status/nodes/n1", "{}")
+        .await
+        .unwrap();
+    assert_eq!(own.status, 200, "{}", own.text());
+    let foreign = consul
+        .call_as(&secret, Method::PUT, "/v1/kv/portreeve/config/shop", "x")
+        .await
+        .unwrap();
+    assert_eq!(foreign.status, 403);
+    let other = login("nomad-tasks", claims("other", "nomad_task")).await;
+    assert_eq!(other.status, 403, "another job gets no token: {}", other.text());
+    let service = login("nomad-services", claims("other", "nomad_service")).await;
+    assert_eq!(service.status, 200, "{}", service.text());
+
+    // What somebody changed by hand is put right, and named.
+    let role = consul
+        .expect(Method::GET, "/v1/acl/role/name/portreeve", "")
+        .await;
+    let path = format!("/v1/acl/role/{}", role["ID"].as_str().unwrap());
+    let stripped = json!({ "ID": role["ID"], "Name": "portreeve", "Description": role["Description"] });
+    consul.expect(Method::PUT, &path, stripped.to_string()).await;
+    let mended = run(&[]);
+    assert!(
+        mended.out.contains("~ role portreeve changed: Policies"),
+        "{}",
+        mended.out
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_gets_policies_and_a_login_for_the_job_alone() {
+    let vault = Vault::start().await;
+    vault.enable_pki("pki_edge", "example.com").await;
+    let issuer = RsaIssuer::new();
+    let keys = Backend::start("keys").await;
+    keys.behave(Behaviour {
+        body: Some(issuer.jwks().into()),
+        ..Behaviour::default()
+    });
+    let url = format!("-nomad-jwks-url=http://{}/jwks.json", keys.address());
+    let run = |more: &[&str]| {
+        let fixed = [url.as_str(), "-pki-mount=pki_edge"];
+        setup(
+            "vault",
+            &vault.address(),
+            &vault.root_token,
+            &[&fixed[..], more].concat(),
+        )
+    };
+    let dry = run(&["-dry-run"]);
+    assert_eq!(dry.code, 0, "{}", dry.error);
+    assert!(dry.out.contains("5 to do"), "{}", dry.out);
+    let done = run(&[]);
+    assert_eq!(done.code, 0, "{}", done.error);
+    assert!(done.out.contains("5 done"), "{}", done.out);
+    let again = run(&[]);
+    assert!(again.out.contains("Nothing to do"), "{}", again.out);
+
+    let login = async |job: &str| {
+        let claims =
+            json!({ "nomad_namespace": "default", "nomad_job_id": job, "aud": "vault.io", "sub": job });
+        let body = json!({ "role": "portreeve", "jwt": issuer.sign(claims) });
+        vault
+            .call_as("", Method::POST, "auth/jwt-nomad/login", body)
+            .await
+            .unwrap()
+    };
+    let agent = login("portreeve").await;
+    assert_eq!(agent.status, 200, "{}", agent.text());
+    let policies = &agent.json()["auth"]["token_policies"];
+    assert_eq!(*policies, json!(["portreeve-kv", "portreeve-pki"]));
+    assert!(login("other").await.status.as_u16() >= 400);
+}
+
+#[test]
+fn a_wrong_token_says_what_is_needed() {
+    let refused = setup("consul", "127.0.0.1:1", "x", &[]);
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.error.contains("Consul at http://127.0.0.1:1"),
+        "{}",
+        refused.error
+    );
+}

@@ -1,0 +1,218 @@
+//! Services that expose themselves by their tags, through the real Consul and Envoy.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::stack::{GATEWAY, Options, Stack, id, route};
+use crate::support::backend::Backend;
+use crate::support::client::Request;
+use crate::support::consul::service;
+use crate::support::load::Load;
+
+const CATALOG: &str = r#"
+catalog {
+  default_host = "{service}.apps.example.com"
+  hostnames    = ["*.apps.example.com", "shop.example.com"]
+  metadata_of  = ["meta-*"]
+}
+"#;
+
+fn options() -> Options {
+    Options {
+        more: CATALOG.to_owned(),
+        ..Options::default()
+    }
+}
+
+fn tagged(name: &str, backend: &Backend, tags: &[&str]) -> Value {
+    let mut definition = service(name, &id(name, backend), backend.port);
+    definition["Tags"] = json!(tags);
+    definition
+}
+
+async fn backend_of(stack: &Stack, host: &str, name: &str) {
+    let what = format!("{name} at {host}");
+    stack
+        .until(&Request::get(host, "/"), &what, |reply| {
+            reply.backend() == Some(name)
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_is_enough_and_its_end_is_the_end() {
+    let stack = Stack::start(options()).await;
+    stack.put("gateway", GATEWAY).await;
+    let one = Backend::start("one").await;
+    stack
+        .consul
+        .register(&tagged("orders", &one, &["portreeve.enable=true"]))
+        .await;
+    backend_of(&stack, "orders.apps.example.com", "one").await;
+
+    let named = [
+        "portreeve",
+        "portreeve.host=shop.example.com",
+        "portreeve.path=/api",
+        "portreeve.strip_path=true",
+    ];
+    stack.consul.register(&tagged("orders", &one, &named)).await;
+    let request = Request::get("shop.example.com", "/api/x");
+    let reply = stack
+        .until(&request, "the named host", |reply| reply.status == 200)
+        .await;
+    assert!(
+        reply.text().contains("\"/x\""),
+        "the prefix is stripped: {}",
+        reply.text()
+    );
+    stack
+        .until(
+            &Request::get("orders.apps.example.com", "/"),
+            "the default host to end",
+            |reply| reply.status == 404,
+        )
+        .await;
+
+    let mut by_meta = service("meta-orders", &id("meta-orders", &one), one.port);
+    by_meta["Meta"] = json!({ "portreeve-enable": "true", "portreeve-host": "m.apps.example.com" });
+    stack.consul.register(&by_meta).await;
+    backend_of(&stack, "m.apps.example.com", "one").await;
+
+    stack.deregister("orders", &one).await;
+    stack
+        .until(&request, "the route to go with its service", |reply| {
+            reply.status == 404
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_deploy_that_changes_tags_loses_nothing() {
+    let stack = Stack::start(options()).await;
+    stack.put("gateway", GATEWAY).await;
+    let (old, new) = (Backend::start("old").await, Backend::start("new").await);
+    let host = "portreeve.host=shop.example.com";
+    stack
+        .consul
+        .register(&tagged("orders", &old, &["portreeve", host, "v1"]))
+        .await;
+    backend_of(&stack, "shop.example.com", "old").await;
+    let load = Load::start(200, stack.client(), Request::get("shop.example.com", "/"));
+    let other = [
+        "portreeve",
+        "portreeve.host=shop.example.com,next.apps.example.com",
+        "v2",
+    ];
+    stack.consul.register(&tagged("orders", &new, &other)).await;
+    backend_of(&stack, "next.apps.example.com", "new").await;
+    backend_of(&stack, "shop.example.com", "old").await;
+    stack.deregister("orders", &old).await;
+    stack
+        .until(
+            &Request::get("shop.example.com", "/"),
+            "the new one alone",
+            |reply| reply.backend() == Some("new"),
+        )
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    load.finish().await.assert_none_lost();
+    backend_of(&stack, "next.apps.example.com", "new").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_holds_a_hostname_whatever_its_health_and_a_document_before_it() {
+    let mut stack = Stack::start(options()).await;
+    stack.put("gateway", GATEWAY).await;
+    let (one, two, three) = (
+        Backend::start("one").await,
+        Backend::start("two").await,
+        Backend::start("three").await,
+    );
+    let tags = ["portreeve", "portreeve.host=shop.example.com"];
+    // By name the second comes first: only the order of registration decides.
+    stack.consul.register(&tagged("zebra", &one, &tags)).await;
+    backend_of(&stack, "shop.example.com", "one").await;
+    stack.consul.register(&tagged("ant", &two, &tags)).await;
+    let diagnostics = crate::support::wait_for("the clash to be reported", crate::stack::SOON, async || {
+        let answer = stack.agent.api(hyper::Method::GET, "/v1/diagnostics", "").await?;
+        let text = answer.text();
+        anyhow::ensure!(text.contains("shadowed-rule"), "{text}");
+        Ok(text)
+    })
+    .await;
+    assert!(
+        diagnostics.contains("catalog service ant") && diagnostics.contains("catalog service zebra"),
+        "{diagnostics}"
+    );
+    let request = Request::get("shop.example.com", "/");
+    for _ in 0..20 {
+        let reply = stack.client().send(&request).await.unwrap();
+        assert_eq!(reply.backend(), Some("one"));
+    }
+    stack
+        .consul
+        .set_check(&format!("service:{}", id("zebra", &one)), "critical")
+        .await;
+    stack
+        .until(&request, "no healthy instance", |reply| reply.status == 503)
+        .await;
+    stack.register("three", &three).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "three"))
+        .await;
+    backend_of(&stack, "shop.example.com", "three").await;
+    stack.delete("shop").await;
+    stack
+        .until(&request, "the oldest again", |reply| reply.status == 503)
+        .await;
+    stack.deregister("zebra", &one).await;
+    backend_of(&stack, "shop.example.com", "two").await;
+
+    let mine = ["portreeve", "portreeve.host=admin.example.com"];
+    stack.consul.register(&tagged("thief", &two, &mine)).await;
+    let line = stack.agent.wait_for_log("services may not claim the host").await;
+    assert!(
+        line.contains("catalog service thief:2:1") && line.contains("hostnames"),
+        "{line}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_and_lost_rights_take_no_route_away() {
+    let rules = |service: &str| {
+        format!(
+            "service_prefix \"\" {{ policy = \"{service}\" }}\nnode_prefix \"\" {{ policy = \"read\" }}\nkey_prefix \"portreeve/\" {{ policy = \"write\" }}\nsession_prefix \"\" {{ policy = \"write\" }}\n"
+        )
+    };
+    let mut stack = Stack::start(Options {
+        consul_policy: Some(rules("read")),
+        ..options()
+    })
+    .await;
+    stack.put("gateway", GATEWAY).await;
+    let one = Backend::start("one").await;
+    let tags = ["portreeve", "portreeve.host=shop.example.com"];
+    stack.consul.register(&tagged("orders", &one, &tags)).await;
+    backend_of(&stack, "shop.example.com", "one").await;
+
+    let load = Load::start(100, stack.client(), Request::get("shop.example.com", "/"));
+    stack.agent.kill();
+    stack.agent.restart().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    stack
+        .consul
+        .change_policy(crate::stack::POLICY, &rules("deny"))
+        .await;
+    // Any registration wakes the list. The first poll still has the rights of its beginning; the next shows nothing.
+    let two = Backend::start("two").await;
+    for round in 0..5 {
+        stack.register(&format!("noise-{round}"), &two).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    stack.agent.wait_for_log("may no longer read").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.finish().await.assert_none_lost();
+}

@@ -1,0 +1,185 @@
+//! Nomad's native services: they come, go and fail; requests follow. Nomad's side is `support::nomad`; the real one is
+//! proven by `tests/nomad`.
+
+use std::time::Duration;
+
+use crate::stack::{GATEWAY, Options, SOON, Stack, route};
+use crate::support::backend::{Backend, Behaviour};
+use crate::support::client::Request;
+use crate::support::load::Load;
+use crate::support::nomad::NomadContract;
+use crate::support::wait_for;
+
+async fn stack(nomad: &NomadContract, token_file: &std::path::Path) -> Stack {
+    let more = format!(
+        "nomad {{\n  address    = \"unix://{}\"\n  token_file = {token_file:?}\n}}\n",
+        nomad.socket.display()
+    );
+    Stack::start(Options {
+        more,
+        ..Options::default()
+    })
+    .await
+}
+
+fn upstream(name: &str, block: &str) -> String {
+    let to_upstream = route(name, &format!("{name}.example.com"), "x")
+        .replace("\"consul\" \"x\"", "\"upstream\" \"orders\"");
+    format!("{to_upstream}\nupstream \"orders\" {{\n{block}\n}}\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_follow_nomad_and_the_health_that_envoy_finds() {
+    let nomad = NomadContract::start("identity-1").await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("nomad_token");
+    std::fs::write(&token, "identity-1").unwrap();
+    let stack = stack(&nomad, &token).await;
+    let (one, mut two) = (Backend::start("one").await, Backend::start("two").await);
+    nomad.register("default", "orders", one.port);
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put(
+            "shop",
+            &upstream(
+                "shop",
+                "  nomad {}\n  health_check {\n    interval = \"500ms\"\n  }",
+            ),
+        )
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "the first instance", |reply| {
+            reply.backend() == Some("one")
+        })
+        .await;
+
+    nomad.register("default", "orders", two.port);
+    stack
+        .until(&request, "a second instance", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
+
+    // What Nomad does not see: the instance is registered and answers nobody.
+    two.stop().await;
+    wait_for("the dead instance to be left out", SOON, async || {
+        for _ in 0..20 {
+            let reply = stack
+                .client()
+                .send(&request)
+                .await
+                .map_err(|e| anyhow::anyhow!("{e:?}"))?;
+            anyhow::ensure!(reply.backend() == Some("one"), "{}", reply.status);
+        }
+        Ok(())
+    })
+    .await;
+    two.restart().await;
+    stack
+        .until(&request, "it to be back", |reply| reply.backend() == Some("two"))
+        .await;
+
+    // The identity is renewed: the old one is refused, nothing is lost meanwhile, and the new one is picked up.
+    let load = Load::start(100, stack.client(), request.clone());
+    nomad.set_token("identity-2");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    std::fs::write(&token, "identity-2").unwrap();
+    nomad.deregister("default", "orders", one.port);
+    wait_for("the first to be gone", Duration::from_secs(30), async || {
+        for _ in 0..20 {
+            let reply = stack
+                .client()
+                .send(&request)
+                .await
+                .map_err(|e| anyhow::anyhow!("{e:?}"))?;
+            anyhow::ensure!(reply.backend() == Some("two"), "{:?}", reply.backend());
+        }
+        Ok(())
+    })
+    .await;
+    load.finish().await.assert_none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_upstream_takes_instances_of_every_namespace() {
+    let nomad = NomadContract::start("t").await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("nomad_token");
+    std::fs::write(&token, "t").unwrap();
+    let stack = stack(&nomad, &token).await;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    nomad.register("blue", "orders", one.port);
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &upstream("shop", "  nomad {\n    namespace = \"*\"\n  }"))
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "one namespace", |reply| reply.backend() == Some("one"))
+        .await;
+    nomad.register("green", "orders", two.port);
+    stack
+        .until(&request, "another", |reply| reply.backend() == Some("two"))
+        .await;
+    assert!(
+        nomad
+            .asked()
+            .iter()
+            .any(|asked| asked.contains("/v1/service/orders?namespace=green")),
+        "{:?}",
+        nomad.asked()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_nomad_the_route_says_what_is_missing() {
+    let mut stack = Stack::start(Options::default()).await;
+    stack.put("gateway", GATEWAY).await;
+    stack.put("shop", &upstream("shop", "  nomad {}")).await;
+    let line = stack.agent.wait_for_log("not connected to Nomad").await;
+    assert!(line.contains("add a `nomad {}` block"), "{line}");
+    stack
+        .until(&Request::get("shop.example.com", "/"), "a 503", |reply| {
+            reply.status == 503
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_by_path_leaves_out_who_answers_wrongly() {
+    let stack = Stack::start(Options::default()).await;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    stack.put("gateway", GATEWAY).await;
+    let addresses = format!(
+        "  static {{\n    addresses = [\"127.0.0.1:{}\", \"127.0.0.1:{}\"]\n  }}\n  health_check {{\n    path     = \"/healthz\"\n    host     = \"orders.internal\"\n    interval = \"500ms\"\n  }}",
+        one.port, two.port
+    );
+    stack.put("shop", &upstream("shop", &addresses)).await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "both", |reply| reply.backend() == Some("two"))
+        .await;
+    let failing = Behaviour {
+        status: 500,
+        ..Behaviour::default()
+    };
+    two.behave(failing.clone());
+    wait_for("the failing one to be left out", SOON, async || {
+        for _ in 0..20 {
+            let reply = stack
+                .client()
+                .send(&request)
+                .await
+                .map_err(|e| anyhow::anyhow!("{e:?}"))?;
+            anyhow::ensure!(reply.status == 200, "{}", reply.status);
+        }
+        Ok(())
+    })
+    .await;
+    one.behave(failing);
+    let closed = stack
+        .until(&request, "none to be left", |reply| reply.status == 503)
+        .await;
+    assert_eq!(closed.header("x-portreeve-reason"), Some("no-healthy-instance"));
+}

@@ -1,0 +1,172 @@
+//! A server that answers `/v1/service/<name>` and `/v1/services` as Nomad 2.0 does, for where no `nomad` is installed.
+//!
+//! What it holds to: blocking queries on one index for all registrations (any change wakes every watch), `[]` for an
+//! unknown service, 403 with plain text for a token it does not know, `X-Nomad-Index`, the namespace `default` where
+//! none is asked for, and no instances for the namespace `*` in `/v1/service` (state is looked up by the literal name).
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub struct NomadContract {
+    pub socket: std::path::PathBuf,
+    state: watch::Sender<State>,
+    asked: Arc<Mutex<Vec<String>>>,
+    _server: JoinSet<()>,
+    _directory: tempfile::TempDir,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    index: u64,
+    token: String,
+    /// (namespace, service, id) to the registration.
+    registered: BTreeMap<(String, String, String), Value>,
+}
+
+impl NomadContract {
+    /// On a unix socket, as the task API is.
+    pub async fn start(token: &str) -> Self {
+        let directory = super::scratch_directory("nomad");
+        let socket = directory.path().join("api.sock");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let state = watch::Sender::new(State {
+            index: 10,
+            token: token.to_owned(),
+            ..State::default()
+        });
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let mut server = JoinSet::new();
+        let (served, log) = (state.clone(), asked.clone());
+        server.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (state, log) = (served.subscribe(), log.clone());
+                connections.spawn(async move {
+                    let service = service_fn(move |request| answer(request, state.clone(), log.clone()));
+                    // The end of a connection is the client's business.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self {
+            socket,
+            state,
+            asked,
+            _server: server,
+            _directory: directory,
+        }
+    }
+
+    pub fn register(&self, namespace: &str, service: &str, port: u16) {
+        self.change(|state| {
+            let id = format!("_nomad-task-{port}-group-{service}");
+            let registration = json!({
+                "ID": id, "ServiceName": service, "Namespace": namespace, "NodeID": "74", "Datacenter": "dc1",
+                "JobID": service, "AllocID": "17", "Tags": ["v1"], "Address": "127.0.0.1", "Port": port,
+                "CreateIndex": state.index, "ModifyIndex": state.index,
+            });
+            state
+                .registered
+                .insert((namespace.to_owned(), service.to_owned(), id), registration);
+        });
+    }
+
+    pub fn deregister(&self, namespace: &str, service: &str, port: u16) {
+        self.change(|state| {
+            let id = format!("_nomad-task-{port}-group-{service}");
+            state
+                .registered
+                .remove(&(namespace.to_owned(), service.to_owned(), id));
+        });
+    }
+
+    pub fn set_token(&self, token: &str) {
+        self.change(|state| state.token = token.to_owned());
+    }
+
+    /// Paths with queries, in the order asked.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        self.state.send_modify(|state| {
+            state.index += 1;
+            change(state);
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    mut state: watch::Receiver<State>,
+    log: Arc<Mutex<Vec<String>>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    log.lock().unwrap().push(request.uri().to_string());
+    let query: BTreeMap<String, String> =
+        url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
+            .into_owned()
+            .collect();
+    let token = request
+        .headers()
+        .get("x-nomad-token")
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned();
+    if token != state.borrow().token {
+        return Ok(reply(403, 0, "Permission denied".into()));
+    }
+    let index: u64 = query.get("index").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let wait = query
+        .get("wait")
+        .and_then(|text| text.strip_suffix("ms")?.parse().ok());
+    let moved = state.wait_for(|state| state.index > index);
+    // A poll that runs out is answered with what is.
+    let _ = tokio::time::timeout(Duration::from_millis(wait.unwrap_or(0)), moved).await;
+    let now = state.borrow().clone();
+    let namespace = query.get("namespace").map_or("default", String::as_str);
+    let body = match request.uri().path().strip_prefix("/v1/service/") {
+        Some(name) => {
+            let found = now
+                .registered
+                .iter()
+                .filter(|((ns, service, _), _)| ns == namespace && service == name);
+            Value::from(found.map(|(_, value)| value.clone()).collect::<Vec<_>>())
+        }
+        None => {
+            let mut by_namespace: BTreeMap<&str, BTreeMap<&str, Value>> = BTreeMap::new();
+            for (ns, service, _) in now.registered.keys() {
+                if namespace == "*" || ns == namespace {
+                    let listed = json!({ "ServiceName": service, "Tags": ["v1"] });
+                    by_namespace.entry(ns).or_default().insert(service, listed);
+                }
+            }
+            by_namespace
+                .into_iter()
+                .map(|(ns, services)| json!({ "Namespace": ns, "Services": services.into_values().collect::<Vec<_>>() }))
+                .collect()
+        }
+    };
+    Ok(reply(200, now.index, body.to_string()))
+}
+
+fn reply(status: u16, index: u64, body: String) -> Response<Full<Bytes>> {
+    let response = Response::builder().status(status).header("x-nomad-index", index);
+    response
+        .body(Full::new(body.into()))
+        .expect("a response of known parts")
+}
