@@ -12,6 +12,11 @@ use crate::xds::{Identities, Identity, San, TlsSettings};
 /// Settings that differ and need a restart of the agent (Envoy serves on meanwhile).
 pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
     let address = |settings: &Settings| settings.xds.tcp.as_ref().map(|tcp| tcp.address);
+    // What services may claim is taken over at once; who is asked is not.
+    let asked = |settings: &Settings| {
+        let exposure = settings.permissions.exposure.as_deref();
+        exposure.map(|exposure| exposure.opt_in.clone())
+    };
     let same = [
         ("gateways", before.gateways == after.gateways),
         ("node_name", before.node == after.node),
@@ -22,6 +27,7 @@ pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static
         ("kv_documents.prefix", before.kv_prefix == after.kv_prefix),
         ("consul", before.consul == after.consul),
         ("vault", before.vault == after.vault),
+        ("catalog", asked(before) == asked(after)),
         ("nomad", before.nomad == after.nomad),
         ("envoy", before.envoy == after.envoy),
         ("xds.socket", before.xds.socket == after.xds.socket),

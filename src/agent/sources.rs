@@ -176,7 +176,8 @@ impl Sources {
         sources.ownerless = ids.filter(|id| !is_owned(id)).cloned().collect();
         if let (Some(exposure), Some(client)) = (&settings.permissions.exposure, &sources.consul) {
             let observations = sources.observations.clone();
-            let watch = ExposedWatch::new(client.clone(), exposure.opt_in.clone(), observations);
+            let watch =
+                ExposedWatch::new(client.clone(), exposure.opt_in.clone(), observations).with_known(known);
             sources.document_sources.insert(CATALOG.into());
             sources.health.push((CATALOG.to_owned(), watch.health()));
             sources.exposed = Some(watch);

@@ -72,6 +72,8 @@ impl Snapshot {
         }
         if let (Some(instances), None) = (known.value.clone(), &known.problem) {
             match exposure.document(&query.name, &instances) {
+                // That a service has ended is for the list to say, which doubts it.
+                None if instances.is_empty() => {}
                 Some(document) => {
                     let quarantine = self.quarantined.get(&document.id).cloned();
                     self.config
@@ -82,6 +84,12 @@ impl Snapshot {
         }
         self.exposed.unanswered.remove(&query.name);
         self.settle_exposed(changes);
+    }
+
+    pub(super) fn hear_all_exposed(&mut self, changes: &mut Changes) {
+        for name in self.exposed.services.clone() {
+            self.hear_exposed(&ServiceQuery::local(name), changes);
+        }
     }
 
     fn withdraw(&mut self, id: &DocumentId, changes: &mut Changes) {

@@ -268,6 +268,8 @@ impl Snapshot {
     pub fn permit(&mut self, permissions: Permissions) -> Changes {
         let mut changes = Changes::default();
         self.config.permit(permissions, &mut changes.config);
+        // What of the tags is meant for us is the settings' to say.
+        self.hear_all_exposed(&mut changes);
         changes
     }
 

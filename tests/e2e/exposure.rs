@@ -179,20 +179,29 @@ async fn the_oldest_holds_a_hostname_whatever_its_health_and_a_document_before_i
     );
 }
 
+fn rules(service: &str) -> String {
+    format!(
+        "service_prefix \"\" {{ policy = \"{service}\" }}\nnode_prefix \"\" {{ policy = \"read\" }}\nkey_prefix \"portreeve/\" {{ policy = \"write\" }}\nsession_prefix \"\" {{ policy = \"write\" }}\n"
+    )
+}
+
+/// Registrations wake the list. A poll has the rights of its beginning: the first shows the old ones, the next the new.
+async fn wake_the_list(stack: &Stack, backend: &Backend, name: &str) {
+    for round in 0..5 {
+        stack.register(&format!("{name}-{round}"), backend).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_and_lost_rights_take_no_route_away() {
-    let rules = |service: &str| {
-        format!(
-            "service_prefix \"\" {{ policy = \"{service}\" }}\nnode_prefix \"\" {{ policy = \"read\" }}\nkey_prefix \"portreeve/\" {{ policy = \"write\" }}\nsession_prefix \"\" {{ policy = \"write\" }}\n"
-        )
-    };
+async fn restarts_and_lost_rights_take_no_route_away() {
     let mut stack = Stack::start(Options {
         consul_policy: Some(rules("read")),
         ..options()
     })
     .await;
     stack.put("gateway", GATEWAY).await;
-    let one = Backend::start("one").await;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
     let tags = ["portreeve", "portreeve.host=shop.example.com"];
     stack.consul.register(&tagged("orders", &one, &tags)).await;
     backend_of(&stack, "shop.example.com", "one").await;
@@ -202,17 +211,93 @@ async fn a_restart_and_lost_rights_take_no_route_away() {
     stack.agent.restart().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
 
+    let deny = async |stack: &mut Stack, name: &str| {
+        stack
+            .consul
+            .change_policy(crate::stack::POLICY, &rules("deny"))
+            .await;
+        wake_the_list(stack, &two, name).await;
+        let vanished = "\"orders\" vanished from the catalog because the token may no longer read it";
+        stack.agent.wait_for_log(vanished).await;
+    };
+    deny(&mut stack, "noise").await;
+
+    // Rights that come back while a poll waits: it still answers with none.
     stack
         .consul
-        .change_policy(crate::stack::POLICY, &rules("deny"))
+        .change_policy(crate::stack::POLICY, &rules("read"))
         .await;
-    // Any registration wakes the list. The first poll still has the rights of its beginning; the next shows nothing.
-    let two = Backend::start("two").await;
-    for round in 0..5 {
-        stack.register(&format!("noise-{round}"), &two).await;
-        tokio::time::sleep(Duration::from_millis(400)).await;
+    wake_the_list(&stack, &two, "more").await;
+    stack
+        .consul
+        .register(&tagged("invoices", &two, &["portreeve"]))
+        .await;
+    backend_of(&stack, "invoices.apps.example.com", "two").await;
+
+    // An agent that starts without the rights does not take its first, empty list for the truth either.
+    deny(&mut stack, "again").await;
+    stack.agent.kill();
+    stack.agent.restart().await;
+    let vanished = "vanished from the catalog because the token may no longer read it";
+    stack.agent.wait_for_log(vanished).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    backend_of(&stack, "invoices.apps.example.com", "two").await;
+    stack
+        .consul
+        .change_policy(crate::stack::POLICY, &rules("read"))
+        .await;
+    stack
+        .consul
+        .register(&tagged("bills", &two, &["portreeve"]))
+        .await;
+    crate::support::wait_for("the rights to be used", Duration::from_secs(60), async || {
+        let request = Request::get("bills.apps.example.com", "/");
+        let reply = stack.client().send(&request).await;
+        anyhow::ensure!(reply.as_ref().is_ok_and(|reply| reply.status == 200), "{reply:?}");
+        Ok(())
+    })
+    .await;
+    load.finish().await.assert_none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_that_comes_back_wiped_takes_no_route_away() {
+    let mut stack = Stack::start(options()).await;
+    stack.put("gateway", GATEWAY).await;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    // So that the new Consul cannot be as old as this one within the test.
+    for round in 0..60 {
+        stack.put("noise", &format!("# {round}")).await;
     }
-    stack.agent.wait_for_log("may no longer read").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    for name in ["invoices", "orders"] {
+        stack.consul.register(&tagged(name, &one, &["portreeve"])).await;
+        backend_of(&stack, &format!("{name}.apps.example.com"), "one").await;
+    }
+    let load = Load::start(100, stack.client(), Request::get("orders.apps.example.com", "/"));
+    stack.consul.kill();
+    std::fs::remove_dir_all(stack.consul.directory.path().join("data")).unwrap();
+    stack.consul.restart().await;
+    let line = stack.agent.wait_for_log("no longer lists the service").await;
+    assert!(
+        line.contains("lost its state") && line.contains("1 others"),
+        "{line}"
+    );
+
+    // One is registered again, by another instance; the others wait for theirs.
+    stack
+        .consul
+        .register(&tagged("invoices", &two, &["portreeve"]))
+        .await;
+    crate::support::wait_for("the new instance", Duration::from_secs(60), async || {
+        let request = Request::get("invoices.apps.example.com", "/");
+        let reply = stack.client().send(&request).await;
+        let backend = reply
+            .as_ref()
+            .ok()
+            .and_then(|reply| reply.backend().map(str::to_owned));
+        anyhow::ensure!(backend.as_deref() == Some("two"), "{reply:?}");
+        Ok(())
+    })
+    .await;
     load.finish().await.assert_none_lost();
 }

@@ -2,7 +2,8 @@
 //!
 //! The list wakes on every registration and costs one small read then; what each service asks for comes with its
 //! instances, whose watch its endpoints need anyway. Names that vanish are doubted as instances are: the list leaves
-//! out what the token may not see.
+//! out what the token may not see, and a Consul that lost its state lists nothing. That holds for what was known before
+//! a restart, too.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use super::blocking_query::{Closed, Context, Verdict, WatchTiming, Watched, watc
 use super::budget::Pass;
 use super::call::Call;
 use super::client::{Answer, ConsulClient};
-use crate::model::{ExposedUpdate, Observation, OptIn, Problem, ProblemKind};
+use crate::model::{Document, ExposedUpdate, Observation, OptIn, Problem, ProblemKind};
 use crate::sources::SourceHealth;
 
 pub struct ExposedWatch {
@@ -26,8 +27,14 @@ pub struct ExposedWatch {
     observations: mpsc::Sender<Observation>,
     health: SourceHealth,
     timing: WatchTiming,
-    /// None: the list has not been read yet.
-    known: Option<BTreeSet<Arc<str>>>,
+    /// Those that ask, as far as they were told; before the first answer, those that a restart found on disk.
+    known: BTreeSet<Arc<str>>,
+    /// Of those: not in the list since Consul lost its state.
+    kept: BTreeSet<Arc<str>>,
+    /// Of the last list that was believed; before that, the highest that the disk knows of.
+    index: u64,
+    /// The list has been read and believed.
+    listed: bool,
     told: Option<Problem>,
 }
 
@@ -39,9 +46,23 @@ impl ExposedWatch {
             observations,
             health: SourceHealth::default(),
             timing: WatchTiming::default(),
-            known: None,
+            known: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            index: 0,
+            listed: false,
             told: None,
         }
+    }
+
+    /// What a restart found on disk: its end is doubted like any other.
+    pub fn with_known(mut self, documents: &[Document]) -> Self {
+        for document in documents {
+            if let Some(service) = document.id.service() {
+                self.known.insert(service.into());
+                self.index = self.index.max(document.order);
+            }
+        }
+        self
     }
 
     pub fn health(&self) -> SourceHealth {
@@ -74,10 +95,7 @@ impl ExposedWatch {
     }
 
     /// Of a few of the names that vanished: may the token still see them?
-    async fn doubt(&self, gone: &[&Arc<str>], filtered: bool) -> Result<Option<Problem>, ConsulError> {
-        if gone.is_empty() && !(self.known.is_none() && filtered) {
-            return Ok(None);
-        }
+    async fn doubt(&self, gone: &[&Arc<str>]) -> Result<Option<Problem>, ConsulError> {
         for name in gone.iter().step_by(gone.len().div_ceil(NAMES_ASKED).max(1)) {
             let call = Call::get("config/service-defaults")
                 .segment(name)
@@ -101,6 +119,28 @@ impl ExposedWatch {
         Ok(None)
     }
 
+    /// What is worth saying beside a list that is taken.
+    fn remark(&self, kept: &BTreeSet<Arc<str>>, over: usize) -> Option<Problem> {
+        if let Some(name) = kept.first() {
+            let others = match kept.len() {
+                1 => String::new(),
+                count => format!(" and {} others", count - 1),
+            };
+            let message = format!(
+                "Consul at {} no longer lists the service {name:?}{others}, and its index fell: it seems to have lost its \
+                 state; their routes are kept",
+                self.client.address()
+            );
+            let fix = "restore Consul, or register the services again";
+            return Some(Problem::new(ProblemKind::Invalid, message).with_fix(fix));
+        }
+        (over > 0).then(|| {
+            let message =
+                format!("{over} services ask to be exposed beyond the first {SERVICES}; they are left out");
+            Problem::new(ProblemKind::Limit, message)
+        })
+    }
+
     async fn send(&self, update: ExposedUpdate) -> Result<(), Closed> {
         self.observations
             .send(Observation::Exposed(update))
@@ -118,39 +158,54 @@ impl Watched for ExposedWatch {
         Pass::granted()
     }
 
-    async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ConsulError> {
-        let (asking, over) = self.asking(&answer)?;
-        let none = BTreeSet::new();
-        let known = self.known.as_ref().unwrap_or(&none);
-        let gone: Vec<&Arc<str>> = known.difference(&asking).collect();
-        if let Some(problem) = self.doubt(&gone, answer.filtered_by_acls).await? {
+    async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
+        let (mut asking, mut over) = self.asking(&answer)?;
+        let lacks = |name: &Arc<str>| !asking.contains(name) && !self.kept.contains(name);
+        if context.waited && self.known.iter().any(lacks) {
+            // A poll that ran out shows the rights of its beginning, the probes show those of now: rights that came
+            // back meanwhile would pass for the end of all services. So look again first.
+            answer = self.client.probe(self.call()).await?;
+            (asking, over) = self.asking(&answer)?;
+        }
+        let mut kept = &self.kept - &asking;
+        let listed_before = &self.known - &kept;
+        let gone: Vec<&Arc<str>> = listed_before.difference(&asking).collect();
+        if let Some(problem) = self.doubt(&gone).await? {
             return Ok(Verdict::Doubted(problem));
         }
-        let problem = (over > 0).then(|| {
-            let message =
-                format!("{over} services ask to be exposed beyond the first {SERVICES}; they are left out");
-            Problem::new(ProblemKind::Limit, message)
-        });
-        let update = ExposedUpdate {
-            added: asking.difference(known).cloned().collect(),
-            removed: gone.into_iter().cloned().collect(),
+        let index = answer.index.unwrap_or(self.index);
+        if index < self.index {
+            // What ends in the order of things moves the index on.
+            kept.extend(gone.into_iter().cloned());
+        }
+        let problem = self.remark(&kept, over);
+        let now = &asking | &kept;
+        let mut update = ExposedUpdate {
+            added: now.difference(&self.known).cloned().collect(),
+            removed: self.known.difference(&now).cloned().collect(),
             problem: None,
         };
-        let news = self.known.is_none() || !update.added.is_empty() || !update.removed.is_empty();
-        if news || self.told != problem {
-            self.known = Some(asking);
-            self.told.clone_from(&problem);
-            if self.send(update).await.is_err() {
+        if !self.listed {
+            // Told again even if the disk knew them: what they say now comes with the answer of their watch.
+            update.added = now.iter().cloned().collect();
+        }
+        let news = !self.listed || !update.added.is_empty() || !update.removed.is_empty();
+        (self.kept, self.index) = (kept, index);
+        if !news && self.told == problem {
+            return Ok(Verdict::Taken { news });
+        }
+        (self.known, self.listed) = (now, true);
+        self.told.clone_from(&problem);
+        if self.send(update).await.is_err() {
+            return Ok(Verdict::Closed);
+        }
+        if let Some(problem) = problem {
+            let beside = ExposedUpdate {
+                problem: Some(problem),
+                ..ExposedUpdate::default()
+            };
+            if self.send(beside).await.is_err() {
                 return Ok(Verdict::Closed);
-            }
-            if let Some(problem) = problem {
-                let beside = ExposedUpdate {
-                    problem: Some(problem),
-                    ..ExposedUpdate::default()
-                };
-                if self.send(beside).await.is_err() {
-                    return Ok(Verdict::Closed);
-                }
             }
         }
         Ok(Verdict::Taken { news })
