@@ -8,6 +8,7 @@ mod bounds;
 mod catalog;
 mod central;
 mod connections;
+mod datacenters;
 mod dev;
 mod diagnosis;
 mod disk;

@@ -35,6 +35,8 @@ pub struct Options {
     pub state_of_the_world: bool,
     /// Consul denies by default, and the agent's token has this policy alone. Its name is [`POLICY`].
     pub consul_policy: Option<String>,
+    /// Laid over Consul's configuration, where it has no ACLs.
+    pub consul_settings: Option<serde_json::Value>,
     /// The agent logs in to Vault by AppRole and gets these policies (name, rules) alone.
     pub vault_policies: Vec<(&'static str, String)>,
     /// Another Envoy program than the usual one.
@@ -60,7 +62,7 @@ pub const POLICY: &str = "portreeve";
 
 impl Stack {
     pub async fn start(options: Options) -> Stack {
-        let (consul, consul_token) = start_consul(options.consul_policy.as_deref()).await;
+        let (consul, consul_token) = start_consul(&options).await;
         let vault = if options.vault {
             Some(start_vault().await)
         } else {
@@ -191,9 +193,12 @@ fn find_pid(value: &serde_json::Value) -> Option<i32> {
     }
 }
 
-async fn start_consul(policy: Option<&str>) -> (Consul, Option<AclToken>) {
-    match policy {
-        None => (Consul::start().await, None),
+async fn start_consul(options: &Options) -> (Consul, Option<AclToken>) {
+    match &options.consul_policy {
+        None => {
+            let settings = options.consul_settings.clone().unwrap_or_else(|| json!({}));
+            (Consul::start_with(false, settings).await, None)
+        }
         Some(rules) => {
             let consul = Consul::start_with_acl().await;
             let token = consul.create_token(POLICY, rules).await;
