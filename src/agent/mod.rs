@@ -3,6 +3,7 @@
 pub mod app;
 pub mod data_directory;
 pub mod log_format;
+mod mesh_interests;
 pub mod notify_systemd;
 mod problem_log;
 mod reload;

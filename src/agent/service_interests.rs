@@ -13,7 +13,7 @@ use crate::sources::agent_api::{Product, ServiceWatcher};
 fn catalog_of(query: &ServiceQuery) -> Product {
     match query.lookup {
         Lookup::Nomad => Product::Nomad,
-        Lookup::Service | Lookup::Connect => Product::Consul,
+        Lookup::Service | Lookup::Connect | Lookup::MeshGateway | Lookup::MeshGatewayWan => Product::Consul,
     }
 }
 

@@ -8,17 +8,18 @@ use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::mesh_interests::{follow_mesh, say_no_mesh};
 use super::service_interests::{follow, say_not_connected};
-use super::settings::{ConsulBlock, NomadBlock, Settings, is_settings};
+use super::settings::{ConsulBlock, MeshBlock, NomadBlock, Settings, is_settings};
 use super::supervisor::Tasks;
 use crate::config::CATALOG;
-use crate::model::{CertificateQuery, Document, DocumentId, Interests, Observation};
+use crate::model::{CertificateQuery, Document, DocumentId, Interests, Observation, Redacted};
 use crate::sources::agent_api::{ApiAddress, Product, ServiceWatcher};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
 use crate::sources::consul::{
-    ConsulClient, ConsulSettings, DocumentsWatch, ExposedWatch, follow_service_names,
+    ConsulClient, ConsulSettings, DocumentsWatch, ExposedWatch, MeshWatcher, follow_service_names,
 };
 use crate::sources::directory::DirectoryWatch;
 use crate::sources::nomad::{NomadClient, NomadSettings};
@@ -32,6 +33,8 @@ pub(super) struct Sources {
     directories: Vec<DirectoryWatch>,
     consul: Option<ConsulClient>,
     exposed: Option<ExposedWatch>,
+    /// Who the gateway is in the mesh, and the client that may ask for its certificate.
+    mesh: Option<(Arc<str>, ConsulClient)>,
     nomad: Option<NomadClient>,
     vault: Option<(VaultClient, VaultSession)>,
     certificate_store: Arc<dyn CertificateStore>,
@@ -55,6 +58,7 @@ pub(super) struct Handles {
 pub(super) struct Readings {
     health: Vec<(String, SourceHealth)>,
     services: Vec<ServiceWatcher>,
+    mesh: Option<MeshWatcher>,
     vault: Option<VaultClient>,
 }
 
@@ -72,6 +76,10 @@ impl Readings {
         for services in &self.services {
             let each = services.health().into_iter();
             readings.extend(each.map(|(query, reading)| watched(format!("service {query}"), reading)));
+        }
+        if let Some(mesh) = &self.mesh {
+            let each = mesh.health().into_iter();
+            readings.extend(each.map(|(interest, reading)| watched(interest.to_string(), reading)));
         }
         if let Some(vault) = &self.vault {
             let status = vault.status();
@@ -116,6 +124,17 @@ impl Sources {
             }
             None => None,
         };
+        let mesh = match (&settings.consul, &settings.mesh) {
+            (Some(consul), Some(mesh)) => {
+                let client = ConsulClient::new(&mesh_settings(consul, mesh)?)
+                    .context("the mesh settings do not work")?;
+                Some((mesh.service.clone(), client))
+            }
+            (None, Some(_)) => anyhow::bail!(
+                "the settings have a mesh block and this agent is not connected to Consul: add a consul block"
+            ),
+            (_, None) => None,
+        };
         let vault = match &settings.vault {
             Some(block) => Some(
                 VaultClient::new(block.settings(&environment)?).context("the vault settings do not work")?,
@@ -138,6 +157,7 @@ impl Sources {
             directories: Vec::new(),
             consul,
             exposed: None,
+            mesh,
             nomad,
             vault,
             certificate_store,
@@ -192,6 +212,9 @@ impl Sources {
         if let Some(client) = &sources.nomad {
             sources.facts.push(("Nomad", client.address().to_string()));
         }
+        if let Some((service, _)) = &sources.mesh {
+            sources.facts.push(("Mesh", format!("as {service}")));
+        }
         if let Some(block) = &settings.vault {
             sources
                 .facts
@@ -216,6 +239,7 @@ impl Sources {
         let mut readings = Readings {
             health: self.health,
             services: Vec::new(),
+            mesh: None,
             vault: None,
         };
         let refresh = Arc::new(Notify::new());
@@ -236,6 +260,20 @@ impl Sources {
         }
         if let Some(watch) = self.exposed {
             tasks.spawn_plain("catalog services", watch.run(stop.clone()));
+        }
+        match (self.consul.clone(), self.mesh) {
+            (Some(client), Some((service, mesh_client))) => {
+                let (watcher, task) =
+                    MeshWatcher::new(client, mesh_client, service, self.observations.clone());
+                readings.mesh = Some(watcher.clone());
+                tasks.spawn_plain("mesh", task.run(stop.clone()));
+                let following = follow_mesh(watcher, interests.clone(), stop.clone());
+                tasks.spawn_plain("mesh interests", following);
+            }
+            (_, _) => tasks.spawn_plain(
+                "no mesh",
+                say_no_mesh(self.observations.clone(), interests.clone(), stop.clone()),
+            ),
         }
         let consul = self
             .consul
@@ -371,5 +409,15 @@ fn nomad_settings(block: &NomadBlock) -> anyhow::Result<NomadSettings> {
     over(&mut settings.client_key, &block.client_key);
     over(&mut settings.tls_server_name, &block.tls_server_name);
     settings.tls_skip_verify = block.tls_skip_verify.unwrap_or(settings.tls_skip_verify);
+    Ok(settings)
+}
+
+/// The consul block's, with the mesh's own token if it has one.
+fn mesh_settings(consul: &ConsulBlock, mesh: &MeshBlock) -> anyhow::Result<ConsulSettings> {
+    let mut settings = consul_settings(consul)?;
+    if mesh.token.is_some() || mesh.token_file.is_some() {
+        settings.token = mesh.token.clone().map(Redacted::new);
+        settings.token_file.clone_from(&mesh.token_file);
+    }
     Ok(settings)
 }

@@ -65,6 +65,8 @@ struct Explained {
     action: Option<Value>,
     policies: Map<String, Value>,
     endpoints: Vec<(String, Vec<String>)>,
+    #[serde(default)]
+    intentions: Vec<(String, String)>,
     considered: Vec<Considered>,
     #[serde(default)]
     later: Vec<Considered>,
@@ -169,6 +171,18 @@ fn write(
     terminal.line(format!("rule       {}{place}", terminal.paint(color, rule)))?;
     if let Some(action) = &explained.action {
         write_action(action, &explained.endpoints, is_offline, terminal)?;
+    }
+    for (index, (cluster, verdict)) in explained.intentions.iter().enumerate() {
+        let head = if index == 0 { "intention" } else { "" };
+        let color = if verdict.starts_with("allowed") {
+            Color::Green
+        } else {
+            Color::Red
+        };
+        terminal.line(format!(
+            "{head:<10} {cluster}: {}",
+            terminal.paint(color, verdict)
+        ))?;
     }
     if let Some(answer) = &explained.answer {
         terminal.line(format!("answer     {answer}"))?;

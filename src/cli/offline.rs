@@ -12,9 +12,10 @@ use super::failure::Failure;
 use crate::config::{Config, Gateway, Object, ObjectKind, Permissions};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::hcl::Limits;
+use crate::model::mesh::{Chain, Interest, MeshLeaf, MeshRoots};
 use crate::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
-    Observation, ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, ChainUpdate, Document, DocumentId,
+    DocumentsUpdate, MeshUpdate, Observation, ServiceUpdate,
 };
 use crate::pipeline::{GatewayView, View};
 use crate::snapshot::Snapshot;
@@ -186,11 +187,11 @@ fn answer_watches(snapshot: &mut Snapshot) {
     let gateways: Vec<Arc<Gateway>> = snapshot.config.gateways().cloned().collect();
     for gateway in gateways {
         let compiler = compile(snapshot, &gateway);
-        for query in compiler.services() {
-            snapshot.apply(Observation::Service(ServiceUpdate {
-                query,
-                result: Ok(Arc::new([])),
-            }));
+        // A chain's answer asks for more: the instances of its targets.
+        for _ in 0..2 {
+            for interest in compile(snapshot, &gateway).interests() {
+                answer_watch(snapshot, interest);
+            }
         }
         for query in compiler.certificates().values() {
             let material = placeholder(&snapshot.config, query);
@@ -199,6 +200,40 @@ fn answer_watches(snapshot: &mut Snapshot) {
                 result: Ok(Arc::new(material)),
             }));
         }
+    }
+}
+
+/// As if nobody were registered, and as if Consul's config entries said nothing of any service.
+fn answer_watch(snapshot: &mut Snapshot, interest: Interest) {
+    let all = match interest {
+        Interest::Service(query) => vec![Observation::Service(ServiceUpdate {
+            query,
+            result: Ok(Arc::new([])),
+        })],
+        Interest::Chain(query) => vec![Observation::Chain(ChainUpdate {
+            result: Ok(Arc::new(Chain::plain(&query))),
+            query,
+        })],
+        Interest::Mesh => {
+            let leaf = MeshLeaf {
+                service: "".into(),
+                uri: "".into(),
+                material: without_bytes(Vec::new()),
+            };
+            let roots = MeshRoots {
+                trust_domain: "example.consul".into(),
+                pem: "".into(),
+                count: 0,
+            };
+            vec![
+                Observation::Mesh(MeshUpdate::Roots(Ok(Arc::new(roots)))),
+                Observation::Mesh(MeshUpdate::Leaf(Ok(Arc::new(leaf)))),
+            ]
+        }
+        Interest::Intention(_) => Vec::new(),
+    };
+    for observation in all {
+        snapshot.apply(observation);
     }
 }
 
@@ -225,6 +260,10 @@ fn placeholder(config: &Config, query: &CertificateQuery) -> CertificateMaterial
     if names.is_empty() {
         names.push("certificate.invalid".into());
     }
+    without_bytes(names)
+}
+
+fn without_bytes(names: Vec<Arc<str>>) -> CertificateMaterial {
     CertificateMaterial {
         chain: "".into(),
         private_key: None,

@@ -19,8 +19,8 @@ mod upstream;
 pub use document::{ParsedDocument, parse_document};
 pub use exposure::{CATALOG, Exposure};
 pub use objects::{
-    Backend, BackendTarget, Certificate, Gateway, HttpRoute, Listener, ListenerTls, Object, ObjectKey,
-    ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
+    Backend, BackendTarget, Certificate, ConnectSource, Gateway, HttpRoute, Listener, ListenerTls, Object,
+    ObjectKey, ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
 };
 pub use permissions::Permissions;
 pub use reach::{AddressRefusal, AddressRules};

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::http::{DirectResponse, Redirect, RequestMatch, Rewrite, UpstreamOptions};
+use crate::model::http::{
+    DirectResponse, LoadBalancer, Redirect, RequestMatch, Rewrite, UpstreamOptions, UpstreamProtocol,
+};
+use crate::model::mesh::ChainQuery;
 use crate::model::{CertificateQuery, Origin, Policies, ServiceQuery};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -280,6 +283,19 @@ pub enum UpstreamSource {
     Static(Vec<Arc<str>>),
     /// `host:port`, resolved by Envoy.
     Dns(Arc<str>),
+    /// A service of Consul's mesh.
+    Connect(ConnectSource),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ConnectSource {
+    pub query: ChainQuery,
+    /// The name that mesh gateways are registered under.
+    pub mesh_gateway: Arc<str>,
+    /// Set by the document over what the discovery chain says.
+    pub protocol: Option<UpstreamProtocol>,
+    pub load_balancer: Option<LoadBalancer>,
+    pub connect_timeout: Option<Duration>,
 }
 
 impl UpstreamSource {
@@ -288,6 +304,8 @@ impl UpstreamSource {
         match self {
             Self::Consul { query, failover, .. } => std::iter::once(query).chain(failover).collect(),
             Self::Nomad { query } => vec![query],
+            // What its discovery chain says, when that is known.
+            Self::Connect(_) => Vec::new(),
             Self::Static(_) | Self::Dns(_) => Vec::new(),
         }
     }

@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
 use super::document::Decoder;
-use super::objects::{Upstream, UpstreamSource};
+use super::objects::{ConnectSource, Upstream, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
 use crate::model::http::{
     CircuitBreaker, HealthCheck, HealthProbe, LoadBalancer, UpstreamOptions, UpstreamProtocol,
 };
+use crate::model::mesh::ChainQuery;
 use crate::model::{Lookup, ServiceQuery};
 
 pub(super) fn schema() -> BlockSchema {
@@ -138,27 +139,28 @@ pub(super) fn schema() -> BlockSchema {
         ),
         Occurs::Optional,
     )
-    .exactly_one_of(&["consul", "nomad", "static", "dns"])
+    .block(connect_schema(), Occurs::Optional)
+    .exactly_one_of(&["consul", "connect", "nomad", "static", "dns"])
     .attribute(
         "protocol",
         Type::Word(&["http", "http2"]),
         Some("\"http\""),
         "\"http2\"",
-        "What instances speak: HTTP/1.1, or HTTP/2 without TLS (gRPC).",
+        "What instances speak: HTTP/1.1, or HTTP/2 without TLS (gRPC). In the mesh, left out, Consul's discovery chain says it.",
     )
     .attribute(
         "load_balancer",
         Type::Word(&["least_request", "round_robin", "random"]),
         Some("\"least_request\""),
         "\"round_robin\"",
-        "How an instance is chosen, by weight in each case.",
+        "How an instance is chosen, by weight in each case. In the mesh, left out, Consul's discovery chain says it.",
     )
     .attribute(
         "connect_timeout",
         Type::Duration(10, 60_000),
         Some("\"5s\""),
         "\"1s\"",
-        "Longest time to a connection.",
+        "Longest time to a connection. In the mesh, left out, Consul's discovery chain says it.",
     )
     .block(
         BlockSchema::new(
@@ -264,6 +266,83 @@ fn health_check_schema() -> BlockSchema {
     )
 }
 
+fn connect_schema() -> BlockSchema {
+    BlockSchema::new(
+        "connect",
+        &[],
+        "A service of Consul's mesh: the gateway shows its own certificate, checks the other side's, and follows the \
+         service's discovery chain. Needs a `mesh` block in the agent's settings.",
+    )
+    .attribute(
+        "service",
+        Type::String,
+        Some("the upstream's name"),
+        "\"petstore\"",
+        "The service's name, not that of its sidecar.",
+    )
+    .attribute(
+        "datacenter",
+        Type::Name,
+        None,
+        "\"dc2\"",
+        "Another datacenter. Left out: the agent's own.",
+    )
+    .attribute(
+        "mesh_gateway",
+        Type::Name,
+        Some("\"mesh-gateway\""),
+        "\"mesh-gateway\"",
+        "The name that mesh gateways are registered under; used for targets in another datacenter, where Consul's config entries say so.",
+    )
+    .attribute(
+        "namespace",
+        Type::Name,
+        None,
+        "\"shop\"",
+        "Consul Enterprise only.",
+    )
+    .attribute(
+        "partition",
+        Type::Name,
+        None,
+        "\"edge\"",
+        "Consul Enterprise only.",
+    )
+}
+
+fn decode_connect(
+    decoder: &mut Decoder<'_>,
+    name: &Arc<str>,
+    connect: &Reader<'_>,
+    upstream: &Reader<'_>,
+) -> UpstreamSource {
+    let service = connect.string("service").unwrap_or_else(|| name.clone());
+    if service.is_empty() || &*service == "*" {
+        decoder.problems.push(
+            Diagnostic::error(
+                Code::InvalidValue,
+                format!("{service:?} is not the name of a service"),
+            )
+            .at(connect.origin_of("service")),
+        );
+    }
+    let said = options(upstream);
+    UpstreamSource::Connect(ConnectSource {
+        query: ChainQuery {
+            service,
+            datacenter: connect.string("datacenter"),
+            namespace: connect.string("namespace"),
+            partition: connect.string("partition"),
+        },
+        mesh_gateway: connect
+            .string("mesh_gateway")
+            .unwrap_or_else(|| "mesh-gateway".into()),
+        protocol: upstream.has("protocol").then_some(said.protocol),
+        load_balancer: upstream.has("load_balancer").then_some(said.load_balancer),
+        connect_timeout: upstream.has("connect_timeout").then_some(said.connect_timeout),
+    })
+}
+
 pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Upstream {
     let name: Arc<str> = block.label(0).into();
     let source = if let Some(consul) = reader.child("consul") {
@@ -325,6 +404,8 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
                 filter: nomad.string("filter"),
             },
         }
+    } else if let Some(connect) = reader.child("connect") {
+        decode_connect(decoder, &name, &connect, reader)
     } else if let Some(fixed) = reader.child("static") {
         let addresses = fixed.strings_with_origin("addresses");
         for (address, origin) in &addresses {

@@ -68,6 +68,14 @@ codes! {
     SecurityPolicyInvalid => "security-policy-invalid",
     /// Envoy refused a resource: what it last accepted stays in service.
     EnvoyRejected => "envoy-rejected",
+    /// The mesh cannot be entered: no certificate for the gateway, or no discovery chain for a service.
+    MeshProblem => "mesh-problem",
+    /// A service of the mesh that speaks plain TCP, behind a route of HTTP.
+    ProtocolMismatch => "protocol-mismatch",
+    /// A service of the mesh that does not let the gateway in.
+    IntentionDenied => "intention-denied",
+    /// What a discovery chain asks for cannot be done behind a rule: those requests answer 503.
+    NotExpressible => "not-expressible",
     /// Consul, Vault or the file system did not answer as needed: what was last known stays.
     SourceProblem => "source-problem",
 }

@@ -4,16 +4,9 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
-use serde::Serialize;
 
 use crate::hcl::{BlockSchema, Reader, Type};
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct HeaderEdits {
-    pub set: Vec<(Arc<str>, Arc<str>)>,
-    pub add: Vec<(Arc<str>, Arc<str>)>,
-    pub remove: Vec<Arc<str>>,
-}
+use crate::model::http::HeaderEdits;
 
 pub(super) fn schema(kind: &'static str, doc: &'static str) -> BlockSchema {
     const EDITS: Type = Type::Map(&Type::HeaderName, &Type::HeaderValue);
@@ -50,29 +43,29 @@ pub(super) fn decode(reader: &Reader<'_>) -> HeaderEdits {
     }
 }
 
-impl HeaderEdits {
-    pub(super) fn additions(&self) -> Vec<HeaderValueOption> {
-        let option = |(name, value): &(Arc<str>, Arc<str>), action: HeaderAppendAction| HeaderValueOption {
-            header: Some(HeaderValue {
-                key: name.to_string(),
-                value: value.to_string(),
-                ..HeaderValue::default()
-            }),
-            append_action: action.into(),
-            ..HeaderValueOption::default()
-        };
-        let set = self
-            .set
-            .iter()
-            .map(|edit| option(edit, HeaderAppendAction::OverwriteIfExistsOrAdd));
-        let add = self
-            .add
-            .iter()
-            .map(|edit| option(edit, HeaderAppendAction::AppendIfExistsOrAdd));
-        set.chain(add).collect()
-    }
+/// What Envoy is told to add or overwrite.
+pub fn additions(edits: &HeaderEdits) -> Vec<HeaderValueOption> {
+    let option = |(name, value): &(Arc<str>, Arc<str>), action: HeaderAppendAction| HeaderValueOption {
+        header: Some(HeaderValue {
+            key: name.to_string(),
+            value: value.to_string(),
+            ..HeaderValue::default()
+        }),
+        append_action: action.into(),
+        ..HeaderValueOption::default()
+    };
+    let set = edits
+        .set
+        .iter()
+        .map(|edit| option(edit, HeaderAppendAction::OverwriteIfExistsOrAdd));
+    let add = edits
+        .add
+        .iter()
+        .map(|edit| option(edit, HeaderAppendAction::AppendIfExistsOrAdd));
+    set.chain(add).collect()
+}
 
-    pub(super) fn removals(&self) -> Vec<String> {
-        self.remove.iter().map(ToString::to_string).collect()
-    }
+/// What Envoy is told to take away.
+pub fn removals(edits: &HeaderEdits) -> Vec<String> {
+    edits.remove.iter().map(ToString::to_string).collect()
 }

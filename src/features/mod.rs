@@ -10,7 +10,8 @@ mod response_headers;
 mod retry;
 mod timeout;
 
-pub use retry::default_retry;
+pub use header_edits::{additions as header_additions, removals as header_removals};
+pub use retry::{default_retry, mesh_retry};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::model::http::{DirectResponse, Redirect, RequestMatch, Rewrite, UpstreamOptions};
+use crate::model::http::{DirectResponse, HeaderEdits, Redirect, RequestMatch, Rewrite, UpstreamOptions};
+use crate::model::mesh::{BalancerPolicy, ChainRetry, HashPolicy, MeshLeaf, MeshRoots};
 use crate::model::{CertificateMaterial, DocumentId, Origin, Policies};
 
 /// One host of one listener, with its routes in the order in which they are tried.
@@ -29,8 +30,19 @@ pub struct Route {
     pub matching: RequestMatch,
     pub rewrite: Option<Rewrite>,
     pub action: Action,
+    /// What the mesh asks for; the route's own policies win.
+    pub chain: ChainSettings,
     pub policies: Policies,
     pub origin: Origin,
+}
+
+/// What a discovery chain says about a route beside its clusters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChainSettings {
+    pub timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub retry: Option<ChainRetry>,
+    pub hash: Vec<HashPolicy>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,6 +62,12 @@ pub enum Unavailable {
     UnknownUpstream,
     NotYetKnown,
     PolicyUnresolved,
+    /// The mesh cannot be entered: no certificate, or no discovery chain.
+    MeshUnavailable,
+    /// A service of the mesh that does not speak HTTP.
+    ProtocolMismatch,
+    /// A discovery chain and a rule that Envoy cannot do together.
+    NotExpressible,
 }
 
 impl Unavailable {
@@ -60,6 +78,9 @@ impl Unavailable {
             Self::UnknownUpstream => "unknown-upstream",
             Self::NotYetKnown => "not-yet-known",
             Self::PolicyUnresolved => "policy-unresolved",
+            Self::MeshUnavailable => "mesh-unavailable",
+            Self::ProtocolMismatch => "protocol-mismatch",
+            Self::NotExpressible => "not-expressible",
         }
     }
 }
@@ -71,13 +92,37 @@ pub struct WeightedCluster {
     /// What stands on the backend itself, over the route's.
     #[serde(skip_serializing_if = "Policies::is_empty")]
     pub policies: Policies,
+    /// Clusters that this one falls back on: they must be in place with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Arc<str>>,
+    #[serde(skip_serializing_if = "HeaderEdits::is_empty")]
+    pub request_headers: HeaderEdits,
+    #[serde(skip_serializing_if = "HeaderEdits::is_empty")]
+    pub response_headers: HeaderEdits,
+}
+
+impl WeightedCluster {
+    pub fn plain(cluster: Arc<str>, weight: u32) -> Self {
+        Self {
+            cluster,
+            weight,
+            policies: Policies::default(),
+            members: Vec::new(),
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 pub struct Cluster {
     pub name: Arc<str>,
     pub source: ClusterSource,
+    /// None: plain text.
+    pub tls: Option<MeshTls>,
     pub options: UpstreamOptions,
+    /// In place of the options' own.
+    pub balancer: Option<BalancerPolicy>,
     pub origins: Vec<DocumentId>,
 }
 
@@ -89,6 +134,18 @@ pub enum ClusterSource {
     Static(Vec<Arc<str>>),
     /// `host:port`.
     Dns(Arc<str>),
+    /// Other clusters, each for when all before it are unhealthy.
+    Failover(Vec<Arc<str>>),
+}
+
+/// The mesh's TLS: our leaf is shown, and the other side must be who Consul says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshTls {
+    pub sni: Arc<str>,
+    /// The exact SPIFFE id.
+    pub peer: Arc<str>,
+    /// Only where the destination says that it speaks HTTP/2: a proxy of plain TCP may offer it and not understand it.
+    pub http2: bool,
 }
 
 /// One address that serves.
@@ -144,6 +201,18 @@ pub struct TlsChain {
 #[derive(Clone, Debug)]
 pub struct Secret {
     pub name: Arc<str>,
-    pub material: Arc<CertificateMaterial>,
+    pub content: SecretContent,
     pub origins: Vec<DocumentId>,
 }
+
+#[derive(Clone, Debug)]
+pub enum SecretContent {
+    Certificate(Arc<CertificateMaterial>),
+    /// The gateway's own, in the mesh.
+    MeshLeaf(Arc<MeshLeaf>),
+    MeshRoots(Arc<MeshRoots>),
+}
+
+/// Names of the mesh's secrets.
+pub const MESH_LEAF: &str = "mesh/leaf";
+pub const MESH_ROOTS: &str = "mesh/roots";

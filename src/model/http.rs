@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -11,6 +11,8 @@ pub enum PathMatch {
     Exact(Arc<str>),
     /// Whole segments: `/api` takes `/api` and `/api/x`, not `/apix`. Never ends in `/`, but for the root `/` itself.
     Prefix(Arc<str>),
+    /// Plain text, as Consul's service router has it: `/ap` takes `/api`. No document can ask for it.
+    StartsWith(Arc<str>),
     /// Matches the whole path.
     Regex(Arc<str>),
 }
@@ -21,7 +23,7 @@ impl PathMatch {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TextMatch {
     Exact(Arc<str>),
@@ -33,7 +35,7 @@ pub enum TextMatch {
 }
 
 /// A condition on one header or query parameter.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ValueMatch {
     pub name: Arc<str>,
     pub text: TextMatch,
@@ -72,6 +74,9 @@ pub enum PathRewrite {
     Full(Arc<str>),
     /// What the rule's prefix matched.
     Prefix(Arc<str>),
+    /// What this regular expression takes at the path's beginning, replaced by this text: a rule's rewrite with that of a
+    /// Consul service router behind it. No document can ask for it.
+    Substitute { pattern: Arc<str>, with: Arc<str> },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize)]
@@ -93,6 +98,20 @@ pub struct Redirect {
 pub struct DirectResponse {
     pub status: u16,
     pub body: Option<Arc<str>>,
+}
+
+/// Header edits, the same for requests and responses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeaderEdits {
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub remove: Vec<Arc<str>>,
+}
+
+impl HeaderEdits {
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
 }
 
 /// How Envoy speaks to an upstream.

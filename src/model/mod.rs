@@ -5,6 +5,7 @@
 mod certificate;
 mod document;
 pub mod http;
+pub mod mesh;
 mod observation;
 mod policies;
 mod problem;
@@ -14,8 +15,8 @@ mod service;
 pub use certificate::{CertificateMaterial, CertificateQuery, KeyType, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span, extension_of_key};
 pub use observation::{
-    AcceptedText, CertificateUpdate, DocumentsUpdate, ExposedUpdate, Interests, Observation, OptIn,
-    ServiceUpdate, covers, is_true,
+    AcceptedText, CertificateUpdate, ChainUpdate, DocumentsUpdate, ExposedUpdate, IntentionUpdate, Interests,
+    MeshUpdate, Observation, OptIn, ServiceUpdate, covers, is_true,
 };
 pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};

@@ -16,6 +16,10 @@ pub enum Lookup {
     Connect,
     /// Nomad's native services: `/v1/service`. Nothing is known of their health.
     Nomad,
+    /// Mesh gateways, by their addresses in their own datacenter.
+    MeshGateway,
+    /// Mesh gateways of another datacenter, by the addresses that they are reached at from outside.
+    MeshGatewayWan,
 }
 
 impl Lookup {
@@ -68,6 +72,7 @@ impl fmt::Display for ServiceQuery {
             Lookup::Service => {}
             Lookup::Connect => f.write_str(" (mesh)")?,
             Lookup::Nomad => f.write_str(" (nomad)")?,
+            Lookup::MeshGateway | Lookup::MeshGatewayWan => f.write_str(" (mesh gateways)")?,
         }
         for (label, value) in [
             ("dc", &self.datacenter),

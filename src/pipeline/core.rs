@@ -15,7 +15,8 @@ use super::view::View;
 use crate::config::{Config, Permissions};
 use crate::envoy::ResourceKind;
 use crate::hcl::Limits;
-use crate::model::{CertificateQuery, DocumentId, Interests, Observation};
+use crate::model::mesh::Interest;
+use crate::model::{CertificateQuery, DocumentId, Interests, Observation, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::{Compiled, Compiler, Settings};
 use crate::xds::{Event, Streams};
@@ -112,6 +113,12 @@ impl Pipeline {
         snapshot.restore_documents(restored.confirmed, restored.documents);
         for (query, instances) in restored.services {
             snapshot.restore_service(query, instances);
+        }
+        for (query, chain) in restored.chains {
+            snapshot.restore_chain(query, chain);
+        }
+        if let Some((leaf, roots)) = restored.mesh {
+            snapshot.restore_mesh(leaf, roots);
         }
         let mut resources = Receivers::new();
         let mut compiled = Vec::new();
@@ -238,11 +245,8 @@ impl Pipeline {
         let revision = self.revision;
         let mut changes = Changes::default();
         for observation in observations {
-            if let Some(store) = &self.store
-                && let Observation::Service(update) = &observation
-                && let Ok(instances) = &update.result
-            {
-                store.service(&update.query, instances);
+            if let Some(store) = &self.store {
+                store.observed(&observation);
             }
             if let Observation::Accepted(accepted) = &observation {
                 self.accepted.answered(&accepted.document);
@@ -277,9 +281,11 @@ impl Pipeline {
             .review(&self.snapshot.config, &changes.config.documents);
         self.save_documents(&changes.config.documents);
         self.say_documents(&changes.config.documents);
+        let watches =
+            |queries: &BTreeSet<ServiceQuery>| queries.iter().cloned().map(Interest::Service).collect();
         let mut all = vec![Compiled {
-            services_added: changes.watched.clone(),
-            services_dropped: changes.unwatched.clone(),
+            added: watches(&changes.watched),
+            dropped: watches(&changes.unwatched),
             ..Compiled::default()
         }];
         for gateway in &mut self.gateways {
@@ -340,20 +346,20 @@ impl Pipeline {
     fn renew_interests(&mut self, all: &[Compiled]) {
         let mut interests = Interests::clone(&self.interests.borrow());
         let mut differ = false;
-        for query in all.iter().flat_map(|compiled| &compiled.services_dropped) {
-            let needed = |gateway: &Gateway| gateway.compiler.needs_service(query);
-            let exposed = self.snapshot.is_exposed(query);
-            if exposed || self.gateways.iter().any(needed) || interests.services.remove(query).is_none() {
+        for interest in all.iter().flat_map(|compiled| &compiled.dropped) {
+            let needed = |gateway: &Gateway| gateway.compiler.needs(interest);
+            let exposed = matches!(interest, Interest::Service(query) if self.snapshot.is_exposed(query));
+            if exposed || self.gateways.iter().any(needed) || !interests.remove(interest) {
                 continue;
             }
             differ = true;
-            self.snapshot.forget_service(query);
+            self.snapshot.forget(interest);
             if let Some(store) = &self.store {
-                store.service_gone(query);
+                store.gone(interest);
             }
         }
-        for query in all.iter().flat_map(|compiled| &compiled.services_added) {
-            differ |= interests.services.insert(query.clone()).is_none();
+        for interest in all.iter().flat_map(|compiled| &compiled.added) {
+            differ |= interests.insert(interest);
         }
         for query in all.iter().flat_map(|compiled| &compiled.certificates_dropped) {
             let needed = |gateway: &Gateway| gateway.compiler.needs_certificate(query);
@@ -438,9 +444,9 @@ fn missing(snapshot: &Snapshot, compiler: &Compiler, documents_known: bool, stal
     if !documents_known {
         return vec!["the documents".to_owned()];
     }
-    let services = compiler.services();
-    let unanswered = services.iter().filter(|query| !snapshot.service_answered(query));
-    let mut missing: Vec<String> = unanswered.map(|query| format!("service {query}")).collect();
+    let interests = compiler.interests();
+    let unanswered = interests.iter().filter(|interest| !snapshot.answered(interest));
+    let mut missing: Vec<String> = unanswered.map(ToString::to_string).collect();
     if stale {
         // Consul is away: what is not on disk stays unknown, and everything else is served.
         missing.clear();

@@ -2,6 +2,7 @@ use crate::config::{BackendTarget, Config, Object, ObjectKey, ObjectKind};
 use crate::diagnostics::Diagnostic;
 use crate::envoy::{Resource, ResourceKind};
 use crate::model::{DocumentId, Origin};
+use crate::resolve::Destination;
 
 /// Where the user wrote what became a resource: the line of the object, in one document if it is asked for.
 pub(super) struct Behind {
@@ -40,14 +41,26 @@ pub(super) fn declaring_kind(kind: ResourceKind) -> ObjectKind {
     }
 }
 
-/// What a cluster or its endpoints are the destination of.
-pub(super) fn destination(resource: &Resource) -> Option<BackendTarget> {
+/// What a cluster or its endpoints are the destination of: [`crate::resolve::cluster_name`], read backwards.
+pub(super) fn destination(resource: &Resource) -> Option<Destination> {
     if !matches!(resource.kind, ResourceKind::Cluster | ResourceKind::Endpoint) {
         return None;
     }
     match resource.name.split_once('/')? {
-        ("upstream", name) => Some(BackendTarget::Upstream(name.into())),
-        ("consul", name) => Some(BackendTarget::Consul(name.into())),
+        ("consul", name) => Some(Destination::Backend(BackendTarget::Consul(name.into()))),
+        ("upstream", name) => Some(match name.split_once('/') {
+            None => Destination::Backend(BackendTarget::Upstream(name.into())),
+            Some((upstream, target)) => match target.strip_prefix("failover/") {
+                Some(resolver) => Destination::Failover {
+                    upstream: upstream.into(),
+                    resolver: resolver.into(),
+                },
+                None => Destination::Mesh {
+                    upstream: upstream.into(),
+                    target: target.into(),
+                },
+            },
+        }),
         _ => None,
     }
 }
@@ -87,12 +100,14 @@ pub(super) fn object_behind(config: &Config, gateway: &str, resource: &Resource)
     let declared = |kind, name: &str| config.object(&ObjectKey::new(kind, name)).map(Behind::object);
     match resource.kind {
         ResourceKind::Cluster | ResourceKind::Endpoint => match destination(resource)? {
-            BackendTarget::Upstream(name) => declared(ObjectKind::Upstream, &name),
-            BackendTarget::Consul(name) => Some(Behind {
+            Destination::Backend(BackendTarget::Consul(name)) => Some(Behind {
                 kind: "service",
                 name: name.to_string(),
                 origin: None,
             }),
+            Destination::Backend(BackendTarget::Upstream(name))
+            | Destination::Mesh { upstream: name, .. }
+            | Destination::Failover { upstream: name, .. } => declared(ObjectKind::Upstream, &name),
         },
         ResourceKind::Secret => {
             let name = resource.name.strip_prefix("certificate/")?;
@@ -125,4 +140,34 @@ fn host_of(resource: &Resource) -> Option<&str> {
     (resource.kind == ResourceKind::ScopedRoute)
         .then(|| resource.name.split_once('/').map(|(_, host)| host))
         .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolve::cluster_name;
+
+    #[test]
+    fn the_name_of_a_cluster_says_its_destination() {
+        let destinations = [
+            Destination::Backend(BackendTarget::Consul("orders".into())),
+            Destination::Backend(BackendTarget::Upstream("pets".into())),
+            Destination::Mesh {
+                upstream: "pets".into(),
+                target: "v1.pets.default.default.dc1".into(),
+            },
+            Destination::Failover {
+                upstream: "pets".into(),
+                resolver: "resolver:pets.default.default.dc1".into(),
+            },
+        ];
+        for kind in [ResourceKind::Cluster, ResourceKind::Endpoint] {
+            for expected in &destinations {
+                let resource = Resource::new(kind, cluster_name(expected), b"");
+                assert_eq!(destination(&resource).as_ref(), Some(expected));
+            }
+        }
+        let resource = Resource::new(ResourceKind::Secret, "certificate/www".into(), b"");
+        assert_eq!(destination(&resource), None);
+    }
 }

@@ -13,13 +13,17 @@ use std::time::Duration;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 use crate::config::Quarantine;
-use crate::model::{Document, Instance, ServiceQuery};
+use crate::model::mesh::{Chain, ChainQuery, Interest, MeshLeaf, MeshRoots};
+use crate::model::{Document, Instance, MeshUpdate, Observation, ServiceQuery};
 
 const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents");
 /// The texts that an Envoy runs with: what a refusal goes back to, also when the agent died before it heard of it.
 const CONFIRMED: TableDefinition<&str, &[u8]> = TableDefinition::new("confirmed");
 const SERVICES: TableDefinition<&str, &[u8]> = TableDefinition::new("services");
 const QUARANTINE: TableDefinition<&str, &[u8]> = TableDefinition::new("quarantine");
+const CHAINS: TableDefinition<&str, &[u8]> = TableDefinition::new("chains");
+/// Two entries: who we are in the mesh, and whom we trust there.
+const MESH: TableDefinition<&str, &[u8]> = TableDefinition::new("mesh");
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -40,6 +44,9 @@ pub enum StoreError {
     Thread { source: std::io::Error },
 }
 
+/// Who we were in the mesh, and whom we trusted there.
+type MeshSecrets = (Arc<MeshLeaf>, Arc<MeshRoots>);
+
 /// What the last run left.
 #[derive(Debug, Default)]
 pub struct Restored {
@@ -48,6 +55,8 @@ pub struct Restored {
     pub confirmed: Vec<Document>,
     pub services: Vec<(ServiceQuery, Arc<[Instance]>)>,
     pub quarantined: Vec<Quarantine>,
+    pub chains: Vec<(ChainQuery, Arc<Chain>)>,
+    pub mesh: Option<MeshSecrets>,
 }
 
 #[derive(Clone)]
@@ -62,6 +71,11 @@ enum Write {
     ConfirmedGone(String),
     Service(ServiceQuery, Arc<[Instance]>),
     ServiceGone(ServiceQuery),
+    Chain(ChainQuery, Arc<Chain>),
+    ChainGone(ChainQuery),
+    MeshLeaf(Arc<MeshLeaf>),
+    MeshRoots(Arc<MeshRoots>),
+    MeshGone(&'static str),
     Quarantine(Box<Quarantine>),
     QuarantineOver(String),
     Flush(mpsc::Sender<()>),
@@ -76,6 +90,10 @@ impl Write {
             Self::Confirmed(document) => ("confirmed", document.id.as_str().to_owned()),
             Self::ConfirmedGone(id) => ("confirmed", id.clone()),
             Self::Service(query, _) | Self::ServiceGone(query) => ("services", query.to_string()),
+            Self::Chain(query, _) | Self::ChainGone(query) => ("chains", query.to_string()),
+            Self::MeshLeaf(_) => ("mesh", LEAF.to_owned()),
+            Self::MeshRoots(_) => ("mesh", ROOTS.to_owned()),
+            Self::MeshGone(entry) => ("mesh", (*entry).to_owned()),
             Self::Quarantine(entry) => ("quarantine", entry.document.as_str().to_owned()),
             Self::QuarantineOver(document) => ("quarantine", document.clone()),
             Self::Flush(_) => ("", String::new()),
@@ -129,8 +147,41 @@ impl Store {
         self.send(Write::Service(query.clone(), instances.clone()));
     }
 
-    pub fn service_gone(&self, query: &ServiceQuery) {
-        self.send(Write::ServiceGone(query.clone()));
+    /// What an observation brings that a restart should know.
+    pub fn observed(&self, observation: &Observation) {
+        match observation {
+            Observation::Service(update) => {
+                if let Ok(instances) = &update.result {
+                    self.service(&update.query, instances);
+                }
+            }
+            Observation::Chain(update) => {
+                if let Ok(chain) = &update.result {
+                    self.send(Write::Chain(update.query.clone(), chain.clone()));
+                }
+            }
+            Observation::Mesh(MeshUpdate::Leaf(Ok(leaf))) => self.send(Write::MeshLeaf(leaf.clone())),
+            Observation::Mesh(MeshUpdate::Roots(Ok(roots))) => self.send(Write::MeshRoots(roots.clone())),
+            Observation::Mesh(_)
+            | Observation::Intention(_)
+            | Observation::Certificate(_)
+            | Observation::ServiceNames(_)
+            | Observation::Documents(_)
+            | Observation::Exposed(_)
+            | Observation::Accepted(_) => {}
+        }
+    }
+
+    /// Nobody needs this watch any more.
+    pub fn gone(&self, interest: &Interest) {
+        match interest {
+            Interest::Service(query) => self.send(Write::ServiceGone(query.clone())),
+            Interest::Chain(query) => self.send(Write::ChainGone(query.clone())),
+            Interest::Mesh => [LEAF, ROOTS]
+                .into_iter()
+                .for_each(|entry| self.send(Write::MeshGone(entry))),
+            Interest::Intention(_) => {}
+        }
     }
 
     pub fn quarantine(&self, quarantine: &Quarantine) {
@@ -159,7 +210,7 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     let mut restored = Restored::default();
     // The tables are made here, so that reading needs no special case for a new file.
     let transaction = database.begin_write()?;
-    for table in [DOCUMENTS, CONFIRMED, SERVICES, QUARANTINE] {
+    for table in [DOCUMENTS, CONFIRMED, SERVICES, QUARANTINE, CHAINS, MESH] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -182,6 +233,14 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
                 .map(|(query, instances)| (query, Arc::from(instances))),
         );
     }
+    for entry in transaction.open_table(CHAINS)?.iter()? {
+        restored.chains.extend(
+            serde_json::from_slice::<(ChainQuery, Chain)>(entry?.1.value())
+                .ok()
+                .map(|(query, chain)| (query, Arc::new(chain))),
+        );
+    }
+    restored.mesh = mesh(&transaction.open_table(MESH)?)?;
     for entry in transaction.open_table(QUARANTINE)?.iter()? {
         restored
             .quarantined
@@ -189,6 +248,24 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     }
     Ok(restored)
 }
+
+/// The key is not among it: Envoy holds it, or nobody does until Consul answers.
+fn mesh(
+    table: &impl redb::ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Option<MeshSecrets>, redb::Error> {
+    let leaf = table
+        .get(LEAF)?
+        .and_then(|entry| serde_json::from_slice::<MeshLeaf>(entry.value()).ok());
+    let roots = table
+        .get(ROOTS)?
+        .and_then(|entry| serde_json::from_slice::<MeshRoots>(entry.value()).ok());
+    Ok(leaf
+        .zip(roots)
+        .map(|(leaf, roots)| (Arc::new(leaf), Arc::new(roots))))
+}
+
+const LEAF: &str = "leaf";
+const ROOTS: &str = "roots";
 
 /// The newest write of each entry that is not on disk yet.
 type Waiting = BTreeMap<(&'static str, String), Write>;
@@ -261,6 +338,8 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
         let mut confirmed = transaction.open_table(CONFIRMED)?;
         let mut services = transaction.open_table(SERVICES)?;
         let mut quarantine = transaction.open_table(QUARANTINE)?;
+        let mut chains = transaction.open_table(CHAINS)?;
+        let mut mesh = transaction.open_table(MESH)?;
         for write in batch {
             match write {
                 Write::Document(document) => {
@@ -280,6 +359,21 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
                 }
                 Write::ServiceGone(query) => {
                     services.remove(&*query.to_string())?;
+                }
+                Write::Chain(query, chain) => {
+                    chains.insert(&*query.to_string(), &*encoded(&(query, &**chain)))?;
+                }
+                Write::ChainGone(query) => {
+                    chains.remove(&*query.to_string())?;
+                }
+                Write::MeshLeaf(leaf) => {
+                    mesh.insert(LEAF, &*encoded(&leaf.public()))?;
+                }
+                Write::MeshRoots(roots) => {
+                    mesh.insert(ROOTS, &*encoded(&**roots))?;
+                }
+                Write::MeshGone(entry) => {
+                    mesh.remove(*entry)?;
                 }
                 Write::Quarantine(entry) => {
                     quarantine.insert(entry.document.as_str(), &*encoded(entry))?;
@@ -303,7 +397,42 @@ fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::DocumentId;
+    use crate::model::{CertificateMaterial, ChainUpdate, DocumentId, Redacted};
+
+    fn of_the_mesh() -> Vec<Observation> {
+        let query = ChainQuery {
+            service: "web".into(),
+            datacenter: None,
+            namespace: None,
+            partition: None,
+        };
+        let material = CertificateMaterial {
+            chain: "pem".into(),
+            private_key: Some(Arc::new(Redacted::new("hunter2".to_owned()))),
+            serial: "1".into(),
+            names: Vec::new(),
+            not_before: 0,
+            not_after: 1,
+        };
+        let leaf = MeshLeaf {
+            service: "edge-gw".into(),
+            uri: "spiffe://x.consul".into(),
+            material,
+        };
+        let roots = MeshRoots {
+            trust_domain: "x.consul".into(),
+            pem: "pem".into(),
+            count: 1,
+        };
+        vec![
+            Observation::Chain(ChainUpdate {
+                result: Ok(Arc::new(Chain::plain(&query))),
+                query,
+            }),
+            Observation::Mesh(MeshUpdate::Roots(Ok(Arc::new(roots)))),
+            Observation::Mesh(MeshUpdate::Leaf(Ok(Arc::new(leaf)))),
+        ]
+    }
 
     #[test]
     fn keeps_what_it_was_given() {
@@ -324,6 +453,9 @@ mod tests {
             store.document(&document);
             store.confirmed(&older);
             store.service(&ServiceQuery::named("web"), &Arc::from([]));
+            for observation in of_the_mesh() {
+                store.observed(&observation);
+            }
             store.flush();
         }
         // The writer closes the file when the last handle is gone.
@@ -336,6 +468,15 @@ mod tests {
         assert_eq!(restored.documents, [document]);
         assert_eq!(restored.confirmed, [older], "apart from what is in service");
         assert_eq!(restored.services.len(), 1);
+        assert_eq!(restored.chains.len(), 1);
+        let (leaf, roots) = restored.mesh.unwrap();
+        assert_eq!((&*leaf.service, &*roots.trust_domain), ("edge-gw", "x.consul"));
+        assert_eq!(leaf.material.private_key, None);
+        let file = std::fs::read(directory.path().join("state.redb")).unwrap();
+        assert!(
+            !file.windows(7).any(|window| window == b"hunter2"),
+            "a key on disk"
+        );
         let mode = std::fs::metadata(directory.path().join("state.redb"))
             .unwrap()
             .permissions()

@@ -1,85 +1,70 @@
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use super::Resolved;
+use super::destination::{Destination, cluster_name, resolve_target};
+use super::{Resolved, mesh};
 use crate::config::{BackendTarget, Config, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::ir::{Cluster, ClusterSource, Endpoint};
-use crate::model::http::UpstreamOptions;
-use crate::model::{Health, Instance, Lookup, ServiceQuery};
+use crate::model::{DocumentId, Health, Instance, Lookup, ServiceQuery};
 use crate::snapshot::{Known, Snapshot};
 
 /// Instances of one service that are told one by one.
 const LEFT_OUT_SHOWN: usize = 5;
 
-pub fn cluster_name(target: &BackendTarget) -> Arc<str> {
-    match target {
-        BackendTarget::Consul(service) => ["consul/", service].concat().into(),
-        BackendTarget::Upstream(name) => ["upstream/", name].concat().into(),
-    }
-}
-
-/// Where a destination's endpoints come from. None: nobody declares it.
-pub fn resolve_target(config: &Config, target: &BackendTarget) -> Option<(UpstreamSource, UpstreamOptions)> {
-    match target {
-        BackendTarget::Consul(service) => {
-            let query = ServiceQuery::local(service.clone());
-            Some((
-                UpstreamSource::Consul {
-                    query,
-                    failover: Vec::new(),
-                    port: None,
-                    only_passing: false,
-                },
-                UpstreamOptions::default(),
-            ))
+/// None: nobody declares it, or its cluster needs what is not known.
+pub fn resolve_cluster(snapshot: &Snapshot, destination: &Destination) -> Option<Cluster> {
+    let config = &snapshot.config;
+    let target = match destination {
+        Destination::Backend(target) => target,
+        Destination::Mesh { upstream, target } => {
+            return mesh::target_cluster(snapshot, destination, upstream, target);
         }
-        BackendTarget::Upstream(name) => {
-            let upstream = config.upstream(name)?;
-            Some((upstream.source.clone(), upstream.options.clone()))
+        Destination::Failover { upstream, resolver } => {
+            return mesh::failover_cluster(snapshot, destination, upstream, resolver);
         }
-    }
-}
-
-/// The watches that feed a destination, the preferred one first.
-pub fn service_queries(config: &Config, target: &BackendTarget) -> Vec<ServiceQuery> {
-    resolve_target(config, target).map_or_else(Vec::new, |(source, _)| {
-        source.queries().into_iter().cloned().collect()
-    })
-}
-
-pub fn resolve_cluster(config: &Config, target: &BackendTarget) -> Option<Cluster> {
-    let (source, options) = resolve_target(config, target)?;
-    let origins = match target {
-        BackendTarget::Consul(_) => Vec::new(),
-        BackendTarget::Upstream(name) => config
-            .upstream(name)
-            .map(|upstream| upstream.origin.document.clone())
-            .into_iter()
-            .collect(),
     };
+    let (source, options) = resolve_target(config, target)?;
     let source = match source {
         UpstreamSource::Consul { .. } | UpstreamSource::Nomad { .. } => ClusterSource::Discovered,
         UpstreamSource::Static(addresses) => ClusterSource::Static(addresses),
         UpstreamSource::Dns(address) => ClusterSource::Dns(address),
+        UpstreamSource::Connect(_) => return None,
     };
     Some(Cluster {
-        name: cluster_name(target),
+        name: cluster_name(destination),
         source,
+        tls: None,
         options,
-        origins,
+        balancer: None,
+        origins: match target {
+            BackendTarget::Consul(_) => Vec::new(),
+            BackendTarget::Upstream(name) => origins(config, name),
+        },
     })
 }
 
+pub(super) fn origins(config: &Config, upstream: &str) -> Vec<DocumentId> {
+    config
+        .upstream(upstream)
+        .map(|upstream| upstream.origin.document.clone())
+        .into_iter()
+        .collect()
+}
+
 /// The endpoints of a discovered destination. None: its watch has not answered yet.
-pub fn endpoints(snapshot: &Snapshot, target: &BackendTarget) -> Option<Resolved<Vec<Endpoint>>> {
+pub fn endpoints(snapshot: &Snapshot, destination: &Destination) -> Option<Resolved<Vec<Endpoint>>> {
+    let target = match destination {
+        Destination::Backend(target) => target,
+        Destination::Mesh { upstream, target } => return mesh::endpoints(snapshot, upstream, target),
+        Destination::Failover { .. } => return None,
+    };
     let (source, _) = resolve_target(&snapshot.config, target)?;
     let (port, only_passing) = match &source {
         UpstreamSource::Consul {
             port, only_passing, ..
         } => (port.as_deref(), *only_passing),
         UpstreamSource::Nomad { .. } => (None, false),
-        UpstreamSource::Static(_) | UpstreamSource::Dns(_) => return None,
+        UpstreamSource::Connect(_) | UpstreamSource::Static(_) | UpstreamSource::Dns(_) => return None,
     };
     let queries = source.queries();
     let mut found = Found::default();
@@ -211,7 +196,7 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
             "Nomad",
             "check the service's name and namespace, and that its job has `provider = \"nomad\"`",
         ),
-        Lookup::Service | Lookup::Connect => (
+        Lookup::Service | Lookup::Connect | Lookup::MeshGateway | Lookup::MeshGatewayWan => (
             "Consul",
             "check the service's name and datacenter, and that the agent's token has service:read and node:read",
         ),
@@ -227,7 +212,11 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
     .fix(fix)
 }
 
-fn endpoint(instance: &Instance, port: Option<&str>, weight: u32) -> Result<Endpoint, (String, String)> {
+pub(super) fn endpoint(
+    instance: &Instance,
+    port: Option<&str>,
+    weight: u32,
+) -> Result<Endpoint, (String, String)> {
     let port = match port {
         None => instance.port,
         Some(name) => *instance.ports.get(name).ok_or_else(|| {

@@ -1,109 +1,95 @@
-//! What is said of a destination, at the place that names it.
-//!
-//! Done when it is read, not when it is made: routes come and go, and lines move, without the destination being looked
-//! at again.
+//! Destinations: what has a cluster of its own. A rule names a backend; a backend in the mesh unfolds into the targets of
+//! its discovery chain.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock};
 
-use super::service_queries;
-use crate::config::{Backend, BackendTarget, Config};
-use crate::diagnostics::{Code, Diagnostic, suggestion};
+use super::mesh;
+use crate::config::{BackendTarget, Config, ConnectSource, UpstreamSource};
 use crate::model::ServiceQuery;
+use crate::model::http::UpstreamOptions;
+use crate::model::mesh::Interest;
 use crate::snapshot::Snapshot;
 
-/// Users counted; beyond, "more than" says enough.
-const COUNTED: usize = 100;
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Destination {
+    /// As a rule names it. One in the mesh has no cluster under this name: it stands for the chain that is followed.
+    Backend(BackendTarget),
+    /// One target of a mesh upstream's discovery chain.
+    Mesh { upstream: Arc<str>, target: Arc<str> },
+    /// A resolver's targets, in the order of failover.
+    Failover { upstream: Arc<str>, resolver: Arc<str> },
+}
 
-/// Names looked at for a hint. It must not cost a walk over a whole catalog.
-const NEAR: usize = 256;
+impl Destination {
+    /// Sorts before every other.
+    pub fn first() -> Self {
+        static FIRST: LazyLock<Destination> =
+            LazyLock::new(|| Destination::Backend(BackendTarget::Consul("".into())));
+        FIRST.clone()
+    }
+}
 
-/// Adds the place: the upstream's block, or the first backend that names the service; who else uses it; and for a
-/// service that nobody registered the name that was probably meant.
-pub fn at_its_users(
-    snapshot: &Snapshot,
-    gateway: &str,
-    target: &BackendTarget,
-    diagnostic: &Diagnostic,
-) -> Diagnostic {
-    let config = &snapshot.config;
-    let mut said = diagnostic.clone();
-    let mut users = users(config, gateway, target);
-    let first = users.next();
+pub fn cluster_name(destination: &Destination) -> Arc<str> {
+    match destination {
+        Destination::Backend(BackendTarget::Consul(service)) => ["consul/", service].concat().into(),
+        Destination::Backend(BackendTarget::Upstream(name)) => ["upstream/", name].concat().into(),
+        Destination::Mesh { upstream, target } => format!("upstream/{upstream}/{target}").into(),
+        Destination::Failover { upstream, resolver } => {
+            format!("upstream/{upstream}/failover/{resolver}").into()
+        }
+    }
+}
+
+/// Where a backend's endpoints come from. None: nobody declares it.
+pub fn resolve_target(config: &Config, target: &BackendTarget) -> Option<(UpstreamSource, UpstreamOptions)> {
     match target {
+        BackendTarget::Consul(service) => {
+            let query = ServiceQuery::local(service.clone());
+            Some((
+                UpstreamSource::Consul {
+                    query,
+                    failover: Vec::new(),
+                    port: None,
+                    only_passing: false,
+                },
+                UpstreamOptions::default(),
+            ))
+        }
         BackendTarget::Upstream(name) => {
-            said.origin = config.upstream(name).map(|upstream| upstream.origin.clone());
-            if let Some((route, backend)) = first {
-                add_reason(
-                    &mut said,
-                    format!("used by {}", listed(route, backend, users.count())),
-                );
-            }
-        }
-        BackendTarget::Consul(_) => {
-            said.origin = first.map(|(_, backend)| backend.origin.clone());
-            if let Some((route, backend)) = users.next() {
-                add_reason(
-                    &mut said,
-                    format!("also used by {}", listed(route, backend, users.count())),
-                );
-            }
+            let upstream = config.upstream(name)?;
+            Some((upstream.source.clone(), upstream.options.clone()))
         }
     }
-    if said.code == Code::UnknownService
-        && let Some(near) = service_queries(config, target)
-            .first()
-            .and_then(|query| nearest(snapshot, query))
-    {
-        said.fix = Some(format!("did you mean {near:?}?"));
-    }
-    said
 }
 
-fn users<'a>(
-    config: &'a Config,
-    gateway: &'a str,
-    target: &'a BackendTarget,
-) -> impl Iterator<Item = (&'a Arc<str>, &'a Backend)> {
-    config
-        .routes_to(target)
-        .filter(move |route| route.gateways.iter().any(|(name, _)| **name == *gateway))
-        .flat_map(move |route| {
-            let backends = route.backends().filter(move |backend| backend.target == *target);
-            backends.map(move |backend| (&route.name, backend))
-        })
-        .take(COUNTED + 2)
+/// The watch of a backend without whose answer nothing can be said of it.
+pub fn first_query(config: &Config, target: &BackendTarget) -> Option<ServiceQuery> {
+    resolve_target(config, target)?.0.first_query().cloned()
 }
 
-fn listed(route: &str, backend: &Backend, others: usize) -> String {
-    let first = format!("http_route {route:?} ({})", backend.origin);
-    match others {
-        0 => first,
-        1 => format!("{first} and one more backend"),
-        2..COUNTED => format!("{first} and {others} more backends"),
-        _ => format!("{first} and more than {COUNTED} others"),
+/// The mesh upstream of this name.
+pub(super) fn connect_source<'a>(config: &'a Config, upstream: &str) -> Option<&'a ConnectSource> {
+    match &config.upstream(upstream)?.source {
+        UpstreamSource::Connect(source) => Some(source),
+        _ => None,
     }
 }
 
-fn add_reason(said: &mut Diagnostic, more: String) {
-    said.reason = Some(match said.reason.take() {
-        Some(reason) => format!("{reason}; {more}"),
-        None => more,
-    });
-}
-
-/// The registered name nearest to one that is not. The names are those of the agent's own datacenter.
-fn nearest<'a>(snapshot: &'a Snapshot, query: &ServiceQuery) -> Option<&'a str> {
-    if query.datacenter.is_some() || query.namespace.is_some() || query.partition.is_some() {
-        return None;
+/// What must be watched for a destination.
+pub fn interests_of(snapshot: &Snapshot, destination: &Destination) -> BTreeSet<Interest> {
+    match destination {
+        Destination::Backend(target) => match resolve_target(&snapshot.config, target) {
+            Some((UpstreamSource::Connect(source), _)) => mesh::interests_of_chain(&source),
+            Some((source, _)) => {
+                let queries = source.queries().into_iter().cloned();
+                queries.map(Interest::Service).collect()
+            }
+            None => BTreeSet::new(),
+        },
+        Destination::Mesh { upstream, target } => mesh::interests_of_target(snapshot, upstream, target),
+        Destination::Failover { upstream, resolver } => {
+            mesh::interests_of_failover(snapshot, upstream, resolver)
+        }
     }
-    let names = snapshot.service_names()?;
-    let first = query.name.get(..query.name.chars().next()?.len_utf8())?;
-    let from = names.partition_point(|name| **name < *first);
-    let alike = names[from..]
-        .iter()
-        .map(|name| &**name)
-        .take_while(|name| name.starts_with(first))
-        .filter(|name| name.len().abs_diff(query.name.len()) <= 1 + query.name.len() / 4)
-        .take(NEAR);
-    suggestion(&query.name, alike)
 }

@@ -3,14 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use regex::Regex;
 use serde::Serialize;
 
 use super::elsewhere::{Elsewhere, other_hosts, other_listeners};
 use super::matching::{Request, matches, select_host};
-use super::{cluster_name, endpoints, resolve_listener, resolve_target, resolve_virtual_host};
-use crate::config::{BackendTarget, Gateway, Listener, Protocol, UpstreamSource};
+use super::mesh::verdict_on;
+use super::{Destination, cluster_name, endpoints, resolve_listener, resolve_target, resolve_virtual_host};
+use crate::config::{Gateway, Listener, Protocol, UpstreamSource};
 use crate::ir::{Action, Endpoint, Route, Routing, Tls};
 use crate::model::Origin;
+use crate::model::http::{PathMatch, PathRewrite};
 use crate::snapshot::Snapshot;
 
 #[derive(Clone, Debug, Serialize)]
@@ -29,6 +32,9 @@ pub struct Explanation {
     pub policies: serde_json::Map<String, serde_json::Value>,
     /// Per destination, the addresses that may be chosen.
     pub endpoints: Vec<(Arc<str>, Vec<String>)>,
+    /// Per destination in the mesh, what its intentions say to this request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intentions: Vec<(Arc<str>, String)>,
     /// Rules looked at before, and why they did not match.
     pub considered: Vec<Considered>,
     /// Rules of the host that were not looked at any more, or never are.
@@ -63,6 +69,7 @@ pub fn explain(
         action: None,
         policies: serde_json::Map::new(),
         endpoints: Vec::new(),
+        intentions: Vec::new(),
         considered: Vec::new(),
         later: Vec::new(),
         elsewhere: Vec::new(),
@@ -156,7 +163,7 @@ pub fn explain(
             continue;
         }
         match matched {
-            Ok(()) => taken(snapshot, route, &resolved.value, &mut explanation),
+            Ok(()) => taken(snapshot, route, &resolved.value, request, &mut explanation),
             Err(why_not) => explanation.considered.push(Considered {
                 route: route.name.clone(),
                 why_not,
@@ -246,7 +253,13 @@ fn is_misdirected(host: &str, server_name: &str) -> bool {
     }
 }
 
-fn taken(snapshot: &Snapshot, route: &Route, host: &super::ResolvedHost, explanation: &mut Explanation) {
+fn taken(
+    snapshot: &Snapshot,
+    route: &Route,
+    host: &super::ResolvedHost,
+    request: &Request,
+    explanation: &mut Explanation,
+) {
     explanation.route = Some(route.name.clone());
     explanation.origin = Some(route.origin.clone());
     explanation.action = Some(route.action.clone());
@@ -261,26 +274,58 @@ fn taken(snapshot: &Snapshot, route: &Route, host: &super::ResolvedHost, explana
     let Action::Forward(clusters) = &route.action else {
         return;
     };
+    let mut as_it_arrives = request.clone();
+    if let Some(path) = route.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
+        as_it_arrives.path = rewritten(path, &route.matching.path, &request.path);
+    }
     for cluster in clusters {
-        let Some(target) = host
-            .targets
-            .iter()
-            .find(|target| cluster_name(target) == cluster.cluster)
-        else {
-            continue;
-        };
-        let addresses = addresses_of(snapshot, target);
-        explanation.endpoints.push((cluster.cluster.clone(), addresses));
+        let names = std::iter::once(&cluster.cluster).chain(&cluster.members);
+        for name in names {
+            let Some(target) = host.targets.iter().find(|target| cluster_name(target) == *name) else {
+                continue;
+            };
+            let addresses = addresses_of(snapshot, target);
+            if !matches!(target, Destination::Failover { .. }) {
+                explanation.endpoints.push((name.clone(), addresses));
+            }
+            if let Some(verdict) = verdict_on(snapshot, target, &as_it_arrives) {
+                explanation.intentions.push((name.clone(), verdict));
+            }
+        }
+    }
+}
+
+/// The path as the destination sees it.
+fn rewritten(rewrite: &PathRewrite, matched: &PathMatch, path: &str) -> String {
+    let substituted = |pattern: &str, with: &str| match Regex::new(pattern) {
+        Ok(regex) => regex.replace(path, regex::NoExpand(with)).into_owned(),
+        Err(_) => path.to_owned(),
+    };
+    match (rewrite, matched) {
+        (PathRewrite::Full(path), _) => path.to_string(),
+        (PathRewrite::Substitute { pattern, with }, _) => substituted(pattern, with),
+        (PathRewrite::Prefix(to), PathMatch::Prefix(from)) => match (&**from, &**to) {
+            ("/", "/") => path.to_owned(),
+            ("/", to) => format!("{to}{path}"),
+            (from, "/") => substituted(&format!("^{}/*", regex::escape(from)), "/"),
+            (from, to) => substituted(&format!("^{}", regex::escape(from)), to),
+        },
+        (PathRewrite::Prefix(_), _) => path.to_owned(),
     }
 }
 
 /// What may be chosen: what discovery found, or what the document says.
-fn addresses_of(snapshot: &Snapshot, target: &BackendTarget) -> Vec<String> {
-    match resolve_target(&snapshot.config, target).map(|(source, _)| source) {
+fn addresses_of(snapshot: &Snapshot, destination: &Destination) -> Vec<String> {
+    let source = match destination {
+        Destination::Backend(target) => resolve_target(&snapshot.config, target).map(|(source, _)| source),
+        Destination::Mesh { .. } | Destination::Failover { .. } => None,
+    };
+    match source {
         Some(UpstreamSource::Static(addresses)) => addresses.iter().map(ToString::to_string).collect(),
         Some(UpstreamSource::Dns(address)) => vec![format!("{address} (resolved by Envoy)")],
-        Some(UpstreamSource::Consul { .. } | UpstreamSource::Nomad { .. }) | None => {
-            let found = endpoints(snapshot, target)
+        Some(UpstreamSource::Consul { .. } | UpstreamSource::Connect(_) | UpstreamSource::Nomad { .. })
+        | None => {
+            let found = endpoints(snapshot, destination)
                 .map(|resolved| resolved.value)
                 .unwrap_or_default();
             let address = |endpoint: &Endpoint| SocketAddr::new(endpoint.address, endpoint.port).to_string();

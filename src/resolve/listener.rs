@@ -7,7 +7,7 @@ use super::ports::port_clash;
 use crate::config::{Gateway, Listener, ListenerTls, ObjectKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
-use crate::ir::{self, Routing, Secret, Tls, TlsChain, VirtualHost};
+use crate::ir::{self, MESH_LEAF, MESH_ROOTS, Routing, Secret, SecretContent, Tls, TlsChain, VirtualHost};
 use crate::model::{CertificateQuery, DocumentId};
 use crate::snapshot::Snapshot;
 
@@ -39,9 +39,25 @@ pub fn resolve_secret(snapshot: &Snapshot, certificate: &str) -> Option<Secret> 
     let material = snapshot.certificate(&declared.query)?.value.clone()?;
     Some(Secret {
         name: secret_name(certificate),
-        material,
+        content: SecretContent::Certificate(material),
         origins: vec![declared.origin.document.clone()],
     })
+}
+
+/// The gateway's own certificate in the mesh and the authorities there, once both are known.
+pub fn mesh_secrets(snapshot: &Snapshot) -> Vec<Secret> {
+    let Some((leaf, roots)) = snapshot.mesh().usable() else {
+        return Vec::new();
+    };
+    let secret = |name: &str, content| Secret {
+        name: name.into(),
+        content,
+        origins: Vec::new(),
+    };
+    vec![
+        secret(MESH_LEAF, SecretContent::MeshLeaf(leaf.clone())),
+        secret(MESH_ROOTS, SecretContent::MeshRoots(roots.clone())),
+    ]
 }
 
 /// Features with a filter that some route of the host asks for, without those of security policies: they are always there.

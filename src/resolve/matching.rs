@@ -7,6 +7,9 @@ use regex::Regex;
 
 use crate::model::http::{PathMatch, RequestMatch, TextMatch, ValueMatch};
 
+/// HTTP/2's name for the path and query, which Envoy matches like a header.
+pub(super) const PATH_HEADER: &str = ":path";
+
 /// A request as the routing sees it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -168,12 +171,14 @@ pub fn matches(condition: &RequestMatch, request: &Request) -> Result<(), String
             .path
             .strip_prefix(&**prefix)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        PathMatch::StartsWith(text) => request.path.starts_with(&**text),
         PathMatch::Regex(pattern) => whole(pattern, &request.path),
     };
     if !path_fits {
         return Err(match &condition.path {
             PathMatch::Exact(path) => format!("the path is not {path:?}"),
             PathMatch::Prefix(prefix) => format!("the path is not under {prefix:?}"),
+            PathMatch::StartsWith(text) => format!("the path does not begin with {text:?}"),
             PathMatch::Regex(pattern) => format!("the path does not match {pattern:?}"),
         });
     }
@@ -184,12 +189,16 @@ pub fn matches(condition: &RequestMatch, request: &Request) -> Result<(), String
         ));
     }
     for header in &condition.headers {
-        let values: Vec<&str> = request
-            .headers
-            .iter()
-            .filter(|(name, _)| **name == *header.name)
-            .map(|(_, value)| value.as_str())
-            .collect();
+        let values: Vec<&str> = match &*header.name {
+            // What a chain's condition on the path became beside that of a rule.
+            PATH_HEADER => vec![&request.path],
+            name => request
+                .headers
+                .iter()
+                .filter(|(other, _)| other == name)
+                .map(|(_, value)| value.as_str())
+                .collect(),
+        };
         if !holds(header, &values) {
             return Err(describe("header", header, &values));
         }
@@ -209,7 +218,7 @@ pub fn matches(condition: &RequestMatch, request: &Request) -> Result<(), String
 }
 
 /// Of a repeated header any value may hold. An absent one holds nothing, and under `invert` counts as empty.
-fn holds(condition: &ValueMatch, values: &[&str]) -> bool {
+pub(super) fn holds(condition: &ValueMatch, values: &[&str]) -> bool {
     let fits = |value: &str| match &condition.text {
         TextMatch::Exact(text) => value == &**text,
         TextMatch::Prefix(text) => value.starts_with(&**text),

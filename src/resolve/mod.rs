@@ -2,24 +2,33 @@
 //!
 //! Pure. A problem is a diagnostic beside a value that says what to do instead; it never stops another unit.
 
+mod chain;
+mod chain_match;
 mod cluster;
 mod destination;
 mod elsewhere;
 mod explain;
+mod intention;
 mod listener;
 mod matching;
+mod mesh;
 mod policies;
 mod ports;
+mod rule;
+mod users;
 mod virtual_host;
 
-pub use cluster::{cluster_name, endpoints, resolve_cluster, resolve_target, service_queries};
-pub use destination::at_its_users;
+pub use cluster::{endpoints, resolve_cluster};
+pub use destination::{Destination, cluster_name, first_query, interests_of, resolve_target};
 pub use elsewhere::Elsewhere;
 pub use explain::{Considered, Explanation, explain};
 pub use listener::{
-    attached_features, certificate_of_secret, certificates_of, resolve_listener, resolve_secret, secret_name,
+    attached_features, certificate_of_secret, certificates_of, mesh_secrets, resolve_listener,
+    resolve_secret, secret_name,
 };
 pub use matching::{Request, matches, select_host};
+pub use mesh::chain_problems;
+pub use users::at_its_users;
 pub use virtual_host::{ResolvedHost, resolve_virtual_host};
 
 use crate::diagnostics::Diagnostic;

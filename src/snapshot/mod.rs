@@ -11,16 +11,26 @@ use imbl::HashMap;
 
 use self::exposed::Exposed;
 use crate::config::{Config, ConfigChange, Permissions, Quarantine};
+use crate::model::mesh::{Chain, ChainQuery, Intention, IntentionQuery, Interest};
 use crate::model::{
     AcceptedText, CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId,
     DocumentsUpdate, Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
 };
+
+mod known;
+mod mesh;
+
+pub use known::Known;
+pub use mesh::MeshIdentity;
 
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub config: Config,
     services: HashMap<ServiceQuery, Known<[Instance]>>,
     certificates: HashMap<CertificateQuery, Known<CertificateMaterial>>,
+    chains: HashMap<ChainQuery, Known<Chain>>,
+    intentions: HashMap<IntentionQuery, Known<Intention>>,
+    mesh: MeshIdentity,
     quarantined: HashMap<DocumentId, Quarantine>,
     /// Where documents come from.
     document_sources: Arc<BTreeSet<Arc<str>>>,
@@ -32,31 +42,14 @@ pub struct Snapshot {
     exposed: Exposed,
 }
 
-/// The last good answer of one watch, and what is wrong with it since.
-#[derive(Debug)]
-pub struct Known<T: ?Sized> {
-    pub value: Option<Arc<T>>,
-    pub problem: Option<Problem>,
-    /// From disk, not from the source: shown as such until the source answers.
-    pub stale: bool,
-}
-
-impl<T: ?Sized> Clone for Known<T> {
-    fn clone(&self) -> Self {
-        Self {
-            value: self.value.clone(),
-            problem: self.problem.clone(),
-            stale: self.stale,
-        }
-    }
-}
-
 /// What an observation changed, as the units that depend on it see it.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
     pub config: ConfigChange,
     pub services: BTreeSet<ServiceQuery>,
     pub certificates: BTreeSet<CertificateQuery>,
+    /// Chains, intentions, the gateway's identity in the mesh.
+    pub mesh: BTreeSet<Interest>,
     /// Problems, freshness: nothing that reaches Envoy.
     pub status_only: bool,
     /// Watches that begin and end because a service asks to be exposed, or no longer does.
@@ -71,6 +64,7 @@ impl Changes {
             && self.certificates.is_empty()
             && self.watched.is_empty()
             && self.unwatched.is_empty()
+            && self.mesh.is_empty()
     }
 
     pub fn merge(&mut self, other: Self) {
@@ -85,6 +79,7 @@ impl Changes {
         self.config.documents.extend(other.config.documents);
         self.services.extend(other.services);
         self.certificates.extend(other.certificates);
+        self.mesh.extend(other.mesh);
         self.status_only |= other.status_only;
         for query in other.unwatched {
             self.watched.remove(&query);
@@ -121,6 +116,9 @@ impl Snapshot {
             Observation::Documents(update) => self.apply_documents(update),
             Observation::Service(update) => self.apply_service(update),
             Observation::Certificate(update) => self.apply_certificate(update),
+            Observation::Chain(update) => self.apply_chain(update),
+            Observation::Intention(update) => self.apply_intention(update),
+            Observation::Mesh(update) => self.apply_mesh(update),
             Observation::Accepted(accepted) => self.apply_accepted(accepted),
             Observation::ServiceNames(names) => {
                 self.service_names = Some(names);
@@ -158,27 +156,9 @@ impl Snapshot {
 
     fn apply_service(&mut self, update: ServiceUpdate) -> Changes {
         let mut changes = Changes::default();
-        let before = self.services.get(&update.query);
-        let after = match update.result {
-            Ok(instances) => Known {
-                value: Some(instances),
-                problem: None,
-                stale: false,
-            },
-            Err(problem) => {
-                let (value, stale) = before.map_or((None, false), |known| (known.value.clone(), known.stale));
-                Known {
-                    value,
-                    problem: Some(problem),
-                    stale,
-                }
-            }
-        };
-        // The problem's words are part of what the units say.
-        let same = before.is_some_and(|known| known.value == after.value && known.problem == after.problem);
-        changes.status_only =
-            before.is_none_or(|known| known.problem != after.problem || known.stale != after.stale);
-        if !same {
+        let (after, difference) = Known::after(self.services.get(&update.query), update.result);
+        changes.status_only = difference.in_status;
+        if difference.in_content {
             changes.services.insert(update.query.clone());
         }
         self.services.insert(update.query.clone(), after);
@@ -188,27 +168,9 @@ impl Snapshot {
 
     fn apply_certificate(&mut self, update: CertificateUpdate) -> Changes {
         let mut changes = Changes::default();
-        let before = self.certificates.get(&update.query);
-        let after = match update.result {
-            Ok(material) => Known {
-                value: Some(material),
-                problem: None,
-                stale: false,
-            },
-            Err(problem) => {
-                let (value, stale) = before.map_or((None, false), |known| (known.value.clone(), known.stale));
-                Known {
-                    value,
-                    problem: Some(problem),
-                    stale,
-                }
-            }
-        };
-        // The problem's words are part of what the units say.
-        let same = before.is_some_and(|known| known.value == after.value && known.problem == after.problem);
-        changes.status_only =
-            before.is_none_or(|known| known.problem != after.problem || known.stale != after.stale);
-        if !same {
+        let (after, difference) = Known::after(self.certificates.get(&update.query), update.result);
+        changes.status_only = difference.in_status;
+        if difference.in_content {
             changes.certificates.insert(update.query.clone());
         }
         self.certificates.insert(update.query, after);

@@ -1,15 +1,17 @@
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbPolicy,
+    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, DnsLookupFamily,
+    EdsClusterConfig, LbPolicy,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
     AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
 };
+use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateClusterConfig;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::{
     ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config,
@@ -20,13 +22,18 @@ use prost::Message;
 use super::encoding::put_bytes;
 use super::endpoint::{assignment, is_ip, lb_endpoint, split_host_port};
 use super::health_check::health_checks;
-use crate::envoy::{Resource, ResourceKind, any, duration, wrap_u32};
-use crate::ir::{self, ClusterSource};
+use super::mesh::{apply_balancer, mesh_tls};
+use crate::envoy::{Resource, ResourceKind, ResourceRef, any, duration, wrap_u32};
+use crate::ir::{self, ClusterSource, MESH_LEAF, MESH_ROOTS};
 use crate::model::http::{LoadBalancer, UpstreamOptions, UpstreamProtocol};
 
 pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
     let mut bytes = Vec::with_capacity(DISCOVERED.len() + 2 * cluster.name.len() + 16);
-    if cluster.source == ClusterSource::Discovered && cluster.options == UpstreamOptions::default() {
+    let outside_mesh = cluster.tls.is_none() && cluster.balancer.is_none();
+    if outside_mesh
+        && cluster.source == ClusterSource::Discovered
+        && cluster.options == UpstreamOptions::default()
+    {
         bytes.extend_from_slice(&DISCOVERED);
     } else {
         bytes = cluster_message(cluster).encode_to_vec();
@@ -35,6 +42,7 @@ pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
     // Statistics split at dots: a name with dots or slashes would end up as several levels.
     put_bytes(&mut bytes, 28, cluster.name.replace(['.', ':'], "_").as_bytes());
     Resource::new(ResourceKind::Cluster, cluster.name.clone(), &bytes)
+        .needing(needs(cluster))
         .from_documents(cluster.origins.clone().into())
 }
 
@@ -43,11 +51,35 @@ static DISCOVERED: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let cluster = ir::Cluster {
         name: "".into(),
         source: ClusterSource::Discovered,
+        tls: None,
         options: UpstreamOptions::default(),
+        balancer: None,
         origins: Vec::new(),
     };
     cluster_message(&cluster).encode_to_vec()
 });
+
+fn needs(cluster: &ir::Cluster) -> Arc<[ResourceRef]> {
+    let need = |kind, name: &str| ResourceRef {
+        kind,
+        name: name.into(),
+    };
+    match (&cluster.source, &cluster.tls) {
+        (ClusterSource::Failover(members), _) => {
+            let mut needs: Vec<_> = members
+                .iter()
+                .map(|member| need(ResourceKind::Cluster, member))
+                .collect();
+            needs.sort();
+            needs.into()
+        }
+        (_, Some(_)) => Arc::new([
+            need(ResourceKind::Secret, MESH_LEAF),
+            need(ResourceKind::Secret, MESH_ROOTS),
+        ]),
+        (_, None) => Arc::new([]),
+    }
+}
 
 /// Without its names.
 fn cluster_message(cluster: &ir::Cluster) -> Cluster {
@@ -87,7 +119,23 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
         )]),
         ..Cluster::default()
     };
+    if let Some(balancer) = cluster.balancer {
+        apply_balancer(balancer, &mut message);
+    }
+    message.transport_socket = cluster.tls.as_ref().map(mesh_tls);
     match &cluster.source {
+        ClusterSource::Failover(members) => {
+            message.lb_policy = LbPolicy::ClusterProvided.into();
+            // The members' own bounds, protocols and checks hold.
+            message.circuit_breakers = None;
+            message.health_checks = Vec::new();
+            message.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+                name: "envoy.clusters.aggregate".to_owned(),
+                typed_config: Some(any(&AggregateClusterConfig {
+                    clusters: members.iter().map(ToString::to_string).collect(),
+                })),
+            }));
+        }
         ClusterSource::Discovered => {
             message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into()));
             message.eds_cluster_config = Some(EdsClusterConfig {

@@ -10,6 +10,7 @@ mod endpoint;
 mod health_check;
 mod http_connection_manager;
 mod listener;
+mod mesh;
 mod route;
 mod runtime;
 mod secret;

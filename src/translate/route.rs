@@ -17,8 +17,9 @@ use prost::Message;
 
 use super::encoding::{put_any_map, put_bytes, put_message, put_struct};
 use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
+use super::mesh::{hash_policies, put_chain_settings};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, duration, wrap_bool, wrap_u32};
-use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry};
+use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry, header_additions, header_removals};
 use crate::ir::{self, Action};
 use crate::model::DocumentId;
 use crate::model::http::{PathMatch, PathRewrite, Redirect, RequestMatch, TextMatch, ValueMatch};
@@ -125,7 +126,9 @@ static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
 static DEFAULT_RETRY: LazyLock<Vec<u8>> = LazyLock::new(|| default_retry().encode_to_vec());
 
 fn retries_by_default(route: &ir::Route) -> bool {
-    matches!(route.action, Action::Forward(_)) && route.policies.get("retry").is_none()
+    matches!(route.action, Action::Forward(_))
+        && route.chain.retry.is_none()
+        && route.policies.get("retry").is_none()
 }
 
 fn clusters(host: &ir::VirtualHost) -> Arc<[ResourceRef]> {
@@ -137,7 +140,7 @@ fn clusters(host: &ir::VirtualHost) -> Arc<[ResourceRef]> {
             _ => None,
         })
         .flatten()
-        .map(|weighted| &weighted.cluster)
+        .flat_map(|weighted| std::iter::once(&weighted.cluster).chain(&weighted.members))
         .collect();
     names.sort();
     names.dedup();
@@ -184,6 +187,7 @@ fn misdirected(host: &str) -> Option<Route> {
 /// The fields of one `Route`.
 fn put_route(buffer: &mut Vec<u8>, route: &ir::Route) {
     let mut parts = RouteParts::default();
+    put_chain_settings(&route.chain, &mut parts);
     let destinations = match &route.action {
         Action::Forward(clusters) => &clusters[..],
         _ => &[],
@@ -253,7 +257,9 @@ fn put_forward(
     parts: &RouteParts,
 ) {
     match clusters {
-        [only] => put_bytes(buffer, 1, only.cluster.as_bytes()),
+        [only] if only.request_headers.is_empty() && only.response_headers.is_empty() => {
+            put_bytes(buffer, 1, only.cluster.as_bytes());
+        }
         several => {
             let weighted = WeightedCluster {
                 clusters: several
@@ -267,6 +273,7 @@ fn put_forward(
     }
     if let Some(rewrite) = &route.rewrite {
         let regex = match &rewrite.path {
+            Some(PathRewrite::Substitute { pattern, with }) => Some(substitute(pattern, with)),
             Some(PathRewrite::Full(path)) => Some(substitute("^.*$", path)),
             Some(PathRewrite::Prefix(to)) => match prefix_rewrite(&route.matching.path, to) {
                 PrefixRewrite::Plain(to) => {
@@ -289,6 +296,9 @@ fn put_forward(
     if let Some(retry) = &parts.retry {
         put_struct(buffer, 9, retry);
     }
+    for policy in hash_policies(&route.chain) {
+        put_struct(buffer, 15, &policy);
+    }
     if let Some(idle) = parts.idle_timeout {
         put_struct(buffer, 24, &duration(idle));
     }
@@ -310,11 +320,25 @@ fn cluster_weight(
 ) -> weighted_cluster::ClusterWeight {
     let policies = route.policies.overlaid_by(&weighted.policies);
     let mut parts = RouteParts::default();
-    for feature in FEATURES.iter().filter(|feature| is_told_apart(**feature, all)) {
+    let told_apart = |feature: &&&dyn AnyFeature| all.len() > 1 && is_told_apart(**feature, all);
+    for feature in FEATURES.iter().filter(told_apart) {
         if let Some(policy) = policies.get(feature.name()) {
             feature.apply(policy, &mut parts);
         }
     }
+    // What the mesh asks for comes after what the document says.
+    parts
+        .request_headers_to_add
+        .extend(header_additions(&weighted.request_headers));
+    parts
+        .request_headers_to_remove
+        .extend(header_removals(&weighted.request_headers));
+    parts
+        .response_headers_to_add
+        .extend(header_additions(&weighted.response_headers));
+    parts
+        .response_headers_to_remove
+        .extend(header_removals(&weighted.response_headers));
     weighted_cluster::ClusterWeight {
         name: weighted.cluster.to_string(),
         weight: Some(wrap_u32(weighted.weight)),
@@ -360,6 +384,9 @@ fn redirect_action(redirect: &Redirect, path: &PathMatch) -> RedirectAction {
     use redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let path = redirect.path.as_ref().map(|rewrite| match rewrite {
         PathRewrite::Full(path) => PathRewriteSpecifier::PathRedirect(path.to_string()),
+        PathRewrite::Substitute { pattern, with } => {
+            PathRewriteSpecifier::RegexRewrite(substitute(pattern, with))
+        }
         PathRewrite::Prefix(to) => match prefix_rewrite(path, to) {
             PrefixRewrite::Plain(to) => PathRewriteSpecifier::PrefixRewrite(to),
             PrefixRewrite::Regex(regex) => PathRewriteSpecifier::RegexRewrite(regex),
@@ -401,6 +428,7 @@ fn put_match(buffer: &mut Vec<u8>, request: &RequestMatch) {
         PathMatch::Exact(path) => put_bytes(buffer, 2, path.as_bytes()),
         PathMatch::Prefix(prefix) if **prefix == *"/" => put_bytes(buffer, 1, b"/"),
         PathMatch::Prefix(prefix) => put_bytes(buffer, 14, prefix.as_bytes()),
+        PathMatch::StartsWith(text) => put_bytes(buffer, 1, text.as_bytes()),
         // A `RegexMatcher` of its field 2.
         PathMatch::Regex(regex) => put_message(buffer, 10, |matcher| put_bytes(matcher, 2, regex.as_bytes())),
     }

@@ -1,12 +1,36 @@
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, TlsCertificate, secret,
+};
 use prost::Message;
 
 use crate::envoy::{Resource, ResourceKind};
-use crate::ir;
+use crate::ir::{self, SecretContent};
+use crate::model::CertificateMaterial;
+use crate::model::mesh::MeshRoots;
 
 pub(super) fn secret_resource(wanted: &ir::Secret) -> Resource {
-    let material = &wanted.material;
+    match &wanted.content {
+        SecretContent::Certificate(material) => certificate(wanted, material),
+        SecretContent::MeshLeaf(leaf) => certificate(wanted, &leaf.material),
+        SecretContent::MeshRoots(roots) => authorities(wanted, roots),
+    }
+}
+
+/// Whom to trust. Whose certificate it must be is said by each cluster.
+fn authorities(wanted: &ir::Secret, roots: &MeshRoots) -> Resource {
+    let message = Secret {
+        name: wanted.name.to_string(),
+        r#type: Some(secret::Type::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(inline(&roots.pem)),
+            ..CertificateValidationContext::default()
+        })),
+    };
+    let bytes = message.encode_to_vec();
+    Resource::with_version(ResourceKind::Secret, wanted.name.clone(), roots.version(), &bytes)
+}
+
+fn certificate(wanted: &ir::Secret, material: &CertificateMaterial) -> Resource {
     let version = material.version();
     let resource = match &material.private_key {
         // Known from before our restart: only Envoy has the key.

@@ -181,10 +181,23 @@ fn links_lead_somewhere() {
 /// `make demo` in a directory and on ports of its own.
 #[test]
 fn the_demo_answers_right() {
-    for base in ["7000", "5000", "6000", "9000"] {
-        let output = Command::new(root().join("tests/demo.sh"))
+    run_demo("demo.sh", "target/demo-test", ["7000", "5000", "6000", "9000"]);
+}
+
+#[test]
+fn the_mesh_demo_answers_right() {
+    run_demo(
+        "demo-mesh.sh",
+        "target/demo-mesh-test",
+        ["4000", "8000", "3000", "2000"],
+    );
+}
+
+fn run_demo(script: &str, directory: &str, bases: [&str; 4]) {
+    for base in bases {
+        let output = Command::new(root().join("tests").join(script))
             .env("CI", "true")
-            .env("DEMO_DIR", "target/demo-test")
+            .env("DEMO_DIR", directory)
             .env("DEMO_PORTREEVE", PORTREEVE)
             .env("DEMO_PORT_BASE", base)
             .stdin(Stdio::null())

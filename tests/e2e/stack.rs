@@ -37,6 +37,8 @@ pub struct Options {
     pub consul_policy: Option<String>,
     /// Laid over Consul's configuration, where it has no ACLs.
     pub consul_settings: Option<serde_json::Value>,
+    /// The gateway is `edge-gw` in the mesh, with a token of its own that has this policy alone.
+    pub mesh_policy: Option<String>,
     /// The agent logs in to Vault by AppRole and gets these policies (name, rules) alone.
     pub vault_policies: Vec<(&'static str, String)>,
     /// Another Envoy program than the usual one.
@@ -73,6 +75,13 @@ impl Stack {
         if let Some(token) = &consul_token {
             let file = launch.file("consul-token", &token.secret);
             settings = settings.replace("consul {", &format!("consul {{\n  token_file = {file:?}"));
+        }
+        if let Some(rules) = &options.mesh_policy {
+            let token = consul.create_token("mesh", rules).await;
+            let file = launch.file("mesh-token", &token.secret);
+            settings.push_str(&format!(
+                "\nmesh {{\n  service    = \"edge-gw\"\n  token_file = {file:?}\n}}\n"
+            ));
         }
         if let Some(vault) = &vault {
             settings.push_str(&vault_block(&launch, vault, &options).await);
@@ -194,7 +203,7 @@ fn find_pid(value: &serde_json::Value) -> Option<i32> {
 }
 
 async fn start_consul(options: &Options) -> (Consul, Option<AclToken>) {
-    match &options.consul_policy {
+    match options.consul_policy.as_deref() {
         None => {
             let settings = options.consul_settings.clone().unwrap_or_else(|| json!({}));
             (Consul::start_with(false, settings).await, None)

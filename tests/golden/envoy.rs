@@ -134,10 +134,13 @@ fn static_bootstrap(set: &ResourceSet) -> Value {
             cluster["type"] = json!("STATIC");
             cluster.as_object_mut().unwrap().remove("eds_cluster_config");
         }
+        without_sds(cluster.pointer_mut("/transport_socket/typed_config/common_tls_context"));
     }
     let mut secrets = take(&mut shown["secrets"]);
     for secret in &mut secrets {
-        secret["tls_certificate"]["private_key"] = json!({ "inline_string": world::KEY });
+        if secret["tls_certificate"].is_object() {
+            secret["tls_certificate"]["private_key"] = json!({ "inline_string": world::KEY });
+        }
     }
     let scopes = take(&mut shown["scoped_routes"]);
     let tables = take(&mut shown["routes"]);
@@ -149,6 +152,17 @@ fn static_bootstrap(set: &ResourceSet) -> Value {
         "node": { "id": "test", "cluster": "test" },
         "static_resources": { "clusters": clusters, "secrets": secrets, "listeners": listeners },
     })
+}
+
+/// Secrets of the mesh that stand beside the cluster, by their names.
+fn without_sds(context: Option<&mut Value>) {
+    let Some(context) = context else { return };
+    let mine = context["tls_certificate_sds_secret_configs"].as_array_mut();
+    for config in mine.into_iter().flatten() {
+        config.as_object_mut().unwrap().remove("sds_config");
+    }
+    let theirs = context.pointer_mut("/combined_validation_context/validation_context_sds_secret_config");
+    theirs.unwrap().as_object_mut().unwrap().remove("sds_config");
 }
 
 /// The listener with its secrets and routes in place.

@@ -4,22 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portreeve::diagnostics::Diagnostic;
 use portreeve::envoy::{ResourceKind, ResourceSet};
+use portreeve::model::mesh::{ChainQuery, Intention, IntentionQuery, IntentionRule, Interest};
 use portreeve::model::{
-    CertificateQuery, CertificateUpdate, DocumentsUpdate, Health, Instance, Observation, Problem,
-    ProblemKind, ServiceQuery, ServiceUpdate,
+    CertificateQuery, CertificateUpdate, ChainUpdate, DocumentsUpdate, Health, Instance, IntentionUpdate,
+    Lookup, MeshUpdate, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate,
 };
 use portreeve::snapshot::{Changes, Snapshot};
 use portreeve::translate::{Compiler, UnitKey};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::generate::{DOCUMENTS, SERVICES, as_document, text};
+use super::chains::{Shape, chain, shape};
+use super::generate::{DOCUMENTS, MESH_SERVICES, SERVICES, as_document, text};
 use super::world;
 
 #[derive(Clone, Debug)]
 enum Step {
     Put(BTreeMap<usize, String>, Vec<usize>),
-    Service(&'static str, Answer),
+    Service(&'static str, Lookup, Answer),
+    Chain(&'static str, Option<Shape>),
+    Mesh(bool),
+    Intention(&'static str, bool),
     Certificate(&'static str, Renewal),
     StopWaiting,
 }
@@ -59,7 +64,12 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         5 => put.prop_map(|(changed, removed)| Step::Put(changed, removed)),
-        4 => (select(&SERVICES[..]), answer).prop_map(|(name, answer)| Step::Service(name, answer)),
+        4 => (select(&SERVICES[..]), select(&[Lookup::Service, Lookup::Connect][..]), answer)
+            .prop_map(|(name, lookup, answer)| Step::Service(name, lookup, answer)),
+        3 => (select(&MESH_SERVICES[..]), proptest::option::weighted(0.9, shape()))
+            .prop_map(|(name, shape)| Step::Chain(name, shape)),
+        1 => any::<bool>().prop_map(Step::Mesh),
+        1 => (select(&MESH_SERVICES[..]), any::<bool>()).prop_map(|(name, allow)| Step::Intention(name, allow)),
         2 => (select(&["a.test", "b.test"][..]), select(&RENEWALS[..])).prop_map(|(name, renewal)| Step::Certificate(name, renewal)),
         1 => Just(Step::StopWaiting),
     ]
@@ -81,8 +91,40 @@ fn observe(snapshot: &mut Snapshot, step: &Step) -> Changes {
             complete: true,
             problem: None,
         })),
-        Step::Service(name, answer) => snapshot.apply(Observation::Service(ServiceUpdate {
-            query: ServiceQuery::named(name),
+        Step::Chain(name, shape) => snapshot.apply(Observation::Chain(ChainUpdate {
+            query: chain_query(name),
+            result: match shape {
+                Some(shape) => Ok(chain(name, *shape).into()),
+                None => Err(Problem::new(ProblemKind::Forbidden, "permission denied")),
+            },
+        })),
+        Step::Mesh(true) => world::answer_mesh(snapshot, &Interest::Mesh),
+        Step::Mesh(false) => snapshot.apply(Observation::Mesh(MeshUpdate::Leaf(Err(Problem::new(
+            ProblemKind::Forbidden,
+            "permission denied",
+        ))))),
+        Step::Intention(name, allow) => snapshot.apply(Observation::Intention(IntentionUpdate {
+            query: IntentionQuery {
+                destination: (*name).into(),
+                namespace: None,
+                partition: None,
+            },
+            result: Ok(std::sync::Arc::new(Intention {
+                source: "edge-gw".into(),
+                destination: (*name).into(),
+                rule: if *allow {
+                    IntentionRule::Allow
+                } else {
+                    IntentionRule::Deny
+                },
+                by: None,
+            })),
+        })),
+        Step::Service(name, lookup, answer) => snapshot.apply(Observation::Service(ServiceUpdate {
+            query: ServiceQuery {
+                lookup: *lookup,
+                ..ServiceQuery::named(name)
+            },
             result: match answer {
                 Answer::Instances(list) => {
                     let mut instances: Vec<Instance> = list
@@ -110,6 +152,15 @@ fn observe(snapshot: &mut Snapshot, step: &Step) -> Changes {
             snapshot.apply(Observation::Certificate(CertificateUpdate { query, result }))
         }
         Step::StopWaiting => Changes::default(),
+    }
+}
+
+fn chain_query(service: &str) -> ChainQuery {
+    ChainQuery {
+        service: service.into(),
+        datacenter: None,
+        namespace: None,
+        partition: None,
     }
 }
 
@@ -156,7 +207,7 @@ fn said(compiler: &Compiler) -> Vec<(UnitKey, Vec<Diagnostic>)> {
 fn assert_same(memo: &Compiler, fresh: &Compiler) -> Result<(), TestCaseError> {
     prop_assert_eq!(contents(memo.resources()), contents(fresh.resources()));
     prop_assert_eq!(said(memo), said(fresh));
-    prop_assert_eq!(memo.services(), fresh.services());
+    prop_assert_eq!(memo.interests(), fresh.interests());
     prop_assert_eq!(memo.certificates(), fresh.certificates());
     Ok(())
 }
@@ -179,7 +230,7 @@ fn play(steps: &[Step], hold: bool) -> Result<(), TestCaseError> {
     let settings = if hold { world::holding() } else { world::settings() };
     let mut snapshot = world::empty();
     let mut memo = Compiler::new("edge", settings.clone());
-    let mut watched: BTreeSet<ServiceQuery> = BTreeSet::new();
+    let mut watched: BTreeSet<Interest> = BTreeSet::new();
     for step in steps {
         let before = memo.resources().clone();
         let changes = observe(&mut snapshot, step);
@@ -187,14 +238,14 @@ fn play(steps: &[Step], hold: bool) -> Result<(), TestCaseError> {
             Step::StopWaiting => memo.stop_waiting(&snapshot),
             _ => memo.update(&snapshot, &changes),
         };
-        for query in &compiled.services_added {
-            prop_assert!(watched.insert(query.clone()), "added twice: {}", query);
+        for interest in &compiled.added {
+            prop_assert!(watched.insert(interest.clone()), "added twice: {}", interest);
         }
-        for query in &compiled.services_dropped {
-            prop_assert!(watched.remove(query), "dropped twice: {}", query);
-            snapshot.forget_service(query);
+        for interest in &compiled.dropped {
+            prop_assert!(watched.remove(interest), "dropped twice: {}", interest);
+            snapshot.forget(interest);
         }
-        prop_assert_eq!(&watched, &memo.services());
+        prop_assert_eq!(&watched, &memo.interests());
         let differs = contents(&before) != contents(memo.resources());
         prop_assert!(compiled.changed || !differs, "a change that is not told");
         assert_consistent(memo.resources())?;
@@ -209,7 +260,7 @@ fn play(steps: &[Step], hold: bool) -> Result<(), TestCaseError> {
     rebuilt.stop_waiting(&snapshot);
     assert_same(&rebuilt, &Compiler::compile("edge", settings.clone(), &snapshot))?;
     let again = rebuilt.rebuild(&snapshot);
-    prop_assert!(again.services_added.is_empty() && again.services_dropped.is_empty());
+    prop_assert!(again.added.is_empty() && again.dropped.is_empty());
     Ok(())
 }
 

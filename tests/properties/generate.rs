@@ -5,6 +5,7 @@ use proptest::sample::{select, subsequence};
 use serde_json::{Map, Value, json};
 
 pub const SERVICES: [&str; 4] = ["s1", "s2", "s3", "u1"];
+pub const MESH_SERVICES: [&str; 2] = ["s1", "s2"];
 const HOSTS: [&str; 5] = ["a.test", "b.test", "c.test", "*.test", "*"];
 const NAMES: [&str; 3] = ["one", "two", "three"];
 const UPSTREAMS: [&str; 3] = ["u1", "u2", "u3"];
@@ -249,6 +250,7 @@ fn upstream() -> impl Strategy<Value = Body> {
         3 => (select(&SERVICES[..]), rarely(Just("grpc")), any::<bool>()).prop_map(|(service, port, passing)| {
             ("consul", Body::default().with("service", service).maybe("port", port.map(Value::from)).with("only_passing", passing))
         }),
+        3 => select(&MESH_SERVICES[..]).prop_map(|service| ("connect", Body::default().with("service", service))),
         1 => Just(("static", Body::default().with("addresses", json!(["10.0.0.1:80"])))),
         1 => Just(("dns", Body::default().with("address", "legacy.test:80"))),
     ];

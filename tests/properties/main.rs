@@ -6,6 +6,7 @@
 #[path = "../support/world.rs"]
 mod world;
 
+mod chains;
 mod compile;
 mod fuzz;
 mod generate;

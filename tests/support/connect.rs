@@ -1,7 +1,7 @@
 //! Consul's mesh: its own sidecar proxy and the entries that steer it.
 
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::consul::Consul;
 use super::process::{Launch, Process};
@@ -25,6 +25,61 @@ impl Consul {
         launch
             .env("CONSUL_HTTP_TOKEN", self.token().unwrap_or_default())
             .start()
+    }
+
+    /// An instance with a sidecar that listens on `sidecar_port`. `more` is laid over the definition.
+    pub async fn register_meshed(&self, name: &str, id: &str, port: u16, sidecar_port: u16, more: Value) {
+        let mut definition = super::consul::service(name, id, port);
+        definition["Connect"] = json!({ "SidecarService": {
+            "Port": sidecar_port,
+            "Checks": [
+                { "Name": "listening", "TCP": format!("127.0.0.1:{sidecar_port}"), "Interval": "1s", "Status": "passing" },
+                { "Name": "instance", "AliasService": id },
+            ],
+        } });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            definition[key] = value.clone();
+        }
+        self.register(&definition).await;
+        self.set_check(&format!("service:{id}"), "passing").await;
+    }
+
+    /// Allows or denies, in place of what there was.
+    pub async fn intention(&self, source: &str, destination: &str, action: &str) -> String {
+        let found = self.expect(Method::GET, "/v1/connect/intentions", "").await;
+        let known = found.as_array().into_iter().flatten().find(|intention| {
+            intention["SourceName"] == source && intention["DestinationName"] == destination
+        });
+        let body = json!({ "SourceName": source, "DestinationName": destination, "SourceType": "consul", "Action": action });
+        match known.and_then(|intention| intention["ID"].as_str()) {
+            Some(id) => {
+                self.expect(
+                    Method::PUT,
+                    &format!("/v1/connect/intentions/{id}"),
+                    body.to_string(),
+                )
+                .await;
+                id.to_owned()
+            }
+            None => {
+                let made = self
+                    .expect(Method::POST, "/v1/connect/intentions", body.to_string())
+                    .await;
+                made["ID"].as_str().expect("an intention's id").to_owned()
+            }
+        }
+    }
+
+    /// Gives the mesh another authority. The old one stays trusted until its leafs have ended.
+    pub async fn rotate_ca(&self) {
+        let roots = self.expect(Method::GET, "/v1/agent/connect/ca/roots", "").await;
+        let domain = roots["TrustDomain"].as_str().expect("a trust domain");
+        let ca = super::pki::mesh_authority(domain);
+        let config = json!({ "Provider": "consul", "Config": {
+            "PrivateKey": ca.key, "RootCert": ca.certificate, "LeafCertTTL": "72h",
+        } });
+        self.expect(Method::PUT, "/v1/connect/ca/configuration", config.to_string())
+            .await;
     }
 
     /// A config entry such as `service-resolver`.

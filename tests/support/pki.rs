@@ -64,6 +64,25 @@ impl Ca {
     }
 }
 
+/// What Consul takes as the root of a mesh: an authority with the mesh's own URI.
+pub fn mesh_authority(trust_domain: &str) -> Pair {
+    let mut params = CertificateParams::default();
+    let name = format!("Test CA {:?}", std::time::UNIX_EPOCH.elapsed().unwrap());
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    params.subject_alt_names = vec![subject_alt_name(&format!("spiffe://{trust_domain}"))];
+    let key = KeyPair::generate().unwrap();
+    Pair {
+        certificate: params.self_signed(&key).unwrap().pem(),
+        key: key.serialize_pem(),
+    }
+}
+
 impl Pair {
     /// For a rustls server or client.
     pub fn parsed(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {

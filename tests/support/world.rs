@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use portreeve::config::{Config, Permissions};
 use portreeve::hcl::Limits;
+use portreeve::model::mesh::{Chain, ChainQuery, Interest, MeshLeaf, MeshRoots};
 use portreeve::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Health,
-    Instance, Observation, Redacted, ServiceQuery, ServiceUpdate, Weights,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, ChainUpdate, Document, DocumentId,
+    DocumentsUpdate, Health, Instance, MeshUpdate, Observation, Redacted, ServiceQuery, ServiceUpdate,
+    Weights,
 };
 use portreeve::snapshot::{Changes, Snapshot};
 use portreeve::translate::{Compiler, Settings};
@@ -95,7 +97,15 @@ pub fn answer_all(snapshot: &mut Snapshot, gateway: &str) {
             .filter(|query| !snapshot.certificate_answered(query))
             .cloned()
             .collect();
-        if services.is_empty() && certificates.is_empty() {
+        let mesh: Vec<_> = compiler
+            .interests()
+            .into_iter()
+            .filter(|interest| !matches!(interest, Interest::Service(_)) && !snapshot.answered(interest))
+            .collect();
+        for interest in &mesh {
+            answer_mesh(snapshot, interest);
+        }
+        if services.is_empty() && certificates.is_empty() && mesh.is_empty() {
             return;
         }
         for query in &services {
@@ -105,6 +115,40 @@ pub fn answer_all(snapshot: &mut Snapshot, gateway: &str) {
             answer_certificate(snapshot, query);
         }
     }
+}
+
+/// A member of the mesh, every service of which is reached in the plain way.
+pub fn answer_mesh(snapshot: &mut Snapshot, interest: &Interest) -> Changes {
+    match interest {
+        Interest::Chain(query) => answer_chain(snapshot, query, Chain::plain(query)),
+        Interest::Mesh => {
+            let query = CertificateQuery::File {
+                certificate: "mesh".into(),
+                private_key: "mesh".into(),
+            };
+            let leaf = MeshLeaf {
+                service: "edge-gw".into(),
+                uri: "spiffe://example.consul/ns/default/dc/dc1/svc/edge-gw".into(),
+                material: material(&query),
+            };
+            let roots = MeshRoots {
+                trust_domain: "example.consul".into(),
+                pem: CHAIN.into(),
+                count: 1,
+            };
+            let mut changes = snapshot.apply(Observation::Mesh(MeshUpdate::Roots(Ok(roots.into()))));
+            changes.merge(snapshot.apply(Observation::Mesh(MeshUpdate::Leaf(Ok(leaf.into())))));
+            changes
+        }
+        Interest::Service(_) | Interest::Intention(_) => Changes::default(),
+    }
+}
+
+pub fn answer_chain(snapshot: &mut Snapshot, query: &ChainQuery, chain: Chain) -> Changes {
+    snapshot.apply(Observation::Chain(ChainUpdate {
+        query: query.clone(),
+        result: Ok(chain.into()),
+    }))
 }
 
 /// Three instances that serve, by name always the same, and one that does not.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{ApiBlock, ConsulBlock, EnvoyBlock, Flags, XdsBlock, XdsTcpBlock};
+use super::{ApiBlock, ConsulBlock, EnvoyBlock, Flags, MeshBlock, XdsBlock, XdsTcpBlock};
 use crate::config::{AddressRules, Permissions};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Reader;
@@ -37,6 +37,14 @@ pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
         max_connections: reader
             .unsigned("max_connections")
             .and_then(|most| usize::try_from(most).ok()),
+    }
+}
+
+pub(super) fn mesh_block(reader: &Reader<'_>) -> MeshBlock {
+    MeshBlock {
+        service: reader.string("service").unwrap_or_default(),
+        token: owned(reader, "token"),
+        token_file: path(reader, "token_file"),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Reader;
 use crate::model::Redacted;
 
-use blocks::{api_block, consul_block, envoy_block, permissions, xds_block};
+use blocks::{api_block, consul_block, envoy_block, mesh_block, permissions, xds_block};
 pub use files::{is_settings, settings_problems};
 pub use nomad::NomadBlock;
 pub use reference::settings_markdown;
@@ -62,6 +62,7 @@ pub struct Settings {
     pub kv_prefix: Option<String>,
     pub permissions: Permissions,
     pub consul: Option<ConsulBlock>,
+    pub mesh: Option<MeshBlock>,
     pub vault: Option<VaultBlock>,
     pub nomad: Option<NomadBlock>,
     pub envoy: EnvoyBlock,
@@ -85,6 +86,15 @@ pub struct ConsulBlock {
     pub partition: Option<String>,
     pub datacenter: Option<String>,
     pub max_connections: Option<usize>,
+}
+
+/// Who the gateway is in Consul's mesh.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MeshBlock {
+    pub service: Arc<str>,
+    /// Where its certificate is asked for with another token than all the rest.
+    pub token: Option<String>,
+    pub token_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -237,6 +247,7 @@ impl Settings {
             kv_prefix,
             permissions,
             consul,
+            mesh: reader.child("mesh").map(|block| mesh_block(&block)),
             vault,
             nomad: reader.child("nomad").map(|block| nomad::read(&block)),
             envoy: envoy_block(reader.child("envoy").as_ref(), dev),

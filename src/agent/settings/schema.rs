@@ -54,6 +54,7 @@ pub fn settings_schema() -> &'static BlockSchema {
             .block(consul_schema(), Occurs::Optional)
             .block(super::catalog::schema(), Occurs::Optional)
             .block(super::nomad::schema(), Occurs::Optional)
+            .block(mesh_schema(), Occurs::Optional)
             .block(super::vault::schema(), Occurs::Optional)
             .block(envoy_schema(), Occurs::Optional)
             .block(xds_schema(), Occurs::Optional)
@@ -186,6 +187,29 @@ fn consul_schema() -> BlockSchema {
          client `limits.http_max_conns_per_client` (200), other programs of the machine included. No bound over \
          HTTP/2, which Consul speaks on its https port.",
     )
+}
+
+fn mesh_schema() -> BlockSchema {
+    BlockSchema::new(
+        "mesh",
+        &[],
+        "Makes the gateway a member of Consul's mesh, for upstreams with a `connect` block.",
+    )
+    .required(
+        "service",
+        Type::String,
+        "\"edge-gw\"",
+        "Who the gateway is there: the source of its intentions. It need not be registered.",
+    )
+    .attribute(
+        "token_file",
+        Type::String,
+        None,
+        "\"/run/secrets/consul_mesh_token\"",
+        "A token for the gateway's certificate alone, with service:write on `service`. Left out: the `consul` block's. \
+         Read again when it changes; wins over a token.",
+    )
+    .attribute("token", Type::String, None, "\"...\"", "Prefer token_file.")
 }
 
 fn envoy_schema() -> BlockSchema {

@@ -1,9 +1,10 @@
 //! `request_headers`: headers set, added and removed on the way to the upstream.
 
-use super::header_edits::{self, HeaderEdits};
+use super::header_edits;
 use super::{Feature, Form, RouteParts};
 use crate::diagnostics::Diagnostic;
 use crate::hcl::Reader;
+use crate::model::http::HeaderEdits;
 
 pub struct RequestHeaders;
 
@@ -25,7 +26,11 @@ impl Feature for RequestHeaders {
     }
 
     fn apply(&self, policy: &HeaderEdits, route: &mut RouteParts) {
-        route.request_headers_to_add.extend(policy.additions());
-        route.request_headers_to_remove.extend(policy.removals());
+        route
+            .request_headers_to_add
+            .extend(header_edits::additions(policy));
+        route
+            .request_headers_to_remove
+            .extend(header_edits::removals(policy));
     }
 }

@@ -1,9 +1,10 @@
 //! `response_headers`: headers set, added and removed on the way back to the client.
 
-use super::header_edits::{self, HeaderEdits};
+use super::header_edits;
 use super::{Feature, Form, RouteParts};
 use crate::diagnostics::Diagnostic;
 use crate::hcl::Reader;
+use crate::model::http::HeaderEdits;
 
 pub struct ResponseHeaders;
 
@@ -25,7 +26,11 @@ impl Feature for ResponseHeaders {
     }
 
     fn apply(&self, policy: &HeaderEdits, route: &mut RouteParts) {
-        route.response_headers_to_add.extend(policy.additions());
-        route.response_headers_to_remove.extend(policy.removals());
+        route
+            .response_headers_to_add
+            .extend(header_edits::additions(policy));
+        route
+            .response_headers_to_remove
+            .extend(header_edits::removals(policy));
     }
 }

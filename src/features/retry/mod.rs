@@ -115,6 +115,24 @@ impl Feature for Retry {
     }
 }
 
+/// What a service router of Consul's asks for. Consul retries whatever the method is, and so does its word here.
+pub fn mesh_retry(
+    retry: &crate::model::mesh::ChainRetry,
+) -> envoy_types::pb::envoy::config::route::v3::RetryPolicy {
+    let mut on: Vec<Arc<str>> = retry.on.clone();
+    if on.is_empty() {
+        // A number alone: what surely had no effect.
+        on.extend(xds::SAFE_CONDITIONS.iter().map(|condition| Arc::from(*condition)));
+    }
+    xds::retry_policy(&RetryPolicyValue {
+        attempts: retry.attempts,
+        on,
+        status_codes: retry.status_codes.clone(),
+        per_try_timeout: None,
+        non_idempotent: true,
+    })
+}
+
 /// What applies where no document says anything.
 pub fn default_retry() -> envoy_types::pb::envoy::config::route::v3::RetryPolicy {
     xds::retry_policy(&RetryPolicyValue {

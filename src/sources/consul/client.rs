@@ -28,6 +28,11 @@ impl ConsulClient {
         &self.settings
     }
 
+    /// Where names stand that say nothing of it.
+    pub(super) fn namespace(&self) -> Option<&str> {
+        self.settings.namespace.as_deref()
+    }
+
     /// Without what is Consul's own.
     pub(super) fn api(&self) -> ApiClient {
         self.api.clone()

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::document_ledger::DocumentLedger;
 use super::health_answer;
+use crate::model::Lookup;
 
 fn value() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -104,12 +105,12 @@ proptest! {
     #[test]
     fn fuzz_kv_bytes(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = DocumentLedger::default().compare(&body, true);
-        let _ = health_answer::parse(&body);
+        let _ = health_answer::parse(&body, Lookup::Service);
     }
 
     #[test]
     fn fuzz_health_answers(body in health()) {
-        if let Ok(instances) = health_answer::parse(&body) {
+        if let Ok(instances) = health_answer::parse(&body, Lookup::Service) {
             prop_assert!(instances.list.len() + instances.unusable <= 2);
             prop_assert!(instances.list.is_sorted());
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::model::{Health, Instance, Weights};
+use crate::model::{Health, Instance, Lookup, Weights};
 
 /// Instances, sorted, and what was left out.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -21,11 +21,19 @@ pub(super) struct Instances {
     pub(super) unusable: usize,
 }
 
-pub(super) fn parse(body: &[u8]) -> Result<Instances, serde_json::Error> {
+pub(super) fn parse(body: &[u8], lookup: Lookup) -> Result<Instances, serde_json::Error> {
     let entries: Option<Vec<Entry>> = serde_json::from_slice(body)?;
     let entries = entries.unwrap_or_default();
-    let total = entries.len();
-    let mut list: Vec<Instance> = entries.into_iter().filter_map(Entry::instance).collect();
+    let is_wanted = |entry: &Entry| match lookup {
+        Lookup::MeshGateway | Lookup::MeshGatewayWan => entry.service.kind == "mesh-gateway",
+        Lookup::Service | Lookup::Connect | Lookup::Nomad => true,
+    };
+    let wanted: Vec<Entry> = entries.into_iter().filter(is_wanted).collect();
+    let total = wanted.len();
+    let mut list: Vec<Instance> = wanted
+        .into_iter()
+        .filter_map(|entry| entry.seen_from_afar(lookup == Lookup::MeshGatewayWan).instance())
+        .collect();
     let unusable = total - list.len();
     list.sort();
     list.dedup();
@@ -55,6 +63,8 @@ struct Node {
 struct Service {
     #[serde(rename = "ID", default)]
     id: String,
+    #[serde(rename = "Kind", default)]
+    kind: String,
     #[serde(rename = "Service", default)]
     name: String,
     #[serde(rename = "Address", default)]
@@ -74,6 +84,16 @@ struct Service {
     created: u64,
     #[serde(rename = "Proxy", default, deserialize_with = "null_is_default")]
     proxy: Proxy,
+    #[serde(rename = "TaggedAddresses", default, deserialize_with = "null_is_default")]
+    tagged: BTreeMap<String, TaggedAddress>,
+}
+
+#[derive(Deserialize)]
+struct TaggedAddress {
+    #[serde(rename = "Address", default)]
+    address: String,
+    #[serde(rename = "Port", default)]
+    port: i64,
 }
 
 #[derive(Default, Deserialize)]
@@ -118,6 +138,23 @@ struct Check {
 }
 
 impl Entry {
+    fn seen_from_afar(mut self, afar: bool) -> Self {
+        if let Some(wan) = self
+            .service
+            .tagged
+            .remove("wan")
+            .filter(|wan| afar && !wan.address.is_empty())
+        {
+            self.service.address = wan.address;
+            self.service.port = if wan.port == 0 {
+                self.service.port
+            } else {
+                wan.port
+            };
+        }
+        self
+    }
+
     fn instance(self) -> Option<Instance> {
         let Self {
             node,
@@ -237,7 +274,7 @@ mod tests {
         let body = format!(
             r#"[{{"Node":{{"ID":"","Node":"n1","Address":"10.0.0.1","Meta":null}},"Service":{{"ID":"web-1","Service":"web",{service}}},"Checks":{checks}}}]"#
         );
-        parse(body.as_bytes()).unwrap().list.pop()
+        parse(body.as_bytes(), Lookup::Service).unwrap().list.pop()
     }
 
     fn health(checks: &str) -> Health {
@@ -251,7 +288,7 @@ mod tests {
           "TaggedAddresses":{"wan":{"Address":"198.18.0.1","Port":443}},"Weights":{"Passing":10,"Warning":1},"EnableTagOverride":false,
           "Proxy":{"MeshGateway":{},"Expose":{}},"Connect":{},"CreateIndex":29,"ModifyIndex":29},
           "Checks":[{"Node":"vm","CheckID":"serfHealth","Status":"passing","ServiceID":"","Type":""},{"CheckID":"service:web-1","Status":"warning","ServiceID":"web-1","Type":"ttl"}]}]"#;
-        let instance = parse(body).unwrap().list.pop().unwrap();
+        let instance = parse(body, Lookup::Service).unwrap().list.pop().unwrap();
         assert_eq!(
             (&*instance.node, &*instance.id, &*instance.address, instance.port),
             ("vm", "web-1", "127.0.0.1", 9001)
@@ -277,6 +314,21 @@ mod tests {
         assert_eq!(sidecar.unwrap().destination.as_deref(), Some("web-1"));
         let plain = one(r#""Port":1,"Proxy":{"MeshGateway":{},"Expose":{}}"#, "[]");
         assert_eq!(plain.unwrap().destination, None);
+    }
+
+    #[test]
+    fn a_mesh_gateway_has_an_address_for_each_side() {
+        let body = br#"[{"Node":{"Node":"n1","Address":"10.0.0.1"},"Service":{"Kind":"mesh-gateway","ID":"mgw","Service":"mesh-gateway","Address":"10.0.0.9","Port":8443,
+          "TaggedAddresses":{"lan":{"Address":"10.0.0.9","Port":8443},"wan":{"Address":"198.18.0.1","Port":443}}},"Checks":[]},
+          {"Node":{"Node":"n1","Address":"10.0.0.1"},"Service":{"ID":"imposter","Service":"mesh-gateway","Port":80},"Checks":[]}]"#;
+        let address = |lookup| {
+            let list = parse(body, lookup).unwrap().list;
+            assert_eq!(list.len(), 1, "what is no mesh gateway is left out");
+            format!("{}:{}", list[0].address, list[0].port)
+        };
+        assert_eq!(address(Lookup::MeshGateway), "10.0.0.9:8443");
+        assert_eq!(address(Lookup::MeshGatewayWan), "198.18.0.1:443");
+        assert_eq!(parse(body, Lookup::Service).unwrap().list.len(), 2);
     }
 
     #[test]
@@ -359,17 +411,17 @@ mod tests {
         };
         let forward: Vec<String> = (0..INSTANCES + 3).map(entry).collect();
         let backward: Vec<String> = forward.iter().rev().cloned().collect();
-        let a = parse(format!("[{}]", forward.join(",")).as_bytes()).unwrap();
-        let b = parse(format!("[{}]", backward.join(",")).as_bytes()).unwrap();
+        let a = parse(format!("[{}]", forward.join(",")).as_bytes(), Lookup::Service).unwrap();
+        let b = parse(format!("[{}]", backward.join(",")).as_bytes(), Lookup::Service).unwrap();
         assert_eq!(a, b);
         assert_eq!((a.list.len(), a.cut), (INSTANCES, 3));
     }
 
     #[test]
     fn other_shapes_are_errors_and_null_is_empty() {
-        assert!(parse(b"null").unwrap().list.is_empty());
+        assert!(parse(b"null", Lookup::Service).unwrap().list.is_empty());
         for text in ["{}", "rpc error", r#"[{"Node":null}]"#, ""] {
-            assert!(parse(text.as_bytes()).is_err(), "{text}");
+            assert!(parse(text.as_bytes(), Lookup::Service).is_err(), "{text}");
         }
     }
 }

@@ -6,6 +6,7 @@
 //! ```text
 //! settings -> client -> blocking query -+-> documents  (guard: a vanished key is read singly)
 //!               |                       +-> services   (guard: a vanished instance's rights are probed)
+//!               |                       +-> mesh       (chains, intentions, the gateway's identity)
 //!               +-> kv, session, leader (one-shot calls)
 //! ```
 
@@ -20,6 +21,7 @@ mod health_answer;
 mod kv;
 mod kv_tree;
 mod leader;
+mod mesh;
 mod services;
 mod session;
 mod settings;
@@ -36,5 +38,6 @@ pub use documents::{DocumentsWatch, KvListing, list_documents};
 pub use exposed::ExposedWatch;
 pub use kv::{KvEntry, TxnWrite};
 pub use leader::{FencedWriteError, LeaderElection, LeaderSettings, Leadership};
+pub use mesh::{MeshWatcher, MeshWatcherTask};
 pub use session::{SessionBehavior, SessionKeeper, SessionKey, SessionSettings};
 pub use settings::ConsulSettings;

@@ -91,7 +91,7 @@ struct Watch {
 impl Watched for Watch {
     fn call(&self) -> Call {
         let endpoint = match self.query.lookup {
-            Lookup::Service => "health/service",
+            Lookup::Service | Lookup::MeshGateway | Lookup::MeshGatewayWan => "health/service",
             Lookup::Connect => "health/connect",
             // Never given to this watcher.
             Lookup::Nomad => "health/service",
@@ -112,12 +112,14 @@ impl Watched for Watch {
     }
 
     async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
-        let mut instances = health_answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
+        let mut instances = health_answer::parse(&answer.body, self.query.lookup)
+            .map_err(|error| answer.unreadable(error))?;
         if context.waited && self.lacks_something(&instances.list) {
             // A poll that ran out shows the rights of its beginning, the probes show those of now: rights that came
             // back meanwhile would pass for an end of all instances. So look again first.
             answer = self.client.probe(self.call()).await?;
-            instances = health_answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
+            instances = health_answer::parse(&answer.body, self.query.lookup)
+                .map_err(|error| answer.unreadable(error))?;
         }
         if let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await? {
             return Ok(Verdict::Doubted(problem));

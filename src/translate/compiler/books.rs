@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Compiled, Compiler, HostKey, HostUnit, Work, least};
-use crate::config::BackendTarget;
 use crate::envoy::{Resource, ResourceKind};
 use crate::ir::Routing;
-use crate::model::{CertificateQuery, DocumentId, ServiceQuery};
+use crate::model::mesh::Interest;
+use crate::model::{CertificateQuery, DocumentId};
+use crate::resolve::Destination;
 
 impl Compiler {
     pub(super) fn put(&mut self, resource: Resource, compiled: &mut Compiled) {
@@ -104,18 +105,18 @@ impl Compiler {
         }
     }
 
-    pub(super) fn target_in_use(&self, target: &BackendTarget) -> bool {
+    pub(super) fn target_in_use(&self, target: &Destination) -> bool {
         self.target_users
             .range((target.clone(), least(), least())..)
             .next()
             .is_some_and(|(used, _, _)| used == target)
     }
 
-    pub(super) fn query_in_use(&self, query: &ServiceQuery) -> bool {
-        self.targets_of_service
-            .range((query.clone(), BackendTarget::Consul(least()))..)
+    pub(super) fn interest_in_use(&self, interest: &Interest) -> bool {
+        self.targets_of
+            .range((interest.clone(), Destination::first())..)
             .next()
-            .is_some_and(|(used, _)| used == query)
+            .is_some_and(|(used, _)| used == interest)
     }
 
     pub(super) fn filter_in_use(&self, listener: &Arc<str>, feature: &'static str) -> bool {
@@ -140,7 +141,7 @@ impl Compiler {
     }
 
     /// A host that is held back still goes there: what stands, stands.
-    pub(super) fn is_held(&self, target: &BackendTarget) -> bool {
+    pub(super) fn is_held(&self, target: &Destination) -> bool {
         self.settings.hold_pending
             && self
                 .target_users
@@ -152,30 +153,31 @@ impl Compiler {
     /// Notes which watches feed a destination now.
     pub(super) fn fed_by(
         &mut self,
-        target: &BackendTarget,
-        queries: Vec<ServiceQuery>,
+        target: &Destination,
+        interests: BTreeSet<Interest>,
         compiled: &mut Compiled,
     ) {
-        let old = self.queries_of_target.get(target).cloned().unwrap_or_default();
-        if old == queries {
+        let none = BTreeSet::new();
+        let old = self.interests_of.get(target).unwrap_or(&none).clone();
+        if old == interests {
             return;
         }
-        for old in old.into_iter().filter(|old| !queries.contains(old)) {
-            self.targets_of_service.remove(&(old.clone(), target.clone()));
-            if !self.query_in_use(&old) {
-                compiled.services_dropped.insert(old);
+        for gone in old.difference(&interests) {
+            self.targets_of.remove(&(gone.clone(), target.clone()));
+            if !self.interest_in_use(gone) {
+                compiled.dropped.insert(gone.clone());
             }
         }
-        for query in &queries {
-            if !self.query_in_use(query) {
-                compiled.services_added.insert(query.clone());
+        for new in interests.difference(&old) {
+            if !self.interest_in_use(new) {
+                compiled.added.insert(new.clone());
             }
-            self.targets_of_service.insert((query.clone(), target.clone()));
+            self.targets_of.insert((new.clone(), target.clone()));
         }
-        if queries.is_empty() {
-            self.queries_of_target.remove(target);
+        if interests.is_empty() {
+            self.interests_of.remove(target);
         } else {
-            self.queries_of_target.insert(target.clone(), queries);
+            self.interests_of.insert(target.clone(), interests);
         }
     }
 

@@ -13,10 +13,11 @@ use std::sync::{Arc, LazyLock};
 
 use imbl::{OrdMap, OrdSet};
 
-use crate::config::BackendTarget;
 use crate::diagnostics::Diagnostic;
 use crate::envoy::{ResourceKind, ResourceSet};
+use crate::model::mesh::Interest;
 use crate::model::{CertificateQuery, DocumentId, Problem, ServiceQuery};
+use crate::resolve::Destination;
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::route::EncodedHost;
 use crate::translate::runtime::runtime_resource;
@@ -37,7 +38,7 @@ pub enum UnitKey {
     Gateway,
     Listener(Arc<str>),
     Host(Arc<str>, Arc<str>),
-    Cluster(BackendTarget),
+    Cluster(Destination),
 }
 
 /// A host of a listener.
@@ -55,22 +56,22 @@ pub struct Compiler {
     /// (feature, listener, host): which filters a listener's chain needs.
     filters_used: OrdSet<(Arc<str>, &'static str, Arc<str>)>,
     /// (destination, listener, host): a cluster lives while somebody uses it.
-    target_users: OrdSet<(BackendTarget, Arc<str>, Arc<str>)>,
-    /// Destinations in use, by the watch that feeds them.
-    targets_of_service: OrdSet<(ServiceQuery, BackendTarget)>,
-    queries_of_target: OrdMap<BackendTarget, Vec<ServiceQuery>>,
-    /// Hosts to look at again when a watch answers.
-    waiting: OrdSet<(ServiceQuery, Arc<str>, Arc<str>)>,
+    target_users: OrdSet<(Destination, Arc<str>, Arc<str>)>,
+    /// Destinations in use, by the watches that feed them, and the other way round.
+    targets_of: OrdSet<(Interest, Destination)>,
+    interests_of: OrdMap<Destination, BTreeSet<Interest>>,
+    /// Hosts to look at again when a watch answers: those that wait for it, and those whose routes are made from it.
+    hosts_of: OrdSet<(Interest, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
     held: OrdSet<HostKey>,
     /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
-    outlived: OrdSet<BackendTarget>,
+    outlived: OrdSet<Destination>,
     certificates: OrdMap<Arc<str>, CertificateQuery>,
     certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
     /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
     shown: OrdMap<Arc<str>, Shown>,
     /// Destinations whose service nobody registered.
-    unregistered: OrdSet<BackendTarget>,
+    unregistered: OrdSet<Destination>,
     /// How many resources each document has a part in.
     parts: OrdMap<DocumentId, usize>,
     diagnostics: OrdMap<UnitKey, Arc<[Diagnostic]>>,
@@ -80,10 +81,10 @@ pub struct Compiler {
 struct HostUnit {
     /// None: held back, with nothing that stood before.
     encoded: Option<EncodedHost>,
-    targets: BTreeSet<BackendTarget>,
+    targets: BTreeSet<Destination>,
     features: BTreeSet<&'static str>,
-    /// Its entries in `waiting`.
-    pending: BTreeSet<ServiceQuery>,
+    /// Its entries in `hosts_of`.
+    follows: BTreeSet<Interest>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,8 +103,8 @@ pub struct Compiled {
     /// Whose part in the resources differs, be it held back still.
     pub documents: BTreeSet<DocumentId>,
     /// Watches that are needed now and were not, and the other way round.
-    pub services_added: BTreeSet<ServiceQuery>,
-    pub services_dropped: BTreeSet<ServiceQuery>,
+    pub added: BTreeSet<Interest>,
+    pub dropped: BTreeSet<Interest>,
     /// The same for certificates.
     pub certificates_added: BTreeSet<CertificateQuery>,
     pub certificates_dropped: BTreeSet<CertificateQuery>,
@@ -117,9 +118,10 @@ struct Work {
     hosts: BTreeSet<HostKey>,
     tables: BTreeSet<Arc<str>>,
     listeners: BTreeSet<Arc<str>>,
-    clusters: BTreeSet<BackendTarget>,
-    endpoints: BTreeSet<BackendTarget>,
+    clusters: BTreeSet<Destination>,
+    endpoints: BTreeSet<Destination>,
     secrets: BTreeSet<Arc<str>>,
+    mesh_secrets: bool,
 }
 
 impl Compiler {
@@ -132,9 +134,9 @@ impl Compiler {
             wildcards: BTreeMap::new(),
             filters_used: OrdSet::new(),
             target_users: OrdSet::new(),
-            targets_of_service: OrdSet::new(),
-            queries_of_target: OrdMap::new(),
-            waiting: OrdSet::new(),
+            targets_of: OrdSet::new(),
+            interests_of: OrdMap::new(),
+            hosts_of: OrdSet::new(),
             held: OrdSet::new(),
             outlived: OrdSet::new(),
             certificates: OrdMap::new(),
@@ -175,8 +177,8 @@ impl Compiler {
     }
 
     /// Whether any destination of this gateway is fed by this watch.
-    pub fn needs_service(&self, query: &ServiceQuery) -> bool {
-        self.query_in_use(query)
+    pub fn needs(&self, interest: &Interest) -> bool {
+        self.interest_in_use(interest)
     }
 
     /// Some destination is a service that nobody registered: the names of those that are would help.
@@ -184,12 +186,24 @@ impl Compiler {
         !self.unregistered.is_empty()
     }
 
-    /// Every watch this gateway needs.
-    pub fn services(&self) -> BTreeSet<ServiceQuery> {
-        self.targets_of_service
+    /// Every watch this gateway needs, but those of certificates.
+    pub fn interests(&self) -> BTreeSet<Interest> {
+        self.targets_of
             .iter()
-            .map(|(query, _)| query.clone())
+            .map(|(interest, _)| interest.clone())
             .collect()
+    }
+
+    /// The services among them.
+    pub fn services(&self) -> BTreeSet<ServiceQuery> {
+        let services = self
+            .interests()
+            .into_iter()
+            .filter_map(|interest| match interest {
+                Interest::Service(query) => Some(query),
+                _ => None,
+            });
+        services.collect()
     }
 
     /// Some host is held back until its watches have answered: `stop_waiting` ends it.
@@ -213,7 +227,10 @@ impl Compiler {
 
     /// Takes up everything anew, keeping what comes out the same.
     pub fn rebuild(&mut self, snapshot: &Snapshot) -> Compiled {
-        let mut work = Work::default();
+        let mut work = Work {
+            mesh_secrets: true,
+            ..Work::default()
+        };
         self.whole_gateway(snapshot, &mut work);
         work.clusters
             .extend(self.target_users.iter().map(|(target, _, _)| target.clone()));
@@ -227,7 +244,11 @@ impl Compiler {
             self.object_changed(snapshot, key, before.as_ref(), after.as_ref(), &mut work);
         }
         for query in &changes.services {
-            self.service_changed(query, &mut work);
+            self.answered(&Interest::Service(query.clone()), &mut work);
+        }
+        for interest in &changes.mesh {
+            self.answered(interest, &mut work);
+            work.mesh_secrets |= *interest == Interest::Mesh;
         }
         for query in &changes.certificates {
             work.secrets.extend(self.certificates_of(query).cloned());
@@ -293,14 +314,18 @@ impl Compiler {
             self.put(runtime_resource(gateway.as_deref()), &mut compiled);
         }
         let Compiled {
-            services_added,
-            services_dropped,
+            added,
+            dropped,
             certificates_added,
             certificates_dropped,
             ..
         } = &mut compiled;
-        cancel_out(services_added, services_dropped);
+        cancel_out(added, dropped);
         cancel_out(certificates_added, certificates_dropped);
+        let begins_or_ends = |interests: &BTreeSet<Interest>| interests.contains(&Interest::Mesh);
+        if work.mesh_secrets || begins_or_ends(&compiled.added) || begins_or_ends(&compiled.dropped) {
+            self.mesh_secrets(snapshot, &mut compiled);
+        }
         compiled
     }
 

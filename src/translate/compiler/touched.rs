@@ -1,10 +1,13 @@
 //! From a change to the units that depend on it.
 
+use std::sync::Arc;
+
 use super::{Compiler, UnitKey, Work, least};
-use crate::config::{BackendTarget, Object, ObjectKey, ObjectKind};
+use crate::config::{BackendTarget, ConnectSource, Object, ObjectKey, ObjectKind, UpstreamSource};
 use crate::envoy::ResourceKind;
 use crate::model::ServiceQuery;
-use crate::resolve::certificates_of;
+use crate::model::mesh::Interest;
+use crate::resolve::{Destination, certificates_of};
 use crate::snapshot::Snapshot;
 
 impl Compiler {
@@ -25,12 +28,13 @@ impl Compiler {
                 }
             }
             ObjectKind::Upstream => {
-                let target = BackendTarget::Upstream(key.name.clone());
+                let target = Destination::Backend(BackendTarget::Upstream(key.name.clone()));
                 work.clusters.insert(target.clone());
                 work.endpoints.insert(target);
+                work.clusters.extend(self.mesh_destinations_of(&key.name));
                 // A route looks different only when the upstream appears, vanishes, is fed by another watch, or moves to
                 // another document: who to tell of a refusal.
-                let seen = |object: &Object| (watches_of(object), object.origin().document.clone());
+                let seen = |object: &Object| (source_of(object), object.origin().document.clone());
                 if before.map(seen) != after.map(seen) {
                     self.users_touched(snapshot, key, work);
                 }
@@ -91,20 +95,51 @@ impl Compiler {
         }
     }
 
-    pub(super) fn service_changed(&self, query: &ServiceQuery, work: &mut Work) {
-        let first = BackendTarget::Consul(least());
-        for (known, target) in self.targets_of_service.range((query.clone(), first)..) {
-            if known != query {
+    /// A watch said something: its destinations are made anew, and the hosts that wait for it or are made from it.
+    pub(super) fn answered(&self, interest: &Interest, work: &mut Work) {
+        for (known, target) in self.targets_of.range((interest.clone(), Destination::first())..) {
+            if known != interest {
                 break;
             }
-            work.endpoints.insert(target.clone());
+            match interest {
+                Interest::Service(_) | Interest::Intention(_) => work.endpoints.insert(target.clone()),
+                Interest::Chain(_) | Interest::Mesh => work.clusters.insert(target.clone()),
+            };
         }
-        for (known, listener, host) in self.waiting.range((query.clone(), least(), least())..) {
-            if known != query {
+        for (known, listener, host) in self.hosts_of.range((interest.clone(), least(), least())..) {
+            if known != interest {
                 break;
             }
             work.hosts.insert((listener.clone(), host.clone()));
         }
+    }
+
+    /// The clusters in use that a mesh upstream unfolds into.
+    fn mesh_destinations_of(&self, upstream: &Arc<str>) -> Vec<Destination> {
+        let targets = Destination::Mesh {
+            upstream: upstream.clone(),
+            target: least(),
+        };
+        let failovers = Destination::Failover {
+            upstream: upstream.clone(),
+            resolver: least(),
+        };
+        let of = |destination: &Destination| match destination {
+            Destination::Mesh { upstream: of, .. } | Destination::Failover { upstream: of, .. } => {
+                of == upstream
+            }
+            Destination::Backend(_) => false,
+        };
+        [targets, failovers]
+            .into_iter()
+            .flat_map(|first| {
+                self.interests_of
+                    .range(first..)
+                    .map(|(destination, _)| destination.clone())
+                    .take_while(of)
+                    .collect::<Vec<_>>()
+            })
+            .collect()
     }
 
     /// The gateway itself changed: all of its units are looked at again.
@@ -139,9 +174,13 @@ impl Compiler {
 }
 
 /// What of an upstream its routes depend on.
-fn watches_of(object: &Object) -> Vec<ServiceQuery> {
-    match object {
-        Object::Upstream(upstream) => upstream.source.queries().into_iter().cloned().collect(),
-        _ => Vec::new(),
+fn source_of(object: &Object) -> (Vec<ServiceQuery>, Option<ConnectSource>) {
+    let Object::Upstream(upstream) = object else {
+        return (Vec::new(), None);
+    };
+    let queries = upstream.source.queries().into_iter().cloned().collect();
+    match &upstream.source {
+        UpstreamSource::Connect(source) => (queries, Some(source.clone())),
+        _ => (queries, None),
     }
 }

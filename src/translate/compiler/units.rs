@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Compiled, Compiler, HostKey, HostUnit, Shown, UnitKey, Work, least};
-use crate::config::{BackendTarget, Gateway, Listener, ObjectKey, ObjectKind};
+use crate::config::{Gateway, Listener, ObjectKey, ObjectKind};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
-use crate::ir::Routing;
+use crate::ir::{MESH_LEAF, MESH_ROOTS, Routing};
+use crate::model::mesh::Interest;
 use crate::resolve::{
-    attached_features, cluster_name, endpoints, resolve_cluster, resolve_listener, resolve_secret,
-    resolve_virtual_host, secret_name, service_queries,
+    Destination, attached_features, chain_problems, cluster_name, endpoints, first_query, interests_of,
+    mesh_secrets, resolve_cluster, resolve_listener, resolve_secret, resolve_virtual_host, secret_name,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
@@ -45,9 +46,9 @@ impl Compiler {
         };
         let unit_key = UnitKey::Host(listener_name.clone(), host.clone());
         let before = self.hosts.get(&key).cloned();
-        for query in before.iter().flat_map(|before| &before.pending) {
-            self.waiting
-                .remove(&(query.clone(), listener_name.clone(), host.clone()));
+        for interest in before.iter().flat_map(|before| &before.follows) {
+            self.hosts_of
+                .remove(&(interest.clone(), listener_name.clone(), host.clone()));
         }
         self.held.remove(&key);
         let Some(resolved) = resolved else {
@@ -65,15 +66,15 @@ impl Compiler {
             return;
         };
         let value = resolved.value;
-        for query in &value.pending {
-            self.waiting
-                .insert((query.clone(), listener_name.clone(), host.clone()));
+        let follows: BTreeSet<Interest> = value.follows.union(&value.pending).cloned().collect();
+        for interest in &follows {
+            self.hosts_of
+                .insert((interest.clone(), listener_name.clone(), host.clone()));
         }
         self.say(unit_key, resolved.diagnostics);
         let features = attached_features(&value.host);
-        let pending = value.pending;
         let origins = value.host.origins.clone();
-        let hold = !pending.is_empty() && self.settings.hold_pending;
+        let hold = !value.pending.is_empty() && self.settings.hold_pending;
         let unit = if hold {
             self.held.insert(key.clone());
             // What stood before stands until the new watches have answered; their watches start now.
@@ -90,14 +91,14 @@ impl Compiler {
                 encoded,
                 targets,
                 features,
-                pending,
+                follows,
             }
         } else {
             HostUnit {
                 encoded: Some(encode_virtual_host(&value.host)),
                 targets: value.targets,
                 features,
-                pending,
+                follows,
             }
         };
         let unit = Arc::new(unit);
@@ -120,24 +121,17 @@ impl Compiler {
     }
 
     /// A cluster with its endpoints. One without its watch's first answer is not there: Envoy would wait for it.
-    pub(super) fn destination(
-        &mut self,
-        snapshot: &Snapshot,
-        target: &BackendTarget,
-        compiled: &mut Compiled,
-    ) {
+    pub(super) fn destination(&mut self, snapshot: &Snapshot, target: &Destination, compiled: &mut Compiled) {
         let in_use = self.target_in_use(target);
-        let queries = match in_use {
-            true => service_queries(&snapshot.config, target),
-            false => Vec::new(),
+        let interests = match in_use {
+            true => interests_of(snapshot, target),
+            false => BTreeSet::new(),
         };
-        let ready = queries
-            .first()
-            .is_none_or(|query| snapshot.service_answered(query));
-        self.fed_by(target, queries, compiled);
+        let ready = is_ready(snapshot, target, &interests);
+        self.fed_by(target, interests, compiled);
         let name = cluster_name(target);
         let resolved = (in_use && ready)
-            .then(|| resolve_cluster(&snapshot.config, target))
+            .then(|| resolve_cluster(snapshot, target))
             .flatten();
         match resolved {
             Some(cluster) => {
@@ -156,18 +150,27 @@ impl Compiler {
     }
 
     /// The endpoint lane: one assignment and nothing else, but for a watch's first answer, which brings the cluster.
-    pub(super) fn endpoints(&mut self, snapshot: &Snapshot, target: &BackendTarget, compiled: &mut Compiled) {
+    pub(super) fn endpoints(&mut self, snapshot: &Snapshot, target: &Destination, compiled: &mut Compiled) {
         let name = cluster_name(target);
-        let discovered = self.queries_of_target.contains_key(target);
-        let Some(resolved) = discovered.then(|| endpoints(snapshot, target)).flatten() else {
-            self.diagnostics.remove(&UnitKey::Cluster(target.clone()));
-            self.unregistered.remove(target);
-            if !(self.target_in_use(target) && self.is_held(target)) {
-                self.withdraw(ResourceKind::Endpoint, &name, compiled);
-                if discovered {
-                    self.withdraw(ResourceKind::Cluster, &name, compiled);
-                }
+        let Some(interests) = self.interests_of.get(target).cloned() else {
+            self.without_endpoints(target, false, compiled);
+            return;
+        };
+        if let Destination::Failover { .. } = target {
+            // It has no endpoints; which clusters it falls back on depends on what is known of theirs.
+            if let Some(cluster) = resolve_cluster(snapshot, target) {
+                self.outlived.remove(target);
+                self.put(cluster_resource(&cluster), compiled);
             }
+            return;
+        }
+        if let Some(problems) = chain_problems(snapshot, target) {
+            self.say(UnitKey::Cluster(target.clone()), problems);
+            return;
+        }
+        let ready = is_ready(snapshot, target, &interests);
+        let Some(resolved) = ready.then(|| endpoints(snapshot, target)).flatten() else {
+            self.without_endpoints(target, true, compiled);
             return;
         };
         if resolved
@@ -183,9 +186,38 @@ impl Compiler {
         self.put(endpoint_resource(&name, &resolved.value), compiled);
         let is_outlived = self.outlived.remove(target).is_some();
         if (is_outlived || self.set.get(ResourceKind::Cluster, &name).is_none())
-            && let Some(cluster) = resolve_cluster(&snapshot.config, target)
+            && let Some(cluster) = resolve_cluster(snapshot, target)
         {
             self.put(cluster_resource(&cluster), compiled);
+        }
+    }
+
+    fn without_endpoints(&mut self, target: &Destination, discovered: bool, compiled: &mut Compiled) {
+        let name = cluster_name(target);
+        self.diagnostics.remove(&UnitKey::Cluster(target.clone()));
+        self.unregistered.remove(target);
+        if !(self.target_in_use(target) && self.is_held(target)) {
+            self.withdraw(ResourceKind::Endpoint, &name, compiled);
+            if discovered {
+                self.withdraw(ResourceKind::Cluster, &name, compiled);
+            }
+        }
+    }
+
+    /// Our own certificate in the mesh and the authorities there: in the set while any destination needs them.
+    pub(super) fn mesh_secrets(&mut self, snapshot: &Snapshot, compiled: &mut Compiled) {
+        compiled.units += 1;
+        let secrets = match self.interest_in_use(&Interest::Mesh) {
+            true => mesh_secrets(snapshot),
+            false => Vec::new(),
+        };
+        if secrets.is_empty() {
+            for name in [MESH_LEAF, MESH_ROOTS] {
+                self.withdraw(ResourceKind::Secret, name, compiled);
+            }
+        }
+        for secret in secrets {
+            self.put(secret_resource(&secret), compiled);
         }
     }
 
@@ -320,4 +352,19 @@ fn serves(snapshot: &Snapshot, gateway: &Gateway, certificate: &str) -> bool {
         .config
         .users_of(&key)
         .any(|user| user.kind == ObjectKind::Gateway && user.name == gateway.name)
+}
+
+/// What its cluster is made from is known. A failover's members are looked at one by one.
+fn is_ready(snapshot: &Snapshot, target: &Destination, interests: &BTreeSet<Interest>) -> bool {
+    match target {
+        Destination::Failover { .. } => true,
+        // Other datacenters are for when the first one has nobody: they need not have answered.
+        Destination::Backend(backend) if interests.len() > 1 => {
+            match first_query(&snapshot.config, backend) {
+                Some(first) => snapshot.service_answered(&first),
+                None => interests.iter().all(|interest| snapshot.answered(interest)),
+            }
+        }
+        _ => interests.iter().all(|interest| snapshot.answered(interest)),
+    }
 }

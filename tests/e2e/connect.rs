@@ -1,0 +1,449 @@
+//! The gateway as a member of the mesh: Consul with ACLs that deny by default, its own proxy as the sidecar.
+
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::stack::{GATEWAY, Options, SOON, Stack, until};
+use crate::support::backend::Backend;
+use crate::support::client::{Reply, Request};
+use crate::support::load::Load;
+use crate::support::ports::free_port;
+use crate::support::process::Process;
+use crate::support::wait_for;
+
+fn shipped(path: &str) -> String {
+    std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// A stack with exactly the policies that are shipped.
+async fn mesh_stack() -> Stack {
+    let stack = Stack::start(Options {
+        consul_policy: Some(shipped("docs/deploy/consul-acl-policy.hcl")),
+        mesh_policy: Some(shipped("docs/deploy/consul-mesh-policy.hcl")),
+        ..Options::default()
+    })
+    .await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+}
+
+/// An instance of a service and its sidecar.
+struct Meshed {
+    id: String,
+    /// Running while this lives.
+    _programs: (Backend, Process),
+}
+
+impl Meshed {
+    async fn start(stack: &Stack, service: &str, name: &str, more: Value) -> Meshed {
+        let backend = Backend::start(name).await;
+        let id = format!("{service}-{name}");
+        stack
+            .consul
+            .register_meshed(service, &id, backend.port, free_port(), more)
+            .await;
+        let sidecar = stack.consul.start_sidecar(&id);
+        Meshed {
+            id,
+            _programs: (backend, sidecar),
+        }
+    }
+}
+
+pub async fn protocol(stack: &Stack, service: &str, protocol: &str) {
+    let entry = json!({ "Kind": "service-defaults", "Name": service, "Protocol": protocol });
+    stack.consul.config_entry(&entry).await;
+}
+
+pub fn document(host: &str, upstream: &str, more: &str) -> String {
+    format!(
+        r#"
+upstream "{upstream}" {{
+  connect {{}}
+  {more}
+}}
+
+http_route "{upstream}" {{
+  gateways  = ["edge"]
+  hostnames = ["{host}"]
+
+  rule "all" {{
+    backend "upstream" "{upstream}" {{}}
+  }}
+}}
+"#
+    )
+}
+
+pub fn from(name: &str) -> impl Fn(&Reply) -> bool + '_ {
+    move |reply| reply.status == 200 && reply.backend() == Some(name)
+}
+
+async fn problems(stack: &Stack) -> anyhow::Result<String> {
+    let answer = stack.agent.api(Method::GET, "/v1/status", "").await?;
+    Ok(answer.ok()?.json().to_string())
+}
+
+async fn until_said(stack: &Stack, text: &str) {
+    wait_for(
+        &format!("status to say {text:?}"),
+        Duration::from_secs(20),
+        async || {
+            let said = problems(stack).await?;
+            anyhow::ensure!(said.contains(text), "{said}");
+            Ok(())
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_enters_the_mesh_and_intentions_are_known_beforehand() {
+    let stack = mesh_stack().await;
+    protocol(&stack, "pets", "http").await;
+    let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
+    let request = Request::get("pets.example.com", "/");
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+
+    // Nobody allowed it yet, and the default is deny: said before anybody asks.
+    until_said(&stack, "\"pets\\\" does not let").await;
+    let id = stack.consul.intention("edge-gw", "pets", "allow").await;
+    stack.until(&request, "the mesh to let us in", from("one")).await;
+    wait_for(
+        "status to say nothing more",
+        Duration::from_secs(20),
+        async || {
+            let said = problems(&stack).await?;
+            anyhow::ensure!(!said.contains("intention-denied"), "{said}");
+            Ok(())
+        },
+    )
+    .await;
+
+    stack.consul.intention("edge-gw", "pets", "deny").await;
+    until_said(
+        &stack,
+        &format!("denied by intention edge-gw => pets (deny, precedence 9, id {id})"),
+    )
+    .await;
+    // New connections are refused by the sidecar.
+    until(&stack.client(), &request, "the sidecar to refuse", |reply| {
+        reply.status == 503
+    })
+    .await;
+    let explained = stack
+        .agent
+        .api(
+            Method::GET,
+            "/v1/explain?gateway=edge&url=http://pets.example.com/",
+            "",
+        )
+        .await
+        .unwrap()
+        .text();
+    assert!(
+        explained.contains("denied by intention edge-gw => pets"),
+        "{explained}"
+    );
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    stack
+        .until(&request, "the mesh to let us in again", from("one"))
+        .await;
+    drop(pets);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_token_without_its_right_says_so() {
+    let stack = Stack::start(Options {
+        consul_policy: Some(shipped("docs/deploy/consul-acl-policy.hcl")),
+        mesh_policy: Some("service \"other\" { policy = \"write\" }".to_owned()),
+        ..Options::default()
+    })
+    .await;
+    stack.put("gateway", GATEWAY).await;
+    protocol(&stack, "pets", "http").await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let request = Request::get("pets.example.com", "/");
+    let reply = stack
+        .until(&request, "an answer of the gateway's own", |reply| {
+            reply.status == 503
+        })
+        .await;
+    assert_eq!(reply.header("x-portreeve-reason"), Some("mesh-unavailable"));
+    until_said(&stack, "service \\\"edge-gw\\\" { policy = \\\"write\\\" }").await;
+
+    // The right comes, and with it the mesh.
+    let one = Meshed::start(&stack, "pets", "one", json!({})).await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    stack
+        .consul
+        .change_policy("mesh", &shipped("docs/deploy/consul-mesh-policy.hcl"))
+        .await;
+    wait_for("the mesh", Duration::from_secs(90), async || {
+        let reply = stack
+            .client()
+            .send(&request)
+            .await
+            .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        anyhow::ensure!(from("one")(&reply), "{} {}", reply.status, reply.text());
+        Ok(())
+    })
+    .await;
+    drop(one);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_speaks_tcp_is_no_backend_of_http() {
+    let stack = mesh_stack().await;
+    let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let request = Request::get("pets.example.com", "/");
+    let reply = stack.until(&request, "503", |reply| reply.status == 503).await;
+    assert_eq!(reply.header("x-portreeve-reason"), Some("protocol-mismatch"));
+    until_said(&stack, "protocol-mismatch").await;
+    // Said by whoever knows better than Consul.
+    stack
+        .put(
+            "pets",
+            &document("pets.example.com", "pets", "protocol = \"http\""),
+        )
+        .await;
+    stack.until(&request, "the service", from("one")).await;
+    drop(pets);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_ca_loses_nothing() {
+    let stack = mesh_stack().await;
+    protocol(&stack, "pets", "http").await;
+    let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let request = Request::get("pets.example.com", "/");
+    stack.until(&request, "the mesh", from("one")).await;
+
+    let secret = async || -> anyhow::Result<String> {
+        let dump = stack
+            .envoy()
+            .get("/config_dump?resource=dynamic_active_secrets")
+            .await?;
+        Ok(dump.ok()?.json().to_string())
+    };
+    let before = secret().await.unwrap();
+    let load = Load::start(100, stack.client(), request.clone());
+    stack.consul.rotate_ca().await;
+    // Consul renews leafs within 30 s, so that not all ask at once.
+    wait_for(
+        "Envoy to hold another leaf and both roots",
+        Duration::from_secs(60),
+        async || {
+            let now = secret().await?;
+            let version = |text: &str, name: &str| {
+                let at = text.find(&format!("\"name\":\"{name}\"")).unwrap_or(0);
+                text[at..].chars().take(200).collect::<String>()
+            };
+            for name in ["mesh/leaf", "mesh/roots"] {
+                anyhow::ensure!(
+                    version(&now, name) != version(&before, name),
+                    "{name} is as it was"
+                );
+            }
+            Ok(())
+        },
+    )
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let report = load.finish().await;
+    println!("ca rotated: {report}");
+    report.assert_none_lost();
+    // New connections, with what came.
+    stack.until(&request, "the mesh again", from("one")).await;
+    let log = stack.agent.process.log();
+    assert!(!log.contains("PRIVATE KEY"), "a key in the log");
+    drop(pets);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_chain_is_followed_under_load() {
+    let stack = mesh_stack().await;
+    for service in ["pets", "admin"] {
+        protocol(&stack, service, "http").await;
+        stack.consul.intention("edge-gw", service, "allow").await;
+    }
+    let v1 = Meshed::start(
+        &stack,
+        "pets",
+        "v1",
+        json!({ "Meta": { "version": "v1" }, "Weights": { "Passing": 3, "Warning": 1 } }),
+    )
+    .await;
+    let v2 = Meshed::start(&stack, "pets", "v2", json!({ "Meta": { "version": "v2" } })).await;
+    let admin = Meshed::start(&stack, "admin", "admin", json!({})).await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let request = Request::get("pets.example.com", "/");
+    stack.until(&request, "v1", from("v1")).await;
+    stack.until(&request, "v2", from("v2")).await;
+    let load = Load::start(100, stack.client(), request.clone());
+
+    // Subsets, then a split, then a router in front of it.
+    stack
+        .consul
+        .config_entry(&json!({
+            "Kind": "service-resolver", "Name": "pets", "DefaultSubset": "v1",
+            "Subsets": { "v1": { "Filter": "Service.Meta.version == v1" }, "v2": { "Filter": "Service.Meta.version == v2" } },
+        }))
+        .await;
+    settled_on(&stack, &request, &["v1"]).await;
+    stack
+        .consul
+        .config_entry(&json!({
+            "Kind": "service-splitter", "Name": "pets",
+            "Splits": [{ "Weight": 50, "ServiceSubset": "v1" }, { "Weight": 50, "ServiceSubset": "v2" }],
+        }))
+        .await;
+    settled_on(&stack, &request, &["v1", "v2"]).await;
+    stack
+        .consul
+        .config_entry(&json!({
+            "Kind": "service-router", "Name": "pets",
+            "Routes": [
+                { "Match": { "HTTP": { "PathPrefix": "/admin" } }, "Destination": { "Service": "admin", "PrefixRewrite": "/" } },
+                { "Match": { "HTTP": { "Header": [{ "Name": "x-version", "Exact": "2" }] } }, "Destination": { "ServiceSubset": "v2" } },
+            ],
+        }))
+        .await;
+    let to_admin = Request::get("pets.example.com", "/admin/users?x=1");
+    let reply = stack
+        .until(&to_admin, "the router's first route", from("admin"))
+        .await;
+    assert_eq!(
+        reply.json()["path"],
+        "//users",
+        "as Consul's own proxy rewrites it"
+    );
+    let to_v2 = Request::get("pets.example.com", "/").header("x-version", "2");
+    settled_on(&stack, &to_v2, &["v2"]).await;
+    settled_on(&stack, &request, &["v1", "v2"]).await;
+    // A redirect, and back to nothing.
+    for kind in ["service-router", "service-splitter"] {
+        stack
+            .consul
+            .expect(Method::DELETE, &format!("/v1/config/{kind}/pets"), "")
+            .await;
+    }
+    stack
+        .consul
+        .config_entry(
+            &json!({ "Kind": "service-resolver", "Name": "pets", "Redirect": { "Service": "admin" } }),
+        )
+        .await;
+    settled_on(&stack, &request, &["admin"]).await;
+    stack
+        .consul
+        .expect(Method::DELETE, "/v1/config/service-resolver/pets", "")
+        .await;
+    settled_on(&stack, &request, &["v1", "v2"]).await;
+    let report = load.finish().await;
+    println!("chain edited: {report}");
+    report.assert_none_lost();
+    drop((v1, v2, admin));
+}
+
+/// Exactly these answer, each of them at least once, in a row of requests.
+async fn settled_on(stack: &Stack, request: &Request, names: &[&str]) {
+    wait_for(&format!("answers of {names:?} alone"), SOON * 2, async || {
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let reply = stack
+                .client()
+                .send(request)
+                .await
+                .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+            anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.text());
+            seen.extend(reply.backend().map(str::to_owned));
+        }
+        anyhow::ensure!(
+            seen.iter().map(String::as_str).eq(names.iter().copied()),
+            "{seen:?}"
+        );
+        Ok(())
+    })
+    .await;
+    // For the load meanwhile.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_falls_over_under_load() {
+    let stack = mesh_stack().await;
+    for service in ["pets", "backup"] {
+        protocol(&stack, service, "http").await;
+        stack.consul.intention("edge-gw", service, "allow").await;
+    }
+    let pets = Meshed::start(&stack, "pets", "first", json!({})).await;
+    let backup = Meshed::start(&stack, "backup", "second", json!({})).await;
+    stack
+        .consul
+        .config_entry(&json!({ "Kind": "service-resolver", "Name": "pets", "Failover": { "*": { "Service": "backup" } } }))
+        .await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let request = Request::get("pets.example.com", "/");
+    settled_on(&stack, &request, &["first"]).await;
+    let load = Load::start(100, stack.client(), request.clone());
+    // The instance's own check, not its sidecar's.
+    stack
+        .consul
+        .set_check(&format!("service:{}", pets.id), "critical")
+        .await;
+    settled_on(&stack, &request, &["second"]).await;
+    stack
+        .consul
+        .set_check(&format!("service:{}", pets.id), "passing")
+        .await;
+    settled_on(&stack, &request, &["first"]).await;
+    let report = load.finish().await;
+    println!("failed over and back: {report}");
+    report.assert_none_lost();
+    drop(backup);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backends_in_the_mesh_and_outside_share_a_rule() {
+    let stack = mesh_stack().await;
+    protocol(&stack, "pets", "http").await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    let inside = Meshed::start(&stack, "pets", "inside", json!({})).await;
+    let outside = Backend::start("outside").await;
+    stack.register("plain", &outside).await;
+    stack
+        .put(
+            "pets",
+            r#"
+upstream "pets" {
+  connect {}
+}
+
+http_route "pets" {
+  gateways  = ["edge"]
+  hostnames = ["pets.example.com"]
+
+  rule "all" {
+    match { path_prefix = "/shop" }
+    rewrite { path_prefix = "/" }
+
+    backend "upstream" "pets" { weight = 1 }
+    backend "consul" "plain" { weight = 1 }
+  }
+}
+"#,
+        )
+        .await;
+    let request = Request::get("pets.example.com", "/shop/x");
+    settled_on(&stack, &request, &["inside", "outside"]).await;
+    let reply = stack.client().send(&request).await.unwrap();
+    assert_eq!(reply.json()["path"], "/x");
+    drop(inside);
+}
