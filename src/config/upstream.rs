@@ -323,7 +323,9 @@ fn decode_connect(
                 Code::InvalidValue,
                 format!("{service:?} is not the name of a service"),
             )
-            .at(connect.origin_of("service")),
+            .at(connect.origin_of("service"))
+            .because("the gateway follows the discovery chain of one service")
+            .fix("name the service, or leave `service` out: then it is the upstream's name"),
         );
     }
     let said = options(upstream);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::chain_match::{Front, Inexpressible, both_paths, both_requests};
 use super::destination::Destination;
 use super::mesh::resolver_of;
-use crate::ir::ChainSettings;
+use crate::ir::{ChainSettings, Unavailable};
 use crate::model::Policies;
 use crate::model::http::{HeaderEdits, RequestMatch, Rewrite};
 use crate::model::mesh::{Chain, ChainNode, ChainRoute};
@@ -24,6 +24,8 @@ pub(super) struct Choices<'a> {
 pub(super) struct Choice<'a> {
     pub(super) route: Option<&'a ChainRoute>,
     pub(super) legs: Vec<Leg>,
+    /// Why some of its legs were left out.
+    pub(super) left_out: Option<Unavailable>,
     pub(super) settings: ChainSettings,
 }
 
@@ -59,6 +61,8 @@ pub(super) struct Composed {
 pub(super) struct Outcome {
     pub(super) rewrite: Option<Rewrite>,
     pub(super) legs: Vec<(Leg, f64)>,
+    /// Why there is no leg, if there is none.
+    pub(super) left_out: Option<Unavailable>,
     pub(super) settings: ChainSettings,
 }
 
@@ -68,6 +72,7 @@ pub(super) fn choices_of<'a>(chain: &'a Chain, upstream: &Arc<str>) -> Result<Ve
         let mut choice = Choice {
             route: None,
             legs: Vec::new(),
+            left_out: None,
             settings: ChainSettings::default(),
         };
         let first = Step {
@@ -325,6 +330,7 @@ fn outcome(
     Ok(Outcome {
         rewrite: rewrites.into_iter().next().flatten(),
         legs,
+        left_out: chosen.iter().find_map(|(_, choice)| choice.left_out),
         settings,
     })
 }

@@ -9,7 +9,7 @@ use crate::model::{DocumentId, Health, Instance, Lookup, ServiceQuery};
 use crate::snapshot::{Known, Snapshot};
 
 /// Instances of one service that are told one by one.
-const LEFT_OUT_SHOWN: usize = 5;
+pub(super) const LEFT_OUT_SHOWN: usize = 5;
 
 /// None: nobody declares it, or its cluster needs what is not known.
 pub fn resolve_cluster(snapshot: &Snapshot, destination: &Destination) -> Option<Cluster> {

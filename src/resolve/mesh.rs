@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Resolved;
-use super::cluster::{endpoint, origins};
+use super::cluster::{LEFT_OUT_SHOWN, endpoint, origins};
 use super::destination::{Destination, cluster_name, connect_source};
 use super::intention::{denies_all, intention_diagnostic, verdict};
 use super::matching::Request;
@@ -353,6 +353,7 @@ pub(super) fn endpoints(
         .map(|instance| ((&instance.node, &instance.id), instance))
         .collect();
     let mut endpoints = Vec::with_capacity(sidecars.len());
+    let mut unusable = 0;
     for sidecar in sidecars.iter() {
         let id = sidecar.destination.as_ref().unwrap_or(&sidecar.id);
         let application = by_id.get(&(&sidecar.node, id)).copied();
@@ -368,14 +369,14 @@ pub(super) fn endpoints(
         }
         match endpoint(sidecar, None, weight) {
             Ok(endpoint) => endpoints.push(endpoint),
-            Err((why, fix)) => diagnostics.push(about(
-                Diagnostic::warning(
-                    Code::UnusableInstance,
-                    format!("{:?} on node {:?} is left out", sidecar.id, sidecar.node),
-                )
-                .because(why)
-                .fix(fix),
-            )),
+            Err((why, fix)) => {
+                unusable += 1;
+                if unusable <= LEFT_OUT_SHOWN {
+                    let what = format!("{:?} on node {:?} is left out", sidecar.id, sidecar.node);
+                    let said = Diagnostic::warning(Code::UnusableInstance, what);
+                    diagnostics.push(about(said.because(why).fix(fix)));
+                }
+            }
         }
     }
     endpoints.sort();
@@ -404,6 +405,15 @@ pub(super) fn endpoints(
             )
             .because("requests to it answer 503")
             .fix("register the service with `connect { sidecar_service {} }`, and run its sidecar")
+        } else if unusable > 0 {
+            Diagnostic::warning(
+                Code::UnusableInstance,
+                format!("none of the {} sidecars of {service:?}{subset} can be used", sidecars.len()),
+            )
+            .because(format!(
+                "requests to it answer 503: {unusable} are left out, for the reasons told beside"
+            ))
+            .fix("register them with an IP address and a port")
         } else {
             Diagnostic::warning(
                 Code::NoHealthyInstance,

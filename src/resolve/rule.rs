@@ -261,12 +261,13 @@ impl<'a> Builder<'a> {
                 Ok(Outcome {
                     rewrite,
                     legs,
+                    left_out,
                     settings,
                 }) => Part {
                     matching,
                     rewrite,
                     action: if legs.is_empty() {
-                        Action::Unavailable(Unavailable::NotYetKnown)
+                        Action::Unavailable(left_out.unwrap_or(Unavailable::NoBackend))
                     } else {
                         self.forward(&legs)
                     },
@@ -405,17 +406,27 @@ impl<'a> Builder<'a> {
             Unavailable::NotExpressible
         })?;
         for choice in &mut choices {
-            choice
-                .legs
-                .retain(|leg| self.is_leg_usable(route, backend, chain, leg));
+            let mut left_out = None;
+            choice.legs.retain(|leg| {
+                let usable = self.leg_usable(route, backend, chain, leg);
+                left_out = left_out.or(usable.err());
+                usable.is_ok()
+            });
+            choice.left_out = left_out;
         }
         Ok(choices)
     }
 
-    /// Notes the clusters of a leg, and whether any of them can serve.
-    fn is_leg_usable(&mut self, route: &HttpRoute, backend: &Backend, chain: &Chain, leg: &Leg) -> bool {
+    /// Notes the clusters of a leg. Err: none of them can serve.
+    fn leg_usable(
+        &mut self,
+        route: &HttpRoute,
+        backend: &Backend,
+        chain: &Chain,
+        leg: &Leg,
+    ) -> Result<(), Unavailable> {
         let snapshot = self.snapshot;
-        let mut usable = false;
+        let mut usable = Err(Unavailable::NotExpressible);
         for destination in targets_behind(chain, &leg.destination) {
             if let Destination::Mesh { upstream, target } = &destination {
                 if let Some(peer) = chain.targets.get(target).and_then(|target| target.peer.as_ref()) {
@@ -423,8 +434,9 @@ impl<'a> Builder<'a> {
                     continue;
                 }
                 if is_ready(snapshot, upstream, target) {
-                    usable = true;
+                    usable = Ok(());
                 } else {
+                    usable = usable.or(Err(Unavailable::NotYetKnown));
                     let unanswered = interests_of(snapshot, &destination).into_iter();
                     self.pending
                         .extend(unanswered.filter(|interest| !snapshot.answered(interest)));
@@ -474,6 +486,7 @@ fn choices<'a>(backend: &Backend, how: Usable<'a>) -> Choices<'a> {
         Usable::Plain(_) => vec![Choice {
             route: None,
             legs: vec![Leg::whole(Destination::Backend(backend.target.clone()))],
+            left_out: None,
             settings: ChainSettings::default(),
         }],
     };

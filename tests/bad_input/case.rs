@@ -83,6 +83,8 @@ pub enum Stays {
     ListenerWithoutIt,
     /// Every other listener; the one without a certificate is not opened.
     OtherListeners,
+    /// The rule `api` has its backend, and Envoy no address of it.
+    ApiWithoutAddress,
     /// What Envoy accepted last.
     LastAccepted,
     /// Nothing of the document: it says so.
@@ -101,6 +103,10 @@ impl Stays {
             }
             Self::ApiWithoutIt => "the rule, with its other backends".into(),
             Self::Older => "the older document's".into(),
+            Self::ApiWithoutAddress => {
+                "the rule answers 503 with `x-portreeve-reason: no-healthy-instance`; the other rules serve"
+                    .into()
+            }
             Self::NotAttached => "the route, where its gateway and listener exist".into(),
             Self::ListenerWithoutIt => "the listener, with its other certificates".into(),
             Self::OtherListeners => "every other listener; this one is not opened".into(),
@@ -267,6 +273,19 @@ impl Case {
                 let api = after.route("shop/api").unwrap();
                 assert!(api["route"].is_object(), "{what}: {api:#}");
             }
+            Stays::ApiWithoutAddress => {
+                assert!(same_pages, "{what}: harms the rule beside it");
+                let api = after.route("shop/api").unwrap();
+                let cluster = api["route"]["cluster"].as_str().unwrap();
+                assert!(
+                    after.clusters.iter().any(|known| known == cluster),
+                    "{what}: {after:#?}"
+                );
+                assert!(
+                    after.addressless.iter().any(|known| known == cluster),
+                    "{what}: {after:#?}"
+                );
+            }
             Stays::NotAttached => {}
             Stays::ListenerWithoutIt => assert_eq!(after.listeners, ["tls", "web"], "{what}"),
             Stays::OtherListeners => assert_eq!(after.listeners, ["web"], "{what}"),
@@ -353,6 +372,8 @@ pub struct Serving {
     routes: BTreeMap<String, Value>,
     listeners: Vec<String>,
     clusters: Vec<String>,
+    /// Clusters of discovered services, none of whose instances Envoy is told.
+    addressless: Vec<String>,
 }
 
 impl Serving {
@@ -383,6 +404,12 @@ fn serving(snapshot: &Snapshot) -> Serving {
         routes,
         listeners: names(ResourceKind::Listener),
         clusters: names(ResourceKind::Cluster),
+        addressless: set
+            .of_kind(ResourceKind::Endpoint)
+            .values()
+            .filter(|resource| render_resource(resource)["endpoints"].is_null())
+            .map(|resource| resource.name.to_string())
+            .collect(),
     }
 }
 

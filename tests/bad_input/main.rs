@@ -10,4 +10,5 @@ mod around;
 mod case;
 mod cases;
 mod complete;
+mod mesh;
 mod table;

@@ -1,0 +1,266 @@
+//! Services of the mesh that cannot be reached, or not as a document wants it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use portreeve::diagnostics::Code::{self, *};
+use portreeve::model::http::HeaderEdits;
+use portreeve::model::mesh::{
+    Chain, ChainMatch, ChainNode, ChainPath, ChainProtocol, ChainQuery, ChainRoute, Intention,
+    IntentionQuery, IntentionRule, Interest,
+};
+use portreeve::model::{
+    ChainUpdate, Health, IntentionUpdate, Lookup, MeshUpdate, Observation, Problem, ProblemKind, ServiceQuery,
+};
+use portreeve::snapshot::Snapshot;
+
+use super::case::{Case, SHOP, Stays};
+use super::cases::shop;
+use super::world;
+
+/// The shop, whose rule `api` goes to a service of the mesh.
+fn meshed() -> String {
+    shop("\"consul\" \"orders\"", "\"upstream\" \"orders\"") + "\nupstream \"orders\" {\n  connect {}\n}\n"
+}
+
+fn rewritten() -> String {
+    meshed().replacen(
+        "    match { path_prefix = \"/api\" }\n",
+        "    match { path_prefix = \"/api\" }\n    rewrite { path_prefix = \"/v2\" }\n",
+        1,
+    )
+}
+
+pub fn all() -> Vec<Case> {
+    let orders = |what, then: fn(&mut Snapshot), codes: &'static [Code], stays| {
+        Case::new(what, meshed(), codes, stays).then(then)
+    };
+    vec![
+        orders(
+            "a mesh service that speaks tcp, on an HTTP route",
+            |snapshot| {
+                chain_is(
+                    snapshot,
+                    Chain {
+                        protocol: ChainProtocol::Tcp,
+                        ..Chain::plain(&query())
+                    },
+                );
+            },
+            &[ProtocolMismatch],
+            Stays::ApiAnswers503("protocol-mismatch"),
+        ),
+        orders(
+            "a mesh service that no intention lets the gateway into",
+            |snapshot| intention_is(snapshot, IntentionRule::Deny, None),
+            &[IntentionDenied],
+            Stays::ApiWithoutAddress,
+        ),
+        orders(
+            "a mesh service that an intention keeps the gateway out of",
+            |snapshot| {
+                let by = "edge-gw => orders (deny, precedence 9, id 55111c97)";
+                intention_is(snapshot, IntentionRule::Deny, Some(by));
+            },
+            &[IntentionDenied],
+            Stays::ApiWithoutAddress,
+        ),
+        orders(
+            "an agent that is no member of the mesh",
+            |snapshot| {
+                identity_fails(
+                    snapshot,
+                    Problem::new(
+                        ProblemKind::Refused,
+                        "an upstream is a service of the mesh, and this agent is no member of it",
+                    )
+                    .with_fix("add `mesh { service = \"edge-gw\" }` to the agent's settings"),
+                );
+            },
+            &[MeshProblem],
+            Stays::ApiAnswers503("mesh-unavailable"),
+        ),
+        orders(
+            "a mesh token without the right to be the gateway's service",
+            |snapshot| {
+                identity_fails(
+                    snapshot,
+                    Problem::new(
+                        ProblemKind::Forbidden,
+                        "Consul refuses (403) /v1/agent/connect/ca/leaf/edge-gw: Permission denied",
+                    )
+                    .with_fix("give the token service \"edge-gw\" { policy = \"write\" }"),
+                );
+            },
+            &[MeshProblem],
+            Stays::ApiAnswers503("mesh-unavailable"),
+        ),
+        orders(
+            "a discovery chain that the agent's token may not read",
+            |snapshot| {
+                chain_fails(
+                    snapshot,
+                    Problem::new(
+                        ProblemKind::Forbidden,
+                        "Consul refuses (403) /v1/discovery-chain/orders: Permission denied",
+                    )
+                    .with_fix("give the token service \"orders\" { policy = \"read\" }"),
+                );
+            },
+            &[MeshProblem],
+            Stays::ApiAnswers503("mesh-unavailable"),
+        ),
+        orders(
+            "a discovery chain with a hostile name in it",
+            |snapshot| {
+                chain_fails(
+                    snapshot,
+                    Problem::new(
+                        ProblemKind::Invalid,
+                        "Consul's answer to /v1/discovery-chain/orders cannot be used: \"orders\\r\\nx: y\" is longer than 1024 bytes or has control characters",
+                    ),
+                );
+            },
+            &[MeshProblem],
+            Stays::ApiAnswers503("mesh-unavailable"),
+        ),
+        Case::new(
+            "a service router that Envoy cannot follow behind the rule's rewrite",
+            rewritten(),
+            &[NotExpressible],
+            Stays::ApiAnswers503("not-expressible"),
+        )
+        .then(|snapshot| chain_is(snapshot, routed_by("/v[0-9]+/.*"))),
+        orders(
+            "a mesh service behind a cluster peering",
+            |snapshot| {
+                let mut chain = Chain::plain(&query());
+                for target in chain.targets.values_mut() {
+                    target.peer = Some("west".into());
+                }
+                chain_is(snapshot, chain);
+            },
+            &[NotExpressible],
+            Stays::ApiAnswers503("not-expressible"),
+        ),
+        orders(
+            "a mesh service that nobody registered",
+            |snapshot| {
+                world::answer_service(snapshot, &dialed(), vec![]);
+                world::answer_service(snapshot, &super::case::service("orders"), vec![]);
+            },
+            &[UnknownService],
+            Stays::ApiWithoutAddress,
+        ),
+        orders(
+            "a service without a sidecar, as an upstream in the mesh",
+            |snapshot| drop(world::answer_service(snapshot, &dialed(), vec![])),
+            &[MeshProblem],
+            Stays::ApiWithoutAddress,
+        ),
+        orders(
+            "a mesh service all of whose sidecars are critical",
+            |snapshot| {
+                let sidecar = world::instance("orders", 1, "10.0.0.1", Health::Critical);
+                world::answer_service(snapshot, &dialed(), vec![sidecar]);
+            },
+            &[NoHealthyInstance],
+            Stays::ApiWithoutAddress,
+        ),
+        orders(
+            "a sidecar whose address is a host name",
+            |snapshot| {
+                let sidecar = world::instance("orders", 1, "node-1.internal", Health::Passing);
+                world::answer_service(snapshot, &dialed(), vec![sidecar]);
+            },
+            &[UnusableInstance, UnusableInstance],
+            Stays::ApiWithoutAddress,
+        ),
+        Case::new(
+            "every service at once as an upstream in the mesh",
+            format!("{SHOP}\nupstream \"orders\" {{\n  connect {{ service = \"*\" }}\n}}\n"),
+            &[InvalidValue],
+            Stays::LastGood,
+        ),
+    ]
+}
+
+fn query() -> ChainQuery {
+    ChainQuery {
+        service: "orders".into(),
+        datacenter: None,
+        namespace: None,
+        partition: None,
+    }
+}
+
+/// The sidecars of the service.
+fn dialed() -> ServiceQuery {
+    ServiceQuery {
+        lookup: Lookup::Connect,
+        ..ServiceQuery::named("orders")
+    }
+}
+
+fn chain_is(snapshot: &mut Snapshot, chain: Chain) {
+    world::answer_chain(snapshot, &query(), chain);
+}
+
+fn chain_fails(snapshot: &mut Snapshot, problem: Problem) {
+    snapshot.apply(Observation::Chain(ChainUpdate {
+        query: query(),
+        result: Err(problem),
+    }));
+}
+
+fn identity_fails(snapshot: &mut Snapshot, problem: Problem) {
+    world::answer_mesh(snapshot, &Interest::Chain(query()));
+    snapshot.apply(Observation::Mesh(MeshUpdate::Roots(Err(problem.clone()))));
+    snapshot.apply(Observation::Mesh(MeshUpdate::Leaf(Err(problem))));
+}
+
+fn intention_is(snapshot: &mut Snapshot, rule: IntentionRule, by: Option<&str>) {
+    let intention = Intention {
+        source: "edge-gw".into(),
+        destination: "orders".into(),
+        rule,
+        by: by.map(Arc::from),
+    };
+    snapshot.apply(Observation::Intention(IntentionUpdate {
+        query: IntentionQuery {
+            destination: "orders".into(),
+            namespace: None,
+            partition: None,
+        },
+        result: Ok(intention.into()),
+    }));
+}
+
+/// A service router in front of the plain chain.
+fn routed_by(regex: &str) -> Chain {
+    let plain = Chain::plain(&query());
+    let route = ChainRoute {
+        matching: ChainMatch {
+            path: ChainPath::Regex(regex.into()),
+            case_insensitive: false,
+            methods: Vec::new(),
+            headers: Vec::new(),
+            query: Vec::new(),
+        },
+        next: plain.start.clone(),
+        prefix_rewrite: None,
+        timeout: None,
+        idle_timeout: None,
+        retry: None,
+        request_headers: HeaderEdits::default(),
+        response_headers: HeaderEdits::default(),
+    };
+    let start: Arc<str> = "router:orders.default".into();
+    let mut nodes: BTreeMap<Arc<str>, ChainNode> = plain.nodes.clone();
+    nodes.insert(start.clone(), ChainNode::Router(vec![route]));
+    Chain {
+        start,
+        nodes,
+        ..plain
+    }
+}
