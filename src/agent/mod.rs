@@ -9,6 +9,7 @@ mod problem_log;
 mod reload;
 mod service_interests;
 pub mod settings;
+mod shared_ports;
 pub mod signals;
 mod sources;
 pub mod start_banner;

@@ -54,7 +54,7 @@ codes! {
     NotAttached => "not-attached",
     /// Two rules match exactly the same requests: the older document's rule holds.
     ShadowedRule => "shadowed-rule",
-    /// Two gateways or listeners want the same port.
+    /// Two gateways or listeners want the same port, or another process listens on it too.
     PortClash => "port-clash",
     /// No usable certificate: the listener is withheld.
     ListenerWithheld => "listener-withheld",

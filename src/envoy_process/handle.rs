@@ -1,5 +1,6 @@
 //! The supervisor as the rest of the agent sees it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -59,6 +60,8 @@ pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) admin: AdminClient,
+    /// By this file its processes are known.
+    pub(super) bootstrap: PathBuf,
 }
 
 pub(super) type RestartReply = oneshot::Sender<Result<RestartMethod, RestartError>>;

@@ -47,6 +47,7 @@ pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
     let record = runtime.load();
     let tail = LogTail::new(&runtime.log(), settings.log_limit_bytes);
     let admin = AdminClient::new(&settings.bootstrap.admin_socket);
+    let bootstrap = runtime.bootstrap();
     let (commands, command_receiver) = mpsc::channel(8);
     let (status, status_receiver) = watch::channel(Status::Stopped);
     let mut supervisor = Supervisor {
@@ -75,6 +76,7 @@ pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
         commands,
         status: status_receiver,
         admin,
+        bootstrap,
     })
 }
 

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use imbl::OrdSet;
@@ -19,6 +20,21 @@ pub enum Observation {
     /// Every name in the catalog that the token may see, sorted: what a service that is not there may have meant.
     ServiceNames(Arc<[Arc<str>]>),
     Exposed(ExposedUpdate),
+    /// All ports that this node's Envoys share with somebody else, sorted.
+    SharedPorts(Arc<[SharedPort]>),
+}
+
+/// A listener's port on which another process listens too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SharedPort {
+    pub gateway: Arc<str>,
+    pub listener: Arc<str>,
+    /// Where the listener listens.
+    pub ours: SocketAddr,
+    /// Where the other process does: there, or on one address of "any".
+    pub theirs: SocketAddr,
+    /// Its id and name, where they can be seen.
+    pub holder: Option<(u32, Arc<str>)>,
 }
 
 /// What became of one source's documents, taken whole: one Consul transaction is one update.

@@ -168,6 +168,7 @@ impl Store {
             | Observation::ServiceNames(_)
             | Observation::Documents(_)
             | Observation::Exposed(_)
+            | Observation::SharedPorts(_)
             | Observation::Accepted(_) => {}
         }
     }

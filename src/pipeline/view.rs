@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::diagnostics::{Code, Diagnostic, Severity};
-use crate::resolve::at_its_users;
+use crate::resolve::{at_its_users, shared_ports};
 use crate::snapshot::Snapshot;
 use crate::translate::{Compiler, UnitKey};
 
@@ -45,6 +45,7 @@ impl View {
             }
             all.extend(gateway.withheld.iter().cloned());
         }
+        all.extend(shared_ports(&self.snapshot));
         for (source, problem) in self.snapshot.document_problems() {
             let mut diagnostic =
                 Diagnostic::of_problem(Code::SourceProblem, problem).about("documents", source);

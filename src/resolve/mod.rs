@@ -29,6 +29,7 @@ pub use listener::{
 pub use matching::{Request, matches, select_host};
 pub use mesh::chain_problems;
 pub use users::at_its_users;
+pub use ports::shared_ports;
 pub use virtual_host::{ResolvedHost, resolve_virtual_host};
 
 use crate::diagnostics::Diagnostic;

@@ -1,4 +1,6 @@
-//! Ports that two gateways of one node both want. Each gateway has an Envoy of its own, and both run on this node: the
+//! Ports that are wanted twice: by two gateways of one node, or by a process that is not ours.
+//!
+//! Each gateway has an Envoy of its own, and both run on this node: the
 //! kernel would share the port between them, and every other connection would reach the wrong gateway.
 
 use std::net::IpAddr;
@@ -6,6 +8,8 @@ use std::sync::Arc;
 
 use crate::config::{Config, Gateway, Listener, ObjectKey, ObjectKind};
 use crate::diagnostics::{Code, Diagnostic};
+use crate::model::SharedPort;
+use crate::snapshot::Snapshot;
 
 /// Why this listener is withheld: an older gateway of the node holds its port.
 pub(super) fn port_clash(
@@ -71,6 +75,52 @@ fn clash(gateway: &Gateway, listener: &Listener, holder: &Gateway, other: &Liste
     .about("gateway", &gateway.name)
     .because("this agent serves both on one node, where a port belongs to one of them: the older one has it, this listener is not opened")
     .fix("give one of them another port or an `address` of its own, or serve them from different nodes")
+}
+
+/// Ports of this node's listeners on which a process that is not ours listens too.
+pub fn shared_ports(snapshot: &Snapshot) -> impl Iterator<Item = Diagnostic> {
+    snapshot.shared_ports().iter().filter_map(|port| {
+        let gateway = snapshot.config.gateway(&port.gateway)?;
+        let mut listeners = gateway.listeners.iter();
+        // Gone since it was looked at: then so is the problem.
+        let listener = listeners.find(|listener| listener.name == port.listener)?;
+        (listener.port == port.ours.port()).then(|| shared(listener, port))
+    })
+}
+
+fn shared(listener: &Listener, port: &SharedPort) -> Diagnostic {
+    let SharedPort { ours, theirs, .. } = port;
+    let (who, stop) = match &port.holder {
+        Some((pid, name)) => (format!("process {pid} ({name})"), format!("stop process {pid}")),
+        None => (
+            "a process of another user".to_owned(),
+            "stop that process (`ss -ltnp`, as root, names it)".to_owned(),
+        ),
+    };
+    let (message, why) = if ours == theirs {
+        (
+            format!(
+                "{who} listens on {ours} too, where listener {:?} is",
+                listener.name
+            ),
+            "the kernel deals new connections out between the two: some never reach this gateway",
+        )
+    } else {
+        (
+            format!(
+                "{who} listens on {theirs}, in the way of listener {:?} on {ours}",
+                listener.name
+            ),
+            "the kernel prefers the nearer address: connections to it never reach this gateway",
+        )
+    };
+    Diagnostic::error(Code::PortClash, message)
+        .at(listener.origin.clone())
+        .about("gateway", &port.gateway)
+        .because(format!(
+            "Envoys of one user can share a port without an error, and {why}"
+        ))
+        .fix(format!("{stop}, or give the listener another port or address"))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::config::{Config, ConfigChange, Permissions, Quarantine};
 use crate::model::mesh::{Chain, ChainQuery, Intention, IntentionQuery, Interest};
 use crate::model::{
     AcceptedText, CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId,
-    DocumentsUpdate, Instance, Observation, Problem, ServiceQuery, ServiceUpdate,
+    DocumentsUpdate, Instance, Observation, Problem, ServiceQuery, ServiceUpdate, SharedPort,
 };
 
 mod known;
@@ -40,6 +40,7 @@ pub struct Snapshot {
     /// Of all registered services, sorted; asked for only while some service is not found.
     service_names: Option<Arc<[Arc<str>]>>,
     exposed: Exposed,
+    shared_ports: Arc<[SharedPort]>,
 }
 
 /// What an observation changed, as the units that depend on it see it.
@@ -111,6 +112,11 @@ impl Snapshot {
         &self.document_problems
     }
 
+    /// Ports of this node's listeners on which another process listens too.
+    pub fn shared_ports(&self) -> &[SharedPort] {
+        &self.shared_ports
+    }
+
     pub fn apply(&mut self, observation: Observation) -> Changes {
         match observation {
             Observation::Documents(update) => self.apply_documents(update),
@@ -128,6 +134,13 @@ impl Snapshot {
                 }
             }
             Observation::Exposed(update) => self.apply_exposed(update),
+            Observation::SharedPorts(ports) => {
+                self.shared_ports = ports;
+                Changes {
+                    status_only: true,
+                    ..Changes::default()
+                }
+            }
         }
     }
 

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::stack::{SOON, until};
+use hyper::Method;
+use serde_json::Value;
+
+use crate::stack::{SOON, pid_of_envoy, until};
 use crate::support::agent::{Agent, AgentLaunch};
 use crate::support::client::{Client, Reply, Request};
 use crate::support::ports::free_port;
@@ -48,6 +51,15 @@ fn save(file: &Path, text: &str) {
 }
 
 fn dev(arguments: impl FnOnce(&AgentLaunch) -> Vec<String>) -> Dev {
+    dev_in(|launch| {
+        let mut arguments = arguments(launch);
+        arguments.push(format!("-data-dir={}", launch.directory().join("data").display()));
+        arguments
+    })
+}
+
+/// The arguments say that the data directory is `data`.
+fn dev_in(arguments: impl FnOnce(&AgentLaunch) -> Vec<String>) -> Dev {
     let port = free_port();
     let launch = Agent::prepare();
     let file = launch.file("documents/site.hcl", &document(port, "one"));
@@ -61,7 +73,6 @@ fn dev(arguments: impl FnOnce(&AgentLaunch) -> Vec<String>) -> Dev {
         .api_socket(api)
         .args(["agent", "-dev", "-config"])
         .arg(&documents)
-        .arg(format!("-data-dir={}", data.display()))
         .args(arguments)
         .env("PATH", path)
         .start();
@@ -241,4 +252,95 @@ async fn a_settings_file_among_the_documents_is_no_bad_document() {
         .wait_for_log_after(start, "odd.hcl:1", SOON)
         .await;
     dev.until("the others", |reply| reply.text() == "one").await;
+}
+
+/// What a settings file says of the data directory holds under -dev too, and whoever says where state goes wants it kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_in_the_settings_keeps_the_last_good_version() {
+    let mut dev = dev_in(|launch| {
+        let data = launch.directory().join("data");
+        let settings = launch.file("agent.hcl", &format!("data_dir = {data:?}\n"));
+        vec!["-config".to_owned(), settings.display().to_string()]
+    });
+    dev.until("the first answer", |reply| reply.text() == "one").await;
+    assert!(dev.data.join("envoy/edge/envoy-state.json").exists());
+    let status = dev.agent.process.terminate(Duration::from_secs(20));
+    assert_eq!(status.code(), Some(0), "{status:?}");
+    save(
+        &dev.site(),
+        &document(dev.port, "two").replace("hostnames", "hostnam"),
+    );
+    let start = dev.agent.process.log_length();
+    dev.agent.process.start_again();
+    dev.until("the last good version", |reply| reply.text() == "one")
+        .await;
+    let log = &mut dev.agent.process;
+    log.wait_for_log_after(start, "unknown attribute \"hostnam\"", SOON)
+        .await;
+}
+
+/// Who listens beside this agent's Envoy, as its diagnostics say.
+async fn sharers(dev: &Dev) -> anyhow::Result<Vec<String>> {
+    let answer = dev.agent.api(Method::GET, "/v1/diagnostics", "").await?.ok()?;
+    let Value::Array(all) = answer.json() else {
+        anyhow::bail!("no list")
+    };
+    let clashes = all.iter().filter(|said| said["code"] == "port-clash");
+    Ok(clashes
+        .map(|said| said["message"].as_str().unwrap_or_default().to_owned())
+        .collect())
+}
+
+async fn wait_for_sharers(dev: &Dev, expected: &[String]) {
+    wait_for("who shares the port", SOON, async || {
+        let found = sharers(dev).await?;
+        anyhow::ensure!(found == expected, "{found:?}");
+        Ok(())
+    })
+    .await;
+}
+
+/// Envoy binds with SO_REUSEPORT: two on one port get half of the connections each, and neither says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_agents_on_one_port_are_told_of_each_other() {
+    let mut one = dev(|_| Vec::new());
+    one.until("the first agent", |reply| reply.text() == "one").await;
+    let mut two = dev(|_| Vec::new());
+    two.until("the second agent", |reply| reply.text() == "one").await;
+    assert!(sharers(&two).await.unwrap().is_empty());
+    save(&two.site(), &document(one.port, "two"));
+
+    let shared = |other: &Dev| {
+        let (pid, port) = (pid_of_envoy(&other.data), one.port);
+        vec![format!(
+            "process {pid} (envoy) listens on 127.0.0.1:{port} too, where listener \"web\" is"
+        )]
+    };
+    wait_for_sharers(&one, &shared(&two)).await;
+    wait_for_sharers(&two, &shared(&one)).await;
+    let line = two.agent.wait_for_log("too, where listener").await;
+    println!("{}", line.trim());
+    assert!(line.contains("site.hcl:3"), "{line}");
+    let requests = async || {
+        let mut bodies = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            bodies.insert(one.body().await);
+        }
+        bodies
+    };
+    assert_eq!(requests().await.len(), 2, "both answer: that is what is told");
+
+    // Its own Envoy, which it adopts, is none of them.
+    let before = pid_of_envoy(&two.data);
+    two.agent.kill();
+    two.agent.process.start_again();
+    two.agent.wait_for_log("taking over the Envoy").await;
+    assert_eq!(pid_of_envoy(&two.data), before);
+    wait_for_sharers(&two, &shared(&one)).await;
+    let start = two.agent.process.log_length();
+    one.agent.process.terminate(Duration::from_secs(20));
+    wait_for_sharers(&two, &[]).await;
+    let log = &mut two.agent.process;
+    log.wait_for_log_after(start, "in order again: process", SOON)
+        .await;
 }

@@ -1,6 +1,6 @@
 //! A whole gateway: Consul, OpenBao, backends, and an agent that keeps an Envoy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -146,16 +146,20 @@ impl Stack {
 
     /// The pid of the supervised Envoy, from its record.
     pub fn envoy_pid(&self) -> i32 {
-        let text =
-            std::fs::read_to_string(self.data.join("envoy/edge/envoy-state.json")).expect("Envoy's record");
-        let record: serde_json::Value = serde_json::from_str(&text).expect("a record");
-        find_pid(&record).unwrap_or_else(|| panic!("no pid in {text}"))
+        pid_of_envoy(&self.data)
     }
 
     /// Polls until a request is answered as expected.
     pub async fn until(&self, request: &Request, what: &str, expected: impl Fn(&Reply) -> bool) -> Reply {
         until(&self.client(), request, what, expected).await
     }
+}
+
+/// Of an agent with this data directory: the pid of the Envoy of its gateway `edge`, from its record.
+pub fn pid_of_envoy(data: &Path) -> i32 {
+    let text = std::fs::read_to_string(data.join("envoy/edge/envoy-state.json")).expect("Envoy's record");
+    let record: serde_json::Value = serde_json::from_str(&text).expect("a record");
+    find_pid(&record).unwrap_or_else(|| panic!("no pid in {text}"))
 }
 
 /// SIGKILL.
