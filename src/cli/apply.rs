@@ -44,8 +44,8 @@ const BYTES: usize = 512 * 1024;
 const OPERATION_BYTES: usize = 160;
 
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-    let given = documents::read(slice::from_ref(&arguments.path))?;
-    plan::refuse_unreadable(&given)?;
+    let given = documents::read_some(slice::from_ref(&arguments.path))?;
+    plan::refuse_unusable(&given)?;
     let prefix = arguments.kv.documents_prefix();
     let wanted = change_set::below(&prefix, kv::named(&arguments.path, &given)?);
     let client = arguments.kv.client()?;

@@ -28,39 +28,76 @@ pub struct Given {
 pub fn read(paths: &[PathBuf]) -> anyhow::Result<Given> {
     let mut given = Given::default();
     for path in paths {
-        if path == Path::new("-") {
-            given.documents.push(standard_input()?);
-            continue;
-        }
-        if let Err(error) = std::fs::metadata(path) {
-            return Err(Failure::new(format!("cannot read {}", path.display()))
-                .because(error)
-                .into());
-        }
-        // Settings are looked at too, by their own schema.
-        let listing =
-            read_documents(path, |_, _| false).map_err(|problem| Failure::new(problem.to_string()))?;
-        for document in listing.documents {
-            // Where an agent looks for them: beside the documents, not in directories below.
-            let file = Path::new(document.id.as_str());
-            let found = (file == path || file.parent() == Some(path))
-                .then(|| settings_problems(document.id.as_str(), &document.text))
-                .flatten();
-            if let Some(problems) = found {
-                given.problems_of_settings.extend(problems);
-                given.settings.push(document);
-            } else {
-                given.documents.push(document);
-            }
-        }
-        given.problems.extend(
-            listing
-                .unreadable
-                .into_iter()
-                .map(|(path, reason)| unreadable_file(&path, &reason)),
-        );
+        read_path(path, &mut given)?;
     }
     Ok(given)
+}
+
+/// The same, where finding nothing is a mistake: a slip in a path must not pass for "all is well".
+pub fn read_some(paths: &[PathBuf]) -> anyhow::Result<Given> {
+    let mut given = Given::default();
+    for path in paths {
+        let before = given.files();
+        read_path(path, &mut given)?;
+        if given.files() == before {
+            return Err(nothing_below(path));
+        }
+    }
+    Ok(given)
+}
+
+fn read_path(path: &Path, given: &mut Given) -> anyhow::Result<()> {
+    if path == Path::new("-") {
+        given.documents.push(standard_input()?);
+        return Ok(());
+    }
+    if let Err(error) = std::fs::metadata(path) {
+        return Err(Failure::new(format!("cannot read {}", path.display()))
+            .because(error)
+            .into());
+    }
+    // Settings are looked at too, by their own schema.
+    let listing = read_documents(path, |_, _| false).map_err(|problem| Failure::new(problem.to_string()))?;
+    for document in listing.documents {
+        // Where an agent looks for them: beside the documents, not in directories below.
+        let file = Path::new(document.id.as_str());
+        let found = (file == path || file.parent() == Some(path))
+            .then(|| settings_problems(document.id.as_str(), &document.text))
+            .flatten();
+        if let Some(problems) = found {
+            given.problems_of_settings.extend(problems);
+            given.settings.push(document);
+        } else {
+            given.documents.push(document);
+        }
+    }
+    given.problems.extend(
+        listing
+            .unreadable
+            .into_iter()
+            .map(|(path, reason)| unreadable_file(&path, &reason)),
+    );
+    Ok(())
+}
+
+fn nothing_below(path: &Path) -> anyhow::Error {
+    let names = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut others: Vec<String> = names
+        .filter(|entry| entry.path().is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    others.sort();
+    let failure = Failure::new(format!("no document in {}, nor below it", path.display())).because(
+        "documents are files whose name ends in .hcl or .json, and does not begin with \".\" or \"#\"",
+    );
+    match others.first() {
+        None => failure.fix("name the directory, or the files, that hold the documents"),
+        Some(other) => failure.fix(format!(
+            "rename what should count ({other:?} does not), or name it as a file: any name will do"
+        )),
+    }
+    .into()
 }
 
 fn standard_input() -> anyhow::Result<Document> {
@@ -97,6 +134,11 @@ fn unreadable_file(path: &str, reason: &str) -> Diagnostic {
 pub type Texts = std::collections::BTreeMap<DocumentId, Arc<str>>;
 
 impl Given {
+    /// Everything that was found, good or bad.
+    fn files(&self) -> usize {
+        self.documents.len() + self.settings.len() + self.problems.len()
+    }
+
     pub fn texts(&self) -> Texts {
         let all = self.documents.iter().chain(&self.settings);
         all.map(|document| (document.id.clone(), document.text.clone()))

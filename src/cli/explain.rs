@@ -100,7 +100,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     };
     let is_offline = !arguments.config.is_empty();
     let answer: Value = if is_offline {
-        let given = documents::read(&arguments.config)?;
+        let given = documents::read_some(&arguments.config)?;
         let mut report = Report {
             texts: given.texts(),
             diagnostics: given.problems,

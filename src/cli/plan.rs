@@ -45,8 +45,8 @@ pub struct Arguments {
 const CHANGES: u8 = 1;
 
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-    let given = documents::read(slice::from_ref(&arguments.path))?;
-    refuse_unreadable(&given)?;
+    let given = documents::read_some(slice::from_ref(&arguments.path))?;
+    refuse_unusable(&given)?;
     let names = kv::named(&arguments.path, &given)?;
     let (current, wanted) = if arguments.agent {
         let current = kv::keyed(of_agent(&arguments.api)?);
@@ -82,10 +82,17 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     Ok(ExitCode::from(if set.changes.is_empty() { 0 } else { CHANGES }))
 }
 
-pub fn refuse_unreadable(given: &documents::Given) -> anyhow::Result<()> {
+/// Files that cannot be read, and a tree without documents.
+pub fn refuse_unusable(given: &documents::Given) -> anyhow::Result<()> {
     match given.problems.iter().chain(&given.problems_of_settings).next() {
-        None => Ok(()),
         Some(problem) => Err(Failure::new(problem.to_string()).into()),
+        // Were it taken for a wish, -prune would delete everything.
+        None if given.documents.is_empty() => {
+            Err(Failure::new("there are settings of the agent, and no document")
+                .fix("name the directory that holds the documents")
+                .into())
+        }
+        None => Ok(()),
     }
 }
 

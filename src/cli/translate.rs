@@ -33,7 +33,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     let filter =
         ResourceFilter::new(arguments.kind.as_deref(), arguments.name.as_deref()).map_err(Failure::new)?;
-    let given = documents::read(&arguments.paths)?;
+    let given = documents::read_some(&arguments.paths)?;
     let texts = given.texts();
     let offline = Offline::new(given.documents, Permissions::default());
     let gateway = offline.gateway(arguments.gateway.as_deref())?;

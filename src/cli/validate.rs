@@ -28,7 +28,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
-    let given = documents::read(&arguments.paths)?;
+    let given = documents::read_some(&arguments.paths)?;
     let count = given.documents.len() + given.settings.len();
     let texts = given.texts();
     let mut diagnostics = given.problems;

@@ -18,13 +18,9 @@ fn check_body(
     header: Span,
     problems: &mut Vec<Diagnostic>,
 ) {
-    let place = if schema.kind.is_empty() {
-        "a document".to_owned()
-    } else {
-        schema.kind.to_owned()
-    };
-    check_attributes(source, body, schema, &place, problems);
-    check_blocks(source, body, schema, &place, problems);
+    let place = schema.place();
+    check_attributes(source, body, schema, place, problems);
+    check_blocks(source, body, schema, place, problems);
     for attribute in schema.attributes.iter().filter(|attribute| attribute.required) {
         if body.attribute(attribute.name).is_none() {
             problems.push(

@@ -2,6 +2,8 @@
 #[derive(Clone, Debug)]
 pub struct BlockSchema {
     pub kind: &'static str,
+    /// What a text of this schema is called, where it is not a block.
+    called: &'static str,
     /// Names of the labels, for messages and the reference.
     pub labels: &'static [&'static str],
     pub doc: &'static str,
@@ -82,6 +84,7 @@ impl BlockSchema {
     pub fn new(kind: &'static str, labels: &'static [&'static str], doc: &'static str) -> Self {
         Self {
             kind,
+            called: "a document",
             labels,
             doc,
             attributes: Vec::new(),
@@ -89,6 +92,21 @@ impl BlockSchema {
             one_of: Vec::new(),
             elsewhere: Vec::new(),
             planned: &[],
+        }
+    }
+
+    /// What a whole text of it is called in messages.
+    pub fn called(mut self, called: &'static str) -> Self {
+        self.called = called;
+        self
+    }
+
+    /// Where something stands or is missing, for messages.
+    pub fn place(&self) -> &'static str {
+        if self.kind.is_empty() {
+            self.called
+        } else {
+            self.kind
         }
     }
 

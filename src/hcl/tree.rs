@@ -46,6 +46,11 @@ impl Source {
         (joined, bases)
     }
 
+    /// Made of no text at all: no place in it can be shown.
+    pub fn is_nothing(&self) -> bool {
+        self.text.is_empty() && self.document.as_str().is_empty()
+    }
+
     pub fn text(&self) -> &Arc<str> {
         &self.text
     }

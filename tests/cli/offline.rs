@@ -85,6 +85,79 @@ fn validate_good() {
     insta::assert_snapshot!("validate_stdin_json", outcome.shown(&[]));
 }
 
+/// A slip in a path must not pass for "all is well", nor for "delete everything".
+#[test]
+fn nothing_to_read_is_an_error() {
+    let directory = scratch_directory("cli");
+    let at = directory.path();
+    write(
+        at,
+        &[
+            ("conf/shop.conf", SHOP),
+            ("conf/.hidden.hcl", SHOP),
+            ("settings/agent.hcl", "gateways = [\"edge\"]\n"),
+        ],
+    );
+    std::fs::create_dir(at.join("empty")).unwrap();
+    let run = |arguments: &[&str]| portreeve(at, arguments);
+    insta::assert_snapshot!("validate_empty", run(&["validate", "empty"]).shown(&[]));
+    insta::assert_snapshot!("validate_other_names", run(&["validate", "conf"]).shown(&[]));
+    for (arguments, code) in [
+        (&["validate", "conf/shop.conf", "empty"][..], 1),
+        (&["validate", "-json", "empty"], 1),
+        (&["plan", "empty"], 255),
+        (&["apply", "-auto-approve", "-prune", "empty"], 1),
+        (&["translate", "empty"], 1),
+        (
+            &["explain", "GET", "http://shop.example.com/", "-config", "empty"],
+            1,
+        ),
+    ] {
+        let outcome = run(arguments);
+        assert_eq!(outcome.code, code, "{arguments:?}: {}", outcome.shown(&[]));
+        assert!(
+            outcome.error.contains("no document in empty"),
+            "{}",
+            outcome.error
+        );
+    }
+    let outcome = run(&["apply", "-auto-approve", "-prune", "settings"]);
+    assert!(
+        outcome.error.contains("and no document"),
+        "{}",
+        outcome.shown(&[])
+    );
+    assert_eq!(
+        run(&["validate", "conf/shop.conf"]).code,
+        0,
+        "a file may have any name"
+    );
+    assert_eq!(run(&["validate", "settings"]).code, 0);
+}
+
+/// What ends an agent before it begins.
+#[test]
+fn settings_of_an_agent() {
+    let directory = scratch_directory("cli");
+    let at = directory.path();
+    write(
+        at,
+        &[
+            ("typo.hcl", "gateways  = [\"edge\"]\nlog_levle = \"info\"\n"),
+            ("none.hcl", "log_level = \"info\"\n"),
+        ],
+    );
+    insta::assert_snapshot!("agent_without_settings", portreeve(at, &["agent"]).shown(&[]));
+    insta::assert_snapshot!(
+        "agent_settings_typo",
+        portreeve(at, &["agent", "-config", "typo.hcl"]).shown(&[])
+    );
+    insta::assert_snapshot!(
+        "agent_settings_without_gateways",
+        portreeve(at, &["agent", "-config", "none.hcl"]).shown(&[])
+    );
+}
+
 /// What the agent and what validate say of a document cannot differ: it is the same code. Here: how it is shown.
 #[test]
 fn validate_bad() {

@@ -18,12 +18,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::data_directory::dev_data_directory;
 use crate::config::Permissions;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Reader;
 use crate::model::Redacted;
 
-use blocks::{api_block, consul_block, envoy_block, mesh_block, permissions, xds_block};
+use blocks::{api_block, consul_block, envoy_block, mesh_block, path, permissions, xds_block};
 pub use files::{is_settings, settings_problems};
 pub use nomad::NomadBlock;
 pub use reference::settings_markdown;
@@ -48,9 +49,10 @@ pub struct Flags {
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub dev: bool,
     pub node: String,
     pub data_dir: PathBuf,
+    /// What is known and served survives a restart. Not under -dev, unless it was told where.
+    pub keeps_state: bool,
     pub bind_addr: IpAddr,
     pub log_level: String,
     pub log_json: bool,
@@ -171,11 +173,15 @@ impl Settings {
         document_paths: Vec<PathBuf>,
     ) -> Result<Self, Box<Diagnostic>> {
         let dev = flags.dev;
-        let data_dir = flags
-            .data_dir
-            .clone()
-            .or_else(|| reader.string("data_dir").map(|path| PathBuf::from(&*path)))
-            .unwrap_or_else(|| PathBuf::from("/opt/portreeve/data"));
+        let chosen = flags.data_dir.clone().or_else(|| path(reader, "data_dir"));
+        let keeps_state = !dev || chosen.is_some();
+        let data_dir = chosen.unwrap_or_else(|| {
+            if dev {
+                dev_data_directory()
+            } else {
+                PathBuf::from("/opt/portreeve/data")
+            }
+        });
         let consul = reader
             .child("consul")
             .map(|block| consul_block(&block))
@@ -197,14 +203,23 @@ impl Settings {
                 .collect()
         };
         if gateways.is_empty() && !dev {
-            return Err(Box::new(
-                Diagnostic::error(
-                    Code::MissingKey,
-                    "the agent does not know which gateways to serve",
-                )
-                .at(reader.origin())
-                .fix("add `gateways = [\"edge\"]` to the settings, or start with -gateway=edge"),
-            ));
+            let said = Diagnostic::error(
+                Code::MissingKey,
+                "the agent does not know which gateways to serve",
+            );
+            return Err(Box::new(match reader.source.is_nothing() {
+                true => said
+                    .because("it was given no settings file and no -gateway")
+                    .fix(
+                        "name a settings file with -config and put `gateways = [\"edge\"]` into it, or start with \
+                         -gateway=edge; `portreeve agent -dev -config <directory>` serves whatever gateways the \
+                         documents there declare",
+                    ),
+                false => said
+                    .at(reader.origin())
+                    .because("no settings file and no -gateway names one")
+                    .fix("add `gateways = [\"edge\"]` to the settings, or start with -gateway=edge"),
+            }));
         }
         let node = flags
             .node
@@ -226,7 +241,7 @@ impl Settings {
             permissions.exposure = Some(Arc::new(catalog::read(&block, &gateways)?));
         }
         Ok(Self {
-            dev,
+            keeps_state,
             node: node.unwrap_or_else(|| host_name.to_owned()),
             bind_addr: flags
                 .bind

@@ -8,6 +8,7 @@ use crate::hcl::{BlockSchema, Occurs, Type};
 pub fn settings_schema() -> &'static BlockSchema {
     static SCHEMA: LazyLock<BlockSchema> = LazyLock::new(|| {
         BlockSchema::new("", &[], "The agent's settings.")
+            .called("the agent's settings")
             .attribute(
                 "gateways",
                 Type::List(&Type::Name),
@@ -27,7 +28,8 @@ pub fn settings_schema() -> &'static BlockSchema {
                 Type::String,
                 Some("\"/opt/portreeve/data\""),
                 "\"/var/lib/portreeve\"",
-                "Where the agent keeps what survives a restart. Never private keys.",
+                "Where the agent keeps what survives a restart. Never private keys. Under -dev, where neither this nor -data-dir \
+                 says otherwise, a directory for sockets alone: nothing survives.",
             )
             .attribute(
                 "bind_addr",
