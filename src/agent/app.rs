@@ -17,7 +17,7 @@ use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::{self, StatusKeys};
 use super::supervisor::Tasks;
-use super::{data_directory, problem_log, reload, start_banner};
+use super::{data_directory, problem_log, reload, shared_ports, start_banner};
 use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
@@ -87,12 +87,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
 }
 
 fn load(flags: &Flags) -> Result<Settings, SettingsError> {
-    let mut flags = flags.clone();
-    if flags.dev && flags.data_dir.is_none() {
-        flags.data_dir = Some(data_directory::dev_data_directory());
-    }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Settings::load(&flags, &host)
+    Settings::load(flags, &host)
 }
 
 fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
@@ -149,7 +145,7 @@ struct Running {
 
 impl Running {
     async fn start(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<Self> {
-        let (store, restored) = if settings.dev {
+        let (store, restored) = if !settings.keeps_state {
             (None, Restored::default())
         } else {
             let (store, restored) =
@@ -197,6 +193,16 @@ impl Running {
         );
         let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
         let envoys = start_envoys(settings, &mut facts).await?;
+        if !envoys.is_empty() {
+            let watch = shared_ports::watch(
+                envoys.clone(),
+                settings.bind_addr,
+                view.clone(),
+                observations.clone(),
+                stop.clone(),
+            );
+            tasks.spawn_plain("shared ports", watch);
+        }
         if let (Some(client), Some(prefix)) = (consul, &settings.kv_prefix) {
             let keys = StatusKeys {
                 client,

@@ -141,7 +141,7 @@ impl Sources {
             ),
             None => None,
         };
-        let certificate_store: Arc<dyn CertificateStore> = if settings.dev {
+        let certificate_store: Arc<dyn CertificateStore> = if !settings.keeps_state {
             Arc::new(RedbCertificateStore::in_memory().context("no store for certificates")?)
         } else {
             let path = settings.data_dir.join("certificates.redb");
