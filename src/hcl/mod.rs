@@ -10,6 +10,7 @@ mod read;
 mod regex;
 mod render;
 mod schema;
+mod syntax_hint;
 #[cfg(test)]
 mod tests;
 mod tree;

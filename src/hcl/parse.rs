@@ -3,6 +3,7 @@ use hcl_edit::expr::Expression;
 use hcl_edit::structure::{BlockLabel, Body as EditBody, Structure};
 
 use super::schema::BlockSchema;
+use super::syntax_hint::hint;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::model::Span;
@@ -62,31 +63,28 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
 }
 
 fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic {
-    let location = error.location();
-    let start = location.offset().min(source.text().len());
-    let end = source.text()[start..]
-        .chars()
-        .next()
-        .map_or(start, |next| start + next.len_utf8());
+    let text = source.text();
+    let mut offset = error.location().offset().min(text.len());
+    while !text.is_char_boundary(offset) {
+        offset -= 1;
+    }
+    let message = format!("not valid HCL: {}", error.message());
     // The parser bounds its own recursion: 64 levels, 128 operators in a row.
-    let code = match error.message().contains("at most") {
-        true => Code::TooLarge,
-        false => Code::SyntaxError,
-    };
-    let line = error.line();
-    let fix = if error.message().contains("escape sequence") {
-        "in a string a backslash is written twice: \"\\\\d\" is the regular expression \\d"
-    } else if line.contains('{') && line.matches('=').count() > 1 {
-        "a block on one line may hold one attribute only: put each attribute on its own line"
-    } else if code == Code::TooLarge {
-        "write it flatter: no block of a document needs so many levels"
-    } else {
-        "look for a quote, bracket or brace that is not closed at this place or before it"
-    };
-    Diagnostic::error(code, format!("not valid HCL: {}", error.message()))
-        .at(source.origin(Span { start, end }))
-        .because("the text cannot be read from this place on")
-        .fix(fix)
+    if error.message().contains("at most") {
+        let span = Span {
+            start: offset,
+            end: offset,
+        };
+        return Diagnostic::error(Code::TooLarge, message)
+            .at(source.origin(span))
+            .because("the text cannot be read from this place on")
+            .fix("write it flatter: no block of a document needs so many levels");
+    }
+    let hint = hint(text, offset, error.message());
+    Diagnostic::error(Code::SyntaxError, message)
+        .at(source.origin(hint.span))
+        .because(hint.reason)
+        .fix(hint.fix)
 }
 
 fn convert_body(source: &Source, body: &EditBody, problems: &mut Vec<Diagnostic>) -> Body {
