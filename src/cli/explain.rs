@@ -19,6 +19,8 @@ use crate::config::Permissions;
 use crate::diagnostics::Severity;
 use crate::model::Origin;
 
+/// Characters of a body that are shown.
+const BODY_SHOWN: usize = 60;
 /// Rules shown that did not match; -all shows the rest.
 const SHOWN: usize = 10;
 
@@ -263,6 +265,59 @@ fn readable(value: &Value) -> String {
     }
 }
 
+/// What is answered without a backend. Fields that this version does not know are shown as they are.
+fn in_words(action: &Value) -> String {
+    if let Some(redirect) = action.get("redirect") {
+        return format!("redirect   {}", redirect_in_words(redirect));
+    }
+    if let Some(response) = action.get("respond") {
+        let body = match response["body"].as_str() {
+            None | Some("") => "an empty body".to_owned(),
+            Some(body) => {
+                let start: String = body.chars().take(BODY_SHOWN).collect();
+                let more = if start.len() < body.len() { "..." } else { "" };
+                format!("the body {start:?}{more}")
+            }
+        };
+        return format!("answer     {} with {body}", response["status"]);
+    }
+    match action.get("unavailable").and_then(Value::as_str) {
+        Some(reason) => format!("answer     503 with x-portreeve-reason: {reason}"),
+        None => format!("action     {action}"),
+    }
+}
+
+fn redirect_in_words(redirect: &Value) -> String {
+    let text = |name: &str| redirect[name].as_str();
+    let mut to: Vec<String> = Vec::new();
+    let mut kept: Vec<&str> = Vec::new();
+    match text("scheme") {
+        Some(scheme) => to.push(scheme.to_owned()),
+        None => kept.push("scheme"),
+    }
+    match text("hostname") {
+        Some(host) => to.push(format!("host {host}")),
+        None => kept.push("host"),
+    }
+    match redirect["port"].as_u64() {
+        Some(port) => to.push(format!("port {port}")),
+        None => to.push("the scheme's own port".to_owned()),
+    }
+    let path = &redirect["path"];
+    match (path["full"].as_str(), path["prefix"].as_str()) {
+        (Some(path), _) => to.push(format!("path {path}")),
+        (_, Some(prefix)) => to.push(format!("the matched prefix of the path becoming {prefix}")),
+        _ => kept.push("path"),
+    }
+    kept.push("query");
+    format!(
+        "{} to {}; as asked: {}",
+        redirect["status"],
+        to.join(", "),
+        kept.join(", ")
+    )
+}
+
 fn write_action(
     action: &Value,
     endpoints: &[(String, Vec<String>)],
@@ -270,7 +325,7 @@ fn write_action(
     terminal: &mut Terminal,
 ) -> anyhow::Result<()> {
     let Some(clusters) = action.get("forward").and_then(Value::as_array) else {
-        return Ok(terminal.line(format!("action     {action}"))?);
+        return Ok(terminal.line(in_words(action))?);
     };
     for (index, cluster) in clusters.iter().enumerate() {
         let name = cluster["cluster"].as_str().unwrap_or_default();

@@ -321,6 +321,32 @@ fn explain() {
     assert_eq!(answer[0]["route"], "shop/api");
 }
 
+#[test]
+fn explain_says_in_words_what_is_answered_without_a_backend() {
+    let directory = scratch_directory("cli");
+    let routes = concat!(
+        "gateway \"edge\" {\n  listener \"web\" { port = 8080 }\n}\n\n",
+        "http_route \"r\" {\n  gateways  = [\"edge\"]\n  hostnames = [\"a.com\"]\n\n",
+        "  rule \"moved\" {\n    match { path_prefix = \"/moved\" }\n    redirect {\n      scheme      = \"https\"\n      path_prefix = \"/v2\"\n      status      = 308\n    }\n  }\n",
+        "  rule \"renamed\" {\n    match { path_prefix = \"/renamed\" }\n    redirect { hostname = \"b.com\" }\n  }\n",
+        "  rule \"gone\" {\n    match { path_prefix = \"/gone\" }\n    direct_response {\n      status = 410\n      body   = \"gone\\n\"\n    }\n  }\n",
+        "  rule \"lost\" {\n    match { path_prefix = \"/lost\" }\n    backend \"upstream\" \"nobody\" {}\n  }\n}\n"
+    );
+    write(directory.path(), &[("r.hcl", routes)]);
+    let mut shown = String::new();
+    for path in ["moved/x", "renamed", "gone", "lost"] {
+        let url = format!("http://a.com:8080/{path}");
+        let outcome = portreeve(directory.path(), &["explain", "GET", &url, "-config", "r.hcl"]);
+        let lines = outcome
+            .out
+            .lines()
+            .skip_while(|line| !line.starts_with("rule"))
+            .take(2);
+        shown.extend(lines.map(|line| format!("{line}\n")));
+    }
+    insta::assert_snapshot!("explain_in_words", shown);
+}
+
 /// A document that is left out may be why no rule takes the request.
 #[test]
 fn explain_tells_of_documents_that_are_broken() {
