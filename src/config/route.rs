@@ -53,7 +53,7 @@ fn rule_schema() -> BlockSchema {
         BlockSchema::new("redirect", &[], "Answers with a redirect.")
             .attribute("scheme", Type::Word(&["http", "https"]), None, "\"https\"", "Left out: the request's.")
             .attribute("hostname", Type::Host, None, "\"www.example.com\"", "Left out: the request's.")
-            .attribute("port", Type::Integer(1, 65535), None, "8443", "Left out: none is named, so clients use the scheme's own.")
+            .attribute("port", Type::Integer(1, 65535), None, "8443", "Left out: that of the scheme (443 for https, 80 for http) where `scheme` is set, else the listener's; as in Gateway API. Not named in the Location where it is the scheme's own.")
             .attribute("path", Type::NewPath, None, "\"/moved\"", "The whole path becomes this.")
             .attribute("path_prefix", Type::NewPath, None, "\"/v2\"", "What the rule's path_prefix matched becomes this.")
             .attribute("status", Type::Integer(301, 308), Some("302"), "301", "301, 302, 303, 307 or 308.")

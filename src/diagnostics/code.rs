@@ -54,6 +54,8 @@ codes! {
     NotAttached => "not-attached",
     /// Two rules match exactly the same requests: the older document's rule holds.
     ShadowedRule => "shadowed-rule",
+    /// A redirect to itself, or to a port where the gateway does not listen.
+    DoubtfulRedirect => "doubtful-redirect",
     /// Two gateways or listeners want the same port, or another process listens on it too.
     PortClash => "port-clash",
     /// No usable certificate: the listener is withheld.

@@ -14,6 +14,7 @@ mod matching;
 mod mesh;
 mod policies;
 mod ports;
+mod redirect;
 mod rule;
 mod users;
 mod virtual_host;
@@ -28,8 +29,8 @@ pub use listener::{
 };
 pub use matching::{Request, matches, select_host};
 pub use mesh::chain_problems;
-pub use users::at_its_users;
 pub use ports::shared_ports;
+pub use users::at_its_users;
 pub use virtual_host::{ResolvedHost, resolve_virtual_host};
 
 use crate::diagnostics::Diagnostic;

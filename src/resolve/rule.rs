@@ -9,6 +9,7 @@ use super::chain::{
 use super::destination::interests_of;
 use super::mesh::{chain_of, is_ready, members, resolver_of};
 use super::policies::effective;
+use super::redirect::Place;
 use super::virtual_host::Placed;
 use super::{Destination, cluster_name, resolve_target};
 use crate::config::{
@@ -23,6 +24,7 @@ use crate::snapshot::Snapshot;
 
 pub(super) struct Builder<'a> {
     snapshot: &'a Snapshot,
+    place: Place<'a>,
     /// Backends outside of the mesh that were looked up and can be used, with their clusters.
     plain: BTreeMap<BackendTarget, Arc<str>>,
     pub(super) targets: BTreeSet<Destination>,
@@ -54,9 +56,10 @@ struct Part {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot) -> Self {
+    pub(super) fn new(snapshot: &'a Snapshot, place: Place<'a>) -> Self {
         Self {
             snapshot,
+            place,
             plain: BTreeMap::new(),
             targets: BTreeSet::new(),
             pending: BTreeSet::new(),
@@ -149,7 +152,12 @@ impl<'a> Builder<'a> {
 
     fn plan(&mut self, route: &HttpRoute, rule: &Rule) -> Plan<'a> {
         let backends = match &rule.action {
-            RuleAction::Redirect(redirect) => return Plan::Same(Action::Redirect(redirect.clone())),
+            RuleAction::Redirect(written) => {
+                let (redirect, said) = self.place.redirect(written, rule);
+                self.diagnostics
+                    .extend(said.map(|said| said.at(rule.origin.clone()).about("http_route", &route.name)));
+                return Plan::Same(Action::Redirect(redirect));
+            }
             RuleAction::Respond(response) => return Plan::Same(Action::Respond(response.clone())),
             RuleAction::Forward(backends) => backends,
         };

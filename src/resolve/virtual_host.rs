@@ -2,6 +2,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::policies::{documents_of, effective};
+use super::redirect::Place;
 use super::rule::Builder;
 use super::{Destination, Resolved};
 use crate::config::{BackendTarget, Gateway, Listener, Protocol, Rank};
@@ -38,7 +39,14 @@ pub fn resolve_virtual_host(
     let mut origins: BTreeSet<DocumentId> = BTreeSet::from([gateway.origin.document.clone()]);
     origins.extend(documents_of(config, &gateway.scope));
     origins.extend(documents_of(config, &listener.scope));
-    let mut builder = Builder::new(snapshot);
+    let mut builder = Builder::new(
+        snapshot,
+        Place {
+            gateway,
+            listener,
+            host,
+        },
+    );
     let outer = effective(config, &gateway.scope)
         .and_then(|outer| effective(config, &listener.scope).map(|inner| outer.overlaid_by(&inner)))
         .map_err(|problems| diagnostics.extend(problems))

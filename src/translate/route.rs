@@ -392,19 +392,10 @@ fn redirect_action(redirect: &Redirect, path: &PathMatch) -> RedirectAction {
             PrefixRewrite::Regex(regex) => PathRewriteSpecifier::RegexRewrite(regex),
         },
     });
-    // The Host header is matched without its port, so none is named unless the rule does; nor is the scheme's own.
-    let own_port = match redirect.scheme.as_deref() {
-        Some("https") => Some(443),
-        Some("http") => Some(80),
-        _ => None,
-    };
-    let port = redirect
-        .port
-        .filter(|port| Some(*port) != own_port)
-        .map(u32::from);
     RedirectAction {
         host_redirect: redirect.hostname.as_deref().unwrap_or_default().to_owned(),
-        port_redirect: port.unwrap_or_default(),
+        // Resolved: none is named where it is the scheme's own. The Host header's is not kept, it is stripped before.
+        port_redirect: redirect.port.map(u32::from).unwrap_or_default(),
         response_code: match redirect.status {
             301 => RedirectResponseCode::MovedPermanently,
             303 => RedirectResponseCode::SeeOther,

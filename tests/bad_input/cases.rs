@@ -59,6 +59,61 @@ fn syntax() -> Vec<Case> {
             &[SyntaxError],
         ),
         bad(
+            "an attribute behind the brace that opens a block of several lines",
+            shop(
+                "http_route \"shop\" {\n  gateways ",
+                "http_route \"shop\" { gateways ",
+            ),
+            &[SyntaxError],
+        ),
+        bad(
+            "the last closing brace is missing",
+            SHOP.trim_end().trim_end_matches('}'),
+            &[SyntaxError],
+        ),
+        bad(
+            "a closing brace within is missing",
+            shop("  }\n\n  rule \"pages\"", "\n  rule \"pages\""),
+            &[SyntaxError],
+        ),
+        bad("a closing brace too many", format!("{SHOP}}}\n"), &[SyntaxError]),
+        bad(
+            "a closing brace behind the last attribute of a block of several lines",
+            shop(
+                "    backend \"consul\" \"pages\" {}\n  }",
+                "    backend \"consul\" \"pages\" {} }",
+            ),
+            &[SyntaxError],
+        ),
+        bad(
+            "a block in a block on one line",
+            shop(
+                "    match { path_prefix = \"/api\" }",
+                "    match { header \"x-a\" { exact = \"b\" } }",
+            ),
+            &[SyntaxError],
+        ),
+        bad(
+            "a list that is never closed",
+            shop("[\"shop.example.com\"]", "[\"shop.example.com\""),
+            &[SyntaxError],
+        ),
+        bad(
+            "a comma between attributes",
+            shop("gateways  = [\"edge\"]\n", "gateways  = [\"edge\"],\n"),
+            &[SyntaxError],
+        ),
+        bad(
+            "a colon in the place of the equals sign",
+            shop("gateways  =", "gateways:"),
+            &[SyntaxError],
+        ),
+        bad(
+            "the brace that opens a block on the next line",
+            shop("http_route \"shop\" {", "http_route \"shop\"\n{"),
+            &[SyntaxError],
+        ),
+        bad(
             "a string that is never closed",
             shop("\"/api\"", "\"/api"),
             &[SyntaxError],
@@ -377,6 +432,12 @@ fn routes() -> Vec<Case> {
             &format!("    redirect {{\n{inner}\n    }}\n"),
         )
     };
+    let moved = |inner: &str| {
+        and(&format!(
+            "http_route \"moved\" {{\n  gateways  = [\"edge\"]\n  listeners = [\"web\"]\n  hostnames = [\"shop.example.com\"]\n\n  \
+             rule \"old\" {{\n    match {{ path_prefix = \"/old\" }}\n\n    redirect {{\n{inner}\n    }}\n  }}\n}}\n"
+        ))
+    };
     let respond = |inner: &str| {
         shop(
             "    backend \"consul\" \"orders\" {}\n",
@@ -393,6 +454,18 @@ fn routes() -> Vec<Case> {
             "a redirect with another status",
             redirect("      scheme = \"https\"\n      status = 304"),
             &[InvalidValue],
+        ),
+        Case::new(
+            "a redirect to a scheme whose own port the gateway does not have",
+            moved("      scheme = \"https\""),
+            &[DoubtfulRedirect],
+            Stays::Everything,
+        ),
+        Case::new(
+            "a redirect to itself",
+            moved("      path = \"/old/moved\""),
+            &[DoubtfulRedirect],
+            Stays::Everything,
         ),
         bad(
             "a response body over 4096 bytes",

@@ -45,6 +45,24 @@ http_route "edge" {
     }
   }
 
+  rule "renamed" {
+    match { path_prefix = "/renamed" }
+    redirect { hostname = "www.example.com" }
+  }
+
+  rule "inside" {
+    match { path_prefix = "/inside" }
+    redirect { path_prefix = "/within" }
+  }
+
+  rule "front" {
+    match { path_prefix = "/front" }
+    redirect {
+      hostname = "www.example.com"
+      port     = 80
+    }
+  }
+
   rule "stripped" {
     match { path_prefix = "/strip" }
     rewrite { path_prefix = "/" }
@@ -100,6 +118,21 @@ async fn http_at_the_edge_is_safe_by_default() {
         moved.header("location"),
         Some("https://edge.example.com/new/a?b=c")
     );
+
+    // As Gateway API has it: without a scheme the listener's port, with one the scheme's own, and 80 and 443 unnamed.
+    let port = stack.http;
+    for (path, location) in [
+        ("/renamed", format!("http://www.example.com:{port}/renamed")),
+        ("/inside/a", format!("http://edge.example.com:{port}/within/a")),
+        ("/front", "http://www.example.com/front".to_owned()),
+    ] {
+        let reply = client.send(&get(path)).await.unwrap();
+        assert_eq!(
+            (reply.status, reply.header("location")),
+            (302, Some(&*location)),
+            "{path}"
+        );
+    }
 
     // Headers: what a client may not say.
     let forged = get("/")
