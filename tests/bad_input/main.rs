@@ -11,4 +11,5 @@ mod case;
 mod cases;
 mod complete;
 mod mesh;
+mod syntax;
 mod table;
