@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use imbl::OrdSet;
+use imbl::OrdMap;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -31,10 +31,11 @@ pub(super) async fn say_no_mesh(
     mut interests: watch::Receiver<Arc<Interests>>,
     stop: CancellationToken,
 ) {
-    let mut told = OrdSet::new();
+    let mut told = OrdMap::new();
     loop {
         let wanted = interests.borrow_and_update().mesh.clone();
-        for interest in wanted.iter().filter(|interest| !told.contains(*interest)) {
+        let is_new = |(interest, wish): &(&Interest, &u64)| told.get(*interest) != Some(*wish);
+        for (interest, _) in wanted.iter().filter(is_new) {
             let problem = Problem::new(
                 ProblemKind::Refused,
                 "an upstream is a service of the mesh, and this agent is no member of it",

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use imbl::OrdSet;
-use imbl::ordset::DiffItem;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::model::{Interests, Lookup, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
+use crate::model::{
+    Interests, Lookup, Needed, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate,
+};
 use crate::sources::agent_api::{Product, ServiceWatcher};
 
 fn catalog_of(query: &ServiceQuery) -> Product {
@@ -20,31 +22,35 @@ fn catalog_of(query: &ServiceQuery) -> Product {
 /// The queries of one catalog, kept at the price of what changes.
 struct Share {
     product: Product,
-    all: OrdSet<ServiceQuery>,
-    own: OrdSet<ServiceQuery>,
+    all: Needed<ServiceQuery>,
+    own: Needed<ServiceQuery>,
 }
 
 impl Share {
     fn of(product: Product) -> Self {
         Self {
             product,
-            all: OrdSet::new(),
-            own: OrdSet::new(),
+            all: OrdMap::new(),
+            own: OrdMap::new(),
         }
     }
 
-    fn take(&mut self, wanted: OrdSet<ServiceQuery>) -> Vec<ServiceQuery> {
+    fn take(&mut self, wanted: Needed<ServiceQuery>) -> Vec<ServiceQuery> {
         let mut added = Vec::new();
         for item in self.all.diff(&wanted) {
             match item {
-                DiffItem::Add(query) if catalog_of(query) == self.product => {
-                    self.own.insert(query.clone());
-                    added.push(query.clone());
+                DiffItem::Add(query, wish)
+                | DiffItem::Update {
+                    new: (query, wish), ..
+                } => {
+                    if catalog_of(query) == self.product {
+                        self.own.insert(query.clone(), *wish);
+                        added.push(query.clone());
+                    }
                 }
-                DiffItem::Remove(query) => {
+                DiffItem::Remove(query, _) => {
                     self.own.remove(query);
                 }
-                DiffItem::Add(_) => {}
             }
         }
         self.all = wanted;

@@ -13,7 +13,8 @@ use super::service_interests::{follow, say_not_connected};
 use super::settings::{ConsulBlock, MeshBlock, NomadBlock, Settings, is_settings};
 use super::supervisor::Tasks;
 use crate::config::CATALOG;
-use crate::model::{CertificateQuery, Document, DocumentId, Interests, Observation, Redacted};
+use crate::model::{Document, DocumentId, Interests, Observation, Redacted};
+use crate::pipeline::KeyWishes;
 use crate::sources::agent_api::{ApiAddress, Product, ServiceWatcher};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
@@ -233,7 +234,7 @@ impl Sources {
         settings: &Settings,
         tasks: &mut Tasks,
         interests: watch::Receiver<Arc<Interests>>,
-        wanted: mpsc::Receiver<CertificateQuery>,
+        wanted: KeyWishes,
         stop: &CancellationToken,
     ) -> Handles {
         let mut readings = Readings {
@@ -328,7 +329,7 @@ impl Sources {
 async fn follow_certificates(
     mut watcher: CertificateWatcher,
     mut interests: watch::Receiver<Arc<Interests>>,
-    mut wanted: mpsc::Receiver<CertificateQuery>,
+    wanted: KeyWishes,
     refresh: Arc<Notify>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -339,12 +340,14 @@ async fn follow_certificates(
             () = stop.cancelled() => break,
             changed = interests.changed() => if changed.is_err() { break },
             () = refresh.notified() => {
-                for query in &queries {
+                for query in queries.keys() {
                     watcher.refresh(query);
                 }
             }
-            Some(query) = wanted.recv() => {
-                watcher.want_key(&query);
+            queries = wanted.take() => {
+                for query in &queries {
+                    watcher.want_key(query);
+                }
             }
             stopped = watcher.next_stopped() => {
                 anyhow::bail!("the watch of {} stopped: {}", stopped.query, stopped.reason);

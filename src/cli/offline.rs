@@ -193,7 +193,7 @@ fn answer_watches(snapshot: &mut Snapshot) {
                 answer_watch(snapshot, interest);
             }
         }
-        for query in compiler.certificates().values() {
+        for query in &compiler.certificate_queries() {
             let material = placeholder(&snapshot.config, query);
             snapshot.apply(Observation::Certificate(CertificateUpdate {
                 query: query.clone(),

@@ -16,7 +16,7 @@ pub use certificate::{CertificateMaterial, CertificateQuery, KeyType, KvVersion}
 pub use document::{Document, DocumentId, Origin, Span, extension_of_key};
 pub use observation::{
     AcceptedText, CertificateUpdate, ChainUpdate, DocumentsUpdate, ExposedUpdate, IntentionUpdate, Interests,
-    MeshUpdate, Observation, OptIn, ServiceUpdate, SharedPort, covers, is_true,
+    MeshUpdate, Needed, Observation, OptIn, ServiceUpdate, SharedPort, covers, is_true,
 };
 pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};

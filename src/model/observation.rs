@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use imbl::OrdSet;
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
 use super::mesh::{Chain, ChainQuery, Intention, IntentionQuery, Interest, MeshLeaf, MeshRoots};
@@ -165,24 +165,34 @@ pub enum MeshUpdate {
     Leaf(Result<Arc<MeshLeaf>, Problem>),
 }
 
-/// What must be watched. Computed from the configuration, never stored in it. The sets are persistent: two of them are
+/// Each with the number of its wish. What was dropped is forgotten; wanted again, it has another number, and whoever
+/// watches it tells anew what it knows, even if it never saw the moment in between.
+pub type Needed<Q> = OrdMap<Q, u64>;
+
+/// What must be watched. Computed from the configuration, never stored in it. The maps are persistent: two of them are
 /// compared at the price of their difference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interests {
-    pub services: OrdSet<ServiceQuery>,
-    pub certificates: OrdSet<CertificateQuery>,
+    pub services: Needed<ServiceQuery>,
+    pub certificates: Needed<CertificateQuery>,
     /// Some service is not registered: the names of those that are would help.
     pub service_names: bool,
     /// Chains, intentions, the gateway's identity.
-    pub mesh: OrdSet<Interest>,
+    pub mesh: Needed<Interest>,
 }
 
 impl Interests {
-    /// Whether it is new.
-    pub fn insert(&mut self, interest: &Interest) -> bool {
+    pub fn contains(&self, interest: &Interest) -> bool {
         match interest {
-            Interest::Service(query) => self.services.insert(query.clone()).is_none(),
-            other => self.mesh.insert(other.clone()).is_none(),
+            Interest::Service(query) => self.services.contains_key(query),
+            other => self.mesh.contains_key(other),
+        }
+    }
+
+    pub fn insert(&mut self, interest: &Interest, wish: u64) {
+        match interest {
+            Interest::Service(query) => _ = self.services.insert(query.clone(), wish),
+            other => _ = self.mesh.insert(other.clone(), wish),
         }
     }
 

@@ -12,11 +12,12 @@ use super::gateway::{Gateway, Receivers};
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
 use super::view::View;
+use super::wishes::KeyWishes;
 use crate::config::{Config, Permissions};
 use crate::envoy::ResourceKind;
 use crate::hcl::Limits;
 use crate::model::mesh::Interest;
-use crate::model::{CertificateQuery, DocumentId, Interests, Observation, ServiceQuery};
+use crate::model::{DocumentId, Interests, Observation, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::{Compiled, Compiler, Settings};
 use crate::xds::{Event, Streams};
@@ -60,8 +61,7 @@ pub enum Command {
 pub struct Outputs {
     pub view: watch::Receiver<Arc<View>>,
     pub interests: watch::Receiver<Arc<Interests>>,
-    /// Certificates whose key an Envoy asked for and nobody holds any more.
-    pub wanted: mpsc::Receiver<CertificateQuery>,
+    pub wanted: KeyWishes,
     pub resources: Receivers,
 }
 
@@ -84,7 +84,9 @@ pub struct Pipeline {
     pub(super) streams: Streams,
     view: watch::Sender<Arc<View>>,
     interests: watch::Sender<Arc<Interests>>,
-    pub(super) wanted: mpsc::Sender<CertificateQuery>,
+    pub(super) wanted: KeyWishes,
+    /// Counts the wishes for watches.
+    wish: u64,
     revision: u64,
     /// Set while some host waits for a watch.
     hold_until: Option<Instant>,
@@ -135,7 +137,7 @@ impl Pipeline {
                 gateway
             })
             .collect();
-        let (wanted, wanted_receiver) = mpsc::channel(1024);
+        let wanted = KeyWishes::default();
         let first_view = View {
             snapshot: snapshot.clone(),
             gateways: Vec::new(),
@@ -156,7 +158,8 @@ impl Pipeline {
             streams,
             view,
             interests,
-            wanted,
+            wanted: wanted.clone(),
+            wish: 0,
             revision: 0,
             hold_until: None,
             look: None,
@@ -164,13 +167,14 @@ impl Pipeline {
             stale: false,
         };
         pipeline.renew_interests(&compiled);
+        pipeline.forget_unneeded();
         pipeline.publish();
         (
             pipeline,
             Outputs {
                 view: view_receiver,
                 interests: interests_receiver,
-                wanted: wanted_receiver,
+                wanted,
                 resources,
             },
         )
@@ -216,6 +220,9 @@ impl Pipeline {
                     for event in event_batch.drain(..) {
                         self.event(event);
                     }
+                    // Once for all of them: what many Envoys refuse in one moment is one case.
+                    self.judge();
+                    self.go_on();
                 }
                 count = observations.recv_many(&mut batch, SLICE) => {
                     if count == 0 { break }
@@ -263,10 +270,34 @@ impl Pipeline {
         }
         self.lift_dependents(&mut changes);
         self.take_up(&changes);
+        self.forget_late_answers(&changes);
         if let Some(meter) = &self.meter
             && self.revision != revision
         {
             meter.published(started.elapsed());
+        }
+    }
+
+    /// An answer that comes after its watch was dropped is forgotten again.
+    fn forget_late_answers(&mut self, changes: &Changes) {
+        let interests = self.interests.borrow().clone();
+        let services = changes.services.iter().cloned().map(Interest::Service);
+        for interest in services.chain(changes.mesh.iter().cloned()) {
+            if !interests.contains(&interest) {
+                self.forget(&interest);
+            }
+        }
+        for query in &changes.certificates {
+            if !interests.certificates.contains_key(query) {
+                self.snapshot.forget_certificate(query);
+            }
+        }
+    }
+
+    fn forget(&mut self, interest: &Interest) {
+        self.snapshot.forget(interest);
+        if let Some(store) = &self.store {
+            store.gone(interest);
         }
     }
 
@@ -353,13 +384,14 @@ impl Pipeline {
                 continue;
             }
             differ = true;
-            self.snapshot.forget(interest);
-            if let Some(store) = &self.store {
-                store.gone(interest);
-            }
+            self.forget(interest);
         }
         for interest in all.iter().flat_map(|compiled| &compiled.added) {
-            differ |= interests.insert(interest);
+            if !interests.contains(interest) {
+                self.wish += 1;
+                interests.insert(interest, self.wish);
+                differ = true;
+            }
         }
         for query in all.iter().flat_map(|compiled| &compiled.certificates_dropped) {
             let needed = |gateway: &Gateway| gateway.compiler.needs_certificate(query);
@@ -370,7 +402,11 @@ impl Pipeline {
             self.snapshot.forget_certificate(query);
         }
         for query in all.iter().flat_map(|compiled| &compiled.certificates_added) {
-            differ |= interests.certificates.insert(query.clone()).is_none();
+            if !interests.certificates.contains_key(query) {
+                self.wish += 1;
+                interests.certificates.insert(query.clone(), self.wish);
+                differ = true;
+            }
         }
         let service_names = self
             .gateways
@@ -382,6 +418,21 @@ impl Pipeline {
         }
         if differ {
             self.interests.send_replace(Arc::new(interests));
+        }
+    }
+
+    /// What the disk still had of watches that no document asks for.
+    fn forget_unneeded(&mut self) {
+        let interests = self.interests.borrow().clone();
+        let unneeded: Vec<ServiceQuery> = self
+            .snapshot
+            .services()
+            .map(|(query, _)| query)
+            .filter(|query| !interests.services.contains_key(*query))
+            .cloned()
+            .collect();
+        for query in unneeded {
+            self.forget(&Interest::Service(query));
         }
     }
 
@@ -454,6 +505,7 @@ fn missing(snapshot: &Snapshot, compiler: &Compiler, documents_known: bool, stal
     let certificates = compiler
         .certificates()
         .values()
+        .filter_map(|fetched| fetched.declared.as_ref())
         .filter(|query| !snapshot.certificate_answered(query));
     missing.extend(certificates.map(|query| format!("certificate {query}")));
     missing

@@ -1,6 +1,6 @@
 //! What Envoys say: acknowledgements confirm texts, refusals take them out of service.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use super::core::Pipeline;
 use super::gateway::find;
-use super::refusals::{Refused, Verdict, of_resource};
+use super::refusals::{Case, Others, Refused, Verdict, of_resource};
 use crate::config::Quarantine;
 use crate::envoy::ResourceKind;
 use crate::model::DocumentId;
 use crate::snapshot::Changes;
-use crate::xds::{Event, StreamView, is_of_node, said_of};
+use crate::translate::Fetched;
+use crate::xds::{Event, StreamId, StreamView, is_of_node, said_of};
 
 /// What no event tells is looked at after this, and then ever more seldom: an Envoy that came back with everything, a
 /// gateway that never gets one.
@@ -166,17 +167,13 @@ impl Pipeline {
             tracing::warn!(%gateway, ?kind, %name, "an Envoy asks for a resource that nobody holds");
             return;
         }
-        let query = self
-            .gateways
-            .iter()
-            .filter(|known| **known.name() == *gateway)
-            .find_map(|known| {
-                let certificate = crate::resolve::certificate_of_secret(name)?;
-                known.compiler.certificates().get(certificate).cloned()
-            });
-        // A full queue: many Envoys ask for the same few certificates, and ask again.
-        if let Some(query) = query {
-            let _ = self.wanted.try_send(query);
+        let Some(certificate) = crate::resolve::certificate_of_secret(name) else {
+            return;
+        };
+        let known = self.gateways.iter().find(|known| **known.name() == *gateway);
+        let fetched = known.and_then(|known| known.compiler.certificates().get(certificate));
+        for query in fetched.into_iter().flat_map(Fetched::queries) {
+            self.wanted.add(query.clone());
         }
     }
 
@@ -190,12 +187,24 @@ impl Pipeline {
                 acknowledged.append(&mut known.acknowledged_by(stream));
             }
         }
-        if self.confirm(&acknowledged) {
+        if self.confirm_acknowledged(&acknowledged) {
             // Whoever shares accepted texts looks at the view.
             self.publish();
         }
-        self.judge();
-        self.go_on();
+    }
+
+    /// Confirms what an Envoy acknowledged just now. That may be that nothing is left of it: such a text has no part
+    /// anywhere any more, and whoever let it go has acknowledged it.
+    fn confirm_acknowledged(&mut self, documents: &BTreeSet<DocumentId>) -> bool {
+        let (left, gone): (BTreeSet<DocumentId>, BTreeSet<DocumentId>) = documents
+            .iter()
+            .cloned()
+            .partition(|id| self.gateways.iter().any(|gateway| gateway.is_concerned(id)));
+        let mut news = self.confirm(&left);
+        for id in &gone {
+            news |= self.is_confirmed_now(id);
+        }
+        news
     }
 
     /// A text is confirmed when every gateway that has a part in it has an Envoy that runs with that part. A gateway
@@ -208,24 +217,37 @@ impl Pipeline {
             let is_acknowledged = concerned().any(|gateway| gateway.has_acknowledged(id));
             let is_awaited =
                 concerned().any(|gateway| !gateway.has_acknowledged(id) && gateway.is_awaited(now));
-            if !is_acknowledged || is_awaited || !self.snapshot.config.confirm(id) {
-                continue;
-            }
-            news = true;
-            let state = self.snapshot.config.document(id);
-            if let (Some(store), Some(parsed)) =
-                (&self.store, state.and_then(|state| state.confirmed.as_ref()))
-            {
-                store.confirmed(&parsed.document);
+            if is_acknowledged && !is_awaited {
+                news |= self.is_confirmed_now(id);
             }
         }
         news
     }
 
+    /// True: it was not before.
+    fn is_confirmed_now(&mut self, id: &DocumentId) -> bool {
+        if !self.snapshot.config.confirm(id) {
+            return false;
+        }
+        let state = self.snapshot.config.document(id);
+        if let (Some(store), Some(parsed)) = (&self.store, state.and_then(|state| state.confirmed.as_ref())) {
+            store.confirmed(&parsed.document);
+        }
+        true
+    }
+
     /// Judges the refusals that can be judged by now.
     pub(super) fn judge(&mut self) {
         let now = Instant::now();
-        for refused in self.refusals.take_open() {
+        // A thousand Envoys may refuse one resource at once: their views are read once, and asked once.
+        let mut streams_of: BTreeMap<Arc<str>, Vec<StreamView>> = BTreeMap::new();
+        let mut others_of: BTreeMap<Case, Others> = BTreeMap::new();
+        let open = self.refusals.take_open();
+        let mut refusing: BTreeMap<Case, BTreeSet<StreamId>> = BTreeMap::new();
+        for refused in &open {
+            refusing.entry(refused.case()).or_default().insert(refused.stream);
+        }
+        for refused in open {
             let Some(gateway) = self
                 .gateways
                 .iter()
@@ -233,9 +255,16 @@ impl Pipeline {
             else {
                 continue;
             };
-            let streams = self.streams.of_gateway(&refused.gateway);
+            let streams = streams_of
+                .entry(refused.gateway.clone())
+                .or_insert_with(|| self.streams.of_gateway(&refused.gateway));
+            let case = refused.case();
+            let refusing = &refusing[&case];
+            let others = *others_of
+                .entry(case)
+                .or_insert_with(|| Others::of(&refused.resource, streams, refusing));
             let config = &self.snapshot.config;
-            match self.refusals.verdict(&refused, gateway, config, &streams, now) {
+            match self.refusals.verdict(&refused, gateway, config, others, now) {
                 Verdict::Stale => {}
                 Verdict::Wait => self.refusals.wait_for_others(refused),
                 Verdict::Node => {
@@ -245,7 +274,11 @@ impl Pipeline {
                     }
                 }
                 Verdict::Documents(suspects) => self.quarantine(&refused, &suspects),
-                Verdict::Resource => self.withhold(&refused, &streams),
+                Verdict::Resource => {
+                    let streams = std::mem::take(streams);
+                    self.withhold(&refused, &streams);
+                    streams_of.insert(refused.gateway.clone(), streams);
+                }
             }
         }
     }
@@ -314,7 +347,7 @@ impl Pipeline {
     }
 
     /// When every Envoy has answered to everything: the next suspect is tried.
-    fn go_on(&mut self) {
+    pub(super) fn go_on(&mut self) {
         self.look_at_rest();
         if !self.refusals.is_busy() || self.refusals.is_judging() || !self.is_quiet() {
             return;
@@ -380,18 +413,19 @@ impl Pipeline {
             .filter(|gateway| !gateway.unacknowledged().is_empty())
             .map(|gateway| gateway.name().clone())
             .collect();
-        let mut documents = BTreeSet::new();
+        let (mut acknowledged, mut left) = (BTreeSet::new(), BTreeSet::new());
         for name in names {
             let streams = self.streams.of_gateway(&name);
             if let Some(gateway) = find(&mut self.gateways, &name) {
                 for stream in &streams {
-                    documents.append(&mut gateway.acknowledged_by(stream));
+                    acknowledged.append(&mut gateway.acknowledged_by(stream));
                 }
                 // For those that are no longer waited for.
-                documents.extend(gateway.unacknowledged().iter().cloned());
+                left.extend(gateway.unacknowledged().iter().cloned());
             }
         }
-        if self.confirm(&documents) {
+        let news = self.confirm_acknowledged(&acknowledged);
+        if self.confirm(&left) || news {
             self.publish();
         }
         self.judge();

@@ -18,9 +18,11 @@ mod object_behind;
 mod refusals;
 mod store;
 mod view;
+mod wishes;
 mod withheld;
 
 pub use core::{Command, GatewaySettings, Meter, Outputs, Pipeline, PipelineSettings};
 pub use refusals::refusal_of_node;
 pub use store::{Restored, Store, StoreError};
 pub use view::{GatewayView, View};
+pub use wishes::KeyWishes;

@@ -52,6 +52,24 @@ pub(super) enum Verdict {
     Resource,
 }
 
+/// What the gateway's other Envoys say of a resource that some refuse.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Others {
+    have_taken: bool,
+    may_take: bool,
+}
+
+impl Others {
+    /// `streams` are all of the gateway.
+    pub fn of(resource: &Resource, streams: &[StreamView], refusing: &BTreeSet<StreamId>) -> Self {
+        let mut others = streams.iter().filter(|stream| !refusing.contains(&stream.id));
+        Self {
+            have_taken: others.clone().any(|stream| has_taken(stream, resource)),
+            may_take: others.any(|stream| may_take(stream, resource)),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     /// Not judged yet.
@@ -66,7 +84,20 @@ pub(super) struct Refusals {
     told: BTreeMap<(StreamId, ResourceKind, Arc<str>), Arc<str>>,
 }
 
+/// One version of one resource: (gateway, kind, name, version).
+pub(super) type Case = (Arc<str>, ResourceKind, Arc<str>, Arc<str>);
+
 impl Refused {
+    pub fn case(&self) -> Case {
+        let resource = &self.resource;
+        (
+            self.gateway.clone(),
+            resource.kind,
+            resource.name.clone(),
+            resource.version.clone(),
+        )
+    }
+
     pub fn new(
         gateway: &Arc<str>,
         (stream, node): (StreamId, &Arc<str>),
@@ -118,13 +149,12 @@ impl Refusals {
         self.since.is_some() || self.under_trial.is_some() || !self.on_trial.is_empty()
     }
 
-    /// `streams` are those of its gateway.
     pub fn verdict(
         &self,
         refused: &Refused,
         gateway: &Gateway,
         config: &Config,
-        streams: &[StreamView],
+        others: Others,
         now: Instant,
     ) -> Verdict {
         let resource = &refused.resource;
@@ -134,11 +164,10 @@ impl Refusals {
         if is_of_node(resource.kind, &refused.message) {
             return Verdict::Node;
         }
-        let others = || streams.iter().filter(|stream| stream.id != refused.stream);
-        if others().any(|stream| has_taken(stream, resource)) {
+        if others.have_taken {
             return Verdict::Node;
         }
-        if now < refused.until && others().any(|stream| may_take(stream, resource)) {
+        if now < refused.until && others.may_take {
             return Verdict::Wait;
         }
         if let Some(trial) = &self.under_trial

@@ -8,21 +8,26 @@ use crate::config::{Gateway, Listener, ListenerTls, ObjectKind};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
 use crate::ir::{self, MESH_LEAF, MESH_ROOTS, Routing, Secret, SecretContent, Tls, TlsChain, VirtualHost};
-use crate::model::{CertificateQuery, DocumentId};
 use crate::snapshot::Snapshot;
 
-/// The certificates a gateway's listeners name, with what to fetch for each.
-pub fn certificates_of(snapshot: &Snapshot, gateway: &Gateway) -> Vec<(Arc<str>, CertificateQuery)> {
-    let names: BTreeSet<&Arc<str>> = gateway
-        .listeners
-        .iter()
-        .filter_map(|listener| listener.tls.as_ref())
-        .flat_map(|tls| tls.certificates.iter().map(|(name, _)| name))
-        .collect();
-    names
-        .into_iter()
-        .filter_map(|name| Some((name.clone(), snapshot.config.certificate(name)?.query.clone())))
+/// The certificates that a gateway's listeners show.
+pub fn certificates_of(snapshot: &Snapshot, gateway: &Gateway) -> BTreeSet<Arc<str>> {
+    let listeners = gateway.listeners.iter();
+    listeners
+        .flat_map(|listener| shown_by(snapshot, gateway, listener))
+        .cloned()
         .collect()
+}
+
+/// Those that a listener names, and those that it goes on showing until they are there.
+pub fn shown_by<'a>(
+    snapshot: &'a Snapshot,
+    gateway: &Gateway,
+    listener: &'a Listener,
+) -> impl Iterator<Item = &'a Arc<str>> {
+    let named = listener.tls.iter().flat_map(|tls| &tls.certificates);
+    let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
+    named.map(|(name, _)| name).chain(outgoing)
 }
 
 pub fn secret_name(certificate: &str) -> Arc<str> {
@@ -35,12 +40,15 @@ pub fn certificate_of_secret(secret: &str) -> Option<&str> {
 }
 
 pub fn resolve_secret(snapshot: &Snapshot, certificate: &str) -> Option<Secret> {
-    let declared = snapshot.config.certificate(certificate)?;
-    let material = snapshot.certificate(&declared.query)?.value.clone()?;
+    let material = snapshot.serving(certificate)?.value.clone()?;
+    let declared = snapshot.config.certificate(certificate);
     Some(Secret {
         name: secret_name(certificate),
         content: SecretContent::Certificate(material),
-        origins: vec![declared.origin.document.clone()],
+        origins: declared
+            .map(|declared| declared.origin.document.clone())
+            .into_iter()
+            .collect(),
     })
 }
 
@@ -98,19 +106,24 @@ pub fn resolve_listener(
         Some(tls) => {
             let mut chains: Vec<TlsChain> = Vec::new();
             let mut taken: BTreeSet<Arc<str>> = BTreeSet::new();
+            let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
             for (name, origin) in &tls.certificates {
-                let stale = not_renewed(snapshot, name);
-                diagnostics
-                    .extend(stale.map(|stale| stale.at(origin.clone()).about("gateway", &gateway.name)));
-                match chain(snapshot, listener, name, &mut taken) {
-                    Ok((chain, document)) => {
-                        origins.insert(document);
+                let problem = match chain(snapshot, name, &mut taken) {
+                    Ok(chain) => {
+                        let declared = snapshot.config.certificate(name).filter(|_| chain.is_some());
+                        origins.extend(declared.map(|declared| declared.origin.document.clone()));
                         chains.extend(chain);
+                        not_renewed(snapshot, name).or_else(|| not_there(snapshot, listener, name, outgoing))
                     }
-                    Err(diagnostic) => {
-                        diagnostics.push(diagnostic.at(origin.clone()).about("gateway", &gateway.name))
-                    }
-                }
+                    Err(Unshown::NotThere) => not_there(snapshot, listener, name, outgoing),
+                    Err(Unshown::NoHost) => Some(names_no_host(name)),
+                };
+                let placed = |problem: Diagnostic| problem.at(origin.clone()).about("gateway", &gateway.name);
+                diagnostics.extend(problem.map(placed));
+            }
+            // After those that take their place, which have the first claim to a host.
+            for name in outgoing {
+                chains.extend(chain(snapshot, name, &mut taken).ok().flatten());
             }
             if chains.is_empty() {
                 diagnostics.push(
@@ -183,47 +196,84 @@ fn not_renewed(snapshot: &Snapshot, name: &str) -> Option<Diagnostic> {
     })
 }
 
-/// The chain for one certificate. None: all its names are served by an earlier one.
-fn chain(
+/// One whose source has not brought it, as it is declared now.
+fn not_there(
     snapshot: &Snapshot,
     listener: &Listener,
-    name: &Arc<str>,
-    taken: &mut BTreeSet<Arc<str>>,
-) -> Result<(Option<TlsChain>, DocumentId), Box<Diagnostic>> {
+    name: &str,
+    outgoing: &[Arc<str>],
+) -> Option<Diagnostic> {
+    let meanwhile = if snapshot.former(name).is_some() {
+        "the one that was fetched before its parameters changed stays in service until it is there".to_owned()
+    } else if outgoing.is_empty() {
+        format!("the listener {:?} goes on without it", listener.name)
+    } else {
+        let names: Vec<String> = outgoing.iter().map(|name| format!("{name:?}")).collect();
+        format!(
+            "the listener {:?} goes on with {}, which it named before, until it is there",
+            listener.name,
+            names.join(", ")
+        )
+    };
     let Some(declared) = snapshot.config.certificate(name) else {
         let near = snapshot.config.nearest(ObjectKind::Certificate, name);
-        return Err(Box::new(
+        return Some(
             Diagnostic::error(
                 Code::UnknownReference,
                 format!("no document declares the certificate {name:?}"),
             )
-            .because(format!("the listener {:?} goes on without it", listener.name))
+            .because(meanwhile)
             .fix(near.map_or_else(
                 || format!("declare `certificate {name:?} {{ ... }}`"),
                 |near| format!("did you mean {near:?}?"),
             )),
-        ));
+        );
     };
     let known = snapshot.certificate(&declared.query);
-    let Some(material) = known.and_then(|known| known.value.as_ref()) else {
-        return Err(Box::new(match known.and_then(|known| known.problem.as_ref()) {
-            Some(problem) => Diagnostic::error(
-                Code::CertificateProblem,
-                format!("certificate {name:?}: {problem}"),
-            )
-            .because(format!("the listener {:?} goes on without it", listener.name))
-            .fix(problem.advice()),
-            None => Diagnostic::warning(
-                Code::NotYetKnown,
-                format!("certificate {name:?} has not arrived yet ({})", declared.query),
-            )
-            .because(format!(
-                "its source has not answered yet; the listener {:?} goes on without it",
-                listener.name
-            ))
-            .fix("wait a moment; if it stays, `portreeve status` says how its source is"),
-        }));
-    };
+    if known.is_some_and(|known| known.value.is_some()) {
+        return None;
+    }
+    Some(match known.and_then(|known| known.problem.as_ref()) {
+        Some(problem) => Diagnostic::error(
+            Code::CertificateProblem,
+            format!("certificate {name:?}: {problem}"),
+        )
+        .because(meanwhile)
+        .fix(problem.advice()),
+        None => Diagnostic::warning(
+            Code::NotYetKnown,
+            format!("certificate {name:?} has not arrived yet ({})", declared.query),
+        )
+        .because(format!("its source has not answered yet; {meanwhile}"))
+        .fix("wait a moment; if it stays, `portreeve status` says how its source is"),
+    })
+}
+
+fn names_no_host(name: &str) -> Diagnostic {
+    Diagnostic::error(
+        Code::CertificateProblem,
+        format!("certificate {name:?} names no host"),
+    )
+    .because("which certificate is served is decided by the client's SNI, which names a host")
+    .fix("issue it with a DNS name (subject alternative name)")
+}
+
+/// Why a certificate has no chain.
+enum Unshown {
+    NotThere,
+    NoHost,
+}
+
+/// The chain for one certificate. None: all its names are served by an earlier one.
+fn chain(
+    snapshot: &Snapshot,
+    name: &Arc<str>,
+    taken: &mut BTreeSet<Arc<str>>,
+) -> Result<Option<TlsChain>, Unshown> {
+    let known = snapshot.serving(name);
+    let material = known
+        .and_then(|known| known.value.as_ref())
+        .ok_or(Unshown::NotThere)?;
     // A client's SNI is a DNS name; IP addresses never appear in one. Envoy refuses wildcards that are not a whole first
     // label, and with them the listener.
     let usable: Vec<Arc<str>> = material
@@ -234,22 +284,14 @@ fn chain(
         .filter(|san: &Arc<str>| !san.strip_prefix("*.").unwrap_or(san).contains('*') && !san.is_empty())
         .collect();
     if usable.is_empty() {
-        return Err(Box::new(
-            Diagnostic::error(
-                Code::CertificateProblem,
-                format!("certificate {name:?} names no host"),
-            )
-            .because("which certificate is served is decided by the client's SNI, which names a host")
-            .fix("issue it with a DNS name (subject alternative name)"),
-        ));
+        return Err(Unshown::NoHost);
     }
     let server_names: Vec<Arc<str>> = usable
         .into_iter()
         .filter(|san| taken.insert(san.clone()))
         .collect();
-    let chain = (!server_names.is_empty()).then(|| TlsChain {
+    Ok((!server_names.is_empty()).then(|| TlsChain {
         secret: secret_name(name),
         server_names,
-    });
-    Ok((chain, declared.origin.document.clone()))
+    }))
 }

@@ -25,7 +25,7 @@ pub use elsewhere::Elsewhere;
 pub use explain::{Considered, Explanation, explain};
 pub use listener::{
     attached_features, certificate_of_secret, certificates_of, mesh_secrets, resolve_listener,
-    resolve_secret, secret_name,
+    resolve_secret, secret_name, shown_by,
 };
 pub use matching::{Request, matches, select_host};
 pub use mesh::chain_problems;

@@ -3,6 +3,7 @@
 //! One owner applies observations; whoever needs a view clones it, which is cheap. "Not known yet" is not "empty".
 
 mod exposed;
+mod succession;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Snapshot {
     service_names: Option<Arc<[Arc<str>]>>,
     exposed: Exposed,
     shared_ports: Arc<[SharedPort]>,
+    /// What serves until what takes its place has come.
+    succession: succession::Succession,
 }
 
 /// What an observation changed, as the units that depend on it see it.
@@ -51,6 +54,9 @@ pub struct Changes {
     pub certificates: BTreeSet<CertificateQuery>,
     /// Chains, intentions, the gateway's identity in the mesh.
     pub mesh: BTreeSet<Interest>,
+    /// Certificates by name, and (gateway, listener): another certificate serves there than before.
+    pub names: BTreeSet<Arc<str>>,
+    pub listeners: BTreeSet<(Arc<str>, Arc<str>)>,
     /// Problems, freshness: nothing that reaches Envoy.
     pub status_only: bool,
     /// Watches that begin and end because a service asks to be exposed, or no longer does.
@@ -66,6 +72,8 @@ impl Changes {
             && self.watched.is_empty()
             && self.unwatched.is_empty()
             && self.mesh.is_empty()
+            && self.names.is_empty()
+            && self.listeners.is_empty()
     }
 
     pub fn merge(&mut self, other: Self) {
@@ -81,6 +89,8 @@ impl Changes {
         self.services.extend(other.services);
         self.certificates.extend(other.certificates);
         self.mesh.extend(other.mesh);
+        self.names.extend(other.names);
+        self.listeners.extend(other.listeners);
         self.status_only |= other.status_only;
         for query in other.unwatched {
             self.watched.remove(&query);
@@ -118,7 +128,7 @@ impl Snapshot {
     }
 
     pub fn apply(&mut self, observation: Observation) -> Changes {
-        match observation {
+        let mut changes = match observation {
             Observation::Documents(update) => self.apply_documents(update),
             Observation::Service(update) => self.apply_service(update),
             Observation::Certificate(update) => self.apply_certificate(update),
@@ -141,12 +151,14 @@ impl Snapshot {
                     ..Changes::default()
                 }
             }
-        }
+        };
+        self.succeed(&mut changes);
+        changes
     }
 
     fn apply_documents(&mut self, update: DocumentsUpdate) -> Changes {
         let mut changes = Changes::default();
-        changes.merge(self.forget_documents(update.removed));
+        self.remove_documents(update.removed, &mut changes);
         for document in update.changed {
             let quarantine = self.quarantined.get(&document.id).cloned();
             self.config
@@ -232,16 +244,24 @@ impl Snapshot {
     /// Documents that no source speaks for any more.
     pub fn forget_documents(&mut self, ids: impl IntoIterator<Item = DocumentId>) -> Changes {
         let mut changes = Changes::default();
+        self.remove_documents(ids, &mut changes);
+        self.succeed(&mut changes);
+        changes
+    }
+
+    fn remove_documents(&mut self, ids: impl IntoIterator<Item = DocumentId>, changes: &mut Changes) {
         for id in ids {
             self.quarantined.remove(&id);
             self.config.remove(&id, &mut changes.config);
         }
-        changes
     }
 
     /// Other bounds on what documents from KV may reach.
     pub fn permit(&mut self, permissions: Permissions) -> Changes {
         let mut changes = Changes::default();
+        if *self.config.permissions() != permissions {
+            self.end_successions(&mut changes);
+        }
         self.config.permit(permissions, &mut changes.config);
         // What of the tags is meant for us is the settings' to say.
         self.hear_all_exposed(&mut changes);
@@ -256,6 +276,7 @@ impl Snapshot {
             self.config
                 .upsert(state.document.clone(), None, &mut changes.config);
         }
+        self.succeed(&mut changes);
         changes
     }
 
@@ -276,6 +297,7 @@ impl Snapshot {
         let mut changes = Changes::default();
         self.config.quarantine(&quarantine, &mut changes.config);
         self.quarantined.insert(quarantine.document.clone(), quarantine);
+        self.succeed(&mut changes);
         changes
     }
 
@@ -295,6 +317,7 @@ impl Snapshot {
 
     pub fn forget_certificate(&mut self, query: &CertificateQuery) {
         self.certificates.remove(query);
+        self.forget_former(query);
     }
 
     /// The names in the catalog, sorted. None: nobody asked.

@@ -15,4 +15,5 @@ mod route;
 mod runtime;
 mod secret;
 
-pub use compiler::{Compiled, Compiler, Settings, UnitKey};
+pub use compiler::{Compiled, Compiler, Fetched, Settings, UnitKey};
+pub use route::listener_of_routes;

@@ -69,10 +69,10 @@ pub fn between_documents() -> Vec<Case> {
             Stays::ApiAnswers503("policy-unresolved"),
         ),
         Case::new(
-            "an unknown certificate, the only one",
+            "an unknown certificate in place of the one in use (which stays)",
             gateway("[\"www\"]", "[\"wwww\"]"),
-            &[UnknownReference, ListenerWithheld],
-            Stays::OtherListeners,
+            &[UnknownReference],
+            Stays::Everything,
         )
         .in_document("gateway"),
         Case::new(
@@ -137,7 +137,7 @@ pub fn world_around() -> Vec<Case> {
         ),
         Case::new(
             "a certificate that is not there yet, the only one",
-            GATEWAY.replace("\"pki\"", "\"pki4\""),
+            another_certificate("pki4"),
             &[NotYetKnown, ListenerWithheld],
             Stays::OtherListeners,
         )
@@ -150,10 +150,8 @@ pub fn world_around() -> Vec<Case> {
             Stays::Everything,
         )
         .then(|snapshot| {
-            let queries = Compiler::compile("edge", world::settings(), snapshot)
-                .certificates()
-                .clone();
-            for query in queries.values().cloned() {
+            let queries = Compiler::compile("edge", world::settings(), snapshot).certificate_queries();
+            for query in queries {
                 snapshot.apply(Observation::Certificate(CertificateUpdate {
                     query,
                     result: Err(Problem::new(ProblemKind::Unavailable, "Vault is sealed")),
@@ -162,7 +160,7 @@ pub fn world_around() -> Vec<Case> {
         }),
         Case::new(
             "a certificate that Vault refuses",
-            GATEWAY.replace("\"pki\"", "\"pki2\""),
+            another_certificate("pki2"),
             &[CertificateProblem, ListenerWithheld],
             Stays::OtherListeners,
         )
@@ -177,8 +175,24 @@ pub fn world_around() -> Vec<Case> {
             )
         }),
         Case::new(
+            "a certificate whose new parameters bring nothing (the former one stays)",
+            GATEWAY.replace("\"pki\"", "\"pki2\""),
+            &[CertificateProblem],
+            Stays::Everything,
+        )
+        .in_document("gateway")
+        .then(|snapshot| {
+            refuse_certificates(
+                snapshot,
+                Err(
+                    Problem::new(ProblemKind::Refused, "Vault answered 400: unknown role: edge")
+                        .with_fix("create the role, or name another one"),
+                ),
+            )
+        }),
+        Case::new(
             "a certificate that names no host",
-            GATEWAY.replace("\"pki\"", "\"pki3\""),
+            another_certificate("pki3"),
             &[CertificateProblem, ListenerWithheld],
             Stays::OtherListeners,
         )
@@ -196,10 +210,18 @@ pub fn world_around() -> Vec<Case> {
     ]
 }
 
+/// The https listener is another one, with another certificate: nothing that served before stands in for it.
+fn another_certificate(mount: &str) -> String {
+    GATEWAY
+        .replace("\"tls\"", "\"secure\"")
+        .replace("\"www\"", "\"new\"")
+        .replace("\"pki\"", &format!("\"{mount}\""))
+}
+
 /// Every certificate asked for and not answered yet gets this.
 fn refuse_certificates(snapshot: &mut Snapshot, result: Result<Vec<Arc<str>>, Problem>) {
     let compiler = Compiler::compile("edge", world::settings(), snapshot);
-    for query in compiler.certificates().values() {
+    for query in &compiler.certificate_queries() {
         let material = |names| CertificateMaterial {
             names,
             ..world::material(query)

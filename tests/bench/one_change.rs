@@ -88,7 +88,7 @@ impl World {
             .interests
             .borrow()
             .certificates
-            .iter()
+            .keys()
             .cloned()
             .collect();
         let size = world.size;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use imbl::OrdSet;
+use imbl::OrdMap;
 use portreeve::model::{DocumentsUpdate, ProblemKind, ServiceQuery};
 use portreeve::sources::SourceHealth;
 use portreeve::sources::agent_api::{ApiAddress, Product};
@@ -266,7 +266,7 @@ async fn results_that_acls_filtered_do_not_empty_a_service() {
     running
         .tasks
         .spawn(task.with_timing(quick()).run(running.cancel.clone()));
-    watcher.set_interests(OrdSet::unit(ServiceQuery::named("web")));
+    watcher.set_interests(OrdMap::unit(ServiceQuery::named("web"), 0));
     assert_eq!(running.service().await.result.unwrap().len(), 2);
     let problem = running.service().await.result.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Forbidden);

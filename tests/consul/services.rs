@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imbl::OrdSet;
+use imbl::OrdMap;
 use portreeve::model::{Health, Instance, ProblemKind, ServiceQuery};
 use portreeve::sources::consul::{ConsulClient, ServiceWatcher, service_names};
 use serde_json::json;
@@ -23,8 +23,11 @@ fn watch(client: ConsulClient, names: &[&str]) -> (Running, ServiceWatcher) {
     (running, watcher)
 }
 
-fn queries(names: &[&str]) -> OrdSet<ServiceQuery> {
-    names.iter().map(|name| ServiceQuery::named(name)).collect()
+fn queries(names: &[&str]) -> OrdMap<ServiceQuery, u64> {
+    names
+        .iter()
+        .map(|name| (ServiceQuery::named(name), 0u64))
+        .collect()
 }
 
 impl Running {
@@ -281,14 +284,14 @@ async fn a_bad_filter_and_an_unknown_datacenter_say_so() {
         filter: Some("Nonsense == 1".into()),
         ..ServiceQuery::named("web")
     };
-    watcher.set_interests(OrdSet::unit(filtered));
+    watcher.set_interests(OrdMap::unit(filtered, 0));
     let problem = running.problem().await;
     assert_eq!(problem.kind, ProblemKind::Refused, "{problem}");
     let elsewhere = ServiceQuery {
         datacenter: Some("dc9".into()),
         ..ServiceQuery::named("web")
     };
-    watcher.set_interests(OrdSet::unit(elsewhere));
+    watcher.set_interests(OrdMap::unit(elsewhere, 0));
     let problem = running.problem().await;
     assert!(problem.message.contains("No path to datacenter"), "{problem}");
 
@@ -297,7 +300,7 @@ async fn a_bad_filter_and_an_unknown_datacenter_say_so() {
         filter: Some("\"v2\" in Service.Tags".into()),
         ..ServiceQuery::named("web")
     };
-    watcher.set_interests(OrdSet::unit(none));
+    watcher.set_interests(OrdMap::unit(none, 0));
     assert!(running.instances().await.is_empty());
     server
         .put(
@@ -348,7 +351,7 @@ async fn over_http_1_places_are_bounded_and_the_rest_takes_turns() {
     );
 
     // A place that is given up goes to one that waits, whose problem ends.
-    watcher.set_interests(limited.iter().cloned().collect());
+    watcher.set_interests(limited.iter().cloned().map(|query| (query, 0u64)).collect());
     let mut freed = BTreeSet::new();
     while freed.len() < 4 {
         let update = running.service().await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use imbl::OrdSet;
+use imbl::OrdMap;
 use portreeve::model::{ProblemKind, Redacted, ServiceQuery};
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ConsulClient, ConsulSettings, ServiceWatcher, service_names};
@@ -189,8 +189,8 @@ async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection
     watcher.set_interests(
         names
             .iter()
-            .map(|name| ServiceQuery::named(name))
-            .collect::<OrdSet<_>>(),
+            .map(|name| (ServiceQuery::named(name), 0u64))
+            .collect::<OrdMap<_, _>>(),
     );
     let mut seen = BTreeSet::new();
     while seen.len() < 400 {

@@ -7,6 +7,7 @@ mod support;
 mod bounds;
 mod catalog;
 mod central;
+mod certificate_changes;
 mod connect;
 mod connections;
 mod datacenters;

@@ -11,4 +11,5 @@ mod compile;
 mod fuzz;
 mod generate;
 mod language;
+mod succession;
 mod units;

@@ -92,10 +92,9 @@ pub fn answer_all(snapshot: &mut Snapshot, gateway: &str) {
             .filter(|query| !snapshot.service_answered(query))
             .collect();
         let certificates: Vec<_> = compiler
-            .certificates()
-            .values()
+            .certificate_queries()
+            .into_iter()
             .filter(|query| !snapshot.certificate_answered(query))
-            .cloned()
             .collect();
         let mesh: Vec<_> = compiler
             .interests()

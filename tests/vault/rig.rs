@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdSet;
+use imbl::OrdMap;
 use portreeve::model::{CertificateMaterial, CertificateQuery, KvVersion, Observation, Problem, Redacted};
 use portreeve::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
@@ -68,7 +68,8 @@ impl Rig {
     }
 
     pub fn watch(&mut self, queries: &[&CertificateQuery]) {
-        let queries: OrdSet<CertificateQuery> = queries.iter().map(|query| (*query).clone()).collect();
+        let queries: OrdMap<CertificateQuery, u64> =
+            queries.iter().map(|query| ((*query).clone(), 0u64)).collect();
         self.watcher.set_interests(&queries);
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use portreeve::config::{DocumentState, Permissions};
@@ -10,10 +11,9 @@ use portreeve::envoy::ResourceKind;
 use portreeve::envoy::bootstrap::RUNTIME_LAYER;
 use portreeve::hcl;
 use portreeve::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
-    Observation,
+    CertificateMaterial, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Observation,
 };
-use portreeve::pipeline::{GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, View};
+use portreeve::pipeline::{GatewaySettings, KeyWishes, Outputs, Pipeline, PipelineSettings, Restored, View};
 use portreeve::translate::Settings;
 use portreeve::xds::{Event, Gateways, Limits, Server};
 use tokio::sync::{mpsc, watch};
@@ -32,7 +32,7 @@ struct Agent {
     events: mpsc::Sender<Event>,
     _commands: mpsc::Sender<portreeve::pipeline::Command>,
     view: watch::Receiver<Arc<View>>,
-    wanted: mpsc::Receiver<CertificateQuery>,
+    wanted: KeyWishes,
     _folder: tempfile::TempDir,
 }
 
@@ -239,10 +239,11 @@ async fn a_lost_wish_for_a_key_is_made_up_for() {
         .served
         .view_where("the wish", |view| !view.kind(Secret).wanted.is_empty())
         .await;
-    assert!(agent.wanted.try_recv().is_err(), "nobody was told");
+    let told = tokio::time::timeout(Duration::ZERO, agent.wanted.take()).await;
+    assert!(told.is_err(), "nobody was told");
     agent.lose_events().await;
-    let wanted = tokio::time::timeout(PATIENCE, agent.wanted.recv()).await.unwrap();
-    assert_eq!(wanted, Some(query));
+    let wanted = tokio::time::timeout(PATIENCE, agent.wanted.take()).await.unwrap();
+    assert_eq!(wanted, BTreeSet::from([query]));
     agent.served.end().await;
 }
 
@@ -277,5 +278,121 @@ async fn a_document_of_a_gateway_that_is_served_elsewhere_is_not_confirmed() {
         let state = view.snapshot.config.document(&id(name)).unwrap();
         assert!(state.in_service.is_some() && state.confirmed.is_none(), "{name}");
     }
+    agent.served.end().await;
+}
+
+/// Answers everything for as long as the future takes.
+async fn while_answering<T>(mut client: Client, wait: impl Future<Output = T>) -> T {
+    tokio::pin!(wait);
+    loop {
+        tokio::select! {
+            outcome = &mut wait => return outcome,
+            response = client.next() => client.answer(&response.unwrap(), None).await,
+        }
+    }
+}
+
+fn is_confirmed(state: &DocumentState) -> bool {
+    state.confirmed.is_some() && state.is_confirmed()
+}
+
+/// A later refusal must not bring back the routes that were removed.
+#[tokio::test]
+async fn a_text_that_leaves_nothing_is_confirmed_by_the_removal() {
+    let mut agent = Agent::start().await;
+    agent
+        .put(&[("gateway", GATEWAY), ("shop", &route("edge", 200))])
+        .await;
+    let client = envoy(&agent).await;
+    let empty = "# nothing left\n";
+    let (observations, sent) = (agent.observations.clone(), empty.to_owned());
+    let wait = async {
+        agent.document_where("shop", is_confirmed).await;
+        let update = DocumentsUpdate {
+            source: "test".into(),
+            changed: vec![Document {
+                id: id("shop"),
+                text: sent.into(),
+                order: 0,
+                version: 0,
+            }],
+            ..DocumentsUpdate::default()
+        };
+        observations.send(Observation::Documents(update)).await.unwrap();
+        let is_empty = |state: &DocumentState| *state.document.text == *empty && is_confirmed(state);
+        agent.document_where("shop", is_empty).await
+    };
+    let state = while_answering(client, wait).await;
+    assert_eq!(*state.confirmed.as_ref().unwrap().document.text, *empty);
+    agent.served.end().await;
+}
+
+/// Envoy asks for what its listeners show, and for the routes of listeners that it runs.
+#[tokio::test]
+async fn what_no_envoy_asks_for_is_not_waited_for() {
+    let mut agent = Agent::start().await;
+    let gateway = "gateway \"edge\" {\n  listener \"web\" {\n    port     = 443\n    protocol = \"https\"\n    \
+                   tls {\n      certificates = [\"www\", \"same\"]\n    }\n  }\n}\n";
+    let certificate = |name: &str| {
+        format!(
+            "certificate \"{name}\" {{\n  file {{\n    certificate = \"/{name}.pem\"\n    \
+             private_key = \"/{name}.key\"\n  }}\n}}\n"
+        )
+    };
+    agent
+        .put(&[
+            ("gateway", gateway),
+            ("www", &certificate("www")),
+            ("same", &certificate("same")),
+            ("shop", &route("edge", 200)),
+        ])
+        .await;
+    agent
+        .document_where("same", |state| state.in_service.is_some())
+        .await;
+    for name in ["www", "same"] {
+        let view = agent.view.borrow().clone();
+        let query = view.snapshot.config.certificate(name).unwrap().query.clone();
+        let material = CertificateMaterial {
+            chain: "chain".into(),
+            private_key: Some(Arc::new(portreeve::model::Redacted::new("key".to_owned()))),
+            serial: "1".into(),
+            names: vec!["www.example.com".into()],
+            not_before: 0,
+            not_after: 4_000_000_000,
+        };
+        let update = CertificateUpdate {
+            query,
+            result: Ok(Arc::new(material)),
+        };
+        agent
+            .observations
+            .send(Observation::Certificate(update))
+            .await
+            .unwrap();
+    }
+    // As Envoy does it: no certificate is asked for but by the chain that shows it, no routes but by a listener that runs.
+    let mut client = Client::open(
+        connect(&agent.served.socket).await,
+        node("edge"),
+        ask(Cluster, &[]),
+    )
+    .await
+    .unwrap();
+    client.ask(Runtime, &[RUNTIME_LAYER]).await;
+    client.ask(Listener, &[]).await;
+    let response = answer_until(&mut client, "web").await;
+    let busy = "Error adding/updating listener(s) web: cannot bind '127.0.0.1:443': Address already in use";
+    client.answer(&response, Some(busy)).await;
+    agent
+        .served
+        .view_where("refused", |view| !view.kind(Listener).refused.is_empty())
+        .await;
+    agent.lose_events().await;
+    let state = agent.document_where("shop", is_confirmed).await;
+    assert!(state.problems.is_empty(), "{:?}", state.problems);
+    agent.document_where("same", is_confirmed).await;
+    let gateway = agent.document_where("gateway", |_| true).await;
+    assert!(gateway.confirmed.is_none(), "no Envoy runs with it");
     agent.served.end().await;
 }

@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use imbl::OrdSet;
-use imbl::ordset::DiffItem;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocking_query::{WatchTiming, Watched, watch};
 use super::budget::{Budget, Claim};
 use super::client::ApiClient;
-use crate::model::ServiceQuery;
+use crate::model::{Needed, ServiceQuery};
 use crate::sources::{HealthReading, SourceHealth};
 
 /// A product's catalog of services.
@@ -38,7 +38,7 @@ pub(in crate::sources) trait ServiceSource: Send + Sync + 'static {
 /// Says what to watch, from anywhere.
 #[derive(Clone, Debug)]
 pub struct ServiceWatcher {
-    interests: channel::Sender<OrdSet<ServiceQuery>>,
+    interests: channel::Sender<Needed<ServiceQuery>>,
     health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
 }
 
@@ -46,7 +46,7 @@ pub struct ServiceWatcher {
 pub struct ServiceWatcherTask {
     client: ApiClient,
     start: Box<dyn Fn(One) -> Running + Send + Sync>,
-    interests: channel::Receiver<OrdSet<ServiceQuery>>,
+    interests: channel::Receiver<Needed<ServiceQuery>>,
     health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
     timing: WatchTiming,
     connections: usize,
@@ -67,7 +67,7 @@ type Running = Pin<Box<dyn Future<Output = ServiceQuery> + Send>>;
 
 impl ServiceWatcher {
     pub(in crate::sources) fn of<S: ServiceSource>(source: S) -> (Self, ServiceWatcherTask) {
-        let (sender, interests) = channel::channel(OrdSet::new());
+        let (sender, interests) = channel::channel(OrdMap::new());
         let health = Arc::default();
         let task = ServiceWatcherTask {
             connections: source.connections(),
@@ -94,8 +94,9 @@ impl ServiceWatcher {
         )
     }
 
-    /// Replaces what is watched: new queries start, missing ones stop, the others are not disturbed.
-    pub fn set_interests(&self, interests: OrdSet<ServiceQuery>) {
+    /// Replaces what is watched: new queries start, missing ones stop, those wanted anew start over, the others are not
+    /// disturbed.
+    pub fn set_interests(&self, interests: Needed<ServiceQuery>) {
         self.interests.send_if_modified(|current| {
             let differs = current.diff(&interests).next().is_some();
             if differs {
@@ -133,22 +134,25 @@ impl ServiceWatcherTask {
         let budget = Budget::new(self.client.clone(), self.connections, self.turn);
         let mut running: BTreeMap<ServiceQuery, CancellationToken> = BTreeMap::new();
         let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
-        let mut known: OrdSet<ServiceQuery> = OrdSet::new();
+        let mut known: Needed<ServiceQuery> = OrdMap::new();
         loop {
             let wanted = self.interests.borrow_and_update().clone();
             for item in known.diff(&wanted) {
-                match item {
-                    DiffItem::Remove(query) => {
-                        if let Some(stop) = running.remove(query) {
-                            stop.cancel();
-                        }
-                        self.health_of_all(|health| health.remove(query));
+                let (ended, begun) = match item {
+                    DiffItem::Remove(query, _) => (Some(query), None),
+                    DiffItem::Update { old, new } => (Some(old.0), Some(new.0)),
+                    DiffItem::Add(query, _) => (None, Some(query)),
+                };
+                if let Some(query) = ended {
+                    if let Some(stop) = running.remove(query) {
+                        stop.cancel();
                     }
-                    DiffItem::Add(query) => {
-                        let stop = cancel.child_token();
-                        tasks.spawn(self.one(query.clone(), &budget, stop.clone()));
-                        running.insert(query.clone(), stop);
-                    }
+                    self.health_of_all(|health| health.remove(query));
+                }
+                if let Some(query) = begun {
+                    let stop = cancel.child_token();
+                    tasks.spawn(self.one(query.clone(), &budget, stop.clone()));
+                    running.insert(query.clone(), stop);
                 }
             }
             known = wanted;
@@ -163,7 +167,7 @@ impl ServiceWatcherTask {
                         tracing::error!(%error, "a service watch panicked, starting all service watches again");
                         running.values().for_each(CancellationToken::cancel);
                         running.clear();
-                        known = OrdSet::new();
+                        known = OrdMap::new();
                         tokio::time::sleep(RESTART).await;
                     }
                 },

@@ -34,6 +34,8 @@ pub(super) struct Wishes {
     pub(super) refresh: Notify,
     /// An Envoy connected that does not hold the key.
     pub(super) key: Notify,
+    /// Whoever had forgotten it wants it again.
+    pub(super) again: Notify,
 }
 
 pub(super) struct IssuedWatch<'a> {

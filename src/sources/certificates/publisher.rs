@@ -54,6 +54,31 @@ pub(super) struct Publisher {
     good: Option<Arc<CertificateMaterial>>,
     /// The last observation was a problem: the next success is one too, even with the same material.
     problem: Option<Problem>,
+    told: Told,
+}
+
+/// The last material and the problem since: what there is to tell.
+type Told = Arc<Mutex<(Option<Arc<CertificateMaterial>>, Option<Problem>)>>;
+
+/// Tells again what a watch told last.
+pub(super) struct Repeater {
+    query: CertificateQuery,
+    updates: mpsc::Sender<Observation>,
+    told: Told,
+}
+
+impl Repeater {
+    pub(super) async fn repeat(&self) {
+        let (good, problem) = self.told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for result in good.map(Ok).into_iter().chain(problem.map(Err)) {
+            let update = CertificateUpdate {
+                query: self.query.clone(),
+                result,
+            };
+            // Closed: the process is shutting down, which the watch sees by itself.
+            let _ = self.updates.send(Observation::Certificate(update)).await;
+        }
+    }
 }
 
 impl Publisher {
@@ -70,6 +95,15 @@ impl Publisher {
             freshness,
             good: None,
             problem: None,
+            told: Told::default(),
+        }
+    }
+
+    pub(super) fn repeater(&self) -> Repeater {
+        Repeater {
+            query: self.query.clone(),
+            updates: self.updates.clone(),
+            told: self.told.clone(),
         }
     }
 
@@ -149,6 +183,13 @@ impl Publisher {
     }
 
     async fn send(&self, result: Result<Arc<CertificateMaterial>, Problem>) -> Result<(), Closed> {
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            match &result {
+                Ok(material) => *told = (Some(material.clone()), None),
+                Err(problem) => told.1 = Some(problem.clone()),
+            }
+        }
         let update = CertificateUpdate {
             query: self.query.clone(),
             result,

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use imbl::OrdSet;
-use imbl::ordset::DiffItem;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Budget;
@@ -18,8 +19,11 @@ use super::publisher::{CertificateFreshness, Closed, Publisher};
 use super::request::Names;
 use super::store::CertificateStore;
 use super::{file, kv};
-use crate::model::{CertificateQuery, Observation, Problem, ProblemKind};
+use crate::model::{CertificateQuery, Needed, Observation, Problem, ProblemKind};
 use crate::sources::vault::VaultClient;
+
+/// How much longer than the budget's interval a watch lingers.
+const MARGIN: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug)]
 pub struct CertificateSettings {
@@ -42,8 +46,11 @@ impl Default for CertificateSettings {
 /// Watches the certificates of the interests. Its owner calls `next_stopped` too: a watch that stopped is a bug.
 pub struct CertificateWatcher {
     context: Arc<Context>,
-    interests: OrdSet<CertificateQuery>,
+    interests: Needed<CertificateQuery>,
     watches: BTreeMap<CertificateQuery, Watch>,
+    /// Issued ones that nobody wants any more, with the end of their time: their keys are nowhere else, and the budget
+    /// would let a certificate that is wanted again wait for another.
+    lingering: BTreeMap<CertificateQuery, (Watch, Instant)>,
     tasks: JoinSet<()>,
     names: HashMap<Id, CertificateQuery>,
     cancel: CancellationToken,
@@ -89,27 +96,62 @@ impl CertificateWatcher {
                 clock,
                 updates,
             }),
-            interests: OrdSet::new(),
+            interests: OrdMap::new(),
             watches: BTreeMap::new(),
+            lingering: BTreeMap::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
             cancel,
         }
     }
 
-    /// Starts what is new and stops what is no longer wanted. Must be called within a tokio runtime.
-    pub fn set_interests(&mut self, interests: &OrdSet<CertificateQuery>) {
+    /// Starts what is new and stops what is no longer wanted. What is wanted anew tells again what it knows. Must be
+    /// called within a tokio runtime.
+    pub fn set_interests(&mut self, interests: &Needed<CertificateQuery>) {
         let before = std::mem::replace(&mut self.interests, interests.clone());
         for item in before.diff(interests) {
             match item {
-                DiffItem::Add(query) => self.start(query.clone()),
-                DiffItem::Remove(query) => {
-                    if let Some(watch) = self.watches.remove(query) {
-                        watch.cancel.cancel();
-                    }
+                DiffItem::Add(query, _) => self.begin(query),
+                DiffItem::Update { old, new } => {
+                    self.end(old.0);
+                    self.begin(new.0);
                 }
+                DiffItem::Remove(query, _) => self.end(query),
             }
         }
+    }
+
+    fn begin(&mut self, query: &CertificateQuery) {
+        match self.lingering.remove(query) {
+            Some((watch, _)) => {
+                watch.wishes.again.notify_one();
+                self.watches.insert(query.clone(), watch);
+            }
+            None => self.start(query.clone()),
+        }
+    }
+
+    fn end(&mut self, query: &CertificateQuery) {
+        let Some(watch) = self.watches.remove(query) else {
+            return;
+        };
+        match query {
+            CertificateQuery::VaultPki { .. } => {
+                let until = Instant::now() + self.context.settings.issue_interval + MARGIN;
+                self.lingering.insert(query.clone(), (watch, until));
+            }
+            CertificateQuery::VaultKv { .. } | CertificateQuery::File { .. } => watch.cancel.cancel(),
+        }
+    }
+
+    fn end_lingering(&mut self) {
+        let now = Instant::now();
+        self.lingering.retain(|_, (watch, until)| {
+            if *until <= now {
+                watch.cancel.cancel();
+            }
+            *until > now
+        });
     }
 
     /// Looks at the source now: KV and files are read again, a failed issue is tried again (within its budget). False:
@@ -145,19 +187,21 @@ impl CertificateWatcher {
     /// Waits for a watch that ends though it is wanted. Never returns while all is well.
     pub async fn next_stopped(&mut self) -> StoppedWatch {
         loop {
-            match self.tasks.join_next_with_id().await {
-                Some(Ok((id, ()))) => {
-                    self.names.remove(&id);
-                }
-                Some(Err(error)) => {
-                    if let Some(query) = self.names.remove(&error.id()) {
-                        return StoppedWatch {
-                            query,
-                            reason: error.to_string(),
-                        };
+            let lingers = self.lingering.values().map(|(_, until)| *until).min();
+            let far = Instant::now() + Duration::from_secs(3600);
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id() => match ended {
+                    Ok((id, ())) => _ = self.names.remove(&id),
+                    Err(error) => {
+                        if let Some(query) = self.names.remove(&error.id()) {
+                            return StoppedWatch {
+                                query,
+                                reason: error.to_string(),
+                            };
+                        }
                     }
-                }
-                None => std::future::pending().await,
+                },
+                () = sleep_until(lingers.unwrap_or(far)) => self.end_lingering(),
             }
         }
     }
@@ -165,7 +209,8 @@ impl CertificateWatcher {
     /// Stops all watches and waits until they are gone.
     pub async fn shut_down(mut self) {
         self.cancel.cancel();
-        for watch in self.watches.values() {
+        let lingering = self.lingering.values().map(|(watch, _)| watch);
+        for watch in self.watches.values().chain(lingering) {
             watch.cancel.cancel();
         }
         while self.tasks.join_next().await.is_some() {}
@@ -186,9 +231,16 @@ impl CertificateWatcher {
         );
         let task_query = query.clone();
         let task = async move {
-            tokio::select! {
-                () = cancel.cancelled() => {}
-                Closed = run(&context, &task_query, &wishes, publisher) => {}
+            let repeater = publisher.repeater();
+            let watching = run(&context, &task_query, &wishes, publisher);
+            tokio::pin!(watching);
+            loop {
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    Closed = &mut watching => return,
+                    // In this task, so that nothing newer can come in between.
+                    () = wishes.again.notified() => repeater.repeat().await,
+                }
             }
         };
         let handle = self.tasks.spawn(task);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Compiled, Compiler, HostKey, HostUnit, Work, least};
+use super::{Compiled, Compiler, Fetched, HostKey, HostUnit, Work, least};
 use crate::envoy::{Resource, ResourceKind};
 use crate::ir::Routing;
 use crate::model::mesh::Interest;
@@ -187,35 +187,39 @@ impl Compiler {
         query: &'a CertificateQuery,
     ) -> impl Iterator<Item = &'a Arc<str>> + 'a {
         self.certificates_of_query
-            .range((query.clone(), Arc::from(""))..)
+            .range((query.clone(), least())..)
             .take_while(move |(known, _)| known == query)
             .map(|(_, name)| name)
     }
 
     /// Notes what to fetch for a certificate now.
-    pub(super) fn fetched_by(
-        &mut self,
-        name: &Arc<str>,
-        query: Option<CertificateQuery>,
-        compiled: &mut Compiled,
-    ) {
-        let old = self.certificates.get(name).cloned();
-        if old == query {
+    pub(super) fn fetched_by(&mut self, name: &Arc<str>, fetched: Fetched, compiled: &mut Compiled) {
+        let old = self.certificates.get(name).cloned().unwrap_or_default();
+        if old == fetched {
             return;
         }
-        if let Some(old) = old {
-            self.certificates.remove(name);
-            self.certificates_of_query.remove(&(old.clone(), name.clone()));
-            if !self.needs_certificate(&old) {
-                compiled.certificates_dropped.insert(old);
+        for query in old
+            .queries()
+            .filter(|query| fetched.queries().all(|other| other != *query))
+        {
+            self.certificates_of_query.remove(&(query.clone(), name.clone()));
+            if !self.needs_certificate(query) {
+                compiled.certificates_dropped.insert(query.clone());
             }
         }
-        if let Some(query) = query {
-            if !self.needs_certificate(&query) {
+        for query in fetched
+            .queries()
+            .filter(|query| old.queries().all(|other| other != *query))
+        {
+            if !self.needs_certificate(query) {
                 compiled.certificates_added.insert(query.clone());
             }
             self.certificates_of_query.insert((query.clone(), name.clone()));
-            self.certificates.insert(name.clone(), query);
+        }
+        if fetched.queries().next().is_none() {
+            self.certificates.remove(name);
+        } else {
+            self.certificates.insert(name.clone(), fetched);
         }
     }
 }

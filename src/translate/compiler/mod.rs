@@ -66,7 +66,7 @@ pub struct Compiler {
     held: OrdSet<HostKey>,
     /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
     outlived: OrdSet<Destination>,
-    certificates: OrdMap<Arc<str>, CertificateQuery>,
+    certificates: OrdMap<Arc<str>, Fetched>,
     certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
     /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
     shown: OrdMap<Arc<str>, Shown>,
@@ -87,11 +87,28 @@ struct HostUnit {
     follows: BTreeSet<Interest>,
 }
 
+/// What is fetched under the name of a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    pub declared: Option<CertificateQuery>,
+    /// Serves until the declared one is there.
+    pub former: Option<CertificateQuery>,
+}
+
+impl Fetched {
+    pub fn queries(&self) -> impl Iterator<Item = &CertificateQuery> {
+        self.former.iter().chain(&self.declared)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shown {
-    document: DocumentId,
+    /// None: no document declares it any more.
+    document: Option<DocumentId>,
     /// None: it has not arrived.
     names: Option<Vec<Arc<str>>>,
+    /// They are those of a former one.
+    is_former: bool,
     problem: Option<Problem>,
 }
 
@@ -162,8 +179,15 @@ impl Compiler {
         self.diagnostics.iter()
     }
 
-    pub fn certificates(&self) -> &OrdMap<Arc<str>, CertificateQuery> {
+    /// By name.
+    pub fn certificates(&self) -> &OrdMap<Arc<str>, Fetched> {
         &self.certificates
+    }
+
+    /// What is fetched, each once.
+    pub fn certificate_queries(&self) -> BTreeSet<CertificateQuery> {
+        let fetched = self.certificates.values();
+        fetched.flat_map(Fetched::queries).cloned().collect()
     }
 
     /// Some resource was made from this document.
@@ -253,6 +277,15 @@ impl Compiler {
         for query in &changes.certificates {
             work.secrets.extend(self.certificates_of(query).cloned());
         }
+        work.secrets.extend(changes.names.iter().cloned());
+        let own = |(gateway, _): &&(Arc<str>, Arc<str>)| *gateway == self.gateway;
+        work.listeners.extend(
+            changes
+                .listeners
+                .iter()
+                .filter(own)
+                .map(|(_, listener)| listener.clone()),
+        );
         self.run(snapshot, work)
     }
 

@@ -165,11 +165,7 @@ impl Compiler {
                 work.hosts.insert((listener.name.clone(), host.clone()));
             }
         }
-        work.secrets.extend(
-            certificates_of(snapshot, gateway)
-                .into_iter()
-                .map(|(name, _)| name),
-        );
+        work.secrets.extend(certificates_of(snapshot, gateway));
     }
 }
 

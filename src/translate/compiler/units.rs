@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Compiled, Compiler, HostKey, HostUnit, Shown, UnitKey, Work, least};
+use super::{Compiled, Compiler, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
 use crate::config::{Gateway, Listener, ObjectKey, ObjectKind};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
@@ -13,6 +13,7 @@ use crate::model::mesh::Interest;
 use crate::resolve::{
     Destination, attached_features, chain_problems, cluster_name, endpoints, first_query, interests_of,
     mesh_secrets, resolve_cluster, resolve_listener, resolve_secret, resolve_virtual_host, secret_name,
+    shown_by,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
@@ -232,22 +233,27 @@ impl Compiler {
         let mut looks_different = BTreeSet::new();
         for name in &work.secrets {
             compiled.units += 1;
-            let declared = snapshot
-                .config
-                .certificate(name)
-                .filter(|_| gateway.is_some_and(|gateway| serves(snapshot, gateway, name)));
-            self.fetched_by(name, declared.map(|declared| declared.query.clone()), compiled);
-            let secret = declared.and_then(|_| resolve_secret(snapshot, name));
-            match secret {
-                Some(secret) => self.put(secret_resource(&secret), compiled),
+            let is_shown = gateway.is_some_and(|gateway| shows(snapshot, gateway, name));
+            let declared = snapshot.config.certificate(name).filter(|_| is_shown);
+            let former = snapshot.former(name).filter(|_| is_shown);
+            let fetched = Fetched {
+                declared: declared.map(|declared| declared.query.clone()),
+                former: former.cloned(),
+            };
+            self.fetched_by(name, fetched, compiled);
+            let secret = is_shown.then(|| resolve_secret(snapshot, name)).flatten();
+            match &secret {
+                Some(secret) => self.put(secret_resource(secret), compiled),
                 None => self.withdraw(ResourceKind::Secret, &secret_name(name), compiled),
             }
-            let shown = declared.map(|declared| {
-                let known = snapshot.certificate(&declared.query);
-                let material = known.and_then(|known| known.value.as_ref());
+            let shown = is_shown.then(|| {
+                let known = declared.and_then(|declared| snapshot.certificate(&declared.query));
+                let serving = snapshot.serving(name);
+                let material = serving.and_then(|serving| serving.value.as_ref());
                 Shown {
-                    document: declared.origin.document.clone(),
+                    document: declared.map(|declared| declared.origin.document.clone()),
                     names: material.map(|material| material.names.clone()),
+                    is_former: former.is_some(),
                     problem: known.and_then(|known| known.problem.clone()),
                 }
             });
@@ -262,9 +268,10 @@ impl Compiler {
         if looks_different.is_empty() {
             return;
         }
-        for listener in gateway.into_iter().flat_map(|gateway| &gateway.listeners) {
-            let mut served = listener.tls.iter().flat_map(|tls| &tls.certificates);
-            if served.any(|(name, _)| looks_different.contains(name)) {
+        let Some(gateway) = gateway else { return };
+        for listener in &gateway.listeners {
+            let mut shown = shown_by(snapshot, gateway, listener);
+            if shown.any(|name| looks_different.contains(name)) {
                 work.listeners.insert(listener.name.clone());
             }
         }
@@ -345,13 +352,18 @@ impl Compiler {
     }
 }
 
-/// Whether some listener of the gateway names the certificate.
-fn serves(snapshot: &Snapshot, gateway: &Gateway, certificate: &str) -> bool {
+/// Whether some listener of the gateway shows the certificate.
+fn shows(snapshot: &Snapshot, gateway: &Gateway, certificate: &str) -> bool {
     let key = ObjectKey::new(ObjectKind::Certificate, certificate);
-    snapshot
+    let named = snapshot
         .config
         .users_of(&key)
-        .any(|user| user.kind == ObjectKind::Gateway && user.name == gateway.name)
+        .any(|user| user.kind == ObjectKind::Gateway && user.name == gateway.name);
+    named
+        || gateway.listeners.iter().any(|listener| {
+            let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
+            outgoing.iter().any(|name| **name == *certificate)
+        })
 }
 
 /// What its cluster is made from is known. A failover's members are looked at one by one.

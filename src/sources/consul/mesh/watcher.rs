@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use imbl::OrdSet;
-use imbl::ordset::DiffItem;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::chain::ChainWatch;
 use super::identity::{IDENTITY_WAIT, LeafWatch, RootsWatch};
 use super::intention::IntentionWatch;
-use crate::model::Observation;
 use crate::model::mesh::Interest;
+use crate::model::{Needed, Observation};
 use crate::sources::agent_api::blocking_query::{WatchTiming, watch};
 use crate::sources::agent_api::budget::Budget;
 use crate::sources::certificates::WallClock;
@@ -24,7 +24,7 @@ type Healths = Arc<Mutex<BTreeMap<Interest, SourceHealth>>>;
 /// Says what of the mesh to watch, from anywhere.
 #[derive(Clone, Debug)]
 pub struct MeshWatcher {
-    interests: channel::Sender<OrdSet<Interest>>,
+    interests: channel::Sender<Needed<Interest>>,
     health: Healths,
 }
 
@@ -37,7 +37,7 @@ pub struct MeshWatcherTask {
     service: Arc<str>,
     budget: Arc<Budget>,
     observations: mpsc::Sender<Observation>,
-    interests: channel::Receiver<OrdSet<Interest>>,
+    interests: channel::Receiver<Needed<Interest>>,
     health: Healths,
     timing: WatchTiming,
 }
@@ -50,7 +50,7 @@ impl MeshWatcher {
         service: Arc<str>,
         observations: mpsc::Sender<Observation>,
     ) -> (Self, MeshWatcherTask) {
-        let (sender, interests) = channel::channel(OrdSet::new());
+        let (sender, interests) = channel::channel(OrdMap::new());
         let health = Healths::default();
         let task = MeshWatcherTask {
             budget: Budget::new(client.api(), CONNECTIONS, TURN),
@@ -69,8 +69,9 @@ impl MeshWatcher {
         (watcher, task)
     }
 
-    /// Replaces what is watched: new interests start, missing ones stop, the others are not disturbed.
-    pub fn set_interests(&self, interests: OrdSet<Interest>) {
+    /// Replaces what is watched: new interests start, missing ones stop, those wanted anew start over, the others are not
+    /// disturbed.
+    pub fn set_interests(&self, interests: Needed<Interest>) {
         self.interests.send_if_modified(|current| {
             let differs = current.diff(&interests).next().is_some();
             if differs {
@@ -100,22 +101,25 @@ impl MeshWatcherTask {
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut running: BTreeMap<Interest, CancellationToken> = BTreeMap::new();
         let mut tasks: JoinSet<()> = JoinSet::new();
-        let mut known: OrdSet<Interest> = OrdSet::new();
+        let mut known: Needed<Interest> = OrdMap::new();
         loop {
             let wanted = self.interests.borrow_and_update().clone();
             for item in known.diff(&wanted) {
-                match item {
-                    DiffItem::Remove(interest) => {
-                        if let Some(stop) = running.remove(interest) {
-                            stop.cancel();
-                        }
-                        self.health_of_all().remove(interest);
+                let (ended, begun) = match item {
+                    DiffItem::Remove(interest, _) => (Some(interest), None),
+                    DiffItem::Update { old, new } => (Some(old.0), Some(new.0)),
+                    DiffItem::Add(interest, _) => (None, Some(interest)),
+                };
+                if let Some(interest) = ended {
+                    if let Some(stop) = running.remove(interest) {
+                        stop.cancel();
                     }
-                    DiffItem::Add(interest) => {
-                        let stop = cancel.child_token();
-                        self.start(interest, &stop, &mut tasks);
-                        running.insert(interest.clone(), stop);
-                    }
+                    self.health_of_all().remove(interest);
+                }
+                if let Some(interest) = begun {
+                    let stop = cancel.child_token();
+                    self.start(interest, &stop, &mut tasks);
+                    running.insert(interest.clone(), stop);
                 }
             }
             known = wanted;
@@ -127,7 +131,7 @@ impl MeshWatcherTask {
                     tracing::error!(%error, "a mesh watch panicked, starting all mesh watches again");
                     running.values().for_each(CancellationToken::cancel);
                     running.clear();
-                    known = OrdSet::new();
+                    known = OrdMap::new();
                     tokio::time::sleep(RESTART).await;
                 },
             }
