@@ -13,7 +13,7 @@ use crate::admin::{DocumentText, StatusReport};
 use crate::diagnostics::Diagnostic;
 use crate::model::DocumentId;
 use crate::sources::certificates::timestamp;
-use crate::status::{Condition, DocumentPhase, SourceReading, Status};
+use crate::status::{CertificateStatus, Condition, DocumentPhase, SourceReading, Status};
 
 /// Show what a running agent has in effect
 ///
@@ -260,10 +260,19 @@ fn certificates(report: &StatusReport) -> Table {
             or_dash(&certificate.serial),
             certificate.names.join(","),
             certificate.source.clone(),
-            certificate.problem.clone().unwrap_or_default(),
+            certificate_note(certificate),
         ]);
     }
     table
+}
+
+fn certificate_note(certificate: &CertificateStatus) -> String {
+    let problem = certificate.problem.clone().unwrap_or_default();
+    match &certificate.serves_former {
+        Some(former) if problem.is_empty() => format!("serving the former one, from {former}"),
+        Some(former) => format!("{problem}; serving the former one, from {former}"),
+        None => problem,
+    }
 }
 
 fn sources(report: &StatusReport) -> Table {

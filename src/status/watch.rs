@@ -61,6 +61,9 @@ impl CertificatePhase {
 pub struct CertificateStatus {
     pub name: String,
     pub source: String,
+    /// What is served came from there, by the parameters before the present ones, which have brought nothing yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serves_former: Option<String>,
     pub phase: CertificatePhase,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -130,8 +133,8 @@ pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
     let in_use = declared(view).filter(|certificate| !users_of(view, certificate).is_empty());
     in_use
         .filter_map(|certificate| {
-            let known = view.snapshot.certificate(&certificate.query)?;
-            let material = known.value.as_deref()?;
+            let material = view.snapshot.serving(&certificate.name)?.value.as_deref()?;
+            let known = view.snapshot.certificate(&certificate.query);
             let (end, name) = (timestamp(unix(material.not_after)), &certificate.name);
             let diagnostic = match phase_of(material, now) {
                 CertificatePhase::Expired => Diagnostic::error(
@@ -146,7 +149,7 @@ pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
                 .because("less than a fifth of its life is left, and no newer one has come"),
                 _ => return None,
             };
-            let fix = match &known.problem {
+            let fix = match known.and_then(|known| known.problem.as_ref()) {
                 Some(problem) => format!("it is not renewed: {problem}"),
                 None => format!("put a newer one at {}", certificate.query),
             };
@@ -182,7 +185,12 @@ fn users_of(view: &View, certificate: &Certificate) -> Vec<String> {
 fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -> CertificateStatus {
     let gateways = users_of(view, certificate);
     let known = view.snapshot.certificate(&certificate.query);
-    let material = known.and_then(|known| known.value.as_deref());
+    let serving = view.snapshot.serving(&certificate.name);
+    let material = serving.and_then(|serving| serving.value.as_deref());
+    let former = view
+        .snapshot
+        .former(&certificate.name)
+        .filter(|_| material.is_some());
     let problem = known
         .and_then(|known| known.problem.as_ref())
         .map(ToString::to_string);
@@ -195,6 +203,7 @@ fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -
     CertificateStatus {
         name: certificate.name.to_string(),
         source: certificate.query.to_string(),
+        serves_former: former.map(ToString::to_string),
         phase,
         serial: material.map(|material| material.serial.to_string()),
         names: material.map_or_else(Vec::new, |material| {

@@ -97,7 +97,9 @@ async fn no_change_of_a_certificate_costs_a_handshake() {
         .put("site", &certificate("site", "no-such-role", "24h"))
         .await;
     status_where(&stack, "the refusal", |status| {
-        status.contains("no-such-role") && status.contains("stays in service until it is there")
+        status.contains("no-such-role")
+            && status.contains("stays in service until it is there")
+            && status.contains("\"serves_former\": \"vault_pki pki_int/sign/edge")
     })
     .await;
     assert_eq!(client.send(&request).await.unwrap().certificate, second);
