@@ -85,6 +85,35 @@ async fn consul_gets_what_the_job_needs_and_no_more() {
     let service = login("nomad-services", claims("other", "nomad_service")).await;
     assert_eq!(service.status, 200, "{}", service.text());
 
+    // The mesh's policy comes with the name of the service, and nothing else comes in with it.
+    let meshed = run(&["-mesh-service=front-door"]);
+    assert!(
+        meshed.out.contains("+ policy portreeve-mesh created"),
+        "{}",
+        meshed.out
+    );
+    assert!(
+        meshed.out.contains("~ role portreeve changed: Policies"),
+        "{}",
+        meshed.out
+    );
+    let agent = login("nomad-tasks", claims("portreeve", "nomad_task")).await;
+    let secret = agent.json()["SecretID"].as_str().unwrap().to_owned();
+    for (service, status) in [("front-door", 200), ("orders", 403)] {
+        let path = format!("/v1/agent/connect/ca/leaf/{service}");
+        let leaf = consul.call_as(&secret, Method::GET, &path, "").await.unwrap();
+        assert_eq!(leaf.status, status, "{service}: {}", leaf.text());
+    }
+    let hostile = run(&["-mesh-service=a\" { policy = \"write\" } operator = \"write\" #"]);
+    assert_eq!(hostile.code, 1);
+    assert!(
+        hostile.error.contains("not the name of a service"),
+        "{}",
+        hostile.error
+    );
+    // Left out again, the role is as it was before.
+    assert!(run(&[]).out.contains("~ role portreeve changed: Policies"));
+
     // What somebody changed by hand is put right, and named.
     let role = consul
         .expect(Method::GET, "/v1/acl/role/name/portreeve", "")

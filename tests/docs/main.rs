@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod deploy;
+mod guide;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

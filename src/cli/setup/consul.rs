@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::desired::{Desired, Server};
 use super::{Common, Workload};
+use crate::cli::failure::Failure;
 use crate::cli::terminal::Terminal;
 use crate::sources::agent_api::Product;
 
@@ -21,16 +22,28 @@ pub struct Arguments {
     /// Documents are the keys below <PREFIX>/config/.
     #[arg(long, value_name = "PREFIX", default_value = "portreeve")]
     prefix: String,
+    /// Who the gateway is in Consul's mesh: also a policy <NAME>-mesh, which the role gets. A token of its own may have it
+    /// in place of the role. Left out: the gateway is no member of the mesh.
+    #[arg(long, value_name = "SERVICE")]
+    mesh_service: Option<String>,
 }
 
 const RULES: &str = include_str!("../../../docs/deploy/consul-acl-policy.hcl");
+const MESH_RULES: &str = include_str!("../../../docs/deploy/consul-mesh-policy.hcl");
 
 pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<()> {
     let common = &arguments.common;
     let client = common.client(Product::Consul)?;
     let mut server = Server::new(&client, common.dry_run, terminal);
-    policy(&mut server, &common.name, &rules(&arguments.prefix)).await?;
-    role(&mut server, &common.name).await?;
+    let mut policies = vec![(common.name.clone(), rules(&arguments.prefix))];
+    if let Some(service) = &arguments.mesh_service {
+        policies.push((format!("{}-mesh", common.name), mesh_rules(service)?));
+    }
+    for (name, rules) in &policies {
+        policy(&mut server, name, rules).await?;
+    }
+    let names: Vec<&str> = policies.iter().map(|(name, _)| name.as_str()).collect();
+    role(&mut server, &common.name, &names).await?;
     let Some(url) = &arguments.workload.nomad_jwks_url else {
         return server.finish();
     };
@@ -49,6 +62,16 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
 
 fn rules(prefix: &str) -> String {
     RULES.replace("\"portreeve/", &format!("\"{}/", prefix.trim_matches('/')))
+}
+
+/// The name stands in a rule: it must not become another one.
+fn mesh_rules(service: &str) -> anyhow::Result<String> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if service.is_empty() || !service.bytes().all(is_name) {
+        let failure = Failure::new(format!("-mesh-service={service:?} is not the name of a service"));
+        return Err(failure.fix("letters, digits, '.', '_' and '-'").into());
+    }
+    Ok(MESH_RULES.replace("\"edge-gw\"", &format!("\"{service}\"")))
 }
 
 async fn policy(server: &mut Server<'_>, name: &str, rules: &str) -> anyhow::Result<()> {
@@ -80,10 +103,10 @@ async fn policy(server: &mut Server<'_>, name: &str, rules: &str) -> anyhow::Res
         .await
 }
 
-async fn role(server: &mut Server<'_>, name: &str) -> anyhow::Result<()> {
+async fn role(server: &mut Server<'_>, name: &str, policies: &[&str]) -> anyhow::Result<()> {
     let found = named(server.read("acl/roles").await?, name);
-    let mut wanted =
-        json!({ "Name": name, "Description": "Portreeve's agent", "Policies": [{ "Name": name }] });
+    let policies: Vec<Value> = policies.iter().map(|name| json!({ "Name": name })).collect();
+    let mut wanted = json!({ "Name": name, "Description": "Portreeve's agent", "Policies": policies });
     let mut path = "acl/role".to_owned();
     if let Some(id) = found.as_ref().and_then(|role| role["ID"].as_str()) {
         path = format!("acl/role/{id}");
