@@ -134,14 +134,7 @@ async fn a_new_route_goes_from_404_to_200_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_document_breaks_only_itself() {
     let mut stack = Stack::start(Options::default()).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let shop = Request::get("shop.example.com", "/");
-    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let (_backend, shop) = stack.shop().await;
 
     stack
         .put(

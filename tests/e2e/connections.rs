@@ -68,8 +68,7 @@ async fn a_limit_counts_the_listener(options: Options) {
     })
     .await;
     stack.put("edge", &document(&["a", "b"], 2)).await;
-    let root = stack.vault.as_ref().unwrap().read("pki_int/cert/ca").await;
-    let client = Client::https(stack.https, root["data"]["certificate"].as_str().unwrap());
+    let client = stack.https_client().await;
     let (a, b) = ("a.example.com", "b.example.com");
     for host in [a, b] {
         until(&client, &Request::get(host, "/"), host, |reply| {

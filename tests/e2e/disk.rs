@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use crate::stack::{GATEWAY, Options, SOON, Stack, route};
-use crate::support::backend::Backend;
+use crate::stack::{Options, SOON, Stack, route};
 use crate::support::client::Request;
 use crate::support::load::Load;
 use crate::support::wait_for;
@@ -24,14 +23,7 @@ async fn a_full_disk_is_told_and_nothing_but_the_next_restart_suffers() {
         ..Options::default()
     })
     .await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let shop = Request::get("shop.example.com", "/");
-    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let (_backend, shop) = stack.shop().await;
     let load = Load::start(100, stack.client(), shop.clone());
 
     for number in 0..16 {
@@ -76,14 +68,7 @@ async fn a_full_disk_is_told_and_nothing_but_the_next_restart_suffers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_state_file_is_named_envoy_serves_on_and_deleting_it_helps() {
     let mut stack = Stack::start(Options::default()).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let shop = Request::get("shop.example.com", "/");
-    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let (_backend, shop) = stack.shop().await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let envoy = stack.envoy_pid();
     let load = Load::start(100, stack.client(), shop.clone());

@@ -133,8 +133,7 @@ async fn a_listener_without_a_certificate_is_withheld_and_one_of_several_left_ou
     // Plain http serves; the https port is not opened, since its only certificate is not in Vault.
     stack.until(&www, "plain http", |reply| reply.status == 200).await;
     let vault = stack.vault.as_ref().unwrap();
-    let root = vault.read("pki_int/cert/ca").await;
-    let client = Client::https(stack.https, root["data"]["certificate"].as_str().unwrap());
+    let client = stack.https_client().await;
     let refused = client.send(&www).await;
     assert!(matches!(refused, Err(Failure::Refused)), "{refused:?}");
     let asked = json!({ "url": format!("https://www.example.com:{}/", stack.https) });

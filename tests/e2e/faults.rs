@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::stack::{GATEWAY, Options, SOON, Stack, kill, route};
+use crate::stack::{Options, SOON, Stack, kill, route};
 use crate::support::backend::Backend;
 use crate::support::client::Request;
 use crate::support::load::Load;
@@ -43,16 +43,7 @@ in_both_variants!(
 
 async fn serving(options: Options) -> (Stack, Backend, Request) {
     let stack = Stack::start(options).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "the route", |reply| reply.status == 200)
-        .await;
+    let (backend, request) = stack.shop().await;
     // Settled and on disk.
     tokio::time::sleep(Duration::from_millis(500)).await;
     (stack, backend, request)

@@ -13,7 +13,7 @@ use portreeve::snapshot::Snapshot;
 use serde_json::{Value, json};
 
 use crate::stack::{GATEWAY, Options, Stack, until};
-use crate::support::client::{Client, Failure, Request};
+use crate::support::client::{Failure, Request};
 
 const TREES: usize = 25;
 const REQUESTS: usize = 420;
@@ -273,8 +273,7 @@ async fn explain_knows_certificates_and_misdirected_requests() {
         let name = format!("t0-{part}");
         stack.put(&name, &document(&mut dice, 0, part)).await;
     }
-    let root = stack.vault.as_ref().unwrap().read("pki_int/cert/ca").await;
-    let client = Client::https(stack.https, root["data"]["certificate"].as_str().unwrap());
+    let client = stack.https_client().await;
     until(
         &client,
         &Request::get("t.t0.example.com", "/api"),

@@ -5,45 +5,16 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::Value;
 
-use crate::stack::{Options, SOON, Stack, kill, route, until};
+use crate::stack::{Options, SOON, Stack, kill, route, secure, until};
 use crate::support::agent;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::load::Load;
 use crate::support::wait_for;
 
-const SECURE: &str = r#"
-gateway "edge" {
-  listener "secure" {
-    port     = $HTTPS
-    protocol = "https"
-    tls { certificates = ["www"] }
-  }
-
-  listener "web" {
-    port = $HTTP
-  }
+fn document() -> String {
+    secure("direct_response {\n      status = 200\n    }")
 }
-
-certificate "www" {
-  vault_pki {
-    mount       = "pki_int"
-    role        = "edge"
-    common_name = "www.example.com"
-  }
-}
-
-http_route "www" {
-  gateways  = ["edge"]
-  hostnames = ["www.example.com"]
-
-  rule "all" {
-    direct_response {
-      status = 200
-    }
-  }
-}
-"#;
 
 async fn status(stack: &Stack) -> anyhow::Result<Value> {
     Ok(stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json())
@@ -74,11 +45,6 @@ fn says(status: &Value, code: &str) -> Option<String> {
         .map(Value::to_string)
 }
 
-async fn client_of(stack: &Stack) -> Client {
-    let root = stack.vault.as_ref().unwrap().read("pki_int/cert/ca").await;
-    Client::https(stack.https, root["data"]["certificate"].as_str().unwrap())
-}
-
 /// The certificate is fresh, so the agent asks for nothing: and yet it must know.
 async fn vault_away_is_told(options: Options) {
     let mut stack = Stack::start(Options {
@@ -86,8 +52,8 @@ async fn vault_away_is_told(options: Options) {
         ..options
     })
     .await;
-    stack.put("www", SECURE).await;
-    let client = client_of(&stack).await;
+    stack.put("www", &document()).await;
+    let client = stack.https_client().await;
     let request = Request::get("www.example.com", "/");
     until(&client, &request, "https", |reply| reply.status == 200).await;
     let certificate = client.send(&request).await.unwrap().certificate;
@@ -106,7 +72,7 @@ async fn vault_away_is_told(options: Options) {
     assert!(problem.contains("sealed"), "{problem}");
     stack.agent.wait_for_log("vault does not serve").await;
     // A change that needs no secret goes through meanwhile.
-    let changed = SECURE.replace("status = 200", "status = 200\n      body   = \"changed\"");
+    let changed = document().replace("status = 200", "status = 200\n      body   = \"changed\"");
     stack.put("www", &changed).await;
     until(&client, &request, "a change", |reply| reply.text() == "changed").await;
     stack.vault.as_ref().unwrap().unseal().await;
@@ -167,11 +133,12 @@ async fn a_right_taken_away_keeps_the_certificate_and_names_the_rule() {
     let pair = ca.issue(&["www.example.com"]);
     let secret = serde_json::json!({ "certificate": pair.certificate, "private_key": pair.key });
     vault.put_kv2("secret", "edge/www", secret).await;
-    let start = SECURE.find("  vault_pki {").unwrap();
-    let end = start + SECURE[start..].find("  }\n").unwrap() + 4;
+    let document = document();
+    let start = document.find("  vault_pki {").unwrap();
+    let end = start + document[start..].find("  }\n").unwrap() + 4;
     let kv = "  vault_kv {\n    mount = \"secret\"\n    path  = \"edge/www\"\n  }\n";
     stack
-        .put("www", &format!("{}{kv}{}", &SECURE[..start], &SECURE[end..]))
+        .put("www", &format!("{}{kv}{}", &document[..start], &document[end..]))
         .await;
     let client = Client::https(stack.https, &ca.certificate);
     let request = Request::get("www.example.com", "/");
@@ -213,7 +180,7 @@ certificate "missing" {
   }
 }
 "#;
-    let both = SECURE
+    let both = document()
         .replace("[\"www\"]", "[\"www\", \"missing\"]")
         .replace(
             "  listener \"web\" {\n    port = $HTTP\n  }",
@@ -221,7 +188,7 @@ certificate "missing" {
         )
         .replace("[\"www.example.com\"]", "[\"www.example.com\", \"missing.example.org\"]");
     stack.put("www", &format!("{both}{missing}")).await;
-    let client = client_of(&stack).await;
+    let client = stack.https_client().await;
     let request = Request::get("www.example.com", "/");
     until(&client, &request, "the certificate that is there", |reply| {
         reply.status == 200
@@ -263,7 +230,7 @@ async fn cold_start(options: Options) {
     .await;
     let backend = Backend::start("one").await;
     stack.register("orders", &backend).await;
-    stack.put("www", SECURE).await;
+    stack.put("www", &document()).await;
     stack
         .put("shop", &route("shop", "shop.example.com", "orders"))
         .await;
@@ -271,7 +238,7 @@ async fn cold_start(options: Options) {
         Request::get("shop.example.com", "/"),
         Request::get("www.example.com", "/"),
     );
-    let client = client_of(&stack).await;
+    let client = stack.https_client().await;
     stack.until(&shop, "the route", |reply| reply.status == 200).await;
     let before = until(&client, &www, "https", |reply| reply.status == 200)
         .await

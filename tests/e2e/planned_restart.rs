@@ -5,10 +5,10 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::Value;
 
-use crate::stack::{GATEWAY, Options, Stack, route};
+use crate::stack::{Options, Stack};
 use crate::support::agent;
 use crate::support::backend::Backend;
-use crate::support::client::{Client, Request};
+use crate::support::client::Client;
 use crate::support::load::Load;
 use crate::support::wait_for;
 
@@ -20,16 +20,7 @@ const DRAINED: Duration = Duration::from_secs(20);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_restart_loses_nothing() {
     let stack = Stack::start(Options::default()).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "the route", |reply| reply.status == 200)
-        .await;
+    let (_backend, request) = stack.shop().await;
 
     let load = Load::start(RATE, stack.client(), request.clone());
     let kept = Load::start(20, Client::http(stack.http).keep_alive(), request.clone());

@@ -108,6 +108,28 @@ impl Stack {
         }
     }
 
+    /// The usual start of a test: a gateway, and one route to one instance of `orders`. Returns the instance, and a
+    /// request that it answers.
+    pub async fn shop(&self) -> (Backend, Request) {
+        let backend = Backend::start("one").await;
+        self.register("orders", &backend).await;
+        self.put("gateway", GATEWAY).await;
+        self.put("shop", &route("shop", "shop.example.com", "orders"))
+            .await;
+        let request = Request::get("shop.example.com", "/");
+        self.until(&request, "the route", |reply| reply.status == 200)
+            .await;
+        (backend, request)
+    }
+
+    /// A client that trusts the authority of this stack's Vault.
+    pub async fn https_client(&self) -> Client {
+        let vault = self.vault.as_ref().expect("a Vault");
+        let root = vault.read("pki_int/cert/ca").await;
+        let root = root["data"]["certificate"].as_str().expect("a root").to_owned();
+        Client::https(self.https, &root)
+    }
+
     /// Puts a document with `$HTTP` and `$HTTPS` replaced by this stack's ports.
     pub async fn put(&self, name: &str, text: &str) {
         let text = text
@@ -306,6 +328,42 @@ gateway "edge" {
   }
 }
 "#;
+
+/// A gateway with https (a certificate from Vault's PKI) and http, and one host whose rule does this.
+pub fn secure(rule: &str) -> String {
+    format!(
+        r#"
+gateway "edge" {{
+  listener "secure" {{
+    port     = $HTTPS
+    protocol = "https"
+    tls {{ certificates = ["www"] }}
+  }}
+
+  listener "web" {{
+    port = $HTTP
+  }}
+}}
+
+certificate "www" {{
+  vault_pki {{
+    mount       = "pki_int"
+    role        = "edge"
+    common_name = "www.example.com"
+  }}
+}}
+
+http_route "www" {{
+  gateways  = ["edge"]
+  hostnames = ["www.example.com"]
+
+  rule "all" {{
+    {rule}
+  }}
+}}
+"#
+    )
+}
 
 /// A route of one host to one Consul service.
 pub fn route(name: &str, host: &str, service: &str) -> String {

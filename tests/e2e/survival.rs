@@ -10,43 +10,11 @@ use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use portreeve::envoy::ResourceKind;
 
-use crate::stack::{GATEWAY, Options, SOON, Stack, route, until};
+use crate::stack::{Options, SOON, Stack, route, secure, until};
 use crate::support::backend::Backend;
-use crate::support::client::{Client, Request};
+use crate::support::client::Request;
 use crate::support::load::Load;
 use crate::support::wait_for;
-
-const SECURE: &str = r#"
-gateway "edge" {
-  listener "secure" {
-    port     = $HTTPS
-    protocol = "https"
-    tls { certificates = ["www"] }
-  }
-
-  listener "web" {
-    port            = $HTTP
-    max_connections = 1000
-  }
-}
-
-certificate "www" {
-  vault_pki {
-    mount       = "pki_int"
-    role        = "edge"
-    common_name = "www.example.com"
-  }
-}
-
-http_route "www" {
-  gateways  = ["edge"]
-  hostnames = ["www.example.com"]
-
-  rule "all" {
-    backend "consul" "orders" {}
-  }
-}
-"#;
 
 /// Everything Envoy counts when it takes up configuration, of whatever kind.
 async fn updates(stack: &Stack) -> BTreeMap<String, u64> {
@@ -69,9 +37,13 @@ async fn a_return_sends_nothing_again(options: Options) {
     .await;
     let backend = Backend::start("one").await;
     stack.register("orders", &backend).await;
-    stack.put("www", SECURE).await;
-    let root = stack.vault.as_ref().unwrap().read("pki_int/cert/ca").await;
-    let client = Client::https(stack.https, root["data"]["certificate"].as_str().unwrap());
+    // One resource of each kind.
+    let bounded = secure("backend \"consul\" \"orders\" {}").replace(
+        "port = $HTTP\n",
+        "port            = $HTTP\n    max_connections = 1000\n",
+    );
+    stack.put("www", &bounded).await;
+    let client = stack.https_client().await;
     let request = Request::get("www.example.com", "/");
     until(&client, &request, "https", |reply| reply.status == 200).await;
     stack.until(&request, "http", |reply| reply.status == 200).await;
@@ -142,14 +114,7 @@ async fn an_agent_told_to_leave_its_envoy_leaves_it_and_the_next_takes_it_over()
         ..Options::default()
     })
     .await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let shop = Request::get("shop.example.com", "/");
-    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let (_backend, shop) = stack.shop().await;
     let envoy = stack.envoy_pid();
     let load = Load::start(100, stack.client(), shop.clone());
     stack.agent.terminate();

@@ -46,9 +46,7 @@ async fn secure(options: Options, ttl: &str) -> (Stack, Client) {
     })
     .await;
     stack.put("www", &DOCUMENT.replace("TTL", ttl)).await;
-    let root = stack.vault.as_ref().unwrap().read("pki_int/cert/ca").await;
-    let root = root["data"]["certificate"].as_str().unwrap().to_owned();
-    let client = Client::https(stack.https, &root);
+    let client = stack.https_client().await;
     (stack, client)
 }
 

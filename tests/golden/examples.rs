@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use portreeve::config::{Permissions, parse_document};
@@ -49,21 +50,29 @@ fn documents(path: &Path) -> Vec<Document> {
     paths.into_iter().map(file).collect()
 }
 
-/// In a world that answers everything an example asks.
-pub fn compile(path: &Path) -> ResourceSet {
-    let name = path.display();
+/// Every gateway that the example declares, in a world that answers everything it asks.
+pub fn compile(path: &Path) -> BTreeMap<String, ResourceSet> {
     let mut snapshot = world::empty();
     world::put(&mut snapshot, documents(path));
-    world::answer_all(&mut snapshot, "edge");
-    let compiler = Compiler::compile("edge", world::settings(), &snapshot);
-    let mut said: Vec<String> = compiler
-        .diagnostics()
-        .flat_map(|(_, diagnostics)| diagnostics.iter().map(ToString::to_string))
-        .collect();
+    let declared = snapshot.config.gateways().map(|gateway| gateway.name.to_string());
+    let gateways: Vec<String> = declared.collect();
+    assert!(!gateways.is_empty(), "{}: no gateway", path.display());
+    for gateway in &gateways {
+        world::answer_all(&mut snapshot, gateway);
+    }
     let of_documents = snapshot.config.diagnostics();
-    said.extend(of_documents.iter().map(ToString::to_string));
-    assert!(said.is_empty(), "{name}: {said:#?}");
-    compiler.resources().clone()
+    let mut said: Vec<String> = of_documents.iter().map(ToString::to_string).collect();
+    let mut sets = BTreeMap::new();
+    for gateway in gateways {
+        let compiler = Compiler::compile(&gateway, world::settings(), &snapshot);
+        let all = compiler
+            .diagnostics()
+            .flat_map(|(_, diagnostics)| diagnostics.iter());
+        said.extend(all.map(ToString::to_string));
+        sets.insert(gateway, compiler.resources().clone());
+    }
+    assert!(said.is_empty(), "{}: {said:#?}", path.display());
+    sets
 }
 
 #[test]
@@ -99,8 +108,16 @@ fn pretty_equal(name: &str, text: &str, formatted: &str) {
 #[test]
 fn become_envoy_configuration() {
     insta::glob!("../../hcl-examples", "**/*.hcl", |path| {
-        let set = compile(path);
-        let shown = portreeve::envoy::render(&set);
+        let sets = compile(path);
+        let rendered = sets
+            .iter()
+            .map(|(gateway, set)| (gateway.clone(), portreeve::envoy::render(set)));
+        let mut all: serde_json::Map<String, Value> = rendered.collect();
+        // Most have one, which needs no name.
+        let shown = match all.len() {
+            1 => all.remove("edge").unwrap(),
+            _ => Value::Object(all),
+        };
         assert_shown_in_full(&shown);
         insta::assert_snapshot!(serde_json::to_string_pretty(&shown).unwrap());
     });
@@ -128,11 +145,12 @@ fn never_show_a_private_key() {
         .filter(|line| !line.starts_with("-----"))
         .collect();
     for (name, path) in all() {
-        let set = compile(&path);
-        let shown = format!("{}\n{set:?}", portreeve::envoy::render(&set));
-        seen += shown.matches("[redacted]").count();
-        for part in ["PRIVATE KEY", &secret[..40]] {
-            assert!(!shown.contains(part), "{name} shows the key");
+        for set in compile(&path).into_values() {
+            let shown = format!("{}\n{set:?}", portreeve::envoy::render(&set));
+            seen += shown.matches("[redacted]").count();
+            for part in ["PRIVATE KEY", &secret[..40]] {
+                assert!(!shown.contains(part), "{name} shows the key");
+            }
         }
     }
     assert!(seen >= 4, "the examples hold no secret any more: {seen}");
@@ -143,8 +161,10 @@ fn never_show_a_private_key() {
 fn are_the_same_every_time() {
     for (name, path) in all() {
         let (one, other) = (compile(&path), compile(&path));
-        for kind in portreeve::envoy::ResourceKind::ALL {
-            assert_eq!(one.changes_since(&other, kind).count(), 0, "{name}");
+        for (gateway, set) in &one {
+            for kind in portreeve::envoy::ResourceKind::ALL {
+                assert_eq!(set.changes_since(&other[gateway], kind).count(), 0, "{name}");
+            }
         }
     }
 }

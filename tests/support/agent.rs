@@ -9,6 +9,7 @@ use hyper::Method;
 use tempfile::TempDir;
 
 use super::http::{Answer, over_socket};
+use super::orphans::kill_named;
 use super::process::{Launch, Process};
 use super::{START_LIMIT, scratch_directory, wait_for};
 
@@ -75,6 +76,14 @@ impl Agent {
     pub async fn restart(&mut self) {
         self.process.start_again();
         self.wait_ready().await;
+    }
+}
+
+impl Drop for Agent {
+    /// Its Envoy may be one that outlives it, as it should.
+    fn drop(&mut self) {
+        self.process.end();
+        kill_named(self._directory.path());
     }
 }
 

@@ -1,6 +1,7 @@
 //! No program outlives its test: not when it was killed and had children, and not when the tests themselves are killed.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -37,6 +38,20 @@ pub fn guard() {
 pub fn kill_marked(mark: &str) {
     for pid in marked(mark) {
         rustix::process::kill_process(pid, Signal::KILL).ok();
+    }
+}
+
+/// Kills the processes whose command line names this directory: an Envoy, whose environment its agent has cleared.
+pub fn kill_named(directory: &Path) {
+    let own = std::process::id();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let wanted = directory.as_os_str().as_encoded_bytes();
+    for pid in pids.filter(|pid| *pid != own) {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if line.windows(wanted.len()).any(|part| part == wanted) {
+            Pid::from_raw(pid as i32).map(|pid| rustix::process::kill_process(pid, Signal::KILL));
+        }
     }
 }
 

@@ -189,6 +189,15 @@ impl Process {
             .unwrap_or_else(|| panic!("{} did not end within {limit:?} of SIGTERM", self.launch.name))
     }
 
+    /// SIGTERM, and SIGKILL after 5 s.
+    pub fn end(&mut self) {
+        self.signal(Signal::TERM);
+        self.cont();
+        if self.child.is_some() && self.wait_exit(Duration::from_secs(5)).is_none() {
+            self.kill();
+        }
+    }
+
     /// Waits for it to end by itself. Blocks the thread: not for use where the same thread serves the child.
     pub fn wait_exit(&mut self, limit: Duration) -> Option<ExitStatus> {
         let started = Instant::now();
@@ -251,11 +260,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        self.signal(Signal::TERM);
-        self.cont();
-        if self.child.is_some() && self.wait_exit(Duration::from_secs(5)).is_none() {
-            self.kill();
-        }
+        self.end();
         kill_marked(&self.mark);
         if std::thread::panicking() {
             eprintln!("---- log of {} ({}) ----", self.launch.name, self.log.display());
