@@ -146,14 +146,27 @@ impl Inner {
             }
             self.remembered.push_back(message.trim().to_owned());
         }
+        let is_told_elsewhere = logger.is_some() && is_told_by_xds(message);
         let logger = logger.unwrap_or("stderr");
         match self.level {
+            Level::Warn | Level::Error if is_told_elsewhere => {
+                tracing::debug!(target: "envoy", logger, "{message}");
+            }
             Level::Trace => tracing::trace!(target: "envoy", logger, "{message}"),
             Level::Debug => tracing::debug!(target: "envoy", logger, "{message}"),
             Level::Warn => tracing::warn!(target: "envoy", logger, "{message}"),
             Level::Error => tracing::error!(target: "envoy", logger, "{message}"),
         }
     }
+}
+
+/// What Envoy says to its xDS server too, which tells it with the document behind it, and once: Envoy repeats it at each
+/// try, in up to three lines.
+fn is_told_by_xds(message: &str) -> bool {
+    let of_config = ["lds: ", "cds: ", "gRPC config for ", "delta config for "];
+    let is_rejection =
+        message.contains(" rejected: ") && of_config.iter().any(|start| message.starts_with(start));
+    is_rejection || message.contains("failed to bind or apply socket options")
 }
 
 struct Line<'a> {

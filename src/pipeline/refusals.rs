@@ -80,6 +80,8 @@ pub(super) struct Refusals {
     under_trial: Option<DocumentId>,
     /// The first refusal since everything else was in place.
     since: Option<Instant>,
+    /// One of those since then is more than another try of what a node cannot do.
+    has_news: bool,
     /// Refusals that were told as their node's: once each.
     told: BTreeMap<(StreamId, ResourceKind, Arc<str>), Arc<str>>,
 }
@@ -129,6 +131,7 @@ impl Refusals {
 
     pub fn open(&mut self, refused: Refused) {
         self.since.get_or_insert_with(Instant::now);
+        self.has_news |= !self.is_told(&refused);
         self.open.push(refused);
     }
 
@@ -227,10 +230,12 @@ impl Refusals {
         suspects.iter().filter_map(of_document).collect()
     }
 
-    /// Everything but what is refused is in place. Returns how long that took, the first time.
+    /// Everything but what is refused is in place. Returns how long that took, the first time, where it is news.
     pub fn settled(&mut self) -> Option<Duration> {
         self.under_trial = None;
-        self.since.take().map(|since| since.elapsed())
+        let has_news = std::mem::take(&mut self.has_news);
+        let since = self.since.take().filter(|_| has_news);
+        since.map(|since| since.elapsed())
     }
 
     /// The next one to let out.
@@ -241,6 +246,12 @@ impl Refusals {
 
     pub fn is_judging(&self) -> bool {
         !self.open.is_empty()
+    }
+
+    fn is_told(&self, refused: &Refused) -> bool {
+        let resource = &refused.resource;
+        let key = (refused.stream, resource.kind, resource.name.clone());
+        self.told.get(&key) == Some(&resource.version)
     }
 
     /// True: this refusal was not told before.

@@ -26,6 +26,7 @@ use super::exchange::{Actions, Report};
 use super::gateways::Entry;
 use super::limits::Violation;
 use super::listener::ConnectionInfo;
+use super::refusal::{is_of_node, said_of};
 use super::server::Shared;
 use super::service::{DiscoveryMessage, status_code};
 use super::stream_state::StreamState;
@@ -328,7 +329,14 @@ impl Session {
                     proven,
                     message,
                 } => {
-                    tracing::warn!(%stream, %node, %gateway, ?kind, ?blamed, proven, %message, "Envoy refused resources");
+                    let is_trouble_of_node =
+                        |name: &Arc<str>| is_of_node(kind, &said_of(kind, &message, name, &blamed));
+                    // A port that is taken is tried again for as long as it is: whoever tells what is wrong tells it once.
+                    if proven && blamed.iter().all(is_trouble_of_node) {
+                        tracing::debug!(%stream, %node, %gateway, ?kind, ?blamed, %message, "Envoy cannot open what it was given");
+                    } else {
+                        tracing::warn!(%stream, %node, %gateway, ?kind, ?blamed, proven, %message, "Envoy refused resources");
+                    }
                     Event::Nacked {
                         stream,
                         node,

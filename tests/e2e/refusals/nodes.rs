@@ -1,6 +1,8 @@
 //! What one node or one Envoy refuses is its own trouble.
 
+use hyper::Method;
 use std::net::TcpListener;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -89,8 +91,19 @@ async fn one_envoy_refuses_what_another_takes() {
     .await;
 }
 
+const IN_USE: &str = "Address already in use";
+
+/// Lines of the agent's log above debug that name this.
+fn told(stack: &Stack, what: &str) -> Vec<String> {
+    let log = stack.agent.process.log();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains(what) && !line.contains("[DEBUG]"));
+    lines.map(str::to_owned).collect()
+}
+
 async fn an_occupied_port(state_of_the_world: bool) {
-    let stack = Stack::start(Options {
+    let mut stack = Stack::start(Options {
         state_of_the_world,
         ..Options::default()
     })
@@ -121,6 +134,22 @@ async fn an_occupied_port(state_of_the_world: bool) {
         line_of(&gateway, "listener \"taken\"")
     );
     assert_eq!(document_of(&stack.agent, "/gateway").await, "in_service");
+    // However often it is tried, it is told once, and tries leave no line.
+    let line = stack.agent.wait_for_log("in use; the port or address").await;
+    println!("told: {}", line.trim());
+    let start = stack.agent.process.log_length();
+    wait_for("some tries", Duration::from_secs(60), async || {
+        let metrics = stack.agent.api(Method::GET, "/metrics", "").await?.text();
+        let name = "portreeve_xds_nacks_total{gateway=\"edge\",kind=\"listener\"} ";
+        let tries = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
+        anyhow::ensure!(tries >= Some(6), "{metrics}");
+        Ok(())
+    })
+    .await;
+    assert_eq!(stack.agent.process.log()[start..].trim(), "");
+    assert_eq!(told(&stack, IN_USE).len(), 1, "{:#?}", told(&stack, IN_USE));
     // Changes go on, and bad ones still find their last good version.
     stack.put("shop", &edge("shop", "two", "")).await;
     stack
@@ -133,6 +162,12 @@ async fn an_occupied_port(state_of_the_world: bool) {
     let opened = Client::http(stack.https);
     until(&opened, &get("shop"), "the freed port", |reply| {
         reply.text() == "two"
+    })
+    .await;
+    wait_for("its end in the log", SOON, async || {
+        let told = told(&stack, IN_USE);
+        anyhow::ensure!(told.len() == 2 && told[1].contains("in order again"), "{told:#?}");
+        Ok(())
     })
     .await;
     wait_for("the end of the refusal", SOON, async || {
