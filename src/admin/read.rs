@@ -151,6 +151,10 @@ pub(super) async fn documents(
     }
 }
 
+pub(super) async fn permissions(State(api): State<Api>) -> Response {
+    json(api.view().snapshot.config.permissions())
+}
+
 pub(super) async fn diagnostics(State(api): State<Api>) -> Response {
     json(&status::diagnostics(
         &api.view(),

@@ -89,6 +89,19 @@ pub(super) const ROUTES: &[Route] = &[
         handler: || get(read::documents),
     },
     Route {
+        path: "/v1/permissions",
+        method: "get",
+        public: false,
+        summary: "What documents from KV may reach here, as `plan` and `apply` check it beforehand.",
+        parameters: &[],
+        answers: &[(
+            200,
+            "The agent's `kv_documents` bounds, and where it listens itself.",
+        )],
+        media: JSON,
+        handler: || get(read::permissions),
+    },
+    Route {
         path: "/v1/diagnostics",
         method: "get",
         public: false,

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::slice;
 
+use super::api_client::ApiArguments;
+use super::bounds::BoundsArguments;
 use super::change_set::{self, Action, Change, ChangeSet};
 use super::documents;
 use super::failure::Failure;
@@ -33,8 +35,15 @@ pub struct Arguments {
     /// Use several transactions when one cannot hold it: agents see them one after the other.
     #[arg(long)]
     batched: bool,
+    /// Check what the agent on this machine lets documents reach.
+    #[arg(long)]
+    agent: bool,
+    #[command(flatten)]
+    bounds: BoundsArguments,
     #[command(flatten)]
     kv: KvArguments,
+    #[command(flatten)]
+    api: ApiArguments,
 }
 
 /// Consul's bounds for one transaction: operations, and bytes of its JSON.
@@ -48,12 +57,16 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     plan::refuse_unusable(&given)?;
     let prefix = arguments.kv.documents_prefix();
     let wanted = change_set::below(&prefix, kv::named(&arguments.path, &given)?);
+    let bounds = arguments
+        .bounds
+        .bounds(arguments.agent.then_some(&arguments.api))?;
     let client = arguments.kv.client()?;
     let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
     let set = ChangeSet::between(&current, &wanted, arguments.prune);
-    let report = change_set::check(&current, &wanted, &set);
+    let report = change_set::check(&current, &wanted, &set, &bounds);
     set.write(terminal)?;
     report.write(terminal)?;
+    bounds.note(&change_set::as_documents(&wanted), terminal)?;
     if report.errors() > 0 {
         return Err(plan::invalid(report.errors()));
     }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::bounds::Bounds;
 use super::kv::{Wanted, kv_id};
 use super::offline::Offline;
 use super::report::Report;
 use super::terminal::{Color, Terminal};
 use super::unified_diff;
-use crate::config::{AddressRules, Permissions, document_schema, parse_document};
-use crate::diagnostics::{Code, Diagnostic, Severity};
+use crate::config::document_schema;
+use crate::diagnostics::Diagnostic;
 use crate::hcl::{self, Body, Limits, Source, Value, ValueKind};
 use crate::model::{Document, DocumentId};
 
@@ -179,6 +180,7 @@ pub fn check(
     current: &BTreeMap<String, Document>,
     wanted: &BTreeMap<String, Wanted>,
     set: &ChangeSet,
+    bounds: &Bounds,
 ) -> Report {
     let deleted: BTreeSet<&str> = set
         .changes
@@ -194,7 +196,10 @@ pub fn check(
     after.retain(|document| !wanted.contains_key(document.id.as_str()));
     let newest = current.values().map(|document| document.order).max().unwrap_or(0) + 1;
     let wanted_documents = wanted.iter().map(|(key, wanted)| Document {
-        id: kv_id(key),
+        id: match bounds {
+            Bounds::None => DocumentId::File(key.as_str().into()),
+            _ => kv_id(key),
+        },
         text: wanted.text.clone(),
         // Who came first keeps the name.
         order: current.get(key).map_or(newest, |document| document.order),
@@ -205,14 +210,18 @@ pub fn check(
         .iter()
         .map(|document| (document.id.clone(), document.text.clone()))
         .collect();
-    let refused = not_allowed(&after, wanted);
-    let before: BTreeSet<Diagnostic> = Offline::new(current.values().cloned().collect(), permissive())
-        .diagnostics()
-        .into_iter()
-        .collect();
-    let mut diagnostics = Offline::new(after, permissive()).diagnostics();
+    let ours = after
+        .iter()
+        .filter(|document| wanted.contains_key(document.id.as_str()));
+    let doubts = bounds.doubts(ours);
+    let before: BTreeSet<Diagnostic> =
+        Offline::new(current.values().cloned().collect(), bounds.permissions())
+            .diagnostics()
+            .into_iter()
+            .collect();
+    let mut diagnostics = Offline::new(after, bounds.permissions()).diagnostics();
     diagnostics.retain(|diagnostic| is_wanted(diagnostic, wanted) || !before.contains(diagnostic));
-    diagnostics.extend(refused);
+    diagnostics.extend(doubts);
     let mut report = Report { diagnostics, texts };
     relabel(&mut report, wanted);
     report.sort();
@@ -224,40 +233,6 @@ fn is_wanted(diagnostic: &Diagnostic, wanted: &BTreeMap<String, Wanted>) -> bool
         .origin
         .as_ref()
         .is_some_and(|origin| wanted.contains_key(origin.document.as_str()))
-}
-
-/// What agents let a document from KV reach is in their settings, which are not known here.
-fn permissive() -> Permissions {
-    Permissions {
-        files: vec!["/".into()],
-        vault_paths: vec!["*".into()],
-        addresses: AddressRules {
-            allowed: Some(vec!["*".into()]),
-            allow_loopback: true,
-            allow_link_local: true,
-            ..AddressRules::default()
-        },
-        exposure: None,
-    }
-}
-
-fn not_allowed(documents: &[Document], wanted: &BTreeMap<String, Wanted>) -> Vec<Diagnostic> {
-    let wanted = documents
-        .iter()
-        .filter(|document| wanted.contains_key(document.id.as_str()));
-    let problems = wanted.flat_map(|document| {
-        parse_document(document, &Permissions::default(), &Limits::default())
-            .err()
-            .unwrap_or_default()
-    });
-    problems
-        .filter(|problem| problem.code == Code::NotAllowed)
-        .map(|problem| Diagnostic {
-            severity: Severity::Warning,
-            reason: Some("agents refuse the document unless their kv_documents settings allow it".to_owned()),
-            ..problem
-        })
-        .collect()
 }
 
 /// A problem is shown where the user can mend it: in the file.
@@ -353,6 +328,17 @@ fn same_value(one: &Value, other: &Value) -> bool {
         }
         _ => false,
     }
+}
+
+/// What is wanted, as documents from KV.
+pub fn as_documents(wanted: &BTreeMap<String, Wanted>) -> Vec<Document> {
+    let documents = wanted.iter().map(|(key, wanted)| Document {
+        id: kv_id(key),
+        text: wanted.text.clone(),
+        order: 0,
+        version: 0,
+    });
+    documents.collect()
 }
 
 /// Names to keys.

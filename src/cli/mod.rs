@@ -14,6 +14,7 @@ mod agent;
 mod api_client;
 mod apply;
 mod arguments;
+mod bounds;
 mod change_set;
 mod completion;
 mod documents;

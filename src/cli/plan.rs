@@ -7,6 +7,7 @@ use std::slice;
 use serde_json::json;
 
 use super::api_client::{ApiArguments, ApiClient};
+use super::bounds::{Bounds, BoundsArguments};
 use super::change_set::{self, ChangeSet};
 use super::documents;
 use super::failure::Failure;
@@ -26,7 +27,7 @@ pub struct Arguments {
     /// A directory of documents, or one document.
     #[arg(value_name = "PATH")]
     path: PathBuf,
-    /// Compare with what a running agent has.
+    /// Compare with what a running agent has, and check what it lets documents reach.
     #[arg(long)]
     agent: bool,
     /// Plan to delete documents that no file has.
@@ -35,6 +36,8 @@ pub struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    bounds: BoundsArguments,
     #[command(flatten)]
     kv: KvArguments,
     #[command(flatten)]
@@ -48,23 +51,27 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let given = documents::read_some(slice::from_ref(&arguments.path))?;
     refuse_unusable(&given)?;
     let names = kv::named(&arguments.path, &given)?;
-    let (current, wanted) = if arguments.agent {
+    let (current, wanted, bounds) = if arguments.agent {
         let current = kv::keyed(of_agent(&arguments.api)?);
         let prefix = arguments.kv.documents_prefix();
         let reads_kv = current.values().any(|document| !document.id.is_trusted());
-        let wanted = match reads_kv {
-            true => change_set::below(&prefix, names),
-            false => change_set::matched(&current, names),
+        let (wanted, bounds) = match reads_kv {
+            true => {
+                let bounds = arguments.bounds.bounds(Some(&arguments.api))?;
+                (change_set::below(&prefix, names), bounds)
+            }
+            false => (change_set::matched(&current, names), Bounds::None),
         };
-        (current, wanted)
+        (current, wanted, bounds)
     } else {
         let prefix = arguments.kv.documents_prefix();
         let client = arguments.kv.client()?;
         let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
-        (current, change_set::below(&prefix, names))
+        let bounds = arguments.bounds.bounds(None)?;
+        (current, change_set::below(&prefix, names), bounds)
     };
     let set = ChangeSet::between(&current, &wanted, arguments.prune);
-    let report = change_set::check(&current, &wanted, &set);
+    let report = change_set::check(&current, &wanted, &set, &bounds);
     if arguments.json {
         terminal.json(&json!({
             "changes": set.changes,
@@ -76,6 +83,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         set.write(terminal)?;
         report.write(terminal)?;
     }
+    bounds.note(&change_set::as_documents(&wanted), terminal)?;
     if report.errors() > 0 {
         return Err(invalid(report.errors()));
     }

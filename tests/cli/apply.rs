@@ -163,6 +163,45 @@ async fn refuses_what_does_not_validate() {
     let warned = bench.run(&["plan", "local"]);
     assert_eq!(warned.code, 1);
     assert!(warned.out.contains("warning[not-allowed]"), "{}", warned.out);
+    assert!(warned.error.contains("was not checked"), "{}", warned.error);
+    assert!(
+        !bench.run(&["plan", "conf"]).error.contains("was not checked"),
+        "nothing there is bounded"
+    );
+
+    // With the agents' settings it is known: refused, or in order.
+    bench.file(
+        "strict.hcl",
+        "kv_documents {\n  vault_paths = [\"secret/edge/\"]\n}\n",
+    );
+    bench.file("open.hcl", "kv_documents {\n  allow_loopback = true\n}\n");
+    let refused = bench.run(&["apply", "local", "-y", "-config=strict.hcl"]);
+    assert!(
+        refused.code == 1 && refused.out.contains("error[not-allowed]"),
+        "{}",
+        refused.shown(&[])
+    );
+    assert_eq!(bench.consul.get("portreeve/config/a").await, None);
+    let planned = bench.run(&["plan", "local", "-config=open.hcl"]);
+    assert!(
+        planned.code == 1 && !planned.out.contains("not-allowed") && planned.error.is_empty(),
+        "{}",
+        planned.shown(&[])
+    );
+    bench.file(
+        "secret/c.hcl",
+        "certificate \"c\" {\n  vault_kv {\n    mount = \"secret\"\n    path  = \"other/c\"\n  }\n}\n",
+    );
+    assert!(
+        bench.run(&["plan", "secret"]).error.contains("was not checked"),
+        "some agents' settings refuse it"
+    );
+    let refused = bench.run(&["plan", "secret", "-config=strict.hcl"]);
+    assert!(
+        refused.code == 255 && refused.out.contains("error[not-allowed]"),
+        "{}",
+        refused.shown(&[])
+    );
 }
 
 /// Somebody else's write between our read and our write: nothing is written, theirs stays.

@@ -93,6 +93,24 @@ async fn commands_against_a_running_agent() {
         plan.shown(&[])
     );
 
+    // Files of a directory may reach everything, and nothing is said of what they reach.
+    let local = "upstream \"local\" {\n  static { addresses = [\"127.0.0.1:80\"] }\n}\n";
+    write(&directory, &[("next/local.hcl", local)]);
+    let plan = cli(&["plan", "next", "-agent"]).await;
+    assert!(
+        !plan.out.contains("not-allowed") && plan.error.is_empty(),
+        "{}",
+        plan.shown(&[])
+    );
+    // Documents for KV are held to what this agent lets them reach.
+    write(&directory, &[("kv/local.hcl", local)]);
+    let bounds = agent
+        .api(hyper::Method::GET, "/v1/permissions", "")
+        .await
+        .unwrap()
+        .json();
+    assert_eq!(bounds["addresses"]["allow_loopback"], false, "{bounds:#}");
+
     let before = agent
         .api(hyper::Method::GET, "/v1/status", "")
         .await

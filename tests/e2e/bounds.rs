@@ -4,10 +4,11 @@ use hyper::Method;
 use serde_json::Value;
 
 use crate::stack::{GATEWAY, Options, SOON, Stack};
+use crate::support::agent;
 use crate::support::backend::Backend;
 use crate::support::client::Request;
 use crate::support::ports::free_port;
-use crate::support::wait_for;
+use crate::support::{scratch_directory, wait_for};
 
 const BOUNDS: &str = r#"files          = ["/etc/portreeve-test/"]
   vault_paths    = ["secret/edge/", "pki_int/sign/edge"]
@@ -59,6 +60,57 @@ async fn is_refused(stack: &Stack, document: &str) -> Value {
 
 fn get(document: &str) -> Request {
     Request::get(&format!("{document}.example.com"), "/")
+}
+
+/// `plan` and `apply` refuse beforehand what this agent would refuse afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_asks_the_agent_what_documents_may_reach() {
+    let stack = Stack::start(Options {
+        kv_documents: Some(BOUNDS.to_owned()),
+        ..Options::default()
+    })
+    .await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .until(&get("nobody"), "the gateway", |reply| reply.status == 404)
+        .await;
+    let files = scratch_directory("bounds");
+    let (consul, socket) = (
+        format!("-consul-address={}", stack.consul.address()),
+        format!("-api-socket={}", stack.agent.api.display()),
+    );
+    let run = async |arguments: &[&str], text: &str| {
+        std::fs::write(files.path().join("new.hcl"), text).unwrap();
+        let mut all: Vec<String> = arguments.iter().map(|one| (*one).to_owned()).collect();
+        all.extend([files.path().display().to_string(), consul.clone(), socket.clone()]);
+        let directory = files.path().to_owned();
+        let output = tokio::task::spawn_blocking(move || {
+            agent::run(&directory, &all.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        let output = output.await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        (output.status.code(), said.into_owned())
+    };
+    let refused = document("new", "static { addresses = [\"127.0.0.2:80\"] }");
+    for arguments in [&["apply", "-y", "-agent"][..], &["plan", "-agent"]] {
+        let (code, said) = run(arguments, &refused).await;
+        assert!(
+            code != Some(0) && said.contains("error[not-allowed]"),
+            "{arguments:?} {code:?} {said}"
+        );
+    }
+    assert_eq!(stack.consul.get("portreeve/config/new").await, None);
+    // What it allows is taken without a word, and by the agent too.
+    let backend = Backend::start("one").await;
+    let source = format!("static {{ addresses = [\"127.0.0.1:{}\"] }}", backend.port);
+    let (code, said) = run(&["apply", "-y", "-agent"], &document("new", &source)).await;
+    assert!(
+        code == Some(0) && !said.contains("not-allowed") && !said.contains("note:"),
+        "{code:?} {said}"
+    );
+    stack
+        .until(&get("new"), "the route", |reply| reply.status == 200)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

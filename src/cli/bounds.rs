@@ -1,0 +1,116 @@
+//! What agents let documents from KV reach: in their settings, so not known to whoever writes documents.
+
+use std::path::PathBuf;
+
+use super::api_client::{ApiArguments, ApiClient};
+use super::runtime::block_on;
+use super::terminal::Terminal;
+use crate::agent::settings::{Flags, Settings};
+use crate::config::{AddressRules, Permissions, parse_document};
+use crate::diagnostics::{Code, Diagnostic, Severity};
+use crate::hcl::Limits;
+use crate::model::Document;
+
+/// What documents are held to.
+#[derive(Clone, Debug)]
+pub enum Bounds {
+    /// They are files of the agent's own machine, which may reach everything.
+    None,
+    /// Nobody was asked.
+    Unknown,
+    Known(Box<Permissions>),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct BoundsArguments {
+    /// The agents' settings (kv_documents): what they let documents reach is checked; may be given several times.
+    #[arg(long, value_name = "PATH")]
+    config: Vec<PathBuf>,
+}
+
+impl BoundsArguments {
+    /// As the settings say; without any, as the agent says that is asked.
+    pub fn bounds(&self, agent: Option<&ApiArguments>) -> anyhow::Result<Bounds> {
+        if !self.config.is_empty() {
+            let flags = Flags {
+                config: self.config.clone(),
+                // Bounds are the same for all of an agent's gateways.
+                gateways: vec!["any".to_owned()],
+                ..Flags::default()
+            };
+            // The names of this machine are not those of the agents'.
+            return Ok(Bounds::Known(Box::new(Settings::load(&flags, "")?.permissions)));
+        }
+        match agent {
+            Some(agent) => Ok(Bounds::Known(block_on(
+                ApiClient::new(agent)?.get("/v1/permissions", &[]),
+            )?)),
+            None => Ok(Bounds::Unknown),
+        }
+    }
+}
+
+impl Bounds {
+    /// What the rest of the check goes by. Where nothing is known, nothing is refused for it.
+    pub fn permissions(&self) -> Permissions {
+        match self {
+            Self::Known(permissions) => (**permissions).clone(),
+            Self::None | Self::Unknown => Permissions {
+                files: vec!["/".into()],
+                vault_paths: vec!["*".into()],
+                addresses: AddressRules {
+                    allowed: Some(vec!["*".into()]),
+                    allow_loopback: true,
+                    allow_link_local: true,
+                    ..AddressRules::default()
+                },
+                ..Permissions::default()
+            },
+        }
+    }
+
+    /// Where nothing is known: what an agent refuses whose settings say nothing of it.
+    pub fn doubts<'a>(&self, documents: impl Iterator<Item = &'a Document>) -> Vec<Diagnostic> {
+        if !matches!(self, Self::Unknown) {
+            return Vec::new();
+        }
+        let refused = documents.flat_map(|document| refusals(document, &Permissions::default()));
+        refused
+            .map(|problem| Diagnostic {
+                severity: Severity::Warning,
+                reason: Some(
+                    "agents refuse the document unless their kv_documents settings allow it".to_owned(),
+                ),
+                ..problem
+            })
+            .collect()
+    }
+
+    /// Says that nothing is known, where it matters.
+    pub fn note(&self, documents: &[Document], terminal: &mut Terminal) -> std::io::Result<()> {
+        let nothing = Permissions {
+            vault_paths: Vec::new(),
+            addresses: AddressRules {
+                allowed: Some(Vec::new()),
+                ..AddressRules::default()
+            },
+            ..Permissions::default()
+        };
+        let is_bounded = |document: &Document| !refusals(document, &nothing).is_empty();
+        if matches!(self, Self::Unknown) && documents.iter().any(is_bounded) {
+            terminal.error_line(
+                "note: whether agents let these documents reach the files, Vault paths and addresses that they name was \
+                 not checked: -config names the agents' settings, -agent asks the one on this machine",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn refusals(document: &Document, permissions: &Permissions) -> Vec<Diagnostic> {
+    let mut problems = parse_document(document, permissions, &Limits::default())
+        .err()
+        .unwrap_or_default();
+    problems.retain(|problem| problem.code == Code::NotAllowed);
+    problems
+}
