@@ -203,10 +203,11 @@ impl Running {
             );
             tasks.spawn_plain("shared ports", watch);
         }
-        if let (Some(client), Some(prefix)) = (consul, &settings.kv_prefix) {
+        if let (Some(client), Some(prefix)) = (consul, &settings.status_prefix) {
             let keys = StatusKeys {
                 client,
                 prefix: prefix.clone(),
+                reads_documents: settings.kv_prefix.is_some(),
                 node: settings.node.clone(),
                 version: env!("CARGO_PKG_VERSION"),
                 view: view.clone(),

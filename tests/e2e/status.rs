@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::stack::{GATEWAY, Options, Stack, route, until};
-use crate::support::agent::Agent;
+use crate::support::agent::{Agent, AgentLaunch};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::consul::Consul;
@@ -17,7 +17,10 @@ const WRITTEN: Duration = Duration::from_secs(60);
 
 /// An agent on a node of its own, of which nobody knows anything yet.
 fn fresh_agent(consul: &Consul, node: &str, supervise: bool, more: &str) -> Agent {
-    let launch = Agent::prepare();
+    start(Agent::prepare().arg("agent"), consul, node, supervise, more)
+}
+
+fn start(launch: AgentLaunch, consul: &Consul, node: &str, supervise: bool, more: &str) -> Agent {
     let text = format!(
         r#"
 gateways  = ["edge"]
@@ -48,7 +51,7 @@ api {{
         api = launch.api().display(),
     );
     let settings = launch.file("portreeve.hcl", &text);
-    launch.arg("agent").arg("-config").arg(settings).start()
+    launch.arg("-config").arg(settings).start()
 }
 
 async fn until_key(consul: &Consul, key: &str, what: &str, expected: impl Fn(&Value) -> bool) -> Value {
@@ -72,17 +75,39 @@ async fn until_gone(consul: &Consul, key: &str) {
 
 async fn serving() -> (Stack, Backend, Request) {
     let stack = Stack::start(Options::default()).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "the route", |reply| reply.status == 200)
-        .await;
+    let (backend, request) = stack.shop().await;
     (stack, backend, request)
+}
+
+/// Its documents are reported like those of KV. What is kept of KV's documents is none of its business, though it leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_with_a_directory_reports_too_and_leaves_accepted_texts_alone() {
+    let consul = Consul::start().await;
+    consul.put("portreeve/accepted/kept", "policy \"p\" {}\n").await;
+    let launch = Agent::prepare();
+    let text = GATEWAY.replace("$HTTP", &free_port().to_string());
+    let documents = launch.file("documents/edge.hcl", &text);
+    let launch = launch
+        .arg("agent")
+        .arg("-config")
+        .arg(documents.parent().unwrap());
+    let _agent = start(launch, &consul, "node-d", true, "");
+    let key = "portreeve/status/nodes/node-d";
+    let report = until_key(&consul, key, "the node's key", |report| {
+        report["objects"]["gateway/edge"]["acknowledged"] == 1
+    });
+    assert_eq!(report.await["node"], "node-d");
+    let summary = until_key(&consul, "portreeve/status/summary", "the summary", |summary| {
+        summary["objects"]["gateway/edge"]["acknowledged"] == 1
+    });
+    assert_eq!(summary.await["leader"], "node-d");
+    // The step after the summary's is where a leader mends them.
+    until_key(&consul, "portreeve/status/node_count", "a count", |count| {
+        *count == 1
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert!(consul.get("portreeve/accepted/kept").await.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

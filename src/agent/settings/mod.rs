@@ -62,6 +62,8 @@ pub struct Settings {
     pub document_paths: Vec<PathBuf>,
     /// None: documents come from directories alone.
     pub kv_prefix: Option<String>,
+    /// Below it status is written. None: there is no Consul.
+    pub status_prefix: Option<String>,
     pub permissions: Permissions,
     pub consul: Option<ConsulBlock>,
     pub mesh: Option<MeshBlock>,
@@ -187,12 +189,13 @@ impl Settings {
             .map(|block| consul_block(&block))
             .or_else(|| (flags.dev_consul || (!dev && document_paths.is_empty())).then(ConsulBlock::default));
         let kv = reader.child("kv_documents");
-        let kv_prefix = (kv.is_some() || (consul.is_some() && document_paths.is_empty())).then(|| {
-            let prefix = kv
-                .and_then(|kv| kv.string("prefix"))
-                .unwrap_or_else(|| "portreeve".into());
-            prefix.trim_matches('/').to_owned()
-        });
+        let prefix = kv
+            .and_then(|kv| kv.string("prefix"))
+            .unwrap_or_else(|| "portreeve".into());
+        let prefix = prefix.trim_matches('/').to_owned();
+        let status_prefix = consul.is_some().then(|| prefix.clone());
+        let reads_kv = kv.is_some() || (consul.is_some() && document_paths.is_empty());
+        let kv_prefix = reads_kv.then_some(prefix);
         let gateways: Vec<Arc<str>> = if flags.gateways.is_empty() {
             reader.strings("gateways")
         } else {
@@ -260,6 +263,7 @@ impl Settings {
             gateways,
             document_paths,
             kv_prefix,
+            status_prefix,
             permissions,
             consul,
             mesh: reader.child("mesh").map(|block| mesh_block(&block)),

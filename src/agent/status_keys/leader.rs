@@ -57,11 +57,13 @@ async fn serve(shared: &Shared, mut leadership: Leadership) {
                 Ok(()) | Err(FencedWriteError::NotLeader) => trouble.over(),
                 Err(FencedWriteError::Consul(error)) => pause = trouble.failed(&error, &rule),
             }
-            let view = shared.keys.view.borrow().clone();
-            match accepted.keep(&shared.keys.client, &leadership, &view).await {
-                Ok(()) | Err(FencedWriteError::NotLeader) => accepted_trouble.over(),
-                Err(FencedWriteError::Consul(error)) => {
-                    accepted_trouble.failed(&error, &accepted_rule);
+            if shared.keys.reads_documents {
+                let view = shared.keys.view.borrow().clone();
+                match accepted.keep(&shared.keys.client, &leadership, &view).await {
+                    Ok(()) | Err(FencedWriteError::NotLeader) => accepted_trouble.over(),
+                    Err(FencedWriteError::Consul(error)) => {
+                        accepted_trouble.failed(&error, &accepted_rule);
+                    }
                 }
             }
             tokio::time::sleep(pause).await;

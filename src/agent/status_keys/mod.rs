@@ -34,6 +34,8 @@ pub(super) struct StatusKeys {
     pub client: ConsulClient,
     /// Without a slash at its end.
     pub prefix: String,
+    /// This agent's documents stand below the prefix. Else it knows nothing of those that are accepted there.
+    pub reads_documents: bool,
     pub node: String,
     pub version: &'static str,
     pub view: watch::Receiver<Arc<View>>,
