@@ -14,14 +14,7 @@ use crate::support::wait_for;
 async fn consul_down_at_the_very_first_start_is_told_and_waited_for() {
     let mut stack = Stack::start(Options::default()).await;
     // The agent has nothing yet: as if it had never run.
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let shop = Request::get("shop.example.com", "/");
-    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let (_backend, shop) = stack.shop().await;
     stack.agent.terminate();
     stack.consul.kill();
     std::fs::remove_dir_all(&stack.data).unwrap();
@@ -74,14 +67,7 @@ async fn consul_down_at_the_very_first_start_is_told_and_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_restarts_serves_again() {
     let mut stack = Stack::start(Options::default()).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let shop = Request::get("shop.example.com", "/");
-    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let (_backend, shop) = stack.shop().await;
     tokio::time::sleep(Duration::from_millis(500)).await;
 
     let former = stack.envoy_pid();
@@ -116,14 +102,7 @@ async fn a_machine_that_restarts_serves_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_that_comes_back_wiped_empties_nothing() {
     let mut stack = Stack::start(Options::default()).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let shop = Request::get("shop.example.com", "/");
-    stack.until(&shop, "the route", |reply| reply.status == 200).await;
+    let (backend, shop) = stack.shop().await;
     let load = Load::start(100, stack.client(), shop.clone());
     stack.consul.kill();
     std::fs::remove_dir_all(stack.consul.directory.path().join("data")).unwrap();
@@ -160,6 +139,61 @@ async fn consul_that_comes_back_wiped_empties_nothing() {
                 .await
                 .map_err(|failure| anyhow::anyhow!("{failure}"))?;
             anyhow::ensure!(reply.status == 204, "{}", reply.status);
+            Ok(())
+        },
+    )
+    .await;
+}
+
+/// What the disk holds is not emptied by a Consul that has nothing any more: its documents were younger than all of its past.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_restarts_at_a_wiped_consul_keeps_its_documents() {
+    let mut stack = Stack::start(Options::default()).await;
+    let (_backend, _) = stack.shop().await;
+    let answers = route("static", "static.example.com", "none").replace(
+        "    backend \"consul\" \"none\" {}",
+        "    direct_response {\n      status = 204\n    }",
+    );
+    stack.put("static", &answers).await;
+    let fixed = Request::get("static.example.com", "/");
+    stack
+        .until(&fixed, "the answer", |reply| reply.status == 204)
+        .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stack.agent.terminate();
+    stack.consul.kill();
+    std::fs::remove_dir_all(stack.consul.directory.path().join("data")).unwrap();
+    stack.consul.restart().await;
+    stack.agent.process.start_again();
+    stack
+        .until(&fixed, "what the disk held", |reply| reply.status == 204)
+        .await;
+    wait_for("the wipe to be told", Duration::from_secs(60), async || {
+        let status = stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
+        let told = status["diagnostics"].to_string();
+        anyhow::ensure!(told.contains("lost its state"), "{status:#}");
+        Ok(())
+    })
+    .await;
+    // Not even when the agent's own writes have made the new Consul older.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(stack.client().send(&fixed).await.unwrap().status, 204);
+    // Instances are those of the catalog, and there are none.
+    let shop = stack.client().get("shop.example.com", "/").await;
+    println!("shop: {} {:?}", shop.status, shop.header("x-portreeve-reason"));
+
+    // What is put in again is taken, and what was not is over.
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("static", &answers.replace("status = 204", "status = 205"))
+        .await;
+    wait_for(
+        "the documents put in again",
+        Duration::from_secs(90),
+        async || {
+            let reply = stack.client().send(&fixed).await;
+            let reply = reply.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            anyhow::ensure!(reply.status == 205, "{}", reply.status);
             Ok(())
         },
     )

@@ -63,6 +63,9 @@ impl DocumentsWatch {
         let ours = |document: &&Document| self.owns(&document.id);
         let known: Vec<Document> = documents.iter().filter(ours).cloned().collect();
         self.watched.ledger.apply(&known, &[]);
+        // Consul's index was at least that of its newest key: a lower one, with no key left, is another Consul's past.
+        let newest = known.iter().map(|document| document.version).max();
+        self.watched.believed_index = newest.unwrap_or(0);
         self
     }
 
