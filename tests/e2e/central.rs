@@ -109,6 +109,20 @@ xds {{
         ]
     }
 
+    /// One of the agent's own files: `ca.pem`, `agent.pem`, `agent.key`.
+    pub fn write_own(&self, name: &str, text: &str) {
+        std::fs::write(self.files.path().join(name), text).unwrap();
+    }
+
+    /// Another authority, and a certificate of it for the agent. Flags made from now on are for it.
+    pub fn rotate(&mut self) {
+        self.ca = Ca::new("next envoys");
+        let own = self.ca.issue(&[AGENT]);
+        self.write_own("ca.pem", &self.ca.certificate);
+        self.write_own("agent.pem", &own.certificate);
+        self.write_own("agent.key", &own.key);
+    }
+
     pub fn runtime(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
     }

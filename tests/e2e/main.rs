@@ -36,6 +36,7 @@ mod retries;
 mod rights;
 mod same_bytes;
 mod settings;
+mod signals;
 mod stack;
 mod status;
 mod survival;
