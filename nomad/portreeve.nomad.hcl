@@ -45,6 +45,24 @@ variable "ready_port" {
   default     = 7480
 }
 
+variable "ready_address" {
+  description = "The loopback address of it."
+  type        = string
+  default     = "127.0.0.1"
+}
+
+variable "bind_address" {
+  description = "Where the gateway's listeners bind, if their document does not say. May name the node: \"$${meta.public_ip}\"."
+  type        = string
+  default     = "0.0.0.0"
+}
+
+variable "public_address" {
+  description = "What the gateway is registered with, such as \"$${attr.unique.platform.aws.public-ipv4}\". Empty: the node's own address."
+  type        = string
+  default     = ""
+}
+
 variable "driver" {
   description = "exec or raw_exec."
   type        = string
@@ -112,6 +130,12 @@ variable "drain_seconds" {
   default     = 20
 }
 
+variable "healthy_deadline" {
+  description = "How long an updated node may take to pass its checks, before the update is reverted."
+  type        = string
+  default     = "2m"
+}
+
 locals {
   # What agent and Envoy must agree on.
   shared = <<-HCL
@@ -127,6 +151,8 @@ locals {
   HCL
 
   agent = <<-HCL
+    bind_addr = "{{ env "BIND_ADDRESS" }}"
+
     # Documents are the keys below portreeve/config/. They may use these paths of Vault, and no file of the node.
     kv_documents {
       vault_paths = ${jsonencode(var.vault_paths)}
@@ -148,7 +174,7 @@ locals {
     }
 
     api {
-      address = "127.0.0.1:${var.ready_port}"
+      address = "{{ env "READY_ADDRESS" }}:${var.ready_port}"
     }
 
     ${var.more_settings}
@@ -168,7 +194,7 @@ job "portreeve" {
     max_parallel     = 1
     health_check     = "checks"
     min_healthy_time = "10s"
-    healthy_deadline = "2m"
+    healthy_deadline = var.healthy_deadline
     auto_revert      = true
   }
 
@@ -211,6 +237,7 @@ job "portreeve" {
       name     = "portreeve-${var.gateway}"
       provider = "consul"
       port     = "https"
+      address  = var.public_address
 
       check {
         name     = "listener"
@@ -225,7 +252,7 @@ job "portreeve" {
       name     = "portreeve-${var.gateway}-agent"
       provider = "consul"
       port     = "ready"
-      address  = "127.0.0.1"
+      address  = var.ready_address
 
       check {
         name     = "ready"
@@ -240,6 +267,14 @@ job "portreeve" {
       driver       = var.driver
       user         = var.user
       kill_timeout = "15s"
+
+      # Envoy serves on without it, and knows of no change meanwhile.
+      restart {
+        attempts = 30
+        interval = "1m"
+        delay    = "1s"
+        mode     = "delay"
+      }
 
       # Starts before Envoy, ends after it.
       lifecycle {
@@ -262,6 +297,12 @@ job "portreeve" {
         file        = true
         ttl         = "1h"
         change_mode = "noop"
+      }
+
+      # Here, and not in the settings, because Nomad fills in the node's values here.
+      env {
+        BIND_ADDRESS  = var.bind_address
+        READY_ADDRESS = var.ready_address
       }
 
       config {

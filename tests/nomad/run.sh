@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
-# The shipped system job on a real Nomad, with a real Consul (ACLs that deny by default) and OpenBao: what `portreeve
-# setup` makes is all the rights there are. Needs root, `nomad` and `python3` on PATH, and what `make setup` fetches.
-# Everything listens on loopback and lies in one directory under /tmp, which is removed. It is not part of `make test`:
-# Nomad is not packaged where these run.
+# The shipped system job on two nodes of a real Nomad, each beside an agent of a real Consul (ACLs that deny by default),
+# and OpenBao: what `portreeve setup` makes is all the rights there are. A client that follows Consul, as a load balancer
+# does, sends requests throughout and counts those that fail.
+#
+# Needs root, `nomad` (1.11.3 or newer) and `python3` on PATH, and what `make setup` fetches. Everything listens on
+# 127.0.0.1 and 127.0.0.2 and lies in one directory under /tmp, which is removed. It is not part of `make test`: Nomad is
+# not packaged where these run. Its last output is in docs/nomad-run.md.
+#
+#   BASE=5000       all ports lie between this number and 5000 above it
+#   PORTREEVE=...   another portreeve than target/debug/portreeve
+#   KEEP=1          leaves the directory, logs included
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/../.."
 ROOT=$PWD
 export PATH="$PWD/target/tools/bin:$PATH"
 PORTREEVE=${PORTREEVE:-$PWD/target/debug/portreeve}
+for program in nomad consul bao envoy python3 curl "$PORTREEVE"; do
+    command -v "$program" >/dev/null || { echo "$program is not there" >&2; exit 2; }
+done
+[[ $(id -u) == 0 ]] || { echo "Nomad's clients need root" >&2; exit 2; }
 DIR=$(mktemp -d /tmp/prn.XXXXXX)
-BASE=${BASE:-21000}
+BASE=${BASE:-5000}
 HTTP=$((BASE + 80)) HTTPS=$((BASE + 443)) READY=$((BASE + 748))
 CONSUL=$((BASE + 500)) VAULT=$((BASE + 200)) NOMAD=$((BASE + 646))
 for name in "${!CONSUL_@}" "${!VAULT_@}" "${!BAO_@}" "${!NOMAD_@}"; do
@@ -19,101 +30,123 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
 export CONSUL_HTTP_ADDR=127.0.0.1:$CONSUL CONSUL_HTTP_TOKEN=00000000-0000-4000-8000-0000000000de
 export BAO_ADDR=http://127.0.0.1:$VAULT VAULT_ADDR=http://127.0.0.1:$VAULT BAO_TOKEN=root VAULT_TOKEN=root
 export NOMAD_ADDR=http://127.0.0.1:$NOMAD
-pids=()
+cp "$ROOT/tests/nomad/server.py" "$DIR"
+declare -A pid=()
+load=''
 
 end() {
     local code=$?
-    ((code == 0)) || { echo "FAILED in $DIR"; tail -n 15 "$DIR"/*.log || true; }
-    nomad job stop -purge orders >/dev/null 2>&1 || true
-    nomad job stop -purge portreeve >/dev/null 2>&1 || true
-    ((${#pids[@]} == 0)) || kill "${pids[@]}" 2>/dev/null || true
-    wait 2>/dev/null || true
-    umount -q "$DIR"/nomad/alloc/*/*/secrets "$DIR"/nomad/alloc/*/*/private 2>/dev/null || true
-    ((code == 0)) && rm -rf "$DIR"
+    trap - EXIT
+    set +e
+    ((code == 0)) || { echo "FAILED"; tail -n 8 "$DIR"/*.log "$DIR"/*.out; tail -n 25 "$DIR"/nomad*/alloc/*/alloc/logs/*agent.std*.0; }
+    [[ -z $load ]] || kill "$load" 2>/dev/null
+    # What they started first: the tasks of a Nomad that ends go on without it.
+    for name in orders portreeve; do timeout 90 nomad job stop "$name" >/dev/null 2>&1; done
+    for _ in $(seq 60); do
+        pgrep -f "nomad executor .*$DIR/" >/dev/null || break
+        sleep 0.5
+    done
+    for name in nomad-n2 nomad-n1 nomad-server bao consul-2 consul-1; do
+        [[ -z ${pid[$name]:-} ]] || kill "${pid[$name]}" 2>/dev/null
+    done
+    sleep 1
+    # Whatever is left runs with a file of this directory.
+    for left in $(pgrep -f "$DIR/"); do kill -9 "$left" 2>/dev/null; done
+    umount -q "$DIR"/nomad-*/alloc/*/*/secrets "$DIR"/nomad-*/alloc/*/*/private 2>/dev/null
+    if [[ -n ${KEEP:-} ]]; then echo "kept: $DIR"; else rm -rf "$DIR"; fi
     exit "$code"
 }
 trap end EXIT
 
+# ---- How it is said and awaited ------------------------------------------------------------------------------------------
+
 step() { printf '\n== %s\n' "$*"; }
+start() { # name, command...
+    local name=$1
+    shift
+    "$@" >>"$DIR/$name.log" 2>&1 &
+    pid[$name]=$!
+    disown "$!" # so that bash does not report how it ended
+}
 until_ok() { # what, command...
     local what=$1 _
     shift
     for _ in $(seq 240); do
-        if "$@" >"$DIR/last" 2>&1; then return 0; fi
+        if "$@" >"$DIR/last.out" 2>&1; then return 0; fi
         sleep 0.5
     done
-    echo "gave up waiting for $what:"
-    cat "$DIR/last"
+    echo "gave up waiting for $what"
     return 1
 }
-ask() { curl -sS -m 5 -H "host: $1" "http://127.0.0.1:$HTTP/"; }
-answers() { [[ $(ask "$1") == "$2" ]]; }
-load_on() { python3 "$ROOT/tests/nomad/load.py" "$HTTP" "$1" & echo $! >"$DIR/load"; }
-load_off() { local pid code=0; pid=$(cat "$DIR/load"); kill "$pid"; wait "$pid" || code=$?; return "$code"; }
+ask() { curl -sS -m 5 -H "host: $1" "http://${2:-127.0.0.1}:$HTTP/"; }
+answers() { [[ $(ask "$1" 127.0.0.1) == "$2" && $(ask "$1" 127.0.0.2) == "$2" ]]; }
+load_on() {
+    python3 "$ROOT/tests/nomad/load.py" 50 "$CONSUL_HTTP_ADDR" portreeve-edge "$HTTP" "$@" >"$DIR/load.out" 2>&1 &
+    load=$!
+}
+load_off() { # ends it and says what it counted; fails if a request did
+    local code=0
+    kill "$load"
+    wait "$load" || code=$?
+    load=''
+    cat "$DIR/load.out"
+    return "$code"
+}
+field() { python3 -c 'import json, sys; print(eval(sys.argv[1], {"it": json.load(sys.stdin)}))' "$1"; }
+
+# ---- Servers -------------------------------------------------------------------------------------------------------------
 
 step "versions"
 consul version | sed -n 1p
-bao version
+bao version | cut -d ' ' -f 1,2
 nomad version | sed -n 1p
-envoy --version | grep -o 'version:.*' || true
+envoy --version | grep -oE '/1\.[0-9.]+/' | tr -d / | sed 's/^/Envoy /'
 
-step "Consul with ACLs, OpenBao with a PKI"
+step "Consul with ACLs, an agent on each of two nodes; OpenBao with a PKI"
 key=initial_management
-[[ $(consul version | sed -n 1p) == *v1.[0-9].* || $(consul version | sed -n 1p) == *v1.10.* ]] && key=master
-cat >"$DIR/consul.json" <<JSON
-{"server": true, "bootstrap_expect": 1, "node_name": "n1", "data_dir": "$DIR/consul", "bind_addr": "127.0.0.1",
- "client_addr": "127.0.0.1", "disable_update_check": true, "connect": {"enabled": true},
+[[ $(consul version | sed -n 1p) =~ v1\.([0-9]|10)\. ]] && key=master
+start_consul() { # node, more settings
+    cat >"$DIR/consul-$1.json" <<JSON
+{"node_name": "n$1", "data_dir": "$DIR/consul-$1", "bind_addr": "127.0.0.$1", "client_addr": "127.0.0.$1",
+ "disable_update_check": true, "performance": {"raft_multiplier": 1}, $2
  "ports": {"http": $CONSUL, "server": $((BASE + 300)), "serf_lan": $((BASE + 301)), "serf_wan": -1, "dns": -1, "grpc": -1},
- "performance": {"raft_multiplier": 1},
  "acl": {"enabled": true, "default_policy": "deny", "tokens": {"$key": "$CONSUL_HTTP_TOKEN", "agent": "$CONSUL_HTTP_TOKEN"}}}
 JSON
-consul agent -config-file="$DIR/consul.json" >"$DIR/consul.log" 2>&1 & pids+=($!)
-bao server -dev -dev-no-store-token -dev-root-token-id=root -dev-listen-address=127.0.0.1:$VAULT >"$DIR/bao.log" 2>&1 & pids+=($!)
-until_ok "Consul" consul members
+    start "consul-$1" consul agent -config-file="$DIR/consul-$1.json"
+}
+start_consul 1 '"server": true, "bootstrap_expect": 1, "connect": {"enabled": true},'
+start_consul 2 "\"retry_join\": [\"127.0.0.1:$((BASE + 301))\"],"
+start bao bao server -dev -dev-no-store-token -dev-root-token-id=root -dev-listen-address=127.0.0.1:$VAULT
+until_ok "Consul's two nodes" bash -c "consul members | grep -c alive | grep -qx 2"
 until_ok "OpenBao" bao status
-bao secrets enable -path=pki_int pki >/dev/null
-bao write pki_int/root/generate/internal common_name=test ttl=24h >/dev/null
-bao write pki_int/roles/edge allowed_domains=example.com allow_subdomains=true allow_bare_domains=true max_ttl=24h >/dev/null
+{
+    bao secrets enable -path=pki_int pki
+    bao write pki_int/root/generate/internal common_name=test ttl=24h
+    bao write pki_int/roles/edge allowed_domains=example.com allow_subdomains=true allow_bare_domains=true max_ttl=24h
+} >"$DIR/bao-setup.log" 2>&1
 
-step "portreeve setup consul, vault"
-jwks=-nomad-jwks-url=http://127.0.0.1:$NOMAD/.well-known/jwks.json
-cat >"$DIR/nomad.hcl" <<HCL
-data_dir             = "$DIR/nomad"
-name                 = "n1"
-bind_addr            = "127.0.0.1"
+step "Nomad with ACLs, a server and two clients"
+start_nomad() { # name, node, http port, settings of its own
+    cat >"$DIR/nomad-$1.hcl" <<HCL
+data_dir             = "$DIR/nomad-$1"
+name                 = "$1"
+bind_addr            = "127.0.0.$2"
 disable_update_check = true
 advertise {
-  http = "127.0.0.1"
-  rpc  = "127.0.0.1"
-  serf = "127.0.0.1"
+  http = "127.0.0.$2"
+  rpc  = "127.0.0.$2"
+  serf = "127.0.0.$2"
 }
 ports {
-  http = $NOMAD
-  rpc  = $((BASE + 647))
-  serf = $((BASE + 648))
-}
-server {
-  enabled          = true
-  bootstrap_expect = 1
-}
-client {
-  enabled           = true
-  network_interface = "lo"
-  max_kill_timeout  = "40s"
-  options {
-    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
-  }
-}
-plugin "raw_exec" {
-  config {
-    enabled = true
-  }
+  http = $3
+  rpc  = $(($3 + 1))
+  serf = $(($3 + 2))
 }
 acl {
   enabled = true
 }
 consul {
-  address             = "127.0.0.1:$CONSUL"
+  address             = "127.0.0.$2:$CONSUL"
   token               = "$CONSUL_HTTP_TOKEN"
   service_auth_method = "nomad-services"
   task_auth_method    = "nomad-tasks"
@@ -126,16 +159,56 @@ consul {
     ttl = "1h"
   }
 }
+$4
 HCL
-# Raw_exec tasks inherit the agent's environment, and must find Nomad by their own identity.
-start_nomad() { env -u NOMAD_ADDR -u NOMAD_TOKEN -u CONSUL_HTTP_ADDR -u VAULT_ADDR -u VAULT_TOKEN nomad agent -config="$DIR/nomad.hcl" >>"$DIR/nomad.log" 2>&1 & nomad_pid=$!; pids+=("$nomad_pid"); }
-start_nomad
+    # Raw_exec tasks inherit the agent's environment, and must find everything by their own identity.
+    start "nomad-$1" env -u NOMAD_ADDR -u NOMAD_TOKEN -u CONSUL_HTTP_ADDR -u CONSUL_HTTP_TOKEN -u VAULT_ADDR -u VAULT_TOKEN \
+        -u BAO_ADDR -u BAO_TOKEN nomad agent -config="$DIR/nomad-$1.hcl"
+}
+start_nomad_server() {
+    start_nomad server 1 "$NOMAD" 'server {
+  enabled          = true
+  bootstrap_expect = 1
+}'
+}
+start_nomad_client() { # node
+    mkdir -p "$DIR/gateway-$1"
+    start_nomad "n$1" "$1" $((NOMAD + 10)) 'client {
+  enabled           = true
+  servers           = ["127.0.0.1:'$((NOMAD + 1))'"]
+  network_interface = "lo"
+  max_kill_timeout  = "40s"
+  # Two clients on one machine would give the same port to two tasks.
+  min_dynamic_port = '$((BASE + 3000 + 500 * $1))'
+  max_dynamic_port = '$((BASE + 3499 + 500 * $1))'
+  meta {
+    address = "127.0.0.'$1'"
+    state   = "'$DIR/gateway-$1'"
+  }
+  options {
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+  }
+}
+plugin "raw_exec" {
+  config {
+    enabled = true
+  }
+}'
+}
+start_nomad_server
+start_nomad_client 1
+start_nomad_client 2
 until_ok "Nomad" curl -fsS "$NOMAD_ADDR/v1/status/leader"
 until_ok "Nomad's keys" curl -fsS "$NOMAD_ADDR/.well-known/jwks.json"
-until_ok "a leader" bash -c "nomad acl bootstrap -json >$DIR/bootstrap"
-NOMAD_TOKEN=$(python3 -c "import json; print(json.load(open('$DIR/bootstrap'))['SecretID'])")
+until_ok "a leader" bash -c "nomad acl bootstrap -json >$DIR/bootstrap.json"
+NOMAD_TOKEN=$(field 'it["SecretID"]' <"$DIR/bootstrap.json")
 export NOMAD_TOKEN
-"$PORTREEVE" setup consul "$jwks" -dry-run | grep -v '^$' | grep -E '^[+~=]|to do'
+two_ready() { [[ $(nomad node status | grep -cw ready) == 2 ]]; }
+until_ok "two ready clients" two_ready
+
+step "portreeve setup consul, vault, nomad"
+jwks=-nomad-jwks-url=http://127.0.0.1:$NOMAD/.well-known/jwks.json
+"$PORTREEVE" setup consul "$jwks" -dry-run | grep -E '^[+~=]|to do'
 "$PORTREEVE" setup consul "$jwks" >/dev/null
 "$PORTREEVE" setup consul "$jwks" | grep -E 'Nothing'
 "$PORTREEVE" setup vault "$jwks"
@@ -143,7 +216,9 @@ export NOMAD_TOKEN
 "$PORTREEVE" setup nomad
 "$PORTREEVE" setup nomad | grep -E 'Nothing'
 
-step "the document, and the shipped system job"
+# ---- The gateway ---------------------------------------------------------------------------------------------------------
+
+step "the document, and the shipped system job on both nodes"
 consul kv put portreeve/config/edge - >/dev/null <<HCL
 gateway "edge" {
   listener "http" {
@@ -173,10 +248,6 @@ http_route "native" {
   hostnames = ["native.example.com"]
 
   rule "all" {
-    retry {
-      attempts = 2
-      on       = ["connect-failure"]
-    }
     backend "upstream" "native" {}
   }
 }
@@ -200,51 +271,113 @@ catalog {
 nomad {}
 HCL
 gateway() {
-    nomad job run -detach=false -var driver=raw_exec -var user=root -var data_dir="$DIR/gw" -var portreeve="$PORTREEVE" \
-        -var envoy="$(command -v envoy)" -var http_port=$HTTP -var https_port=$HTTPS -var ready_port=$READY \
-        -var consul_address=127.0.0.1:$CONSUL -var vault_address="$VAULT_ADDR" -var drain_seconds=3 \
-        -var more_settings="$(cat "$DIR/more.hcl")" "$@" nomad/portreeve.nomad.hcl >"$DIR/job.out" 2>&1 ||
-        { cat "$DIR/job.out"; return 1; }
+    nomad job run -detach=false -var driver=raw_exec -var user=root -var data_dir='{{ env "meta.state" }}' \
+        -var bind_address='${meta.address}' -var ready_address='${meta.address}' -var public_address='${meta.address}' \
+        -var consul_address="{{ env \"meta.address\" }}:$CONSUL" -var vault_address="$VAULT_ADDR" \
+        -var portreeve="$PORTREEVE" -var envoy="$(command -v envoy)" -var http_port=$HTTP -var https_port=$HTTPS \
+        -var ready_port=$READY -var drain_seconds=3 -var more_settings="$(cat "$DIR/more.hcl")" \
+        "$@" nomad/portreeve.nomad.hcl >"$DIR/job.out" 2>&1
 }
-mkdir -p "$DIR/gw"
-until_ok "a ready client" bash -c "nomad node status | grep -q ready"
+version_of() { nomad job inspect portreeve | field 'it["Job"]["Version"]'; }
+deployment() { nomad job deployments -json portreeve | field 'max(it, key=lambda one: one["CreateIndex"])["Status"]'; }
 gateway
-until_ok "the gateway" curl -fsS "http://127.0.0.1:$READY/ready"
-echo "ready, with workload identity alone"
+for node in 1 2; do until_ok "the gateway on n$node" curl -fsS "http://127.0.0.$node:$READY/ready"; done
+echo "ready on both nodes, with workload identity alone; deployment $(deployment)"
 
 step "a service deployed, exposed by its tags, and one in Nomad's own catalog"
-orders() { nomad job run -var release="$1" -var server="$ROOT/tests/nomad/server.py" tests/nomad/orders.nomad.hcl >"$DIR/job.out" 2>&1 || { cat "$DIR/job.out"; return 1; }; }
+orders() { nomad job run -var release="$1" -var server="$DIR/server.py" tests/nomad/orders.nomad.hcl >"$DIR/job.out" 2>&1; }
+both=(orders.apps.example.com native.example.com)
+settled() { (($(nomad job allocs -json orders | field 'sum(a["ClientStatus"] == "running" for a in it)') == 4)); }
+all_answer() { answers "${both[0]}" "release $1" && answers "${both[1]}" "release $1"; }
 orders 1
-until_ok "the tagged service" answers orders.apps.example.com "release 1"
-until_ok "the native service" answers native.example.com "release 1"
-curl -sS -k --connect-to "::127.0.0.1:$HTTPS" https://native.example.com/
-echo "orders.apps.example.com: $(ask orders.apps.example.com)"
+until_ok "both" all_answer 1
+for node in 1 2; do
+    echo "n$node: orders.apps.example.com: $(ask orders.apps.example.com 127.0.0.$node), https://native.example.com:" \
+        "$(curl -sS -k --connect-to "::127.0.0.$node:$HTTPS" https://native.example.com/)"
+done
 
-for host in orders.apps.example.com native.example.com; do
-    step "rolled to a new release under load: $host"
-    load_on "$host"
+# ---- Under load ----------------------------------------------------------------------------------------------------------
+
+step "both services rolled to a new release under load"
+load_on "${both[@]}"
+sleep 2
+orders 2
+until_ok "the new release" all_answer 2
+until_ok "the end of the old one" settled
+sleep 2
+load_off
+
+step "Portreeve's agent killed on both nodes under load, then another release"
+load_on "${both[@]}"
+nomad job allocs -json portreeve | field '" ".join(a["ID"] for a in it if a["ClientStatus"] == "running")' >"$DIR/allocs.out"
+for alloc in $(<"$DIR/allocs.out"); do nomad alloc signal -s SIGKILL -task agent "$alloc" >/dev/null; done
+sleep 2
+orders 3
+until_ok "the new release" all_answer 3
+until_ok "the end of the old one" settled
+sleep 2
+load_off
+
+for what in "client on n1" "only server"; do
+    step "Nomad's $what killed and started again under load, then another release"
+    release=$((${release:-3} + 1))
+    load_on "${both[@]}"
+    if [[ $what == client* ]]; then
+        kill -9 "${pid[nomad-n1]}"
+        sleep 3
+        start_nomad_client 1
+    else
+        kill -9 "${pid[nomad-server]}"
+        sleep 3
+        start_nomad_server
+    fi
+    until_ok "Nomad again" two_ready
+    sleep 5
+    orders "$release"
+    until_ok "the new release" all_answer "$release"
+    until_ok "the end of the old one" settled
     sleep 2
-    orders "2-$host"
-    until_ok "the new release" answers "$host" "release 2-$host"
-    sleep 8
     load_off
 done
 
-step "Nomad's agent killed and started again under load"
-load_on orders.apps.example.com
-kill -9 "$nomad_pid"
-sleep 3
-start_nomad
-until_ok "Nomad again" curl -fsS "$NOMAD_ADDR/v1/status/leader"
-sleep 5
-orders 3
-until_ok "a release after that" answers orders.apps.example.com "release 3"
+step "the agents' Vault tokens revoked under load: they log in again, with an identity that Nomad keeps fresh"
+load_on "${both[@]}"
+logins() { bao list -format=json auth/token/accessors | field 'len(it)'; }
+before=$(logins)
+for accessor in $(bao list -format=json auth/token/accessors | field '" ".join(it)'); do
+    if bao token lookup -format=json -accessor "$accessor" | grep -q portreeve-pki; then bao token revoke -accessor "$accessor" >/dev/null; fi
+done
+echo "tokens before: $before, after the revocation: $(logins)"
+more_than() { (($(logins) > $1)); }
+consul kv get portreeve/config/edge | sed 's/common_name = "native/common_name = "www.native/' | consul kv put portreeve/config/edge - >/dev/null
+shows() { openssl s_client -connect "127.0.0.$1:$HTTPS" -servername www.native.example.com </dev/null 2>/dev/null | openssl x509 -noout -subject | grep -q www.native; }
+for node in 1 2; do until_ok "a certificate that takes a new login on n$node" shows "$node"; done
+echo "a certificate of another name issued on both nodes; tokens now: $(logins)"
 load_off
 
-step "the gateway updated (the node has each port once, so a gap is expected)"
-load_on orders.apps.example.com
+step "the gateway updated under load, one node after the other"
+load_on "${both[@]}"
+sleep 2
+before=$(version_of)
 gateway -var drain_seconds=4
-until_ok "the gateway again" answers orders.apps.example.com "release 3"
-load_off || true
+echo "version $before to $(version_of), deployment $(deployment)"
+sleep 5
+load_off
+
+step "a version that cannot start, under load: it stops at the first node and is reverted"
+load_on "${both[@]}"
+before=$(version_of)
+gateway -var healthy_deadline=25s -var portreeve=/bin/false && { echo "it was taken"; exit 1; }
+grep -o "Failed due to unhealthy allocations.*" "$DIR/job.out" | sed -n 1p
+# A revert has no deployment of its own.
+reverted() {
+    nomad job allocs -json portreeve |
+        field '[a["JobVersion"] for a in it if a["ClientStatus"] == "running"] == [int("'"$((before + 2))"'")] * 2' | grep -x True
+}
+until_ok "the revert" reverted
+echo "both nodes run version $((before + 2)), which is $before again"
+for node in 1 2; do until_ok "the gateway on n$node" curl -fsS "http://127.0.0.$node:$READY/ready"; done
+sleep 5
+load_off
 
 step "done"
