@@ -4,10 +4,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "../support/world.rs"]
+mod world;
+
+mod answering;
 mod contract;
 mod contract_server;
 mod documents;
 mod leader;
+mod mesh;
 mod server;
 mod services;
 mod transport;

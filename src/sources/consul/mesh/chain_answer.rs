@@ -42,12 +42,12 @@ pub(super) fn parse(body: &[u8]) -> Result<Chain, String> {
     let targets: BTreeMap<Arc<str>, ChainTarget> = raw
         .targets
         .into_iter()
-        .map(|(id, target)| Ok((id, target.target()?)))
+        .map(|(id, target)| Ok((bounded(id)?, target.target()?)))
         .collect::<Result<_, String>>()?;
     let mut nodes = BTreeMap::new();
     for (id, node) in raw.nodes {
         let node = node.node().map_err(|reason| format!("node {id:?}: {reason}"))?;
-        nodes.insert(id, node);
+        nodes.insert(bounded(id)?, node);
     }
     let chain = Chain {
         service: bounded(raw.service_name)?,
@@ -521,7 +521,7 @@ impl RawTarget {
             namespace: bounded(self.namespace)?,
             partition: bounded(self.partition)?,
             datacenter: bounded(self.datacenter)?,
-            peer: (!self.peer.is_empty()).then_some(self.peer),
+            peer: (!self.peer.is_empty()).then(|| bounded(self.peer)).transpose()?,
             sni: bounded(self.sni)?,
             filter: (!self.subset.filter.is_empty()).then_some(self.subset.filter),
             only_passing: self.subset.only_passing,
