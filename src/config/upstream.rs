@@ -153,7 +153,7 @@ pub(super) fn schema() -> BlockSchema {
         Type::Word(&["least_request", "round_robin", "random"]),
         Some("\"least_request\""),
         "\"round_robin\"",
-        "How an instance is chosen, by weight in each case. In the mesh, left out, Consul's discovery chain says it.",
+        "How an instance is chosen: the less busy of two, in turns, or at random. The first two go by the instances' weights; `random` only leaves out those of weight 0. In the mesh, left out, Consul's discovery chain says it.",
     )
     .attribute(
         "connect_timeout",
