@@ -271,7 +271,7 @@ envoy {{
   concurrency     = 1
   drain_time      = "2s"
   variant         = "{variant}"
-  stop_with_agent = {stop_with_agent}
+  {leave_envoy}
   {envoy_settings}
 }}
 
@@ -283,7 +283,11 @@ api {{
         consul = consul.address(),
         kv_documents = options.kv_documents.as_deref().unwrap_or("allow_loopback = true"),
         supervise = !options.no_envoy,
-        stop_with_agent = !options.leave_envoy,
+        leave_envoy = if options.leave_envoy {
+            "stop_with_agent = false"
+        } else {
+            ""
+        },
         envoy_settings = options.envoy_settings,
         envoy = options
             .envoy

@@ -1,0 +1,94 @@
+//! An agent that keeps an Envoy is told to stop: the requests that are under way are answered first.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::stack::{GATEWAY, Options, SOON, Stack, route};
+use crate::support::backend::Backend;
+use crate::support::client::{Failure, Request};
+use crate::support::load::{Load, Report};
+use crate::support::wait_for;
+
+/// Of the stack's Envoys.
+pub const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// A clock for the load and one here, each read on a busy machine.
+const SLACK: Duration = Duration::from_millis(100);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_answers_what_is_under_way() {
+    let mut stack = Stack::start(Options::default()).await;
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "the route", |reply| reply.status == 200)
+        .await;
+    let envoy = stack.envoy_pid();
+
+    let begun = Instant::now();
+    let load = Load::start(100, stack.client(), request.clone());
+    let kept = Load::start(50, stack.client().keep_alive(), request.clone());
+    // One ends while clients are asked to leave, one after the ports are closed.
+    let slow: Vec<_> = ["1000", "2000", "5000"]
+        .map(|delay| {
+            let (client, request) = (stack.client(), request.clone().header("x-test-delay", delay));
+            tokio::spawn(async move { client.send(&request).await })
+        })
+        .into();
+    wait_for("the slow requests", SOON, async || {
+        let active = stack
+            .envoy()
+            .stats(r"^cluster\..*orders.*\.upstream_rq_active$")
+            .await;
+        anyhow::ensure!(active.values().sum::<u64>() >= 3, "{active:?}");
+        Ok(())
+    })
+    .await;
+    let told = begun.elapsed();
+    stack.agent.process.signal(Signal::TERM);
+    let exit = wait_for("the agent's end", 3 * SOON, async || {
+        let exit = stack.agent.process.exit_status();
+        exit.ok_or_else(|| anyhow::anyhow!("it still runs"))
+    })
+    .await;
+    assert!(exit.success(), "{exit:?}");
+    let alive = std::path::Path::new("/proc").join(envoy.to_string());
+    assert!(!alive.exists(), "its Envoy has ended with it");
+    for slow in slow {
+        assert_eq!(slow.await.unwrap().map(|reply| reply.status), Ok(200));
+    }
+    assert_eq!(
+        stack.client().send(&request).await.unwrap_err(),
+        Failure::Refused,
+        "nobody serves"
+    );
+
+    let closed = told + DRAIN_TIME;
+    assert_only_refused(&load.finish().await, closed, "new connections");
+    assert_only_refused(&kept.finish().await, closed, "kept connections");
+}
+
+/// No wrong answer, and nothing cut: requests are refused, and only once ports may be closed. Times are since the load's
+/// start.
+#[track_caller]
+pub fn assert_only_refused(report: &Report, closed: Duration, what: &str) {
+    println!("{what}, ports open until {closed:.1?} at least: {report}");
+    assert!(report.ok > 50 && report.wrong_status.is_empty(), "{report}");
+    for failed in &report.failures {
+        let is_excused = match failed.kind {
+            // A connection that waits in the kernel's queue when its port closes is reset: Envoy never had it.
+            "refused" | "reset" => failed.due + failed.after + SLACK >= closed,
+            // Closed while idle: clients send again by themselves.
+            kind => kind == Failure::Stale.kind(),
+        };
+        assert!(is_excused, "{failed:?}: {report}");
+    }
+    let reset = report.failed.get("reset").copied().unwrap_or(0);
+    assert!(reset <= 3, "more than a queue: {report}");
+}
