@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::stack::{GATEWAY, Options, Stack, until};
+use crate::stack::{GATEWAY, Options, Stack, route, until};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 
@@ -45,10 +45,17 @@ fn envoy(version: &str) -> PathBuf {
     path
 }
 
-async fn main_path(version: &str) {
+/// A host of its own, and all hosts below another.
+fn more_routes() -> (String, String) {
+    let pets = route("pets", "pets.example.com", "orders");
+    (route("wild", "*.example.org", "orders"), pets)
+}
+
+async fn main_path(version: &str, state_of_the_world: bool) {
     let mut stack = Stack::start(Options {
         vault: true,
         envoy: Some(envoy(version)),
+        state_of_the_world,
         ..Options::default()
     })
     .await;
@@ -82,6 +89,25 @@ async fn main_path(version: &str) {
         reply.header("x-round") == Some("2")
     })
     .await;
+    // Exact hosts are looked up one by one; with a wildcard among them all hosts of a listener come in one table.
+    let (wild, pets) = more_routes();
+    let (below, pet) = (
+        Request::get("a.b.example.org", "/"),
+        Request::get("pets.example.com", "/"),
+    );
+    stack.put("wild", &wild).await;
+    stack.put("pets", &pets).await;
+    for request in [&below, &pet, &request] {
+        until(&http, request, "a wildcard, and the hosts beside it", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
+    }
+    assert_eq!(
+        http.get("example.org", "/").await.status,
+        404,
+        "the wildcard is for those below"
+    );
     stack.delete("www").await;
     until(&http, &request, "a deletion", |reply| reply.status == 404).await;
 
@@ -95,34 +121,71 @@ async fn main_path(version: &str) {
         !log.contains("Envoy refused"),
         "{version} refused something:\n{log}"
     );
+    refused_and_mended(&mut stack, &http, &pets).await;
+    stack.delete("wild").await;
+    until(&http, &below, "the wildcard's end", |reply| reply.status == 404).await;
+    assert_eq!(
+        http.get("pets.example.com", "/").await.header("x-pets"),
+        Some("mended")
+    );
     // What a version deprecates or does not know, it says.
+    let log = stack.agent.process.log();
     for complaint in ["eprecated", "unknown field"] {
         let found = log.lines().find(|line| line.contains(complaint));
         assert_eq!(found, None, "{version} complains");
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn envoy_1_36() {
-    main_path("1.36").await;
+/// Envoy refuses a document: it is named, its last good version serves, the others move on.
+async fn refused_and_mended(stack: &mut Stack, http: &Client, pets: &str) {
+    let with = |value: &str| {
+        let headers =
+            format!("  response_headers {{\n    set = {{ \"x-pets\" = \"{value}\" }}\n  }}\n\n  rule");
+        pets.replacen("  rule", &headers, 1)
+    };
+    stack.put("pets", &with("%NO_SUCH_OPERATOR%")).await;
+    let line = stack.agent.wait_for_log("error[envoy-rejected]").await;
+    assert!(line.contains("portreeve/config/pets:2:1"), "{line}");
+    stack
+        .put("birds", &route("birds", "birds.example.com", "orders"))
+        .await;
+    let birds = Request::get("birds.example.com", "/");
+    until(http, &birds, "the others to move on", |reply| reply.status == 200).await;
+    let pet = http.get("pets.example.com", "/").await;
+    assert_eq!(
+        (pet.status, pet.header("x-pets")),
+        (200, None),
+        "what Envoy last accepted serves on"
+    );
+    stack.put("pets", &with("mended")).await;
+    let pet = Request::get("pets.example.com", "/");
+    until(http, &pet, "a mended document", |reply| {
+        reply.header("x-pets") == Some("mended")
+    })
+    .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn envoy_1_37() {
-    main_path("1.37").await;
+/// Each version with both variants, as tests of their own.
+macro_rules! versions {
+    ($($module:ident: $version:literal),+ $(,)?) => {
+        $(mod $module {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn delta() {
+                super::main_path($version, false).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn state_of_the_world() {
+                super::main_path($version, true).await;
+            }
+        })+
+    };
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn envoy_1_38() {
-    main_path("1.38").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn envoy_1_39() {
-    main_path("1.39").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn envoy_1_40() {
-    main_path("1.40").await;
-}
+versions!(
+    envoy_1_36: "1.36",
+    envoy_1_37: "1.37",
+    envoy_1_38: "1.38",
+    envoy_1_39: "1.39",
+    envoy_1_40: "1.40",
+);

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use portreeve::envoy::bootstrap::{Bootstrap, Locality, ServerName, XdsEndpoint, XdsTls, XdsVariant};
 
+use crate::gateway::all_envoys;
+
 #[test]
 fn every_envoy_accepts_every_bootstrap() {
     let directory = tempfile::tempdir().unwrap();
@@ -70,9 +72,8 @@ fn every_envoy_accepts_every_bootstrap() {
     }
 }
 
+/// The one under test, and all others.
 fn binaries() -> Vec<PathBuf> {
     let one = std::env::var_os("PORTREEVE_TEST_ENVOY").map_or_else(|| "envoy".into(), PathBuf::from);
-    let more = std::env::var_os("PORTREEVE_TEST_ENVOYS").unwrap_or_default();
-    let more = std::env::split_paths(&more).filter(|path| !path.as_os_str().is_empty());
-    std::iter::once(one).chain(more).collect()
+    std::iter::once(one).chain(all_envoys()).collect()
 }

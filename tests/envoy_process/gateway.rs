@@ -69,6 +69,22 @@ pub fn settings(directory: &Path, port: u16) -> Settings {
     settings
 }
 
+/// Every supported Envoy, as `make envoys` fetches them; or those that `PORTREEVE_TEST_ENVOYS` names, separated by colons.
+pub fn all_envoys() -> Vec<PathBuf> {
+    let all: Vec<PathBuf> = match std::env::var_os("PORTREEVE_TEST_ENVOYS") {
+        Some(named) => std::env::split_paths(&named).collect(),
+        None => ["1.36", "1.37", "1.38", "1.39", "1.40"]
+            .map(|version| Path::new(TOOLS).join(format!("envoy-{version}/envoy")))
+            .into(),
+    };
+    for path in &all {
+        assert!(path.is_file(), "no Envoy at {path:?}: run make envoys");
+    }
+    all
+}
+
+const TOOLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools");
+
 /// Answers 200 at once, or as late as the header `x-envoy-fault-delay-request` says, in milliseconds.
 fn listener(port: u16) -> Value {
     let http = "type.googleapis.com/envoy.extensions.filters";

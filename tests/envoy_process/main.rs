@@ -1,7 +1,7 @@
 //! The supervisor against the real Envoy.
 //!
-//! Needs `envoy` in PATH, or its path in `PORTREEVE_TEST_ENVOY`; other versions for the bootstrap test, separated by
-//! colons, in `PORTREEVE_TEST_ENVOYS`. A missing Envoy is a failure. Everything listens on loopback.
+//! Needs `envoy` in PATH, or its path in `PORTREEVE_TEST_ENVOY`; and every supported version, which `make envoys` fetches
+//! (others, separated by colons, in `PORTREEVE_TEST_ENVOYS`). A missing Envoy is a failure. Everything listens on loopback.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,12 +1,13 @@
 //! Envoy is replaced while clients come and go.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use portreeve::envoy_process::{Handle, RestartError, RestartMethod, Settings, StopMode, start_or_adopt};
 
-use crate::gateway::{Gateway, eventually, is_served, wait_until_running};
+use crate::gateway::{Gateway, all_envoys, eventually, is_served, wait_until_running};
 use crate::load;
 
 const PER_SECOND: u32 = 1000;
@@ -96,11 +97,25 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
     handle.stop(StopMode::Now).await;
 }
 
-/// From each of the other versions at hand to the one under test. What is due is told by the status.
+/// What `--version` says.
+fn version(envoy: &Path) -> String {
+    let output = Command::new(envoy).arg("--version").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.split("version:").nth(1).map(|rest| rest.trim().to_owned());
+    version.unwrap_or_else(|| panic!("{envoy:?} says {text:?}"))
+}
+
+/// From each of the other versions to the one under test. What is due is told by the status.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_loses_no_request() {
-    let others = std::env::var_os("PORTREEVE_TEST_ENVOYS").unwrap_or_default();
-    for other in std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty()) {
+    let one = std::env::var_os("PORTREEVE_TEST_ENVOY").map_or_else(|| "envoy".into(), PathBuf::from);
+    let own = version(&one);
+    let others: Vec<PathBuf> = all_envoys()
+        .into_iter()
+        .filter(|other| version(other) != own)
+        .collect();
+    assert!(!others.is_empty(), "all are {own}");
+    for other in others {
         let gateway = Gateway::new();
         let mut settings = gateway.settings();
         settings.binary = Some(other);
