@@ -82,7 +82,12 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         )
         .await;
     service_manager.stopping("stopping");
-    let in_order = running.stop(&settings, &mut signals, &stop).await;
+    // When we fail, what serves goes on serving: the next agent takes it over.
+    let mode = match settings.envoy.stop_with_agent && outcome.is_ok() {
+        true => StopMode::Drain,
+        false => StopMode::LeaveRunning,
+    };
+    let in_order = running.stop(mode, &mut signals, &stop).await;
     outcome.map(|code| if in_order { code } else { ExitCode::FAILURE })
 }
 
@@ -361,12 +366,7 @@ impl Running {
     }
 
     /// Envoy first, while it can still be told things; then sources, streams and API. A second signal cuts it short: false.
-    async fn stop(&mut self, settings: &Settings, signals: &mut Signals, stop: &CancellationToken) -> bool {
-        let mode = if settings.envoy.stop_with_agent {
-            StopMode::Drain
-        } else {
-            StopMode::LeaveRunning
-        };
+    async fn stop(&mut self, mode: StopMode, signals: &mut Signals, stop: &CancellationToken) -> bool {
         let envoys = std::mem::take(&mut self.envoys);
         let drained = async {
             for envoy in &envoys {

@@ -53,3 +53,39 @@ impl Tasks {
         while self.set.join_next().await.is_some() {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn failure_of(task: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> String {
+        let mut tasks = Tasks::default();
+        tasks.spawn_plain("patient", std::future::pending());
+        tasks.spawn("restless", task);
+        let error = tasks.failed(&CancellationToken::new()).await;
+        format!("{error:#}")
+    }
+
+    #[tokio::test]
+    async fn a_task_that_must_not_end_is_named_with_its_reason() {
+        let ended = failure_of(async { Ok(()) }).await;
+        assert_eq!(ended, "the task \"restless\" must not end: it ended");
+        let failed = failure_of(async { anyhow::bail!("no socket") }).await;
+        assert_eq!(failed, "the task \"restless\" must not end: no socket");
+        let panicked = failure_of(async { panic!("a slip") }).await;
+        assert!(
+            panicked.contains("restless") && panicked.contains("panicked"),
+            "{panicked}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_ends_after_the_stop_is_no_failure() {
+        let mut tasks = Tasks::default();
+        tasks.spawn_plain("one", async {});
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let error = tasks.failed(&stop).await;
+        assert_eq!(error.to_string(), "the agent has no task left");
+    }
+}

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exposure::Exposure;
 use super::reach::{AddressRefusal, AddressRules};
-use crate::model::DocumentId;
+use crate::model::{CertificateQuery, DocumentId};
 
 /// What documents from Consul KV may reach, and what services in the catalog may claim. Documents from a `-config`
 /// directory are the operator's own.
@@ -53,6 +53,27 @@ impl Permissions {
                 .vault_paths
                 .iter()
                 .any(|allowed| &**allowed == "*" || covers(allowed, path))
+    }
+
+    /// What was fetched for a document may be fetched still.
+    pub fn certificate_allowed(&self, document: &DocumentId, query: &CertificateQuery) -> bool {
+        match query {
+            CertificateQuery::File {
+                certificate,
+                private_key,
+            } => [certificate, private_key]
+                .into_iter()
+                .all(|path| self.file_allowed(document, path)),
+            CertificateQuery::VaultKv { mount, path, .. } => {
+                self.vault_allowed(document, &format!("{mount}/{path}"))
+            }
+            CertificateQuery::VaultPki {
+                mount, role, issuer, ..
+            } => match issuer {
+                Some(issuer) => self.vault_allowed(document, &format!("{mount}/issuer/{issuer}/sign/{role}")),
+                None => self.vault_allowed(document, &format!("{mount}/sign/{role}")),
+            },
+        }
     }
 
     pub fn address_refusal(&self, document: &DocumentId, host: &str, port: u16) -> Option<AddressRefusal> {

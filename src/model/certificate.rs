@@ -138,6 +138,18 @@ pub struct CertificateMaterial {
 }
 
 impl CertificateMaterial {
+    /// The hosts that a client can ask for. An SNI is a DNS name: IP addresses never appear in one. Envoy refuses
+    /// wildcards that are not a whole first label, and with them the listener.
+    pub fn host_names(&self) -> impl Iterator<Item = Arc<str>> {
+        self.names
+            .iter()
+            .filter(|name| name.parse::<std::net::IpAddr>().is_err())
+            .map(|name| Arc::from(name.to_ascii_lowercase()))
+            .filter(|name: &Arc<str>| {
+                !name.strip_prefix("*.").unwrap_or(name).contains('*') && !name.is_empty()
+            })
+    }
+
     /// The same for the same certificate in every process; derived from the public part only, so that it tells
     /// nothing about the key.
     pub fn version(&self) -> String {

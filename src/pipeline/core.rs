@@ -107,6 +107,13 @@ impl Pipeline {
         let mut snapshot = Snapshot::new(
             Config::new(settings.permissions, settings.limits),
             settings.document_sources,
+        )
+        .serving_gateways(
+            settings
+                .gateways
+                .iter()
+                .map(|gateway| gateway.name.clone())
+                .collect(),
         );
         let has_documents = !restored.documents.is_empty();
         for quarantine in restored.quarantined {
@@ -271,6 +278,9 @@ impl Pipeline {
         self.lift_dependents(&mut changes);
         self.take_up(&changes);
         self.forget_late_answers(&changes);
+        for query in self.snapshot.keys_to_fetch() {
+            self.wanted.add(query);
+        }
         if let Some(meter) = &self.meter
             && self.revision != revision
         {

@@ -196,10 +196,14 @@ impl Pipeline {
     /// Confirms what an Envoy acknowledged just now. That may be that nothing is left of it: such a text has no part
     /// anywhere any more, and whoever let it go has acknowledged it.
     fn confirm_acknowledged(&mut self, documents: &BTreeSet<DocumentId>) -> bool {
-        let (left, gone): (BTreeSet<DocumentId>, BTreeSet<DocumentId>) = documents
-            .iter()
-            .cloned()
-            .partition(|id| self.gateways.iter().any(|gateway| gateway.is_concerned(id)));
+        let now = Instant::now();
+        let (left, gone): (BTreeSet<DocumentId>, BTreeSet<DocumentId>) =
+            documents.iter().cloned().partition(|id| {
+                let mut gateways = self.gateways.iter();
+                gateways.any(|gateway| {
+                    gateway.compiler.has_part(id) || gateway.is_concerned(id) && gateway.is_awaited(now)
+                })
+            });
         let mut news = self.confirm(&left);
         for id in &gone {
             news |= self.is_confirmed_now(id);

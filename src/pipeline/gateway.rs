@@ -7,10 +7,9 @@ use tokio::time::Instant;
 
 use super::view::GatewayView;
 use super::withheld::Withheld;
-use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceRef, ResourceSet};
+use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceSet};
 use crate::model::DocumentId;
-use crate::resolve::certificate_of_secret;
-use crate::translate::{Compiled, Compiler, listener_of_routes};
+use crate::translate::{Compiled, Compiler};
 use crate::xds::{StreamId, StreamView};
 
 /// How long a gateway without any Envoy is waited for, until the others alone confirm what documents say.
@@ -62,6 +61,7 @@ impl Gateway {
     pub fn compiled(&mut self, compiled: &Compiled) {
         self.due |= compiled.changed;
         self.unacknowledged.extend(compiled.documents.iter().cloned());
+        self.unacknowledged.extend(self.compiler.expecting().cloned());
     }
 
     /// Hands the streams what is new. False: nothing is.
@@ -168,19 +168,22 @@ impl Gateway {
         {
             return BTreeSet::new();
         }
-        let mut behind: BTreeSet<DocumentId> = BTreeSet::new();
-        let asked = Asked {
-            stream,
-            published: &self.published,
-        };
-        for kind in ResourceKind::ALL {
+        // What stands in for something else says nothing of the text that asks for that.
+        let expecting = self.compiler.expecting();
+        let mut behind: BTreeSet<DocumentId> = expecting
+            .filter(|id| self.unacknowledged.contains(*id))
+            .cloned()
+            .collect();
+        for kind in ResourceKind::ALL
+            .into_iter()
+            .filter(|kind| stream.asks_for(*kind))
+        {
             for change in self.published.changes_since(&stream.acked, kind) {
                 // All of them are: the rest of a first delivery need not be walked.
                 if behind.len() == self.unacknowledged.len() {
                     return BTreeSet::new();
                 }
                 let resource = match change {
-                    ResourceChange::Set(resource) if !asked.for_resource(&resource) => continue,
                     ResourceChange::Set(resource) => Some(resource),
                     // The former version knows its documents; one of them let it go.
                     ResourceChange::Removed(name) => stream.acked.get(kind, &name).cloned(),
@@ -191,51 +194,6 @@ impl Gateway {
         }
         let all = std::mem::replace(&mut self.unacknowledged, behind);
         all.difference(&self.unacknowledged).cloned().collect()
-    }
-}
-
-/// What an Envoy asks for. The rest of what is published waits for no answer: it would get none.
-struct Asked<'a> {
-    stream: &'a StreamView,
-    published: &'a ResourceSet,
-}
-
-impl Asked<'_> {
-    fn for_resource(&self, resource: &Resource) -> bool {
-        match resource.kind {
-            // Those of the mesh belong to clusters.
-            ResourceKind::Secret if certificate_of_secret(&resource.name).is_none() => true,
-            ResourceKind::Secret => {
-                let needed = |need: &ResourceRef| need.kind == resource.kind && need.name == resource.name;
-                let mut listeners = self.published.of_kind(ResourceKind::Listener).values();
-                listeners.any(|listener| listener.needs.iter().any(needed))
-            }
-            // Subscribed to before everything else, by an Envoy whose bootstrap has the layer.
-            ResourceKind::Runtime => {
-                self.stream.kind(ResourceKind::Runtime).subscribed
-                    || !self.stream.kind(ResourceKind::Listener).subscribed
-            }
-            ResourceKind::ScopedRoute | ResourceKind::Route => {
-                listener_of_routes(resource).is_none_or(|listener| self.runs_listener(listener))
-            }
-            ResourceKind::Cluster | ResourceKind::Endpoint | ResourceKind::Listener => true,
-        }
-    }
-
-    /// It does, or is about to: one that is withheld here, or that this Envoy cannot open, has nobody who reads its
-    /// routes.
-    fn runs_listener(&self, name: &str) -> bool {
-        let kind = ResourceKind::Listener;
-        if self.stream.acked.get(kind, name).is_some() {
-            return true;
-        }
-        let Some(listener) = self.published.get(kind, name) else {
-            return false;
-        };
-        let refused = &self.stream.kind(kind).refused;
-        !refused
-            .iter()
-            .any(|(refused, refusal)| **refused == *name && refusal.version == listener.version)
     }
 }
 

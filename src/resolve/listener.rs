@@ -108,7 +108,13 @@ pub fn resolve_listener(
             let mut taken: BTreeSet<Arc<str>> = BTreeSet::new();
             let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
             for (name, origin) in &tls.certificates {
-                let problem = match chain(snapshot, name, &mut taken) {
+                // While others are shown in its place, one whose key only Envoy might have is not there.
+                let is_expected = snapshot.is_expected(&gateway.name, &listener.name, name);
+                let chain = match is_expected {
+                    true => Err(Unshown::NotThere),
+                    false => chain(snapshot, name, &mut taken),
+                };
+                let problem = match chain {
                     Ok(chain) => {
                         let declared = snapshot.config.certificate(name).filter(|_| chain.is_some());
                         origins.extend(declared.map(|declared| declared.origin.document.clone()));
@@ -230,8 +236,19 @@ fn not_there(
         );
     };
     let known = snapshot.certificate(&declared.query);
-    if known.is_some_and(|known| known.value.is_some()) {
-        return None;
+    if let Some(material) = known.and_then(|known| known.value.as_deref()) {
+        if material.host_names().next().is_none() {
+            return Some(names_no_host(name).because(meanwhile));
+        }
+        let is_awaited = snapshot.former(name).is_some() || !outgoing.is_empty();
+        return (is_awaited && material.private_key.is_none()).then(|| {
+            Diagnostic::warning(
+                Code::NotYetKnown,
+                format!("the private key of certificate {name:?} is not here: another one is asked for"),
+            )
+            .because(meanwhile)
+            .fix("wait until it is issued: at most once a minute")
+        });
     }
     Some(match known.and_then(|known| known.problem.as_ref()) {
         Some(problem) => Diagnostic::error(
@@ -274,15 +291,7 @@ fn chain(
     let material = known
         .and_then(|known| known.value.as_ref())
         .ok_or(Unshown::NotThere)?;
-    // A client's SNI is a DNS name; IP addresses never appear in one. Envoy refuses wildcards that are not a whole first
-    // label, and with them the listener.
-    let usable: Vec<Arc<str>> = material
-        .names
-        .iter()
-        .filter(|san| san.parse::<IpAddr>().is_err())
-        .map(|san| Arc::from(san.to_ascii_lowercase()))
-        .filter(|san: &Arc<str>| !san.strip_prefix("*.").unwrap_or(san).contains('*') && !san.is_empty())
-        .collect();
+    let usable: Vec<Arc<str>> = material.host_names().collect();
     if usable.is_empty() {
         return Err(Unshown::NoHost);
     }

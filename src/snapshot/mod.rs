@@ -44,6 +44,8 @@ pub struct Snapshot {
     shared_ports: Arc<[SharedPort]>,
     /// What serves until what takes its place has come.
     succession: succession::Succession,
+    /// The gateways that are served here. None: whichever there are.
+    own_gateways: Option<Arc<BTreeSet<Arc<str>>>>,
 }
 
 /// What an observation changed, as the units that depend on it see it.
@@ -110,6 +112,12 @@ impl Snapshot {
             document_sources: Arc::new(document_sources),
             ..Self::default()
         }
+    }
+
+    /// Only for these is anything fetched.
+    pub fn serving_gateways(mut self, names: BTreeSet<Arc<str>>) -> Self {
+        self.own_gateways = Some(Arc::new(names));
+        self
     }
 
     /// Every source of documents has answered in full at least once.
@@ -259,10 +267,8 @@ impl Snapshot {
     /// Other bounds on what documents from KV may reach.
     pub fn permit(&mut self, permissions: Permissions) -> Changes {
         let mut changes = Changes::default();
-        if *self.config.permissions() != permissions {
-            self.end_successions(&mut changes);
-        }
         self.config.permit(permissions, &mut changes.config);
+        self.end_what_is_forbidden(&mut changes);
         // What of the tags is meant for us is the settings' to say.
         self.hear_all_exposed(&mut changes);
         changes

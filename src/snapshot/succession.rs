@@ -3,12 +3,12 @@
 //! What a name brought before its parameters changed serves until the new parameters bring something. A listener that
 //! names other certificates than before shows the former ones until the new ones are there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Changes, Known, Snapshot};
-use crate::config::{Gateway, Listener, Object, ObjectKind};
-use crate::model::{CertificateMaterial, CertificateQuery};
+use crate::config::{Certificate, Gateway, Listener, Object, ObjectKind};
+use crate::model::{CertificateMaterial, CertificateQuery, DocumentId};
 
 /// (gateway, listener)
 type ListenerKey = (Arc<str>, Arc<str>);
@@ -16,48 +16,95 @@ type ListenerKey = (Arc<str>, Arc<str>);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Succession {
     /// What was fetched under a name before.
-    former: BTreeMap<Arc<str>, CertificateQuery>,
-    /// Certificates that a listener no longer names.
-    outgoing: BTreeMap<ListenerKey, Vec<Arc<str>>>,
+    former: BTreeMap<Arc<str>, Former>,
+    outgoing: BTreeMap<ListenerKey, Outgoing>,
+}
+
+#[derive(Clone, Debug)]
+struct Former {
+    query: CertificateQuery,
+    /// Which declared it: what may it reach?
+    document: DocumentId,
+}
+
+#[derive(Clone, Debug)]
+struct Outgoing {
+    /// Certificates that the listener no longer names.
+    shown: Vec<Arc<str>>,
+    /// Those that it names instead, and that are not there.
+    until: BTreeSet<Arc<str>>,
+}
+
+/// How well a certificate can be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Strength {
+    /// It is not here, or names no host that a client could ask for.
+    None,
+    /// Only an Envoy that had it before can show it: the key did not outlive a restart.
+    Keyless,
+    Whole,
 }
 
 impl Snapshot {
     /// What is served under the name of a certificate: what its declaration brought, else what a former one did. Without
     /// a value: nothing is, and here is why.
     pub fn serving(&self, certificate: &str) -> Option<&Known<CertificateMaterial>> {
-        let declared = self.config.certificate(certificate);
-        let known = declared.and_then(|declared| self.certificate(&declared.query));
-        if known.is_some_and(|known| known.value.is_some()) {
-            return known;
+        self.certificate(self.serving_query(certificate)?)
+    }
+
+    fn serving_query(&self, certificate: &str) -> Option<&CertificateQuery> {
+        let declared = self
+            .config
+            .certificate(certificate)
+            .map(|declared| &declared.query);
+        let former = self.former(certificate);
+        let strength =
+            |query: Option<&CertificateQuery>| query.map_or(Strength::None, |query| self.strength(query));
+        if strength(former) > strength(declared) {
+            former
+        } else {
+            declared
         }
-        self.former(certificate)
-            .and_then(|query| self.certificate(query))
-            .filter(|former| former.value.is_some())
-            .or(known)
     }
 
     /// What serves in the place of what the declaration has not brought yet.
     pub fn former(&self, certificate: &str) -> Option<&CertificateQuery> {
-        self.succession.former.get(certificate)
+        self.succession
+            .former
+            .get(certificate)
+            .map(|former| &former.query)
     }
 
     /// Certificates that the listener shows besides those that it names.
     pub fn outgoing(&self, gateway: &str, listener: &str) -> &[Arc<str>] {
-        if self.succession.outgoing.is_empty() {
-            return &[];
-        }
-        let key = (gateway.into(), listener.into());
-        self.succession.outgoing.get(&key).map_or(&[], Vec::as_slice)
+        let entry = self.outgoing_of(gateway, listener);
+        entry.map_or(&[], |entry| entry.shown.as_slice())
     }
 
-    /// Nothing is kept for the sake of what is not there yet: it may be what is no longer allowed.
-    pub(super) fn end_successions(&mut self, changes: &mut Changes) {
-        let Succession { former, outgoing } = std::mem::take(&mut self.succession);
-        changes.names.extend(former.into_keys());
-        for (listener, names) in outgoing {
-            changes.names.extend(names);
-            changes.listeners.insert(listener);
+    /// The listener shows others until this one is there.
+    pub fn is_expected(&self, gateway: &str, listener: &str, certificate: &str) -> bool {
+        let entry = self.outgoing_of(gateway, listener);
+        entry.is_some_and(|entry| entry.until.contains(certificate))
+    }
+
+    /// Only the public half of what is to take over is here, and no Envoy asks for the key while another serves.
+    pub fn keys_to_fetch(&self) -> Vec<CertificateQuery> {
+        let Succession { former, outgoing } = &self.succession;
+        let names = former
+            .keys()
+            .chain(outgoing.values().flat_map(|entry| &entry.until));
+        names
+            .filter_map(|name| self.config.certificate(name))
+            .filter(|declared| self.strength(&declared.query) == Strength::Keyless)
+            .map(|declared| declared.query.clone())
+            .collect()
+    }
+
+    fn outgoing_of(&self, gateway: &str, listener: &str) -> Option<&Outgoing> {
+        if self.succession.outgoing.is_empty() {
+            return None;
         }
+        self.succession.outgoing.get(&(gateway.into(), listener.into()))
     }
 
     /// After each change: begins the successions that it asks for, and ends those that are over.
@@ -68,16 +115,9 @@ impl Snapshot {
             return;
         }
         // Certificates first: what a listener lets go is known by what it was.
-        for (key, states) in &changes.config.objects {
-            if let (Some(Object::Certificate(before)), after) = (&states.0, &states.1)
-                && after
-                    .as_ref()
-                    .is_none_or(|after| query_of(after) != Some(&before.query))
-                && self.has_value(&before.query)
-            {
-                self.succession
-                    .former
-                    .insert(key.name.clone(), before.query.clone());
+        for (before, after) in changes.config.objects.values() {
+            if let Some(Object::Certificate(before)) = before {
+                self.certificate_changed(before, after.as_ref());
             }
         }
         for (before, after) in changes.config.objects.values() {
@@ -92,101 +132,150 @@ impl Snapshot {
         self.end_what_is_over(changes);
     }
 
+    fn certificate_changed(&mut self, before: &Certificate, after: Option<&Object>) {
+        let is_same = matches!(after, Some(Object::Certificate(after)) if after.query == before.query);
+        let earlier = self.former(&before.name).map(|query| self.strength(query));
+        let strength = self.strength(&before.query);
+        if is_same || strength == Strength::None || earlier.is_some_and(|earlier| earlier > strength) {
+            return;
+        }
+        let former = Former {
+            query: before.query.clone(),
+            document: before.origin.document.clone(),
+        };
+        self.succession.former.insert(before.name.clone(), former);
+    }
+
     fn listeners_changed(&mut self, before: &Gateway, after: Option<&Gateway>) {
+        // Nobody here fetches for the others.
+        if self
+            .own_gateways
+            .as_ref()
+            .is_some_and(|own| !own.contains(&before.name))
+        {
+            return;
+        }
         for listener in &before.listeners {
             let key = (before.name.clone(), listener.name.clone());
-            let shown = self.succession.outgoing.remove(&key).unwrap_or_default();
-            let successor = after.and_then(|after| {
-                let same = |other: &&Listener| other.name == listener.name;
-                after.listeners.iter().find(same)
-            });
-            let names = |listener: &Listener| -> Vec<Arc<str>> {
-                let named = listener.tls.iter().flat_map(|tls| &tls.certificates);
-                named.map(|(name, _)| name.clone()).collect()
-            };
-            let (old, new) = (names(listener), successor.map(names).unwrap_or_default());
-            let is_missing = |name: &&Arc<str>| !self.serves(name);
-            let begins = new
-                .iter()
-                .filter(|name| !old.contains(name))
-                .any(|name| is_missing(&name));
-            let goes_on = !shown.is_empty() && new.iter().any(|name| is_missing(&name));
-            if !begins && !goes_on {
-                continue;
-            }
+            let entry = self.succession.outgoing.remove(&key);
+            let (mut shown, awaited) = entry.map(|entry| (entry.shown, entry.until)).unwrap_or_default();
+            let new = names_of(after.and_then(|after| listener_of(after, &listener.name)));
             // Those it named last before those it went on with already.
+            let mut candidates = names_of(Some(listener));
+            candidates.append(&mut shown);
+            let best = self.best(&candidates);
+            let is_missing = |name: &&Arc<str>| self.strength_of(name) < best || best == Strength::None;
+            let mut until: BTreeSet<Arc<str>> = new
+                .iter()
+                .filter(|name| !candidates.contains(name) || awaited.contains(*name))
+                .filter(is_missing)
+                .cloned()
+                .collect();
+            let serves_nothing = new.iter().all(|name| self.strength_of(name) == Strength::None);
+            if until.is_empty() && serves_nothing {
+                until = new.iter().cloned().collect();
+            }
             let mut outgoing: Vec<Arc<str>> = Vec::new();
-            for name in old.into_iter().chain(shown) {
-                if !new.contains(&name) && !outgoing.contains(&name) && self.serves(&name) {
+            for name in candidates {
+                if !new.contains(&name)
+                    && !outgoing.contains(&name)
+                    && self.strength_of(&name) > Strength::None
+                {
                     outgoing.push(name);
                 }
             }
-            if !outgoing.is_empty() {
-                self.succession.outgoing.insert(key, outgoing);
+            if !until.is_empty() && !outgoing.is_empty() {
+                let entry = Outgoing {
+                    shown: outgoing,
+                    until,
+                };
+                self.succession.outgoing.insert(key, entry);
             }
         }
     }
 
     fn end_what_is_over(&mut self, changes: &mut Changes) {
-        let Succession { former, mut outgoing } = std::mem::take(&mut self.succession);
-        let config = &self.config;
-        let declared = |name: &str| config.certificate(name).map(|declared| &declared.query);
-        let is_served = |name: &str| {
-            let has_come = declared(name).is_some_and(|query| self.has_value(query));
-            has_come || former.get(name).is_some_and(|query| self.has_value(query))
-        };
-        outgoing.retain(|(gateway, listener), names| {
-            let gateway_now = config.gateway(gateway);
-            let listener_now = gateway_now.and_then(|gateway| {
-                let same = |other: &&Listener| other.name == *listener;
-                gateway.listeners.iter().find(same)
-            });
-            let mut named = listener_now
-                .and_then(|listener| listener.tls.as_ref())
-                .into_iter()
-                .flat_map(|tls| &tls.certificates);
-            let goes_on = named.any(|(name, _)| !is_served(name));
+        let mut outgoing = std::mem::take(&mut self.succession.outgoing);
+        outgoing.retain(|(gateway, listener), entry| {
+            let listener_now = self
+                .config
+                .gateway(gateway)
+                .and_then(|now| listener_of(now, listener));
+            let named = names_of(listener_now);
+            let best = self.best(&entry.shown);
+            entry
+                .until
+                .retain(|name| named.contains(name) && self.strength_of(name) < best);
+            let goes_on = !entry.until.is_empty();
             if !goes_on {
-                changes.names.extend(names.iter().cloned());
+                changes.names.extend(entry.shown.iter().cloned());
                 changes.listeners.insert((gateway.clone(), listener.clone()));
             }
             goes_on
         });
-        let is_outgoing = |name: &Arc<str>| outgoing.values().flatten().any(|other| other == name);
-        let former = former
-            .iter()
-            .filter(|(name, query)| {
-                let goes_on = match declared(name) {
-                    Some(declared) => declared != *query && !self.has_value(declared),
-                    None => is_outgoing(name),
-                };
-                if !goes_on {
-                    changes.names.insert((*name).clone());
+        let mut former = std::mem::take(&mut self.succession.former);
+        former.retain(|name, former| {
+            let goes_on = match self.config.certificate(name) {
+                Some(declared) => {
+                    declared.query != former.query
+                        && self.strength(&declared.query) < self.strength(&former.query)
                 }
-                goes_on
-            })
-            .map(|(name, query)| (name.clone(), query.clone()))
-            .collect();
+                None => outgoing.values().any(|entry| entry.shown.contains(name)),
+            };
+            if !goes_on {
+                changes.names.insert(name.clone());
+            }
+            goes_on
+        });
         self.succession = Succession { former, outgoing };
+    }
+
+    /// Nothing that is no longer allowed stays for the sake of what is not there yet.
+    pub(super) fn end_what_is_forbidden(&mut self, changes: &mut Changes) {
+        let permissions = self.config.permissions();
+        self.succession.former.retain(|name, former| {
+            let is_allowed = permissions.certificate_allowed(&former.document, &former.query);
+            if !is_allowed {
+                changes.names.insert(name.clone());
+            }
+            is_allowed
+        });
     }
 
     /// Its watch ended: it serves no more.
     pub(super) fn forget_former(&mut self, query: &CertificateQuery) {
-        self.succession.former.retain(|_, former| former != query);
+        self.succession.former.retain(|_, former| former.query != *query);
     }
 
-    fn serves(&self, name: &str) -> bool {
-        self.serving(name).is_some_and(|known| known.value.is_some())
+    fn best(&self, names: &[Arc<str>]) -> Strength {
+        let all = names.iter().map(|name| self.strength_of(name));
+        all.max().unwrap_or(Strength::None)
     }
 
-    fn has_value(&self, query: &CertificateQuery) -> bool {
-        self.certificate(query).is_some_and(|known| known.value.is_some())
+    fn strength_of(&self, name: &str) -> Strength {
+        self.serving_query(name)
+            .map_or(Strength::None, |query| self.strength(query))
+    }
+
+    fn strength(&self, query: &CertificateQuery) -> Strength {
+        let known = self.certificate(query);
+        match known.and_then(|known| known.value.as_deref()) {
+            Some(material) if material.host_names().next().is_none() => Strength::None,
+            Some(material) if material.private_key.is_none() => Strength::Keyless,
+            Some(_) => Strength::Whole,
+            None => Strength::None,
+        }
     }
 }
 
-fn query_of(object: &Object) -> Option<&CertificateQuery> {
-    match object {
-        Object::Certificate(certificate) => Some(&certificate.query),
-        _ => None,
-    }
+fn listener_of<'a>(gateway: &'a Gateway, name: &str) -> Option<&'a Listener> {
+    gateway.listeners.iter().find(|listener| *listener.name == *name)
+}
+
+fn names_of(listener: Option<&Listener>) -> Vec<Arc<str>> {
+    let named = listener
+        .and_then(|listener| listener.tls.as_ref())
+        .into_iter()
+        .flat_map(|tls| &tls.certificates);
+    named.map(|(name, _)| name.clone()).collect()
 }

@@ -37,7 +37,7 @@ pub(super) fn programmed(view: &View, streams: &[StreamView]) -> BTreeMap<Docume
         let current = gateway.compiler.resources();
         let documents = documents_of(current);
         let behind: Vec<BTreeSet<DocumentId>> = of_gateway(streams, &gateway.name)
-            .map(|stream| behind(current, &stream.acked))
+            .map(|stream| behind(current, stream))
             .collect();
         for document in documents {
             let acknowledged = behind.iter().filter(|behind| !behind.contains(document)).count();
@@ -55,6 +55,7 @@ pub(super) fn settled(current: &ResourceSet, streams: &[StreamView], gateway: &s
         stream.is_settled()
             && ResourceKind::ALL
                 .iter()
+                .filter(|kind| stream.asks_for(**kind))
                 .all(|kind| current.changes_since(&stream.acked, *kind).next().is_none())
     };
     Programmed {
@@ -75,9 +76,13 @@ fn documents_of(set: &ResourceSet) -> BTreeSet<&DocumentId> {
 }
 
 /// The documents of which this Envoy lacks something.
-fn behind(current: &ResourceSet, acknowledged: &ResourceSet) -> BTreeSet<DocumentId> {
+fn behind(current: &ResourceSet, stream: &StreamView) -> BTreeSet<DocumentId> {
+    let acknowledged = &stream.acked;
     let mut documents = BTreeSet::new();
-    for kind in ResourceKind::ALL {
+    for kind in ResourceKind::ALL
+        .into_iter()
+        .filter(|kind| stream.asks_for(*kind))
+    {
         for change in current.changes_since(acknowledged, kind) {
             let resource = match change {
                 ResourceChange::Set(resource) => Some(resource),

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -125,6 +127,31 @@ pub(super) fn services(view: &View) -> Vec<ServiceStatus> {
 pub(super) fn certificates(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
     declared(view)
         .map(|certificate| certificate_status(view, certificate, now))
+        .chain(outgoing(view, now))
+        .collect()
+}
+
+/// Certificates that no document declares any more, and that serve until what takes their place is there.
+fn outgoing(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
+    let mut all: BTreeMap<Arc<str>, Certificate> = BTreeMap::new();
+    for gateway in &view.gateways {
+        for (name, fetched) in gateway.compiler.certificates() {
+            if let (None, Some(former), Some(declared_by)) = (
+                &fetched.declared,
+                &fetched.former,
+                view.snapshot.config.gateway(&gateway.name),
+            ) {
+                let certificate = Certificate {
+                    name: name.clone(),
+                    origin: declared_by.origin.clone(),
+                    query: former.clone(),
+                };
+                all.insert(name.clone(), certificate);
+            }
+        }
+    }
+    all.values()
+        .map(|certificate| certificate_status(view, certificate, now))
         .collect()
 }
 
@@ -191,8 +218,10 @@ fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -
         .snapshot
         .former(&certificate.name)
         .filter(|_| material.is_some());
+    // Why the declared one is not here; else, why the one that serves is not renewed.
     let problem = known
         .and_then(|known| known.problem.as_ref())
+        .or(serving.and_then(|serving| serving.problem.as_ref()))
         .map(ToString::to_string);
     let phase = match material {
         Some(material) => phase_of(material, now),

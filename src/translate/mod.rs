@@ -16,4 +16,3 @@ mod runtime;
 mod secret;
 
 pub use compiler::{Compiled, Compiler, Fetched, Settings, UnitKey};
-pub use route::listener_of_routes;

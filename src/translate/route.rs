@@ -69,15 +69,6 @@ pub(super) fn scope_name(listener: &str, host: &str) -> String {
     [listener, "/", host].concat()
 }
 
-/// Whose routes these are. Hosts have no slash in them.
-pub fn listener_of_routes(resource: &Resource) -> Option<&str> {
-    match resource.kind {
-        ResourceKind::ScopedRoute => Some(resource.name.rsplit_once('/')?.0),
-        ResourceKind::Route => Some(&resource.name),
-        _ => None,
-    }
-}
-
 /// A host of its own scope: Envoy reads this one alone when it changes.
 pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {
     let name = scope_name(&host.listener, &host.host);

@@ -48,6 +48,13 @@ impl StreamView {
         &self.kinds[kind as usize]
     }
 
+    /// False: it never will. The runtime layer is subscribed to before anything else, by an Envoy whose bootstrap has it.
+    pub fn asks_for(&self, kind: ResourceKind) -> bool {
+        kind != ResourceKind::Runtime
+            || self.kind(kind).subscribed
+            || !self.kind(ResourceKind::Listener).subscribed
+    }
+
     /// An Envoy that runs with this, for tests of those who read views.
     #[cfg(test)]
     pub(crate) fn running(gateway: &str, acked: ResourceSet) -> Self {

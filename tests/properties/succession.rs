@@ -61,6 +61,11 @@ impl Edge {
         self.compiler.update(&self.snapshot, changes);
         let fresh = Compiler::compile("edge", world::settings(), &self.snapshot);
         assert_eq!(self.compiler.certificates(), fresh.certificates());
+        let said = |compiler: &Compiler| -> Vec<_> {
+            let all = compiler.diagnostics();
+            all.map(|(unit, said)| (unit.clone(), said.clone())).collect()
+        };
+        assert_eq!(said(&self.compiler), said(&fresh));
         for kind in [ResourceKind::Listener, ResourceKind::Secret] {
             let versions = |compiler: &Compiler| -> Vec<_> {
                 let all = compiler.resources().of_kind(kind).values();
@@ -203,19 +208,105 @@ fn a_certificate_that_is_declared_later_than_named_breaks_nothing() {
 #[test]
 fn one_that_is_struck_off_the_list_is_gone() {
     let mut edge = Edge::serving();
+    let both = [
+        ("gateway.hcl", gateway("\"site\", \"other\"")),
+        ("other.hcl", certificate("other", "b")),
+    ];
+    edge.put(&both);
+    edge.arrives("b", &["other.example.com"]);
+    edge.put(&[("gateway.hcl", gateway("\"other\""))]);
+    assert_eq!(edge.shown(), ["certificate/other: b"]);
+    assert_eq!(edge.fetched(), BTreeSet::from([query("b")]));
+}
+
+/// The careful way to replace one: named beside it first, then alone.
+#[test]
+fn a_listener_keeps_what_it_has_rather_than_nothing() {
+    let mut edge = Edge::serving();
     edge.put(&[
         ("gateway.hcl", gateway("\"site\", \"other\"")),
         ("other.hcl", certificate("other", "b")),
     ]);
-    edge.says(
-        query("b"),
-        Err(Problem::new(ProblemKind::Refused, "no such file")),
-    );
-    assert_eq!(edge.shown(), ["certificate/site: a"]);
-    // Nothing new is named, so that nothing is waited for.
     edge.put(&[("gateway.hcl", gateway("\"other\""))]);
-    assert_eq!(edge.shown(), Vec::<String>::new());
-    assert_eq!(edge.fetched(), BTreeSet::from([query("b")]));
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+    edge.arrives("b", &["www.example.com"]);
+    assert_eq!(edge.shown(), ["certificate/other: b"]);
+}
+
+/// What has been missing for long is not waited for when another one is replaced.
+#[test]
+fn only_the_successor_is_waited_for() {
+    let mut edge = Edge::serving();
+    edge.put(&[
+        ("gateway.hcl", gateway("\"site\", \"lost\"")),
+        ("lost.hcl", certificate("lost", "z")),
+    ]);
+    edge.put(&[
+        ("gateway.hcl", gateway("\"new\", \"lost\"")),
+        ("new.hcl", certificate("new", "b")),
+    ]);
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+    edge.arrives("b", &["www.example.com"]);
+    assert_eq!(edge.shown(), ["certificate/new: b"]);
+    assert_eq!(edge.fetched(), BTreeSet::from([query("b"), query("z")]));
+}
+
+#[test]
+fn one_that_cannot_be_shown_takes_no_place() {
+    let mut edge = Edge::serving();
+    edge.put(&[("site.hcl", certificate("site", "b"))]);
+    edge.arrives("b", &["10.0.0.1"]);
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+    let said = edge.said();
+    assert_eq!(said[0].0, Code::CertificateProblem);
+    // The public half of one from an earlier life: its key is asked for, and what serves goes on.
+    let known = query("b");
+    let keyless = CertificateMaterial {
+        names: vec!["www.example.com".into()],
+        serial: "b".into(),
+        private_key: None,
+        ..world::material(&known)
+    };
+    edge.says(known.clone(), Ok(Arc::new(keyless)));
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+    assert_eq!(edge.snapshot.keys_to_fetch(), [known]);
+    edge.arrives("b", &["www.example.com"]);
+    assert_eq!(edge.shown(), ["certificate/site: b"]);
+}
+
+/// A text that has brought nothing yet is not what Envoy runs with.
+#[test]
+fn what_stands_in_does_not_confirm_the_text_that_asks_for_more() {
+    let mut edge = Edge::serving();
+    edge.put(&[("site.hcl", certificate("site", "b"))]);
+    let expecting: Vec<_> = edge
+        .compiler
+        .expecting()
+        .map(|id| id.as_str().to_owned())
+        .collect();
+    assert_eq!(expecting, ["site.hcl"]);
+    edge.arrives("b", &["www.example.com"]);
+    assert_eq!(edge.compiler.expecting().count(), 0);
+    edge.put(&[("gateway.hcl", gateway("\"new\""))]);
+    let expecting: Vec<_> = edge
+        .compiler
+        .expecting()
+        .map(|id| id.as_str().to_owned())
+        .collect();
+    assert_eq!(expecting, ["gateway.hcl"]);
+}
+
+/// Another gateway's listener, of which nothing is fetched here, keeps nothing.
+#[test]
+fn gateways_that_are_served_elsewhere_have_no_part_in_it() {
+    let mut edge = Edge::serving();
+    edge.snapshot = edge
+        .snapshot
+        .clone()
+        .serving_gateways(BTreeSet::from(["edge".into()]));
+    edge.put(&[("inner.hcl", gateway("\"site\"").replace("\"edge\"", "\"inner\""))]);
+    edge.put(&[("inner.hcl", gateway("\"new\"").replace("\"edge\"", "\"inner\""))]);
+    assert!(edge.snapshot.outgoing("inner", "web").is_empty());
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::envoy::{ResourceKind, ResourceSet};
 use crate::model::mesh::Interest;
 use crate::model::{CertificateQuery, DocumentId, Problem, ServiceQuery};
 use crate::resolve::Destination;
+use crate::resolve::secret_name;
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::route::EncodedHost;
 use crate::translate::runtime::runtime_resource;
@@ -70,6 +71,10 @@ pub struct Compiler {
     certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
     /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
     shown: OrdMap<Arc<str>, Shown>,
+    /// Documents of which something is still to come, by what stands in for it: a certificate's name, or a listener's.
+    expecting: OrdMap<Expecting, DocumentId>,
+    /// The secrets that each listener shows.
+    secrets_of: OrdSet<(Arc<str>, Arc<str>)>,
     /// Destinations whose service nobody registered.
     unregistered: OrdSet<Destination>,
     /// How many resources each document has a part in.
@@ -85,6 +90,12 @@ struct HostUnit {
     features: BTreeSet<&'static str>,
     /// Its entries in `hosts_of`.
     follows: BTreeSet<Interest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Expecting {
+    Certificate(Arc<str>),
+    Listener(Arc<str>),
 }
 
 /// What is fetched under the name of a certificate.
@@ -103,12 +114,15 @@ impl Fetched {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shown {
+    declared: Option<CertificateQuery>,
     /// None: no document declares it any more.
     document: Option<DocumentId>,
     /// None: it has not arrived.
     names: Option<Vec<Arc<str>>>,
     /// They are those of a former one.
     is_former: bool,
+    /// What the declared one has brought, be it of no use: its names, and whether its key is here.
+    brought: Option<(Vec<Arc<str>>, bool)>,
     problem: Option<Problem>,
 }
 
@@ -159,6 +173,8 @@ impl Compiler {
             certificates: OrdMap::new(),
             certificates_of_query: OrdSet::new(),
             shown: OrdMap::new(),
+            expecting: OrdMap::new(),
+            secrets_of: OrdSet::new(),
             unregistered: OrdSet::new(),
             parts: OrdMap::new(),
             diagnostics: OrdMap::new(),
@@ -188,6 +204,11 @@ impl Compiler {
     pub fn certificate_queries(&self) -> BTreeSet<CertificateQuery> {
         let fetched = self.certificates.values();
         fetched.flat_map(Fetched::queries).cloned().collect()
+    }
+
+    /// Documents that no Envoy runs with yet, as something else stands in for what they name.
+    pub fn expecting(&self) -> impl Iterator<Item = &DocumentId> {
+        self.expecting.values()
     }
 
     /// Some resource was made from this document.
@@ -339,9 +360,23 @@ impl Compiler {
             compiled.units += 1;
             self.table(name, &mut compiled);
         }
+        let mut secrets: BTreeSet<Arc<str>> = work.secrets.iter().map(|name| secret_name(name)).collect();
         for name in &work.listeners {
             compiled.units += 1;
+            let before = self.secrets_named_by(name);
             self.listener(snapshot, gateway.as_deref(), name, &mut compiled);
+            let after = self.secrets_named_by(name);
+            for secret in before.difference(&after) {
+                self.secrets_of.remove(&(secret.clone(), name.clone()));
+                secrets.insert(secret.clone());
+            }
+            for secret in after.difference(&before) {
+                self.secrets_of.insert((secret.clone(), name.clone()));
+                secrets.insert(secret.clone());
+            }
+        }
+        for name in &secrets {
+            self.secret(snapshot, name, &mut compiled);
         }
         if !work.listeners.is_empty() || self.set.of_kind(ResourceKind::Runtime).is_empty() {
             self.put(runtime_resource(gateway.as_deref()), &mut compiled);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Compiled, Compiler, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
+use super::{Compiled, Compiler, Expecting, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
 use crate::config::{Gateway, Listener, ObjectKey, ObjectKind};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
@@ -11,9 +11,9 @@ use crate::features::FEATURES;
 use crate::ir::{MESH_LEAF, MESH_ROOTS, Routing};
 use crate::model::mesh::Interest;
 use crate::resolve::{
-    Destination, attached_features, chain_problems, cluster_name, endpoints, first_query, interests_of,
-    mesh_secrets, resolve_cluster, resolve_listener, resolve_secret, resolve_virtual_host, secret_name,
-    shown_by,
+    Destination, attached_features, certificate_of_secret, chain_problems, cluster_name, endpoints,
+    first_query, interests_of, mesh_secrets, resolve_cluster, resolve_listener, resolve_secret,
+    resolve_virtual_host, shown_by,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
@@ -241,19 +241,26 @@ impl Compiler {
                 former: former.cloned(),
             };
             self.fetched_by(name, fetched, compiled);
-            let secret = is_shown.then(|| resolve_secret(snapshot, name)).flatten();
-            match &secret {
-                Some(secret) => self.put(secret_resource(secret), compiled),
-                None => self.withdraw(ResourceKind::Secret, &secret_name(name), compiled),
+            let expecting = Expecting::Certificate(name.clone());
+            match (declared, former) {
+                (Some(declared), Some(_)) => {
+                    let document = declared.origin.document.clone();
+                    self.expecting.insert(expecting, document);
+                }
+                _ => _ = self.expecting.remove(&expecting),
             }
             let shown = is_shown.then(|| {
                 let known = declared.and_then(|declared| snapshot.certificate(&declared.query));
                 let serving = snapshot.serving(name);
                 let material = serving.and_then(|serving| serving.value.as_ref());
                 Shown {
+                    declared: declared.map(|declared| declared.query.clone()),
                     document: declared.map(|declared| declared.origin.document.clone()),
                     names: material.map(|material| material.names.clone()),
                     is_former: former.is_some(),
+                    brought: known
+                        .and_then(|known| known.value.as_ref())
+                        .map(|material| (material.names.clone(), material.private_key.is_some())),
                     problem: known.and_then(|known| known.problem.clone()),
                 }
             });
@@ -291,12 +298,20 @@ impl Compiler {
                 .find(|listener| listener.name == *name)
                 .map(|listener| (gateway, listener))
         });
+        let expecting = Expecting::Listener(name.clone());
         let Some((gateway, listener)) = found else {
             self.diagnostics.remove(&UnitKey::Listener(name.clone()));
             self.wildcards.remove(name);
+            self.expecting.remove(&expecting);
             self.withdraw(ResourceKind::Listener, name, compiled);
             return;
         };
+        if snapshot.outgoing(&gateway.name, name).is_empty() {
+            self.expecting.remove(&expecting);
+        } else {
+            let document = gateway.origin.document.clone();
+            self.expecting.insert(expecting, document);
+        }
         // Filters of security policies are always there: when a listener gets another filter chain, connections on the
         // old one go on with the new routes, and a policy whose filter they lack would let everything pass.
         let features = FEATURES
@@ -316,6 +331,32 @@ impl Compiler {
         match resolved.value {
             Some(listener) => self.put(listener_resource(&listener), compiled),
             None => self.withdraw(ResourceKind::Listener, name, compiled),
+        }
+    }
+
+    /// The secrets that a listener's chains name.
+    pub(super) fn secrets_named_by(&self, listener: &str) -> BTreeSet<Arc<str>> {
+        let listener = self.set.get(ResourceKind::Listener, listener);
+        let needs = listener.into_iter().flat_map(|listener| listener.needs.iter());
+        needs
+            .filter(|need| need.kind == ResourceKind::Secret)
+            .map(|need| need.name.clone())
+            .collect()
+    }
+
+    /// Only what some chain shows is published: no Envoy would ask for the rest, or answer to it.
+    pub(super) fn secret(&mut self, snapshot: &Snapshot, name: &Arc<str>, compiled: &mut Compiled) {
+        let is_named = self
+            .secrets_of
+            .range((name.clone(), least())..)
+            .next()
+            .is_some_and(|(named, _)| named == name);
+        let secret = certificate_of_secret(name)
+            .filter(|_| is_named)
+            .and_then(|certificate| resolve_secret(snapshot, certificate));
+        match secret {
+            Some(secret) => self.put(secret_resource(&secret), compiled),
+            None => self.withdraw(ResourceKind::Secret, name, compiled),
         }
     }
 
