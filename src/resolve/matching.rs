@@ -96,9 +96,9 @@ fn unescaped_slashes(path: &str) -> String {
 fn normal_path(path: &str) -> String {
     let path = one_spelling(path);
     let mut segments: Vec<&str> = Vec::new();
-    let mut ends_in_folder = false;
+    let mut is_dot = false;
     for segment in path.split('/').skip(1) {
-        ends_in_folder = matches!(segment, "" | "." | "..");
+        is_dot = matches!(segment, "." | "..");
         match segment {
             "." => {}
             ".." => {
@@ -108,12 +108,16 @@ fn normal_path(path: &str) -> String {
             other => segments.push(other),
         }
     }
+    if is_dot {
+        segments.push("");
+    }
+    let undotted = format!("/{}", segments.join("/"));
+    if !undotted.contains("//") {
+        return undotted;
+    }
     segments.retain(|segment| !segment.is_empty());
-    let slash = if ends_in_folder && !segments.is_empty() {
-        "/"
-    } else {
-        ""
-    };
+    // Envoy keeps the first and the last slash, so that a path of nothing but slashes becomes two.
+    let slash = if undotted.ends_with('/') { "/" } else { "" };
     format!("/{}{slash}", segments.join("/"))
 }
 
