@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use serde::{Deserialize, Serialize};
 
@@ -150,6 +151,12 @@ impl Resource {
             Body::Encoded { any, .. } => Some(any),
             Body::HeldByEnvoy => None,
         }
+    }
+
+    /// The encoded message itself. None when only Envoy holds it.
+    pub fn message(&self) -> Option<Vec<u8>> {
+        let any = envoy_types::pb::google::protobuf::Any::decode(self.any_bytes()?.clone()).ok()?;
+        Some(any.value)
     }
 
     pub fn is_held_by_envoy(&self) -> bool {

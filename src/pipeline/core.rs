@@ -13,6 +13,7 @@ use super::refusals::Refusals;
 use super::store::{Restored, Store};
 use super::view::View;
 use super::wishes::KeyWishes;
+use super::withheld::Withheld;
 use crate::config::{Config, Permissions};
 use crate::envoy::ResourceKind;
 use crate::hcl::Limits;
@@ -129,6 +130,7 @@ impl Pipeline {
         if let Some((leaf, roots)) = restored.mesh {
             snapshot.restore_mesh(leaf, roots);
         }
+        let mut withheld = restored.withheld;
         let mut resources = Receivers::new();
         let mut compiled = Vec::new();
         let gateways = settings
@@ -139,7 +141,8 @@ impl Pipeline {
                 resources.insert(gateway.name.clone(), receiver);
                 let mut compiler = Compiler::new(&gateway.name, gateway.compile);
                 let made = compiler.rebuild(&snapshot);
-                let gateway = Gateway::new(compiler, &made, sender);
+                let kept = withheld.remove(&gateway.name).unwrap_or_default();
+                let gateway = Gateway::new(compiler, &made, Withheld::restored(kept), sender);
                 compiled.push(made);
                 gateway
             })
@@ -459,6 +462,9 @@ impl Pipeline {
             };
             if waiting_for.is_empty() && gateway.publish() {
                 self.revision += 1;
+                if let (Some(all), Some(store)) = (gateway.withheld.to_save(), &self.store) {
+                    store.withheld(gateway.name(), all);
+                }
             }
             views.push(gateway.view(waiting_for));
         }

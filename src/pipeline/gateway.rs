@@ -36,6 +36,7 @@ impl Gateway {
     pub fn new(
         compiler: Compiler,
         compiled: &Compiled,
+        withheld: Withheld,
         resources: watch::Sender<Option<Arc<ResourceSet>>>,
     ) -> Self {
         let mut gateway = Self {
@@ -44,7 +45,7 @@ impl Gateway {
             resources,
             published: ResourceSet::default(),
             due: true,
-            withheld: Withheld::default(),
+            withheld,
             unacknowledged: BTreeSet::new(),
             envoys: BTreeSet::new(),
             alone_since: Instant::now(),
@@ -261,7 +262,7 @@ mod tests {
         };
         let mut compiler = Compiler::new("edge", settings);
         let compiled = compiler.rebuild(&snapshot);
-        let mut gateway = Gateway::new(compiler, &compiled, watch::channel(None).0);
+        let mut gateway = Gateway::new(compiler, &compiled, Withheld::default(), watch::channel(None).0);
         assert!(gateway.publish());
         (snapshot, gateway)
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use super::withheld::WithheldResource;
 use crate::config::Quarantine;
 use crate::model::mesh::{Chain, ChainQuery, Interest, MeshLeaf, MeshRoots};
 use crate::model::{Document, Instance, MeshUpdate, Observation, ServiceQuery};
@@ -21,6 +22,8 @@ const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents"
 const CONFIRMED: TableDefinition<&str, &[u8]> = TableDefinition::new("confirmed");
 const SERVICES: TableDefinition<&str, &[u8]> = TableDefinition::new("services");
 const QUARANTINE: TableDefinition<&str, &[u8]> = TableDefinition::new("quarantine");
+/// By gateway.
+const WITHHELD: TableDefinition<&str, &[u8]> = TableDefinition::new("withheld");
 const CHAINS: TableDefinition<&str, &[u8]> = TableDefinition::new("chains");
 /// Two entries: who we are in the mesh, and whom we trust there.
 const MESH: TableDefinition<&str, &[u8]> = TableDefinition::new("mesh");
@@ -55,6 +58,7 @@ pub struct Restored {
     pub confirmed: Vec<Document>,
     pub services: Vec<(ServiceQuery, Arc<[Instance]>)>,
     pub quarantined: Vec<Quarantine>,
+    pub withheld: BTreeMap<Arc<str>, Vec<WithheldResource>>,
     pub chains: Vec<(ChainQuery, Arc<Chain>)>,
     pub mesh: Option<MeshSecrets>,
 }
@@ -78,6 +82,7 @@ enum Write {
     MeshGone(&'static str),
     Quarantine(Box<Quarantine>),
     QuarantineOver(String),
+    Withheld(Arc<str>, Vec<WithheldResource>),
     Flush(mpsc::Sender<()>),
 }
 
@@ -96,6 +101,7 @@ impl Write {
             Self::MeshGone(entry) => ("mesh", (*entry).to_owned()),
             Self::Quarantine(entry) => ("quarantine", entry.document.as_str().to_owned()),
             Self::QuarantineOver(document) => ("quarantine", document.clone()),
+            Self::Withheld(gateway, _) => ("withheld", gateway.to_string()),
             Self::Flush(_) => ("", String::new()),
         }
     }
@@ -189,6 +195,11 @@ impl Store {
         self.send(Write::Quarantine(Box::new(quarantine.clone())));
     }
 
+    /// All of a gateway.
+    pub fn withheld(&self, gateway: &Arc<str>, all: Vec<WithheldResource>) {
+        self.send(Write::Withheld(gateway.clone(), all));
+    }
+
     pub fn quarantine_over(&self, document: &str) {
         self.send(Write::QuarantineOver(document.to_owned()));
     }
@@ -211,7 +222,7 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
     let mut restored = Restored::default();
     // The tables are made here, so that reading needs no special case for a new file.
     let transaction = database.begin_write()?;
-    for table in [DOCUMENTS, CONFIRMED, SERVICES, QUARANTINE, CHAINS, MESH] {
+    for table in [DOCUMENTS, CONFIRMED, SERVICES, QUARANTINE, WITHHELD, CHAINS, MESH] {
         transaction.open_table(table)?;
     }
     transaction.commit()?;
@@ -246,6 +257,11 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
         restored
             .quarantined
             .extend(serde_json::from_slice::<Quarantine>(entry?.1.value()).ok());
+    }
+    for entry in transaction.open_table(WITHHELD)?.iter()? {
+        let (gateway, all) = entry?;
+        let all = serde_json::from_slice(all.value()).unwrap_or_default();
+        restored.withheld.insert(gateway.value().into(), all);
     }
     Ok(restored)
 }
@@ -339,6 +355,7 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
         let mut confirmed = transaction.open_table(CONFIRMED)?;
         let mut services = transaction.open_table(SERVICES)?;
         let mut quarantine = transaction.open_table(QUARANTINE)?;
+        let mut withheld = transaction.open_table(WITHHELD)?;
         let mut chains = transaction.open_table(CHAINS)?;
         let mut mesh = transaction.open_table(MESH)?;
         for write in batch {
@@ -381,6 +398,9 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
                 }
                 Write::QuarantineOver(document) => {
                     quarantine.remove(document.as_str())?;
+                }
+                Write::Withheld(gateway, all) => {
+                    withheld.insert(&**gateway, &*encoded(all))?;
                 }
                 Write::Flush(_) => {}
             }

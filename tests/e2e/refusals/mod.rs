@@ -383,7 +383,7 @@ async fn document_of(agent: &Agent, name: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_without_a_document_names_the_service() {
     let (_files, envoy) = envoy_without("envoy.clusters/envoy.cluster.eds");
-    let stack = Stack::start(Options {
+    let mut stack = Stack::start(Options {
         envoy: Some(envoy),
         ..Options::default()
     })
@@ -436,6 +436,19 @@ async fn a_refusal_without_a_document_names_the_service() {
     stack
         .until(&get("shop"), "another Envoy", |reply| reply.text() == "two")
         .await;
+    // Nor does one after a restart of the agent.
+    stack.agent.kill();
+    kill(stack.envoy_pid(), Signal::KILL);
+    stack.agent.restart().await;
+    stack
+        .until(&get("shop"), "both anew", |reply| reply.text() == "two")
+        .await;
+    assert_eq!(stack.client().send(&get("orders")).await.unwrap().status, 503);
+    let found = rejections(&stack.agent).await;
+    assert!(
+        found.iter().any(|found| found["object"]["name"] == "orders"),
+        "{found:?}"
+    );
     let log = stack.agent.process.log();
     assert!(
         !log[start..].contains("Envoy refused"),
