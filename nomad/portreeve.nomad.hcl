@@ -96,6 +96,12 @@ variable "consul_address" {
   default = "127.0.0.1:8500"
 }
 
+variable "consul_method" {
+  description = "Consul's auth method by which the agent logs in."
+  type        = string
+  default     = "portreeve"
+}
+
 variable "vault_address" {
   type    = string
   default = "https://vault.service.consul:8200"
@@ -158,9 +164,13 @@ locals {
       vault_paths = ${jsonencode(var.vault_paths)}
     }
 
-    # The token comes from Nomad, in CONSUL_HTTP_TOKEN.
     consul {
       address = "${var.consul_address}"
+
+      login {
+        method            = "${var.consul_method}"
+        bearer_token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_consul.jwt"
+      }
     }
 
     vault {
@@ -287,10 +297,15 @@ job "portreeve" {
         file = true
       }
 
-      # Nomad logs in at Consul with this identity.
-      consul {}
+      # The agent logs in at Consul and Vault with these, by itself, and again whenever it must.
+      identity {
+        name        = "consul"
+        aud         = ["consul.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
 
-      # The agent logs in at Vault with this one, by itself, and again whenever it must.
       identity {
         name        = "vault"
         aud         = ["vault.io"]

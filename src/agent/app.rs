@@ -25,6 +25,7 @@ use crate::envoy::bootstrap::{Bootstrap, XdsEndpoint, XdsVariant};
 use crate::envoy_process::{self, StopMode};
 use crate::hcl::Limits;
 use crate::pipeline::{Command, GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, Store, View};
+use crate::sources::consul::ConsulClient;
 use crate::translate;
 use crate::xds;
 
@@ -145,6 +146,7 @@ struct Running {
     envoys: Vec<envoy_process::Handle>,
     xds_tls: Option<watch::Sender<Arc<xds::TlsSettings>>>,
     commands: mpsc::Sender<Command>,
+    consul: Option<ConsulClient>,
     facts: Vec<(&'static str, String)>,
 }
 
@@ -208,9 +210,9 @@ impl Running {
             );
             tasks.spawn_plain("shared ports", watch);
         }
-        if let (Some(client), Some(prefix)) = (consul, &settings.status_prefix) {
+        if let (Some(client), Some(prefix)) = (&consul, &settings.status_prefix) {
             let keys = StatusKeys {
-                client,
+                client: client.clone(),
                 prefix: prefix.clone(),
                 reads_documents: settings.kv_prefix.is_some(),
                 node: settings.node.clone(),
@@ -246,6 +248,7 @@ impl Running {
             envoys,
             xds_tls,
             commands,
+            consul,
             facts,
         })
     }
@@ -388,6 +391,10 @@ impl Running {
             .is_err()
         {
             tracing::warn!(limit = ?STOP_LIMIT, "some tasks did not stop in time");
+        }
+        // Last, because what ended before used it.
+        if let Some(client) = &self.consul {
+            client.log_out().await;
         }
         tracing::info!("stopped");
         in_order

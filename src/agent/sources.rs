@@ -60,6 +60,7 @@ pub(super) struct Readings {
     health: Vec<(String, SourceHealth)>,
     services: Vec<ServiceWatcher>,
     mesh: Option<MeshWatcher>,
+    consul: Option<ConsulClient>,
     vault: Option<VaultClient>,
 }
 
@@ -81,6 +82,15 @@ impl Readings {
         if let Some(mesh) = &self.mesh {
             let each = mesh.health().into_iter();
             readings.extend(each.map(|(interest, reading)| watched(interest.to_string(), reading)));
+        }
+        if let Some(login) = self.consul.as_ref().and_then(|consul| consul.login_status()) {
+            let is_ok = login.logins > 0 && login.problem.is_none();
+            readings.push(
+                SourceReading::new("consul login", is_ok, None)
+                    .counted(login.logins + login.failures, login.failures)
+                    .with_problem(login.problem.as_ref().map(ToString::to_string))
+                    .with_credentials(&[("consul token", login.expires)]),
+            );
         }
         if let Some(vault) = &self.vault {
             let status = vault.status();
@@ -126,9 +136,12 @@ impl Sources {
             None => None,
         };
         let mesh = match (&settings.consul, &settings.mesh) {
-            (Some(consul), Some(mesh)) => {
-                let client = ConsulClient::new(&mesh_settings(consul, mesh)?)
-                    .context("the mesh settings do not work")?;
+            (Some(block), Some(mesh)) => {
+                let client = match &consul {
+                    Some(client) if mesh.token.is_none() && mesh.token_file.is_none() => client.clone(),
+                    _ => ConsulClient::new(&mesh_settings(block, mesh)?)
+                        .context("the mesh settings do not work")?,
+                };
                 Some((mesh.service.clone(), client))
             }
             (None, Some(_)) => anyhow::bail!(
@@ -241,6 +254,7 @@ impl Sources {
             health: self.health,
             services: Vec::new(),
             mesh: None,
+            consul: self.consul.clone(),
             vault: None,
         };
         let refresh = Arc::new(Notify::new());
@@ -373,6 +387,11 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
         settings.token = Some(token.clone());
         settings.token_file = None;
     }
+    if block.login.is_some() {
+        // What Nomad puts into the environment of a task is another identity's.
+        (settings.token, settings.token_file) = (None, None);
+        settings.login.clone_from(&block.login);
+    }
     fn over<T: Clone>(into: &mut Option<T>, value: &Option<T>) {
         if value.is_some() {
             into.clone_from(value);
@@ -415,12 +434,12 @@ fn nomad_settings(block: &NomadBlock) -> anyhow::Result<NomadSettings> {
     Ok(settings)
 }
 
-/// The consul block's, with the mesh's own token if it has one.
+/// The consul block's, with the mesh's own token.
 fn mesh_settings(consul: &ConsulBlock, mesh: &MeshBlock) -> anyhow::Result<ConsulSettings> {
-    let mut settings = consul_settings(consul)?;
-    if mesh.token.is_some() || mesh.token_file.is_some() {
-        settings.token = mesh.token.clone().map(Redacted::new);
-        settings.token_file.clone_from(&mesh.token_file);
-    }
-    Ok(settings)
+    Ok(ConsulSettings {
+        token: mesh.token.clone().map(Redacted::new),
+        token_file: mesh.token_file.clone(),
+        login: None,
+        ..consul_settings(consul)?
+    })
 }

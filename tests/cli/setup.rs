@@ -67,7 +67,7 @@ async fn consul_gets_what_the_job_needs_and_no_more() {
             .await
             .unwrap()
     };
-    let agent = login("nomad-tasks", claims("portreeve", "nomad_task")).await;
+    let agent = login("portreeve", claims("portreeve", "nomad_task")).await;
     assert_eq!(agent.status, 200, "{}", agent.text());
     let secret = agent.json()["SecretID"].as_str().unwrap().to_owned();
     let own = consul
@@ -80,7 +80,7 @@ async fn consul_gets_what_the_job_needs_and_no_more() {
         .await
         .unwrap();
     assert_eq!(foreign.status, 403);
-    let other = login("nomad-tasks", claims("other", "nomad_task")).await;
+    let other = login("portreeve", claims("other", "nomad_task")).await;
     assert_eq!(other.status, 403, "another job gets no token: {}", other.text());
     let service = login("nomad-services", claims("other", "nomad_service")).await;
     assert_eq!(service.status, 200, "{}", service.text());
@@ -97,7 +97,7 @@ async fn consul_gets_what_the_job_needs_and_no_more() {
         "{}",
         meshed.out
     );
-    let agent = login("nomad-tasks", claims("portreeve", "nomad_task")).await;
+    let agent = login("portreeve", claims("portreeve", "nomad_task")).await;
     let secret = agent.json()["SecretID"].as_str().unwrap().to_owned();
     for (service, status) in [("front-door", 200), ("orders", 403)] {
         let path = format!("/v1/agent/connect/ca/leaf/{service}");

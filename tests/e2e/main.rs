@@ -22,6 +22,7 @@ mod faults;
 mod first_start;
 mod headers;
 mod inheritance;
+mod login;
 mod long_streams;
 mod mesh_gateways;
 mod nomad;

@@ -35,6 +35,8 @@ pub struct Options {
     pub state_of_the_world: bool,
     /// Consul denies by default, and the agent's token has this policy alone. Its name is [`POLICY`].
     pub consul_policy: Option<String>,
+    /// In place of a token: an auth method, and the file with the identity. The policy is there, and nobody has it.
+    pub consul_login: Option<(String, PathBuf)>,
     /// Laid over Consul's configuration, where it has no ACLs.
     pub consul_settings: Option<serde_json::Value>,
     /// The gateway is `edge-gw` in the mesh, with a token of its own that has this policy alone.
@@ -72,7 +74,11 @@ impl Stack {
         };
         let launch = Agent::prepare();
         let mut settings = settings(&launch, &consul, &options);
-        if let Some(token) = &consul_token {
+        if let Some((method, identity)) = &options.consul_login {
+            let login =
+                format!("login {{\n    method = {method:?}\n    bearer_token_file = {identity:?}\n  }}");
+            settings = settings.replace("consul {", &format!("consul {{\n  {login}"));
+        } else if let Some(token) = &consul_token {
             let file = launch.file("consul-token", &token.secret);
             settings = settings.replace("consul {", &format!("consul {{\n  token_file = {file:?}"));
         }

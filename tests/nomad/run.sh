@@ -149,12 +149,7 @@ consul {
   address             = "127.0.0.$2:$CONSUL"
   token               = "$CONSUL_HTTP_TOKEN"
   service_auth_method = "nomad-services"
-  task_auth_method    = "nomad-tasks"
   service_identity {
-    aud = ["consul.io"]
-    ttl = "1h"
-  }
-  task_identity {
     aud = ["consul.io"]
     ttl = "1h"
   }
@@ -340,19 +335,25 @@ for what in "client on n1" "only server"; do
     load_off
 done
 
-step "the agents' Vault tokens revoked under load: they log in again, with an identity that Nomad keeps fresh"
+step "the agents' Consul and Vault tokens revoked under load: they log in again, with identities that Nomad keeps fresh"
 load_on "${both[@]}"
+consul_tokens() { consul acl token list -format=json | field 'sorted(t["AccessorID"] for t in it if t.get("AuthMethod") == "portreeve")'; }
+old=$(consul_tokens)
+for accessor in $(consul_tokens | tr -d "[],'"); do consul acl token delete -id "$accessor" >/dev/null; done
 logins() { bao list -format=json auth/token/accessors | field 'len(it)'; }
 before=$(logins)
 for accessor in $(bao list -format=json auth/token/accessors | field '" ".join(it)'); do
     if bao token lookup -format=json -accessor "$accessor" | grep -q portreeve-pki; then bao token revoke -accessor "$accessor" >/dev/null; fi
 done
-echo "tokens before: $before, after the revocation: $(logins)"
+echo "Vault's tokens before: $before, after the revocation: $(logins)"
 more_than() { (($(logins) > $1)); }
 consul kv get portreeve/config/edge | sed 's/common_name = "native/common_name = "www.native/' | consul kv put portreeve/config/edge - >/dev/null
 shows() { openssl s_client -connect "127.0.0.$1:$HTTPS" -servername www.native.example.com </dev/null 2>/dev/null | openssl x509 -noout -subject | grep -q www.native; }
 for node in 1 2; do until_ok "a certificate that takes a new login on n$node" shows "$node"; done
-echo "a certificate of another name issued on both nodes; tokens now: $(logins)"
+echo "a document changed, and a certificate of another name issued on both nodes; Vault's tokens now: $(logins)"
+new=$(consul_tokens)
+[[ $(field 'len(it)' <<<"${new//\'/\"}") == 2 && $new != "$old" ]]
+echo "two new tokens of Consul in place of two"
 load_off
 
 step "the gateway updated under load, one node after the other"

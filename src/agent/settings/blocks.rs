@@ -11,6 +11,7 @@ use crate::config::{AddressRules, Permissions};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Reader;
 use crate::model::Redacted;
+use crate::sources::agent_api::LoginSettings;
 
 pub(super) fn path(reader: &Reader<'_>, name: &str) -> Option<PathBuf> {
     reader.string(name).map(|path| PathBuf::from(&*path))
@@ -25,6 +26,12 @@ pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
         address: owned(reader, "address"),
         token: owned(reader, "token").map(Redacted::new),
         token_file: path(reader, "token_file"),
+        login: reader.child("login").and_then(|login| {
+            Some(LoginSettings {
+                method: owned(&login, "method")?,
+                bearer_token_file: path(&login, "bearer_token_file")?,
+            })
+        }),
         ca_file: path(reader, "ca_file"),
         ca_path: path(reader, "ca_path"),
         client_cert: path(reader, "client_cert"),

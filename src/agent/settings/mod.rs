@@ -23,6 +23,7 @@ use crate::config::Permissions;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::Reader;
 use crate::model::Redacted;
+use crate::sources::agent_api::LoginSettings;
 
 use blocks::{api_block, consul_block, envoy_block, mesh_block, path, permissions, xds_block};
 pub use files::{is_settings, settings_problems};
@@ -80,6 +81,7 @@ pub struct ConsulBlock {
     pub address: Option<String>,
     pub token: Option<Redacted<String>>,
     pub token_file: Option<PathBuf>,
+    pub login: Option<LoginSettings>,
     pub ca_file: Option<PathBuf>,
     pub ca_path: Option<PathBuf>,
     pub client_cert: Option<PathBuf>,

@@ -159,6 +159,28 @@ fn consul_schema() -> BlockSchema {
         "\"/run/secrets/consul_token\"",
         "Read again when it changes; wins over a token.",
     )
+    .block(
+        BlockSchema::new(
+            "login",
+            &[],
+            "A token by logging in with an identity that somebody else signed, in place of one that is given. Asked for again before it ends and when Consul no longer knows it; given back at the end.",
+        )
+        .required(
+            "method",
+            Type::String,
+            "\"portreeve\"",
+            "The auth method, as `portreeve setup consul -nomad-jwks-url=...` makes one.",
+        )
+        .required(
+            "bearer_token_file",
+            Type::String,
+            "\"/secrets/nomad_consul.jwt\"",
+            "The signed identity. Read at every login, so whoever signs it may renew it.",
+        ),
+        Occurs::Optional,
+    )
+    .at_most_one_of(&["token", "login"])
+    .at_most_one_of(&["token_file", "login"])
     .attribute(
         "namespace",
         Type::Name,

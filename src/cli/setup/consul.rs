@@ -10,9 +10,9 @@ use crate::sources::agent_api::Product;
 
 /// A policy and a role for the agent, and the login of its Nomad job
 ///
-/// With -nomad-jwks-url also two auth methods and one binding rule on each. They are two, one for services and one for
-/// tasks, because a selector on a claim that a token does not have misfires on Consul before 1.11 and makes the whole
-/// login fail. Name them in Nomad's configuration as printed at the end.
+/// With -nomad-jwks-url also two auth methods and one binding rule on each: one by which Nomad registers the job's services,
+/// to be named in Nomad's configuration as printed at the end, and one by which the agent logs in. They are two because a
+/// selector on a claim that a token does not have misfires on Consul before 1.11 and makes the whole login fail.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -47,15 +47,15 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     let Some(url) = &arguments.workload.nomad_jwks_url else {
         return server.finish();
     };
-    for (method, claim) in [(SERVICES, "nomad_service"), (TASKS, "nomad_task")] {
-        auth_method(&mut server, method, claim, url).await?;
-    }
+    auth_method(&mut server, SERVICES, "nomad_service", url, None).await?;
+    // The agent logs in again before its token ends, so what a killed one leaves behind may end, too.
+    auth_method(&mut server, &common.name, "nomad_task", url, Some("24h0m0s")).await?;
     let job = format!(
         "value.nomad_namespace == \"{}\" and value.nomad_job_id == \"{}\"",
         arguments.workload.nomad_namespace, arguments.workload.nomad_job
     );
     binding_rule(&mut server, SERVICES, "service", "${value.nomad_service}", "").await?;
-    binding_rule(&mut server, TASKS, "role", &common.name, &job).await?;
+    binding_rule(&mut server, &common.name, "role", &common.name, &job).await?;
     server.terminal.write(NOMAD)?;
     server.finish()
 }
@@ -123,7 +123,13 @@ async fn role(server: &mut Server<'_>, name: &str, policies: &[&str]) -> anyhow:
         .await
 }
 
-async fn auth_method(server: &mut Server<'_>, name: &str, claim: &str, url: &str) -> anyhow::Result<()> {
+async fn auth_method(
+    server: &mut Server<'_>,
+    name: &str,
+    claim: &str,
+    url: &str,
+    token_life: Option<&str>,
+) -> anyhow::Result<()> {
     let listed = named(server.read("acl/auth-methods").await?, name);
     let path = match &listed {
         Some(_) => format!("acl/auth-method/{name}"),
@@ -134,7 +140,7 @@ async fn auth_method(server: &mut Server<'_>, name: &str, claim: &str, url: &str
         Some(_) => server.read(&path).await?,
         None => None,
     };
-    let wanted = json!({
+    let mut wanted = json!({
         "Name": name,
         "Type": "jwt",
         "Description": "Workload identities of Nomad",
@@ -146,6 +152,9 @@ async fn auth_method(server: &mut Server<'_>, name: &str, claim: &str, url: &str
             "ClaimMappings": { "nomad_namespace": "nomad_namespace", "nomad_job_id": "nomad_job_id", claim: claim },
         },
     });
+    if let Some(life) = token_life {
+        wanted["MaxTokenTTL"] = life.into();
+    }
     let what = format!("auth method {name}");
     server
         .ensure(Desired {
@@ -199,21 +208,14 @@ fn named(listed: Option<Value>, name: &str) -> Option<Value> {
 }
 
 const SERVICES: &str = "nomad-services";
-const TASKS: &str = "nomad-tasks";
 
 const NOMAD: &str = r#"
 Nomad's servers and clients need in their configuration:
 
 consul {
   service_auth_method = "nomad-services"
-  task_auth_method    = "nomad-tasks"
 
   service_identity {
-    aud = ["consul.io"]
-    ttl = "1h"
-  }
-
-  task_identity {
     aud = ["consul.io"]
     ttl = "1h"
   }

@@ -443,7 +443,7 @@ async fn rest_or_new_token<T>(
     if rest.is_zero() {
         return;
     }
-    if !troubled || client.token().file().is_none() {
+    if !troubled || (client.token().file().is_none() && client.login_status().is_none()) {
         return tokio::time::sleep(rest).await;
     }
     let look = async {

@@ -5,11 +5,14 @@
 //! same words each time, without the index and wait that differ from poll to poll.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Method;
 use url::Url;
+
+use crate::model::Redacted;
 
 #[derive(Clone, Debug)]
 pub(in crate::sources) struct Call {
@@ -27,6 +30,17 @@ pub(in crate::sources) struct Call {
     pub(in crate::sources) not_found_is_answer: bool,
     /// The ACL rule that the call needs, for the message about a 403.
     pub(in crate::sources) needs: Option<String>,
+    pub(in crate::sources) credential: Credential,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, Default)]
+pub(in crate::sources) enum Credential {
+    /// Whoever the client is at that time.
+    #[default]
+    Own,
+    None,
+    This(Arc<Redacted<String>>),
 }
 
 /// Where a call is aimed when not at the settings' own place: (parameter, value), sent only when set.
@@ -53,6 +67,16 @@ pub(in crate::sources) struct Blocking {
     pub(in crate::sources) wait: Duration,
 }
 
+impl Credential {
+    /// That the call itself names.
+    pub(in crate::sources) fn token(&self) -> Option<Arc<Redacted<String>>> {
+        match self {
+            Self::Own | Self::None => None,
+            Self::This(token) => Some(token.clone()),
+        }
+    }
+}
+
 impl Call {
     /// `path` is a fixed path below `/v1/`.
     pub(in crate::sources) fn new(method: Method, path: &str) -> Self {
@@ -68,6 +92,7 @@ impl Call {
             max_body: SMALL_BODY,
             not_found_is_answer: false,
             needs: None,
+            credential: Credential::Own,
         }
     }
 
@@ -128,6 +153,11 @@ impl Call {
 
     pub(in crate::sources) fn needs(mut self, rule: impl Into<String>) -> Self {
         self.needs = Some(rule.into());
+        self
+    }
+
+    pub(in crate::sources) fn with(mut self, credential: Credential) -> Self {
+        self.credential = credential;
         self
     }
 

@@ -13,12 +13,14 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::call::Call;
+use super::call::{Call, Credential};
 use super::connector::Lanes;
 use super::error::{ApiError, TransportFailure, innermost_reason};
+use super::login::Login;
 use super::product::Server;
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
+use crate::model::Redacted;
 
 /// A cheap handle: clones share connections and token.
 #[derive(Clone, Debug)]
@@ -30,6 +32,7 @@ struct Inner {
     server: Server,
     base: Url,
     token: TokenSource,
+    login: Option<Login>,
     lanes: Mutex<Lanes>,
     /// The last answer came over HTTP/2.
     multiplexed: AtomicBool,
@@ -62,6 +65,7 @@ impl ApiClient {
             },
             base: base_url(settings)?,
             token: TokenSource::new(settings)?,
+            login: settings.login.clone().map(Login::new),
             lanes: Mutex::new(Lanes::new(settings, CALL_LANE)?),
             multiplexed: AtomicBool::new(false),
             probes: Semaphore::new(PROBES_IN_FLIGHT),
@@ -77,6 +81,10 @@ impl ApiClient {
     /// One connection carries many long polls.
     pub fn is_multiplexed(&self) -> bool {
         self.0.multiplexed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn login(&self) -> Option<&Login> {
+        self.0.login.as_ref()
     }
 
     pub(in crate::sources) fn token(&self) -> &TokenSource {
@@ -98,8 +106,38 @@ impl ApiClient {
     /// A call on one of several connection pools. HTTP/2 servers cap the streams of one connection (Go: 250, proxies:
     /// 100) and a stream over the cap waits for a long poll to end, so long polls are spread over lanes.
     pub(in crate::sources) async fn call_on(&self, lane: usize, call: Call) -> Result<Answer, ApiError> {
-        self.0.token.refresh(false).await;
         let asked = call.to_string();
+        if !matches!(call.credential, Credential::Own) {
+            return self.send(lane, &call, asked, call.credential.token()).await;
+        }
+        // Boxed: logging in is a call, too.
+        Box::pin(self.credential(&asked)).await?;
+        let token = self.0.token.current();
+        let answer = self.send(lane, &call, asked.clone(), token.clone()).await;
+        let Some(login) = self
+            .login()
+            .filter(|_| answer.as_ref().is_err_and(is_unknown_token))
+        else {
+            return answer;
+        };
+        // Consul has forgotten the token: what it refused has not been done, and is asked again with another.
+        if self.0.token.current() == token {
+            login.refused();
+        }
+        Box::pin(self.credential(&asked)).await?;
+        match self.0.token.current() {
+            now if now != token => self.send(lane, &call, asked, now).await,
+            _ => answer,
+        }
+    }
+
+    async fn send(
+        &self,
+        lane: usize,
+        call: &Call,
+        asked: String,
+        token: Option<Arc<Redacted<String>>>,
+    ) -> Result<Answer, ApiError> {
         let Some(url) = call.url(&self.0.base, &self.0.settings.scope) else {
             let reason = "a path segment is empty, `.` or `..`".to_owned();
             return Err(ApiError::NotSent { asked, reason });
@@ -114,7 +152,7 @@ impl ApiClient {
             }
         };
         let mut request = http.request(call.method.clone(), url).timeout(call.timeout);
-        if let Some(token) = self.0.token.current() {
+        if let Some(token) = token {
             let header = self.0.settings.product.token_header();
             request = request.header(header, secret_header(token.expose(), &asked)?);
         }
@@ -131,7 +169,7 @@ impl ApiClient {
         self.0
             .multiplexed
             .store(response.version() == Version::HTTP_2, Ordering::Relaxed);
-        self.read(response, &call, asked).await
+        self.read(response, call, asked).await
     }
 
     async fn read(&self, mut response: Response, call: &Call, asked: String) -> Result<Answer, ApiError> {
@@ -206,11 +244,17 @@ impl ApiClient {
             return None;
         }
         let product = self.0.settings.product;
+        if self.login().is_some() {
+            let rule = call.needs.as_ref().filter(|_| !is_unknown(body))?;
+            return Some(format!(
+                "grant it to what the auth method binds the agent to: {rule}"
+            ));
+        }
         let place = match self.0.token.file() {
             Some(file) => file.display().to_string(),
             None => product.token_variable().to_owned(),
         };
-        if body.contains("ACL not found") || body.contains("ACL token not found") {
+        if is_unknown(body) {
             return Some(format!(
                 "{product} no longer knows this token (deleted or expired): put a valid one into {place}"
             ));
@@ -245,6 +289,14 @@ impl Answer {
             reason: reason.to_string(),
         }
     }
+}
+
+fn is_unknown(body: &str) -> bool {
+    body.contains("ACL not found") || body.contains("ACL token not found")
+}
+
+fn is_unknown_token(error: &ApiError) -> bool {
+    matches!(error, ApiError::Status { status: 401 | 403, body, .. } if is_unknown(body))
 }
 
 fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {

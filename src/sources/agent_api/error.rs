@@ -45,6 +45,9 @@ pub enum ApiError {
         asked: String,
         reason: String,
     },
+    /// Never sent, because there is no token to send it with.
+    #[error("{asked} was not sent: {}", problem.message)]
+    NoToken { asked: String, problem: Box<Problem> },
     /// Never sent.
     #[error("{asked} was not sent: {reason}")]
     NotSent { asked: String, reason: String },
@@ -95,6 +98,7 @@ impl ApiError {
             },
             Self::TooLarge { .. } | Self::TxnTooLarge { .. } => ProblemKind::Limit,
             Self::Unreadable { .. } => ProblemKind::Invalid,
+            Self::NoToken { problem, .. } => problem.kind,
             Self::NotSent { .. } | Self::TxnFailed { .. } => ProblemKind::Refused,
         }
     }
@@ -153,6 +157,7 @@ impl ApiError {
                 "if this repeats, raise limits.http_max_conns_per_client of the {} agent or use its HTTPS port",
                 server.product
             )),
+            Self::NoToken { problem, .. } => problem.fix.as_ref().map(ToString::to_string),
             Self::TxnTooLarge { .. } => Some("write fewer or smaller documents at a time".to_owned()),
             _ => None,
         }

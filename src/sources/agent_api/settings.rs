@@ -8,6 +8,7 @@ use thiserror::Error;
 use url::Url;
 
 use super::call::Scope;
+use super::login::LoginSettings;
 use super::product::Product;
 use crate::model::Redacted;
 
@@ -19,6 +20,8 @@ pub struct ApiSettings {
     pub token: Option<Redacted<String>>,
     /// A non-empty file wins over `token`, and is read again when it changes.
     pub token_file: Option<PathBuf>,
+    /// In place of both.
+    pub login: Option<LoginSettings>,
     pub ca_file: Option<PathBuf>,
     /// A directory of PEM files.
     pub ca_path: Option<PathBuf>,
@@ -93,6 +96,7 @@ impl ApiSettings {
             address: ApiAddress::default_of(product),
             token: None,
             token_file: None,
+            login: None,
             ca_file: None,
             ca_path: None,
             client_cert: None,

@@ -80,6 +80,14 @@ impl TokenSource {
         self.file.as_ref().map(|file| file.path.as_path())
     }
 
+    /// What a login gave. Returns what was there before.
+    pub(in crate::sources) fn replace(
+        &self,
+        token: Option<Arc<Redacted<String>>>,
+    ) -> Option<Arc<Redacted<String>>> {
+        self.current.send_replace(token)
+    }
+
     /// Fires when a different token was read.
     pub(in crate::sources) fn changes(&self) -> watch::Receiver<Option<Arc<Redacted<String>>>> {
         self.current.subscribe()

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::model::Redacted;
 use crate::sources::agent_api::call::Scope;
-use crate::sources::agent_api::{ApiAddress, ApiSettings, Product, SettingsError, go_bool};
+use crate::sources::agent_api::{ApiAddress, ApiSettings, LoginSettings, Product, SettingsError, go_bool};
 
 /// Everything that decides how Consul is asked.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct ConsulSettings {
     pub token: Option<Redacted<String>>,
     /// A non-empty file wins over `token`, as in the Go client, and is read again when it changes.
     pub token_file: Option<PathBuf>,
+    /// In place of both.
+    pub login: Option<LoginSettings>,
     pub ca_file: Option<PathBuf>,
     /// A directory of PEM files.
     pub ca_path: Option<PathBuf>,
@@ -51,6 +53,7 @@ impl ConsulSettings {
             address: ApiAddress::parse(Product::Consul, &address, force_tls)?,
             token: set("CONSUL_HTTP_TOKEN").map(Redacted::new),
             token_file: set("CONSUL_HTTP_TOKEN_FILE").map(PathBuf::from),
+            login: None,
             ca_file: set("CONSUL_CACERT").map(PathBuf::from),
             ca_path: set("CONSUL_CAPATH").map(PathBuf::from),
             client_cert: set("CONSUL_CLIENT_CERT").map(PathBuf::from),
@@ -78,6 +81,7 @@ impl ConsulSettings {
             address: self.address.clone(),
             token: self.token.clone(),
             token_file: self.token_file.clone(),
+            login: self.login.clone(),
             ca_file: self.ca_file.clone(),
             ca_path: self.ca_path.clone(),
             client_cert: self.client_cert.clone(),
@@ -99,6 +103,7 @@ impl Default for ConsulSettings {
             address: ApiAddress::default_of(Product::Consul),
             token: None,
             token_file: None,
+            login: None,
             ca_file: None,
             ca_path: None,
             client_cert: None,

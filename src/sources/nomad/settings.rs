@@ -82,6 +82,7 @@ impl NomadSettings {
             address: self.address.clone(),
             token: self.token.clone(),
             token_file: self.token_file.clone(),
+            login: None,
             ca_file: self.ca_file.clone(),
             ca_path: self.ca_path.clone(),
             client_cert: self.client_cert.clone(),

@@ -1,0 +1,291 @@
+//! A token by logging in: Consul gives one for an identity that somebody else signed (`/v1/acl/login`), such as Nomad's
+//! of a task or Kubernetes' of a pod.
+//!
+//! It is asked for before the first request, again when two thirds of its life are over, and when Consul no longer knows
+//! it. Whoever has a token goes on with it meanwhile. A token is given back once a newer one has taken its place, and at
+//! the end, so that none piles up.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::call::{Call, Credential};
+use super::client::{Answer, ApiClient};
+use super::error::ApiError;
+use crate::model::{Problem, ProblemKind, Redacted};
+use crate::sources::bounded_file::{self, TOKEN_BYTES};
+use crate::sources::retry::Intervals;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoginSettings {
+    /// The auth method's name.
+    pub method: String,
+    /// Holds what the method verifies. Read at every login, because its issuer renews it.
+    pub bearer_token_file: PathBuf,
+}
+
+/// How it stands, for operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoginStatus {
+    /// In Unix seconds. None: no token yet, or one without an end.
+    pub expires: Option<i64>,
+    /// Why the last login failed.
+    pub problem: Option<Problem>,
+    pub logins: u64,
+    pub failures: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Login {
+    settings: LoginSettings,
+    /// Held by whoever logs in.
+    gate: Mutex<()>,
+    // A plain mutex: never held across an await.
+    state: PlainMutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// None: no token, or one without an end.
+    renew_at: Option<Instant>,
+    refused: bool,
+    not_before: Option<Instant>,
+    waits: Intervals,
+    status: LoginStatus,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Granted {
+    #[serde(rename = "SecretID")]
+    secret: String,
+    expiration_time: Option<String>,
+}
+
+impl Login {
+    pub(super) fn new(settings: LoginSettings) -> Self {
+        Self {
+            settings,
+            gate: Mutex::new(()),
+            state: PlainMutex::new(State {
+                renew_at: None,
+                refused: false,
+                not_before: None,
+                waits: Intervals::new(FIRST_RETRY, LONGEST_RETRY),
+                status: LoginStatus::default(),
+            }),
+        }
+    }
+
+    pub(super) fn refused(&self) {
+        self.state().refused = true;
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let state = self.state();
+        state.refused || state.renew_at.is_some_and(|at| at <= now)
+    }
+
+    /// After a failure: why not now.
+    fn resting(&self, now: Instant) -> Option<Problem> {
+        let state = self.state();
+        let rests = state.not_before.is_some_and(|at| at > now);
+        state.status.problem.clone().filter(|_| rests)
+    }
+
+    fn succeeded(&self, now: Instant, life: Option<Duration>, expires: Option<i64>) {
+        let mut state = self.state();
+        state.renew_at = life.map(|life| now + life * 2 / 3);
+        state.refused = false;
+        state.not_before = None;
+        state.waits.reset();
+        state.status.expires = expires;
+        state.status.problem = None;
+        state.status.logins += 1;
+    }
+
+    fn failed(&self, now: Instant, problem: Problem) {
+        let mut state = self.state();
+        state.not_before = Some(now + state.waits.next_interval());
+        if state.status.problem.as_ref() != Some(&problem) {
+            let fix = problem.fix.as_deref().unwrap_or_default();
+            tracing::warn!(method = self.settings.method, %problem, fix, "login failed");
+        }
+        state.status.problem = Some(problem);
+        state.status.failures += 1;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ApiClient {
+    /// None: the token comes from elsewhere.
+    pub fn login_status(&self) -> Option<LoginStatus> {
+        self.login().map(|login| login.state().status.clone())
+    }
+
+    /// Sees to it that there is a token, and the newest there is.
+    pub(super) async fn credential(&self, asked: &str) -> Result<(), ApiError> {
+        let Some(login) = self.login() else {
+            self.token().refresh(false).await;
+            return Ok(());
+        };
+        let holds_one = || self.token().current().is_some();
+        if holds_one() && !login.is_due(Instant::now()) {
+            return Ok(());
+        }
+        let _gate = match login.gate.try_lock() {
+            Ok(gate) => gate,
+            Err(_) if holds_one() => return Ok(()),
+            Err(_) => login.gate.lock().await,
+        };
+        // Somebody else may have logged in, or failed to, while this one waited.
+        if holds_one() && !login.is_due(Instant::now()) {
+            return Ok(());
+        }
+        let outcome = match login.resting(Instant::now()) {
+            Some(problem) => Err(problem),
+            None => self.log_in(login).await.inspect_err(|problem| {
+                login.failed(Instant::now(), problem.clone());
+            }),
+        };
+        match outcome {
+            Err(problem) if !holds_one() => Err(ApiError::NoToken {
+                asked: asked.to_owned(),
+                problem: Box::new(problem),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn log_in(&self, login: &Login) -> Result<(), Problem> {
+        let file = &login.settings.bearer_token_file;
+        let path = file.clone();
+        let read = tokio::task::spawn_blocking(move || bounded_file::read_text(&path, TOKEN_BYTES));
+        let bearer = read
+            .await
+            .map_err(std::io::Error::other)
+            .and_then(std::convert::identity)
+            .map(Redacted::new)
+            .map_err(|error| {
+                Problem::new(
+                    ProblemKind::Invalid,
+                    format!("cannot log in: {}: {error}", file.display()),
+                )
+                .with_fix(
+                    "`bearer_token_file` of the login block must name the file with the signed identity",
+                )
+            })?;
+        let body = json!({ "AuthMethod": login.settings.method, "BearerToken": bearer.expose().trim() });
+        let call = Call::new(Method::POST, "acl/login")
+            .body(body.to_string())
+            .with(Credential::None);
+        let granted = self
+            .call(call)
+            .await
+            .and_then(|answer: Answer| answer.json::<Granted>());
+        let granted = granted.map_err(|error| {
+            let problem = error.problem();
+            Problem {
+                message: format!(
+                    "cannot log in with the auth method {:?} and the identity in {}. {problem}",
+                    login.settings.method,
+                    file.display()
+                )
+                .into(),
+                fix: Some(
+                    "see that the auth method is there, verifies this identity, and has a binding rule that takes it"
+                        .into(),
+                ),
+                ..problem
+            }
+        })?;
+        let end = granted.expiration_time.as_deref().and_then(end_of);
+        let life = end.and_then(|end| end.duration_since(SystemTime::now()).ok());
+        let expires = end
+            .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
+            .and_then(|since| i64::try_from(since.as_secs()).ok());
+        login.succeeded(Instant::now(), life, expires);
+        let old = self
+            .token()
+            .replace(Some(Arc::new(Redacted::new(granted.secret))));
+        tracing::info!(method = login.settings.method, "logged in to {}", self.address());
+        if let Some(old) = old {
+            self.give_back(old).await;
+        }
+        Ok(())
+    }
+
+    /// Gives the token back, if it was got by a login.
+    pub async fn log_out(&self) {
+        if self.login().is_some()
+            && let Some(token) = self.token().replace(None)
+        {
+            self.give_back(token).await;
+        }
+    }
+
+    /// Consul may have forgotten it already, and will in any case at its end.
+    async fn give_back(&self, token: Arc<Redacted<String>>) {
+        let call = Call::new(Method::POST, "acl/logout")
+            .timeout(LOGOUT)
+            .with(Credential::This(token));
+        if let Err(error) = Box::pin(self.call(call)).await {
+            tracing::debug!(%error, "token not given back");
+        }
+    }
+}
+
+/// As Consul writes times: RFC 3339, in UTC.
+fn end_of(text: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(text).ok()
+}
+
+/// While there is no token nothing else works, so soon.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
+
+/// Not worth holding up a stop for.
+const LOGOUT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_as_consul_writes_them() {
+        let end = end_of("2026-11-26T02:03:04.123456789Z").unwrap();
+        let since = end.duration_since(UNIX_EPOCH).unwrap();
+        assert_eq!(
+            (since.as_secs(), since.subsec_nanos()),
+            (1_795_658_584, 123_456_789)
+        );
+        assert_eq!(end_of("soon"), None);
+    }
+
+    #[test]
+    fn two_thirds_of_a_life_then_another_and_failures_rest() {
+        let login = Login::new(LoginSettings {
+            method: "m".to_owned(),
+            bearer_token_file: "/nowhere".into(),
+        });
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        login.succeeded(start, Some(Duration::from_secs(90)), None);
+        assert!(!login.is_due(after(59)) && login.is_due(after(61)));
+        login.failed(after(61), Problem::new(ProblemKind::Forbidden, "no"));
+        assert!(login.resting(after(61)).is_some() && login.resting(after(90)).is_none());
+        login.succeeded(after(90), None, None);
+        assert!(!login.is_due(after(1_000_000)), "it has no end");
+        login.refused();
+        assert!(login.is_due(after(91)));
+    }
+}

@@ -1,0 +1,245 @@
+//! The agent logs in to Consul with an identity that somebody else signed: rotated, forgotten, refused, given back.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::stack::{GATEWAY, Options, Stack, route};
+use crate::support::backend::{Backend, Behaviour};
+use crate::support::client::Request;
+use crate::support::consul::Consul;
+use crate::support::load::Load;
+use crate::support::rsa::RsaIssuer;
+use crate::support::wait_for;
+
+const METHOD: &str = "workloads";
+
+/// A gateway whose agent has no token, and what it logs in with.
+struct LoggingIn {
+    stack: Stack,
+    issuer: RsaIssuer,
+    identity: PathBuf,
+    _keys: Backend,
+    _directory: tempfile::TempDir,
+}
+
+async fn start(token_life: &str) -> LoggingIn {
+    let directory = tempfile::tempdir().unwrap();
+    let identity = directory.path().join("identity.jwt");
+    let issuer = RsaIssuer::new();
+    std::fs::write(&identity, issuer.sign(claims("portreeve"))).unwrap();
+    let keys = Backend::start("keys").await;
+    keys.behave(Behaviour {
+        body: Some(issuer.jwks().into()),
+        ..Behaviour::default()
+    });
+    let rules = include_str!("../../docs/deploy/consul-acl-policy.hcl");
+    let stack = Stack::start(Options {
+        consul_policy: Some(rules.to_owned()),
+        consul_login: Some((METHOD.to_owned(), identity.clone())),
+        ..Options::default()
+    })
+    .await;
+    let method = json!({
+        "Name": METHOD, "Type": "jwt", "MaxTokenTTL": token_life,
+        "Config": {
+            "JWKSURL": format!("http://{}/jwks.json", keys.address()), "JWTSupportedAlgs": ["RS256"],
+            "BoundAudiences": ["consul.io"], "ClaimMappings": { "job": "job" },
+        },
+    });
+    stack
+        .consul
+        .expect(Method::PUT, "/v1/acl/auth-method", method.to_string())
+        .await;
+    let role = json!({ "Name": "portreeve", "Policies": [{ "Name": crate::stack::POLICY }] });
+    stack
+        .consul
+        .expect(Method::PUT, "/v1/acl/role", role.to_string())
+        .await;
+    let rule = json!({
+        "AuthMethod": METHOD, "BindType": "role", "BindName": "portreeve", "Selector": "value.job == \"portreeve\"",
+    });
+    stack
+        .consul
+        .expect(Method::PUT, "/v1/acl/binding-rule", rule.to_string())
+        .await;
+    LoggingIn {
+        stack,
+        issuer,
+        identity,
+        _keys: keys,
+        _directory: directory,
+    }
+}
+
+fn claims(job: &str) -> Value {
+    json!({ "aud": "consul.io", "job": job })
+}
+
+/// Accessors of the tokens that were got by logging in.
+async fn tokens(consul: &Consul) -> Vec<String> {
+    let all = consul
+        .expect(Method::GET, &format!("/v1/acl/tokens?authmethod={METHOD}"), "")
+        .await;
+    let tokens = all.as_array().into_iter().flatten();
+    tokens
+        .map(|token| token["AccessorID"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+async fn revoke_all(consul: &Consul) {
+    for accessor in tokens(consul).await {
+        consul
+            .expect(Method::DELETE, &format!("/v1/acl/token/{accessor}"), "")
+            .await;
+    }
+}
+
+async fn source(stack: &Stack) -> anyhow::Result<Value> {
+    let status = stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
+    let sources = status["sources"].as_array().into_iter().flatten();
+    let login = sources
+        .into_iter()
+        .find(|source| source["name"] == "consul login");
+    login.cloned().ok_or_else(|| anyhow::anyhow!("{status:#}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_serves_and_survives_what_may_happen_to_its_token() {
+    let mut test = start("24h").await;
+    let (stack, issuer, identity) = (&mut test.stack, &test.issuer, &test.identity);
+    // It was up before there was anything to log in at.
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    stack.register("orders", &one).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "the route", |reply| reply.backend() == Some("one"))
+        .await;
+    assert_eq!(
+        tokens(&stack.consul).await.len(),
+        1,
+        "one login for all that is watched"
+    );
+    let expires = source(stack).await.unwrap()["credentials"]["consul token"].as_i64();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
+    assert!(
+        expires.is_some_and(|end| (end - now - 24 * 3600).abs() < 300),
+        "{expires:?}"
+    );
+
+    // Forgotten: another login, and nobody notices.
+    let load = Load::start(100, stack.client(), request.clone());
+    revoke_all(&stack.consul).await;
+    stack.register("orders", &two).await;
+    stack
+        .until(&request, "a change after that", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
+    assert_eq!(tokens(&stack.consul).await.len(), 1);
+
+    // Forgotten while the identity is one that no rule takes: told, everything is kept.
+    std::fs::write(identity, issuer.sign(claims("other"))).unwrap();
+    revoke_all(&stack.consul).await;
+    stack.deregister("orders", &one).await;
+    let line = stack
+        .agent
+        .wait_for_log("cannot log in with the auth method")
+        .await;
+    assert!(line.contains(METHOD) && line.contains("binding rule"), "{line}");
+    wait_for("the failed login to be shown", crate::stack::SOON, async || {
+        let source = source(stack).await?;
+        anyhow::ensure!(
+            source["ok"] == false && source["problem"].is_string(),
+            "{source:#}"
+        );
+        Ok(())
+    })
+    .await;
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        seen.extend(
+            stack
+                .client()
+                .send(&request)
+                .await
+                .unwrap()
+                .backend()
+                .map(str::to_owned),
+        );
+    }
+    assert!(
+        seen.iter().any(|name| name == "one"),
+        "what was known is kept: {seen:?}"
+    );
+
+    // A file that is gone is no worse; a good one mends it without a restart.
+    std::fs::remove_file(identity).unwrap();
+    stack.agent.wait_for_log("cannot log in: ").await;
+    std::fs::write(identity, issuer.sign(claims("portreeve"))).unwrap();
+    wait_for(
+        "the deregistration to be seen",
+        Duration::from_secs(60),
+        async || {
+            for _ in 0..20 {
+                let reply = stack
+                    .client()
+                    .send(&request)
+                    .await
+                    .map_err(|e| anyhow::anyhow!("{e:?}"))?;
+                anyhow::ensure!(reply.backend() == Some("two"), "{:?}", reply.backend());
+            }
+            Ok(())
+        },
+    )
+    .await;
+    let report = load.finish().await;
+    println!("consul tokens forgotten: {report}");
+    report.assert_none_lost();
+
+    // At the end the token is given back.
+    assert_eq!(tokens(&stack.consul).await.len(), 1);
+    stack.agent.terminate();
+    assert_eq!(tokens(&stack.consul).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_replaced_before_it_ends() {
+    // The shortest life that Consul grants: replaced after 40 s.
+    let test = start("60s").await;
+    let stack = &test.stack;
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "the route", |reply| reply.backend() == Some("one"))
+        .await;
+    let first = tokens(&stack.consul).await;
+    assert_eq!(first.len(), 1);
+    wait_for(
+        "another token in its place",
+        Duration::from_secs(120),
+        async || {
+            let now = tokens(&stack.consul).await;
+            anyhow::ensure!(now.len() == 1 && now != first, "{now:?}");
+            Ok(())
+        },
+    )
+    .await;
+    let source = source(stack).await.unwrap();
+    assert_eq!(
+        (&source["ok"], &source["errors_total"]),
+        (&json!(true), &json!(0)),
+        "{source:#}"
+    );
+}
