@@ -462,7 +462,7 @@ impl Pipeline {
             };
             if waiting_for.is_empty() && gateway.publish() {
                 self.revision += 1;
-                if let (Some(all), Some(store)) = (gateway.withheld.to_save(), &self.store) {
+                if let (Some(all), Some(store)) = (gateway.withheld.take_unsaved(), &self.store) {
                     store.withheld(gateway.name(), all);
                 }
             }

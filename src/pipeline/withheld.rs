@@ -74,7 +74,7 @@ impl Withheld {
 
     /// All that can be kept, if that is not what was saved last. A secret is not, nor is one in whose place Envoy goes on
     /// with bytes that we do not have: after a restart these are offered once more, and refused once more.
-    pub fn to_save(&mut self) -> Option<Vec<WithheldResource>> {
+    pub fn take_unsaved(&mut self) -> Option<Vec<WithheldResource>> {
         if !std::mem::take(&mut self.is_changed) {
             return None;
         }
@@ -156,21 +156,21 @@ mod tests {
         let good = (*endpoints(b"good")).clone().from_documents([document].into());
         let (good, bad) = (Arc::new(good), endpoints(b"bad"));
         let mut withheld = Withheld::default();
-        assert_eq!(withheld.to_save(), None);
+        assert_eq!(withheld.take_unsaved(), None);
         withheld.add(
             &bad,
             Some(good.clone()),
             Diagnostic::error(Code::EnvoyRejected, "refused"),
         );
-        let saved = serde_json::to_vec(&withheld.to_save().unwrap()).unwrap();
-        assert_eq!(withheld.to_save(), None, "once");
+        let saved = serde_json::to_vec(&withheld.take_unsaved().unwrap()).unwrap();
+        assert_eq!(withheld.take_unsaved(), None, "once");
         let mut restored = Withheld::restored(serde_json::from_slice(&saved).unwrap());
         let served = applied(&mut restored, &bad).unwrap();
         assert_eq!(served, good);
         assert_eq!(served.origins, good.origins);
         assert_eq!(restored.diagnostics().count(), 1);
         applied(&mut restored, &endpoints(b"next"));
-        assert_eq!(restored.to_save(), Some(Vec::new()));
+        assert_eq!(restored.take_unsaved(), Some(Vec::new()));
         // Keys do not go to disk.
         let key = Resource::with_version(
             ResourceKind::Secret,
@@ -179,6 +179,6 @@ mod tests {
             b"key",
         );
         withheld.add(&key, None, Diagnostic::error(Code::EnvoyRejected, "refused"));
-        assert_eq!(withheld.to_save().unwrap().len(), 1);
+        assert_eq!(withheld.take_unsaved().unwrap().len(), 1);
     }
 }
