@@ -11,7 +11,7 @@ use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::admin_client::{AdminClient, ServerInfo, ServerState};
 use super::binary::Version;
@@ -39,11 +39,25 @@ const SLOW_START: Duration = Duration::from_secs(20);
 /// One look. Its main thread may be busy with configuration for seconds; then the next look will do.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A process that its holder is just starting has the lock too, until it becomes another program: moments, on a busy
+/// machine more.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+async fn lock(runtime: &RuntimeDirectory) -> Result<Lock, Error> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match runtime.lock() {
+            Err(Error::Locked { .. }) if Instant::now() < deadline => sleep(LOOK_INTERVAL).await,
+            other => return other,
+        }
+    }
+}
+
 /// Takes over the Envoy that a former agent left in this runtime directory, or starts one. Returns as soon as there is
 /// a process; whether it serves is told by the status.
 pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
     let runtime = RuntimeDirectory::open(&settings.runtime_directory)?;
-    let lock = runtime.lock()?;
+    let lock = lock(&runtime).await?;
     let record = runtime.load();
     let tail = LogTail::new(&runtime.log(), settings.log_limit_bytes);
     let admin = AdminClient::new(&settings.bootstrap.admin_socket);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
 
 pub struct Gateway {
     pub directory: TempDir,
@@ -67,6 +68,13 @@ pub fn settings(directory: &Path, port: u16) -> Settings {
     settings.drain_time = Duration::from_secs(2);
     settings.finish_time = Duration::from_secs(2);
     settings
+}
+
+/// Held by the tests that send a thousand requests a second or measure milliseconds: two at once on two cores would measure
+/// each other.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::const_new(());
+    MACHINE.lock().await
 }
 
 /// Every supported Envoy, as `make envoys` fetches them; or those that `PORTREEVE_TEST_ENVOYS` names, separated by colons.

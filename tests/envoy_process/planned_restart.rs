@@ -7,26 +7,29 @@ use std::time::Duration;
 
 use portreeve::envoy_process::{Handle, RestartError, RestartMethod, Settings, StopMode, start_or_adopt};
 
-use crate::gateway::{Gateway, all_envoys, eventually, is_served, wait_until_running};
+use crate::gateway::{Gateway, all_envoys, alone, eventually, is_served, wait_until_running};
 use crate::load;
 
 const PER_SECOND: u32 = 1000;
+/// Where several are replaced one after the other, beside other tests.
+const MODEST: u32 = 250;
 const LENGTH: Duration = Duration::from_secs(6);
 
 async fn restart_under_load(
     gateway: &Gateway,
     handle: &Handle,
     settings: Option<Settings>,
+    per_second: u32,
 ) -> (RestartMethod, load::Outcome) {
     let before = wait_until_running(handle).await;
-    let load = tokio::spawn(load::run(gateway.port, PER_SECOND, LENGTH));
+    let load = tokio::spawn(load::run(gateway.port, per_second, LENGTH));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let method = handle.restart(settings).await.unwrap();
     let after = wait_until_running(handle).await;
     assert_ne!(before.pid, after.pid);
     let outcome = load.await.unwrap();
     println!(
-        "{method}: epoch {} -> {}, {} requests at {PER_SECOND}/s, {} failed {:?}, slowest {:?}",
+        "{method}: epoch {} -> {}, {} requests at {per_second}/s, {} failed {:?}, slowest {:?}",
         before.epoch,
         after.epoch,
         outcome.requests,
@@ -45,6 +48,7 @@ async fn restart_under_load(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_restart_loses_no_request() {
+    let _alone = alone().await;
     let gateway = Gateway::new();
     let handle = gateway.start().await;
     wait_until_running(&handle).await;
@@ -52,7 +56,7 @@ async fn a_hot_restart_loses_no_request() {
     for round in 1..=4 {
         let mut settings = gateway.settings();
         settings.bootstrap.max_downstream_connections = 10_000 + round;
-        let (method, outcome) = restart_under_load(&gateway, &handle, Some(settings)).await;
+        let (method, outcome) = restart_under_load(&gateway, &handle, Some(settings), PER_SECOND).await;
         assert_eq!(method, RestartMethod::HotRestart);
         assert_eq!(outcome.failures(), 0, "{:?}", outcome.failed);
         let running = wait_until_running(&handle).await;
@@ -64,7 +68,7 @@ async fn a_hot_restart_loses_no_request() {
     settings.bootstrap.max_downstream_connections = 10_004;
     let handle = start_or_adopt(settings).await.unwrap();
     assert!(wait_until_running(&handle).await.adopted);
-    let (method, outcome) = restart_under_load(&gateway, &handle, None).await;
+    let (method, outcome) = restart_under_load(&gateway, &handle, None, PER_SECOND).await;
     assert_eq!((method, outcome.failures()), (RestartMethod::HotRestart, 0));
     handle.stop(StopMode::Now).await;
     assert!(gateway.envoys().is_empty());
@@ -83,11 +87,12 @@ fn other_envoy(gateway: &Gateway) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
+    let _alone = alone().await;
     let gateway = Gateway::new();
     let handle = gateway.start().await;
     let mut settings = gateway.settings();
     settings.binary = Some(other_envoy(&gateway));
-    let (method, outcome) = restart_under_load(&gateway, &handle, Some(settings)).await;
+    let (method, outcome) = restart_under_load(&gateway, &handle, Some(settings), PER_SECOND).await;
     assert!(
         matches!(&method, RestartMethod::Overlap { reason } if reason.contains("99.1")),
         "{method}"
@@ -108,6 +113,7 @@ fn version(envoy: &Path) -> String {
 /// From each of the other versions to the one under test. What is due is told by the status.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_loses_no_request() {
+    let _alone = alone().await;
     let one = std::env::var_os("PORTREEVE_TEST_ENVOY").map_or_else(|| "envoy".into(), PathBuf::from);
     let own = version(&one);
     let others: Vec<PathBuf> = all_envoys()
@@ -131,7 +137,7 @@ async fn an_upgrade_loses_no_request() {
                 .outdated
                 .is_some_and(|reason| reason.contains("the binary is"))
         );
-        let (_, outcome) = restart_under_load(&gateway, &handle, None).await;
+        let (_, outcome) = restart_under_load(&gateway, &handle, None, MODEST).await;
         assert_eq!(outcome.failures(), 0, "{:?}", outcome.failed);
         assert_eq!(wait_until_running(&handle).await.outdated, None);
         handle.stop(StopMode::Now).await;

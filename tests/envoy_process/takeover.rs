@@ -11,7 +11,7 @@ use portreeve::envoy_process::{Error, ExecOptions, Status, StopMode, exec_envoy,
 use portreeve::agent::log_format::{self, LogFormat};
 
 use crate::gateway::{
-    Gateway, envoys, eventually, is_served, settings, signal, wait_for, wait_until_running,
+    Gateway, alone, envoys, eventually, is_served, settings, signal, wait_for, wait_until_running,
 };
 
 const DIRECTORY: &str = "PORTREEVE_TEST_AGENT_DIRECTORY";
@@ -64,6 +64,7 @@ fn kill_agent(mut agent: Child) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn envoy_outlives_a_killed_agent_and_the_next_takes_it_over() {
+    let _alone = alone().await;
     let gateway = Gateway::new();
     let agent = spawn_agent(&gateway, "");
     let run = gateway.directory.path().join("run");
@@ -119,6 +120,24 @@ async fn envoy_outlives_a_killed_agent_and_the_next_takes_it_over() {
     assert!(is_served(&gateway.get("/").await));
     handle.stop(StopMode::Now).await;
     assert!(gateway.envoys().is_empty());
+}
+
+/// A child that the former agent was just starting has the lock a moment longer than that agent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_is_about_to_be_free_is_waited_for() {
+    let gateway = Gateway::new();
+    gateway.start().await.stop(StopMode::Now).await;
+    let path = gateway.directory.path().join("run/envoy.lock");
+    let held = std::fs::File::open(path).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let freed = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(held);
+    });
+    let handle = gateway.start().await;
+    assert!(freed.is_finished(), "it was locked until then");
+    wait_until_running(&handle).await;
+    handle.stop(StopMode::Now).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
