@@ -25,6 +25,13 @@ http_route "shop" {
     backend "consul" "orders" { weight = 90 }
     backend "upstream" "orders-in-mesh" { weight = 10 }
   }
+
+  # In another cluster, over a peering.
+  rule "invoices" {
+    match { path_prefix = "/invoices" }
+
+    backend "upstream" "invoices" {}
+  }
 }
 
 upstream "petstore" {
@@ -41,4 +48,12 @@ upstream "orders-in-mesh" {
   # Over what the discovery chain says.
   load_balancer   = "round_robin"
   connect_timeout = "500ms"
+}
+
+# Dialed by the gateway's own sidecar, which knows whom to trust there.
+upstream "invoices" {
+  connect {
+    peer    = "west"
+    sidecar = true
+  }
 }

@@ -10,26 +10,65 @@ use tokio_util::sync::CancellationToken;
 use crate::model::{
     Interests, Lookup, Needed, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate,
 };
-use crate::sources::agent_api::{Product, ServiceWatcher};
+use crate::sources::agent_api::ServiceWatcher;
 
-fn catalog_of(query: &ServiceQuery) -> Product {
-    match query.lookup {
-        Lookup::Nomad => Product::Nomad,
-        Lookup::Service | Lookup::Connect | Lookup::MeshGateway | Lookup::MeshGatewayWan => Product::Consul,
+/// Who is asked for instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Catalog {
+    Consul,
+    Nomad,
+    /// The gateway's own sidecar.
+    Sidecar,
+}
+
+impl Catalog {
+    fn of(query: &ServiceQuery) -> Self {
+        match query.lookup {
+            Lookup::Nomad => Self::Nomad,
+            Lookup::Sidecar => Self::Sidecar,
+            Lookup::Service | Lookup::Connect | Lookup::MeshGateway | Lookup::MeshGatewayWan => Self::Consul,
+        }
+    }
+
+    /// Of the tasks that watch it and that keep its watcher told.
+    pub(super) fn task_names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Consul => ("services", "service interests"),
+            Self::Nomad => ("nomad services", "nomad service interests"),
+            Self::Sidecar => ("sidecar upstreams", "sidecar interests"),
+        }
+    }
+
+    /// Why it cannot be asked, and what to do.
+    fn missing(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Consul => (
+                "this agent is not connected to Consul",
+                "add a `consul {}` block to the agent's settings, or start it with -dev-consul",
+            ),
+            Self::Nomad => (
+                "this agent is not connected to Nomad",
+                "add a `nomad {}` block to the agent's settings",
+            ),
+            Self::Sidecar => (
+                "this agent is no member of the mesh",
+                "add `mesh { service = \"edge-gw\" }` to the agent's settings",
+            ),
+        }
     }
 }
 
 /// The queries of one catalog, kept at the price of what changes.
 struct Share {
-    product: Product,
+    catalog: Catalog,
     all: Needed<ServiceQuery>,
     own: Needed<ServiceQuery>,
 }
 
 impl Share {
-    fn of(product: Product) -> Self {
+    fn of(catalog: Catalog) -> Self {
         Self {
-            product,
+            catalog,
             all: OrdMap::new(),
             own: OrdMap::new(),
         }
@@ -43,7 +82,7 @@ impl Share {
                 | DiffItem::Update {
                     new: (query, wish), ..
                 } => {
-                    if catalog_of(query) == self.product {
+                    if Catalog::of(query) == self.catalog {
                         self.own.insert(query.clone(), *wish);
                         added.push(query.clone());
                     }
@@ -59,12 +98,12 @@ impl Share {
 }
 
 pub(super) async fn follow(
-    product: Product,
+    catalog: Catalog,
     watcher: ServiceWatcher,
     mut interests: watch::Receiver<Arc<Interests>>,
     stop: CancellationToken,
 ) {
-    let mut share = Share::of(product);
+    let mut share = Share::of(catalog);
     loop {
         share.take(interests.borrow_and_update().services.clone());
         watcher.set_interests(share.own.clone());
@@ -77,22 +116,19 @@ pub(super) async fn follow(
 
 /// Documents that name services of a catalog that the agent is not connected to: each is told so, once.
 pub(super) async fn say_not_connected(
-    product: Product,
+    catalog: Catalog,
     observations: mpsc::Sender<Observation>,
     mut interests: watch::Receiver<Arc<Interests>>,
     stop: CancellationToken,
 ) {
-    let mut share = Share::of(product);
-    let fix = match product {
-        Product::Consul => "add a `consul {}` block to the agent's settings, or start it with -dev-consul",
-        Product::Nomad | Product::Vault => "add a `nomad {}` block to the agent's settings",
-    };
+    let mut share = Share::of(catalog);
+    let (why, fix) = catalog.missing();
     loop {
         let added = share.take(interests.borrow_and_update().services.clone());
         for query in added {
             let problem = Problem::new(
                 ProblemKind::Refused,
-                format!("the service {query} cannot be looked up: this agent is not connected to {product}"),
+                format!("the service {query} cannot be looked up: {why}"),
             )
             .with_fix(fix);
             let update = ServiceUpdate {

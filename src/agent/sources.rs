@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::mesh_interests::{follow_mesh, say_no_mesh};
-use super::service_interests::{follow, say_not_connected};
+use super::service_interests::{Catalog, follow, say_not_connected};
 use super::settings::{ConsulBlock, MeshBlock, NomadBlock, Settings, is_settings};
 use super::supervisor::Tasks;
 use crate::config::CATALOG;
@@ -34,8 +34,8 @@ pub(super) struct Sources {
     directories: Vec<DirectoryWatch>,
     consul: Option<ConsulClient>,
     exposed: Option<ExposedWatch>,
-    /// Who the gateway is in the mesh, and the client that may ask for its certificate.
-    mesh: Option<(Arc<str>, ConsulClient)>,
+    /// The gateway's place in the mesh, and the client that may ask for its certificate.
+    mesh: Option<(MeshBlock, ConsulClient)>,
     nomad: Option<NomadClient>,
     vault: Option<(VaultClient, VaultSession)>,
     certificate_store: Arc<dyn CertificateStore>,
@@ -142,7 +142,7 @@ impl Sources {
                     _ => ConsulClient::new(&mesh_settings(block, mesh)?)
                         .context("the mesh settings do not work")?,
                 };
-                Some((mesh.service.clone(), client))
+                Some((mesh.clone(), client))
             }
             (None, Some(_)) => anyhow::bail!(
                 "the settings have a mesh block and this agent is not connected to Consul: add a consul block"
@@ -226,8 +226,8 @@ impl Sources {
         if let Some(client) = &sources.nomad {
             sources.facts.push(("Nomad", client.address().to_string()));
         }
-        if let Some((service, _)) = &sources.mesh {
-            sources.facts.push(("Mesh", format!("as {service}")));
+        if let Some((mesh, _)) = &sources.mesh {
+            sources.facts.push(("Mesh", format!("as {}", mesh.service)));
         }
         if let Some(block) = &settings.vault {
             sources
@@ -276,10 +276,14 @@ impl Sources {
         if let Some(watch) = self.exposed {
             tasks.spawn_plain("catalog services", watch.run(stop.clone()));
         }
+        let mut sidecar = None;
         match (self.consul.clone(), self.mesh) {
-            (Some(client), Some((service, mesh_client))) => {
+            (Some(client), Some((mesh, mesh_client))) => {
+                let of_sidecar =
+                    ServiceWatcher::of_sidecar(client.clone(), mesh.sidecar, self.observations.clone());
+                sidecar = Some(of_sidecar);
                 let (watcher, task) =
-                    MeshWatcher::new(client, mesh_client, service, self.observations.clone());
+                    MeshWatcher::new(client, mesh_client, mesh.service, self.observations.clone());
                 readings.mesh = Some(watcher.clone());
                 tasks.spawn_plain("mesh", task.run(stop.clone()));
                 let following = follow_mesh(watcher, interests.clone(), stop.clone());
@@ -296,23 +300,25 @@ impl Sources {
         let nomad = self
             .nomad
             .map(|client| ServiceWatcher::of_nomad(client, self.observations.clone()));
-        for (product, watching) in [(Product::Consul, consul), (Product::Nomad, nomad)] {
+        let catalogs = [
+            (Catalog::Consul, consul),
+            (Catalog::Nomad, nomad),
+            (Catalog::Sidecar, sidecar),
+        ];
+        for (catalog, watching) in catalogs {
             let (interests, stop) = (interests.clone(), stop.clone());
-            let (name, following) = match product {
-                Product::Consul => ("services", "service interests"),
-                Product::Nomad | Product::Vault => ("nomad services", "nomad service interests"),
-            };
+            let (name, following) = catalog.task_names();
             let Some((watcher, task)) = watching else {
                 let observations = self.observations.clone();
                 tasks.spawn_plain(
                     following,
-                    say_not_connected(product, observations, interests, stop),
+                    say_not_connected(catalog, observations, interests, stop),
                 );
                 continue;
             };
             readings.services.push(watcher.clone());
             tasks.spawn_plain(name, task.run(stop.clone()));
-            tasks.spawn_plain(following, follow(product, watcher, interests, stop));
+            tasks.spawn_plain(following, follow(catalog, watcher, interests, stop));
         }
         let client = self.vault.map(|(client, session)| {
             readings.vault = Some(client.clone());

@@ -279,6 +279,8 @@ pub enum UpstreamSource {
     },
     /// Nomad's native services, or what it has of that name in every namespace.
     Nomad { query: ServiceQuery },
+    /// A service of the mesh that the gateway's own sidecar dials.
+    Sidecar { query: ServiceQuery },
     /// `host:port`, addresses only.
     Static(Vec<Arc<str>>),
     /// `host:port`, resolved by Envoy.
@@ -303,7 +305,7 @@ impl UpstreamSource {
     pub fn queries(&self) -> Vec<&ServiceQuery> {
         match self {
             Self::Consul { query, failover, .. } => std::iter::once(query).chain(failover).collect(),
-            Self::Nomad { query } => vec![query],
+            Self::Nomad { query } | Self::Sidecar { query } => vec![query],
             // What its discovery chain says, when that is known.
             Self::Connect(_) => Vec::new(),
             Self::Static(_) | Self::Dns(_) => Vec::new(),

@@ -308,6 +308,21 @@ fn connect_schema() -> BlockSchema {
         "\"edge\"",
         "Consul Enterprise only.",
     )
+    .attribute(
+        "sidecar",
+        Type::Bool,
+        Some("false"),
+        "true",
+        "The gateway's own sidecar dials the service, in place of Envoy: it must be among the upstreams of the sidecar that \
+         the agent's `mesh` block names, on this machine.",
+    )
+    .attribute(
+        "peer",
+        Type::Name,
+        None,
+        "\"west\"",
+        "A service of another cluster, imported over this peering. Needs `sidecar = true`.",
+    )
 }
 
 fn decode_connect(
@@ -327,6 +342,42 @@ fn decode_connect(
             .because("the gateway follows the discovery chain of one service")
             .fix("name the service, or leave `service` out: then it is the upstream's name"),
         );
+    }
+    let through_sidecar = connect.boolean("sidecar").unwrap_or(false);
+    if connect.has("peer") && !through_sidecar {
+        decoder.problems.push(
+            Diagnostic::error(
+                Code::MissingKey,
+                "a service behind a cluster peering is reached through the gateway's own sidecar",
+            )
+            .at(connect.origin_of("peer"))
+            .because("Consul tells a peer's trust bundle to its own proxies only, so nobody else can check who answers")
+            .fix("add `sidecar = true`, and the service to the sidecar's upstreams"),
+        );
+    }
+    if connect.has("mesh_gateway") && through_sidecar {
+        decoder.problems.push(
+            Diagnostic::error(
+                Code::Conflict,
+                "`mesh_gateway` says whom Envoy dials, and with `sidecar = true` it dials the sidecar",
+            )
+            .at(connect.origin_of("mesh_gateway"))
+            .because("Consul tells the sidecar which mesh gateways to use")
+            .fix("take one of the two away"),
+        );
+    }
+    if through_sidecar {
+        return UpstreamSource::Sidecar {
+            query: ServiceQuery {
+                lookup: Lookup::Sidecar,
+                name: service,
+                datacenter: connect.string("datacenter"),
+                namespace: connect.string("namespace"),
+                partition: connect.string("partition"),
+                peer: connect.string("peer"),
+                filter: None,
+            },
+        };
     }
     let said = options(upstream);
     UpstreamSource::Connect(ConnectSource {
@@ -363,6 +414,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             datacenter: consul.string("datacenter"),
             namespace: consul.string("namespace"),
             partition: consul.string("partition"),
+            peer: None,
             filter: consul.string("filter"),
         };
         let mut seen = vec![query.datacenter.clone()];
@@ -403,6 +455,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
                 datacenter: nomad.string("region"),
                 namespace: nomad.string("namespace"),
                 partition: None,
+                peer: None,
                 filter: nomad.string("filter"),
             },
         }

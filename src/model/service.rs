@@ -20,6 +20,8 @@ pub enum Lookup {
     MeshGateway,
     /// Mesh gateways of another datacenter, by the addresses that they are reached at from outside.
     MeshGatewayWan,
+    /// Where the gateway's own sidecar listens for it: `/v1/agent/service`. Nothing is known of its health.
+    Sidecar,
 }
 
 impl Lookup {
@@ -42,6 +44,9 @@ pub struct ServiceQuery {
     pub namespace: Option<Arc<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<Arc<str>>,
+    /// A cluster peering; with [`Lookup::Sidecar`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<Arc<str>>,
     /// A go-bexpr expression that the server evaluates after the read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<Arc<str>>,
@@ -60,6 +65,7 @@ impl ServiceQuery {
             datacenter: None,
             namespace: None,
             partition: None,
+            peer: None,
             filter: None,
         }
     }
@@ -73,11 +79,13 @@ impl fmt::Display for ServiceQuery {
             Lookup::Connect => f.write_str(" (mesh)")?,
             Lookup::Nomad => f.write_str(" (nomad)")?,
             Lookup::MeshGateway | Lookup::MeshGatewayWan => f.write_str(" (mesh gateways)")?,
+            Lookup::Sidecar => f.write_str(" (sidecar)")?,
         }
         for (label, value) in [
             ("dc", &self.datacenter),
             ("ns", &self.namespace),
             ("partition", &self.partition),
+            ("peer", &self.peer),
         ] {
             if let Some(value) = value {
                 write!(f, " {label}={value}")?;

@@ -25,7 +25,9 @@ pub fn resolve_cluster(snapshot: &Snapshot, destination: &Destination) -> Option
     };
     let (source, options) = resolve_target(config, target)?;
     let source = match source {
-        UpstreamSource::Consul { .. } | UpstreamSource::Nomad { .. } => ClusterSource::Discovered,
+        UpstreamSource::Consul { .. } | UpstreamSource::Nomad { .. } | UpstreamSource::Sidecar { .. } => {
+            ClusterSource::Discovered
+        }
         UpstreamSource::Static(addresses) => ClusterSource::Static(addresses),
         UpstreamSource::Dns(address) => ClusterSource::Dns(address),
         UpstreamSource::Connect(_) => return None,
@@ -63,7 +65,7 @@ pub fn endpoints(snapshot: &Snapshot, destination: &Destination) -> Option<Resol
         UpstreamSource::Consul {
             port, only_passing, ..
         } => (port.as_deref(), *only_passing),
-        UpstreamSource::Nomad { .. } => (None, false),
+        UpstreamSource::Nomad { .. } | UpstreamSource::Sidecar { .. } => (None, false),
         UpstreamSource::Connect(_) | UpstreamSource::Static(_) | UpstreamSource::Dns(_) => return None,
     };
     let queries = source.queries();
@@ -191,12 +193,30 @@ impl Found {
 }
 
 fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
+    if query.lookup == Lookup::Sidecar {
+        return Diagnostic::warning(
+            Code::MeshProblem,
+            match &query.peer {
+                Some(peer) => format!(
+                    "the gateway's sidecar has no upstream for {:?} of the peer {peer:?}",
+                    query.name
+                ),
+                None => format!("the gateway's sidecar has no upstream for {:?}", query.name),
+            },
+        )
+        .because("requests to it answer 503")
+        .fix("add it to the `upstreams` of the sidecar's registration, with a local_bind_port");
+    }
     let (catalog, fix) = match query.lookup {
         Lookup::Nomad => (
             "Nomad",
             "check the service's name and namespace, and that its job has `provider = \"nomad\"`",
         ),
-        Lookup::Service | Lookup::Connect | Lookup::MeshGateway | Lookup::MeshGatewayWan => (
+        Lookup::Service
+        | Lookup::Connect
+        | Lookup::MeshGateway
+        | Lookup::MeshGatewayWan
+        | Lookup::Sidecar => (
             "Consul",
             "check the service's name and datacenter, and that the agent's token has service:read and node:read",
         ),

@@ -323,7 +323,12 @@ fn addresses_of(snapshot: &Snapshot, destination: &Destination) -> Vec<String> {
     match source {
         Some(UpstreamSource::Static(addresses)) => addresses.iter().map(ToString::to_string).collect(),
         Some(UpstreamSource::Dns(address)) => vec![format!("{address} (resolved by Envoy)")],
-        Some(UpstreamSource::Consul { .. } | UpstreamSource::Connect(_) | UpstreamSource::Nomad { .. })
+        Some(
+            UpstreamSource::Consul { .. }
+            | UpstreamSource::Connect(_)
+            | UpstreamSource::Nomad { .. }
+            | UpstreamSource::Sidecar { .. },
+        )
         | None => {
             let found = endpoints(snapshot, destination)
                 .map(|resolved| resolved.value)

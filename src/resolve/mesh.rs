@@ -106,6 +106,7 @@ impl Target<'_> {
                 .then(|| target.datacenter.clone()),
             namespace: enterprise(&target.namespace, &self.source.query.namespace),
             partition: enterprise(&target.partition, &self.source.query.partition),
+            peer: None,
             filter: None,
         }
     }

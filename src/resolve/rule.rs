@@ -350,6 +350,7 @@ impl<'a> Builder<'a> {
             (
                 UpstreamSource::Consul { .. }
                 | UpstreamSource::Nomad { .. }
+                | UpstreamSource::Sidecar { .. }
                 | UpstreamSource::Static(_)
                 | UpstreamSource::Dns(_),
                 _,
@@ -463,7 +464,7 @@ impl<'a> Builder<'a> {
         .at(backend.origin.clone())
         .about("http_route", &route.name)
         .because("Consul tells a peer's trust bundle to its own proxies only, so nobody else can check who answers")
-        .fix("reach it through a sidecar of Consul's own: see docs/upstreams/connect.md");
+        .fix(format!("reach it through the gateway's own sidecar: `connect {{ ... sidecar = true, peer = {peer:?} }}`, see docs/upstreams/connect.md"));
         if !self.diagnostics.contains(&diagnostic) {
             self.diagnostics.push(diagnostic);
         }

@@ -23,6 +23,10 @@ fn meshed() -> String {
     shop("\"consul\" \"orders\"", "\"upstream\" \"orders\"") + "\nupstream \"orders\" {\n  connect {}\n}\n"
 }
 
+fn through_sidecar(how: &str) -> String {
+    meshed().replacen("  connect {}\n", &format!("  connect {{\n    {how}\n  }}\n"), 1)
+}
+
 fn rewritten() -> String {
     meshed().replacen(
         "    match { path_prefix = \"/api\" }\n",
@@ -175,6 +179,31 @@ pub fn all() -> Vec<Case> {
             },
             &[UnusableInstance, UnusableInstance],
             Stays::ApiWithoutAddress,
+        ),
+        Case::new(
+            "a mesh service that the gateway's own sidecar does not dial",
+            through_sidecar("sidecar = true"),
+            &[MeshProblem],
+            Stays::ApiWithoutAddress,
+        )
+        .then(|snapshot| {
+            let query = ServiceQuery {
+                lookup: Lookup::Sidecar,
+                ..ServiceQuery::named("orders")
+            };
+            world::answer_service(snapshot, &query, vec![]);
+        }),
+        Case::new(
+            "a cluster peering without the gateway's own sidecar",
+            through_sidecar("peer = \"west\""),
+            &[MissingKey],
+            Stays::LastGood,
+        ),
+        Case::new(
+            "a mesh gateway and the gateway's own sidecar at once",
+            through_sidecar("sidecar = true\n    mesh_gateway = \"mesh-gateway\""),
+            &[Conflict],
+            Stays::LastGood,
         ),
         Case::new(
             "every service at once as an upstream in the mesh",

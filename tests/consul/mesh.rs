@@ -443,3 +443,43 @@ async fn a_consul_without_connect_says_so() {
         assert!(problem.message.contains("Connect must be enabled"), "{problem:?}");
     }
 }
+
+#[tokio::test]
+async fn a_peered_service_is_dialed_by_the_gateway_s_own_sidecar() {
+    let path = "/v1/agent/service/edge-gw-sidecar-proxy";
+    let server = AnsweringServer::start().await;
+    server.put(path, Answer::kept("own-sidecar"));
+    let (mut running, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::of_sidecar(client(&server), "edge-gw-sidecar-proxy".into(), sender);
+    let of_peer = |peer: Option<&str>| ServiceQuery {
+        lookup: Lookup::Sidecar,
+        peer: peer.map(Arc::from),
+        ..ServiceQuery::named("web")
+    };
+    watcher.set_interests(wishes([
+        of_peer(None),
+        of_peer(Some("west")),
+        of_peer(Some("east")),
+    ]));
+    running
+        .tasks
+        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    for _ in 0..3 {
+        let update = running.service().await;
+        let listeners = update.result.unwrap();
+        let found: Vec<_> = listeners.iter().map(|one| (&*one.address, one.port)).collect();
+        let expected = match update.query.peer.as_deref() {
+            None => vec![("127.0.0.1", 9191)],
+            Some("west") => vec![("127.0.0.1", 9192)],
+            _ => vec![],
+        };
+        assert_eq!(found, expected, "{}", update.query);
+    }
+    // Looked at again and again, told once.
+    running.quiet_for(700).await;
+    assert!(server.asked(path).len() > 3);
+    server.put(path, Answer::kept("own-sidecar").with("9192", "9199"));
+    let update = running.service().await;
+    assert_eq!(update.query.peer.as_deref(), Some("west"));
+    assert_eq!(update.result.unwrap()[0].port, 9199);
+}

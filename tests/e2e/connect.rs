@@ -447,3 +447,77 @@ http_route "pets" {
     assert_eq!(reply.json()["path"], "/x");
     drop(inside);
 }
+
+/// The registration of the gateway's own sidecar, which dials `pets` for whoever comes to this port.
+fn own_sidecar(port: u16, upstreams: Value) -> Value {
+    json!({ "Connect": { "SidecarService": { "Port": port, "Proxy": { "Upstreams": upstreams } } } })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_s_own_sidecar_dials_where_the_gateway_does_not() {
+    let stack = mesh_stack().await;
+    protocol(&stack, "pets", "http").await;
+    let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    let through_it =
+        document("pets.example.com", "pets", "").replace("connect {}", "connect { sidecar = true }");
+    stack.put("pets", &through_it).await;
+    let request = Request::get("pets.example.com", "/");
+
+    // Nobody registered the sidecar.
+    until_said(
+        &stack,
+        "register the gateway's sidecar \\\"edge-gw-sidecar-proxy\\\"",
+    )
+    .await;
+    stack.until(&request, "503", |reply| reply.status == 503).await;
+
+    let (inbound, local) = (free_port(), free_port());
+    let dials = json!([{ "DestinationName": "pets", "LocalBindPort": local }]);
+    stack
+        .consul
+        .register_meshed(
+            "edge-gw",
+            "edge-gw",
+            free_port(),
+            inbound,
+            own_sidecar(inbound, dials),
+        )
+        .await;
+    let sidecar = stack.consul.start_sidecar("edge-gw");
+    // The registration is looked at every 5 s.
+    let reached = async || {
+        let reply = stack.client().send(&request).await;
+        let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        anyhow::ensure!(from("one")(&reply), "{} {}", reply.status, reply.text());
+        Ok(())
+    };
+    wait_for("the service, by the sidecar", Duration::from_secs(30), reached).await;
+    let explained = stack
+        .agent
+        .api(
+            Method::GET,
+            "/v1/explain?gateway=edge&url=http://pets.example.com/",
+            "",
+        )
+        .await
+        .unwrap()
+        .text();
+    assert!(explained.contains(&format!("127.0.0.1:{local}")), "{explained}");
+
+    // Another destination in its place: what is not dialed any more is told, not sent elsewhere.
+    let elsewhere = json!([{ "DestinationName": "other", "LocalBindPort": local }]);
+    stack
+        .consul
+        .register_meshed(
+            "edge-gw",
+            "edge-gw",
+            free_port(),
+            inbound,
+            own_sidecar(inbound, elsewhere),
+        )
+        .await;
+    until_said(&stack, "sidecar has no upstream for \\\"pets\\\"").await;
+    stack.until(&request, "503", |reply| reply.status == 503).await;
+    drop((pets, sidecar));
+}

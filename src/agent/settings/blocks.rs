@@ -48,8 +48,12 @@ pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
 }
 
 pub(super) fn mesh_block(reader: &Reader<'_>) -> MeshBlock {
+    let service = reader.string("service").unwrap_or_default();
     MeshBlock {
-        service: reader.string("service").unwrap_or_default(),
+        sidecar: reader
+            .string("sidecar")
+            .unwrap_or_else(|| format!("{service}-sidecar-proxy").into()),
+        service,
         token: owned(reader, "token"),
         token_file: path(reader, "token_file"),
     }

@@ -101,6 +101,8 @@ pub struct MeshBlock {
     /// Where its certificate is asked for with another token than all the rest.
     pub token: Option<String>,
     pub token_file: Option<PathBuf>,
+    /// The id of its sidecar, if it has one.
+    pub sidecar: Arc<str>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -234,6 +234,13 @@ fn mesh_schema() -> BlockSchema {
          Read again when it changes; wins over a token.",
     )
     .attribute("token", Type::String, None, "\"...\"", "Prefer token_file.")
+    .attribute(
+        "sidecar",
+        Type::String,
+        Some("\"<service>-sidecar-proxy\""),
+        "\"edge-gw-sidecar-proxy\"",
+        "The id of the gateway's own sidecar at this machine's Consul agent, for upstreams with `connect { sidecar = true }`.",
+    )
 }
 
 fn envoy_schema() -> BlockSchema {

@@ -26,7 +26,7 @@ pub(super) fn parse(body: &[u8], lookup: Lookup) -> Result<Instances, serde_json
     let entries = entries.unwrap_or_default();
     let is_wanted = |entry: &Entry| match lookup {
         Lookup::MeshGateway | Lookup::MeshGatewayWan => entry.service.kind == "mesh-gateway",
-        Lookup::Service | Lookup::Connect | Lookup::Nomad => true,
+        Lookup::Service | Lookup::Connect | Lookup::Nomad | Lookup::Sidecar => true,
     };
     let wanted: Vec<Entry> = entries.into_iter().filter(is_wanted).collect();
     let total = wanted.len();

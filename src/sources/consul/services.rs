@@ -94,7 +94,7 @@ impl Watched for Watch {
             Lookup::Service | Lookup::MeshGateway | Lookup::MeshGatewayWan => "health/service",
             Lookup::Connect => "health/connect",
             // Never given to this watcher.
-            Lookup::Nomad => "health/service",
+            Lookup::Nomad | Lookup::Sidecar => "health/service",
         };
         let call = Call::get(endpoint)
             .segment(&self.query.name)

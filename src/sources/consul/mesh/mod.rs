@@ -7,6 +7,8 @@
 //! interests -> watcher -+-> chain       /v1/discovery-chain/<service>           (agent's token: service:read)
 //!                       +-> intention   /v1/connect/intentions/match, check     (agent's token: intentions:read)
 //!                       +-> identity    /v1/agent/connect/ca/roots, leaf/<own>  (mesh token:    service:write on <own>)
+//!
+//! service queries -> sidecar            /v1/agent/service/<own sidecar>         (agent's token: service:read)
 //! ```
 
 mod chain;
@@ -16,5 +18,6 @@ mod go_duration;
 mod identity;
 mod intention;
 mod intention_answer;
+mod sidecar;
 mod watcher;
 pub use watcher::{MeshWatcher, MeshWatcherTask};

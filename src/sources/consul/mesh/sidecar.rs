@@ -1,0 +1,283 @@
+//! What the gateway's own sidecar dials for it: the upstreams of its registration at the local agent, as instances with the
+//! addresses where it listens.
+//!
+//! The agent's answer has no index; it is looked at in turns. That the sidecar runs nobody says: Envoy finds out.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use super::chain_answer::null_is_default;
+use crate::model::{
+    Health, Instance, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate, Weights,
+};
+use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
+use crate::sources::agent_api::budget::{Claim, Pass};
+use crate::sources::agent_api::call::Call;
+use crate::sources::agent_api::service_watcher::ServiceSource;
+use crate::sources::agent_api::{ApiClient, ServiceWatcher, ServiceWatcherTask, WatchTiming};
+use crate::sources::consul::ConsulError;
+use crate::sources::consul::client::{Answer, ConsulClient};
+
+/// The sidecar of this id, as a [`ServiceWatcher`] watches it.
+struct Sidecar {
+    client: ConsulClient,
+    id: Arc<str>,
+    observations: mpsc::Sender<Observation>,
+}
+
+impl ServiceWatcher {
+    pub fn of_sidecar(
+        client: ConsulClient,
+        id: Arc<str>,
+        observations: mpsc::Sender<Observation>,
+    ) -> (Self, ServiceWatcherTask) {
+        Self::of(Sidecar {
+            client,
+            id,
+            observations,
+        })
+    }
+}
+
+impl ServiceSource for Sidecar {
+    type Watch = SidecarWatch;
+
+    fn client(&self) -> ApiClient {
+        self.client.api()
+    }
+
+    fn connections(&self) -> usize {
+        CONNECTIONS
+    }
+
+    fn timing(&self) -> WatchTiming {
+        WatchTiming {
+            poll_interval: LOOK,
+            // A sidecar that is not registered yet is no grave matter, and it costs our own machine's agent little.
+            refused: LOOK,
+            ..WatchTiming::towards(&self.client.settings().address)
+        }
+    }
+
+    fn watch(&self, query: ServiceQuery, claim: Claim, _connections: usize) -> SidecarWatch {
+        SidecarWatch {
+            id: self.id.clone(),
+            query,
+            claim,
+            observations: self.observations.clone(),
+            known: None,
+            told: None,
+        }
+    }
+}
+
+/// One upstream of the sidecar.
+struct SidecarWatch {
+    id: Arc<str>,
+    query: ServiceQuery,
+    claim: Claim,
+    observations: mpsc::Sender<Observation>,
+    known: Option<Arc<[Instance]>>,
+    told: Option<Problem>,
+}
+
+impl SidecarWatch {
+    async fn send(&self, result: Result<Arc<[Instance]>, Problem>) -> Result<(), Closed> {
+        let query = self.query.clone();
+        let update = Observation::Service(ServiceUpdate { query, result });
+        self.observations.send(update).await.map_err(|_| Closed)
+    }
+
+    fn with_fix(&self, problem: Problem) -> Problem {
+        match problem.kind {
+            ProblemKind::NotFound => problem.with_fix(format!(
+                "register the gateway's sidecar {:?} at this machine's Consul agent, or name it in `mesh {{ sidecar = ... }}`",
+                self.id
+            )),
+            _ => problem,
+        }
+    }
+}
+
+impl Watched for SidecarWatch {
+    fn call(&self) -> Call {
+        Call::get("agent/service")
+            .segment(&self.id)
+            .max_body(REGISTRATION_BYTES)
+            .needs(format!("service {:?} {{ policy = \"read\" }}", self.id))
+    }
+
+    async fn admit(&mut self, first: bool) -> Pass {
+        self.claim.admit(first).await
+    }
+
+    async fn take(&mut self, answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
+        let instances =
+            listeners_for(&answer.body, &self.id, &self.query).map_err(|error| answer.unreadable(error))?;
+        if self.told.is_none() && self.known.as_deref() == Some(&*instances) {
+            return Ok(Verdict::Taken { news: false });
+        }
+        let instances: Arc<[Instance]> = instances.into();
+        self.known = Some(instances.clone());
+        self.told = None;
+        Ok(match self.send(Ok(instances)).await {
+            Ok(()) => Verdict::Taken { news: true },
+            Err(Closed) => Verdict::Closed,
+        })
+    }
+
+    async fn tell(&mut self, problem: Problem) -> Result<(), Closed> {
+        let problem = self.with_fix(problem);
+        if self.told.as_ref() == Some(&problem) {
+            return Ok(());
+        }
+        self.told = Some(problem.clone());
+        self.send(Err(problem)).await
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Registration {
+    #[serde(default, deserialize_with = "null_is_default")]
+    proxy: Proxy,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Proxy {
+    #[serde(deserialize_with = "null_is_default")]
+    upstreams: Vec<Upstream>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct Upstream {
+    destination_type: String,
+    destination_name: String,
+    destination_namespace: String,
+    destination_partition: String,
+    destination_peer: String,
+    datacenter: String,
+    local_bind_address: String,
+    local_bind_port: u16,
+}
+
+impl Upstream {
+    fn is_for(&self, query: &ServiceQuery) -> bool {
+        // What is left out in either place is the default.
+        let same = |registered: &str, asked: &Option<Arc<str>>| match asked {
+            Some(asked) => registered == &**asked,
+            None => matches!(registered, "" | "default"),
+        };
+        matches!(&*self.destination_type, "" | "service")
+            && self.destination_name == *query.name
+            && same(&self.destination_namespace, &query.namespace)
+            && same(&self.destination_partition, &query.partition)
+            && self.destination_peer == query.peer.as_deref().unwrap_or_default()
+            && self.datacenter == query.datacenter.as_deref().unwrap_or_default()
+    }
+
+    /// Where a neighbour on this machine reaches it.
+    fn address(&self) -> Arc<str> {
+        match self.local_bind_address.parse::<IpAddr>() {
+            _ if self.local_bind_address.is_empty() => "127.0.0.1".into(),
+            Ok(IpAddr::V4(any)) if any.is_unspecified() => "127.0.0.1".into(),
+            Ok(IpAddr::V6(any)) if any.is_unspecified() => "::1".into(),
+            _ => self.local_bind_address.as_str().into(),
+        }
+    }
+}
+
+fn listeners_for(
+    body: &[u8],
+    id: &Arc<str>,
+    query: &ServiceQuery,
+) -> Result<Vec<Instance>, serde_json::Error> {
+    let registration: Registration = serde_json::from_slice(body)?;
+    let upstreams = registration.proxy.upstreams.iter();
+    let mut listeners: Vec<Instance> = upstreams
+        .filter(|upstream| upstream.is_for(query))
+        .map(|upstream| Instance {
+            node: "this machine".into(),
+            id: id.clone(),
+            destination: None,
+            address: upstream.address(),
+            port: upstream.local_bind_port,
+            ports: Default::default(),
+            health: Health::Passing,
+            weights: Weights::default(),
+            tags: Vec::new(),
+            meta: Default::default(),
+            created: 0,
+        })
+        .collect();
+    listeners.sort();
+    listeners.dedup();
+    Ok(listeners)
+}
+
+/// Between looks at the registration.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// No poll waits: a connection is held for a moment.
+const CONNECTIONS: usize = 8;
+
+const REGISTRATION_BYTES: usize = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Lookup;
+
+    /// As 1.8.7 answers, with what newer ones add.
+    const REGISTRATION: &str = r#"{"Kind":"connect-proxy","ID":"edge-gw-sidecar-proxy","Service":"edge-gw-sidecar-proxy","Port":21000,
+      "ContentHash":"1b3b0b95c2b70784","Proxy":{"DestinationServiceName":"edge-gw","DestinationServiceID":"edge-gw","Upstreams":[
+        {"DestinationType":"service","DestinationName":"web","LocalBindPort":9191,"MeshGateway":{}},
+        {"DestinationType":"service","DestinationName":"web","Datacenter":"dc2","LocalBindAddress":"0.0.0.0","LocalBindPort":9192,"MeshGateway":{}},
+        {"DestinationType":"service","DestinationName":"web","DestinationNamespace":"default","DestinationPartition":"default","DestinationPeer":"west","LocalBindAddress":"127.0.0.2","LocalBindPort":9193,"MeshGateway":{}},
+        {"DestinationType":"prepared_query","DestinationName":"web","LocalBindPort":9194,"MeshGateway":{}}]}}"#;
+
+    fn dialed(change: impl FnOnce(&mut ServiceQuery)) -> Vec<String> {
+        let mut query = ServiceQuery {
+            lookup: Lookup::Sidecar,
+            ..ServiceQuery::named("web")
+        };
+        change(&mut query);
+        let found = listeners_for(REGISTRATION.as_bytes(), &"x".into(), &query).unwrap();
+        found
+            .iter()
+            .map(|listener| format!("{}:{}", listener.address, listener.port))
+            .collect()
+    }
+
+    #[test]
+    fn each_destination_has_its_own_listener() {
+        assert_eq!(dialed(|_| {}), ["127.0.0.1:9191"]);
+        assert_eq!(
+            dialed(|query| query.datacenter = Some("dc2".into())),
+            ["127.0.0.1:9192"]
+        );
+        assert_eq!(
+            dialed(|query| query.peer = Some("west".into())),
+            ["127.0.0.2:9193"]
+        );
+        assert_eq!(dialed(|query| query.peer = Some("east".into())), [""; 0]);
+        assert_eq!(dialed(|query| query.namespace = Some("shop".into())), [""; 0]);
+        assert_eq!(dialed(|query| query.name = "api".into()), [""; 0]);
+    }
+
+    #[test]
+    fn a_service_that_is_no_proxy_dials_nobody() {
+        let query = ServiceQuery::named("web");
+        for body in [r#"{"Proxy":null}"#, "{}", r#"{"Proxy":{"Upstreams":null}}"#] {
+            assert_eq!(listeners_for(body.as_bytes(), &"x".into(), &query).unwrap(), []);
+        }
+        assert!(listeners_for(b"null", &"x".into(), &query).is_err());
+    }
+}
