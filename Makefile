@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup envoys build demo demo-mesh test lint unit deny bench bench-quick bench-instructions fuzz-smoke docs clean
+.PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny bench bench-quick bench-instructions fuzz-smoke docs clean
 
 help: ## Print these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -18,6 +18,9 @@ build: ## Build the portreeve program (debug)
 
 demo: setup build ## Run a gateway on this machine and send requests through it
 	@tests/demo.sh
+
+demo-nomad: setup build ## Run the gateway as a Nomad job on this machine, with the nomad in your PATH
+	@tests/demo-nomad.sh
 
 demo-mesh: setup build ## Run a mesh ingress on this machine, flip an intention and see it explained
 	@tests/demo-mesh.sh

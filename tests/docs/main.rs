@@ -194,6 +194,42 @@ fn the_mesh_demo_answers_right() {
     );
 }
 
+/// Nomad is not packaged where CI runs.
+#[test]
+fn the_nomad_demo_answers_right() {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|directory| directory.join("nomad").is_file()) {
+        println!("no nomad here: not checked");
+        return;
+    }
+    run_demo(
+        "demo-nomad.sh",
+        "target/demo-nomad-test",
+        ["62000", "63000", "61000", "64000"],
+    );
+}
+
+#[test]
+fn without_a_nomad_its_demo_says_where_to_get_one() {
+    let directory = tempfile::tempdir().unwrap();
+    for program in ["bash", "dirname", "cat"] {
+        let found = ["/bin", "/usr/bin"].map(|place| Path::new(place).join(program));
+        let found = found.iter().find(|path| path.exists()).unwrap();
+        std::os::unix::fs::symlink(found, directory.path().join(program)).unwrap();
+    }
+    let output = Command::new(root().join("tests/demo-nomad.sh"))
+        .env_clear()
+        .env("PATH", directory.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("nomad is not on PATH") && said.contains("https://") && said.contains("1.11.3"),
+        "{said}"
+    );
+}
+
 fn run_demo(script: &str, directory: &str, bases: [&str; 4]) {
     for base in bases {
         let output = Command::new(root().join("tests").join(script))
