@@ -6,6 +6,7 @@ mod certificate;
 mod document;
 mod exposure;
 mod gateway;
+mod health_check;
 mod objects;
 mod permissions;
 mod problems;
