@@ -3,6 +3,7 @@
 //! Pure: the same documents give the same [`Config`] in every process and in every order of arrival.
 
 mod certificate;
+mod connect;
 mod document;
 mod exposure;
 mod gateway;
