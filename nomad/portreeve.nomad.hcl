@@ -21,6 +21,18 @@ variable "namespace" {
   default = "default"
 }
 
+variable "type" {
+  description = "system: on every node of the pool. service: on `count` of them."
+  type        = string
+  default     = "system"
+}
+
+variable "count" {
+  description = "How many gateways a service job has. A system job has one on each node, whatever this says."
+  type        = number
+  default     = 1
+}
+
 variable "gateway" {
   description = "The gateway that these nodes serve. Its document is in Consul KV."
   type        = string
@@ -195,7 +207,7 @@ job "portreeve" {
   datacenters = var.datacenters
   node_pool   = var.node_pool
   namespace   = var.namespace
-  type        = "system"
+  type        = var.type
   priority    = 90
 
   # One node after the other, the next one only when this one is healthy. A node has each port once, so its old allocation
@@ -209,6 +221,9 @@ job "portreeve" {
   }
 
   group "gateway" {
+    # A node has each port once, so no two of them are on one node.
+    count = var.type == "service" ? var.count : 1
+
     # Out of Consul first, so that load balancers and DNS let go; then drain; then stop.
     shutdown_delay = "5s"
 

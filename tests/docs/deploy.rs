@@ -52,8 +52,10 @@ fn commands_of_the_systemd_units_are_ours() {
 #[test]
 fn commands_of_the_nomad_job_are_ours() {
     let job = root().join("nomad/portreeve.nomad.hcl");
-    let text = std::fs::read_to_string(&job).unwrap();
-    let task = Regex::new(r"(?s)command = var\.portreeve\s+args\s+= \[(.*?)\]").unwrap();
+    let docker = std::fs::read_to_string(root().join("nomad/portreeve-docker.nomad.hcl")).unwrap();
+    let text = std::fs::read_to_string(&job).unwrap() + &docker;
+    let task =
+        Regex::new(r#"(?s)(?:command = var\.portreeve|network_mode = "host")\s+args\s+= \[(.*?)\]"#).unwrap();
     let word = Regex::new(r#""([^"]*)""#).unwrap();
     let mut checked = 0;
     for found in task.captures_iter(&text) {
@@ -65,10 +67,75 @@ fn commands_of_the_nomad_job_are_ours() {
         assert_understood(&job.display().to_string(), &arguments);
         checked += 1;
     }
-    assert_eq!(checked, 3, "agent, Envoy and its drain");
+    assert_eq!(checked, 4, "agent, Envoy and its drain, and the container");
     assert!(
         !text.contains("curl") && !text.contains("/bin/sh"),
         "needs another program"
+    );
+}
+
+/// The Nomad Pack is the job, its variables' defaults being the pack's.
+#[test]
+fn the_pack_is_the_job() {
+    let job = std::fs::read_to_string(root().join("nomad/portreeve.nomad.hcl")).unwrap();
+    assert!(
+        !job.contains("[[") && !job.contains("]]"),
+        "what packs are written with"
+    );
+    let mut variables = String::new();
+    let mut template = String::new();
+    let mut name: Option<String> = None;
+    let mut begun = false;
+    for line in job.lines() {
+        // The head says how to run the job file.
+        begun |= !line.starts_with('#');
+        if !begun || (template.is_empty() && line.is_empty()) {
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix("variable \"") {
+            name = Some(rest.split('"').next().unwrap().to_owned());
+        }
+        let mut made = line.to_owned();
+        if let Some(name) = &name {
+            variables.push_str(line);
+            variables.push('\n');
+            if let Some((key, _)) = line.split_once('=').filter(|(key, _)| key.trim() == "default") {
+                made = format!("{key}= [[ var \"{name}\" . | toJson | replace \"${{\" \"$${{\" ]]");
+            }
+        }
+        if line == "}" && name.take().is_some() {
+            variables.push('\n');
+        }
+        template.push_str(&made);
+        template.push('\n');
+    }
+    for (path, text) in [
+        ("nomad/pack/variables.hcl", format!("{}\n", variables.trim_end())),
+        ("nomad/pack/templates/portreeve.nomad.tpl", template.clone()),
+    ] {
+        let path = root().join(path);
+        if std::env::var_os("UPDATE_REFERENCE").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            found == text,
+            "{} is out of date: run this test with UPDATE_REFERENCE=1",
+            path.display()
+        );
+    }
+    // Each variable of the job is one of the pack, and every default of it is taken from there.
+    let declared = variables.matches("variable \"").count();
+    let with_default = variables
+        .lines()
+        .filter(|line| line.trim_start().starts_with("default"))
+        .count();
+    assert_eq!(template.matches("[[ var \"").count(), with_default);
+    assert_eq!(declared, with_default, "a pack runs without a question");
+    let metadata = std::fs::read_to_string(root().join("nomad/pack/metadata.hcl")).unwrap();
+    assert!(
+        metadata.contains(&format!("\"{}\"", env!("CARGO_PKG_VERSION"))),
+        "{metadata}"
     );
 }
 

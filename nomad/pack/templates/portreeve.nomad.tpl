@@ -1,0 +1,395 @@
+variable "datacenters" {
+  type    = list(string)
+  default = [[ var "datacenters" . | toJson | replace "${" "$${" ]]
+}
+
+variable "node_pool" {
+  type    = string
+  default = [[ var "node_pool" . | toJson | replace "${" "$${" ]]
+}
+
+variable "namespace" {
+  type    = string
+  default = [[ var "namespace" . | toJson | replace "${" "$${" ]]
+}
+
+variable "type" {
+  description = "system: on every node of the pool. service: on `count` of them."
+  type        = string
+  default     = [[ var "type" . | toJson | replace "${" "$${" ]]
+}
+
+variable "count" {
+  description = "How many gateways a service job has. A system job has one on each node, whatever this says."
+  type        = number
+  default     = [[ var "count" . | toJson | replace "${" "$${" ]]
+}
+
+variable "gateway" {
+  description = "The gateway that these nodes serve. Its document is in Consul KV."
+  type        = string
+  default     = [[ var "gateway" . | toJson | replace "${" "$${" ]]
+}
+
+variable "http_port" {
+  description = "The port of the gateway's http listener, as in its document."
+  type        = number
+  default     = [[ var "http_port" . | toJson | replace "${" "$${" ]]
+}
+
+variable "https_port" {
+  description = "The port of the gateway's https listener, as in its document."
+  type        = number
+  default     = [[ var "https_port" . | toJson | replace "${" "$${" ]]
+}
+
+variable "ready_port" {
+  description = "A loopback port for /ready and /metrics."
+  type        = number
+  default     = [[ var "ready_port" . | toJson | replace "${" "$${" ]]
+}
+
+variable "ready_address" {
+  description = "The loopback address of it."
+  type        = string
+  default     = [[ var "ready_address" . | toJson | replace "${" "$${" ]]
+}
+
+variable "bind_address" {
+  description = "Where the gateway's listeners bind, if their document does not say. May name the node: \"$${meta.public_ip}\"."
+  type        = string
+  default     = [[ var "bind_address" . | toJson | replace "${" "$${" ]]
+}
+
+variable "public_address" {
+  description = "What the gateway is registered with, such as \"$${attr.unique.platform.aws.public-ipv4}\". Empty: the node's own address."
+  type        = string
+  default     = [[ var "public_address" . | toJson | replace "${" "$${" ]]
+}
+
+variable "driver" {
+  description = "exec or raw_exec."
+  type        = string
+  default     = [[ var "driver" . | toJson | replace "${" "$${" ]]
+}
+
+variable "user" {
+  description = "Who the tasks run as: all three the same."
+  type        = string
+  default     = [[ var "user" . | toJson | replace "${" "$${" ]]
+}
+
+variable "data_dir" {
+  description = "State and sockets. The default is the allocation's directory as a task under exec sees it. Sockets limit its length to 62 bytes."
+  type        = string
+  default     = [[ var "data_dir" . | toJson | replace "${" "$${" ]]
+}
+
+variable "portreeve" {
+  type    = string
+  default = [[ var "portreeve" . | toJson | replace "${" "$${" ]]
+}
+
+variable "envoy" {
+  type    = string
+  default = [[ var "envoy" . | toJson | replace "${" "$${" ]]
+}
+
+variable "consul_address" {
+  type    = string
+  default = [[ var "consul_address" . | toJson | replace "${" "$${" ]]
+}
+
+variable "consul_method" {
+  description = "Consul's auth method by which the agent logs in."
+  type        = string
+  default     = [[ var "consul_method" . | toJson | replace "${" "$${" ]]
+}
+
+variable "vault_address" {
+  type    = string
+  default = [[ var "vault_address" . | toJson | replace "${" "$${" ]]
+}
+
+variable "vault_mount" {
+  description = "Where Vault's JWT method for Nomad is mounted."
+  type        = string
+  default     = [[ var "vault_mount" . | toJson | replace "${" "$${" ]]
+}
+
+variable "vault_role" {
+  type    = string
+  default = [[ var "vault_role" . | toJson | replace "${" "$${" ]]
+}
+
+variable "vault_paths" {
+  description = "Paths of Vault that documents from KV may use."
+  type        = list(string)
+  default     = [[ var "vault_paths" . | toJson | replace "${" "$${" ]]
+}
+
+variable "more_settings" {
+  description = "More of the agent's settings in HCL, such as `nomad {}` or a catalog block."
+  type        = string
+  default     = [[ var "more_settings" . | toJson | replace "${" "$${" ]]
+}
+
+variable "drain_seconds" {
+  description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 5 s more."
+  type        = number
+  default     = [[ var "drain_seconds" . | toJson | replace "${" "$${" ]]
+}
+
+variable "healthy_deadline" {
+  description = "How long an updated node may take to pass its checks, before the update is reverted."
+  type        = string
+  default     = [[ var "healthy_deadline" . | toJson | replace "${" "$${" ]]
+}
+
+locals {
+  # What agent and Envoy must agree on.
+  shared = <<-HCL
+    gateways  = ["${var.gateway}"]
+    node_name = "{{ env "node.unique.name" }}"
+    data_dir  = "${var.data_dir}"
+
+    envoy {
+      supervise  = false
+      binary     = "${var.envoy}"
+      drain_time = "${var.drain_seconds}s"
+    }
+  HCL
+
+  agent = <<-HCL
+    bind_addr = "{{ env "BIND_ADDRESS" }}"
+
+    # Documents are the keys below portreeve/config/. They may use these paths of Vault, and no file of the node.
+    kv_documents {
+      vault_paths = ${jsonencode(var.vault_paths)}
+    }
+
+    consul {
+      address = "${var.consul_address}"
+
+      login {
+        method            = "${var.consul_method}"
+        bearer_token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_consul.jwt"
+      }
+    }
+
+    vault {
+      address = "${var.vault_address}"
+
+      jwt {
+        mount    = "${var.vault_mount}"
+        role     = "${var.vault_role}"
+        jwt_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_vault.jwt"
+      }
+    }
+
+    api {
+      address = "{{ env "READY_ADDRESS" }}:${var.ready_port}"
+    }
+
+    ${var.more_settings}
+  HCL
+}
+
+job "portreeve" {
+  datacenters = var.datacenters
+  node_pool   = var.node_pool
+  namespace   = var.namespace
+  type        = var.type
+  priority    = 90
+
+  # One node after the other, the next one only when this one is healthy. A node has each port once, so its old allocation
+  # stops before its new one starts: keep two nodes behind the load balancer.
+  update {
+    max_parallel     = 1
+    health_check     = "checks"
+    min_healthy_time = "10s"
+    healthy_deadline = var.healthy_deadline
+    auto_revert      = true
+  }
+
+  group "gateway" {
+    # A node has each port once, so no two of them are on one node.
+    count = var.type == "service" ? var.count : 1
+
+    # Out of Consul first, so that load balancers and DNS let go; then drain; then stop.
+    shutdown_delay = "5s"
+
+    network {
+      mode = "host"
+
+      port "http" {
+        static = var.http_port
+      }
+
+      port "https" {
+        static = var.https_port
+      }
+
+      port "ready" {
+        static = var.ready_port
+      }
+    }
+
+    # An edge node never gives up.
+    restart {
+      attempts = 10
+      interval = "5m"
+      delay    = "5s"
+      mode     = "delay"
+    }
+
+    # The state goes on to the next allocation on this node: it starts with the last known documents if Consul is away.
+    ephemeral_disk {
+      sticky = true
+      size   = 300
+    }
+
+    # What load balancers look for: Envoy listens.
+    service {
+      name     = "portreeve-${var.gateway}"
+      provider = "consul"
+      port     = "https"
+      address  = var.public_address
+
+      check {
+        name     = "listener"
+        type     = "tcp"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    # What the update waits for: the agent has published. On loopback, asked by the node's Consul agent.
+    service {
+      name     = "portreeve-${var.gateway}-agent"
+      provider = "consul"
+      port     = "ready"
+      address  = var.ready_address
+
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/ready"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    task "agent" {
+      driver       = var.driver
+      user         = var.user
+      kill_timeout = "15s"
+
+      # Envoy serves on without it, and knows of no change meanwhile.
+      restart {
+        attempts = 30
+        interval = "1m"
+        delay    = "1s"
+        mode     = "delay"
+      }
+
+      # Starts before Envoy, ends after it.
+      lifecycle {
+        hook    = "prestart"
+        sidecar = true
+      }
+
+      # The agent reads Nomad's services with this one, over the task API's socket, if its settings have `nomad {}`.
+      identity {
+        file = true
+      }
+
+      # The agent logs in at Consul and Vault with these, by itself, and again whenever it must.
+      identity {
+        name        = "consul"
+        aud         = ["consul.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
+
+      identity {
+        name        = "vault"
+        aud         = ["vault.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
+
+      # Here, and not in the settings, because Nomad fills in the node's values here.
+      env {
+        BIND_ADDRESS  = var.bind_address
+        READY_ADDRESS = var.ready_address
+      }
+
+      config {
+        command = var.portreeve
+        args    = ["agent", "-config", "${NOMAD_TASK_DIR}/portreeve.hcl"]
+      }
+
+      template {
+        destination   = "${NOMAD_TASK_DIR}/portreeve.hcl"
+        data          = "${local.shared}\n${local.agent}"
+        change_mode   = "signal"
+        change_signal = "SIGHUP"
+      }
+
+      resources {
+        cpu    = 200
+        memory = 256
+      }
+    }
+
+    # Writes Envoy's bootstrap and becomes Envoy.
+    task "envoy" {
+      driver       = var.driver
+      user         = var.user
+      kill_timeout = "10s"
+
+      config {
+        command = var.portreeve
+        args    = ["envoy", "run", "-config", "${NOMAD_TASK_DIR}/portreeve.hcl"]
+      }
+
+      template {
+        destination = "${NOMAD_TASK_DIR}/portreeve.hcl"
+        data        = local.shared
+        change_mode = "noop"
+      }
+
+      resources {
+        cpu    = 1000
+        memory = 512
+      }
+    }
+
+    # Nomad stops the leader first and waits for it: told to end, it lets Envoy drain. Envoy alone would end at once.
+    task "drain" {
+      driver       = var.driver
+      user         = var.user
+      leader       = true
+      kill_timeout = "${var.drain_seconds + 5}s"
+
+      config {
+        command = var.portreeve
+        args    = ["envoy", "drain", "-when-stopped", "-finish-time", "4s", "-config", "${NOMAD_TASK_DIR}/portreeve.hcl"]
+      }
+
+      template {
+        destination = "${NOMAD_TASK_DIR}/portreeve.hcl"
+        data        = local.shared
+        change_mode = "noop"
+      }
+
+      resources {
+        cpu    = 20
+        memory = 32
+      }
+    }
+  }
+}

@@ -1,0 +1,279 @@
+# Portreeve from one image: the agent, which starts the Envoy beside it. See docs/deploy/Dockerfile for the image.
+#
+#   nomad job run -var image=registry.example.com/portreeve:0.1.0 nomad/portreeve-docker.nomad.hcl
+#
+# Needs what portreeve.nomad.hcl needs, but for the programs on the nodes. There an update replaces agent and Envoy as tasks
+# of their own; here both are in one container, and Envoy ends with it.
+
+variable "image" {
+  type = string
+}
+
+variable "datacenters" {
+  type    = list(string)
+  default = ["*"]
+}
+
+variable "node_pool" {
+  type    = string
+  default = "default"
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "type" {
+  description = "system: on every node of the pool. service: on `count` of them."
+  type        = string
+  default     = "system"
+}
+
+variable "count" {
+  description = "How many gateways a service job has. A system job has one on each node, whatever this says."
+  type        = number
+  default     = 1
+}
+
+variable "gateway" {
+  description = "The gateway that these nodes serve. Its document is in Consul KV."
+  type        = string
+  default     = "edge"
+}
+
+variable "http_port" {
+  description = "The port of the gateway's http listener, as in its document."
+  type        = number
+  default     = 80
+}
+
+variable "https_port" {
+  description = "The port of the gateway's https listener, as in its document."
+  type        = number
+  default     = 443
+}
+
+variable "ready_port" {
+  description = "A loopback port for /ready and /metrics."
+  type        = number
+  default     = 7480
+}
+
+variable "consul_address" {
+  type    = string
+  default = "127.0.0.1:8500"
+}
+
+variable "consul_method" {
+  description = "Consul's auth method by which the agent logs in."
+  type        = string
+  default     = "portreeve"
+}
+
+variable "vault_address" {
+  type    = string
+  default = "https://vault.service.consul:8200"
+}
+
+variable "vault_mount" {
+  description = "Where Vault's JWT method for Nomad is mounted."
+  type        = string
+  default     = "jwt-nomad"
+}
+
+variable "vault_role" {
+  type    = string
+  default = "portreeve"
+}
+
+variable "vault_paths" {
+  description = "Paths of Vault that documents from KV may use."
+  type        = list(string)
+  default     = ["pki_int/sign/edge", "secret/portreeve/"]
+}
+
+variable "more_settings" {
+  description = "More of the agent's settings in HCL, such as `nomad {}` or a catalog block."
+  type        = string
+  default     = ""
+}
+
+variable "drain_seconds" {
+  description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 10 s more."
+  type        = number
+  default     = 20
+}
+
+job "portreeve" {
+  datacenters = var.datacenters
+  node_pool   = var.node_pool
+  namespace   = var.namespace
+  type        = var.type
+  priority    = 90
+
+  # One node after the other, the next one only when this one is healthy. A node has each port once, so its old container
+  # stops before its new one starts: keep two nodes behind the load balancer.
+  update {
+    max_parallel     = 1
+    health_check     = "checks"
+    min_healthy_time = "10s"
+    healthy_deadline = "2m"
+    auto_revert      = true
+  }
+
+  group "gateway" {
+    count = var.type == "service" ? var.count : 1
+
+    # Out of Consul first, so that load balancers and DNS let go; then drain; then stop.
+    shutdown_delay = "5s"
+
+    network {
+      mode = "host"
+
+      port "http" {
+        static = var.http_port
+      }
+
+      port "https" {
+        static = var.https_port
+      }
+
+      port "ready" {
+        static = var.ready_port
+      }
+    }
+
+    # An edge node never gives up.
+    restart {
+      attempts = 30
+      interval = "1m"
+      delay    = "1s"
+      mode     = "delay"
+    }
+
+    # The state goes on to the next container on this node: it starts with the last known documents if Consul is away.
+    ephemeral_disk {
+      sticky = true
+      size   = 300
+    }
+
+    # What load balancers look for: Envoy listens.
+    service {
+      name     = "portreeve-${var.gateway}"
+      provider = "consul"
+      port     = "https"
+
+      check {
+        name     = "listener"
+        type     = "tcp"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    # What the update waits for: the agent has published. On loopback, asked by the node's Consul agent.
+    service {
+      name     = "portreeve-${var.gateway}-agent"
+      provider = "consul"
+      port     = "ready"
+      address  = "127.0.0.1"
+
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/ready"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    # Told to end, the agent lets Envoy drain and ends it, and then itself.
+    task "gateway" {
+      driver       = "docker"
+      kill_timeout = "${var.drain_seconds + 10}s"
+
+      # The agent reads Nomad's services with this one, over the task API's socket, if its settings have `nomad {}`.
+      identity {
+        file = true
+      }
+
+      # The agent logs in at Consul and Vault with these, by itself, and again whenever it must.
+      identity {
+        name        = "consul"
+        aud         = ["consul.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
+
+      identity {
+        name        = "vault"
+        aud         = ["vault.io"]
+        file        = true
+        ttl         = "1h"
+        change_mode = "noop"
+      }
+
+      config {
+        image        = var.image
+        network_mode = "host"
+        args         = ["agent", "-config", "${NOMAD_TASK_DIR}/portreeve.hcl"]
+        cap_drop     = ["all"]
+        cap_add      = ["net_bind_service"]
+      }
+
+      template {
+        destination   = "${NOMAD_TASK_DIR}/portreeve.hcl"
+        change_mode   = "signal"
+        change_signal = "SIGHUP"
+
+        data = <<-HCL
+          gateways  = ["${var.gateway}"]
+          node_name = "{{ env "node.unique.name" }}"
+          data_dir  = "/alloc/data"
+
+          envoy {
+            supervise  = true
+            drain_time = "${var.drain_seconds}s"
+          }
+
+          # Documents are the keys below portreeve/config/. They may use these paths of Vault, and no file.
+          kv_documents {
+            vault_paths = ${jsonencode(var.vault_paths)}
+          }
+
+          consul {
+            address = "${var.consul_address}"
+
+            login {
+              method            = "${var.consul_method}"
+              bearer_token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_consul.jwt"
+            }
+          }
+
+          vault {
+            address = "${var.vault_address}"
+
+            jwt {
+              mount    = "${var.vault_mount}"
+              role     = "${var.vault_role}"
+              jwt_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_vault.jwt"
+            }
+          }
+
+          api {
+            address = "127.0.0.1:${var.ready_port}"
+          }
+
+          ${var.more_settings}
+        HCL
+      }
+
+      resources {
+        cpu    = 1200
+        memory = 768
+      }
+    }
+  }
+}
