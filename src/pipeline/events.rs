@@ -37,6 +37,7 @@ impl Pipeline {
                 stream,
                 gateway,
                 resources,
+                removed,
                 ..
             } => {
                 let mut is_over = false;
@@ -46,8 +47,11 @@ impl Pipeline {
                 if is_over {
                     self.publish();
                 }
-                let view = self.streams.find(stream);
-                self.heard(&gateway, view.as_slice());
+                // Endpoints come from no document: the steady stream of their answers has nothing to confirm.
+                if !removed.is_empty() || resources.iter().any(|resource| !resource.origins.is_empty()) {
+                    let view = self.streams.find(stream);
+                    self.heard(&gateway, view.as_slice());
+                }
             }
             Event::Nacked {
                 stream,
