@@ -45,6 +45,7 @@ impl Meshed {
             .register_meshed(service, &id, backend.port, free_port(), more)
             .await;
         let sidecar = stack.consul.start_sidecar(&id);
+        stack.consul.sidecar_passes(service, &id).await;
         Meshed {
             id,
             _programs: (backend, sidecar),

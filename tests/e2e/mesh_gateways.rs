@@ -116,6 +116,7 @@ async fn another_datacenter_is_reached_through_mesh_gateways() {
     far.register_meshed("pets", "pets-far", backend.port, sidecar_port, json!({}))
         .await;
     let _sidecar = far.start_sidecar("pets-far");
+    far.sidecar_passes("pets", "pets-far").await;
     protocol(&stack, "pets", "http").await;
     let redirect = json!({ "Service": "pets", "Datacenter": "dc2" });
     stack

@@ -1,11 +1,13 @@
 //! Consul's mesh: its own sidecar proxy and the entries that steer it.
 
+use std::time::Duration;
+
 use hyper::Method;
 use serde_json::{Value, json};
 
 use super::consul::Consul;
 use super::process::{Launch, Process};
-use super::program;
+use super::{program, wait_for};
 
 impl Consul {
     /// Consul's own proxy for a service that was registered with `"Connect": {"SidecarService": {"Port":
@@ -27,13 +29,28 @@ impl Consul {
             .start()
     }
 
+    /// Returns once the catalog says that the sidecar listens: until then an instance comes and goes.
+    pub async fn sidecar_passes(&self, service: &str, service_id: &str) {
+        let path = format!("/v1/health/checks/{service}-sidecar-proxy");
+        let id = format!("{service_id}-sidecar-proxy");
+        wait_for("a sidecar that listens", Duration::from_secs(20), async || {
+            let found = self.call(Method::GET, &path, "").await?.ok()?.json();
+            let checks = found.as_array().into_iter().flatten();
+            let mut checks = checks.filter(|check| check["ServiceID"] == *id).peekable();
+            anyhow::ensure!(checks.peek().is_some(), "{found}");
+            anyhow::ensure!(checks.all(|check| check["Status"] == "passing"), "{found}");
+            Ok(())
+        })
+        .await;
+    }
+
     /// An instance with a sidecar that listens on `sidecar_port`. `more` is laid over the definition.
     pub async fn register_meshed(&self, name: &str, id: &str, port: u16, sidecar_port: u16, more: Value) {
         let mut definition = super::consul::service(name, id, port);
         definition["Connect"] = json!({ "SidecarService": {
             "Port": sidecar_port,
             "Checks": [
-                { "Name": "listening", "TCP": format!("127.0.0.1:{sidecar_port}"), "Interval": "1s", "Status": "passing" },
+                { "Name": "listening", "TCP": format!("127.0.0.1:{sidecar_port}"), "Interval": "1s" },
                 { "Name": "instance", "AliasService": id },
             ],
         } });

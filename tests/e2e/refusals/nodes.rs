@@ -137,6 +137,7 @@ async fn an_occupied_port(state_of_the_world: bool) {
     // However often it is tried, it is told once, and tries leave no line.
     let line = stack.agent.wait_for_log("in use; the port or address").await;
     println!("told: {}", line.trim());
+    stack.agent.wait_for_log("Envoy serves").await;
     let start = stack.agent.process.log_length();
     wait_for("some tries", Duration::from_secs(60), async || {
         let metrics = stack.agent.api(Method::GET, "/metrics", "").await?.text();
