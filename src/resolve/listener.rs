@@ -107,46 +107,61 @@ pub fn resolve_listener(
             let mut chains: Vec<TlsChain> = Vec::new();
             let mut taken: BTreeSet<Arc<str>> = BTreeSet::new();
             let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
-            for (name, origin) in &tls.certificates {
+            let mut unshown: Vec<Option<Unshown>> = Vec::new();
+            for (name, _) in &tls.certificates {
                 // While others are shown in its place, one whose key only Envoy might have is not there.
                 let is_expected = snapshot.is_expected(&gateway.name, &listener.name, name);
                 let chain = match is_expected {
                     true => Err(Unshown::NotThere),
                     false => chain(snapshot, name, &mut taken),
                 };
-                let problem = match chain {
-                    Ok(chain) => {
-                        let declared = snapshot.config.certificate(name).filter(|_| chain.is_some());
-                        origins.extend(declared.map(|declared| declared.origin.document.clone()));
-                        chains.extend(chain);
-                        not_renewed(snapshot, name).or_else(|| not_there(snapshot, listener, name, outgoing))
-                    }
-                    Err(Unshown::NotThere) => not_there(snapshot, listener, name, outgoing),
-                    Err(Unshown::NoHost) => Some(names_no_host(name)),
-                };
-                let placed = |problem: Diagnostic| problem.at(origin.clone()).about("gateway", &gateway.name);
-                diagnostics.extend(problem.map(placed));
+                if let Ok(Some(_)) = &chain {
+                    let declared = snapshot.config.certificate(name);
+                    origins.extend(declared.map(|declared| declared.origin.document.clone()));
+                }
+                unshown.push(chain.map(|chain| chains.extend(chain)).err());
             }
             // After those that take their place, which have the first claim to a host.
             for name in outgoing {
                 chains.extend(chain(snapshot, name, &mut taken).ok().flatten());
             }
+            let meanwhile = Meanwhile {
+                snapshot,
+                listener,
+                outgoing,
+                is_open: !chains.is_empty(),
+            };
+            for ((name, origin), unshown) in tls.certificates.iter().zip(unshown) {
+                let problem = match unshown {
+                    None => not_renewed(snapshot, name).or_else(|| meanwhile.not_there(name)),
+                    Some(Unshown::NotThere) => meanwhile.not_there(name),
+                    Some(Unshown::NoHost) => Some(names_no_host(name)),
+                };
+                let placed = |problem: Diagnostic| problem.at(origin.clone()).about("gateway", &gateway.name);
+                diagnostics.extend(problem.map(placed));
+            }
             if chains.is_empty() {
+                let text = format!(
+                    "the listener {:?} has no usable certificate and is not opened",
+                    listener.name
+                );
+                // At a start, until the sources have answered, nothing is amiss yet.
+                let is_awaited = diagnostics.iter().all(|it| it.code == Code::NotYetKnown);
+                let withheld = match is_awaited {
+                    true => Diagnostic::warning(Code::ListenerWithheld, text),
+                    false => Diagnostic::error(Code::ListenerWithheld, text),
+                };
                 diagnostics.push(
-                    Diagnostic::error(
-                        Code::ListenerWithheld,
-                        format!(
-                            "the listener {:?} has no usable certificate and is not opened",
-                            listener.name
-                        ),
-                    )
-                    .at(listener.origin.clone())
-                    .about("gateway", &gateway.name)
-                    .because("a port that answers every handshake with an error is worse than a closed one")
-                    .fix(format!(
-                        "mend one of its certificates, each says what it lacks: {}",
-                        names_of(tls)
-                    )),
+                    withheld
+                        .at(listener.origin.clone())
+                        .about("gateway", &gateway.name)
+                        .because(
+                            "a port that answers every handshake with an error is worse than a closed one",
+                        )
+                        .fix(format!(
+                            "mend one of its certificates, each says what it lacks: {}",
+                            names_of(tls)
+                        )),
                 );
                 return Resolved {
                     value: None,
@@ -202,68 +217,84 @@ fn not_renewed(snapshot: &Snapshot, name: &str) -> Option<Diagnostic> {
     })
 }
 
-/// One whose source has not brought it, as it is declared now.
-fn not_there(
-    snapshot: &Snapshot,
-    listener: &Listener,
-    name: &str,
-    outgoing: &[Arc<str>],
-) -> Option<Diagnostic> {
-    let meanwhile = if snapshot.former(name).is_some() {
-        "the one that was fetched before its parameters changed stays in service until it is there".to_owned()
-    } else if outgoing.is_empty() {
-        format!("the listener {:?} goes on without it", listener.name)
-    } else {
-        let names: Vec<String> = outgoing.iter().map(|name| format!("{name:?}")).collect();
+/// What becomes of a listener while one of its certificates is not there.
+struct Meanwhile<'a> {
+    snapshot: &'a Snapshot,
+    listener: &'a Listener,
+    outgoing: &'a [Arc<str>],
+    is_open: bool,
+}
+
+impl Meanwhile<'_> {
+    fn said(&self, name: &str) -> String {
+        if self.snapshot.former(name).is_some() {
+            return "the one that was fetched before its parameters changed stays in service until it is there"
+                .to_owned();
+        }
+        let listener = &self.listener.name;
+        if !self.is_open {
+            return format!("the listener {listener:?} has no other, and is not opened until one is there");
+        }
+        if self.outgoing.is_empty() {
+            return format!("the listener {listener:?} goes on without it");
+        }
+        let names: Vec<String> = self.outgoing.iter().map(|name| format!("{name:?}")).collect();
         format!(
-            "the listener {:?} goes on with {}, which it named before, until it is there",
-            listener.name,
+            "the listener {listener:?} goes on with {}, which it named before, until it is there",
             names.join(", ")
         )
-    };
-    let Some(declared) = snapshot.config.certificate(name) else {
-        let near = snapshot.config.nearest(ObjectKind::Certificate, name);
-        return Some(
-            Diagnostic::error(
-                Code::UnknownReference,
-                format!("no document declares the certificate {name:?}"),
-            )
-            .because(meanwhile)
-            .fix(near.map_or_else(
-                || format!("declare `certificate {name:?} {{ ... }}`"),
-                |near| format!("did you mean {near:?}?"),
-            )),
-        );
-    };
-    let known = snapshot.certificate(&declared.query);
-    if let Some(material) = known.and_then(|known| known.value.as_deref()) {
-        if material.host_names().next().is_none() {
-            return Some(names_no_host(name).because(meanwhile));
-        }
-        let is_awaited = snapshot.former(name).is_some() || !outgoing.is_empty();
-        return (is_awaited && material.private_key.is_none()).then(|| {
-            Diagnostic::warning(
-                Code::NotYetKnown,
-                format!("the private key of certificate {name:?} is not here: another one is asked for"),
-            )
-            .because(meanwhile)
-            .fix("wait until it is issued: at most once a minute")
-        });
     }
-    Some(match known.and_then(|known| known.problem.as_ref()) {
-        Some(problem) => Diagnostic::error(
-            Code::CertificateProblem,
-            format!("certificate {name:?}: {problem}"),
-        )
-        .because(meanwhile)
-        .fix(problem.advice()),
-        None => Diagnostic::warning(
-            Code::NotYetKnown,
-            format!("certificate {name:?} has not arrived yet ({})", declared.query),
-        )
-        .because(format!("its source has not answered yet; {meanwhile}"))
-        .fix("wait a moment; if it stays, `portreeve status` says how its source is"),
-    })
+
+    /// One whose source has not brought it, as it is declared now.
+    fn not_there(&self, name: &str) -> Option<Diagnostic> {
+        let Meanwhile {
+            snapshot, outgoing, ..
+        } = *self;
+        let meanwhile = self.said(name);
+        let Some(declared) = snapshot.config.certificate(name) else {
+            let near = snapshot.config.nearest(ObjectKind::Certificate, name);
+            return Some(
+                Diagnostic::error(
+                    Code::UnknownReference,
+                    format!("no document declares the certificate {name:?}"),
+                )
+                .because(meanwhile)
+                .fix(near.map_or_else(
+                    || format!("declare `certificate {name:?} {{ ... }}`"),
+                    |near| format!("did you mean {near:?}?"),
+                )),
+            );
+        };
+        let known = snapshot.certificate(&declared.query);
+        if let Some(material) = known.and_then(|known| known.value.as_deref()) {
+            if material.host_names().next().is_none() {
+                return Some(names_no_host(name).because(meanwhile));
+            }
+            let is_awaited = snapshot.former(name).is_some() || !outgoing.is_empty();
+            return (is_awaited && material.private_key.is_none()).then(|| {
+                Diagnostic::warning(
+                    Code::NotYetKnown,
+                    format!("the private key of certificate {name:?} is not here: another one is asked for"),
+                )
+                .because(meanwhile)
+                .fix("wait until it is issued: at most once a minute")
+            });
+        }
+        Some(match known.and_then(|known| known.problem.as_ref()) {
+            Some(problem) => Diagnostic::error(
+                Code::CertificateProblem,
+                format!("certificate {name:?}: {problem}"),
+            )
+            .because(meanwhile)
+            .fix(problem.advice()),
+            None => Diagnostic::warning(
+                Code::NotYetKnown,
+                format!("certificate {name:?} has not arrived yet ({})", declared.query),
+            )
+            .because(format!("its source has not answered yet; {meanwhile}"))
+            .fix("wait a moment; if it stays, `portreeve status` says how its source is"),
+        })
+    }
 }
 
 fn names_no_host(name: &str) -> Diagnostic {

@@ -133,16 +133,27 @@ fn undeclared(view: &View) -> Vec<Diagnostic> {
         .map(|name| {
             let known: Vec<&str> = config.gateways().map(|gateway| &*gateway.name).collect();
             let near = crate::diagnostics::suggestion(name, known.iter().copied());
-            Diagnostic::warning(
-                Code::UnknownReference,
-                format!("this agent serves the gateway {name:?}, which no document declares"),
-            )
-            .about("gateway", name)
-            .because("its Envoys have no listener")
-            .fix(near.map_or_else(
-                || format!("declare `gateway {name:?} {{ ... }}`, or serve another one (-gateway)"),
-                |near| format!("did you mean {near:?}?"),
-            ))
+            let declaration = format!("gateway \"{name}\"");
+            let in_error = config.documents().find(|state| {
+                state.in_service.is_none() && state.document.text.contains(&declaration)
+            });
+            let text = match in_error {
+                Some(state) => format!(
+                    "this agent serves the gateway {name:?}, and the document that declares it is in error: {}",
+                    state.document.id
+                ),
+                None => format!("this agent serves the gateway {name:?}, which no document declares"),
+            };
+            Diagnostic::warning(Code::UnknownReference, text)
+                .about("gateway", name)
+                .because("its Envoys have no listener")
+                .fix(match (in_error, near) {
+                    (Some(_), _) => "mend that document: its own problems say how".to_owned(),
+                    (None, Some(near)) => format!("did you mean {near:?}?"),
+                    (None, None) => {
+                        format!("declare `gateway {name:?} {{ ... }}`, or serve another one (-gateway)")
+                    }
+                })
         })
         .collect()
 }

@@ -90,8 +90,8 @@ fn steps<M: Clone + std::fmt::Debug + 'static>(
     message: impl Strategy<Value = M> + 'static,
 ) -> impl Strategy<Value = Vec<Step<M>>> {
     let step = prop_oneof![
-        6 => (0..6usize, message).prop_map(|(kind, message)| Step::Request(kind, message)),
-        1 => (0..6usize, prop::collection::vec(any::<u8>(), 0..60)).prop_map(|(kind, bytes)| Step::Bytes(kind, bytes)),
+        6 => (0..ResourceKind::ALL.len(), message).prop_map(|(kind, message)| Step::Request(kind, message)),
+        1 => (0..ResourceKind::ALL.len(), prop::collection::vec(any::<u8>(), 0..60)).prop_map(|(kind, bytes)| Step::Bytes(kind, bytes)),
         2 => (0..8u8).prop_map(Step::Set),
         2 => (0..20_000u64).prop_map(Step::Time),
     ];
@@ -125,7 +125,7 @@ fn play<M: DiscoveryMessage + Clone>(steps: &[Step<M>]) -> Result<(), TestCaseEr
         };
         // One response a kind and input, or the parts of one that are being tried apart.
         prop_assert!(
-            actions.responses.len() <= 6 * 2,
+            actions.responses.len() <= ResourceKind::ALL.len() * 2,
             "{} responses",
             actions.responses.len()
         );

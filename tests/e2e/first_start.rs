@@ -199,3 +199,26 @@ async fn an_agent_that_restarts_at_a_wiped_consul_keeps_its_documents() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_whose_document_is_in_error_is_told_from_one_that_nobody_declares() {
+    let mut stack = Stack::start(Options::default()).await;
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    stack
+        .agent
+        .wait_for_log("serves the gateway \"edge\", which no document declares")
+        .await;
+    stack.put("gateway", &GATEWAY.replace("port", "prot")).await;
+    let told = "the document that declares it is in error: portreeve/config/gateway";
+    stack.agent.wait_for_log(told).await;
+    stack.put("gateway", GATEWAY).await;
+    let shop = Request::get("shop.example.com", "/");
+    stack
+        .until(&shop, "the mended gateway", |reply| reply.status == 200)
+        .await;
+    drop(backend);
+}
