@@ -132,7 +132,7 @@ wait_for() {
 # ---- Before anything is started --------------------------------------------------------------------------------------
 
 for program in consul envoy python3 curl; do
-    command -v $program >/dev/null || die "$program is not there: run \`make setup\`"
+    command -v $program >/dev/null || die "$program is not there: run \`make setup\`, which fetches it or says where to get it"
 done
 [[ -x $PORTREEVE ]] || die "$PORTREEVE is not there: run \`make build\`"
 

