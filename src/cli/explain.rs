@@ -61,6 +61,8 @@ struct Explained {
     listener: Option<String>,
     #[serde(default)]
     certificate: Option<String>,
+    #[serde(default)]
+    clients: Option<String>,
     host: Option<String>,
     route: Option<String>,
     origin: Option<Origin>,
@@ -154,6 +156,9 @@ fn write(
     ))?;
     if let Some(certificate) = &explained.certificate {
         terminal.line(format!("certificate {certificate}"))?;
+    }
+    if let Some(clients) = &explained.clients {
+        terminal.line(format!("clients    {clients}"))?;
     }
     terminal.line(format!(
         "host       {}",

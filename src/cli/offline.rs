@@ -245,6 +245,7 @@ fn placeholder(config: &Config, query: &CertificateQuery) -> CertificateMaterial
             alt_names,
             ..
         } => std::iter::once(common_name).chain(alt_names).cloned().collect(),
+        CertificateQuery::ClientCa(_) => Vec::new(),
         CertificateQuery::VaultKv { .. } | CertificateQuery::File { .. } => {
             let routes = config
                 .of_kind(ObjectKind::HttpRoute)
@@ -271,5 +272,6 @@ fn without_bytes(names: Vec<Arc<str>>) -> CertificateMaterial {
         names,
         not_before: 0,
         not_after: i64::MAX,
+        crl: None,
     }
 }

@@ -135,11 +135,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         CertificateQuery::VaultKv {
             mount,
             path,
-            version: match kv.integer("kv_version") {
-                Some(1) => KvVersion::V1,
-                Some(_) => KvVersion::V2,
-                None => KvVersion::Detect,
-            },
+            version: kv_version(&kv),
             certificate_field: kv.string("certificate").unwrap_or_else(|| "certificate".into()),
             private_key_field: kv.string("private_key").unwrap_or_else(|| "private_key".into()),
         }
@@ -179,13 +175,21 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
     }
 }
 
+pub(super) fn kv_version(kv: &Reader<'_>) -> KvVersion {
+    match kv.integer("kv_version") {
+        Some(1) => KvVersion::V1,
+        Some(_) => KvVersion::V2,
+        None => KvVersion::Detect,
+    }
+}
+
 /// Vault paths are written with and without slashes at their ends; `..` never.
-fn trimmed(reader: &Reader<'_>, name: &str) -> std::sync::Arc<str> {
+pub(super) fn trimmed(reader: &Reader<'_>, name: &str) -> std::sync::Arc<str> {
     reader.string(name).unwrap_or_default().trim_matches('/').into()
 }
 
 impl Decoder<'_> {
-    fn require_vault(&mut self, reader: &Reader<'_>, attribute: &str, path: &str) {
+    pub(super) fn require_vault(&mut self, reader: &Reader<'_>, attribute: &str, path: &str) {
         let clean = path
             .split('/')
             .all(|part| !part.is_empty() && part != "." && part != "..")
@@ -238,7 +242,7 @@ impl Decoder<'_> {
         found
     }
 
-    fn require_file(&mut self, reader: &Reader<'_>, attribute: &str) {
+    pub(super) fn require_file(&mut self, reader: &Reader<'_>, attribute: &str) {
         let path = reader.string(attribute).unwrap_or_default();
         if !self.permissions.file_allowed(&self.source.document, &path) {
             self.problems.push(

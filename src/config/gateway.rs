@@ -78,7 +78,8 @@ fn listener_schema() -> BlockSchema {
                     "Names of `certificate` blocks. Which one is served is decided by the client's SNI; a name that no \
                      certificate covers is refused.",
                 )
-                .attribute("min_version", Type::Word(&["1.2", "1.3"]), Some("\"1.2\""), "\"1.3\"", "The oldest TLS version accepted."),
+                .attribute("min_version", Type::Word(&["1.2", "1.3"]), Some("\"1.2\""), "\"1.3\"", "The oldest TLS version accepted.")
+                .block(super::client_ca::schema(), Occurs::Optional),
             Occurs::Optional,
         )
 }
@@ -119,6 +120,9 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
     let tls = reader.child("tls").map(|tls| ListenerTls {
         certificates: tls.strings_with_origin("certificates"),
         min_version: tls.string("min_version").unwrap_or_else(|| "1.2".into()),
+        client_ca: tls
+            .child("client_ca")
+            .map(|block| super::client_ca::decode(decoder, &block)),
     });
     match (&tls, protocol) {
         (None, Protocol::Https) => decoder.problems.push(

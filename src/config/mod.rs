@@ -3,6 +3,7 @@
 //! Pure: the same documents give the same [`Config`] in every process and in every order of arrival.
 
 mod certificate;
+mod client_ca;
 mod connect;
 mod document;
 mod exposure;
@@ -18,11 +19,12 @@ mod schema;
 mod store;
 mod upstream;
 
+pub use client_ca::{client_ca_name, listener_of_client_ca};
 pub use document::{ParsedDocument, parse_document};
 pub use exposure::{CATALOG, Exposure};
 pub use objects::{
-    Backend, BackendTarget, Certificate, ConnectSource, Gateway, HttpRoute, Listener, ListenerTls, Object,
-    ObjectKey, ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
+    Backend, BackendTarget, Certificate, ClientCa, ConnectSource, Gateway, HttpRoute, Listener, ListenerTls,
+    Object, ObjectKey, ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
 };
 pub use permissions::Permissions;
 pub use reach::{AddressRefusal, AddressRules};

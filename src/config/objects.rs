@@ -194,6 +194,18 @@ pub struct ListenerTls {
     pub certificates: Vec<(Arc<str>, Origin)>,
     /// "1.2" or "1.3".
     pub min_version: Arc<str>,
+    pub client_ca: Option<ClientCa>,
+}
+
+/// Whose certificates clients show.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientCa {
+    pub query: CertificateQuery,
+    /// False: a client may come without one; one that it shows must be good all the same.
+    pub require: bool,
+    /// Backends are told whose certificate it was.
+    pub forward: bool,
+    pub origin: Origin,
 }
 
 #[derive(Clone, Debug, PartialEq)]

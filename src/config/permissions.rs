@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::exposure::Exposure;
 use super::reach::{AddressRefusal, AddressRules};
-use crate::model::{CertificateQuery, DocumentId};
+use crate::model::{CertificateQuery, ClientCaQuery, DocumentId};
 
 /// What documents from Consul KV may reach, and what services in the catalog may claim. Documents from a `-config`
 /// directory are the operator's own.
@@ -73,6 +73,18 @@ impl Permissions {
                 Some(issuer) => self.vault_allowed(document, &format!("{mount}/issuer/{issuer}/sign/{role}")),
                 None => self.vault_allowed(document, &format!("{mount}/sign/{role}")),
             },
+            CertificateQuery::ClientCa(ClientCaQuery::VaultPki { mount, issuer, .. }) => match issuer {
+                Some(issuer) => self.vault_allowed(document, &format!("{mount}/issuer/{issuer}")),
+                None => self.vault_allowed(document, &format!("{mount}/issuers")),
+            },
+            CertificateQuery::ClientCa(ClientCaQuery::VaultKv { mount, path, .. }) => {
+                self.vault_allowed(document, &format!("{mount}/{path}"))
+            }
+            CertificateQuery::ClientCa(ClientCaQuery::File { certificate, crl }) => {
+                std::iter::once(certificate)
+                    .chain(crl)
+                    .all(|path| self.file_allowed(document, path))
+            }
         }
     }
 

@@ -189,6 +189,17 @@ pub enum Routing {
 pub struct Tls {
     pub chains: Vec<TlsChain>,
     pub min_version: Arc<str>,
+    pub clients: Option<ClientTls>,
+}
+
+/// Whose certificates clients show.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    pub secret: Arc<str>,
+    /// False: one without a certificate is let in too.
+    pub require: bool,
+    /// Backends are told who the client is.
+    pub forward: bool,
 }
 
 /// One certificate and the SNI names it is served for.
@@ -208,6 +219,8 @@ pub struct Secret {
 #[derive(Clone, Debug)]
 pub enum SecretContent {
     Certificate(Arc<CertificateMaterial>),
+    /// Whose certificates a listener's clients may show, and what of them was revoked.
+    ClientCa(Arc<CertificateMaterial>),
     /// The gateway's own, in the mesh.
     MeshLeaf(Arc<MeshLeaf>),
     MeshRoots(Arc<MeshRoots>),

@@ -32,6 +32,40 @@ pub enum CertificateQuery {
         certificate: Arc<str>,
         private_key: Arc<str>,
     },
+    /// Not a certificate to serve: whose certificates a client may show.
+    ClientCa(ClientCaQuery),
+}
+
+/// Where the authorities of client certificates are kept, and what they revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCaQuery {
+    VaultPki {
+        mount: Arc<str>,
+        /// None: every issuer that can sign at the mount.
+        issuer: Option<Arc<str>>,
+        crl: bool,
+    },
+    VaultKv {
+        mount: Arc<str>,
+        path: Arc<str>,
+        version: KvVersion,
+        certificate_field: Arc<str>,
+        crl_field: Option<Arc<str>>,
+    },
+    File {
+        certificate: Arc<str>,
+        crl: Option<Arc<str>>,
+    },
+}
+
+impl ClientCaQuery {
+    pub fn checks_revocation(&self) -> bool {
+        match self {
+            Self::VaultPki { crl, .. } => *crl,
+            Self::VaultKv { crl_field: crl, .. } | Self::File { crl, .. } => crl.is_some(),
+        }
+    }
 }
 
 impl fmt::Display for CertificateQuery {
@@ -45,6 +79,16 @@ impl fmt::Display for CertificateQuery {
                 ..
             } => write!(f, "vault_pki {mount}/sign/{role} ({common_name})"),
             Self::File { certificate, .. } => write!(f, "file {certificate}"),
+            Self::ClientCa(ClientCaQuery::VaultPki { mount, issuer, .. }) => match issuer {
+                Some(issuer) => write!(f, "client_ca vault_pki {mount}/issuer/{issuer}"),
+                None => write!(f, "client_ca vault_pki {mount}/issuers"),
+            },
+            Self::ClientCa(ClientCaQuery::VaultKv { mount, path, .. }) => {
+                write!(f, "client_ca vault_kv {mount}/{path}")
+            }
+            Self::ClientCa(ClientCaQuery::File { certificate, .. }) => {
+                write!(f, "client_ca file {certificate}")
+            }
         }
     }
 }
@@ -135,6 +179,8 @@ pub struct CertificateMaterial {
     /// Unix seconds.
     pub not_before: i64,
     pub not_after: i64,
+    /// Of authorities: what they revoked, PEM. None where that is not asked for.
+    pub crl: Option<Arc<str>>,
 }
 
 impl CertificateMaterial {
@@ -153,6 +199,11 @@ impl CertificateMaterial {
     /// The same for the same certificate in every process; derived from the public part only, so that it tells
     /// nothing about the key.
     pub fn version(&self) -> String {
-        blake3::hash(self.chain.as_bytes()).to_hex()[..16].to_owned()
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.chain.as_bytes());
+        if let Some(crl) = &self.crl {
+            hasher.update(crl.as_bytes());
+        }
+        hasher.finalize().to_hex()[..16].to_owned()
     }
 }

@@ -319,6 +319,7 @@ impl From<PublicLeaf> for MeshLeaf {
                 names: Vec::new(),
                 not_before: public.not_before,
                 not_after: public.not_after,
+                crl: None,
             },
         }
     }

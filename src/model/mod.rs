@@ -12,7 +12,7 @@ mod problem;
 mod redacted;
 mod service;
 
-pub use certificate::{CertificateMaterial, CertificateQuery, KeyType, KvVersion};
+pub use certificate::{CertificateMaterial, CertificateQuery, ClientCaQuery, KeyType, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span, extension_of_key};
 pub use observation::{
     AcceptedText, CertificateUpdate, ChainUpdate, DocumentsUpdate, ExposedUpdate, IntentionUpdate, Interests,

@@ -434,6 +434,7 @@ mod tests {
             names: Vec::new(),
             not_before: 0,
             not_after: 1,
+            crl: None,
         };
         let leaf = MeshLeaf {
             service: "edge-gw".into(),

@@ -9,11 +9,14 @@ use serde::Serialize;
 use super::elsewhere::{Elsewhere, other_hosts, other_listeners};
 use super::matching::{Request, matches, select_host};
 use super::mesh::verdict_on;
-use super::{Destination, cluster_name, endpoints, resolve_listener, resolve_target, resolve_virtual_host};
-use crate::config::{Gateway, Listener, Protocol, UpstreamSource};
+use super::{
+    Destination, client_ca_of, cluster_name, endpoints, resolve_listener, resolve_target,
+    resolve_virtual_host,
+};
+use crate::config::{ClientCa, Gateway, Listener, Protocol, UpstreamSource};
 use crate::ir::{Action, Endpoint, Route, Routing, Tls};
-use crate::model::Origin;
 use crate::model::http::{PathMatch, PathRewrite};
+use crate::model::{CertificateQuery, Origin};
 use crate::snapshot::Snapshot;
 
 #[derive(Clone, Debug, Serialize)]
@@ -22,6 +25,9 @@ pub struct Explanation {
     pub listener: Option<Arc<str>>,
     /// What an https listener shows the client.
     pub certificate: Option<Arc<str>>,
+    /// What it asks of the client's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<String>,
     /// The host entry that takes the request.
     pub host: Option<Arc<str>>,
     /// The route's name, as Envoy reports it.
@@ -63,6 +69,7 @@ pub fn explain(
         gateway: gateway.name.clone(),
         listener: None,
         certificate: None,
+        clients: None,
         host: None,
         route: None,
         origin: None,
@@ -106,6 +113,7 @@ pub fn explain(
                 return explanation;
             }
         }
+        explanation.clients = client_ca_of(gateway, &listener.name).map(asked_of_clients);
     }
     if let Some(path) = &request.redirected_to {
         explanation.answer = Some(format!(
@@ -180,6 +188,18 @@ pub fn explain(
         explanation.answer = Some(format!("no rule of {host:?} matches: 404"));
     }
     explanation
+}
+
+fn asked_of_clients(client_ca: &ClientCa) -> String {
+    let revoked = match &client_ca.query {
+        CertificateQuery::ClientCa(source) if source.checks_revocation() => ", not revoked",
+        _ => "",
+    };
+    let query = &client_ca.query;
+    match client_ca.require {
+        true => format!("must show a certificate by {query}{revoked}"),
+        false => format!("may show a certificate; one that is shown must be by {query}{revoked}"),
+    }
 }
 
 /// The certificate that a client is shown, or what it gets instead.

@@ -3,50 +3,64 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Resolved;
+use super::client_ca::{authorities, client_ca_of, named};
 use super::ports::port_clash;
-use crate::config::{Gateway, Listener, ListenerTls, ObjectKind};
+use crate::config::{Gateway, Listener, ListenerTls, ObjectKind, client_ca_name, listener_of_client_ca};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
-use crate::ir::{self, MESH_LEAF, MESH_ROOTS, Routing, Secret, SecretContent, Tls, TlsChain, VirtualHost};
+use crate::ir::{
+    self, ClientTls, MESH_LEAF, MESH_ROOTS, Routing, Secret, SecretContent, Tls, TlsChain, VirtualHost,
+};
 use crate::snapshot::Snapshot;
 
-/// The certificates that a gateway's listeners show.
+/// The certificates that a gateway's listeners show, and the authorities of their clients.
 pub fn certificates_of(snapshot: &Snapshot, gateway: &Gateway) -> BTreeSet<Arc<str>> {
     let listeners = gateway.listeners.iter();
     listeners
         .flat_map(|listener| shown_by(snapshot, gateway, listener))
-        .cloned()
         .collect()
 }
 
-/// Those that a listener names, and those that it goes on showing until they are there.
-pub fn shown_by<'a>(
-    snapshot: &'a Snapshot,
+/// Those that a listener names, and those that it goes on showing until they are there; whom it asks of its clients.
+pub fn shown_by(
+    snapshot: &Snapshot,
     gateway: &Gateway,
-    listener: &'a Listener,
-) -> impl Iterator<Item = &'a Arc<str>> {
+    listener: &Listener,
+) -> impl Iterator<Item = Arc<str>> {
     let named = listener.tls.iter().flat_map(|tls| &tls.certificates);
     let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
-    named.map(|(name, _)| name).chain(outgoing)
+    let clients = client_ca_of(gateway, &listener.name).map(|_| client_ca_name(&listener.name));
+    let shown = named.map(|(name, _)| name).chain(outgoing);
+    shown.cloned().chain(clients).collect::<Vec<_>>().into_iter()
 }
 
-pub fn secret_name(certificate: &str) -> Arc<str> {
-    format!("certificate/{certificate}").into()
+pub fn secret_name(name: &str) -> Arc<str> {
+    match listener_of_client_ca(name) {
+        Some(_) => name.into(),
+        None => format!("certificate/{name}").into(),
+    }
 }
 
-/// The other way round. None: no certificate's.
+/// The other way round. None: neither a certificate's nor that of a listener's authorities.
 pub fn certificate_of_secret(secret: &str) -> Option<&str> {
-    secret.strip_prefix("certificate/")
+    match listener_of_client_ca(secret) {
+        Some(_) => Some(secret),
+        None => secret.strip_prefix("certificate/"),
+    }
 }
 
-pub fn resolve_secret(snapshot: &Snapshot, certificate: &str) -> Option<Secret> {
-    let material = snapshot.serving(certificate)?.value.clone()?;
-    let declared = snapshot.config.certificate(certificate);
+pub fn resolve_secret(snapshot: &Snapshot, gateway: &Gateway, name: &str) -> Option<Secret> {
+    let named = named(snapshot, gateway, name);
+    let material = named.serving?.value.clone()?;
     Some(Secret {
-        name: secret_name(certificate),
-        content: SecretContent::Certificate(material),
-        origins: declared
-            .map(|declared| declared.origin.document.clone())
+        name: secret_name(name),
+        content: match listener_of_client_ca(name) {
+            Some(_) => SecretContent::ClientCa(material),
+            None => SecretContent::Certificate(material),
+        },
+        origins: named
+            .declared
+            .map(|(_, document)| document.clone())
             .into_iter()
             .collect(),
     })
@@ -168,9 +182,24 @@ pub fn resolve_listener(
                     diagnostics,
                 };
             }
+            if let Some(client_ca) = &tls.client_ca {
+                let (known, problem) = authorities(snapshot, gateway, listener, client_ca);
+                diagnostics.extend(problem);
+                if !known {
+                    return Resolved {
+                        value: None,
+                        diagnostics,
+                    };
+                }
+            }
             Some(Tls {
                 chains,
                 min_version: tls.min_version.clone(),
+                clients: tls.client_ca.as_ref().map(|client_ca| ClientTls {
+                    secret: client_ca_name(&listener.name),
+                    require: client_ca.require,
+                    forward: client_ca.forward,
+                }),
             })
         }
     };

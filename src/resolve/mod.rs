@@ -4,6 +4,7 @@
 
 mod chain;
 mod chain_match;
+mod client_ca;
 mod cluster;
 mod destination;
 mod elsewhere;
@@ -19,6 +20,7 @@ mod rule;
 mod users;
 mod virtual_host;
 
+pub use client_ca::{Named, client_ca_of, named};
 pub use cluster::{endpoints, resolve_cluster};
 pub use destination::{Destination, cluster_name, first_query, interests_of, resolve_target};
 pub use elsewhere::Elsewhere;

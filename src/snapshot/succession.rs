@@ -2,12 +2,15 @@
 //!
 //! What a name brought before its parameters changed serves until the new parameters bring something. A listener that
 //! names other certificates than before shows the former ones until the new ones are there.
+//!
+//! Authorities of clients are stricter: the former ones check clients only until the source of the new ones has
+//! answered, be it with an error. What is wrong with the new ones must not keep in whom they were to shut out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Changes, Known, Snapshot};
-use crate::config::{Certificate, Gateway, Listener, Object, ObjectKind};
+use crate::config::{Certificate, Gateway, Listener, Object, ObjectKind, client_ca_name};
 use crate::model::{CertificateMaterial, CertificateQuery, DocumentId};
 
 /// (gateway, listener)
@@ -18,6 +21,8 @@ pub(super) struct Succession {
     /// What was fetched under a name before.
     former: BTreeMap<Arc<str>, Former>,
     outgoing: BTreeMap<ListenerKey, Outgoing>,
+    /// Whose clients a listener let in before.
+    authorities: BTreeMap<ListenerKey, Former>,
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +94,7 @@ impl Snapshot {
 
     /// Only the public half of what is to take over is here, and no Envoy asks for the key while another serves.
     pub fn keys_to_fetch(&self) -> Vec<CertificateQuery> {
-        let Succession { former, outgoing } = &self.succession;
+        let Succession { former, outgoing, .. } = &self.succession;
         let names = former
             .keys()
             .chain(outgoing.values().flat_map(|entry| &entry.until));
@@ -98,6 +103,15 @@ impl Snapshot {
             .filter(|declared| self.strength(&declared.query) == Strength::Keyless)
             .map(|declared| declared.query.clone())
             .collect()
+    }
+
+    /// The authorities that a listener's clients are checked by until those it names have answered.
+    pub fn former_authorities(&self, gateway: &str, listener: &str) -> Option<&CertificateQuery> {
+        if self.succession.authorities.is_empty() {
+            return None;
+        }
+        let key = (gateway.into(), listener.into());
+        self.succession.authorities.get(&key).map(|former| &former.query)
     }
 
     fn outgoing_of(&self, gateway: &str, listener: &str) -> Option<&Outgoing> {
@@ -157,6 +171,7 @@ impl Snapshot {
         }
         for listener in &before.listeners {
             let key = (before.name.clone(), listener.name.clone());
+            self.authorities_changed(&key, before, listener, after);
             let entry = self.succession.outgoing.remove(&key);
             let (mut shown, awaited) = entry.map(|entry| (entry.shown, entry.until)).unwrap_or_default();
             let new = names_of(after.and_then(|after| listener_of(after, &listener.name)));
@@ -194,6 +209,31 @@ impl Snapshot {
         }
     }
 
+    fn authorities_changed(
+        &mut self,
+        key: &ListenerKey,
+        gateway: &Gateway,
+        before: &Listener,
+        after: Option<&Gateway>,
+    ) {
+        let after = after.and_then(|after| client_ca_of(listener_of(after, &before.name)?));
+        let (Some(before), Some(after)) = (client_ca_of(before), after) else {
+            return;
+        };
+        // Edited twice before the first answer: what checked clients all along goes on.
+        if before == after || self.succession.authorities.contains_key(key) {
+            return;
+        }
+        let known = self.certificate(before);
+        if known.is_some_and(|known| known.value.is_some()) {
+            let former = Former {
+                query: before.clone(),
+                document: gateway.origin.document.clone(),
+            };
+            self.succession.authorities.insert(key.clone(), former);
+        }
+    }
+
     fn end_what_is_over(&mut self, changes: &mut Changes) {
         let mut outgoing = std::mem::take(&mut self.succession.outgoing);
         outgoing.retain(|(gateway, listener), entry| {
@@ -227,7 +267,25 @@ impl Snapshot {
             }
             goes_on
         });
-        self.succession = Succession { former, outgoing };
+        let mut authorities = std::mem::take(&mut self.succession.authorities);
+        authorities.retain(|(gateway, listener), former| {
+            let declared = self
+                .config
+                .gateway(gateway)
+                .and_then(|now| client_ca_of(listener_of(now, listener)?));
+            let goes_on =
+                declared.is_some_and(|query| *query != former.query && !self.certificate_answered(query));
+            if !goes_on {
+                changes.names.insert(client_ca_name(listener));
+                changes.listeners.insert((gateway.clone(), listener.clone()));
+            }
+            goes_on
+        });
+        self.succession = Succession {
+            former,
+            outgoing,
+            authorities,
+        };
     }
 
     /// Nothing that is no longer allowed stays for the sake of what is not there yet.
@@ -240,11 +298,22 @@ impl Snapshot {
             }
             is_allowed
         });
+        self.succession.authorities.retain(|(gateway, listener), former| {
+            let is_allowed = permissions.certificate_allowed(&former.document, &former.query);
+            if !is_allowed {
+                changes.names.insert(client_ca_name(listener));
+                changes.listeners.insert((gateway.clone(), listener.clone()));
+            }
+            is_allowed
+        });
     }
 
     /// Its watch ended: it serves no more.
     pub(super) fn forget_former(&mut self, query: &CertificateQuery) {
         self.succession.former.retain(|_, former| former.query != *query);
+        self.succession
+            .authorities
+            .retain(|_, former| former.query != *query);
     }
 
     fn best(&self, names: &[Arc<str>]) -> Strength {
@@ -270,6 +339,10 @@ impl Snapshot {
 
 fn listener_of<'a>(gateway: &'a Gateway, name: &str) -> Option<&'a Listener> {
     gateway.listeners.iter().find(|listener| *listener.name == *name)
+}
+
+fn client_ca_of(listener: &Listener) -> Option<&CertificateQuery> {
+    Some(&listener.tls.as_ref()?.client_ca.as_ref()?.query)
 }
 
 fn names_of(listener: Option<&Listener>) -> Vec<Arc<str>> {

@@ -5,10 +5,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::board::timestamp;
-use crate::config::{Certificate, Object, ObjectKind};
+use crate::config::{Certificate, ClientCa, Gateway, Listener, Object, ObjectKind, client_ca_name};
 use crate::diagnostics::{Code, Diagnostic};
-use crate::model::{CertificateMaterial, Health};
+use crate::model::{CertificateMaterial, CertificateQuery, Health};
 use crate::pipeline::View;
+use crate::resolve::{client_ca_of, named};
+use crate::snapshot::Known;
 
 /// One watched service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,7 +34,7 @@ pub struct ServiceStatus {
 #[serde(rename_all = "snake_case")]
 pub enum CertificatePhase {
     Valid,
-    /// Less than a fifth of its life is left: it should have been replaced by now.
+    /// Less than a fifth of its life is left (of revocation lists: a tenth): it should have been replaced by now.
     Expiring,
     Expired,
     NotYetValid,
@@ -128,7 +130,45 @@ pub(super) fn certificates(view: &View, now: SystemTime) -> Vec<CertificateStatu
     declared(view)
         .map(|certificate| certificate_status(view, certificate, now))
         .chain(outgoing(view, now))
+        .chain(client_cas(view, now))
         .collect()
+}
+
+/// The authorities of clients, by gateway and listener.
+fn client_cas(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
+    asking(view)
+        .map(|(gateway, listener, client_ca)| {
+            let name = client_ca_name(&listener.name);
+            let named = named(&view.snapshot, gateway, &name);
+            let name = format!("client_ca/{}/{}", gateway.name, listener.name);
+            let known = view.snapshot.certificate(&client_ca.query);
+            status_of(
+                name,
+                Fetched {
+                    declared: &client_ca.query,
+                    known,
+                    former: named.former,
+                    serving: named.serving,
+                },
+                vec![gateway.name.to_string()],
+                now,
+            )
+        })
+        .collect()
+}
+
+/// The listeners that ask clients for a certificate.
+fn asking(view: &View) -> impl Iterator<Item = (&Gateway, &Listener, &ClientCa)> {
+    let gateways = view.gateways.iter();
+    gateways
+        .filter_map(|gateway| view.snapshot.config.gateway(&gateway.name))
+        .flat_map(|gateway| {
+            let listeners = gateway.listeners.iter();
+            listeners.filter_map(|listener| {
+                let client_ca = client_ca_of(gateway, &listener.name)?;
+                Some((&**gateway, listener, client_ca))
+            })
+        })
 }
 
 /// Certificates that no document declares any more, and that serve until what takes their place is there.
@@ -158,36 +198,75 @@ fn outgoing(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
 /// Certificates in use that are near their end or past it.
 pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
     let in_use = declared(view).filter(|certificate| !users_of(view, certificate).is_empty());
-    in_use
-        .filter_map(|certificate| {
-            let material = view.snapshot.serving(&certificate.name)?.value.as_deref()?;
-            let known = view.snapshot.certificate(&certificate.query);
-            let (end, name) = (timestamp(unix(material.not_after)), &certificate.name);
-            let diagnostic = match phase_of(material, now) {
-                CertificatePhase::Expired => Diagnostic::error(
-                    Code::CertificateExpiry,
-                    format!("certificate {name:?} expired at {end}"),
-                )
-                .because("clients refuse it"),
-                CertificatePhase::Expiring => Diagnostic::warning(
-                    Code::CertificateExpiry,
-                    format!("certificate {name:?} expires at {end}"),
-                )
-                .because("less than a fifth of its life is left, and no newer one has come"),
-                _ => return None,
-            };
-            let fix = match known.and_then(|known| known.problem.as_ref()) {
-                Some(problem) => format!("it is not renewed: {problem}"),
-                None => format!("put a newer one at {}", certificate.query),
-            };
-            Some(
-                diagnostic
-                    .at(certificate.origin.clone())
-                    .about("certificate", name)
-                    .fix(fix),
+    let certificates = in_use.filter_map(|certificate| {
+        let material = view.snapshot.serving(&certificate.name)?.value.as_deref()?;
+        let known = view.snapshot.certificate(&certificate.query);
+        let (end, name) = (timestamp(unix(material.not_after)), &certificate.name);
+        let diagnostic = match phase_of(material, now) {
+            CertificatePhase::Expired => Diagnostic::error(
+                Code::CertificateExpiry,
+                format!("certificate {name:?} expired at {end}"),
             )
-        })
-        .collect()
+            .because("clients refuse it"),
+            CertificatePhase::Expiring => Diagnostic::warning(
+                Code::CertificateExpiry,
+                format!("certificate {name:?} expires at {end}"),
+            )
+            .because("less than a fifth of its life is left, and no newer one has come"),
+            _ => return None,
+        };
+        let fix = match known.and_then(|known| known.problem.as_ref()) {
+            Some(problem) => format!("it is not renewed: {problem}"),
+            None => format!("put a newer one at {}", certificate.query),
+        };
+        Some(
+            diagnostic
+                .at(certificate.origin.clone())
+                .about("certificate", name)
+                .fix(fix),
+        )
+    });
+    certificates.chain(expiry_of_client_cas(view, now)).collect()
+}
+
+/// Envoy lets in nobody whose authority, or its revocation list, has run out.
+fn expiry_of_client_cas(view: &View, now: SystemTime) -> impl Iterator<Item = Diagnostic> {
+    asking(view).filter_map(move |(gateway, listener, client_ca)| {
+        let serving = named(&view.snapshot, gateway, &client_ca_name(&listener.name)).serving?;
+        let material = serving.value.as_deref()?;
+        let what = match material.crl {
+            Some(_) => "the authorities or a revocation list of",
+            None => "the authorities of",
+        };
+        let end = timestamp(unix(material.not_after));
+        let said = |verb: &str| {
+            format!(
+                "client_ca of listener {:?}: {what} {} {verb} at {end}",
+                listener.name, client_ca.query
+            )
+        };
+        let diagnostic = match phase_of(material, now) {
+            CertificatePhase::Expired => Diagnostic::error(Code::CertificateExpiry, said("ended"))
+                .because("clients whose authority, or its revocation list, has run out are refused"),
+            CertificatePhase::Expiring => Diagnostic::warning(Code::CertificateExpiry, said("end")).because(
+                "little of their life is left, and nothing newer has come; clients are refused from then on",
+            ),
+            _ => return None,
+        };
+        let fix = match &serving.problem {
+            Some(problem) => format!("nothing newer is read: {problem}"),
+            None => {
+                "publish a new list (Vault: auto_rebuild=true at <mount>/config/crl), or a newer authority"
+                    .to_owned()
+            }
+        };
+        Some(
+            diagnostic
+                .at(client_ca.origin.clone())
+                .about("gateway", &gateway.name)
+                .fix(fix),
+        )
+    })
 }
 
 fn declared(view: &View) -> impl Iterator<Item = &Certificate> {
@@ -210,14 +289,41 @@ fn users_of(view: &View, certificate: &Certificate) -> Vec<String> {
 }
 
 fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -> CertificateStatus {
-    let gateways = users_of(view, certificate);
-    let known = view.snapshot.certificate(&certificate.query);
-    let serving = view.snapshot.serving(&certificate.name);
+    let fetched = Fetched {
+        declared: &certificate.query,
+        known: view.snapshot.certificate(&certificate.query),
+        former: view.snapshot.former(&certificate.name),
+        serving: view.snapshot.serving(&certificate.name),
+    };
+    status_of(
+        certificate.name.to_string(),
+        fetched,
+        users_of(view, certificate),
+        now,
+    )
+}
+
+struct Fetched<'a> {
+    declared: &'a CertificateQuery,
+    known: Option<&'a Known<CertificateMaterial>>,
+    former: Option<&'a CertificateQuery>,
+    serving: Option<&'a Known<CertificateMaterial>>,
+}
+
+fn status_of(
+    name: String,
+    fetched: Fetched<'_>,
+    gateways: Vec<String>,
+    now: SystemTime,
+) -> CertificateStatus {
+    let Fetched {
+        declared,
+        known,
+        former,
+        serving,
+    } = fetched;
     let material = serving.and_then(|serving| serving.value.as_deref());
-    let former = view
-        .snapshot
-        .former(&certificate.name)
-        .filter(|_| material.is_some());
+    let former = former.filter(|_| material.is_some());
     // Why the declared one is not here; else, why the one that serves is not renewed.
     let problem = known
         .and_then(|known| known.problem.as_ref())
@@ -230,8 +336,8 @@ fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -
         None => CertificatePhase::Waiting,
     };
     CertificateStatus {
-        name: certificate.name.to_string(),
-        source: certificate.query.to_string(),
+        name,
+        source: declared.to_string(),
         serves_former: former.map(ToString::to_string),
         phase,
         serial: material.map(|material| material.serial.to_string()),
@@ -250,11 +356,13 @@ fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -
 fn phase_of(material: &CertificateMaterial, now: SystemTime) -> CertificatePhase {
     let (from, to) = (unix(material.not_before), unix(material.not_after));
     let life = to.duration_since(from).unwrap_or_default();
+    // Vault makes a new revocation list when a sixth of the old one's life is left.
+    let little = if material.crl.is_some() { 10 } else { 5 };
     if now < from {
         CertificatePhase::NotYetValid
     } else if now >= to {
         CertificatePhase::Expired
-    } else if to.duration_since(now).unwrap_or_default() < life / 5 {
+    } else if to.duration_since(now).unwrap_or_default() < life / little {
         CertificatePhase::Expiring
     } else {
         CertificatePhase::Valid
@@ -280,6 +388,7 @@ mod tests {
             names: Vec::new(),
             not_before: 1000,
             not_after: 2000,
+            crl: None,
         };
         let phase = |at| phase_of(&material, UNIX_EPOCH + Duration::from_secs(at));
         assert_eq!(phase(999), CertificatePhase::NotYetValid);

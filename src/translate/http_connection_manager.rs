@@ -14,7 +14,7 @@ use envoy_types::pb::envoy::extensions::filters::http::lua::v3::Lua;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, ForwardClientCertDetails, InternalAddressConfig, PathWithEscapedSlashesAction, RouteSpecifier,
-    ServerHeaderTransformation, StripPortMode, UpgradeConfig,
+    ServerHeaderTransformation, SetCurrentClientCertDetails, StripPortMode, UpgradeConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::scoped_routes::scope_key_builder::{
     FragmentBuilder, fragment_builder,
@@ -60,7 +60,16 @@ pub(super) fn http_connection_manager(listener: &Listener) -> HttpConnectionMana
         use_remote_address: Some(wrap_bool(true)),
         xff_num_trusted_hops: listener.trusted_proxies,
         internal_address_config: Some(nobody_internal()),
-        forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
+        forward_client_cert_details: match forwards(listener) {
+            true => ForwardClientCertDetails::SanitizeSet.into(),
+            false => ForwardClientCertDetails::Sanitize.into(),
+        },
+        set_current_client_cert_details: forwards(listener).then(|| SetCurrentClientCertDetails {
+            subject: Some(wrap_bool(true)),
+            uri: true,
+            dns: true,
+            ..SetCurrentClientCertDetails::default()
+        }),
         normalize_path: Some(wrap_bool(true)),
         merge_slashes: true,
         // %2F and %5C: the client is sent to the path it means, so that no rule can be slipped past.
@@ -93,6 +102,12 @@ pub(super) fn http_connection_manager(listener: &Listener) -> HttpConnectionMana
         local_reply_config: Some(reasons()),
         ..HttpConnectionManager::default()
     }
+}
+
+/// Backends are told whose certificate a client showed. What it says itself is removed in any case.
+fn forwards(listener: &Listener) -> bool {
+    let clients = listener.tls.as_ref().and_then(|tls| tls.clients.as_ref());
+    clients.is_some_and(|clients| clients.forward)
 }
 
 /// Nobody is "internal": a client with a private address would be believed its x-envoy-* headers. An empty list means

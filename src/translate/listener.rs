@@ -6,7 +6,8 @@ use envoy_types::pb::envoy::config::listener::v3::{
 };
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, tls_parameters::TlsProtocol,
+    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
+    common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
 };
 use prost::Message;
 
@@ -14,16 +15,19 @@ use super::cluster::ads;
 use super::endpoint::socket_address;
 use super::http_connection_manager::http_connection_manager;
 use crate::envoy::{Resource, ResourceKind, ResourceRef, any, duration, wrap_bool, wrap_u32};
-use crate::ir::{self, TlsChain};
+use crate::ir::{self, Tls, TlsChain};
 
 pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
     let mut needs: Vec<ResourceRef> = listener
         .tls
         .iter()
-        .flat_map(|tls| &tls.chains)
-        .map(|chain| ResourceRef {
+        .flat_map(|tls| {
+            let clients = tls.clients.iter().map(|clients| &clients.secret);
+            tls.chains.iter().map(|chain| &chain.secret).chain(clients)
+        })
+        .map(|secret| ResourceRef {
             kind: ResourceKind::Secret,
-            name: chain.secret.clone(),
+            name: secret.clone(),
         })
         .collect();
     needs.sort();
@@ -50,7 +54,7 @@ fn listener_message(listener: &ir::Listener) -> Listener {
         Some(tls) => (
             tls.chains
                 .iter()
-                .map(|chain| tls_chain(chain, &tls.min_version, filters.clone()))
+                .map(|chain| tls_chain(chain, tls, filters.clone()))
                 .collect(),
             vec![tls_inspector()],
         ),
@@ -80,11 +84,11 @@ fn filters(listener: &ir::Listener) -> Vec<Filter> {
 }
 
 /// A handshake whose SNI no chain names finds no chain and is refused.
-fn tls_chain(chain: &TlsChain, min_version: &str, filters: Vec<Filter>) -> FilterChain {
+fn tls_chain(chain: &TlsChain, tls: &Tls, filters: Vec<Filter>) -> FilterChain {
     let context = DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             tls_params: Some(TlsParameters {
-                tls_minimum_protocol_version: if min_version == "1.3" {
+                tls_minimum_protocol_version: if &*tls.min_version == "1.3" {
                     TlsProtocol::TlSv13
                 } else {
                     TlsProtocol::TlSv12
@@ -98,8 +102,15 @@ fn tls_chain(chain: &TlsChain, min_version: &str, filters: Vec<Filter>) -> Filte
                 sds_config: Some(ads()),
             }],
             alpn_protocols: vec!["h2".into(), "http/1.1".into()],
+            validation_context_type: tls.clients.as_ref().map(|clients| {
+                ValidationContextType::ValidationContextSdsSecretConfig(SdsSecretConfig {
+                    name: clients.secret.to_string(),
+                    sds_config: Some(ads()),
+                })
+            }),
             ..CommonTlsContext::default()
         }),
+        require_client_certificate: tls.clients.as_ref().map(|clients| wrap_bool(clients.require)),
         ..DownstreamTlsContext::default()
     };
     let mut server_names: Vec<Arc<str>> = chain.server_names.clone();

@@ -12,6 +12,7 @@ use crate::model::mesh::MeshRoots;
 pub(super) fn secret_resource(wanted: &ir::Secret) -> Resource {
     match &wanted.content {
         SecretContent::Certificate(material) => certificate(wanted, material),
+        SecretContent::ClientCa(material) => client_ca(wanted, material),
         SecretContent::MeshLeaf(leaf) => certificate(wanted, &leaf.material),
         SecretContent::MeshRoots(roots) => authorities(wanted, roots),
     }
@@ -53,6 +54,27 @@ fn certificate(wanted: &ir::Secret, material: &CertificateMaterial) -> Resource 
         }
     };
     resource.from_documents(wanted.origins.clone().into())
+}
+
+/// Nothing in it is secret; it comes the same way so that it changes without touching the listener.
+fn client_ca(wanted: &ir::Secret, material: &CertificateMaterial) -> Resource {
+    let message = Secret {
+        name: wanted.name.to_string(),
+        r#type: Some(secret::Type::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(inline(&material.chain)),
+            crl: material.crl.as_deref().map(inline),
+            // The authorities above the one that signed the client's certificate need not be among ours.
+            only_verify_leaf_cert_crl: material.crl.is_some(),
+            ..CertificateValidationContext::default()
+        })),
+    };
+    Resource::with_version(
+        ResourceKind::Secret,
+        wanted.name.clone(),
+        material.version(),
+        &message.encode_to_vec(),
+    )
+    .from_documents(wanted.origins.clone().into())
 }
 
 fn inline(text: &str) -> DataSource {

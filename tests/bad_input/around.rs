@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use portreeve::diagnostics::Code::*;
 use portreeve::model::{
-    CertificateMaterial, CertificateUpdate, Health, Observation, Problem, ProblemKind, ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Health, Observation, Problem, ProblemKind,
+    ServiceUpdate,
 };
 use portreeve::snapshot::Snapshot;
 use portreeve::translate::Compiler;
@@ -201,6 +202,35 @@ pub fn world_around() -> Vec<Case> {
             refuse_certificates(snapshot, Ok(vec!["10.0.0.1".into()]));
         }),
         Case::new(
+            "authorities of clients that are not there yet",
+            asking_clients(),
+            &[NotYetKnown],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway")
+        .unanswered(),
+        Case::new(
+            "authorities of clients that cannot be used: no certificate, no authority, another's revocation list, \
+             nothing at the path, no right",
+            asking_clients(),
+            &[ListenerWithheld],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway")
+        .then(|snapshot| {
+            let said = "client_ca vault_kv secret/clients: the revocation list of \"CN=another\" is signed by none of the authorities";
+            let problem = Problem::new(ProblemKind::Invalid, said)
+                .with_fix("Store the list of the authorities that are named, and of no other.");
+            let compiler = Compiler::compile("edge", world::settings(), snapshot);
+            let queries = compiler.certificate_queries();
+            for query in queries.into_iter().filter(|query| matches!(query, CertificateQuery::ClientCa(_))) {
+                snapshot.apply(Observation::Certificate(CertificateUpdate {
+                    query,
+                    result: Err(problem.clone()),
+                }));
+            }
+        }),
+        Case::new(
             "a text that Envoy refuses",
             api_with("    timeout = \"7s\""),
             &[EnvoyRejected],
@@ -216,6 +246,15 @@ fn another_certificate(mount: &str) -> String {
         .replace("\"tls\"", "\"secure\"")
         .replace("\"www\"", "\"new\"")
         .replace("\"pki\"", &format!("\"{mount}\""))
+}
+
+/// The https listener lets in clients of an authority.
+fn asking_clients() -> String {
+    GATEWAY.replace(
+        "    tls { certificates = [\"www\"] }\n",
+        "    tls {\n      certificates = [\"www\"]\n\n      client_ca {\n        vault_kv {\n          mount = \"secret\"\n          \
+         path  = \"clients\"\n          crl   = \"crl\"\n        }\n      }\n    }\n",
+    )
 }
 
 /// Every certificate asked for and not answered yet gets this.

@@ -394,6 +394,24 @@ fn routes() -> Vec<Case> {
         )
         .in_document("gateway"),
         bad(
+            "client_ca without a source",
+            gateway(
+                "tls { certificates = [\"www\"] }",
+                "tls {\n      certificates = [\"www\"]\n\n      client_ca { mode = \"optional\" }\n    }",
+            ),
+            &[MissingKey],
+        )
+        .in_document("gateway"),
+        bad(
+            "an unknown mode of client_ca",
+            gateway(
+                "tls { certificates = [\"www\"] }",
+                "tls {\n      certificates = [\"www\"]\n\n      client_ca {\n        mode = \"ask\"\n\n        vault_pki { mount = \"pki\" }\n      }\n    }",
+            ),
+            &[InvalidValue],
+        )
+        .in_document("gateway"),
+        bad(
             "a certificate without a source",
             and("certificate \"c\" {\n}\n"),
             &[MissingKey],
@@ -411,6 +429,12 @@ fn routes() -> Vec<Case> {
 fn reach() -> Vec<Case> {
     let upstream = |source: &str| and(&format!("upstream \"u\" {{\n  {source}\n}}\n"));
     let kv = |what, text: String| bad(what, text, &[NotAllowed]).put_in_kv();
+    let guest = |source: &str| {
+        and(&format!(
+            "gateway \"guest\" {{\n  listener \"web\" {{\n    port     = 9443\n    protocol = \"https\"\n\n    tls {{\n      \
+             certificates = [\"www\"]\n\n      client_ca {{\n        {source}\n      }}\n    }}\n  }}\n}}\n"
+        ))
+    };
     vec![
         bad(
             "a file named by a document from KV",
@@ -426,6 +450,16 @@ fn reach() -> Vec<Case> {
             "a PKI issuer that the settings do not list, from KV",
             and("certificate \"c\" {\n  vault_pki {\n    mount       = \"pki\"\n    issuer      = \"root\"\n    role        = \"edge\"\n    common_name = \"c.example.com\"\n  }\n}\n"),
         ),
+        kv(
+            "authorities of clients at a Vault path that the settings do not list, from KV",
+            guest("vault_pki { mount = \"pki\" }"),
+        ),
+        bad(
+            "authorities of clients in files, from KV",
+            guest("file {\n          certificate = \"/etc/shadow\"\n          crl         = \"/etc/shadow\"\n        }"),
+            &[NotAllowed, NotAllowed],
+        )
+        .put_in_kv(),
         kv("a loopback address from KV", upstream("static { addresses = [\"127.0.0.1:8500\"] }")),
         kv("a loopback name from KV", upstream("dns { address = \"localhost:8500\" }")),
         kv("a loopback address in IPv6 clothes, from KV", upstream("static { addresses = [\"[::ffff:127.0.0.1]:80\"] }")),

@@ -195,6 +195,7 @@ pub fn certificate(query: &CertificateQuery, edition: usize) -> Observation {
         names: vec![common_name.clone()],
         not_before: 0,
         not_after: 1,
+        crl: None,
     };
     Observation::Certificate(CertificateUpdate {
         query: query.clone(),

@@ -114,6 +114,7 @@ pub fn view(published: bool) -> View {
             names: vec!["shop.example.com".into()],
             not_before: 0,
             not_after: 4_000_000_000,
+            crl: None,
         })),
     }));
     let settings = Settings {

@@ -8,6 +8,7 @@ mod bounds;
 mod catalog;
 mod central;
 mod certificate_changes;
+mod client_ca;
 mod connect;
 mod connections;
 mod datacenters;

@@ -149,11 +149,28 @@ fn listener() -> impl Strategy<Value = Body> {
 }
 
 fn tls_listener() -> impl Strategy<Value = Body> {
-    some(&CERTIFICATES).prop_map(|certificates| {
+    (some(&CERTIFICATES), rarely(client_ca())).prop_map(|(certificates, client_ca)| {
+        let tls = Body::default().with("certificates", certificates);
+        let tls = match client_ca {
+            Some(client_ca) => tls.block("client_ca", &[], client_ca),
+            None => tls,
+        };
         Body::default()
             .with("port", 8443)
             .with("protocol", "https")
-            .block("tls", &[], Body::default().with("certificates", certificates))
+            .block("tls", &[], tls)
+    })
+}
+
+fn client_ca() -> impl Strategy<Value = Body> {
+    let mount = select(&["pki_clients", "pki_partners"][..]);
+    (mount, rarely(Just(true)), rarely(Just("optional"))).prop_map(|(mount, crl, mode)| {
+        let pki = Body::default()
+            .with("mount", mount)
+            .maybe("crl", crl.map(Value::from));
+        Body::default()
+            .maybe("mode", mode.map(Value::from))
+            .block("vault_pki", &[], pki)
     })
 }
 

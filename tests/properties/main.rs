@@ -7,6 +7,7 @@
 mod world;
 
 mod chains;
+mod client_ca;
 mod compile;
 mod fuzz;
 mod generate;

@@ -14,9 +14,9 @@ use portreeve::translate::Compiler;
 
 use super::world;
 
-struct Edge {
-    snapshot: Snapshot,
-    compiler: Compiler,
+pub(super) struct Edge {
+    pub(super) snapshot: Snapshot,
+    pub(super) compiler: Compiler,
 }
 
 fn gateway(certificates: &str) -> String {
@@ -26,7 +26,7 @@ fn gateway(certificates: &str) -> String {
     )
 }
 
-fn certificate(name: &str, file: &str) -> String {
+pub(super) fn certificate(name: &str, file: &str) -> String {
     format!(
         "certificate \"{name}\" {{\n  file {{\n    certificate = \"/{file}.pem\"\n    private_key = \"/{file}.key\"\n  }}\n}}\n"
     )
@@ -41,7 +41,7 @@ fn query(file: &str) -> CertificateQuery {
 
 impl Edge {
     /// Serves the certificate `site` from the file `a`.
-    fn serving() -> Self {
+    pub(super) fn serving() -> Self {
         let mut snapshot = world::empty();
         world::put(
             &mut snapshot,
@@ -57,7 +57,7 @@ impl Edge {
         edge
     }
 
-    fn take_up(&mut self, changes: &Changes) {
+    pub(super) fn take_up(&mut self, changes: &Changes) {
         self.compiler.update(&self.snapshot, changes);
         let fresh = Compiler::compile("edge", world::settings(), &self.snapshot);
         assert_eq!(self.compiler.certificates(), fresh.certificates());
@@ -76,7 +76,7 @@ impl Edge {
         }
     }
 
-    fn put(&mut self, documents: &[(&str, String)]) {
+    pub(super) fn put(&mut self, documents: &[(&str, String)]) {
         let documents = documents.iter().map(|(path, text)| world::file(path, text));
         let changes = world::put(&mut self.snapshot, documents);
         self.take_up(&changes);
@@ -92,7 +92,11 @@ impl Edge {
         self.says(query, Ok(Arc::new(material)));
     }
 
-    fn says(&mut self, query: CertificateQuery, result: Result<Arc<CertificateMaterial>, Problem>) {
+    pub(super) fn says(
+        &mut self,
+        query: CertificateQuery,
+        result: Result<Arc<CertificateMaterial>, Problem>,
+    ) {
         let changes = self
             .snapshot
             .apply(Observation::Certificate(CertificateUpdate { query, result }));
@@ -120,11 +124,11 @@ impl Edge {
         shown.collect()
     }
 
-    fn fetched(&self) -> BTreeSet<CertificateQuery> {
+    pub(super) fn fetched(&self) -> BTreeSet<CertificateQuery> {
         self.compiler.certificate_queries()
     }
 
-    fn said(&self) -> Vec<(Code, String)> {
+    pub(super) fn said(&self) -> Vec<(Code, String)> {
         let all = self.compiler.diagnostics().flat_map(|(_, said)| said.iter());
         all.map(|one| (one.code, one.reason.clone().unwrap_or_default().to_string()))
             .collect()

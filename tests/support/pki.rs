@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
 };
 use rcgen::{SanType, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
@@ -26,16 +26,42 @@ pub struct Pair {
 
 impl Ca {
     pub fn new(name: &str) -> Ca {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
+        let (params, key) = authority(name);
         let certificate = params.self_signed(&key).unwrap().pem();
         Ca {
             issuer: Issuer::new(params, key),
             certificate,
         }
+    }
+
+    /// An authority below this one.
+    pub fn intermediate(&self, name: &str) -> Ca {
+        let (params, key) = authority(name);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Ca {
+            issuer: Issuer::new(params, key),
+            certificate,
+        }
+    }
+
+    /// What it revoked, PEM, from now on and for so long.
+    pub fn revocation_list(&self, revoked: &[&Pair], life: Duration) -> String {
+        let now = date_time_ymd(1970, 1, 1) + std::time::UNIX_EPOCH.elapsed().unwrap();
+        let entry = |pair: &&Pair| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&pair.serial()),
+            revocation_time: now - Duration::from_secs(60),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - Duration::from_secs(60),
+            next_update: now + life,
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     /// A leaf for servers and clients, valid for a day. A name is a DNS name, an IP address or a `scheme://`
@@ -64,6 +90,14 @@ impl Ca {
     }
 }
 
+fn authority(name: &str) -> (CertificateParams, KeyPair) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params, KeyPair::generate().unwrap())
+}
+
 /// What Consul takes as the root of a mesh: an authority with the mesh's own URI.
 pub fn mesh_authority(trust_domain: &str) -> Pair {
     let mut params = CertificateParams::default();
@@ -84,6 +118,11 @@ pub fn mesh_authority(trust_domain: &str) -> Pair {
 }
 
 impl Pair {
+    fn serial(&self) -> Vec<u8> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).unwrap();
+        pem.parse_x509().unwrap().raw_serial().to_vec()
+    }
+
     /// For a rustls server or client.
     pub fn parsed(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         (

@@ -16,6 +16,8 @@ use portreeve::snapshot::{Changes, Snapshot};
 use portreeve::translate::{Compiler, Settings};
 
 pub const CHAIN: &str = include_str!("../golden/test-only.pem");
+/// What the holder of the pair revoked: nothing.
+pub const CRL: &str = include_str!("../golden/test-only.crl");
 pub const KEY: &str = include_str!("../golden/test-only.key");
 
 pub fn settings() -> Settings {
@@ -190,6 +192,7 @@ pub fn material(query: &CertificateQuery) -> CertificateMaterial {
         CertificateQuery::VaultKv { path, .. } => {
             vec![format!("{}.example.com", path.rsplit('/').next().unwrap()).into()]
         }
+        CertificateQuery::ClientCa(_) => Vec::new(),
         CertificateQuery::File { certificate, .. } => {
             let name = certificate.rsplit('/').next().unwrap();
             vec![format!("{}.example.com", name.trim_end_matches(".pem")).into()]
@@ -202,5 +205,9 @@ pub fn material(query: &CertificateQuery) -> CertificateMaterial {
         names,
         not_before: 0,
         not_after: 4_000_000_000,
+        crl: match query {
+            CertificateQuery::ClientCa(source) if source.checks_revocation() => Some(CRL.into()),
+            _ => None,
+        },
     }
 }

@@ -8,6 +8,7 @@
 mod auth;
 mod aws;
 mod bao;
+mod client_ca;
 mod contract;
 mod files;
 mod kv;

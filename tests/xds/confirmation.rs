@@ -223,6 +223,7 @@ async fn a_lost_wish_for_a_key_is_made_up_for() {
         names: vec!["www.example.com".into()],
         not_before: 0,
         not_after: 4_000_000_000,
+        crl: None,
     };
     let update = CertificateUpdate {
         query: query.clone(),
@@ -360,6 +361,7 @@ async fn what_no_chain_shows_is_not_published_and_what_no_envoy_runs_is_not_conf
             names: vec!["www.example.com".into()],
             not_before: 0,
             not_after: 4_000_000_000,
+            crl: None,
         };
         let update = CertificateUpdate {
             query,

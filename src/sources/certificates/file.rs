@@ -36,13 +36,9 @@ pub(super) async fn watch(
     refresh: &Notify,
     publisher: &mut Publisher,
 ) -> Closed {
-    let changed = Arc::new(Notify::new());
-    let mut events = None;
+    let mut changes = FileChanges::of(&[certificate, private_key]);
     loop {
-        // Before the read, so that no change falls between; again each round, as a directory may come later.
-        if events.is_none() {
-            events = observe(certificate, private_key, changed.clone());
-        }
+        changes.observe();
         let sent = match settled(certificate, private_key, publisher.now()).await {
             Ok(material) if publisher.good().map(AsRef::as_ref) == Some(&material) => {
                 publisher.unchanged().await
@@ -54,30 +50,83 @@ pub(super) async fn watch(
             return closed;
         }
         tokio::select! {
-            () = changed.notified() => tokio::time::sleep(QUIET).await,
+            () = changes.next() => {}
             () = refresh.notified() => {}
-            () = tokio::time::sleep(if events.is_some() { POLL } else { POLL_WITHOUT_EVENTS }) => {}
         }
     }
 }
 
 async fn settled(certificate: &Path, private_key: &Path, now: i64) -> Result<CertificateMaterial, Problem> {
-    let started = tokio::time::Instant::now();
+    let settling = Settling::begin();
     loop {
-        match read_pair(certificate, private_key, now).await {
-            Err(_) if started.elapsed() < SETTLE => tokio::time::sleep(QUIET * 2).await,
-            result => return result,
+        let result = read_pair(certificate, private_key, now).await;
+        if result.is_ok() || !settling.goes_on().await {
+            return result;
+        }
+    }
+}
+
+/// Files that belong together are read again until they fit, or will not.
+pub(super) struct Settling(tokio::time::Instant);
+
+impl Settling {
+    pub(super) fn begin() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+
+    /// False: what does not fit by now will not.
+    pub(super) async fn goes_on(&self) -> bool {
+        let goes_on = self.0.elapsed() < SETTLE;
+        if goes_on {
+            tokio::time::sleep(QUIET * 2).await;
+        }
+        goes_on
+    }
+}
+
+/// Tells when files may have changed.
+pub(super) struct FileChanges {
+    paths: Vec<PathBuf>,
+    changed: Arc<Notify>,
+    events: Option<notify::RecommendedWatcher>,
+}
+
+impl FileChanges {
+    pub(super) fn of(paths: &[&Path]) -> Self {
+        Self {
+            paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            changed: Arc::new(Notify::new()),
+            events: None,
+        }
+    }
+
+    /// Called before each read, so that no change falls between; each time, as a directory may come later.
+    pub(super) fn observe(&mut self) {
+        if self.events.is_none() {
+            self.events = observe(&self.paths, self.changed.clone());
+        }
+    }
+
+    pub(super) async fn next(&self) {
+        let poll = if self.events.is_some() {
+            POLL
+        } else {
+            POLL_WITHOUT_EVENTS
+        };
+        tokio::select! {
+            () = self.changed.notified() => tokio::time::sleep(QUIET).await,
+            () = tokio::time::sleep(poll) => {}
         }
     }
 }
 
 async fn read_pair(certificate: &Path, private_key: &Path, now: i64) -> Result<CertificateMaterial, Problem> {
-    let chain = read(certificate).await?;
-    let key = read(private_key).await?;
+    let chain = read(certificate, MAX_CHAIN_BYTES).await?;
+    let key = read(private_key, MAX_CHAIN_BYTES).await?;
     pem::parse(&chain, &key, now).map_err(|fault| fault.problem(&format!("file {}", certificate.display())))
 }
 
-async fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
+pub(super) async fn read(path: &Path, limit: usize) -> Result<Zeroizing<String>, Problem> {
     let failed = |error: std::io::Error| {
         let (kind, fix) = match error.kind() {
             std::io::ErrorKind::NotFound => {
@@ -94,7 +143,7 @@ async fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
     let file = tokio::fs::File::open(path).await.map_err(failed)?;
     let mut text = Zeroizing::new(String::new());
     // One byte more than allowed: the parser then says that it is too large.
-    file.take(MAX_CHAIN_BYTES as u64 + 1)
+    file.take(limit as u64 + 1)
         .read_to_string(&mut text)
         .await
         .map_err(failed)?;
@@ -102,11 +151,7 @@ async fn read(path: &Path) -> Result<Zeroizing<String>, Problem> {
 }
 
 /// None: there are no events to be had now (no inotify left, no such directory).
-fn observe(
-    certificate: &Path,
-    private_key: &Path,
-    changed: Arc<Notify>,
-) -> Option<notify::RecommendedWatcher> {
+fn observe(paths: &[PathBuf], changed: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let wake = move |event: notify::Result<notify::Event>| {
         // A read of the files is an event too, and ours would wake us for ever.
         if !event.is_ok_and(|event| event.kind.is_access()) {
@@ -116,7 +161,7 @@ fn observe(
     let mut watcher = notify::recommended_watcher(wake)
         .inspect_err(|error| tracing::warn!(%error, "no file events: certificates are polled"))
         .ok()?;
-    let mut directories: Vec<PathBuf> = [certificate, private_key].into_iter().map(directory).collect();
+    let mut directories: Vec<PathBuf> = paths.iter().map(|path| directory(path)).collect();
     directories.dedup();
     for directory in directories {
         if let Err(error) = watcher.watch(&directory, RecursiveMode::NonRecursive) {

@@ -10,7 +10,9 @@
 //!                                         +--> file::watch  (inotify)      --+   (no repeats)
 //! ```
 
+mod authorities;
 mod budget;
+mod client_ca;
 mod clock;
 mod file;
 mod issued;

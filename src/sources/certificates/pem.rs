@@ -180,6 +180,7 @@ fn describe(
         names: names(certificate),
         not_before,
         not_after,
+        crl: None,
     })
 }
 
@@ -206,7 +207,7 @@ fn ordered(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> {
 }
 
 /// As Vault writes it: `39:dd:2e`, without the sign byte of the DER integer.
-fn serial(certificate: &X509Certificate<'_>) -> String {
+pub(super) fn serial(certificate: &X509Certificate<'_>) -> String {
     let bytes: Vec<String> = certificate
         .tbs_certificate
         .serial
@@ -251,7 +252,7 @@ fn encode_key(key: &PrivateKeyDer<'_>) -> String {
     encode(label, key.secret_der())
 }
 
-fn encode(label: &str, der: &[u8]) -> String {
+pub(super) fn encode(label: &str, der: &[u8]) -> String {
     let body = Zeroizing::new(STANDARD.encode(der));
     // Sized up front: growing would leave copies of a key behind in freed memory.
     let mut text = String::with_capacity(body.len() + body.len() / 64 + 2 * label.len() + 48);

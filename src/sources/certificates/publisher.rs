@@ -216,6 +216,7 @@ mod tests {
             names: Vec::new(),
             not_before: 0,
             not_after,
+            crl: None,
         }
     }
 

@@ -27,6 +27,9 @@ pub struct PublicCertificate {
     /// Unix seconds.
     pub not_before: i64,
     pub not_after: i64,
+    /// Of authorities: what they revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl: Option<Arc<str>>,
 }
 
 impl PublicCertificate {
@@ -37,6 +40,7 @@ impl PublicCertificate {
             serial: material.serial.clone(),
             not_before: material.not_before,
             not_after: material.not_after,
+            crl: material.crl.clone(),
         }
     }
 }
@@ -218,6 +222,7 @@ mod tests {
                 serial: "01".into(),
                 not_before: 0,
                 not_after,
+                crl: None,
             }),
             last_attempt: Some(7),
         }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Budget;
+use super::client_ca::ClientCaWatch;
 use super::clock::WallClock;
 use super::issued::{IssuedWatch, Wishes};
 use super::publisher::{CertificateFreshness, Closed, Publisher};
@@ -140,7 +141,11 @@ impl CertificateWatcher {
                 let until = Instant::now() + self.context.settings.issue_interval + MARGIN;
                 self.lingering.insert(query.clone(), (watch, until));
             }
-            CertificateQuery::VaultKv { .. } | CertificateQuery::File { .. } => watch.cancel.cancel(),
+            CertificateQuery::VaultKv { .. }
+            | CertificateQuery::File { .. }
+            | CertificateQuery::ClientCa(_) => {
+                watch.cancel.cancel();
+            }
         }
     }
 
@@ -320,6 +325,18 @@ async fn run(
                 budget,
             }
             .run(wishes, publisher)
+            .await
+        }
+        (CertificateQuery::ClientCa(source), vault) => {
+            ClientCaWatch {
+                query,
+                source,
+                vault: vault.as_ref(),
+                store: context.store.clone(),
+                poll: context.settings.kv_poll,
+                kv_version: OnceCell::new(),
+            }
+            .run(&wishes.refresh, publisher)
             .await
         }
         (_, None) => {

@@ -10,6 +10,7 @@
 //! reads `VAULT_SKIP_VERIFY=""` as "skip"; and its answers print secrets when debugged.
 
 mod answer;
+mod authorities;
 mod aws;
 mod backoff;
 mod client;

@@ -77,6 +77,11 @@ impl Call {
         .checked()
     }
 
+    pub(super) fn with_query(mut self, query: &str) -> Self {
+        self.query = Some(query.to_owned());
+        self
+    }
+
     /// Replaces the body by these fields.
     pub(super) fn with_fields<'a>(mut self, fields: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let fields: serde_json::Map<String, serde_json::Value> = fields

@@ -376,7 +376,7 @@ impl Compiler {
             }
         }
         for name in &secrets {
-            self.secret(snapshot, name, &mut compiled);
+            self.secret(snapshot, gateway.as_deref(), name, &mut compiled);
         }
         if !work.listeners.is_empty() || self.set.of_kind(ResourceKind::Runtime).is_empty() {
             self.put(runtime_resource(gateway.as_deref()), &mut compiled);

@@ -4,16 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Compiled, Compiler, Expecting, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
-use crate::config::{Gateway, Listener, ObjectKey, ObjectKind};
+use crate::config::{Gateway, Listener, ObjectKey, ObjectKind, listener_of_client_ca};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
 use crate::ir::{MESH_LEAF, MESH_ROOTS, Routing};
 use crate::model::mesh::Interest;
 use crate::resolve::{
-    Destination, attached_features, certificate_of_secret, chain_problems, cluster_name, endpoints,
-    first_query, interests_of, mesh_secrets, resolve_cluster, resolve_listener, resolve_secret,
-    resolve_virtual_host, shown_by,
+    Destination, attached_features, certificate_of_secret, chain_problems, client_ca_of, cluster_name,
+    endpoints, first_query, interests_of, mesh_secrets, named, resolve_cluster, resolve_listener,
+    resolve_secret, resolve_virtual_host, shown_by,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
@@ -234,28 +234,27 @@ impl Compiler {
         for name in &work.secrets {
             compiled.units += 1;
             let is_shown = gateway.is_some_and(|gateway| shows(snapshot, gateway, name));
-            let declared = snapshot.config.certificate(name).filter(|_| is_shown);
-            let former = snapshot.former(name).filter(|_| is_shown);
+            let named = gateway
+                .filter(|_| is_shown)
+                .map(|gateway| named(snapshot, gateway, name));
+            let declared = named.as_ref().and_then(|named| named.declared);
+            let former = named.as_ref().and_then(|named| named.former);
             let fetched = Fetched {
-                declared: declared.map(|declared| declared.query.clone()),
+                declared: declared.map(|(query, _)| query.clone()),
                 former: former.cloned(),
             };
             self.fetched_by(name, fetched, compiled);
             let expecting = Expecting::Certificate(name.clone());
             match (declared, former) {
-                (Some(declared), Some(_)) => {
-                    let document = declared.origin.document.clone();
-                    self.expecting.insert(expecting, document);
-                }
+                (Some((_, document)), Some(_)) => _ = self.expecting.insert(expecting, document.clone()),
                 _ => _ = self.expecting.remove(&expecting),
             }
-            let shown = is_shown.then(|| {
-                let known = declared.and_then(|declared| snapshot.certificate(&declared.query));
-                let serving = snapshot.serving(name);
-                let material = serving.and_then(|serving| serving.value.as_ref());
+            let shown = named.map(|named| {
+                let known = declared.and_then(|(query, _)| snapshot.certificate(query));
+                let material = named.serving.and_then(|serving| serving.value.as_ref());
                 Shown {
-                    declared: declared.map(|declared| declared.query.clone()),
-                    document: declared.map(|declared| declared.origin.document.clone()),
+                    declared: declared.map(|(query, _)| query.clone()),
+                    document: declared.map(|(_, document)| document.clone()),
                     names: material.map(|material| material.names.clone()),
                     is_former: former.is_some(),
                     brought: known
@@ -278,7 +277,7 @@ impl Compiler {
         let Some(gateway) = gateway else { return };
         for listener in &gateway.listeners {
             let mut shown = shown_by(snapshot, gateway, listener);
-            if shown.any(|name| looks_different.contains(name)) {
+            if shown.any(|name| looks_different.contains(&name)) {
                 work.listeners.insert(listener.name.clone());
             }
         }
@@ -345,15 +344,22 @@ impl Compiler {
     }
 
     /// Only what some chain shows is published: no Envoy would ask for the rest, or answer to it.
-    pub(super) fn secret(&mut self, snapshot: &Snapshot, name: &Arc<str>, compiled: &mut Compiled) {
+    pub(super) fn secret(
+        &mut self,
+        snapshot: &Snapshot,
+        gateway: Option<&Gateway>,
+        name: &Arc<str>,
+        compiled: &mut Compiled,
+    ) {
         let is_named = self
             .secrets_of
             .range((name.clone(), least())..)
             .next()
             .is_some_and(|(named, _)| named == name);
-        let secret = certificate_of_secret(name)
+        let secret = gateway
             .filter(|_| is_named)
-            .and_then(|certificate| resolve_secret(snapshot, certificate));
+            .zip(certificate_of_secret(name))
+            .and_then(|(gateway, name)| resolve_secret(snapshot, gateway, name));
         match secret {
             Some(secret) => self.put(secret_resource(&secret), compiled),
             None => self.withdraw(ResourceKind::Secret, name, compiled),
@@ -393,8 +399,11 @@ impl Compiler {
     }
 }
 
-/// Whether some listener of the gateway shows the certificate.
+/// Whether some listener of the gateway shows the certificate, or asks its clients for one of these authorities.
 fn shows(snapshot: &Snapshot, gateway: &Gateway, certificate: &str) -> bool {
+    if let Some(listener) = listener_of_client_ca(certificate) {
+        return client_ca_of(gateway, listener).is_some();
+    }
     let key = ObjectKey::new(ObjectKind::Certificate, certificate);
     let named = snapshot
         .config

@@ -1,0 +1,199 @@
+//! Watches the authorities whose clients a listener lets in, and what they revoked. Vault is polled: it has no watch, and
+//! a list of revocations changes without anything else.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, OnceCell};
+use tokio::time::Instant;
+
+use super::authorities::{self, MAX_AUTHORITIES_BYTES, MAX_CRL_BYTES};
+use super::file::{self, FileChanges, Settling};
+use super::publisher::{Closed, Publisher};
+use super::store::{CertificateStore, PublicCertificate, StoredCertificate};
+use crate::model::{CertificateMaterial, CertificateQuery, ClientCaQuery, KvVersion, Problem, ProblemKind};
+use crate::sources::vault::{Pauses, VaultClient, VaultFault, jitter, spread};
+
+/// Polls of many watches drift apart.
+const POLL_SPREAD: f64 = 0.1;
+
+pub(super) struct ClientCaWatch<'a> {
+    pub(super) query: &'a CertificateQuery,
+    pub(super) source: &'a ClientCaQuery,
+    pub(super) vault: Option<&'a VaultClient>,
+    pub(super) store: Arc<dyn CertificateStore>,
+    pub(super) poll: Duration,
+    /// What the KV mount turned out to be, where the document does not say.
+    pub(super) kv_version: OnceCell<KvVersion>,
+}
+
+impl ClientCaWatch<'_> {
+    /// Returns only when nobody listens any more.
+    pub(super) async fn run(self, refresh: &Notify, publisher: &mut Publisher) -> Closed {
+        let mut pauses = Pauses::default();
+        let mut files = match self.source {
+            ClientCaQuery::File { certificate, crl } => {
+                let paths = std::iter::once(certificate).chain(crl);
+                let paths: Vec<&Path> = paths.map(|path| Path::new(&**path)).collect();
+                Some(FileChanges::of(&paths))
+            }
+            ClientCaQuery::VaultPki { .. } | ClientCaQuery::VaultKv { .. } => None,
+        };
+        loop {
+            let asked = Instant::now();
+            if let Some(files) = &mut files {
+                files.observe();
+            }
+            let result = self.settled(files.is_some(), publisher.now()).await;
+            let unavailable = matches!(&result, Err(problem) if problem.kind == ProblemKind::Unavailable);
+            let sent = match result {
+                Ok(material) if publisher.good().map(AsRef::as_ref) == Some(&material) => {
+                    publisher.unchanged().await
+                }
+                Ok(material) => {
+                    self.remember(&material).await;
+                    publisher.material(material).await
+                }
+                Err(problem) => self.failed(problem, publisher).await,
+            };
+            if let Err(closed) = sent {
+                return closed;
+            }
+            let pause = async {
+                match (&files, self.vault.filter(|_| unavailable)) {
+                    (Some(files), _) => files.next().await,
+                    (None, Some(vault)) => {
+                        tokio::time::sleep(pauses.unavailable.next()).await;
+                        vault.wait_until_reachable(asked).await;
+                    }
+                    (None, None) => {
+                        pauses.reset();
+                        tokio::time::sleep(spread(self.poll, POLL_SPREAD, jitter())).await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = pause => {}
+                () = refresh.notified() => {}
+            }
+        }
+    }
+
+    /// Authorities and lists in files are two that do not change at the same instant.
+    async fn settled(&self, are_files: bool, now: i64) -> Result<CertificateMaterial, Problem> {
+        let settling = Settling::begin();
+        loop {
+            let result = self.read(now).await;
+            if result.is_ok() || !are_files || !settling.goes_on().await {
+                return result;
+            }
+        }
+    }
+
+    /// After a restart, what was believed before stands until the source says otherwise: it is public, and kept on
+    /// disk. Without it the listener would close while Vault is away.
+    async fn failed(&self, problem: Problem, publisher: &mut Publisher) -> Result<(), Closed> {
+        if publisher.good().is_none()
+            && let Some(material) = self.remembered(publisher.now()).await
+        {
+            publisher.material(material).await?;
+        }
+        publisher.problem(problem).await
+    }
+
+    async fn read(&self, now: i64) -> Result<CertificateMaterial, Problem> {
+        let (authorities, lists) = match (self.source, self.vault) {
+            (ClientCaQuery::File { certificate, crl }, _) => {
+                let authorities = file::read(Path::new(&**certificate), MAX_AUTHORITIES_BYTES)
+                    .await?
+                    .to_string();
+                let lists = match crl {
+                    Some(path) => Some(file::read(Path::new(&**path), MAX_CRL_BYTES).await?.to_string()),
+                    None => None,
+                };
+                (authorities, lists)
+            }
+            (ClientCaQuery::VaultPki { mount, issuer, crl }, Some(vault)) => vault
+                .client_authorities(mount, issuer.as_deref(), *crl)
+                .await
+                .map_err(|fault| fault.problem())?,
+            (
+                ClientCaQuery::VaultKv {
+                    mount,
+                    path,
+                    version,
+                    certificate_field,
+                    crl_field,
+                },
+                Some(vault),
+            ) => {
+                self.kv_texts(
+                    vault,
+                    (mount, path, *version),
+                    certificate_field,
+                    crl_field.as_deref(),
+                )
+                .await?
+            }
+            (_, None) => {
+                let problem = format!("{}: no Vault is configured", self.query);
+                return Err(Problem::new(ProblemKind::Refused, problem)
+                    .with_fix("Add a vault block to the agent's settings."));
+            }
+        };
+        authorities::parse(&authorities, lists.as_deref(), now)
+            .map_err(|fault| fault.problem(&self.query.to_string()))
+    }
+
+    async fn kv_texts(
+        &self,
+        vault: &VaultClient,
+        (mount, path, version): (&str, &str, KvVersion),
+        certificate_field: &str,
+        crl_field: Option<&str>,
+    ) -> Result<(String, Option<String>), Problem> {
+        let said = |fault: VaultFault| fault.problem();
+        let version = match version {
+            KvVersion::Detect => {
+                let detect = || vault.detect_kv(mount, path);
+                *self.kv_version.get_or_try_init(detect).await.map_err(said)?
+            }
+            known => known,
+        };
+        let secret = vault.read_kv(version, mount, path).await.map_err(said)?;
+        let field = |name: &str| {
+            let text = secret.text(name).map_err(|what| {
+                Problem::new(ProblemKind::Invalid, format!("{}: {what}", self.query))
+                    .with_fix("Store the PEM text under that field, or name the field in the document.")
+            })?;
+            Ok::<String, Problem>(text.expose().clone())
+        };
+        let lists = crl_field.map(field).transpose()?;
+        Ok((field(certificate_field)?, lists))
+    }
+
+    async fn remember(&self, material: &CertificateMaterial) {
+        let record = StoredCertificate {
+            certificate: Some(PublicCertificate::of(material)),
+            last_attempt: None,
+        };
+        let (store, query) = (self.store.clone(), self.query.clone());
+        match tokio::task::spawn_blocking(move || store.save(&query, &record)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(source = %self.query, %error, "certificate store not written"),
+            Err(error) => tracing::error!(source = %self.query, %error, "certificate store not written"),
+        }
+    }
+
+    /// What was good, checked as if it came now: a list that has run out since is not believed.
+    async fn remembered(&self, now: i64) -> Option<CertificateMaterial> {
+        let (store, query) = (self.store.clone(), self.query.clone());
+        let record = tokio::task::spawn_blocking(move || store.load(&query))
+            .await
+            .ok()?
+            .ok()??;
+        let stored = record.certificate?;
+        authorities::parse(&stored.chain, stored.crl.as_deref(), now).ok()
+    }
+}

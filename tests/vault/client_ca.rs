@@ -1,0 +1,210 @@
+//! Authorities and revocations from a real OpenBao, with the shipped policies alone.
+
+use portreeve::model::{CertificateQuery, ClientCaQuery, KvVersion, ProblemKind};
+use serde_json::json;
+
+use super::bao::Bao;
+use super::rig::{Rig, app_role, self_signed};
+
+fn from_pki(mount: &str, issuer: Option<&str>, crl: bool) -> CertificateQuery {
+    CertificateQuery::ClientCa(ClientCaQuery::VaultPki {
+        mount: mount.into(),
+        issuer: issuer.map(Into::into),
+        crl,
+    })
+}
+
+fn from_kv(crl_field: Option<&str>) -> CertificateQuery {
+    CertificateQuery::ClientCa(ClientCaQuery::VaultKv {
+        mount: "secret".into(),
+        path: "portreeve/clients".into(),
+        version: KvVersion::V2,
+        certificate_field: "certificate".into(),
+        crl_field: crl_field.map(Into::into),
+    })
+}
+
+async fn rig(bao: &Bao, directory: &tempfile::TempDir) -> Rig {
+    for name in ["portreeve-kv", "portreeve-pki"] {
+        let path = format!("{}/vault-policies/{name}.hcl", env!("CARGO_MANIFEST_DIR"));
+        bao.policy(name, &std::fs::read_to_string(path).unwrap()).await;
+    }
+    let role = json!({"token_policies": ["portreeve-kv", "portreeve-pki"], "token_no_default_policy": true});
+    let (role_id, secret_id) = bao.app_role(role).await;
+    Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path())
+}
+
+#[tokio::test]
+async fn a_mounts_signers_are_the_authorities_and_its_root_is_not() {
+    let bao = Bao::start().await;
+    let role = json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec"});
+    bao.mount_pki(role).await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = rig(&bao, &directory).await;
+    rig.watch(&[&from_pki("pki_int", None, true)]);
+    let material = rig.material().await;
+    // The mount knows its root too, without a key.
+    let issuers = bao.read("pki_int/issuers?list=true").await;
+    assert_eq!(issuers["data"]["keys"].as_array().unwrap().len(), 2);
+    assert_eq!(material.chain.matches("BEGIN CERTIFICATE").count(), 1);
+    let (_, pem) = x509_parser::pem::parse_x509_pem(material.chain.as_bytes()).unwrap();
+    assert_eq!(pem.parse_x509().unwrap().subject().to_string(), "CN=intermediate");
+    assert!(material.private_key.is_none());
+    let before = material.crl.clone().unwrap();
+
+    let issued = bao
+        .write("pki_int/issue/edge", json!({"common_name": "client.example"}))
+        .await;
+    bao.write(
+        "pki_int/revoke",
+        json!({"serial_number": issued["data"]["serial_number"]}),
+    )
+    .await;
+    let after = rig.material().await;
+    assert_ne!(after.crl.clone().unwrap(), before, "the list was read again");
+    assert_eq!(rig.vault.status().errors, 0, "{:?}", rig.vault.status());
+
+    for (query, expected) in [
+        (from_pki("nowhere", None, false), "nowhere/issuers"),
+        (
+            from_pki("pki_int", Some("absent"), false),
+            "pki_int/issuer/absent/json",
+        ),
+        (from_pki("secret", None, false), "secret/issuers"),
+    ] {
+        rig.watch(&[&query]);
+        let problem = rig.problem().await;
+        assert!(problem.message.contains(expected), "{problem}");
+        assert!(problem.fix.is_some());
+    }
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn bad_authorities_are_told_apart_and_the_last_good_stay() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec"}))
+        .await;
+    let authority = bao.read("pki_int/cert/ca").await["data"]["certificate"].clone();
+    let list = bao.read("pki_int/issuer/default/crl").await["data"]["crl"].clone();
+    let strange = bao.read("pki/issuer/default/crl").await["data"]["crl"].clone();
+    let (leaf, _) = self_signed("client.example", 5);
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = rig(&bao, &directory).await;
+    let good = json!({"certificate": authority, "crl": list});
+    bao.write("secret/data/portreeve/clients", json!({"data": good}))
+        .await;
+    rig.watch(&[&from_kv(Some("crl"))]);
+    let first = rig.material().await;
+    let cases = [
+        (json!({"crl": list}), "no field \"certificate\""),
+        (
+            json!({"certificate": "hello", "crl": list}),
+            "no CERTIFICATE block",
+        ),
+        (json!({"certificate": leaf, "crl": list}), "is no authority"),
+        (json!({"certificate": authority}), "no field \"crl\""),
+        (
+            json!({"certificate": authority, "crl": ""}),
+            "has no revocation list",
+        ),
+        (
+            json!({"certificate": authority, "crl": strange}),
+            "signed by none of the authorities",
+        ),
+        (
+            json!({"certificate": authority, "crl": "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"}),
+            "not a valid X.509 CRL",
+        ),
+    ];
+    for (fields, expected) in cases {
+        bao.write("secret/data/portreeve/clients", json!({"data": fields}))
+            .await;
+        let problem = rig.problem().await;
+        assert_eq!(problem.kind, ProblemKind::Invalid, "{problem}");
+        assert!(problem.message.contains(expected), "{problem}");
+        assert!(problem.message.contains("secret/portreeve/clients"), "{problem}");
+    }
+    // Nothing at the path any more, and no right to it: told apart, and nothing taken back.
+    bao.delete("secret/data/portreeve/clients").await;
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Deleted, "{problem}");
+    bao.delete("secret/metadata/portreeve/clients").await;
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::NotFound, "{problem}");
+    bao.write("secret/data/portreeve/clients", json!({"data": good}))
+        .await;
+    assert_eq!(rig.material().await, first);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_the_policy_does_not_name_is_out_of_reach() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec"}))
+        .await;
+    let authority = bao.read("pki_int/cert/ca").await["data"]["certificate"].clone();
+    bao.write(
+        "secret/data/elsewhere/clients",
+        json!({"data": {"certificate": authority}}),
+    )
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = rig(&bao, &directory).await;
+    rig.watch(&[&CertificateQuery::ClientCa(ClientCaQuery::VaultKv {
+        mount: "secret".into(),
+        path: "elsewhere/clients".into(),
+        version: KvVersion::V2,
+        certificate_field: "certificate".into(),
+        crl_field: None,
+    })]);
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    let fix = problem.fix.unwrap();
+    assert!(fix.contains("secret/data/elsewhere/clients"), "{fix}");
+    rig.stop().await;
+}
+
+/// KV version 1 has no versions: what is there is read each time.
+#[tokio::test]
+async fn authorities_in_kv_version_1_are_followed_too() {
+    let bao = Bao::start().await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec"}))
+        .await;
+    bao.write(
+        "sys/mounts/kv",
+        json!({"type": "kv", "options": {"version": "1"}}),
+    )
+    .await;
+    let authority = |mount: &str| format!("{mount}/cert/ca");
+    let (one, two) = (
+        bao.read(&authority("pki_int")).await["data"]["certificate"].clone(),
+        bao.read(&authority("pki")).await["data"]["certificate"].clone(),
+    );
+    bao.write("kv/portreeve/clients", json!({"certificate": one}))
+        .await;
+    let rules = std::fs::read_to_string(format!(
+        "{}/vault-policies/portreeve-kv1.hcl",
+        env!("CARGO_MANIFEST_DIR")
+    ));
+    bao.policy("portreeve-kv1", &rules.unwrap()).await;
+    let role = json!({"token_policies": ["portreeve-kv1"], "token_no_default_policy": true});
+    let (role_id, secret_id) = bao.app_role(role).await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
+    rig.watch(&[&CertificateQuery::ClientCa(ClientCaQuery::VaultKv {
+        mount: "kv".into(),
+        path: "portreeve/clients".into(),
+        version: KvVersion::Detect,
+        certificate_field: "certificate".into(),
+        crl_field: None,
+    })]);
+    let first = rig.material().await;
+    bao.write("kv/portreeve/clients", json!({"certificate": two}))
+        .await;
+    let second = rig.material().await;
+    assert_ne!(first.chain, second.chain);
+    rig.stop().await;
+}
