@@ -97,7 +97,6 @@ impl Readings {
             let age = status
                 .last_success
                 .map(|at| Duration::from_secs((WallClock::default().now() - at).max(0) as u64));
-            let problem = status.problem.as_ref().or(status.warning.as_ref());
             let credentials = [
                 ("vault token", status.token_expires),
                 ("vault client certificate", status.client_certificate_expires),
@@ -105,7 +104,7 @@ impl Readings {
             readings.push(
                 SourceReading::new("vault", status.is_ok(), age)
                     .counted(status.requests, status.errors)
-                    .with_problem(problem.map(ToString::to_string))
+                    .with_problem(status.note().map(ToString::to_string))
                     .with_credentials(&credentials),
             );
         }

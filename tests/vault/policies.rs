@@ -1,7 +1,9 @@
-//! The shipped policies are exactly enough: the sources work with them and no default policy, and nothing more can be
-//! read with them.
+//! The shipped policies are exactly enough: the sources work with them and no default policy, nothing more can be
+//! read with them, and each of their rules is needed.
 
-use portreeve::model::{KvVersion, ProblemKind};
+use std::time::Duration;
+
+use portreeve::model::{CertificateQuery, KvVersion, Problem, ProblemKind};
 use serde_json::{Value, json};
 
 use super::bao::Bao;
@@ -149,4 +151,138 @@ async fn pki_role() {
         assert_eq!(status, 403, "{path}: {answer}");
     }
     assert_eq!(bao.issued().await, 1);
+}
+
+/// The rules of a shipped policy: path, capability, text.
+fn rules(name: &str) -> Vec<(String, String, String)> {
+    let text = shipped(name);
+    let rule = regex::Regex::new(r#"(?m)^path "([^"]+)" \{\n  capabilities = \["(\w+)"\]\n\}$"#).unwrap();
+    let rules: Vec<_> = rule
+        .captures_iter(&text)
+        .map(|found| (found[1].to_owned(), found[2].to_owned(), found[0].to_owned()))
+        .collect();
+    let opened = text.lines().filter(|line| line.starts_with("path ")).count();
+    assert_eq!(rules.len(), opened, "{name}: a rule that was not read");
+    rules
+}
+
+/// What is known to be lacking, once it is this rule and nothing else.
+async fn lacking(rig: &Rig, path: &str) -> Problem {
+    let started = std::time::Instant::now();
+    loop {
+        let status = rig.vault.status();
+        if let [(lacking, problem)] = status.lacking.iter().collect::<Vec<_>>()[..]
+            && **lacking == *path
+        {
+            return problem.clone();
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "{path}: {status:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// One policy with each of its rules taken away in turn, while a token has it: what needs the rule says so by path and
+/// capability, what was there stays, and with the rule in place again all is as before.
+async fn each_rule_is_needed(bao: &Bao, policy: &str, query: &CertificateQuery, news: impl AsyncFn() -> ()) {
+    let rules = rules(policy);
+    let all: String = rules.iter().map(|(_, _, text)| format!("{text}\n")).collect();
+    let settings = json!({
+        "token_policies": [policy], "token_no_default_policy": true, "token_ttl": "6s", "token_max_ttl": "1h"
+    });
+    let (role_id, secret_id) = bao.app_role(settings).await;
+    for (path, capability, missing) in &rules {
+        bao.policy(policy, &all).await;
+        let directory = tempfile::tempdir().unwrap();
+        let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
+        rig.watch(&[query]);
+        rig.material().await;
+        assert!(rig.vault.status().is_ok() && rig.vault.status().lacking.is_empty());
+        bao.policy(policy, &all.replace(missing, "")).await;
+        let rule = |path: &str| format!("path \"{path}\" {{ capabilities = [\"{capability}\"] }}");
+        let own = path.starts_with("auth/token/");
+        let asked = path.replace('*', "www");
+        let problem = if path.ends_with("/revoke-self") {
+            let vault = rig.vault.clone();
+            rig.stop().await;
+            let status = vault.status();
+            let problem = status.lacking[&*asked].clone();
+            assert!(problem.message.contains(&rule(&asked)), "{problem}");
+            continue;
+        } else if path.ends_with("/lookup-self") {
+            // Asked at a login. The token that there is ends.
+            bao.write("sys/leases/revoke-prefix/auth/approle", json!({}))
+                .await;
+            news().await;
+            rig.material().await;
+            lacking(&rig, &asked).await
+        } else if own || path.contains("/metadata/") {
+            lacking(&rig, &asked).await
+        } else {
+            news().await;
+            rig.problem().await
+        };
+        let said = format!("{problem} {}", problem.fix.as_deref().unwrap_or_default());
+        assert_eq!(problem.kind, ProblemKind::Forbidden);
+        assert!(said.contains(&rule(&asked)), "{said}");
+        // The rest goes on: what is read with another rule is read.
+        if own || path.contains("/metadata/") {
+            news().await;
+            rig.material().await;
+        }
+        bao.policy(policy, &all).await;
+        if own {
+            bao.write("sys/leases/revoke-prefix/auth/approle", json!({}))
+                .await;
+        }
+        if !own && !path.contains("/metadata/") {
+            rig.eventually().await;
+        }
+        let started = std::time::Instant::now();
+        while !(rig.vault.status().lacking.is_empty() && rig.vault.status().is_ok()) {
+            assert!(
+                started.elapsed() < Duration::from_secs(30),
+                "{path}: {:?}",
+                rig.vault.status()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        rig.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn no_rule_of_kv_version_2_is_superfluous() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    let news = async || {
+        let body = json!({"data": fields("www.example")});
+        bao.write("secret/data/portreeve/www", body).await;
+    };
+    news().await;
+    let query = kv(KvVersion::V2, "secret", "portreeve/www");
+    each_rule_is_needed(&bao, "portreeve-kv", &query, &news).await;
+}
+
+#[tokio::test]
+async fn no_rule_of_kv_version_1_is_superfluous() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    let news = async || {
+        bao.write("kv/portreeve/www", fields("www.example")).await;
+    };
+    news().await;
+    let query = kv(KvVersion::V1, "kv", "portreeve/www");
+    each_rule_is_needed(&bao, "portreeve-kv1", &query, &news).await;
+}
+
+#[tokio::test]
+async fn no_rule_of_pki_is_superfluous() {
+    let bao = Bao::start().await;
+    let role = json!({
+        "allowed_domains": ["example.com"], "allow_subdomains": true, "max_ttl": "1h", "key_type": "any"
+    });
+    bao.mount_pki(role).await;
+    // A life so short that it is always about to be renewed.
+    let query = pki("www.example.com", 12);
+    each_rule_is_needed(&bao, "portreeve-pki", &query, async || {}).await;
 }

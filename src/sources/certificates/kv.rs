@@ -16,6 +16,9 @@ use crate::sources::vault::{KvStamp, Pauses, VaultClient, VaultFault, jitter, sp
 /// Polls of many certificates drift apart.
 const POLL_SPREAD: f64 = 0.1;
 
+/// After so many polls of a secret whose metadata may not be read, it is asked for again: rights come back unsaid.
+const ASK_FOR_METADATA_AGAIN: u8 = 10;
+
 pub(super) struct KvQuery<'a> {
     pub(super) mount: &'a str,
     pub(super) path: &'a str,
@@ -37,7 +40,7 @@ pub(super) async fn watch(
         vault,
         version: None,
         seen: None,
-        metadata_forbidden: false,
+        polls_without_metadata: 0,
     };
     let mut pauses = Pauses::default();
     loop {
@@ -111,8 +114,15 @@ struct KvWatch<'a> {
     version: Option<KvVersion>,
     /// The state whose content was good.
     seen: Option<KvStamp>,
-    /// The policy has no right on `metadata/`: the data itself is polled.
-    metadata_forbidden: bool,
+    /// Not 0: the policy has no right on `metadata/`, and for so many more polls the data itself is read.
+    polls_without_metadata: u8,
+}
+
+impl Drop for KvWatch<'_> {
+    fn drop(&mut self) {
+        self.vault
+            .no_longer_watches_kv2(self.query.mount, self.query.path);
+    }
 }
 
 impl KvWatch<'_> {
@@ -161,15 +171,15 @@ impl KvWatch<'_> {
     }
 
     async fn stamp(&mut self) -> Result<Option<KvStamp>, VaultFault> {
-        if self.metadata_forbidden {
+        if self.polls_without_metadata > 0 {
+            self.polls_without_metadata -= 1;
             return Ok(None);
         }
         let KvQuery { mount, path, .. } = self.query;
         match self.vault.kv2_stamp(mount, path).await {
             Ok(stamp) => Ok(Some(stamp)),
             Err(fault) if fault.kind() == ProblemKind::Forbidden => {
-                tracing::info!(mount, path, "no right on metadata: polling the secret itself");
-                self.metadata_forbidden = true;
+                self.polls_without_metadata = ASK_FOR_METADATA_AGAIN;
                 Ok(None)
             }
             // The read of the data says more (a wrong version, a deleted one).
@@ -182,6 +192,6 @@ impl KvWatch<'_> {
     fn forget(&mut self) {
         self.version = None;
         self.seen = None;
-        self.metadata_forbidden = false;
+        self.polls_without_metadata = 0;
     }
 }

@@ -177,6 +177,30 @@ impl Shared {
         result
     }
 
+    /// A rule is missing that something can be done without: said once, and shown until it is there.
+    pub(super) fn lacks(&self, fault: &VaultFault, consequence: &str) {
+        let problem = fault.lacking_rule(consequence);
+        let mut is_news = false;
+        self.freshness.update(|status| {
+            is_news = status
+                .lacking
+                .insert(fault.path.clone(), problem.clone())
+                .is_none();
+        });
+        if is_news {
+            tracing::warn!(%problem, "the vault policy lacks a rule");
+        }
+    }
+
+    pub(super) fn lacks_no_more(&self, path: &str) {
+        let mut was_lacking = false;
+        self.freshness
+            .update(|status| was_lacking = status.lacking.remove(path).is_some());
+        if was_lacking {
+            tracing::info!(path, "the vault policy has the rule now");
+        }
+    }
+
     /// Lets 2xx and 404 through.
     pub(super) fn accept(&self, call: &Call, answer: Answer) -> Result<Answer, VaultFault> {
         let reason = match answer.status {

@@ -109,8 +109,24 @@ impl VaultFault {
         Problem::new(self.kind(), self.to_string()).with_fix(self.fix())
     }
 
+    /// Of a request that was refused and that is done without.
+    pub(super) fn lacking_rule(&self, consequence: &str) -> Problem {
+        let message = format!(
+            "the policy of the agent's Vault token lacks {}: {consequence}",
+            self.rule()
+        );
+        Problem::new(ProblemKind::Forbidden, message).with_fix("Add the rule to the policy.")
+    }
+
+    fn rule(&self) -> String {
+        format!(
+            "path \"{}\" {{ capabilities = [\"{}\"] }}",
+            self.path, self.capability
+        )
+    }
+
     fn fix(&self) -> String {
-        let (path, capability) = (&self.path, self.capability);
+        let path = &self.path;
         match &self.reason {
             Reason::Unreachable(why) if why.contains("peer certificate") => {
                 "Set ca_file (or ca_path) to the authority of Vault's certificate, or tls_server_name to a name in it."
@@ -127,11 +143,17 @@ impl VaultFault {
             }
             Reason::Overloaded => "Raise the rate limit quota, or lengthen the poll interval.".to_owned(),
             Reason::ServerError { .. } => "See Vault's own log; it is tried again by itself.".to_owned(),
+            // Vault says the same of a token that it does not know, and of one that may not ask about itself.
+            Reason::TokenInvalid(_) if path.starts_with("auth/token/") => format!(
+                "Give the agent a new token, or an auth method with which it can get one itself. If this one is good, add to \
+                 its policy: {}",
+                self.rule()
+            ),
             Reason::TokenInvalid(_) => {
                 "Give the agent a new token, or an auth method with which it can get one itself.".to_owned()
             }
             Reason::Forbidden(_) => {
-                format!("Add to the policy of the agent's token: path \"{path}\" {{ capabilities = [\"{capability}\"] }}")
+                format!("Add to the policy of the agent's token: {}", self.rule())
             }
             Reason::NotFound(_) => format!(
                 "Check the mount and the path: `vault read {path}` must answer with the agent's policy."

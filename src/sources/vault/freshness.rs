@@ -1,7 +1,7 @@
 //! How the connection to Vault is doing, for status and metrics.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::Problem;
 
@@ -26,6 +26,8 @@ pub struct VaultStatus {
     pub client_certificate_expires: Option<i64>,
     /// What works now and ends soon, and nobody but its giver can renew it.
     pub warning: Option<Problem>,
+    /// Rules that the token's policy lacks and that something is done without, by their path.
+    pub lacking: BTreeMap<Arc<str>, Problem>,
     pub requests: u64,
     /// Requests without an answer, or with one of 400 and above other than 404.
     pub errors: u64,
@@ -36,6 +38,12 @@ pub struct VaultStatus {
 impl VaultStatus {
     pub fn is_ok(&self) -> bool {
         self.problem.is_none() && self.last_success.is_some()
+    }
+
+    /// The worst that there is to say.
+    pub fn note(&self) -> Option<&Problem> {
+        let lacking = || self.lacking.values().next();
+        self.problem.as_ref().or(self.warning.as_ref()).or_else(lacking)
     }
 }
 

@@ -102,7 +102,13 @@ impl VaultClient {
             mount: trim(mount),
             path: trim(path),
         })?;
-        let answer = self.call(&call).await?;
+        let answer = self.call(&call).await.inspect_err(|fault| {
+            if matches!(fault.reason, Reason::Forbidden(_)) {
+                self.shared
+                    .lacks(fault, "the secret itself is read at every poll, not its version");
+            }
+        })?;
+        self.shared.lacks_no_more(call.path());
         if answer.status == 404 {
             return Err(self.not_found(&call, &answer));
         }
@@ -114,6 +120,18 @@ impl VaultClient {
             ends: current.is_some_and(|version| !version.deletion_time.is_empty()),
             destroyed: current.is_some_and(|version| version.destroyed),
         })
+    }
+
+    /// Nobody asks for the secret any more, so its metadata is not missed.
+    pub(crate) fn no_longer_watches_kv2(&self, mount: &str, path: &str) {
+        if let Ok(call) = Call::of(&ReadSecretMetadataRequest {
+            mount: trim(mount),
+            path: trim(path),
+        }) {
+            self.shared
+                .freshness
+                .update(|status| drop(status.lacking.remove(call.path())));
+        }
     }
 
     async fn read_kv1(&self, mount: &str, path: &str) -> Result<KvSecret, VaultFault> {

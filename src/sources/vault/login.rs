@@ -168,6 +168,7 @@ pub(super) async fn inspect(shared: &Shared, state: &TokenState) -> Result<Token
             .fault(&call, Reason::TokenInvalid(answer.errors())));
     }
     let answer = shared.accept(&call, answer)?;
+    shared.lacks_no_more(call.path());
     let data = answer.parse::<TokenData>().and_then(|envelope| envelope.data);
     let Some(data) = data else {
         return Err(unreadable(shared, &call));
@@ -194,10 +195,14 @@ pub(super) async fn renew(
     let call = Call::of(&RenewTokenSelfRequest { increment })?.repeatable();
     let answer = shared.send(&call, state).await?;
     if answer.status == 403 {
-        return Err(shared
-            .transport
-            .fault(&call, Reason::TokenInvalid(answer.errors())));
+        let errors = answer.errors();
+        let reason = match inspect(shared, state).await {
+            Ok(_) => Reason::Forbidden(errors),
+            Err(_) => Reason::TokenInvalid(errors),
+        };
+        return Err(shared.transport.fault(&call, reason));
     }
+    shared.lacks_no_more(call.path());
     let auth = auth(shared, &call, &shared.accept(&call, answer)?)?;
     shared.freshness.update(|status| status.renewals += 1);
     Ok((auth.lease_duration, auth.renewable))
@@ -212,8 +217,16 @@ pub(super) async fn revoke(shared: &Shared, state: &TokenState) {
     let Ok(call) = Call::of(&RevokeTokenSelfRequest {}) else {
         return;
     };
-    match shared.send(&call.within(REVOKE_TIMEOUT), state).await {
+    let call = call.within(REVOKE_TIMEOUT);
+    match shared.send(&call, state).await {
         Ok(answer) if answer.status < 300 => tracing::info!("vault token revoked"),
+        Ok(answer) if answer.status == 403 => {
+            let fault = shared.transport.fault(&call, Reason::Forbidden(answer.errors()));
+            shared.lacks(
+                &fault,
+                "the token is not given back, and stays good until it ends by itself",
+            );
+        }
         Ok(answer) => tracing::info!(
             status = answer.status,
             "vault token not revoked: it ends by itself"

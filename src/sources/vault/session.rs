@@ -170,7 +170,13 @@ impl VaultSession {
                 Ok((received, true))
             }
             // Fresh from a login it is good, and its policies only lack lookup-self.
-            Err(_) if received.life.is_some() => Ok((received, false)),
+            Err(fault) if received.life.is_some() => {
+                if matches!(fault.reason, Reason::TokenInvalid(_)) {
+                    let consequence = "whether a refusal means a lost token is found out by logging in again";
+                    self.shared.lacks(&fault, consequence);
+                }
+                Ok((received, false))
+            }
             // Given to us, it may be good all the same (no default policy): requests will tell.
             Err(fault) if matches!(fault.reason, Reason::TokenInvalid(_)) => {
                 self.report(Some(&fault));
@@ -221,7 +227,10 @@ impl VaultSession {
                             self.note_expiry(life);
                             self.report(None);
                         }
-                        Err(fault) if matches!(fault.reason, Reason::TokenInvalid(_)) && replaceable => {
+                        Err(fault) if fault.kind() == ProblemKind::Forbidden && replaceable => {
+                            if matches!(fault.reason, Reason::Forbidden(_)) {
+                                self.shared.lacks(&fault, "the agent logs in again where it would renew its token");
+                            }
                             return End::Replace(None);
                         }
                         Err(fault) => {

@@ -103,7 +103,6 @@ impl Call {
         self
     }
 
-    #[cfg(test)]
     pub(super) fn path(&self) -> &str {
         &self.path
     }
