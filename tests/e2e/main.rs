@@ -23,6 +23,7 @@ mod faults;
 mod first_start;
 mod headers;
 mod inheritance;
+mod large_catalog;
 mod login;
 mod long_streams;
 mod mesh_gateways;

@@ -37,6 +37,8 @@ pub struct Options {
     pub consul_policy: Option<String>,
     /// In place of a token: an auth method, and the file with the identity. The policy is there, and nobody has it.
     pub consul_login: Option<(String, PathBuf)>,
+    /// What the agent's `consul` block holds, in place of Consul's address.
+    pub consul_block: Option<String>,
     /// Laid over Consul's configuration, where it has no ACLs.
     pub consul_settings: Option<serde_json::Value>,
     /// The gateway is `edge-gw` in the mesh, with a token of its own that has this policy alone.
@@ -264,7 +266,7 @@ bind_addr = "127.0.0.1"
 data_dir  = "{data}"
 
 consul {{
-  address = "{consul}"
+  {consul}
 }}
 
 kv_documents {{
@@ -286,7 +288,10 @@ api {{
 }}
 "#,
         data = launch.directory().join("data").display(),
-        consul = consul.address(),
+        consul = options
+            .consul_block
+            .clone()
+            .unwrap_or_else(|| format!("address = {:?}", consul.address())),
         kv_documents = options.kv_documents.as_deref().unwrap_or("allow_loopback = true"),
         supervise = !options.no_envoy,
         leave_envoy = if options.leave_envoy {

@@ -118,7 +118,7 @@ impl Claim {
                     None => None,
                 };
                 Pass {
-                    lane: CALL_LANE + 1 + seat / STREAMS_PER_LANE,
+                    lane: CALL_LANE + 1 + seat / self.budget.client.polls_per_lane(),
                     may_block: true,
                     rest: Duration::ZERO,
                     _permit: permit,
@@ -158,9 +158,6 @@ impl Drop for Claim {
         }
     }
 }
-
-/// Go's HTTP/2 servers allow 250 streams, common proxies 100; the lowest of them.
-const STREAMS_PER_LANE: usize = 100;
 
 /// Connections for those without a place.
 const TURNS_IN_FLIGHT: usize = 8;

@@ -83,6 +83,17 @@ impl ApiClient {
         self.0.multiplexed.load(Ordering::Relaxed)
     }
 
+    /// How many long polls share a pool of connections. Where each holds a connection it has a pool of its own: in a shared
+    /// one, a poll that opens a connection may be given another's that is freed first, and the one it opened is one too
+    /// many. With hundreds that begin at once these passed what Consul grants one client.
+    pub(in crate::sources) fn polls_per_lane(&self) -> usize {
+        if self.is_multiplexed() || self.0.settings.address.is_tls() {
+            STREAMS_PER_LANE
+        } else {
+            1
+        }
+    }
+
     pub(super) fn login(&self) -> Option<&Login> {
         self.0.login.as_ref()
     }
@@ -336,6 +347,9 @@ fn base_url(settings: &ApiSettings) -> Result<Url, SettingsError> {
 
 /// Calls and the one document watch; service watches use the lanes above it.
 pub(in crate::sources) const CALL_LANE: usize = 0;
+
+/// Go's HTTP/2 servers allow 250 streams, common proxies 100; the lowest of them.
+const STREAMS_PER_LANE: usize = 100;
 
 /// Error texts are a line; a proxy's error page is not worth more.
 const ERROR_BODY: usize = 1024;
