@@ -1,5 +1,6 @@
 //! Clocks and figures of processes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -38,6 +39,30 @@ pub fn resident_mib(pid: u32) -> f64 {
         .and_then(|word| word.parse().ok())
         .expect("VmRSS");
     kib / 1024.0
+}
+
+/// Connections of a process to a port of this machine.
+pub fn connections(pid: u32, port: u16) -> usize {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process");
+    let sockets: BTreeSet<String> = descriptors
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter_map(|target| {
+            Some(
+                target
+                    .to_str()?
+                    .strip_prefix("socket:[")?
+                    .trim_end_matches(']')
+                    .to_owned(),
+            )
+        })
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("a table of connections");
+    let remote = format!(":{port:04X}");
+    let established = table.lines().skip(1).filter(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields[2].ends_with(&remote) && fields[3] == "01" && sockets.contains(fields[9])
+    });
+    established.count()
 }
 
 pub fn milliseconds(time: Duration) -> f64 {

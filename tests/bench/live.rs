@@ -1,6 +1,7 @@
 //! The real programs: Consul with a data directory, the agent of this build, its supervised Envoy.
 //!
-//! The agent reaches Consul over TLS, where its long polls share connections: plain HTTP has room for some 150 of them.
+//! The agent reaches Consul over TLS, where its long polls share connections, unless it is told otherwise: plain HTTP has
+//! room for some 150 of them.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,9 @@ pub struct Live {
     pub agent: Agent,
     pub consul: Consul,
     pub client: Client,
+    /// When the agent was started.
+    pub launched: Instant,
+    consul_https: u16,
     _certificates: TempDir,
 }
 
@@ -28,9 +32,21 @@ const TRANSACTION: usize = 64;
 const NODE: &str = "bench-node";
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// How the agent reaches Consul.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Towards {
+    Plain,
+    Tls,
+}
+
 impl Live {
     /// With a gateway that has no route.
     pub async fn start() -> Live {
+        Live::start_with(Towards::Tls, "", async |_| {}).await
+    }
+
+    /// With more settings, and a Consul that this was done to before the agent began.
+    pub async fn start_with(towards: Towards, more: &str, before: impl AsyncFnOnce(&Consul)) -> Live {
         let certificates = scratch_directory("consul-tls");
         let ca = Ca::new("bench");
         let pair = ca.issue(&["server.dc1.consul", "127.0.0.1"]);
@@ -51,6 +67,11 @@ impl Live {
         consul
             .catalog_register(&json!({ "Node": NODE, "Address": "127.0.0.1" }))
             .await;
+        before(&consul).await;
+        let consul_block = match towards {
+            Towards::Plain => format!("address = \"{}\"", consul.address()),
+            Towards::Tls => format!("address = \"https://127.0.0.1:{https}\"\n  ca_file = {ca_file:?}"),
+        };
         let launch = Agent::prepare();
         let settings = format!(
             r#"
@@ -60,9 +81,10 @@ bind_addr = "127.0.0.1"
 data_dir  = "{data}"
 
 consul {{
-  address = "https://127.0.0.1:{https}"
-  ca_file = "{ca_file}"
+  {consul_block}
 }}
+
+{more}
 
 kv_documents {{
   allow_loopback = true
@@ -81,17 +103,19 @@ api {{
 }}
 "#,
             data = launch.directory().join("data").display(),
-            ca_file = ca_file.display(),
             envoy = program("envoy").display(),
             api = launch.api().display(),
         );
         let file = launch.file("portreeve.hcl", &settings);
+        let launched = Instant::now();
         let agent = launch.arg("agent").arg("-config").arg(&file).start();
         let http = free_port();
         let live = Live {
             agent,
             consul,
             client: Client::http(http).keep_alive(),
+            launched,
+            consul_https: https,
             _certificates: certificates,
         };
         live.put("gateway", &synthetic::gateway(http)).await;
@@ -111,7 +135,7 @@ api {{
             let value = base64::engine::general_purpose::STANDARD.encode(text);
             json!({ "KV": { "Verb": "set", "Key": format!("portreeve/config/{name}"), "Value": value } })
         });
-        self.transact(operations.collect()).await;
+        transact(&self.consul, operations.collect()).await;
     }
 
     /// Instances that nobody asks, so many for each of so many services (`s0`, `s1`, ...).
@@ -124,17 +148,7 @@ api {{
             });
             json!({ "Service": { "Verb": "set", "Node": NODE, "Service": service } })
         });
-        self.transact(operations.collect()).await;
-    }
-
-    async fn transact(&self, operations: Vec<Value>) {
-        let total = operations.len();
-        for (at, part) in operations.chunks(TRANSACTION).enumerate() {
-            self.consul.txn(Value::from(part.to_vec())).await;
-            if at % 100 == 99 {
-                eprintln!("bench:   {} of {total} written to Consul", (at + 1) * TRANSACTION);
-            }
-        }
+        transact(&self.consul, operations.collect()).await;
     }
 
     pub async fn until_status(&self, host: &str, status: u16) {
@@ -146,6 +160,14 @@ api {{
             Ok(())
         })
         .await;
+    }
+
+    /// Where the agent reaches it.
+    pub fn consul_port(&self, towards: Towards) -> u16 {
+        match towards {
+            Towards::Plain => self.consul.port,
+            Towards::Tls => self.consul_https,
+        }
     }
 
     pub fn resident_mib(&self) -> f64 {
@@ -173,8 +195,31 @@ api {{
     }
 }
 
+/// Services that ask to be exposed, all at one address: `s0` and on, as an external node has them.
+pub async fn register_exposed(consul: &Consul, services: std::ops::Range<usize>, port: u16) {
+    let operations = services.map(|number| {
+        let name = synthetic::service_name(number);
+        let service = json!({
+            "ID": name, "Service": name, "Tags": ["portreeve"], "Address": "127.0.0.1", "Port": port,
+        });
+        json!({ "Service": { "Verb": "set", "Node": NODE, "Service": service } })
+    });
+    transact(consul, operations.collect()).await;
+}
+
+/// As many transactions as it takes.
+async fn transact(consul: &Consul, operations: Vec<Value>) {
+    let total = operations.len();
+    for (at, part) in operations.chunks(TRANSACTION).enumerate() {
+        consul.txn(Value::from(part.to_vec())).await;
+        if at % 100 == 99 {
+            eprintln!("bench:   {} of {total} written to Consul", (at + 1) * TRANSACTION);
+        }
+    }
+}
+
 /// CPU time of a process in hundredths of a second.
-fn ticks(pid: u32) -> u64 {
+pub fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
     let after_name = stat.rsplit(')').next().unwrap_or_default();
     after_name

@@ -18,6 +18,7 @@ mod clock;
 mod endpoint_change;
 mod fanout;
 mod floor;
+mod large_catalog;
 mod live;
 mod one_change;
 mod report;
@@ -81,11 +82,12 @@ fn main() -> ExitCode {
         only: value_of("--only"),
     };
     let mut report = Report::default();
-    let groups: [(&str, Group); 4] = [
+    let groups: [(&str, Group); 5] = [
         ("translate", translate::run),
         ("fanout", fanout::run),
         ("endpoint", endpoint_change::run),
         ("route", route_change::run),
+        ("catalog", large_catalog::run),
     ];
     for (name, run) in groups {
         if plan.wants(name) {
