@@ -10,6 +10,7 @@ mod around;
 mod case;
 mod cases;
 mod complete;
+mod elsewhere;
 mod mesh;
 mod syntax;
 mod table;

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use super::cases;
+use super::{cases, elsewhere};
 
 #[test]
 fn every_case_is_told_and_harms_only_itself() {
@@ -32,8 +32,10 @@ fn every_case_is_told_and_harms_only_itself() {
 fn the_page_is_what_the_cases_show() {
     let mut page = String::from(
         "# Bad input\n\n\
-         Written from the tests (`UPDATE_REFERENCE=1 cargo test --test bad_input`): each row is one. In every case all \
-         other documents serve as before. Codes are explained in [diagnostics](reference/diagnostics.md).\n\n\
+         Written from the tests (`UPDATE_REFERENCE=1 cargo test --test bad_input`). Codes are explained in \
+         [diagnostics](reference/diagnostics.md).\n\n\
+         ## Documents\n\n\
+         Each row is a test. In every case all other documents serve as before.\n\n\
          | Input | Code | What stays in service |\n|---|---|---|\n",
     );
     for case in cases::all() {
@@ -45,6 +47,22 @@ fn the_page_is_what_the_cases_show() {
             codes.join(", ")
         };
         page.push_str(&format!("| {} | {codes} | {} |\n", case.what, case.stays.words()));
+    }
+    for area in elsewhere::AREAS {
+        page.push_str(&format!(
+            "\n## {}\n\n| Input | What happens | Shown by |\n|---|---|---|\n",
+            area.title
+        ));
+        for row in area.rows {
+            let tests: Vec<String> = row.tests.iter().map(|test| format!("`{test}`")).collect();
+            assert!(!tests.is_empty(), "{}: shown by nothing", row.input);
+            page.push_str(&format!(
+                "| {} | {} | {} |\n",
+                row.input,
+                row.outcome,
+                tests.join(", ")
+            ));
+        }
     }
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bad-input.md");
     if std::env::var_os("UPDATE_REFERENCE").is_some() {

@@ -425,3 +425,31 @@ async fn one_shot_writes() {
     assert!(error.to_string().contains("524288"), "{error}");
     assert!(client.put_cas("p/ç", "x", 0).await.is_err());
 }
+
+/// Consul's own bound is the same, unless an operator raised it: then ours holds.
+#[tokio::test]
+async fn a_value_that_is_too_large_is_named_and_the_rest_goes_on() {
+    let server = Server::start_with(false, "limits { kv_max_value_size = 1048576 }").await;
+    for key in ["good", "large"] {
+        put(&server, key, "1").await;
+    }
+    let mut running = watch(server.client(None));
+    running.documents().await;
+    put(&server, "large", &"x".repeat(600 * 1024)).await;
+    let update = running.documents().await;
+    assert!(
+        update.changed.is_empty() && update.removed.is_empty(),
+        "its last good version stays"
+    );
+    let problem = update.problem.unwrap();
+    let named = "portreeve/config/large: 614400 bytes exceed the 524288 of one document";
+    assert!(problem.message.contains(named), "{problem}");
+    put(&server, "good", "2").await;
+    let update = running.documents().await;
+    assert_eq!(changed(&update), [("good", "2")]);
+    assert!(update.problem.is_some(), "still there");
+    put(&server, "large", "2").await;
+    let update = running.documents().await;
+    assert_eq!(changed(&update), [("large", "2")]);
+    assert!(update.problem.is_none());
+}

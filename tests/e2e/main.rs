@@ -22,6 +22,7 @@ mod fail_closed;
 mod faults;
 mod first_start;
 mod headers;
+mod hostile;
 mod inheritance;
 mod large_catalog;
 mod login;

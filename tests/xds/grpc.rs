@@ -4,8 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::protobuf::{Struct, Value, value};
 use portreeve::envoy::{Resource, ResourceKind};
 use portreeve::xds::{Event, GatewayAccess, Limits, ListenError, RefusedReason, UnixSettings, Variant};
@@ -215,6 +215,41 @@ async fn refuses_with_a_status_and_an_event() {
         .await
         .unwrap();
     served.view_where("connected", |_| true).await;
+    served.end().await;
+}
+
+/// An Envoy that is set up for more than is served here: it is told nothing about that, and all about the rest.
+#[tokio::test]
+async fn an_unknown_type_is_left_unanswered_and_the_rest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_publish, receiver) = publisher(Some(set_of(&[(Cluster, "a", "1"), (Endpoint, "a", "1")])));
+    let served = Served::start(folder.path(), receiver).await;
+    for type_url in [
+        "type.googleapis.com/envoy.service.runtime.v3.Runtime",
+        "type.googleapis.com/envoy.config.cluster.v3.Clusters",
+        "",
+        "x\r\ny",
+    ] {
+        let unknown = DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            ..ask(Cluster, &[])
+        };
+        let mut client = Client::open(connect(&served.socket).await, node("edge"), unknown.clone())
+            .await
+            .unwrap();
+        client.requests.send(unknown).await.unwrap();
+        client.ask(Cluster, &[]).await;
+        let response = client.next().await.unwrap();
+        assert_eq!(
+            (response.type_url.as_str(), names(&response)),
+            (Cluster.type_url(), vec!["a"]),
+            "{type_url:?}"
+        );
+        client.answer(&response, None).await;
+        client.ask(Endpoint, &["a"]).await;
+        let response = client.next().await.unwrap();
+        assert_eq!(names(&response), ["a"], "{type_url:?}");
+    }
     served.end().await;
 }
 

@@ -1,0 +1,410 @@
+//! Bad input that is no document, for the page. What happens is shown by the tests that are named, through the real
+//! programs where there are any; that these exist is checked with the other pages' proofs.
+
+pub struct Area {
+    pub title: &'static str,
+    pub rows: &'static [Row],
+}
+
+pub struct Row {
+    pub input: &'static str,
+    pub outcome: &'static str,
+    pub tests: &'static [&'static str],
+}
+
+const fn row(input: &'static str, outcome: &'static str, tests: &'static [&'static str]) -> Row {
+    Row {
+        input,
+        outcome,
+        tests,
+    }
+}
+
+pub const AREAS: &[Area] = &[
+    Area {
+        title: "Settings",
+        rows: &[
+            row(
+                "a misspelt block or attribute, a bracket never closed",
+                "the agent does not start, and says file, line and the word that was probably meant; at a reload the old settings stay",
+                &[
+                    "a_slip_in_a_settings_file_is_never_left_out",
+                    "settings_of_an_agent",
+                ],
+            ),
+            row(
+                "arbitrary bytes",
+                "an error, never an end without words",
+                &["fuzz_settings"],
+            ),
+            row(
+                "no gateway to serve, a data directory that cannot be made, a socket that another agent holds",
+                "exit code 1 with what is missing and the flag that gives it",
+                &["what_cannot_start_says_why_and_exits_1"],
+            ),
+            row(
+                "a host name where the agent is to listen",
+                "exit code 1: an address is needed",
+                &["where_to_listen_is_said_by_address"],
+            ),
+            row(
+                "a Consul address that is none, a proxy in the environment",
+                "the address is named at the start; proxies are not used",
+                &[
+                    "wrong_addresses_say_why",
+                    "a_wrong_address_and_a_proxy_in_the_environment",
+                ],
+            ),
+            row(
+                "a token file that is missing, half written, or no token",
+                "an error at the start; later the token of before stays",
+                &[
+                    "an_unreadable_file_at_start_is_an_error",
+                    "half_written_and_missing_files_keep_the_old_token",
+                    "a_file_that_is_no_token_is_not_read_whole",
+                ],
+            ),
+            row(
+                "a Vault credential that cannot be read, or holds what no token has",
+                "its file is named, its content is not; read again until it is good",
+                &["a_credential_that_cannot_be_read_is_named"],
+            ),
+            row(
+                "two ways to log in to Vault, or two secret ids",
+                "the settings are refused",
+                &["one_login_and_one_secret_id"],
+            ),
+            row(
+                "TLS files that hold nothing of use, or do not fit together",
+                "an error at the start; when they change later the pair of before stays",
+                &[
+                    "unusable_trust_is_told_at_the_start",
+                    "unusable_settings_are_an_error_at_the_start",
+                    "a_rotated_client_certificate_is_taken_up_without_a_restart",
+                ],
+            ),
+            row(
+                "a data directory that others may use, a damaged state file",
+                "the agent does not start and says which and why; Envoy serves on",
+                &[
+                    "a_dev_directory_that_others_may_use_is_refused",
+                    "a_damaged_state_file_is_named_envoy_serves_on_and_deleting_it_helps",
+                ],
+            ),
+        ],
+    },
+    Area {
+        title: "Keys and values in Consul KV, files of a directory",
+        rows: &[
+            row(
+                "a key with other characters than letters, digits, `_`, `.`, `/` and `-`, or with a file extension",
+                "not taken, named with how to write it; every other document goes on",
+                &[
+                    "keys_that_some_consul_refuses_are_never_asked_for",
+                    "keys_that_every_consul_takes",
+                ],
+            ),
+            row(
+                "a value that is not UTF-8",
+                "named; the key's last good version stays",
+                &["what_cannot_be_taken_is_named"],
+            ),
+            row(
+                "a value over 512 KiB, where Consul was told to take it",
+                "named with its size; the key's last good version stays",
+                &["a_value_that_is_too_large_is_named_and_the_rest_goes_on"],
+            ),
+            row(
+                "a folder, as Consul's UI makes it: a key that ends in a slash",
+                "passed over",
+                &["first_listing_is_all_change"],
+            ),
+            row(
+                "garbage, half an answer or endless news from Consul",
+                "what is known stays",
+                &[
+                    "garbage_half_answers_and_floods_change_nothing",
+                    "fuzz_kv_listings",
+                    "fuzz_kv_bytes",
+                ],
+            ),
+            row(
+                "a file that cannot be read, or is being written",
+                "named; its last good version stays",
+                &[
+                    "an_unreadable_file_is_named_and_its_last_version_stands",
+                    "a_save_that_truncates_first_is_taken_whole",
+                ],
+            ),
+            row(
+                "more documents than memory should hold",
+                "told; what is known stays",
+                &["the_documents_together_are_bounded"],
+            ),
+        ],
+    },
+    Area {
+        title: "Command line and API",
+        rows: &[
+            row(
+                "a directory without documents",
+                "exit code 1, with what counts as one",
+                &["nothing_to_read_is_an_error"],
+            ),
+            row(
+                "documents that do not validate",
+                "`plan` and `apply` write nothing",
+                &["refuses_what_does_not_validate", "validate_bad"],
+            ),
+            row(
+                "files whose names cannot be keys",
+                "refused, with the file",
+                &["names_of_files"],
+            ),
+            row(
+                "more than one transaction holds; a key that somebody changed meanwhile",
+                "nothing is written",
+                &["more_than_one_transaction", "lost_compare_and_set"],
+            ),
+            row(
+                "a URL that is none, to `explain`",
+                "an error that says what is missing",
+                &["takes_urls_apart", "explains"],
+            ),
+            row(
+                "a token without the rights, to `setup`, `plan`, `apply`",
+                "an error that names them",
+                &["a_wrong_token_says_what_is_needed", "consul_away_or_refusing"],
+            ),
+            row(
+                "an unknown path, method or parameter, a body over 64 KiB",
+                "404, 405, 400 or 413 as JSON, with what was probably meant",
+                &[
+                    "wrong_paths_methods_and_sizes",
+                    "keeps_repeated_and_refuses_unknown",
+                ],
+            ),
+        ],
+    },
+    Area {
+        title: "xDS",
+        rows: &[
+            row(
+                "no node, an unknown gateway, one that this client may not have; a node, a name or a list that is too large",
+                "a status with the reason, an event in the log; other streams go on",
+                &["refuses_with_a_status_and_an_event"],
+            ),
+            row(
+                "a type that is not served",
+                "no answer and a line in the log; the stream's other types go on",
+                &["an_unknown_type_is_left_unanswered_and_the_rest_goes_on"],
+            ),
+            row(
+                "arbitrary requests, stale nonces, refusals that name nothing",
+                "the stream ends with what was published",
+                &[
+                    "fuzz_delta_requests",
+                    "fuzz_state_of_the_world_requests",
+                    "scripts",
+                    "refused_resources_do_not_keep_the_others_away",
+                ],
+            ),
+            row(
+                "another user at the socket; no client certificate, another authority's, another name's",
+                "refused, an event in the log",
+                &[
+                    "another_uid_is_refused_even_where_the_socket_is_open_to_it",
+                    "the_certificate_decides",
+                    "without_a_known_certificate_nothing_is_given",
+                ],
+            ),
+            row(
+                "a client that does not read",
+                "harms itself alone",
+                &["a_stream_that_does_not_read_harms_itself_only"],
+            ),
+        ],
+    },
+    Area {
+        title: "Requests",
+        rows: &[
+            row(
+                "no Host, two, one with a space, a control character or a user; another host in the request line",
+                "400 or 404; no backend sees it",
+                &["hostile_requests_reach_no_backend"],
+            ),
+            row(
+                "a length and chunks, two lengths, lengths that are none, unknown encodings: smuggling",
+                "400 or 501, and the connection closes: what follows is not taken for a request",
+                &["hostile_requests_reach_no_backend"],
+            ),
+            row(
+                "control characters and NUL in path, header or name; a header that goes on in the next line",
+                "400; the folded header is one header",
+                &["hostile_requests_reach_no_backend"],
+            ),
+            row(
+                "paths with `..`, `//`, `%2F` or a fragment",
+                "matched as what they mean, redirected there, or 400",
+                &[
+                    "http_at_the_edge_is_safe_by_default",
+                    "hostile_requests_reach_no_backend",
+                ],
+            ),
+            row(
+                "header names with an underscore, more than 100 headers, more than 60 KiB of them",
+                "400, 431",
+                &["http_at_the_edge_is_safe_by_default"],
+            ),
+            row(
+                "`x-envoy-*`, X-Forwarded-For and the like from a client",
+                "removed, or not believed",
+                &["http_at_the_edge_is_safe_by_default"],
+            ),
+            row(
+                "a client that sends its headers slowly, or nothing; too many connections",
+                "cut off, refused",
+                &[
+                    "slow_clients_are_cut_off_where_the_listener_says_so",
+                    "max_connections_counts_a_listeners_connections_over_all_certificates_delta",
+                ],
+            ),
+            row(
+                "a handshake without a name, or for one that no certificate has; an old version of TLS",
+                "refused",
+                &[
+                    "https_serves_a_certificate_from_vault_and_refuses_what_it_should",
+                    "tls_versions_alpn_and_clients_without_sni",
+                ],
+            ),
+        ],
+    },
+    Area {
+        title: "Consul's and Nomad's catalogs, the mesh",
+        rows: &[
+            row(
+                "hosts, paths, policies or keys in tags that are hostile, mistaken or not allowed",
+                "`not-allowed`, `invalid-value`, `unknown-key` at the tag; the service's last good version stays",
+                &[
+                    "hostile_and_mistaken_registrations_are_refused_with_a_reason",
+                    "constraints_say_which_and_what_to_do",
+                ],
+            ),
+            row(
+                "addresses, ports, weights and metadata that are hostile or too large",
+                "the instance is left out, or the value bounded",
+                &[
+                    "hostile_registrations_are_bounded_or_left_out",
+                    "fuzz_health_answers",
+                ],
+            ),
+            row(
+                "hostile names in a discovery chain",
+                "`mesh-problem`; names are one segment of a path and nothing else",
+                &["names_are_escaped_and_hostile_ids_are_refused"],
+            ),
+            row(
+                "an unknown service",
+                "`unknown-service`, with the name that was probably meant; 503",
+                &["a_misspelt_service_is_told_alike_everywhere"],
+            ),
+            row(
+                "a bad filter, an unknown datacenter or namespace",
+                "`source-problem` with Consul's words; the last known instances stay",
+                &[
+                    "a_bad_filter_and_an_unknown_datacenter_say_so",
+                    "a_namespace_that_consul_does_not_have_is_told",
+                ],
+            ),
+            row(
+                "a service that Consul takes for `tcp`, on an HTTP route",
+                "`protocol-mismatch`; 503",
+                &["a_service_that_speaks_tcp_is_no_backend_of_http"],
+            ),
+            row(
+                "no intention that lets the gateway in",
+                "`intention-denied` before a client meets it; 503",
+                &["a_request_enters_the_mesh_and_intentions_are_known_beforehand"],
+            ),
+            row(
+                "a policy that lacks a rule",
+                "the rule is named; what is known stays",
+                &[
+                    "no_rule_is_superfluous_and_its_loss_is_told_and_survived",
+                    "a_mesh_token_without_its_right_says_so",
+                ],
+            ),
+            row(
+                "a token that was deleted or has ended",
+                "a new login, or `put a valid one into` its file; what is known stays",
+                &[
+                    "a_deleted_token_empties_nothing_and_a_new_one_in_its_file_mends_it",
+                    "a_login_serves_and_survives_what_may_happen_to_its_token",
+                    "requests_follow_nomad_and_the_health_that_envoy_finds",
+                ],
+            ),
+            row(
+                "a Consul without Connect, an agent without `nomad {}`",
+                "said at the upstream; 503 for its rules",
+                &[
+                    "a_consul_without_connect_says_so",
+                    "without_nomad_the_route_says_what_is_missing",
+                ],
+            ),
+        ],
+    },
+    Area {
+        title: "Vault and certificates",
+        rows: &[
+            row(
+                "a mount that is not there, of another type or version; a path that is not there, or climbs",
+                "each with words of its own in `certificate-problem`",
+                &["wrong_places_are_told_apart"],
+            ),
+            row(
+                "a field that is missing or no text, a certificate or key that is none, a key that does not fit, an expired certificate",
+                "each with words of its own, none of which quotes a key; the last good pair stays",
+                &[
+                    "each_bad_case_has_its_own_message_and_keeps_the_last_good",
+                    "every_fault_has_its_own_message_and_fix",
+                    "no_fault_quotes_a_key",
+                ],
+            ),
+            row(
+                "a deleted or destroyed version",
+                "told apart from a path that is not there; the last good pair stays",
+                &["each_bad_case_has_its_own_message_and_keeps_the_last_good"],
+            ),
+            row(
+                "a role that is not there, a name that it does not allow",
+                "Vault's words, and where; the last good pair stays",
+                &["refusals_name_the_rule_and_heal"],
+            ),
+            row(
+                "a policy that lacks a rule",
+                "path and capability are named; what is known stays",
+                &[
+                    "no_rule_of_kv_version_2_is_superfluous",
+                    "no_rule_of_kv_version_1_is_superfluous",
+                    "no_rule_of_pki_is_superfluous",
+                ],
+            ),
+            row(
+                "a token that was revoked or has ended",
+                "a new login; without one it is told before its end",
+                &[
+                    "a_revoked_token_is_replaced_without_a_gap",
+                    "a_given_token_that_nobody_renews_is_told_before_it_ends",
+                ],
+            ),
+            row(
+                "a wrapping token that was used, or wraps something else",
+                "said, with the suspicion that somebody else has it",
+                &[
+                    "a_wrapped_secret_id_is_unwrapped_once",
+                    "a_wrapping_token_of_something_else_is_not_used",
+                ],
+            ),
+        ],
+    },
+];
