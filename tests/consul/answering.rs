@@ -187,7 +187,7 @@ enum Turn {
     Cut,
 }
 
-async fn write(stream: &mut TcpStream, answer: &Answer) {
+pub async fn write(stream: &mut TcpStream, answer: &Answer) {
     let mut text = format!("HTTP/1.1 {} X\r\n", answer.status);
     if let Some(index) = answer.index {
         text.push_str(&format!("X-Consul-Index: {index}\r\n"));

@@ -13,6 +13,7 @@ mod contract_server;
 mod documents;
 mod leader;
 mod mesh;
+mod newer;
 mod server;
 mod services;
 mod transport;
