@@ -40,9 +40,13 @@ fn host(name: &str) -> Request {
 async fn only_the_instances_that_an_upstream_takes_serve() {
     let stack = Stack::start(Options::default()).await;
     let (one, two) = (Backend::start("one").await, Backend::start("two").await);
-    for (backend, version, health) in [(&one, "v1", "passing"), (&two, "v2", "warning")] {
+    for (backend, version, tags, health) in [
+        (&one, "v1", ["stable", "web"], "passing"),
+        (&two, "v2", ["canary", "web"], "warning"),
+    ] {
         let mut definition = service("app", &id("app", backend), backend.port);
         definition["Meta"] = json!({ "version": version });
+        definition["Tags"] = json!(tags);
         definition["Check"]["Status"] = health.into();
         stack.consul.register(&definition).await;
     }
@@ -57,6 +61,13 @@ async fn only_the_instances_that_an_upstream_takes_serve() {
             "only_passing = true\n    filter = \"Service.Meta.version == v2\"",
         ),
         ("nobody", r#"filter = "Service.Meta.version == v3""#),
+        ("canary", r#"filter = "canary in Service.Tags""#),
+        ("stable", r#"filter = "canary not in Service.Tags""#),
+        (
+            "narrow",
+            r#"filter = "\"web\" in Service.Tags and Service.Meta.version == \"v1\"""#,
+        ),
+        ("untagged", r#"filter = "beta in Service.Tags""#),
     ] {
         stack.put(name, &upstream(name, &consul(more))).await;
     }
@@ -73,7 +84,10 @@ async fn only_the_instances_that_an_upstream_takes_serve() {
     serves("all", &["one", "two"]).await;
     serves("passing", &["one"]).await;
     serves("filtered", &["two"]).await;
-    for name in ["both", "nobody"] {
+    serves("canary", &["two"]).await;
+    serves("stable", &["one"]).await;
+    serves("narrow", &["one"]).await;
+    for name in ["both", "nobody", "untagged"] {
         let reply = stack.until(&host(name), name, |reply| reply.status == 503).await;
         assert_eq!(
             reply.header("x-portreeve-reason"),
