@@ -207,3 +207,51 @@ fn verify(units: &[impl AsRef<Path>]) -> String {
         .map(|line| format!("{line}\n"))
         .collect()
 }
+
+/// Each rule of the policies that are shipped, and no other, has its row on the page about security.
+#[test]
+fn every_permission_is_explained() {
+    let text = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let rule =
+        Regex::new(r#"(?m)^(\w+) "([^"]*)" \{\n  (?:policy|capabilities) = \[?"(\w+)"\]?\n\}$"#).unwrap();
+    let mut rules = Vec::new();
+    let mut files: Vec<String> = ["consul-acl-policy", "consul-mesh-policy"]
+        .map(|name| format!("docs/deploy/{name}.hcl"))
+        .into();
+    for entry in std::fs::read_dir(root().join("vault-policies")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".hcl") {
+            files.push(format!("vault-policies/{name}"));
+        }
+    }
+    for file in files {
+        let policy = text(&file);
+        let before = rules.len();
+        for found in rule.captures_iter(&policy) {
+            let [kind, name, right] = [&found[1], &found[2], &found[3]];
+            rules.push(match kind {
+                "path" => format!("| `{name}` {right} |"),
+                _ => format!("| `{kind} \"{name}\"` {right} |"),
+            });
+        }
+        let opened = policy.lines().filter(|line| line.ends_with('{')).count();
+        assert_eq!(rules.len() - before, opened, "{file}: a rule that was not read");
+    }
+    rules.sort();
+    rules.dedup();
+    let page = text("docs/security.md");
+    let section = page.split("## Each permission, and why\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    for rule in &rules {
+        let explained = section.lines().any(|line| line.starts_with(rule.as_str()));
+        assert!(explained, "docs/security.md has no row {rule:?}");
+    }
+    // Beside them: what `portreeve setup nomad` makes.
+    let row = Regex::new("(?m)^\\| `[^`]+` (?:read|write|update|`read-job`) \\|").unwrap();
+    assert_eq!(
+        row.find_iter(section).count(),
+        rules.len() + 1,
+        "a row without its rule"
+    );
+    assert!(text("src/cli/setup/nomad.rs").contains("read-job"));
+}

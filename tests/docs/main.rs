@@ -3,6 +3,7 @@
 
 mod deploy;
 mod guide;
+mod proofs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -10,10 +10,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::stack::{GATEWAY, Options, Stack};
-use crate::support::client::Request;
+use crate::stack::{GATEWAY, Options, Stack, until};
+use crate::support::backend::Backend;
+use crate::support::client::{Client, Request};
 
-/// Server-sent events, an upgraded connection, and a gRPC call that streams in both directions.
+/// Server-sent events, an upgraded connection, and a gRPC call that streams in both directions. Meanwhile everything around
+/// them changes.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_streams_and_websockets_outlive_envoys_default() {
     let stack = Stack::start(Options::default()).await;
@@ -56,13 +58,33 @@ async fn long_streams_and_websockets_outlive_envoys_default() {
         "GET /ws HTTP/1.1\r\nHost: slow.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n\r\n",
         b"hello",
     );
-    let (events, websocket, call) = tokio::join!(events, websocket, grpc(stack.http));
+    let (events, websocket, call, ()) = tokio::join!(events, websocket, grpc(stack.http), changes(&stack));
     call.unwrap();
     assert!(events.contains("event 17"), "the stream was cut: {events}");
     assert!(
         websocket.starts_with("HTTP/1.1 101") && websocket.contains("hello"),
         "{websocket}"
     );
+}
+
+/// The routes of the streams are edited, another instance joins, a listener opens beside theirs.
+async fn changes(stack: &Stack) {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let edited = crate::stack::route("slow", "slow.example.com", "slow").replace(
+        "  rule \"all\" {",
+        "  response_headers {\n    set = { \"x-edited\" = \"yes\" }\n  }\n\n  rule \"all\" {",
+    );
+    stack.put("slow", &edited).await;
+    let other = Backend::start("other").await;
+    stack.register("slow", &other).await;
+    let two = "gateway \"edge\" {\n  listener \"web\" {\n    port = $HTTP\n  }\n\n  listener \"more\" {\n    port = $HTTPS\n  }\n}\n";
+    stack.put("gateway", two).await;
+    let ping = Request::get("slow.example.com", "/ping");
+    until(&Client::http(stack.https), &ping, "the new listener", |reply| {
+        reply.header("x-edited") == Some("yes") && reply.backend() == Some("other")
+    })
+    .await;
+    stack.deregister("slow", &other).await;
 }
 
 /// Sends, and reads until the server's last word at 17 s.

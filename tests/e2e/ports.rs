@@ -1,10 +1,11 @@
-//! One agent, two gateways, one port.
+//! Ports come and go with documents; of two gateways that want one, the older has it.
 
 use hyper::Method;
 use serde_json::Value;
 
-use crate::stack::{GATEWAY, Options, SOON, Stack};
-use crate::support::client::Request;
+use crate::stack::{GATEWAY, Options, SOON, Stack, until};
+use crate::support::client::{Client, Request};
+use crate::support::load::Load;
 use crate::support::wait_for;
 
 fn answers(gateway: &str) -> String {
@@ -74,4 +75,31 @@ async fn the_older_of_two_gateways_holds_a_port_and_the_other_is_told() {
     stack.put("zz-edge", &answers("edge")).await;
     loser(&stack, "edge").await;
     only(&stack, "inner", "edge").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_opens_and_closes_by_a_document_while_others_serve() {
+    let stack = Stack::start(Options::default()).await;
+    let (_backend, request) = stack.shop().await;
+    let load = Load::start(100, stack.client(), request.clone());
+    let more = GATEWAY.replace(
+        "  }\n}\n",
+        "  }\n\n  listener \"more\" {\n    port = $HTTPS\n  }\n}\n",
+    );
+    let opened = Client::http(stack.https);
+    for _ in 0..2 {
+        stack.put("gateway", &more).await;
+        until(&opened, &request, "the new port", |reply| reply.status == 200).await;
+        stack.put("gateway", GATEWAY).await;
+        wait_for("the port to close", SOON, async || {
+            let answer = opened.send(&request).await;
+            anyhow::ensure!(
+                answer.as_ref().is_err_and(|failure| failure.kind() == "refused"),
+                "{answer:?}"
+            );
+            Ok(())
+        })
+        .await;
+    }
+    load.finish().await.assert_none_lost();
 }
