@@ -15,7 +15,7 @@ use super::supervisor::Tasks;
 use crate::config::CATALOG;
 use crate::model::{Document, DocumentId, Interests, Observation, Redacted};
 use crate::pipeline::KeyWishes;
-use crate::sources::agent_api::{ApiAddress, Product, ServiceWatcher};
+use crate::sources::agent_api::{ApiAddress, Lifetimes, Product, ServiceWatcher};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
@@ -62,6 +62,8 @@ pub(super) struct Readings {
     mesh: Option<MeshWatcher>,
     consul: Option<ConsulClient>,
     vault: Option<VaultClient>,
+    /// Of what was given to the agent, by where it is shown.
+    lifetimes: Vec<(&'static str, Lifetimes)>,
 }
 
 impl Readings {
@@ -90,6 +92,21 @@ impl Readings {
                     .counted(login.logins + login.failures, login.failures)
                     .with_problem(login.problem.as_ref().map(ToString::to_string))
                     .with_credentials(&[("consul token", login.expires)]),
+            );
+        }
+        for (name, lifetimes) in &self.lifetimes {
+            let life = lifetimes.reading();
+            let credentials = [
+                (format!("{name} token"), life.token),
+                (format!("{name} client certificate"), life.client_certificate),
+            ];
+            if credentials.iter().all(|(_, end)| end.is_none()) {
+                continue;
+            }
+            readings.push(
+                SourceReading::new(format!("{name} credentials"), true, None)
+                    .with_problem(life.warning.as_ref().map(ToString::to_string))
+                    .with_credentials(&credentials),
             );
         }
         if let Some(vault) = &self.vault {
@@ -255,7 +272,28 @@ impl Sources {
             mesh: None,
             consul: self.consul.clone(),
             vault: None,
+            lifetimes: Vec::new(),
         };
+        let given = [
+            ("consul", "consul credentials", self.consul.as_deref()),
+            ("nomad", "nomad credentials", self.nomad.as_deref()),
+            (
+                "mesh",
+                "mesh credentials",
+                // With a token of its own.
+                self.mesh
+                    .as_ref()
+                    .filter(|(mesh, _)| mesh.token.is_some() || mesh.token_file.is_some())
+                    .map(|(_, client)| &**client),
+            ),
+        ];
+        for (name, task, client) in given {
+            if let Some(client) = client {
+                let lifetimes = Lifetimes::new(client);
+                readings.lifetimes.push((name, lifetimes.clone()));
+                tasks.spawn_plain(task, lifetimes.follow(stop.clone()));
+            }
+        }
         let refresh = Arc::new(Notify::new());
         for watch in self.documents {
             tasks.spawn_plain("documents in KV", watch.run(stop.clone()));

@@ -44,10 +44,10 @@ impl SourceReading {
     }
 
     /// Those without an end are left out.
-    pub fn with_credentials(mut self, credentials: &[(&str, Option<i64>)]) -> Self {
+    pub fn with_credentials(mut self, credentials: &[(impl AsRef<str>, Option<i64>)]) -> Self {
         self.credentials = credentials
             .iter()
-            .filter_map(|(name, end)| Some(((*name).to_owned(), (*end)?)))
+            .filter_map(|(name, end)| Some((name.as_ref().to_owned(), (*end)?)))
             .collect();
         self
     }

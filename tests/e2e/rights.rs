@@ -114,6 +114,59 @@ async fn a_deleted_token_empties_nothing_and_a_new_one_in_its_file_mends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_nobody_replaces_is_told_before_it_ends() {
+    const METRIC: &str = "portreeve_credential_expiry_timestamp_seconds{credential=\"consul token\"}";
+    let (mut stack, _backend) = serving().await;
+    let file = stack.data.parent().unwrap().join("consul-token");
+    let shown = async |agent: &crate::support::agent::Agent| -> anyhow::Result<String> {
+        Ok(agent.api(Method::GET, "/metrics", "").await?.text())
+    };
+    assert!(!shown(&stack.agent).await.unwrap().contains(METRIC), "no end");
+
+    let short = stack.consul.create_token_for("short", ALL, Some("60s")).await;
+    std::fs::write(&file, &short.secret).unwrap();
+    wait_for(
+        "the token's end among the metrics",
+        Duration::from_secs(30),
+        async || {
+            let metrics = shown(&stack.agent).await?;
+            anyhow::ensure!(metrics.contains(METRIC), "{metrics}");
+            Ok(())
+        },
+    )
+    .await;
+    let line = stack
+        .agent
+        .process
+        .wait_for_log("a credential ends soon", Duration::from_secs(60))
+        .await;
+    println!("{}", line.trim());
+    assert!(
+        line.contains("the Consul token ends at") && line.contains("consul-token"),
+        "{line}"
+    );
+    let status = stack
+        .agent
+        .api(Method::GET, "/v1/status", "")
+        .await
+        .unwrap()
+        .text();
+    assert!(status.contains("nobody has replaced it"), "{status}");
+    still_serves(&stack).await;
+
+    let next = stack.consul.create_token("next", ALL).await;
+    std::fs::write(&file, &next.secret).unwrap();
+    wait_for("the end of the warning", Duration::from_secs(30), async || {
+        let status = stack.agent.api(Method::GET, "/v1/status", "").await?.text();
+        anyhow::ensure!(!status.contains("nobody has replaced it"), "{status}");
+        anyhow::ensure!(!shown(&stack.agent).await?.contains(METRIC));
+        Ok(())
+    })
+    .await;
+    still_serves(&stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_policy_empties_nothing() {
     let (stack, _backend) = serving().await;
     let load = Load::start(100, stack.client(), get("shop"));

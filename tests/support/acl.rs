@@ -15,10 +15,18 @@ pub struct AclToken {
 impl Consul {
     /// A token with one policy, given as HCL.
     pub async fn create_token(&self, name: &str, policy: &str) -> AclToken {
+        self.create_token_for(name, policy, None).await
+    }
+
+    /// The same, with an end: Consul grants a minute at least.
+    pub async fn create_token_for(&self, name: &str, policy: &str, life: Option<&str>) -> AclToken {
         let policy = json!({ "Name": name, "Rules": policy }).to_string();
         let policy = self.expect(Method::PUT, "/v1/acl/policy", policy).await;
-        let token = json!({ "Description": name, "Policies": [{ "ID": policy["ID"] }] }).to_string();
-        let token = self.expect(Method::PUT, "/v1/acl/token", token).await;
+        let mut token = json!({ "Description": name, "Policies": [{ "ID": policy["ID"] }] });
+        if let Some(life) = life {
+            token["ExpirationTTL"] = life.into();
+        }
+        let token = self.expect(Method::PUT, "/v1/acl/token", token.to_string()).await;
         let field = |name: &str| token[name].as_str().expect("a token's field").to_owned();
         AclToken {
             accessor: field("AccessorID"),

@@ -3,6 +3,7 @@
 //! In: settings and [`Call`]s. Out: [`Answer`]s of bounded size, or an [`ApiError`] that explains itself. It knows the
 //! transport (TCP, TLS, unix socket, HTTP/2 where ALPN offers it) and the token; it knows no endpoint.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::call::{Call, Credential};
 use super::connector::Lanes;
 use super::error::{ApiError, TransportFailure, innermost_reason};
 use super::login::Login;
-use super::product::Server;
+use super::product::{Product, Server};
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
 use crate::model::Redacted;
@@ -92,6 +93,15 @@ impl ApiClient {
         } else {
             1
         }
+    }
+
+    pub(super) fn product(&self) -> Product {
+        self.0.settings.product
+    }
+
+    pub(super) fn client_certificate(&self) -> Option<&Path> {
+        let is_shown = self.0.settings.address.is_tls();
+        self.0.settings.client_cert.as_deref().filter(|_| is_shown)
     }
 
     pub(super) fn login(&self) -> Option<&Login> {

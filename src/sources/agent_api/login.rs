@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use reqwest::Method;
 use serde::Deserialize;
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::call::{Call, Credential};
 use super::client::{Answer, ApiClient};
 use super::error::ApiError;
+use super::lifetimes::{unix_now, unix_seconds};
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
 use crate::sources::retry::Intervals;
@@ -208,11 +209,9 @@ impl ApiClient {
                 ..problem
             }
         })?;
-        let end = granted.expiration_time.as_deref().and_then(end_of);
-        let life = end.and_then(|end| end.duration_since(SystemTime::now()).ok());
-        let expires = end
-            .and_then(|end| end.duration_since(UNIX_EPOCH).ok())
-            .and_then(|since| i64::try_from(since.as_secs()).ok());
+        let expires = granted.expiration_time.as_deref().and_then(unix_seconds);
+        let life = expires.and_then(|end| u64::try_from(end - unix_now()).ok());
+        let life = life.map(Duration::from_secs);
         login.succeeded(Instant::now(), life, expires);
         let old = self
             .token()
@@ -244,11 +243,6 @@ impl ApiClient {
     }
 }
 
-/// As Consul writes times: RFC 3339, in UTC.
-fn end_of(text: &str) -> Option<SystemTime> {
-    humantime::parse_rfc3339(text).ok()
-}
-
 /// While there is no token nothing else works, so soon.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
@@ -259,17 +253,6 @@ const LOGOUT: Duration = Duration::from_secs(2);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_as_consul_writes_them() {
-        let end = end_of("2026-11-26T02:03:04.123456789Z").unwrap();
-        let since = end.duration_since(UNIX_EPOCH).unwrap();
-        assert_eq!(
-            (since.as_secs(), since.subsec_nanos()),
-            (1_795_658_584, 123_456_789)
-        );
-        assert_eq!(end_of("soon"), None);
-    }
 
     #[test]
     fn two_thirds_of_a_life_then_another_and_failures_rest() {
