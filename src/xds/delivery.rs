@@ -1,5 +1,6 @@
 //! What of the dirty names goes out now, what waits, and what needs no sending.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -268,6 +269,8 @@ impl Subscription {
         if self.variant == Variant::Delta {
             return;
         }
+        // Each of them once: the next response takes over what this one takes over.
+        let mut names: HashSet<Arc<str>> = changed.iter().map(|resource| resource.name.clone()).collect();
         let unanswered: Vec<Arc<Resource>> = self
             .in_flight
             .iter()
@@ -277,7 +280,7 @@ impl Subscription {
                     .get(&resource.name)
                     .is_some_and(|told| told.version == resource.version)
             })
-            .filter(|resource| !changed.iter().any(|other| other.name == resource.name))
+            .filter(|resource| names.insert(resource.name.clone()))
             .cloned()
             .collect();
         changed.extend(unanswered);
@@ -328,5 +331,50 @@ impl Subscription {
         if !is_behind && self.told.len() == published.len() {
             self.told = published.clone();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+
+    use super::super::service::DiscoveryMessage as _;
+    use super::super::{Limits, StreamState};
+    use super::*;
+
+    /// Many clusters, one of them changed in each version.
+    fn clusters(version: u8) -> ResourceSet {
+        let mut set = ResourceSet::default();
+        for number in 0..50u8 {
+            let changed = number == version % 50;
+            let bytes = [8, if changed { version } else { 0 }];
+            let name: Arc<str> = format!("c{number}").into();
+            set.insert(Arc::new(Resource::new(ResourceKind::Cluster, name, &bytes)));
+        }
+        set
+    }
+
+    #[test]
+    fn an_envoy_that_never_answers_is_owed_each_cluster_once() {
+        let mut state = StreamState::new(Variant::StateOfTheWorld, &Limits::default());
+        let request = DiscoveryRequest::default().into_request(ResourceKind::Cluster);
+        assert!(state.on_request(request, Duration::ZERO).is_ok());
+        let mut responses = 0;
+        for step in 1..=40u8 {
+            let now = Duration::from_millis(500) * u32::from(step);
+            for actions in [state.on_set(&clusters(step), now), state.on_deadline(now)] {
+                responses += actions.responses.len();
+                assert!(
+                    actions
+                        .responses
+                        .iter()
+                        .all(|response| response.resources.len() <= 50)
+                );
+            }
+            // A later answer settles what an earlier response sent, so each holds all of it: once.
+            let owed = state.pending(ResourceKind::Cluster);
+            assert!(owed <= 50 * (responses + 1), "{owed} after {step} changes");
+        }
+        assert!(responses > 20, "{responses} responses");
     }
 }
