@@ -32,6 +32,7 @@ pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static
         ("envoy", before.envoy == after.envoy),
         ("xds.socket", before.xds.socket == after.xds.socket),
         ("xds.uids", before.xds.uids == after.xds.uids),
+        ("xds.client", before.xds.clients == after.xds.clients),
         // Its files and clients are taken over at once.
         ("xds.tcp", address(before) == address(after)),
         ("api", before.api == after.api),

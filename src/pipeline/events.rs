@@ -86,26 +86,14 @@ impl Pipeline {
             Event::Wanted {
                 gateway, kind, name, ..
             } => self.wanted(&gateway, kind, &name),
-            Event::Connected {
-                stream,
-                node,
-                gateway,
-                variant,
-                ..
-            } => {
-                tracing::info!(%node, %gateway, ?variant, "Envoy connected");
+            Event::Connected { stream, gateway, .. } => {
                 if let Some(known) = find(&mut self.gateways, &gateway) {
                     known.connected(stream);
                 }
                 self.look_soon();
                 self.publish();
             }
-            Event::Disconnected {
-                stream,
-                node,
-                gateway,
-            } => {
-                tracing::info!(%node, %gateway, "Envoy disconnected");
+            Event::Disconnected { stream, gateway, .. } => {
                 if let Some(known) = find(&mut self.gateways, &gateway) {
                     known.disconnected(stream);
                 }

@@ -1,6 +1,6 @@
 //! Who is at the other end, and which gateway it may have. `node.id` plays no part: anybody can write one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,8 +46,8 @@ pub struct Identities(pub Vec<Identity>);
 #[derive(Clone, Debug)]
 pub enum Access {
     Unix {
-        /// Beside our own uid and root.
-        uids: BTreeSet<u32>,
+        /// Beside our own uid and root, which get all of `gateways`.
+        uids: BTreeMap<u32, GatewayAccess>,
         gateways: GatewayAccess,
     },
     Tls(watch::Receiver<Arc<TlsSettings>>),
@@ -65,13 +65,14 @@ impl Access {
         match (self, peer) {
             (Self::Unix { uids, gateways }, Peer::Unix { uid, .. }) => {
                 let own = rustix::process::geteuid().as_raw();
-                if *uid == own || *uid == 0 || uids.contains(uid) {
-                    Ok(gateways.clone())
-                } else {
-                    Err(Denied::identity(format!(
-                        "uid {uid} may not use this socket: run Envoy as uid {own}, or list {uid} among the permitted uids"
-                    )))
+                if *uid == own || *uid == 0 {
+                    return Ok(gateways.clone());
                 }
+                uids.get(uid).cloned().ok_or_else(|| {
+                    Denied::identity(format!(
+                        "uid {uid} may not use this socket: run Envoy as uid {own}, or list {uid} in the settings (xds)"
+                    ))
+                })
             }
             (Self::Tls(settings), Peer::Tls { sans, .. }) => {
                 if sans.is_empty() {
@@ -204,11 +205,16 @@ mod tests {
     #[test]
     fn a_socket_is_for_listed_uids_and_gateways() {
         let access = Access::Unix {
-            uids: BTreeSet::from([4242]),
-            gateways: GatewayAccess::Only(BTreeSet::from(["edge".into()])),
+            uids: BTreeMap::from([(4242, GatewayAccess::Only(BTreeSet::from(["edge".into()])))]),
+            gateways: GatewayAccess::Only(BTreeSet::from(["edge".into(), "inner".into()])),
         };
         let own = rustix::process::geteuid().as_raw();
-        for uid in [own, 0, 4242] {
+        for uid in [own, 0] {
+            let permitted = access.admit(&Peer::Unix { uid, pid: None }).unwrap();
+            assert_eq!(&*permitted.choose("inner").unwrap(), "inner");
+        }
+        {
+            let uid = 4242;
             let permitted = access.admit(&Peer::Unix { uid, pid: None }).unwrap();
             assert_eq!(&*permitted.choose("edge").unwrap(), "edge");
             assert_eq!(&*permitted.choose("").unwrap(), "edge");

@@ -115,6 +115,10 @@ impl EventQueue {
 
     /// Must be called within a tokio runtime.
     pub(super) fn send(&self, event: Event) {
+        // Whoever reaches a port can be refused again and again: what Envoys acknowledge must not be lost to that.
+        if matches!(event, Event::Refused { .. }) && self.sender.capacity() < self.sender.max_capacity() / 2 {
+            return;
+        }
         // A consumer that is gone means that the process is ending.
         if let Err(TrySendError::Full(_)) = self.sender.try_send(event) {
             self.lag.lost.fetch_add(1, Ordering::Relaxed);

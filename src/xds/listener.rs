@@ -1,14 +1,14 @@
 //! Sockets: binding them safely, accepting, and knowing who is there before a byte of HTTP/2 is read.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,6 +25,10 @@ use super::tls::{self, TlsError, TlsSettings};
 const BACKLOG: u32 = 4096;
 /// TLS handshakes at the same time: each costs a signature, more of them only make all of them late.
 const HANDSHAKES: usize = 256;
+/// Connections that have not shown a certificate yet. Whoever opens more is not heard until some have been given up.
+const UNKNOWN: usize = 4096;
+/// Between two lines about handshakes that failed: anybody who reaches the port can make them fail.
+const WARNING_PAUSE: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (out of file descriptors), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -33,8 +37,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct UnixSettings {
     pub path: PathBuf,
-    /// Who may use it beside our own uid and root. They need access to the file as well: it is made with mode 0600.
-    pub uids: BTreeSet<u32>,
+    /// Who may use it beside our own uid and root, and for what. They need access to the file as well: it is made with
+    /// mode 0600.
+    pub uids: BTreeMap<u32, GatewayAccess>,
     pub gateways: GatewayAccess,
 }
 
@@ -207,6 +212,8 @@ async fn accept_tls(
     events: &EventQueue,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let unknown = Arc::new(Semaphore::new(UNKNOWN));
+    let failures = Arc::new(Failures::default());
     let mut is_watching = true;
     loop {
         let accepted = tokio::select! {
@@ -231,34 +238,55 @@ async fn accept_tls(
                 continue;
             }
         };
-        // Never closed, so this cannot fail.
-        let Ok(permit) = handshakes.clone().acquire_owned().await else {
-            return;
+        let Ok(place) = unknown.clone().try_acquire_owned() else {
+            let reason = format!("{UNKNOWN} other connections have shown no certificate yet");
+            failures.note(events, address, &reason);
+            continue;
         };
         let acceptor = TlsAcceptor::from(config.clone());
         let (access, connections, events) = (access.clone(), connections.clone(), events.clone());
+        let (handshakes, failures) = (handshakes.clone(), failures.clone());
         tokio::spawn(async move {
-            let _permit = permit;
-            match shake_hands(acceptor, stream, address, access).await {
+            let _place = place;
+            match shake_hands(acceptor, stream, address, access, &handshakes).await {
                 Ok(Some(connection)) => _ = connections.send(Ok(connection)).await,
                 Ok(None) => {
                     tracing::debug!(%address, "a connection without a word: a look whether the port is open")
                 }
-                Err(message) => {
-                    tracing::warn!(%address, %message, "TLS handshake with an Envoy failed");
-                    let peer = Arc::new(Peer::Tls {
-                        address,
-                        sans: Vec::new(),
-                    });
-                    let reason = RefusedReason::Identity;
-                    events.send(Event::Refused {
-                        peer,
-                        node: None,
-                        reason,
-                        message: message.into(),
-                    });
-                }
+                Err(message) => failures.note(&events, address, &message),
             }
+        });
+    }
+}
+
+/// Failed handshakes, told at most every [`WARNING_PAUSE`].
+#[derive(Default)]
+struct Failures {
+    // A plain mutex: never held across an await.
+    told: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Failures {
+    fn note(&self, events: &EventQueue, address: SocketAddr, message: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, untold) = &mut *told;
+        if last.is_some_and(|last| last.elapsed() < WARNING_PAUSE) {
+            *untold += 1;
+            return;
+        }
+        *last = Some(Instant::now());
+        let message = match std::mem::take(untold) {
+            0 => format!("TLS handshake: {message}"),
+            others => format!("TLS handshake: {message}; and {others} others since the last line"),
+        };
+        events.send(Event::Refused {
+            peer: Arc::new(Peer::Tls {
+                address,
+                sans: Vec::new(),
+            }),
+            node: None,
+            reason: RefusedReason::Identity,
+            message: message.into(),
         });
     }
 }
@@ -268,6 +296,7 @@ async fn shake_hands(
     stream: TcpStream,
     address: SocketAddr,
     access: Arc<Access>,
+    handshakes: &Semaphore,
 ) -> Result<Option<Connection>, String> {
     // Responses are small and each waits for its answer: Nagle would add 40 ms.
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -275,7 +304,11 @@ async fn shake_hands(
         // Health checks, and `portreeve envoy run` that waits for us, connect and leave.
         match stream.peek(&mut [0]).await {
             Ok(0) | Err(_) => Ok(None),
-            Ok(_) => acceptor.accept(stream).await.map(Some),
+            // Only now, so that those who say nothing hold up nobody. Without a permit it is merely unbounded.
+            Ok(_) => {
+                let _permit = handshakes.acquire().await.ok();
+                acceptor.accept(stream).await.map(Some)
+            }
         }
     };
     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)

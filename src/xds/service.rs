@@ -56,7 +56,6 @@ impl DiscoveryService {
         let permitted = match connection.access.admit(&connection.peer) {
             Ok(permitted) => permitted,
             Err(denied) => {
-                tracing::warn!(peer = %connection.peer, message = denied.message, "Envoy refused");
                 let event = Event::Refused {
                     peer: connection.peer,
                     node: None,

@@ -133,7 +133,6 @@ impl<M: DiscoveryMessage> Opening<M> {
         let refuse = |node: Option<&Node>, reason, message: String| {
             let node: Option<Arc<str>> = node.map(|node| node.id.as_str().into());
             let peer = connection.peer.clone();
-            tracing::warn!(%peer, node = node.as_deref(), message, "Envoy refused");
             shared.events.send(Event::Refused {
                 peer,
                 node,

@@ -110,7 +110,10 @@ impl Subscription {
 
     pub(super) fn name_count(&self) -> usize {
         let told = if self.wildcard {
-            self.named_beside.len()
+            // What was given up beside the wildcard is still owed an answer.
+            let is_owed =
+                |(name, dirty): &(&Arc<str>, &Dirty)| dirty.forced && !self.told.contains_key(*name);
+            self.named_beside.len() + self.dirty.iter().filter(is_owed).count()
         } else {
             self.told.len()
         };
@@ -307,7 +310,7 @@ impl Subscription {
                 removed: earlier.removed,
             });
         }
-        let message: Arc<str> = shorten(message).into();
+        let message: Arc<str> = shorten(self.kind, message).into();
         if refused.is_trial {
             self.refusals.finish_group();
         }
@@ -488,11 +491,40 @@ impl Subscription {
 }
 
 /// Envoy may append the refused resource itself, which can be megabytes; what is wrong comes first.
-fn shorten(message: &str) -> String {
+fn shorten(kind: ResourceKind, message: &str) -> String {
     const LONGEST: usize = 2048;
+    // A secret that breaks a constraint is appended behind it, key and all: "...: value is too short): name: ...".
+    let said = match kind {
+        ResourceKind::Secret => message.split("): ").next().unwrap_or_default(),
+        _ => message,
+    };
+    if said.contains("PRIVATE KEY") {
+        return "the secret was refused (the message held its private key and is not repeated)".to_owned();
+    }
+    let message = said;
     let mut end = message.len().min(LONGEST);
     while !message.is_char_boundary(end) {
         end -= 1;
     }
     message[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_secret_is_not_repeated() {
+        let constraint = "Proto constraint validation failed (SecretValidationError.Name: too short): name: \"www\" \
+                          tls_certificate { private_key { inline_string: \"-----BEGIN PRIVATE KEY-----\" } }";
+        let said = shorten(ResourceKind::Secret, constraint);
+        assert!(
+            said.ends_with("too short") && !said.contains("tls_certificate"),
+            "{said}"
+        );
+        let other = shorten(ResourceKind::Secret, "what comes: -----BEGIN EC PRIVATE KEY-----");
+        assert!(!other.contains("BEGIN"), "{other}");
+        let cluster = shorten(ResourceKind::Cluster, "no such thing (x): name");
+        assert_eq!(cluster, "no such thing (x): name");
+    }
 }

@@ -1,6 +1,6 @@
 //! The least that a change can take: Consul's wake of a bare watcher, and Envoy's flip after a canned push.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,7 +111,7 @@ impl Canned {
         let (server, events) = Server::new(gateways, Limits::default(), 4096);
         let settings = UnixSettings {
             path: socket.clone(),
-            uids: BTreeSet::new(),
+            uids: BTreeMap::new(),
             gateways: GatewayAccess::All,
         };
         let listener = settings.bind().await.expect("a socket");

@@ -1,6 +1,6 @@
 //! The measured servers: the pipeline with its ADS server, and bare sockets.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use portreeve::model::Observation;
@@ -51,7 +51,7 @@ pub fn ads(socket: &str, services: usize) {
         tokio::spawn(pipeline.run(receiver, events, command_receiver, stop.clone()));
         let settings = UnixSettings {
             path: socket.into(),
-            uids: BTreeSet::new(),
+            uids: BTreeMap::new(),
             gateways: GatewayAccess::All,
         };
         let listener = settings.bind().await.expect("a socket");

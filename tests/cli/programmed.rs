@@ -1,6 +1,6 @@
 //! "Programmed, n of m Envoys", with a real Envoy.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +26,7 @@ async fn counts_envoys_that_acknowledged() {
     let (server, _events) = Server::new(gateways, Limits::default(), 1024);
     let listener = UnixSettings {
         path: socket.clone(),
-        uids: BTreeSet::new(),
+        uids: BTreeMap::new(),
         gateways: GatewayAccess::All,
     };
     let listener = listener.bind().await.unwrap();

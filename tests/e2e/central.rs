@@ -123,6 +123,11 @@ xds {{
         self.write_own("agent.key", &own.key);
     }
 
+    /// Of the agent, for remote Envoys.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn runtime(&self, name: &str) -> PathBuf {
         self.files.path().join(name)
     }

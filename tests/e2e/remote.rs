@@ -1,12 +1,18 @@
 //! Central mode: an Envoy elsewhere, which gets its gateway by its certificate.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyper::Method;
 use serde_json::Value;
+use tokio::net::TcpStream;
 
 use crate::central::{Central, EDGE, INNER, request};
 use crate::stack::{SOON, route};
 use crate::support::backend::Backend;
-use crate::support::client::Request;
-use crate::support::envoy::Envoy;
+use crate::support::client::{Reply, Request};
+use crate::support::envoy::{Envoy, EnvoyAdmin};
+use crate::support::load::Load;
 use crate::support::pki::Ca;
 use crate::support::wait_for;
 
@@ -50,6 +56,96 @@ async fn a_remote_envoy_serves_delta() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_remote_envoy_serves_state_of_the_world() {
     serves("sotw").await;
+}
+
+/// Envoy's counters of updates that it took.
+async fn updates(envoy: &EnvoyAdmin) -> BTreeMap<String, u64> {
+    let stats = envoy
+        .get("/stats?filter=update_success&format=json")
+        .await
+        .unwrap();
+    let stats = stats.ok().unwrap().json();
+    let named = stats["stats"].as_array().unwrap().iter().filter_map(|stat| {
+        let name = stat["name"].as_str()?;
+        Some((name.to_owned(), stat["value"].as_u64()?))
+    });
+    named.collect()
+}
+
+async fn outlives(variant: &str) {
+    let mut central = Central::start().await;
+    let pair = central.ca.issue(&[EDGE]);
+    let (_envoy, admin) = central.run("remote-1", "edge", &pair, variant);
+    central.serves("the remote Envoy").await;
+    let before = updates(&admin).await;
+    assert!(before.values().sum::<u64>() >= 3, "{before:#?}");
+    let load = Load::start(100, central.stack.client(), request());
+    central.stack.agent.kill();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    central.stack.agent.process.start_again();
+    wait_for("the Envoy to be back", SOON, async || {
+        let envoys = central
+            .stack
+            .agent
+            .api(Method::GET, "/v1/envoys", "")
+            .await?
+            .text();
+        anyhow::ensure!(envoys.contains(EDGE), "{envoys}");
+        let status = central
+            .stack
+            .agent
+            .api(Method::GET, "/v1/status", "")
+            .await?
+            .json();
+        let programmed = &status["gateways"][0]["programmed"];
+        anyhow::ensure!(programmed["acknowledged"] == 1, "{status:#}");
+        Ok(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        updates(&admin).await,
+        before,
+        "something unchanged was sent again"
+    );
+    let two = Backend::start("two").await;
+    central.stack.register("orders", &two).await;
+    let is_two = |reply: &Reply| reply.backend() == Some("two");
+    central.stack.until(&request(), "changes to flow", is_two).await;
+    let report = load.finish().await;
+    println!("central agent killed ({variant}): {report}");
+    report.assert_none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn remote_envoys_outlive_their_agent_delta() {
+    outlives("delta").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn remote_envoys_outlive_their_agent_state_of_the_world() {
+    outlives("sotw").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_hold_up_no_envoy() {
+    let mut central = Central::start().await;
+    central.stack.agent.wait_for_log("first publication").await;
+    // More than handshakes are made at a time.
+    let mut silent = Vec::new();
+    for _ in 0..400 {
+        silent.push(TcpStream::connect(("127.0.0.1", central.port())).await.unwrap());
+    }
+    let pair = central.ca.issue(&[EDGE]);
+    let (_envoy, _) = central.run("remote-1", "edge", &pair, "delta");
+    // Long before the silent ones are given up, which takes 10 s.
+    central.serves("the remote Envoy").await;
+    let log = central.stack.agent.process.log();
+    assert!(
+        !log.contains("no TLS handshake within"),
+        "they were waited for: {log}"
+    );
+    drop(silent);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! A server on a unix socket, what it publishes, and a scripted Envoy at the other end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +56,7 @@ impl Served {
         let gateways = GatewayAccess::Only(BTreeSet::from(["edge".into(), "absent".into()]));
         let settings = UnixSettings {
             path: socket.clone(),
-            uids: BTreeSet::new(),
+            uids: BTreeMap::new(),
             gateways,
         };
         let listener = settings.bind().await.unwrap();

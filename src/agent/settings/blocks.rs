@@ -136,6 +136,13 @@ pub(super) fn xds_block(reader: Option<&Reader<'_>>, data_dir: &Path) -> XdsBloc
         uids: reader
             .map(|reader| reader.integers("uids").into_iter().collect())
             .unwrap_or_default(),
+        clients: reader
+            .map(|reader| {
+                let clients = reader.children("client");
+                let each = clients.filter_map(|(_, it)| Some((it.unsigned("uid")?, it.strings("gateways"))));
+                each.collect()
+            })
+            .unwrap_or_default(),
         tcp,
     }
 }

@@ -120,7 +120,10 @@ pub struct EnvoyBlock {
 #[derive(Clone, Debug, PartialEq)]
 pub struct XdsBlock {
     pub socket: PathBuf,
+    /// Users that may have any of the agent's gateways.
     pub uids: BTreeSet<u32>,
+    /// Users that may have these.
+    pub clients: Vec<(u32, Vec<Arc<str>>)>,
     pub tcp: Option<XdsTcpBlock>,
 }
 

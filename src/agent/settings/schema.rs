@@ -269,7 +269,13 @@ fn xds_schema() -> BlockSchema {
             Type::List(&Type::Integer(0, 4_294_967_294)),
             Some("[]"),
             "[101]",
-            "Users that may connect to the socket beside the agent's own and root.",
+            "Users that may connect to the socket beside the agent's own and root, and have any gateway of this agent.",
+        )
+        .block(
+            BlockSchema::new("client", &[], "A user that may have some of this agent's gateways, over the socket.")
+                .required("uid", Type::Integer(0, 4_294_967_294), "101", "The user its Envoy runs as.")
+                .required("gateways", Type::List(&Type::Name), "[\"edge\"]", "Gateways it may be given."),
+            Occurs::Many,
         )
         .block(
             BlockSchema::new("tcp", &[], "For remote Envoys, with mutual TLS.")
