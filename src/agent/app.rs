@@ -1,12 +1,13 @@
 //! Builds the running agent from its settings, and takes it down again in order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use futures::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use super::notify_systemd::ServiceManager;
 use super::settings::{Flags, Settings, SettingsError, is_settings};
 use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
-use super::status_keys::{self, StatusKeys};
+use super::status_keys::StatusKeys;
 use super::supervisor::Tasks;
 use super::{data_directory, problem_log, reload, shared_ports, start_banner};
 use crate::admin;
@@ -171,7 +172,7 @@ impl Running {
             store,
             server.streams().clone(),
         );
-        let (accepted_wanted, wanted_texts) = mpsc::channel(status_keys::WANTED);
+        let (accepted_wanted, wanted_texts) = mpsc::unbounded_channel();
         let pipeline = match (&consul, &settings.kv_prefix) {
             (Some(_), Some(_)) => pipeline.with_accepted_texts(accepted_wanted),
             _ => pipeline,
@@ -199,6 +200,8 @@ impl Running {
             problem_log::follow(view.clone(), server.streams().clone(), stop.clone()),
         );
         let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
+        // Before any Envoy: what cannot listen must not leave one behind.
+        let api_listeners = bind_api(settings, &mut facts).await?;
         let envoys = start_envoys(settings, &mut facts).await?;
         if !envoys.is_empty() {
             let watch = shared_ports::watch(
@@ -241,7 +244,9 @@ impl Running {
             refresh: Arc::new(move || refresh.notify_one()),
             recorder,
         };
-        serve_api(settings, api, &mut tasks, stop, &mut facts).await?;
+        for (task, listener) in api_listeners {
+            tasks.spawn_plain(task, listener.serve(api.clone(), stop.clone()));
+        }
         Ok(Self {
             tasks,
             view,
@@ -371,17 +376,12 @@ impl Running {
     /// Envoy first, while it can still be told things; then sources, streams and API. A second signal cuts it short: false.
     async fn stop(&mut self, mode: StopMode, signals: &mut Signals, stop: &CancellationToken) -> bool {
         let envoys = std::mem::take(&mut self.envoys);
-        let drained = async {
-            for envoy in &envoys {
-                envoy.stop(mode).await;
-            }
-        };
+        // All at once: what stops the agent waits no longer for several than for one.
+        let all = |mode| join_all(envoys.iter().map(move |envoy| envoy.stop(mode)));
         let in_order = tokio::select! {
-            () = drained => true,
+            _ = all(mode) => true,
             _ = signals.next() => {
-                for envoy in &envoys {
-                    envoy.stop(StopMode::Now).await;
-                }
+                all(StopMode::Now).await;
                 false
             }
         };
@@ -430,10 +430,15 @@ async fn serve_xds(
     stop: &CancellationToken,
     facts: &mut Vec<(&'static str, String)>,
 ) -> anyhow::Result<Option<watch::Sender<Arc<xds::TlsSettings>>>> {
+    let only = |names: &[Arc<str>]| xds::GatewayAccess::Only(names.iter().cloned().collect());
+    let all = only(&settings.gateways);
+    let clients = settings.xds.clients.iter();
+    let mut uids: BTreeMap<u32, _> = clients.map(|(uid, gateways)| (*uid, only(gateways))).collect();
+    uids.extend(settings.xds.uids.iter().map(|uid| (*uid, all.clone())));
     let unix = xds::UnixSettings {
         path: settings.xds.socket.clone(),
-        uids: settings.xds.uids.clone(),
-        gateways: xds::GatewayAccess::Only(settings.gateways.iter().cloned().collect()),
+        uids,
+        gateways: all,
     };
     let listener = unix.bind().await.context("the xDS socket cannot be opened")?;
     facts.push(("xDS Socket", settings.xds.socket.display().to_string()));
@@ -460,25 +465,21 @@ async fn serve_xds(
     Ok(Some(sender))
 }
 
-async fn serve_api(
+/// By the name of the task that is to serve it.
+async fn bind_api(
     settings: &Settings,
-    api: admin::Api,
-    tasks: &mut Tasks,
-    stop: &CancellationToken,
     facts: &mut Vec<(&'static str, String)>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<(&'static str, admin::Listener)>> {
     facts.push(("API Socket", settings.api.socket.display().to_string()));
-    let listener = admin::Listener::unix(&settings.api.socket).await?;
-    tasks.spawn_plain("api", listener.serve(api.clone(), stop.clone()));
+    let mut listeners = vec![("api", admin::Listener::unix(&settings.api.socket).await?)];
     if let Some(address) = settings.api.address {
         facts.push((
             "Ready and Metrics",
             format!("http://{address}/ready, http://{address}/metrics"),
         ));
-        let listener = admin::Listener::tcp(address).await?;
-        tasks.spawn_plain("ready and metrics", listener.serve(api, stop.clone()));
+        listeners.push(("ready and metrics", admin::Listener::tcp(address).await?));
     }
-    Ok(())
+    Ok(listeners)
 }
 
 async fn start_envoys(

@@ -13,9 +13,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::binary::Binary;
@@ -152,21 +153,19 @@ impl Launch {
         restrict_environment(&mut command, &self.settings.pass_environment);
         // Dropped at the end of this function: the runtime reaps the shell when it ends.
         let mut keeper = command.spawn().map_err(spawn)?;
-        let mut line = String::new();
-        if let Some(stdout) = keeper.stdout.take() {
-            let told = BufReader::new(stdout);
-            match timeout(PID_TIMEOUT, told.take(32).read_line(&mut line)).await {
-                Ok(read) => read.map_err(spawn)?,
-                Err(_) => return Err(spawn(io::ErrorKind::TimedOut.into())),
-            };
+        let watched = match told_pid(&mut keeper).await {
+            Ok(pid) => {
+                // One that is dead already has no start time. It can still be waited for, and says why.
+                let identity = Identity::of(pid).unwrap_or(Identity { pid, start_time: 0 });
+                Process::open(identity, base_id, epoch, status_file)
+                    .map_err(|source| Error::Watch { pid, source })
+            }
+            Err(error) => Err(spawn(error)),
+        };
+        if watched.is_err() {
+            end_group(&keeper);
         }
-        let pid = line
-            .trim()
-            .parse()
-            .map_err(|_| spawn(io::Error::other("its shell told no process id")))?;
-        // One that is dead already has no start time. It can still be waited for, and says why.
-        let identity = Identity::of(pid).unwrap_or(Identity { pid, start_time: 0 });
-        Process::open(identity, base_id, epoch, status_file).map_err(|source| Error::Watch { pid, source })
+        watched
     }
 
     fn arguments(&self, base_id: u32, epoch: u32) -> Vec<String> {
@@ -241,6 +240,27 @@ pub(super) fn new_base_id() -> u32 {
     let hash = hasher.finalize();
     let [a, b, c, d, ..] = *hash.as_bytes();
     u32::from_le_bytes([a, b, c, d]) & 0x0fff_ffff
+}
+
+async fn told_pid(keeper: &mut Child) -> io::Result<u32> {
+    let mut line = String::new();
+    if let Some(stdout) = keeper.stdout.take() {
+        let told = BufReader::new(stdout);
+        timeout(PID_TIMEOUT, told.take(32).read_line(&mut line))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    }
+    let pid = line.trim().parse();
+    pid.map_err(|_| io::Error::other("its shell told no process id"))
+}
+
+/// The shell and what it started: an Envoy that nobody watches would share the ports of the next one.
+fn end_group(keeper: &Child) {
+    let group = keeper.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    if let Some(group) = group {
+        // Gone already is as well.
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    }
 }
 
 fn restrict_environment(command: &mut Command, also: &[String]) {

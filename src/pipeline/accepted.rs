@@ -16,14 +16,14 @@ const WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct AcceptedTexts {
     /// None: there is nobody to ask.
-    wanted: Option<mpsc::Sender<DocumentId>>,
+    wanted: Option<mpsc::UnboundedSender<DocumentId>>,
     asked: BTreeSet<DocumentId>,
     open: BTreeSet<DocumentId>,
     give_up_at: Option<Instant>,
 }
 
 impl AcceptedTexts {
-    pub fn ask_through(wanted: mpsc::Sender<DocumentId>) -> Self {
+    pub fn ask_through(wanted: mpsc::UnboundedSender<DocumentId>) -> Self {
         Self {
             wanted: Some(wanted),
             ..Self::default()
@@ -42,8 +42,8 @@ impl AcceptedTexts {
                 Some(state) if state.in_service.is_some() => {
                     self.open.remove(id);
                 }
-                // A full queue: more bad documents than anybody waits for; the others go on without.
-                Some(_) if !self.asked.contains(id) && wanted.try_send(id.clone()).is_ok() => {
+                // Unbounded: each document is asked for once, and their number is bounded.
+                Some(_) if !self.asked.contains(id) && wanted.send(id.clone()).is_ok() => {
                     self.asked.insert(id.clone());
                     self.open.insert(id.clone());
                     self.give_up_at.get_or_insert_with(|| Instant::now() + WAIT);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn asks_once_for_a_document_of_which_nothing_serves() {
-        let (sender, mut wanted) = mpsc::channel(4);
+        let (sender, mut wanted) = mpsc::unbounded_channel();
         let mut texts = AcceptedTexts::ask_through(sender);
         let ids = BTreeSet::from([document("").id]);
         texts.review(&snapshot("gateway {").config, &ids);

@@ -197,7 +197,7 @@ impl Pipeline {
 
     /// Who is asked for the accepted text of a document that is bad while nothing of it is in service. The answer is an
     /// [`Observation::Accepted`].
-    pub fn with_accepted_texts(mut self, wanted: mpsc::Sender<DocumentId>) -> Self {
+    pub fn with_accepted_texts(mut self, wanted: mpsc::UnboundedSender<DocumentId>) -> Self {
         self.accepted = AcceptedTexts::ask_through(wanted);
         self
     }

@@ -1,8 +1,9 @@
 //! The texts that serve and that an Envoy acknowledged, under `<prefix>/accepted/`: the leader keeps them, and an agent
 //! that finds a document bad and knows no better reads one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -17,11 +18,13 @@ use crate::sources::consul::{ConsulClient, ConsulError, FencedWriteError, Leader
 /// Reads what the pipeline asks for.
 pub(super) async fn answer(
     shared: Arc<Shared>,
-    mut wanted: mpsc::Receiver<DocumentId>,
+    mut wanted: mpsc::UnboundedReceiver<DocumentId>,
     stop: CancellationToken,
 ) {
     let mut trouble = Trouble::with("the accepted text of a document cannot be read from Consul KV");
     let config_prefix = shared.key("config/");
+    // Consul did not say whether there is one: that is no answer, so it is asked again.
+    let mut open: BTreeSet<DocumentId> = BTreeSet::new();
     loop {
         let id = tokio::select! {
             () = stop.cancelled() => return,
@@ -29,10 +32,20 @@ pub(super) async fn answer(
                 Some(id) => id,
                 None => return,
             },
+            () = tokio::time::sleep(RETRY), if !open.is_empty() => match open.pop_first() {
+                Some(id) => id,
+                None => continue,
+            },
         };
         let text = match id.as_str().strip_prefix(&config_prefix) {
             None => None,
-            Some(name) => read(&shared, name, &mut trouble).await,
+            Some(name) => match read(&shared, name, &mut trouble).await {
+                Ok(text) => text,
+                Err(Unanswered) => {
+                    open.insert(id);
+                    continue;
+                }
+            },
         };
         match &text {
             Some(_) => {
@@ -53,12 +66,14 @@ pub(super) async fn answer(
     }
 }
 
-async fn read(shared: &Shared, name: &str, trouble: &mut Trouble) -> Option<Arc<str>> {
+struct Unanswered;
+
+async fn read(shared: &Shared, name: &str, trouble: &mut Trouble) -> Result<Option<Arc<str>>, Unanswered> {
     let key = shared.key(&format!("accepted/{name}"));
     match shared.keys.client.read_key(&key).await {
         Ok(entry) => {
             trouble.over();
-            entry.and_then(|entry| std::str::from_utf8(&entry.value).ok().map(Arc::from))
+            Ok(entry.and_then(|entry| std::str::from_utf8(&entry.value).ok().map(Arc::from)))
         }
         Err(error) => {
             trouble.failed(
@@ -68,10 +83,13 @@ async fn read(shared: &Shared, name: &str, trouble: &mut Trouble) -> Option<Arc<
                     shared.key("accepted/")
                 ),
             );
-            None
+            Err(Unanswered)
         }
     }
 }
+
+/// Between two questions about texts that could not be read; each is small, and they are asked one after the other.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// What stands under the prefix, and what to change there.
 pub(super) struct AcceptedKeeper {

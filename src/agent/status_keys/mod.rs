@@ -27,9 +27,6 @@ use crate::sources::consul::{ConsulClient, SessionBehavior, SessionKeeper, Sessi
 use crate::status::{NodeReport, Status};
 use crate::xds::{StreamView, Streams};
 
-/// Requests for accepted texts on their way. More bad documents at once than this are served without.
-pub(super) const WANTED: usize = 1024;
-
 pub(super) struct StatusKeys {
     pub client: ConsulClient,
     /// Without a slash at its end.
@@ -52,7 +49,7 @@ struct Shared {
 
 impl StatusKeys {
     /// Ends when told to stop. A task that dies is told about and missed, nothing more.
-    pub async fn run(self, wanted: mpsc::Receiver<DocumentId>, stop: CancellationToken) {
+    pub async fn run(self, wanted: mpsc::UnboundedReceiver<DocumentId>, stop: CancellationToken) {
         let shared = Arc::new(Shared {
             keys: self,
             nodes: AtomicUsize::new(1),
