@@ -8,7 +8,9 @@ use super::documents::Given;
 use super::failure::Failure;
 use super::terminal::Terminal;
 use crate::model::{Document, DocumentId, extension_of_key};
-use crate::sources::consul::{ConsulClient, ConsulError, ConsulSettings, TxnWrite, list_documents};
+use crate::sources::consul::{
+    ConsulClient, ConsulError, ConsulSettings, TransportFailure, TxnWrite, list_documents,
+};
 
 /// Where documents stand in Consul.
 #[derive(Clone, Debug, clap::Args)]
@@ -95,7 +97,23 @@ pub async fn write(client: &ConsulClient, writes: &[TxnWrite]) -> anyhow::Result
             .fix("look at what changed with `portreeve plan`, then apply again")
             .into()
         }
-        error => consul_failure(error),
+        error => {
+            // The answer is lost, and what it would have said with it.
+            let is_open = matches!(
+                error,
+                ConsulError::Transport {
+                    failure: TransportFailure::TimedOut | TransportFailure::Cut,
+                    ..
+                }
+            );
+            let failure = consul_failure(error);
+            match is_open {
+                true => failure.context(
+                    "Consul did not answer: the transaction may have been written, whole, or not at all; `portreeve plan` tells",
+                ),
+                false => failure,
+            }
+        }
     })
 }
 

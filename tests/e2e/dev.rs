@@ -9,6 +9,8 @@ use serde_json::Value;
 use crate::stack::{SOON, pid_of_envoy, until};
 use crate::support::agent::{Agent, AgentLaunch};
 use crate::support::client::{Client, Reply, Request};
+use crate::support::load::Load;
+use crate::support::pki::Ca;
 use crate::support::ports::free_port;
 use crate::support::{program, wait_for};
 
@@ -277,6 +279,51 @@ async fn a_data_directory_in_the_settings_keeps_the_last_good_version() {
     let log = &mut dev.agent.process;
     log.wait_for_log_after(start, "unknown attribute \"hostnam\"", SOON)
         .await;
+}
+
+/// A pair of files, replaced as certbot and Vault's agent do: new files over the old ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_from_files_is_served_and_replaced() {
+    let ca = Ca::new("files");
+    let https = free_port();
+    let mut pair = (PathBuf::new(), PathBuf::new());
+    let first = ca.issue(&["site.example.com"]);
+    let dev = dev(|launch| {
+        pair = (
+            launch.file("www.pem", &first.certificate),
+            launch.file("www.key", &first.key),
+        );
+        let secure = format!(
+            "gateway \"edge\" {{\n  listener \"secure\" {{\n    port     = {https}\n    protocol = \"https\"\n    tls {{ \
+             certificates = [\"www\"] }}\n  }}\n}}\n\ncertificate \"www\" {{\n  file {{\n    certificate = {:?}\n    \
+             private_key = {:?}\n  }}\n}}\n",
+            pair.0, pair.1
+        );
+        let site = document(https, "one");
+        let routes = &site[site.find("http_route").unwrap()..];
+        launch.file("documents/site.hcl", &format!("{secure}\n{routes}"));
+        Vec::new()
+    });
+    let client = Client::https(https, &ca.certificate);
+    let request = Request::get("site.example.com", "/");
+    let reply = until(&client, &request, "https", |reply| reply.status == 200).await;
+    let before = reply.certificate.expect("the certificate that was shown");
+    let load = Load::start(50, client.clone(), request.clone());
+    for _ in 0..3 {
+        let next = ca.issue(&["site.example.com"]);
+        let expected = next.parsed().0[0].to_vec();
+        assert_ne!(expected, before.to_vec());
+        save(&pair.1, &next.key);
+        save(&pair.0, &next.certificate);
+        until(&client, &request, "the next certificate", |reply| {
+            reply.certificate.as_deref() == Some(&expected[..])
+        })
+        .await;
+    }
+    let report = load.finish().await;
+    println!("certificate files replaced: {report}");
+    report.assert_none_lost();
+    assert!(dev.data.exists());
 }
 
 /// Who listens beside this agent's Envoy, as its diagnostics say.

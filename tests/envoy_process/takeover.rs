@@ -114,7 +114,6 @@ async fn envoy_outlives_a_killed_agent_and_the_next_takes_it_over() {
     let noticed = killed_at.elapsed();
     println!("the death of an Envoy taken over was noticed after {noticed:?}: {reason}");
     assert!(reason.contains("signal 9"), "{reason}");
-    assert!(noticed < Duration::from_millis(100));
     let next = wait_until_running(&handle).await;
     assert!(!next.adopted);
     assert!(is_served(&gateway.get("/").await));

@@ -11,7 +11,8 @@ use portreeve::envoy::ResourceKind;
 use portreeve::envoy::bootstrap::RUNTIME_LAYER;
 use portreeve::hcl;
 use portreeve::model::{
-    CertificateMaterial, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Observation,
+    CertificateMaterial, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Interests, Observation,
+    Problem, ProblemKind, ServiceUpdate,
 };
 use portreeve::pipeline::{GatewaySettings, KeyWishes, Outputs, Pipeline, PipelineSettings, Restored, View};
 use portreeve::translate::Settings;
@@ -32,6 +33,7 @@ struct Agent {
     events: mpsc::Sender<Event>,
     _commands: mpsc::Sender<portreeve::pipeline::Command>,
     view: watch::Receiver<Arc<View>>,
+    interests: watch::Receiver<Arc<Interests>>,
     wanted: KeyWishes,
     _folder: tempfile::TempDir,
 }
@@ -58,7 +60,7 @@ impl Agent {
             Pipeline::new(settings, Restored::default(), None, server.streams().clone());
         let Outputs {
             view,
-            interests: _,
+            interests,
             wanted,
             resources,
         } = outputs;
@@ -75,6 +77,7 @@ impl Agent {
             events,
             _commands: commands,
             view,
+            interests,
             wanted,
             _folder: folder,
         }
@@ -165,6 +168,76 @@ async fn envoy(agent: &Agent) -> Client {
     client.ask(Listener, &[]).await;
     client.ask(ScopedRoute, &[]).await;
     client
+}
+
+/// "Not known yet" is not "empty".
+#[tokio::test]
+async fn nothing_is_published_before_each_watch_has_answered() {
+    let mut agent = Agent::start().await;
+    let gateway = "gateway \"edge\" {\n  listener \"web\" {\n    port     = 443\n    protocol = \"https\"\n    \
+                   tls {\n      certificates = [\"www\"]\n    }\n  }\n}\n\n\
+                   certificate \"www\" {\n  file {\n    certificate = \"/www.pem\"\n    private_key = \"/www.key\"\n  }\n}\n";
+    let shop = "http_route \"shop\" {\n  gateways  = [\"edge\"]\n  hostnames = [\"a.example.com\"]\n\n  \
+                rule \"all\" {\n    backend \"consul\" \"orders\" {}\n  }\n}\n";
+    agent.put(&[("gateway", gateway), ("shop", shop)]).await;
+    let waiting_for = async |agent: &mut Agent, number: usize| {
+        let wait = agent.view.wait_for(|view| {
+            view.snapshot.config.gateway("edge").is_some() && view.gateways[0].waiting_for.len() == number
+        });
+        let view = tokio::time::timeout(PATIENCE, wait).await;
+        let gateway = view.expect("that many watches to wait for").unwrap().gateways[0].clone();
+        assert_eq!(
+            gateway.published_at.is_some(),
+            number == 0,
+            "{:?}",
+            gateway.waiting_for
+        );
+        gateway.waiting_for
+    };
+    let both = waiting_for(&mut agent, 2).await.join(", ");
+    assert!(both.contains("orders") && both.contains("www"), "{both}");
+
+    let interests = agent.interests.borrow().clone();
+    let query = interests
+        .services
+        .keys()
+        .next()
+        .expect("a watched service")
+        .clone();
+    // No instance is an answer.
+    let update = ServiceUpdate {
+        query,
+        result: Ok(Arc::from([])),
+    };
+    agent
+        .observations
+        .send(Observation::Service(update))
+        .await
+        .unwrap();
+    let one = waiting_for(&mut agent, 1).await.join(", ");
+    assert!(one.contains("www"), "{one}");
+
+    let query = agent
+        .view
+        .borrow()
+        .snapshot
+        .config
+        .certificate("www")
+        .unwrap()
+        .query
+        .clone();
+    let problem = Problem::new(ProblemKind::NotFound, "no such file");
+    let update = CertificateUpdate {
+        query,
+        result: Err(problem),
+    };
+    agent
+        .observations
+        .send(Observation::Certificate(update))
+        .await
+        .unwrap();
+    waiting_for(&mut agent, 0).await;
+    agent.served.end().await;
 }
 
 #[tokio::test]
