@@ -54,5 +54,7 @@ mod tls;
 mod tls_versions;
 mod traffic;
 mod upstreams;
+mod vault_cluster;
+mod vault_tokens;
 mod versions;
 mod weights;

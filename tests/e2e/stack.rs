@@ -22,6 +22,8 @@ pub struct Stack {
     pub agent: Agent,
     pub consul: Consul,
     pub vault: Option<Vault>,
+    /// Other nodes of its cluster; the agent talks to the first of them.
+    pub standbys: Vec<Vault>,
     pub http: u16,
     pub https: u16,
     pub data: PathBuf,
@@ -45,6 +47,10 @@ pub struct Options {
     pub mesh_policy: Option<String>,
     /// The agent logs in to Vault by AppRole and gets these policies (name, rules) alone.
     pub vault_policies: Vec<(&'static str, String)>,
+    /// How the agent logs in to Vault, in place of the root token. The method need not be there yet.
+    pub vault_login: Option<String>,
+    /// How many nodes join Vault's cluster.
+    pub vault_standbys: usize,
     /// Another Envoy program than the usual one.
     pub envoy: Option<PathBuf>,
     /// The agent starts no Envoy.
@@ -74,6 +80,11 @@ impl Stack {
         } else {
             None
         };
+        let mut standbys = Vec::new();
+        for number in 0..options.vault_standbys {
+            let leader = vault.as_ref().expect("a Vault");
+            standbys.push(leader.join(&format!("vault-{}", number + 2)).await);
+        }
         let launch = Agent::prepare();
         let mut settings = settings(&launch, &consul, &options);
         if let Some((method, identity)) = &options.consul_login {
@@ -92,7 +103,8 @@ impl Stack {
             ));
         }
         if let Some(vault) = &vault {
-            settings.push_str(&vault_block(&launch, vault, &options).await);
+            let asked = standbys.first().unwrap_or(vault).address();
+            settings.push_str(&vault_block(&launch, vault, &asked, &options).await);
         }
         settings.push_str(&options.more);
         let settings = launch.file("portreeve.hcl", &settings);
@@ -112,6 +124,7 @@ impl Stack {
                 .start(),
             consul,
             vault,
+            standbys,
             consul_token,
         }
     }
@@ -314,8 +327,10 @@ api {{
     )
 }
 
-async fn vault_block(launch: &AgentLaunch, vault: &Vault, options: &Options) -> String {
-    let login = if options.vault_policies.is_empty() {
+async fn vault_block(launch: &AgentLaunch, vault: &Vault, asked: &str, options: &Options) -> String {
+    let login = if let Some(login) = &options.vault_login {
+        login.clone()
+    } else if options.vault_policies.is_empty() {
         let token = launch.file("vault-token", &vault.root_token);
         format!("token_file = {token:?}")
     } else {
@@ -330,10 +345,7 @@ async fn vault_block(launch: &AgentLaunch, vault: &Vault, options: &Options) -> 
         let secret = launch.file("secret-id", &secret);
         format!("approle {{\n    role_id        = {role:?}\n    secret_id_file = {secret:?}\n  }}")
     };
-    format!(
-        "\nvault {{\n  address       = \"{}\"\n  poll_interval = \"1s\"\n\n  {login}\n}}\n",
-        vault.address()
-    )
+    format!("\nvault {{\n  address       = \"{asked}\"\n  poll_interval = \"1s\"\n\n  {login}\n}}\n",)
 }
 
 pub const GATEWAY: &str = r#"

@@ -23,6 +23,52 @@ pub struct Vault {
 
 impl Vault {
     pub async fn start() -> Vault {
+        let mut vault = Vault::launch("vault-1").await;
+        let keys = vault
+            .expect(
+                Method::PUT,
+                "sys/init",
+                json!({ "secret_shares": 1, "secret_threshold": 1 }),
+            )
+            .await;
+        vault.root_token = keys["root_token"].as_str().expect("a root token").to_owned();
+        vault.unseal_key = keys["keys_base64"][0].as_str().expect("an unseal key").to_owned();
+        vault.unseal().await;
+        vault
+    }
+
+    /// Another node of this one's cluster, on standby. Returns when it votes.
+    pub async fn join(&self, name: &str) -> Vault {
+        let mut node = Vault::launch(name).await;
+        node.root_token.clone_from(&self.root_token);
+        node.unseal_key.clone_from(&self.unseal_key);
+        let leader = json!({ "leader_api_addr": self.address() });
+        node.expect(Method::PUT, "sys/storage/raft/join", leader).await;
+        // The challenge is answered once it has come from the leader.
+        wait_for("the node to join", START_LIMIT, async || {
+            let key = json!({ "key": node.unseal_key });
+            node.call(Method::PUT, "sys/unseal", key).await?.ok()?;
+            let health = node.call(Method::GET, "sys/health", Value::Null).await?;
+            ensure!(
+                [429, 473].contains(&health.status.as_u16()),
+                "status {}: {}",
+                health.status,
+                health.text()
+            );
+            let cluster = self.read("sys/storage/raft/configuration").await;
+            let servers = cluster["data"]["config"]["servers"].as_array().cloned();
+            let votes = |server: &Value| server["node_id"] == name && server["voter"] == true;
+            ensure!(
+                servers.is_some_and(|servers| servers.iter().any(votes)),
+                "{cluster}"
+            );
+            Ok(())
+        })
+        .await;
+        node
+    }
+
+    async fn launch(name: &str) -> Vault {
         let directory = scratch_directory("vault");
         let port = free_port();
         let data = directory.path().join("data");
@@ -34,7 +80,7 @@ impl Vault {
         let mut config = json!({
             // OpenBao has no file storage any more; with the multiplier a lone node leads within a second or
             // two.
-            "storage": { "raft": { "path": data, "node_id": "vault-1", "performance_multiplier": "1" } },
+            "storage": { "raft": { "path": data, "node_id": name, "performance_multiplier": "1" } },
             "listener": [{ "tcp": {
                 "address": format!("127.0.0.1:{port}"),
                 "cluster_address": cluster,
@@ -52,7 +98,7 @@ impl Vault {
         let binary = find_program("bao")
             .or_else(|| find_program("vault"))
             .unwrap_or_else(|| program("bao"));
-        let launch = Launch::new("vault", binary, directory.path()).arg("server");
+        let launch = Launch::new(name, binary, directory.path()).arg("server");
         let process = launch.arg(format!("-config={}", file.display())).start();
         let (root_token, unseal_key) = (String::new(), String::new());
         let mut vault = Vault {
@@ -64,16 +110,6 @@ impl Vault {
             _directory: directory,
         };
         vault.wait_listening().await;
-        let keys = vault
-            .expect(
-                Method::PUT,
-                "sys/init",
-                json!({ "secret_shares": 1, "secret_threshold": 1 }),
-            )
-            .await;
-        vault.root_token = keys["root_token"].as_str().expect("a root token").to_owned();
-        vault.unseal_key = keys["keys_base64"][0].as_str().expect("an unseal key").to_owned();
-        vault.unseal().await;
         vault
     }
 

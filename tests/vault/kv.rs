@@ -179,3 +179,39 @@ async fn wrong_places_are_told_apart() {
         rig.stop().await;
     }
 }
+
+/// A rate limit of the server's own: what it refuses is tried again, and nothing is taken back.
+#[tokio::test]
+async fn a_quota_that_is_used_up_is_waited_out() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    let store = async |name: &str| {
+        let (certificate, key) = self_signed(name, 5);
+        let fields = json!({"certificate": certificate, "private_key": key});
+        bao.write("secret/data/www", json!({"data": fields})).await;
+    };
+    store("one.example").await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    assert_eq!(rig.material().await.names[0].as_ref(), "one.example");
+    // Five polls a second, and one request in a minute.
+    let quota = json!({"path": "secret", "rate": 1, "interval": "60s"});
+    bao.write("sys/quotas/rate-limit/secret", quota).await;
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Unavailable, "{problem}");
+    assert!(
+        problem.message.contains("429") || problem.message.contains("quota"),
+        "{problem}"
+    );
+    bao.delete("sys/quotas/rate-limit/secret").await;
+    store("two.example").await;
+    loop {
+        let material = rig.eventually().await;
+        if material.names[0].as_ref() == "two.example" {
+            break;
+        }
+        assert_eq!(material.names[0].as_ref(), "one.example");
+    }
+    rig.stop().await;
+}

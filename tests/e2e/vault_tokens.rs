@@ -1,0 +1,114 @@
+//! The agent's token at Vault: got by an identity that somebody else signed, and what ends with it.
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::stack::{Options, SOON, Stack, secure, until};
+use crate::support::client::Request;
+use crate::support::jwt::JwtIssuer;
+use crate::support::load::Load;
+use crate::support::wait_for;
+
+const RULE: &str = "direct_response {\n      status = 200\n    }";
+
+fn shipped() -> String {
+    std::fs::read_to_string(format!(
+        "{}/vault-policies/portreeve-pki.hcl",
+        env!("CARGO_MANIFEST_DIR")
+    ))
+    .unwrap()
+}
+
+fn www() -> Request {
+    Request::get("www.example.com", "/")
+}
+
+async fn status(stack: &Stack) -> anyhow::Result<Value> {
+    Ok(stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json())
+}
+
+fn source(status: &Value) -> Value {
+    let mut sources = status["sources"].as_array().into_iter().flatten();
+    sources
+        .find(|source| source["name"] == "vault")
+        .cloned()
+        .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_identity_serves_and_survives_its_rotation_and_the_loss_of_its_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let (issuer, file) = (JwtIssuer::new(), directory.path().join("vault.jwt"));
+    // For another program: it is refused until the right one is there.
+    std::fs::write(&file, issuer.sign(&json!({ "sub": "edge", "aud": "elsewhere" }))).unwrap();
+    let stack = Stack::start(Options {
+        vault: true,
+        vault_login: Some(format!(
+            "jwt {{\n    mount    = \"jwt\"\n    role     = \"portreeve\"\n    jwt_file = {file:?}\n  }}"
+        )),
+        ..Options::default()
+    })
+    .await;
+    let vault = stack.vault.as_ref().unwrap();
+    vault.policy("portreeve-pki", &shipped()).await;
+    vault.enable_auth("jwt", "jwt").await;
+    vault
+        .jwt_role("portreeve", &issuer, &["portreeve-pki"], "1h")
+        .await;
+    let only = json!({ "token_no_default_policy": true, "role_type": "jwt", "user_claim": "sub", "bound_audiences": ["vault"],
+        "token_policies": ["portreeve-pki"], "token_ttl": "1h" });
+    vault.write("auth/jwt/role/portreeve", only).await;
+    stack.put("www", &secure(RULE)).await;
+    wait_for("the refusal in Vault's words", 3 * SOON, async || {
+        let source = source(&status(&stack).await?).to_string();
+        anyhow::ensure!(
+            source.contains("auth/jwt/login") && source.contains("aud"),
+            "{source}"
+        );
+        Ok(())
+    })
+    .await;
+
+    // The identity rotates: seen at once, no restart.
+    std::fs::write(&file, issuer.token("edge")).unwrap();
+    let client = stack.https_client().await;
+    until(&client, &www(), "a certificate", |reply| reply.status == 200).await;
+    let settled = status(&stack).await.unwrap();
+    assert_eq!(source(&settled)["ok"], true, "{settled:#}");
+    assert!(
+        !settled
+            .to_string()
+            .contains(&std::fs::read_to_string(&file).unwrap())
+    );
+
+    // The token goes, and the identity has rotated meanwhile: the next certificate is asked for with a token got by the new one.
+    let load = Load::start(30, client.clone(), www());
+    std::fs::write(&file, issuer.token("edge-2")).unwrap();
+    vault.write("sys/leases/revoke-prefix/auth/jwt", json!({})).await;
+    let shop = secure(RULE)
+        .replace("www", "shop")
+        .replace("listener \"secure\"", "listener \"second\"");
+    let (_, shop) = shop.split_once("certificate \"shop\"").unwrap();
+    let both = secure(RULE).replace("certificates = [\"www\"]", "certificates = [\"www\", \"shop\"]");
+    stack
+        .put("www", &format!("{both}\ncertificate \"shop\"{shop}"))
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    until(&client, &request, "the next certificate", |reply| {
+        reply.status == 200
+    })
+    .await;
+    load.finish().await.assert_none_lost();
+    let accessors = vault
+        .call(
+            Method::from_bytes(b"LIST").unwrap(),
+            "auth/token/accessors",
+            Value::Null,
+        )
+        .await;
+    let tokens = accessors.unwrap().json()["data"]["keys"]
+        .as_array()
+        .unwrap()
+        .len();
+    assert_eq!(tokens, 2, "the root token, and the agent's one");
+}
