@@ -266,6 +266,26 @@ fn format() {
 }
 
 #[test]
+fn explain_says_what_is_asked_of_clients() {
+    let directory = scratch_directory("cli");
+    let example = include_str!("../../hcl-examples/features/client_ca.hcl");
+    write(directory.path(), &[("conf/edge.hcl", example)]);
+    let explain = |url: &str| {
+        let outcome = portreeve(directory.path(), &["explain", "GET", url, "-config", "conf"]);
+        assert_eq!(outcome.code, 0, "{}", outcome.shown(&[]));
+        outcome.out
+    };
+    let partners = explain("https://www.example.com:8443/");
+    let asked =
+        "clients    must show a certificate by client_ca vault_pki pki_clients/issuers, not revoked\n";
+    assert!(partners.contains(asked), "{partners}");
+    let open = explain("https://www.example.com:9443/");
+    let asked = "clients    may show a certificate; one that is shown must be by client_ca vault_kv \
+                 secret/portreeve/clients, not revoked\n";
+    assert!(open.contains(asked), "{open}");
+}
+
+#[test]
 fn explain() {
     let directory = scratch_directory("cli");
     write(directory.path(), &[("conf/shop.hcl", SHOP)]);
