@@ -4,7 +4,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::stack::{Options, SOON, Stack, secure, until};
-use crate::support::client::Request;
+use crate::support::client::{Client, Reply, Request};
 use crate::support::jwt::JwtIssuer;
 use crate::support::load::Load;
 use crate::support::wait_for;
@@ -111,4 +111,66 @@ async fn a_workload_identity_serves_and_survives_its_rotation_and_the_loss_of_it
         .unwrap()
         .len();
     assert_eq!(tokens, 2, "the root token, and the agent's one");
+}
+
+fn serial(reply: &Reply) -> String {
+    use x509_parser::prelude::FromDer as _;
+    let der = reply.certificate.as_ref().expect("a certificate");
+    let (_, parsed) = x509_parser::prelude::X509Certificate::from_der(der).unwrap();
+    let bytes: Vec<String> = parsed
+        .raw_serial()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    bytes.join(":")
+}
+
+/// A role with `generate_lease`: the certificates go with the token that asked for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leased_certificate_that_goes_with_its_token_is_replaced() {
+    let stack = Stack::start(Options {
+        vault: true,
+        vault_policies: vec![("portreeve-pki", shipped())],
+        ..Options::default()
+    })
+    .await;
+    let vault = stack.vault.as_ref().unwrap();
+    let role = json!({
+        "allowed_domains": "example.com", "allow_subdomains": true, "key_type": "ec", "key_bits": 256, "max_ttl": "72h",
+        "generate_lease": true,
+    });
+    vault.write("pki_int/roles/edge", role).await;
+    stack.put("www", &secure(RULE)).await;
+    let client: Client = stack.https_client().await;
+    let first = serial(&until(&client, &www(), "a certificate", |reply| reply.status == 200).await);
+    let revoked = async |serial: &str| {
+        let stored = vault.read(&format!("pki_int/cert/{serial}")).await;
+        stored["data"]["revocation_time"].as_i64().unwrap() > 0
+    };
+    assert!(!revoked(&first).await);
+
+    let load = Load::start(20, client.clone(), www());
+    vault
+        .write("sys/leases/revoke-prefix/auth/approle", json!({}))
+        .await;
+    wait_for("the lease to go with its token", SOON, async || {
+        anyhow::ensure!(revoked(&first).await, "still good");
+        Ok(())
+    })
+    .await;
+    // Within the minute that is between two issues of a certificate.
+    let mut second = first.clone();
+    wait_for("another certificate", 10 * SOON, async || {
+        let reply = client
+            .send(&www())
+            .await
+            .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        second = serial(&reply);
+        anyhow::ensure!(second != first, "the revoked one still serves");
+        Ok(())
+    })
+    .await;
+    load.finish().await.assert_none_lost();
+    assert!(!revoked(&second).await);
+    assert_eq!(vault.count_certificates("pki_int").await, 3, "the root and two");
 }

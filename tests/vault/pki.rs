@@ -347,6 +347,96 @@ async fn each_issuer_signs_what_names_it_and_no_root_is_served() {
     rig.stop().await;
 }
 
+/// A role that makes leases, and a login for tokens of this life that may sign with it and nothing else.
+async fn with_leases(bao: &Bao, seconds: u64) -> portreeve::sources::vault::VaultAuth {
+    let role = json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec", "generate_lease": true});
+    bao.mount_pki(role).await;
+    let policy = "path \"pki_int/sign/edge\" { capabilities = [\"update\"] }";
+    bao.policy("signer", policy).await;
+    let life = format!("{seconds}s");
+    let login = json!({"token_policies": ["signer"], "token_ttl": life, "token_max_ttl": life});
+    let (role_id, secret_id) = bao.app_role(login).await;
+    super::rig::app_role(&role_id, &secret_id)
+}
+
+async fn is_revoked(bao: &Bao, serial: &str) -> bool {
+    let stored = bao.read(&format!("pki_int/cert/{serial}")).await;
+    stored["data"]["revocation_time"].as_i64().unwrap() > 0
+}
+
+#[tokio::test]
+async fn a_leased_certificate_is_replaced_before_its_token_ends() {
+    let bao = Bao::start().await;
+    let auth = with_leases(&bao, 30).await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, auth, directory.path());
+    rig.watch(&[&pki("www.example.com", 3600)]);
+    let first = rig.material().await;
+    // An hour of life is left by its dates, thirty seconds by its lease. Another token comes at twenty.
+    let second = rig.material_within(Duration::from_secs(60)).await;
+    assert!(!is_revoked(&bao, &first.serial).await, "replaced in time");
+    assert_ne!(first.serial, second.serial);
+    assert!(second.private_key.is_some());
+    let started = Instant::now();
+    while !is_revoked(&bao, &first.serial).await {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "leases end with their token"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(!is_revoked(&bao, &second.serial).await);
+    let (issued, logins) = (bao.issued().await as u64, rig.vault.status().logins);
+    assert!(issued <= logins, "{issued} certificates for {logins} tokens");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_whose_lease_is_gone_is_replaced_within_its_budget() {
+    let bao = Bao::start().await;
+    let auth = with_leases(&bao, 3600).await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, auth, directory.path());
+    let query = pki("www.example.com", 3600);
+    rig.watch(&[&query]);
+    let first = rig.material().await;
+    rig.silence(Duration::from_secs(3)).await;
+    // An operator revokes all that the role handed out.
+    bao.write("sys/leases/revoke-prefix/pki_int/sign/edge", json!({}))
+        .await;
+    let second = rig.material().await;
+    assert_ne!(first.serial, second.serial);
+    assert!(is_revoked(&bao, &first.serial).await && !is_revoked(&bao, &second.serial).await);
+    assert_eq!(bao.issued().await, 2);
+    rig.stop().await;
+}
+
+/// Nobody renews the token of a process that is gone, be it killed: what was leased with it will be revoked.
+#[tokio::test]
+async fn a_leased_certificate_does_not_outlive_a_restart() {
+    let bao = Bao::start().await;
+    let auth = with_leases(&bao, 3600).await;
+    let directory = tempfile::tempdir().unwrap();
+    let query = pki("www.example.com", 3600);
+    let mut rig = Rig::start(&bao.address, auth.clone(), directory.path());
+    rig.watch(&[&query]);
+    let first = rig.material().await;
+    rig.stop().await;
+    let mut rig = Rig::start(&bao.address, auth, directory.path());
+    rig.watch(&[&query]);
+    let again = rig.material().await;
+    assert_eq!(again.serial, first.serial, "it serves meanwhile");
+    assert!(
+        !is_revoked(&bao, &first.serial).await,
+        "the token was not given back"
+    );
+    let second = rig.material().await;
+    assert_ne!(second.serial, first.serial);
+    rig.silence(Duration::from_secs(3)).await;
+    assert_eq!(bao.issued().await, 2);
+    rig.stop().await;
+}
+
 fn forget_the_answer(directory: &std::path::Path, query: &CertificateQuery) {
     use portreeve::sources::certificates::{CertificateStore, RedbCertificateStore, StoredCertificate};
     let store = RedbCertificateStore::open(&directory.join("certificates.redb")).unwrap();

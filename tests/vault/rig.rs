@@ -82,6 +82,15 @@ impl Rig {
         }
     }
 
+    /// The next material, without a problem before it.
+    pub async fn material_within(&mut self, limit: Duration) -> Arc<CertificateMaterial> {
+        let update = tokio::time::timeout(limit, self.updates.recv()).await;
+        match update.expect("an observation in time").expect("the watcher runs") {
+            Observation::Certificate(update) => update.result.expect("material, no problem"),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub async fn material(&mut self) -> Arc<CertificateMaterial> {
         self.next().await.expect("material, no problem")
     }

@@ -177,6 +177,7 @@ impl ClientCaWatch<'_> {
         let record = StoredCertificate {
             certificate: Some(PublicCertificate::of(material)),
             last_attempt: None,
+            leased: false,
         };
         let (store, query) = (self.store.clone(), self.query.clone());
         match tokio::task::spawn_blocking(move || store.save(&query, &record)).await {

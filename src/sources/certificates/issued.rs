@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::budget::{Budget, renewal_time};
+use super::lease::LeaseWatch;
 use super::pem;
 use super::publisher::{Closed, Publisher};
 use super::request::{self, Names, Request};
@@ -49,6 +50,8 @@ pub(super) struct IssuedWatch<'a> {
     pub(super) vault: &'a VaultClient,
     pub(super) store: Arc<dyn CertificateStore>,
     pub(super) budget: Budget,
+    /// How often a lease is looked at.
+    pub(super) poll: Duration,
 }
 
 /// Why the last request brought nothing, and when another may.
@@ -68,6 +71,14 @@ enum Hope {
     At(Instant),
 }
 
+/// What makes another certificate due before two thirds of this one's life.
+struct Haste {
+    /// An Envoy lacks the key, and so do we.
+    key_wanted: bool,
+    /// Vault may revoke it at any time.
+    lease: Option<LeaseWatch>,
+}
+
 enum Woken {
     ToIssue,
     /// What is in use ended while its successor is waited for.
@@ -84,10 +95,13 @@ impl IssuedWatch<'_> {
         }
         let mut pauses = Pauses::default();
         let mut setback = Setback::default();
-        let mut key_wanted = false;
+        let mut haste = Haste {
+            key_wanted: false,
+            lease: record.leased.then(LeaseWatch::of_an_earlier_process),
+        };
         loop {
             let woken = self
-                .wait(&record, &setback, &mut key_wanted, wishes, &mut pauses, publisher)
+                .wait(&record, &setback, &mut haste, wishes, &mut pauses, publisher)
                 .await;
             if let Woken::CertificateEnded = woken {
                 let told = match &setback.problem {
@@ -104,9 +118,12 @@ impl IssuedWatch<'_> {
                 }
             }
             match self.issue(&mut record, started, publisher).await {
-                Ok(material) => {
+                Ok((material, lease)) => {
                     setback = Setback::default();
-                    key_wanted = false;
+                    haste = Haste {
+                        key_wanted: false,
+                        lease,
+                    };
                     pauses.reset();
                     if let Err(closed) = publisher.material(material).await {
                         return closed;
@@ -142,7 +159,7 @@ impl IssuedWatch<'_> {
         &self,
         record: &StoredCertificate,
         setback: &Setback,
-        key_wanted: &mut bool,
+        haste: &mut Haste,
         wishes: &Wishes,
         pauses: &mut Pauses,
         publisher: &Publisher,
@@ -157,9 +174,13 @@ impl IssuedWatch<'_> {
                 return Woken::CertificateEnded;
             }
             let needed = match (publisher.good(), &record.certificate) {
-                (Some(material), _) if material.private_key.is_none() && *key_wanted => now,
+                (Some(material), _) if material.private_key.is_none() && haste.key_wanted => now,
                 (Some(material), _) => {
-                    renewal_time(material.not_before, material.not_after, &material.serial)
+                    let by_dates = renewal_time(material.not_before, material.not_after, &material.serial);
+                    haste
+                        .lease
+                        .as_ref()
+                        .map_or(by_dates, |lease| lease.due(now).min(by_dates))
                 }
                 (None, _) => now,
             };
@@ -173,7 +194,8 @@ impl IssuedWatch<'_> {
                 () = tokio::time::sleep(until(due)), if due > now => {}
                 () = tokio::time::sleep(until(ends)), if alive_at_first => {}
                 () = self.overcome(setback, pauses), if due <= now => return Woken::ToIssue,
-                () = wishes.key.notified() => *key_wanted = true,
+                () = wishes.key.notified() => haste.key_wanted = true,
+                () = LeaseWatch::look(&mut haste.lease, self, publisher.good()) => {}
                 // Only what failed is tried again; a good certificate is not issued anew for a refresh.
                 () = wishes.refresh.notified(), if setback.problem.is_some() => {
                     if due <= now {
@@ -200,7 +222,7 @@ impl IssuedWatch<'_> {
         record: &mut StoredCertificate,
         started: i64,
         publisher: &Publisher,
-    ) -> Result<CertificateMaterial, Problem> {
+    ) -> Result<(CertificateMaterial, Option<LeaseWatch>), Problem> {
         let before = record.last_attempt;
         record.last_attempt = Some(publisher.now());
         if let Err(error) = self.save(record).await {
@@ -239,18 +261,22 @@ impl IssuedWatch<'_> {
         for warning in &signed.warnings {
             tracing::warn!(certificate = %self.query, %warning, "vault warns");
         }
-        if signed.leased {
+        if signed.lease.is_some() {
             tracing::warn!(
                 certificate = %self.query,
-                "the PKI role makes leases: Vault revokes the certificate when the agent's token ends; \
-                 set generate_lease=false on the role"
+                "the PKI role makes leases: Vault revokes the certificate when the agent's token ends, so that each new \
+                 token needs another; set generate_lease=false on the role"
             );
         }
         let material = pem::parse(&signed.chain, request.private_key.expose(), publisher.now())
             .map_err(|fault| fault.problem(&self.query.to_string()))?;
         record.certificate = Some(PublicCertificate::of(&material));
+        record.leased = signed.lease.is_some();
         let _ = self.save(record).await;
-        Ok(material)
+        let lease = signed
+            .lease
+            .map(|lease| LeaseWatch::of(lease, &material.serial, publisher.now()));
+        Ok((material, lease))
     }
 
     async fn request(&self, key_type: KeyType) -> Result<Request, Problem> {
@@ -319,6 +345,7 @@ impl IssuedWatch<'_> {
                 StoredCertificate {
                     certificate: None,
                     last_attempt: Some(publisher.now()),
+                    leased: false,
                 }
             }
         }

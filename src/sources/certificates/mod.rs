@@ -8,6 +8,7 @@
 //!  set_interests --> CertificateWatcher --+--> kv::watch    (polls)        --+
 //!                                         +--> issued::watch (2/3 of life) --+--> Publisher --> Observation
 //!                                         +--> file::watch  (inotify)      --+   (no repeats)
+//!                                         +--> client_ca    (polls)        --+
 //! ```
 
 mod authorities;
@@ -17,6 +18,7 @@ mod clock;
 mod file;
 mod issued;
 mod kv;
+mod lease;
 mod pem;
 mod publisher;
 mod request;

@@ -51,6 +51,9 @@ pub struct StoredCertificate {
     pub certificate: Option<PublicCertificate>,
     /// When one was last asked for, in Unix seconds; written before the request is sent.
     pub last_attempt: Option<i64>,
+    /// Vault revokes it with the token that asked for it, which no later process renews.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leased: bool,
 }
 
 /// Keeps records over restarts. Calls may block on a disk: they are made from blocking threads.
@@ -225,6 +228,7 @@ mod tests {
                 crl: None,
             }),
             last_attempt: Some(7),
+            leased: false,
         }
     }
 

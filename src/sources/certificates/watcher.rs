@@ -323,6 +323,7 @@ async fn run(
                 vault,
                 store: context.store.clone(),
                 budget,
+                poll: context.settings.kv_poll,
             }
             .run(wishes, publisher)
             .await

@@ -56,6 +56,9 @@ pub(super) struct Envelope<T> {
     /// Not empty: what was handed out ends with the token.
     #[serde(default, deserialize_with = "text_or_null")]
     pub(super) lease_id: String,
+    /// Seconds. Advice where there is no lease.
+    #[serde(default)]
+    pub(super) lease_duration: u64,
     #[serde(default, deserialize_with = "texts")]
     pub(super) warnings: Vec<String>,
     #[serde(default, deserialize_with = "texts")]

@@ -71,6 +71,16 @@ impl VaultClient {
         ))
     }
 
+    /// Returns once there is a token after this one. The one before it ends some time later, and with it what was leased.
+    pub(crate) async fn token_replaced(&self, generation: u64) {
+        let mut state = self.state.clone();
+        let newer = state.wait_for(|state| state.ready && state.generation > generation);
+        if newer.await.is_err() {
+            // The session has ended, and with it the agent.
+            std::future::pending::<()>().await;
+        }
+    }
+
     pub fn status(&self) -> VaultStatus {
         VaultStatus {
             client_certificate_expires: self.shared.transport.identity_expires(),
@@ -86,17 +96,23 @@ impl VaultClient {
     /// Sends with the shared token. A 403 is looked into: a token that is no longer known is replaced and the request
     /// sent once more; else the policy lacks something. 404 is an answer.
     pub(super) async fn call(&self, call: &Call) -> Result<Answer, VaultFault> {
+        let (answer, _) = self.call_by(call).await?;
+        Ok(answer)
+    }
+
+    /// The same, with which of the agent's tokens was taken, counted from its start.
+    pub(super) async fn call_by(&self, call: &Call) -> Result<(Answer, u64), VaultFault> {
         let state = self.token(call).await.map_err(VaultFault::before_sending)?;
         let answer = self.shared.send(call, &state).await?;
         if answer.status != 403 {
-            return self.shared.accept(call, answer);
+            return Ok((self.shared.accept(call, answer)?, state.generation));
         }
         let state = self
             .look_into(call, state, &answer)
             .await
             .map_err(VaultFault::before_sending)?;
         let answer = self.shared.send(call, &state).await?;
-        self.shared.accept(call, answer)
+        Ok((self.shared.accept(call, answer)?, state.generation))
     }
 
     async fn token(&self, call: &Call) -> Result<TokenState, VaultFault> {

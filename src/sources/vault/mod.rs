@@ -38,7 +38,7 @@ pub use fault::VaultFault;
 pub(crate) use freshness::unix_now;
 pub use freshness::{VaultFreshness, VaultStatus, timestamp};
 pub use kv::{KvSecret, KvStamp};
-pub use pki::{SignRequest, Signed};
+pub use pki::{Lease, SignRequest, Signed};
 pub use session::VaultSession;
 pub use settings::{Environment, SecretId, SettingsError, VaultAuth, VaultSettings, VaultTimeouts};
 pub use sigv4::AwsKeys;

@@ -33,8 +33,24 @@ pub struct Signed {
     pub chain: String,
     /// Such as a `ttl` cut to the role's maximum.
     pub warnings: Vec<String>,
-    /// The certificate will be revoked with the agent's token.
-    pub leased: bool,
+    /// The role makes leases: the certificate is revoked with its lease.
+    pub lease: Option<Lease>,
+}
+
+/// What holds a certificate beside its dates. Never renewable: a certificate's end cannot be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The token that it was made for and ends with, counted from the agent's start.
+    pub token: u64,
+    /// Seconds.
+    pub duration: u64,
+}
+
+#[derive(Deserialize)]
+struct StoredData {
+    /// Unix seconds; 0: it was not.
+    #[serde(default)]
+    revocation_time: i64,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +67,7 @@ impl VaultClient {
     /// Sent once: nothing on the way repeats it, so that the caller's budget of certificates holds.
     pub async fn sign(&self, request: &SignRequest<'_>) -> Result<Signed, VaultFault> {
         let call = Call::of(&body(request))?;
-        let answer = self.call(&call).await?;
+        let (answer, token) = self.call_by(&call).await?;
         if answer.status == 404 {
             return Err(self.not_found(&call, &answer));
         }
@@ -59,6 +75,10 @@ impl VaultClient {
             .parse::<SignedData>()
             .ok_or_else(|| self.unreadable(&call))?;
         let leased = !envelope.lease_id.is_empty();
+        let lease = leased.then_some(Lease {
+            token,
+            duration: envelope.lease_duration,
+        });
         if leased {
             self.shared.token_carries_leases.store(true, Ordering::Relaxed);
         }
@@ -73,8 +93,21 @@ impl VaultClient {
         Ok(Signed {
             chain,
             warnings: news(envelope.warnings),
-            leased,
+            lease,
         })
+    }
+
+    /// Whether the mount says that it revoked the certificate. Vault answers this to everybody. One that it did not keep
+    /// (`no_store`) it cannot have revoked.
+    pub async fn is_revoked(&self, at: &str, serial: &str) -> Result<bool, VaultFault> {
+        let call = Call::get(format!("{}/cert/{serial}", trim(at)))?;
+        let answer = self.call(&call).await?;
+        if answer.status == 404 {
+            return Ok(false);
+        }
+        let data = answer.parse::<StoredData>().and_then(|envelope| envelope.data);
+        let data = data.ok_or_else(|| self.unreadable(&call))?;
+        Ok(data.revocation_time > 0)
     }
 
     /// The path that a policy must allow for `request`.

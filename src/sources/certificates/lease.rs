@@ -1,0 +1,112 @@
+//! Tells when a certificate ends before its dates: Vault revokes a leased one with its lease, and the lease with the
+//! token that it was made for.
+//!
+//! The lease itself is not renewed, as no lease of a certificate is renewable. It is replaced: at two thirds of its
+//! duration, when the agent has another token, and when the mount says that it was revoked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::budget::renewal_time;
+use super::issued::IssuedWatch;
+use crate::model::CertificateMaterial;
+use crate::sources::vault::{Lease, VaultClient, jitter, spread};
+
+/// Looks of many certificates drift apart.
+const POLL_SPREAD: f64 = 0.1;
+
+pub(super) struct LeaseWatch {
+    /// The token it ends with. 0: one of an earlier process, which nobody renews.
+    token: u64,
+    /// When it is to be replaced even if all goes well, in Unix seconds.
+    renews_at: i64,
+    /// It is gone, or will be with its token.
+    is_lost: bool,
+    next_look: Instant,
+}
+
+impl LeaseWatch {
+    pub(super) fn of(lease: Lease, serial: &str, now: i64) -> Self {
+        let duration = i64::try_from(lease.duration).unwrap_or(i64::MAX);
+        Self {
+            token: lease.token,
+            renews_at: renewal_time(now, now.saturating_add(duration), serial),
+            is_lost: false,
+            next_look: Instant::now(),
+        }
+    }
+
+    pub(super) fn of_an_earlier_process() -> Self {
+        Self {
+            token: 0,
+            renews_at: i64::MAX,
+            is_lost: true,
+            next_look: Instant::now(),
+        }
+    }
+
+    /// When another certificate is needed for its sake.
+    pub(super) fn due(&self, now: i64) -> i64 {
+        if self.is_lost { now } else { self.renews_at }
+    }
+
+    /// Returns when something is new. Dropped in between, it goes on where it was.
+    pub(super) async fn look(
+        lease: &mut Option<Self>,
+        watch: &IssuedWatch<'_>,
+        material: Option<&Arc<CertificateMaterial>>,
+    ) {
+        let (Some(lease), Some(material)) = (lease.as_mut().filter(|lease| !lease.is_lost), material) else {
+            return std::future::pending().await;
+        };
+        loop {
+            tokio::select! {
+                () = watch.vault.token_replaced(lease.token) => {
+                    tracing::info!(certificate = %watch.query, "its lease ends with the token before this one");
+                    lease.is_lost = true;
+                }
+                revoked = lease.was_revoked(watch.vault, watch.mount, &material.serial, watch.poll) => {
+                    if !revoked {
+                        continue;
+                    }
+                    tracing::warn!(certificate = %watch.query, serial = %material.serial, "vault revoked it");
+                    lease.is_lost = true;
+                }
+            }
+            return;
+        }
+    }
+
+    async fn was_revoked(&mut self, vault: &VaultClient, mount: &str, serial: &str, poll: Duration) -> bool {
+        tokio::time::sleep_until(self.next_look).await;
+        self.next_look = Instant::now() + spread(poll, POLL_SPREAD, jitter());
+        match vault.is_revoked(mount, serial).await {
+            Ok(revoked) => revoked,
+            Err(fault) => {
+                tracing::debug!(%fault, "lease not looked at");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn due_at_two_thirds_of_the_lease_or_at_once_when_it_is_lost() {
+        let lease = Lease {
+            token: 1,
+            duration: 900,
+        };
+        let mut watch = LeaseWatch::of(lease, "ab", 1000);
+        assert!((1570..=1630).contains(&watch.due(1000)), "{}", watch.due(1000));
+        assert_eq!(watch.due(1000), watch.due(1200));
+        watch.is_lost = true;
+        assert_eq!(watch.due(1200), 1200);
+        assert_eq!(LeaseWatch::of_an_earlier_process().due(7), 7);
+    }
+}
