@@ -314,7 +314,7 @@ impl Drop for Bao {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -323,7 +323,7 @@ fn free_port() -> u16 {
 }
 
 /// `bao` of `make tools`, else of the PATH. Missing, the test fails: it is not skipped.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     let fetched = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin/bao");
     if fetched.exists() {
         fetched

@@ -17,6 +17,7 @@ mod namespaces;
 mod outages;
 mod pki;
 mod policies;
+mod proxy;
 mod rig;
 mod rotation;
 mod tls;
