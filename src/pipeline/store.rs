@@ -6,8 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -65,7 +64,66 @@ pub struct Restored {
 
 #[derive(Clone)]
 pub struct Store {
-    writes: mpsc::Sender<Write>,
+    outbox: Arc<Outbox>,
+}
+
+/// Dropped with the last store: the writer ends when it has written what is there.
+struct Outbox(Arc<Inbox>);
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.0.lock().is_closed = true;
+        self.0.news.notify_one();
+    }
+}
+
+/// What the writer has not taken up yet.
+#[derive(Default)]
+struct Inbox {
+    content: Mutex<Content>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Content {
+    /// The newest for each entry: however long the disk hangs, it does not grow beyond what there is to write.
+    writes: Waiting,
+    flushes: Vec<mpsc::Sender<()>>,
+    is_closed: bool,
+}
+
+impl Content {
+    fn is_idle(&mut self) -> bool {
+        self.writes.is_empty() && self.flushes.is_empty() && !self.is_closed
+    }
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        // Whole after each statement, whatever a panicking holder was about to do.
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something, or this long. None: nothing will come any more.
+    fn take(&self, limit: Option<Duration>) -> Option<(Waiting, Vec<mpsc::Sender<()>>)> {
+        let content = self.lock();
+        let mut content = match limit {
+            None => self
+                .news
+                .wait_while(content, Content::is_idle)
+                .unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => {
+                let waited = self.news.wait_timeout_while(content, limit, Content::is_idle);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        let taken = (
+            std::mem::take(&mut content.writes),
+            std::mem::take(&mut content.flushes),
+        );
+        let is_over = content.is_closed && taken.0.is_empty() && taken.1.is_empty();
+        (!is_over).then_some(taken)
+    }
 }
 
 enum Write {
@@ -83,7 +141,6 @@ enum Write {
     Quarantine(Box<Quarantine>),
     QuarantineOver(String),
     Withheld(Arc<str>, Vec<WithheldResource>),
-    Flush(mpsc::Sender<()>),
 }
 
 impl Write {
@@ -102,7 +159,6 @@ impl Write {
             Self::Quarantine(entry) => ("quarantine", entry.document.as_str().to_owned()),
             Self::QuarantineOver(document) => ("quarantine", document.clone()),
             Self::Withheld(gateway, _) => ("withheld", gateway.to_string()),
-            Self::Flush(_) => ("", String::new()),
         }
     }
 }
@@ -128,12 +184,13 @@ impl Store {
             path: path.clone(),
             source,
         })?;
-        let (writes, receiver) = mpsc::channel();
+        let inbox = Arc::new(Inbox::default());
+        let outbox = Arc::new(Outbox(inbox.clone()));
         std::thread::Builder::new()
             .name("state".to_owned())
-            .spawn(move || write_all(&path, database, &receiver))
+            .spawn(move || write_all(&path, database, &inbox))
             .map_err(|source| StoreError::Thread { source })?;
-        Ok((Self { writes }, restored))
+        Ok((Self { outbox }, restored))
     }
 
     pub fn document(&self, document: &Document) {
@@ -207,14 +264,15 @@ impl Store {
     /// Returns when everything handed over so far is on disk, or the writer has given up on it.
     pub fn flush(&self) {
         let (done, wait) = mpsc::channel();
-        self.send(Write::Flush(done));
+        self.outbox.0.lock().flushes.push(done);
+        self.outbox.0.news.notify_one();
         // An ended writer has nothing left to write.
         let _ = wait.recv();
     }
 
     fn send(&self, write: Write) {
-        // The writer lives as long as the process; if it died, it has said why.
-        let _ = self.writes.send(write);
+        self.outbox.0.lock().writes.insert(write.entry(), write);
+        self.outbox.0.news.notify_one();
     }
 }
 
@@ -287,30 +345,17 @@ const ROOTS: &str = "roots";
 /// The newest write of each entry that is not on disk yet.
 type Waiting = BTreeMap<(&'static str, String), Write>;
 
-fn write_all(path: &Path, database: Database, writes: &mpsc::Receiver<Write>) {
+fn write_all(path: &Path, database: Database, inbox: &Inbox) {
     let mut database = Some(database);
     let mut waiting = Waiting::new();
     let mut failing = false;
     loop {
-        let next = if waiting.is_empty() {
-            writes.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            writes.recv_timeout(RETRY)
+        // Whatever has come meanwhile goes into the same transaction: one fsync for a burst.
+        let retry = (!waiting.is_empty()).then_some(RETRY);
+        let Some((writes, flushes)) = inbox.take(retry) else {
+            return;
         };
-        let mut flushes = Vec::new();
-        match next {
-            // Whatever has come meanwhile goes into the same transaction: one fsync for a burst.
-            Ok(first) => {
-                for write in std::iter::once(first).chain(writes.try_iter()) {
-                    match write {
-                        Write::Flush(done) => flushes.push(done),
-                        write => drop(waiting.insert(write.entry(), write)),
-                    }
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
+        waiting.extend(writes);
         if !waiting.is_empty() {
             match write_waiting(path, &mut database, &waiting) {
                 Ok(()) => {
@@ -402,7 +447,6 @@ fn write_batch<'a>(database: &Database, batch: impl Iterator<Item = &'a Write>) 
                 Write::Withheld(gateway, all) => {
                     withheld.insert(&**gateway, &*encoded(all))?;
                 }
-                Write::Flush(_) => {}
             }
         }
     }
