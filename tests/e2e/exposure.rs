@@ -265,10 +265,7 @@ async fn consul_that_comes_back_wiped_takes_no_route_away() {
     let mut stack = Stack::start(options()).await;
     stack.put("gateway", GATEWAY).await;
     let (one, two) = (Backend::start("one").await, Backend::start("two").await);
-    // So that the new Consul cannot be as old as this one within the test.
-    for round in 0..60 {
-        stack.put("noise", &format!("# {round}")).await;
-    }
+    stack.consul.grow_old().await;
     for name in ["invoices", "orders"] {
         stack.consul.register(&tagged(name, &one, &["portreeve"])).await;
         backend_of(&stack, &format!("{name}.apps.example.com"), "one").await;

@@ -102,6 +102,7 @@ async fn a_machine_that_restarts_serves_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_that_comes_back_wiped_empties_nothing() {
     let mut stack = Stack::start(Options::default()).await;
+    stack.consul.grow_old().await;
     let (backend, shop) = stack.shop().await;
     let load = Load::start(100, stack.client(), shop.clone());
     stack.consul.kill();
@@ -149,6 +150,7 @@ async fn consul_that_comes_back_wiped_empties_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_restarts_at_a_wiped_consul_keeps_its_documents() {
     let mut stack = Stack::start(Options::default()).await;
+    stack.consul.grow_old().await;
     let (_backend, _) = stack.shop().await;
     let answers = route("static", "static.example.com", "none").replace(
         "    backend \"consul\" \"none\" {}",

@@ -118,6 +118,18 @@ async fn where_to_listen_is_said_by_address() {
     );
 }
 
+/// Listeners of documents that say no address take this one.
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_are_public_unless_under_dev() {
+    for (flag, expected) in [(None, "0.0.0.0"), (Some("-dev"), "127.0.0.1")] {
+        let (launch, _) = prepare(&[("conf/agent.hcl", "envoy {\n  supervise = false\n}\n")]);
+        let launch = launch.arg("-gateway=edge").args(flag);
+        let mut agent = launch.start_ready().await;
+        assert_eq!(fact(&agent.process.log(), "Bind Addr"), expected);
+        agent.terminate();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn later_files_win_over_earlier_ones_and_flags_over_files() {
     let (launch, _) = prepare(&[

@@ -180,6 +180,14 @@ impl Consul {
         assert_eq!(stored, json!(true), "consul refused to store {key}");
     }
 
+    /// As one that has been in use for a while: another that begins anew is not as far within a test, however busy the
+    /// machine.
+    pub async fn grow_old(&self) {
+        for round in 0..100 {
+            self.put("noise", round.to_string()).await;
+        }
+    }
+
     pub async fn get(&self, key: &str) -> Option<String> {
         let answer = self
             .call(Method::GET, &format!("/v1/kv/{key}?raw"), "")
