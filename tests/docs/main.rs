@@ -164,16 +164,42 @@ fn documents_on_pages_are_valid() {
     assert!(checked >= 10, "the guides' documents were not found");
 }
 
+/// The headings of a page as links name them.
+fn anchors(page: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(page).unwrap();
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| -> String {
+        let words = heading.trim_start_matches('#').trim().to_lowercase();
+        words
+            .chars()
+            .filter(|c| c.is_alphanumeric() || "-_ ".contains(*c))
+            .map(|c| if c == ' ' { '-' } else { c })
+            .collect()
+    };
+    headings.map(anchor).collect()
+}
+
 #[test]
 fn links_lead_somewhere() {
-    let link = regex::Regex::new(r"\]\(([^)#\s]+)(#[^)]*)?\)").unwrap();
+    let link = regex::Regex::new(r"\]\(([^)#\s]*)(?:#([^)]*))?\)").unwrap();
     let mut broken = Vec::new();
     for page in pages() {
         let text = std::fs::read_to_string(&page).unwrap();
         for found in link.captures_iter(&text) {
             let target = &found[1];
-            if !target.contains("://") && !page.parent().unwrap().join(target).exists() {
-                broken.push(format!("{}: {target}", page.display()));
+            if target.contains("://") {
+                continue;
+            }
+            let file = match target {
+                "" => page.clone(),
+                target => page.parent().unwrap().join(target),
+            };
+            let there = file.exists()
+                && found
+                    .get(2)
+                    .is_none_or(|anchor| anchors(&file).iter().any(|one| one == anchor.as_str()));
+            if !there {
+                broken.push(format!("{}: {}", page.display(), &found[0]));
             }
         }
     }
