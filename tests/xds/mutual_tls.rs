@@ -9,7 +9,7 @@ use portreeve::xds::{
     Event, Gateways, Identities, Identity, Limits, ListenError, Peer, RefusedReason, San, Server,
     TcpSettings, TlsSettings,
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -42,6 +42,8 @@ impl Authority {
     pub fn issue(&self, names: Vec<SanType>) -> Pair {
         let mut params = CertificateParams::default();
         params.subject_alt_names = names;
+        // By default it is named as the authority is, and would pass for its own.
+        params.distinguished_name.push(DnType::CommonName, "leaf");
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Pair {

@@ -1,5 +1,6 @@
 //! The real Envoy, in both dialects: requests go through, and through every change.
 
+mod clients;
 mod process;
 mod resources;
 

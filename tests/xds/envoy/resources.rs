@@ -34,10 +34,11 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     HttpConnectionManager, HttpFilter, Rds, ScopedRds, ScopedRoutes, http_filter,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, SdsSecretConfig, Secret, TlsCertificate, UpstreamTlsContext, secret,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, Secret, TlsCertificate,
+    UpstreamTlsContext, common_tls_context::ValidationContextType, secret,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher;
-use envoy_types::pb::google::protobuf::{Any, UInt32Value};
+use envoy_types::pb::google::protobuf::{Any, BoolValue, UInt32Value};
 use portreeve::envoy::{Resource, ResourceKind, ResourceRef};
 use prost::Message;
 
@@ -97,12 +98,6 @@ pub fn tls_cluster(name: &str, secret: &str) -> Arc<Resource> {
 }
 
 pub fn secret(name: &str, certificate: &str, private_key: &str) -> Arc<Resource> {
-    let inline = |text: &str| {
-        Some(DataSource {
-            specifier: Some(Specifier::InlineString(text.to_owned())),
-            ..Default::default()
-        })
-    };
     let pair = TlsCertificate {
         certificate_chain: inline(certificate),
         private_key: inline(private_key),
@@ -207,7 +202,72 @@ pub fn nameless_cluster(name: &str) -> Arc<Resource> {
     resource(ResourceKind::Cluster, name, &Cluster::default(), &[])
 }
 
+/// Shows this certificate, and asks clients for one of the authorities that come as the secret `clients`.
+pub fn asking_listener(name: &str, port: u16, certificate: &str, private_key: &str) -> Arc<Resource> {
+    let pair = TlsCertificate {
+        certificate_chain: inline(certificate),
+        private_key: inline(private_key),
+        ..Default::default()
+    };
+    let mut source = ads();
+    source.initial_fetch_timeout = Some(envoy_types::pb::google::protobuf::Duration { seconds: 1, nanos: 0 });
+    let clients = SdsSecretConfig {
+        name: "clients".to_owned(),
+        sds_config: Some(source),
+    };
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificates: vec![pair],
+            validation_context_type: Some(ValidationContextType::ValidationContextSdsSecretConfig(clients)),
+            ..Default::default()
+        }),
+        require_client_certificate: Some(BoolValue { value: true }),
+        ..Default::default()
+    };
+    let socket = TransportSocket {
+        name: "envoy.transport_sockets.tls".to_owned(),
+        config_type: Some(transport_socket::ConfigType::TypedConfig(any(
+            "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            &context,
+        ))),
+    };
+    let rds = Rds {
+        config_source: Some(ads()),
+        route_config_name: name.to_owned(),
+    };
+    listener_with(name, port, RouteSpecifier::Rds(rds), Some(socket))
+}
+
+/// Authorities, as a validation context.
+pub fn authorities(name: &str, certificate: &str) -> Arc<Resource> {
+    let context = CertificateValidationContext {
+        trusted_ca: inline(certificate),
+        ..Default::default()
+    };
+    let secret = Secret {
+        name: name.to_owned(),
+        r#type: Some(secret::Type::ValidationContext(context)),
+    };
+    resource(ResourceKind::Secret, name, &secret, &[])
+}
+
+fn inline(text: &str) -> Option<DataSource> {
+    Some(DataSource {
+        specifier: Some(Specifier::InlineString(text.to_owned())),
+        ..Default::default()
+    })
+}
+
 fn listener(name: &str, port: u16, routes: RouteSpecifier) -> Arc<Resource> {
+    listener_with(name, port, routes, None)
+}
+
+fn listener_with(
+    name: &str,
+    port: u16,
+    routes: RouteSpecifier,
+    transport_socket: Option<TransportSocket>,
+) -> Arc<Resource> {
     let manager = HttpConnectionManager {
         stat_prefix: name.to_owned(),
         route_specifier: Some(routes),
@@ -234,6 +294,7 @@ fn listener(name: &str, port: u16, routes: RouteSpecifier) -> Arc<Resource> {
         address: Some(socket_address("127.0.0.1", port)),
         filter_chains: vec![FilterChain {
             filters: vec![filter],
+            transport_socket,
             ..Default::default()
         }],
         ..Default::default()
