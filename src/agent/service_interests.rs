@@ -26,7 +26,11 @@ impl Catalog {
         match query.lookup {
             Lookup::Nomad => Self::Nomad,
             Lookup::Sidecar => Self::Sidecar,
-            Lookup::Service | Lookup::Connect | Lookup::MeshGateway | Lookup::MeshGatewayWan => Self::Consul,
+            Lookup::Service
+            | Lookup::PreparedQuery
+            | Lookup::Connect
+            | Lookup::MeshGateway
+            | Lookup::MeshGatewayWan => Self::Consul,
         }
     }
 

@@ -29,6 +29,16 @@ pub(super) fn schema() -> BlockSchema {
             "The service's name.",
         )
         .attribute(
+            "prepared_query",
+            Type::String,
+            None,
+            "\"orders-nearest\"",
+            "In place of a service: whatever this prepared query finds, executed every 5 s. It has its own failover and filters.",
+        )
+        .at_most_one_of(&["service", "prepared_query"])
+        .at_most_one_of(&["failover", "prepared_query"])
+        .at_most_one_of(&["filter", "prepared_query"])
+        .attribute(
             "datacenter",
             Type::Name,
             None,
@@ -203,7 +213,14 @@ pub(super) fn schema() -> BlockSchema {
 pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Upstream {
     let name: Arc<str> = block.label(0).into();
     let source = if let Some(consul) = reader.child("consul") {
-        let service = consul.string("service").unwrap_or_else(|| name.clone());
+        let prepared = consul.string("prepared_query");
+        let lookup = match prepared {
+            Some(_) => Lookup::PreparedQuery,
+            None => Lookup::Service,
+        };
+        let service = prepared
+            .or_else(|| consul.string("service"))
+            .unwrap_or_else(|| name.clone());
         if service.is_empty() {
             decoder.problems.push(
                 Diagnostic::error(Code::InvalidValue, "the service's name is empty")
@@ -213,7 +230,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             );
         }
         let query = ServiceQuery {
-            lookup: Lookup::Service,
+            lookup,
             name: service,
             datacenter: consul.string("datacenter"),
             namespace: consul.string("namespace"),

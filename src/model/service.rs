@@ -11,6 +11,9 @@ pub enum Lookup {
     /// The instances themselves: `/v1/health/service`.
     #[default]
     Service,
+    /// What a prepared query finds, in whichever datacenter: `/v1/query/<name>/execute`. Asked again and again, since
+    /// Consul does not say when it would find something else.
+    PreparedQuery,
     /// What a member of the mesh dials in front of them: sidecars, terminating gateways, or the instances where they
     /// speak the mesh's TLS on their own. `/v1/health/connect`.
     Connect,
@@ -76,6 +79,7 @@ impl fmt::Display for ServiceQuery {
         f.write_str(&self.name)?;
         match self.lookup {
             Lookup::Service => {}
+            Lookup::PreparedQuery => f.write_str(" (prepared query)")?,
             Lookup::Connect => f.write_str(" (mesh)")?,
             Lookup::Nomad => f.write_str(" (nomad)")?,
             Lookup::MeshGateway | Lookup::MeshGatewayWan => f.write_str(" (mesh gateways)")?,

@@ -207,12 +207,21 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
         .because("requests to it answer 503")
         .fix("add it to the `upstreams` of the sidecar's registration, with a local_bind_port");
     }
+    if query.lookup == Lookup::PreparedQuery {
+        return Diagnostic::warning(
+            Code::NoHealthyInstance,
+            format!("the prepared query {:?} finds no instance", query.name),
+        )
+        .because("requests to it answer 503")
+        .fix("see what `curl $CONSUL_HTTP_ADDR/v1/query/<name>/execute` finds with the agent's token");
+    }
     let (catalog, fix) = match query.lookup {
         Lookup::Nomad => (
             "Nomad",
             "check the service's name and namespace, and that its job has `provider = \"nomad\"`",
         ),
         Lookup::Service
+        | Lookup::PreparedQuery
         | Lookup::Connect
         | Lookup::MeshGateway
         | Lookup::MeshGatewayWan

@@ -53,7 +53,11 @@ fn document(failover: &str, more: &str) -> String {
 }
 
 async fn all_from(stack: &Stack, name: &str) {
-    wait_for(&format!("all answers to be from {name}"), SOON, async || {
+    all_from_within(stack, name, SOON).await;
+}
+
+async fn all_from_within(stack: &Stack, name: &str, limit: Duration) {
+    wait_for(&format!("all answers to be from {name}"), limit, async || {
         for _ in 0..20 {
             let request = Request::get("shop.example.com", "/");
             let reply = stack
@@ -110,6 +114,46 @@ async fn the_local_datacenter_serves_and_the_other_while_it_cannot() {
     println!("failover between datacenters: {report}");
     report.assert_none_lost();
     assert!(report.backends.contains_key("here") && report.backends.contains_key("there"));
+}
+
+/// The query itself turns to the other datacenter. It is asked every 5 s, so an instance that fails is served until then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_query_is_followed_to_where_it_leads() {
+    let (mut stack, other) = two_datacenters().await;
+    let (here, there) = (Backend::start("here").await, Backend::start("there").await);
+    stack.put("gateway", GATEWAY).await;
+    stack.register("orders", &here).await;
+    other
+        .register(&service("orders", &id("orders", &there), there.port))
+        .await;
+    let upstream = document("[]", "").replace("failover = []", "prepared_query = \"orders-anywhere\"");
+    stack.put("shop", &upstream).await;
+    let line = stack.agent.wait_for_log("has no prepared query").await;
+    assert!(line.contains("orders-anywhere"), "{line}");
+
+    let query = json!({
+        "Name": "orders-anywhere",
+        "Service": { "Service": "orders", "OnlyPassing": true, "Failover": { "Datacenters": ["dc2"] } },
+    });
+    let created = stack
+        .consul
+        .expect(hyper::Method::POST, "/v1/query", query.to_string())
+        .await;
+    all_from_within(&stack, "here", Duration::from_secs(90)).await;
+    let load = Load::start(100, stack.client(), Request::get("shop.example.com", "/"));
+    let check = format!("service:{}", id("orders", &here));
+    stack.consul.set_check(&check, "critical").await;
+    all_from_within(&stack, "there", Duration::from_secs(30)).await;
+    stack.consul.set_check(&check, "passing").await;
+    all_from_within(&stack, "here", Duration::from_secs(30)).await;
+
+    // Without its query the upstream serves on as it did.
+    let path = format!("/v1/query/{}", created["ID"].as_str().unwrap());
+    stack.consul.expect(hyper::Method::DELETE, &path, "").await;
+    let line = stack.agent.wait_for_log("what it found last is kept").await;
+    assert!(line.contains("prepared_query"), "{line}");
+    all_from(&stack, "here").await;
+    load.finish().await.assert_none_lost();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -275,6 +275,11 @@ impl WatchState {
 pub(in crate::sources) trait Watched: Send {
     fn call(&self) -> Call;
 
+    /// Whether its answers say when to ask again. Else it is asked at an interval.
+    fn is_waited_for(&self) -> bool {
+        true
+    }
+
     /// Waits for a place among the connections.
     fn admit(&mut self, first: bool) -> impl Future<Output = Pass> + Send;
 
@@ -393,7 +398,7 @@ async fn drive<W: Watched>(
         let mut news = false;
         let outcome = match answer {
             Ok(answer) => {
-                let index = answer.index;
+                let index = answer.index.filter(|_| watched.is_waited_for());
                 let context = Context {
                     compare_whole: first || state.must_compare_whole(index),
                     waited: blocking.is_some(),

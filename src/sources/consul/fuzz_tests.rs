@@ -106,6 +106,7 @@ proptest! {
     fn fuzz_kv_bytes(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = DocumentLedger::default().compare(&body, true);
         let _ = health_answer::parse(&body, Lookup::Service);
+        let _ = health_answer::parse(&body, Lookup::PreparedQuery);
     }
 
     #[test]

@@ -22,11 +22,14 @@ pub(super) struct Instances {
 }
 
 pub(super) fn parse(body: &[u8], lookup: Lookup) -> Result<Instances, serde_json::Error> {
-    let entries: Option<Vec<Entry>> = serde_json::from_slice(body)?;
+    let entries: Option<Vec<Entry>> = match lookup {
+        Lookup::PreparedQuery => serde_json::from_slice::<Executed>(body)?.nodes,
+        _ => serde_json::from_slice(body)?,
+    };
     let entries = entries.unwrap_or_default();
     let is_wanted = |entry: &Entry| match lookup {
         Lookup::MeshGateway | Lookup::MeshGatewayWan => entry.service.kind == "mesh-gateway",
-        Lookup::Service | Lookup::Connect | Lookup::Nomad | Lookup::Sidecar => true,
+        Lookup::Service | Lookup::PreparedQuery | Lookup::Connect | Lookup::Nomad | Lookup::Sidecar => true,
     };
     let wanted: Vec<Entry> = entries.into_iter().filter(is_wanted).collect();
     let total = wanted.len();
@@ -40,6 +43,18 @@ pub(super) fn parse(body: &[u8], lookup: Lookup) -> Result<Instances, serde_json
     let cut = list.len().saturating_sub(INSTANCES);
     list.truncate(INSTANCES);
     Ok(Instances { list, cut, unusable })
+}
+
+/// The service that an executed prepared query looked for.
+pub(super) fn service_of_query(body: &[u8]) -> Option<Arc<str>> {
+    serde_json::from_slice::<Executed>(body).ok()?.service
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Executed {
+    service: Option<Arc<str>>,
+    nodes: Option<Vec<Entry>>,
 }
 
 #[derive(Deserialize)]

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -48,7 +49,10 @@ impl ServiceSource for ConsulServices {
     }
 
     fn timing(&self) -> WatchTiming {
-        WatchTiming::towards(&self.client.settings().address)
+        WatchTiming {
+            poll_interval: PREPARED_QUERY,
+            ..WatchTiming::towards(&self.client.settings().address)
+        }
     }
 
     fn watch(&self, query: ServiceQuery, claim: Claim, connections: usize) -> Watch {
@@ -64,6 +68,7 @@ impl ServiceSource for ConsulServices {
             index: 0,
             wiped: false,
             told: None,
+            asked_for: None,
         }
     }
 }
@@ -86,6 +91,8 @@ struct Watch {
     wiped: bool,
     /// The problem that the receiver believes in.
     told: Option<Problem>,
+    /// By a prepared query: the service.
+    asked_for: Option<Arc<str>>,
 }
 
 impl Watched for Watch {
@@ -93,6 +100,14 @@ impl Watched for Watch {
         let endpoint = match self.query.lookup {
             Lookup::Service | Lookup::MeshGateway | Lookup::MeshGatewayWan => "health/service",
             Lookup::Connect => "health/connect",
+            Lookup::PreparedQuery => {
+                return Call::get("query")
+                    .segment(&self.query.name)
+                    .segment("execute")
+                    .scope(self.scope.clone())
+                    .max_body(ANSWER_BYTES)
+                    .not_found_is_answer();
+            }
             // Never given to this watcher.
             Lookup::Nomad | Lookup::Sidecar => "health/service",
         };
@@ -107,11 +122,21 @@ impl Watched for Watch {
         }
     }
 
+    fn is_waited_for(&self) -> bool {
+        self.query.lookup != Lookup::PreparedQuery
+    }
+
     async fn admit(&mut self, first: bool) -> Pass {
         self.claim.admit(first).await
     }
 
     async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
+        if !answer.found {
+            return Ok(Verdict::Doubted(self.no_such_query()));
+        }
+        if self.query.lookup == Lookup::PreparedQuery {
+            self.asked_for = health_answer::service_of_query(&answer.body);
+        }
         let mut instances = health_answer::parse(&answer.body, self.query.lookup)
             .map_err(|error| answer.unreadable(error))?;
         if context.waited && self.lacks_something(&instances.list) {
@@ -187,8 +212,9 @@ impl Watch {
     }
 
     async fn probe_service(&self) -> Result<Option<Problem>, ConsulError> {
-        let call = Call::get("config/service-defaults").segment(&self.query.name);
-        let rule = format!("service {:?} {{ policy = \"read\" }}", self.query.name);
+        let service = self.service();
+        let call = Call::get("config/service-defaults").segment(service);
+        let rule = format!("service {service:?} {{ policy = \"read\" }}");
         self.probe(call.scope(self.scope.clone()).needs(rule)).await
     }
 
@@ -288,8 +314,26 @@ impl Watch {
     fn rule(&self) -> String {
         format!(
             "service {:?} {{ policy = \"read\" }} and {NODE_RULE}",
-            self.query.name
+            self.service()
         )
+    }
+
+    fn service(&self) -> &str {
+        self.asked_for.as_deref().unwrap_or(&self.query.name)
+    }
+
+    fn no_such_query(&self) -> Problem {
+        let kept = match &self.believed {
+            Some(_) => "; what it found last is kept",
+            None => "",
+        };
+        let message = format!(
+            "Consul at {} has no prepared query {:?}{kept}",
+            self.client.address(),
+            self.query.name
+        );
+        Problem::new(ProblemKind::NotFound, message)
+            .with_fix("create it (/v1/query), or correct `prepared_query` of the upstream")
     }
 
     /// What is worth saying beside an answer that is taken.
@@ -368,6 +412,9 @@ fn spread<'a>(nodes: &'a [&'a Arc<str>]) -> impl Iterator<Item = &'a str> {
         .step_by(nodes.len().div_ceil(NODES_ASKED).max(1))
         .map(|node| &***node)
 }
+
+/// Between two executions of a prepared query, give or take a half.
+const PREPARED_QUERY: Duration = Duration::from_secs(5);
 
 /// Consul grants one client 200 (`limits.http_max_conns_per_client`); the rest is for calls and other programs.
 const CONNECTIONS: usize = 150;
