@@ -66,8 +66,13 @@ finish_nomad() {
         done
     fi
     stop nomad 10
-    # Whatever is left runs with a file of this directory.
-    for left in $(pgrep -f "$own_run/"); do kill -KILL "$left" 2>/dev/null; done
+    # Whatever is left runs with a file of this directory, or writes to one.
+    for left in $(pgrep -f "$own_run/") $(pgrep -f "nomad logmon"); do
+        if tr '\0' ' ' <"/proc/$left/cmdline" | grep -qF "$own_run/" ||
+            readlink "/proc/$left"/fd/* | grep -qF "$own_run/"; then
+            kill -KILL "$left"
+        fi
+    done 2>/dev/null
     umount -q "$own_run"/nomad/alloc/*/*/secrets "$own_run"/nomad/alloc/*/*/private 2>/dev/null
     (exit "$code")
     finish

@@ -6,7 +6,7 @@ gateway "edge" {
     protocol = "https"
 
     tls {
-      certificates = ["issued", "bought", "local"]
+      certificates = ["issued", "bought", "kept", "local"]
       min_version  = "1.3"
     }
   }
@@ -33,6 +33,15 @@ certificate "bought" {
   }
 }
 
+# PEM texts in a variable of Nomad's, watched. Of this one the agent's own job may read without any policy.
+certificate "kept" {
+  nomad_variable {
+    path        = "nomad/jobs/portreeve"
+    certificate = "kept_pem"
+    private_key = "kept_key"
+  }
+}
+
 # Files on the agent's machine. A document from Consul KV may name none unless the agent's settings list it.
 certificate "local" {
   file {
@@ -43,7 +52,7 @@ certificate "local" {
 
 http_route "site" {
   gateways  = ["edge"]
-  hostnames = ["www.example.com", "shop.example.com", "local.example.com"]
+  hostnames = ["www.example.com", "shop.example.com", "kept.example.com", "local.example.com"]
 
   rule "all" {
     backend "consul" "site" {}

@@ -334,6 +334,7 @@ impl Sources {
         let consul = self
             .consul
             .map(|client| ServiceWatcher::new(client, self.observations.clone()));
+        let variables = self.nomad.clone();
         let nomad = self
             .nomad
             .map(|client| ServiceWatcher::of_nomad(client, self.observations.clone()));
@@ -369,7 +370,7 @@ impl Sources {
         };
         let watcher = CertificateWatcher::new(
             certificates,
-            client,
+            (client, variables),
             self.certificate_store,
             WallClock::default(),
             self.observations,

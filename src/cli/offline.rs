@@ -246,7 +246,9 @@ fn placeholder(config: &Config, query: &CertificateQuery) -> CertificateMaterial
             ..
         } => std::iter::once(common_name).chain(alt_names).cloned().collect(),
         CertificateQuery::ClientCa(_) => Vec::new(),
-        CertificateQuery::VaultKv { .. } | CertificateQuery::File { .. } => {
+        CertificateQuery::VaultKv { .. }
+        | CertificateQuery::NomadVariable { .. }
+        | CertificateQuery::File { .. } => {
             let routes = config
                 .of_kind(ObjectKind::HttpRoute)
                 .filter_map(|object| match object {

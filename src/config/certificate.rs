@@ -1,5 +1,6 @@
 use super::document::Decoder;
 use super::objects::Certificate;
+use super::permissions::nomad_variable;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
 use crate::model::{CertificateQuery, KeyType, KvVersion};
@@ -125,7 +126,42 @@ pub(super) fn schema() -> BlockSchema {
             .required("private_key", Type::String, "\"/etc/ssl/www.key\"", "The key."),
         Occurs::Optional,
     )
-    .exactly_one_of(&["vault_kv", "vault_pki", "file"])
+    .block(
+        BlockSchema::new(
+            "nomad_variable",
+            &[],
+            "PEM texts in a Nomad variable, watched. The agent's own job may read nomad/jobs/<job> without any policy.",
+        )
+        .required(
+            "path",
+            Type::String,
+            "\"nomad/jobs/portreeve\"",
+            "The variable's path.",
+        )
+        .attribute(
+            "namespace",
+            Type::Name,
+            Some("the agent's own"),
+            "\"edge\"",
+            "A Nomad namespace.",
+        )
+        .attribute(
+            "certificate",
+            Type::String,
+            Some("\"certificate\""),
+            "\"www_pem\"",
+            "The item with the chain, leaf first.",
+        )
+        .attribute(
+            "private_key",
+            Type::String,
+            Some("\"private_key\""),
+            "\"www_key\"",
+            "The item with the key.",
+        ),
+        Occurs::Optional,
+    )
+    .exactly_one_of(&["vault_kv", "vault_pki", "nomad_variable", "file"])
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Certificate {
@@ -157,6 +193,19 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             ip_sans: pki.strings("ip_sans"),
             ttl: pki.duration("ttl").map(|ttl| ttl.as_secs()),
             key_type: decoder.key_type(&pki),
+        }
+    } else if let Some(variable) = reader.child("nomad_variable") {
+        let (namespace, path) = (variable.string("namespace"), trimmed(&variable, "path"));
+        decoder.require_variable(&variable, namespace.as_deref(), &path);
+        CertificateQuery::NomadVariable {
+            namespace,
+            path,
+            certificate_item: variable
+                .string("certificate")
+                .unwrap_or_else(|| "certificate".into()),
+            private_key_item: variable
+                .string("private_key")
+                .unwrap_or_else(|| "private_key".into()),
         }
     } else {
         let file = reader.child("file").unwrap_or(*reader);
@@ -214,6 +263,38 @@ impl Decoder<'_> {
                 .at(reader.origin_of(attribute))
                 .because("what may write KV is not trusted with every secret this agent's token can read")
                 .fix("add the path to `kv_documents { vault_paths = [...] }` in the agent's settings"),
+            );
+        }
+    }
+
+    fn require_variable(&mut self, reader: &Reader<'_>, namespace: Option<&str>, path: &str) {
+        let is_path = (1..=128).contains(&path.len())
+            && path
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_~/".contains(&byte))
+            && !path.contains("//");
+        let named = nomad_variable(namespace, path);
+        if !is_path {
+            self.problems.push(
+                Diagnostic::error(
+                    Code::InvalidValue,
+                    format!("{path:?} is not the path of a Nomad variable"),
+                )
+                .at(reader.origin_of("path"))
+                .fix("letters, digits, '-', '_', '~' and '/', at most 128 of them"),
+            );
+        } else if !self
+            .permissions
+            .nomad_variable_allowed(&self.source.document, &named)
+        {
+            self.problems.push(
+                Diagnostic::error(
+                    Code::NotAllowed,
+                    format!("a document from KV may not use the Nomad variable {named:?}"),
+                )
+                .at(reader.origin_of("path"))
+                .because("what may write KV is not trusted with every variable this agent's token can read")
+                .fix("add it to `kv_documents { nomad_variables = [...] }` in the agent's settings"),
             );
         }
     }

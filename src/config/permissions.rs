@@ -14,6 +14,8 @@ pub struct Permissions {
     pub files: Vec<Arc<str>>,
     /// `mount/path`, or a prefix when it ends in `/`; `*` for all that the token may read.
     pub vault_paths: Vec<Arc<str>>,
+    /// Paths of Nomad variables, `namespace:path` where another namespace is named; the rest as for Vault.
+    pub nomad_variables: Vec<Arc<str>>,
     pub addresses: AddressRules,
     /// None: what services say in their tags and metadata is not listened to.
     pub exposure: Option<Arc<Exposure>>,
@@ -24,6 +26,7 @@ impl Default for Permissions {
         Self {
             files: Vec::new(),
             vault_paths: vec!["*".into()],
+            nomad_variables: vec!["*".into()],
             addresses: AddressRules::default(),
             exposure: None,
         }
@@ -55,6 +58,14 @@ impl Permissions {
                 .any(|allowed| &**allowed == "*" || covers(allowed, path))
     }
 
+    pub fn nomad_variable_allowed(&self, document: &DocumentId, variable: &str) -> bool {
+        document.is_trusted()
+            || self
+                .nomad_variables
+                .iter()
+                .any(|allowed| &**allowed == "*" || covers(allowed, variable))
+    }
+
     /// What was fetched for a document may be fetched still.
     pub fn certificate_allowed(&self, document: &DocumentId, query: &CertificateQuery) -> bool {
         match query {
@@ -66,6 +77,9 @@ impl Permissions {
                 .all(|path| self.file_allowed(document, path)),
             CertificateQuery::VaultKv { mount, path, .. } => {
                 self.vault_allowed(document, &format!("{mount}/{path}"))
+            }
+            CertificateQuery::NomadVariable { namespace, path, .. } => {
+                self.nomad_variable_allowed(document, &nomad_variable(namespace.as_deref(), path))
             }
             CertificateQuery::VaultPki {
                 mount, role, issuer, ..
@@ -96,6 +110,14 @@ impl Permissions {
     }
 }
 
+/// As the settings name it.
+pub(super) fn nomad_variable(namespace: Option<&str>, path: &str) -> String {
+    match namespace {
+        Some(namespace) => format!("{namespace}:{path}"),
+        None => path.to_owned(),
+    }
+}
+
 fn covers(allowed: &str, path: &str) -> bool {
     if allowed.ends_with('/') {
         path.starts_with(allowed)
@@ -123,6 +145,13 @@ mod tests {
         permissions.vault_paths = vec!["secret/edge/".into()];
         assert!(permissions.vault_allowed(&kv, "secret/edge/www"));
         assert!(!permissions.vault_allowed(&kv, "secret/other"));
+        permissions.nomad_variables = vec!["edge/".into(), "shop:edge/www".into()];
+        let allowed =
+            |namespace, path| permissions.nomad_variable_allowed(&kv, &nomad_variable(namespace, path));
+        assert!(allowed(None, "edge/www") && allowed(Some("shop"), "edge/www"));
+        assert!(
+            !allowed(None, "other") && !allowed(Some("shop"), "edge/x") && !allowed(Some("x"), "edge/www")
+        );
         assert!(permissions.address_refusal(&kv, "127.0.0.1", 80).is_some());
         assert!(permissions.address_refusal(&kv, "10.0.0.7", 80).is_none());
         assert!(permissions.address_refusal(&file, "127.0.0.1", 80).is_none());

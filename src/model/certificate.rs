@@ -28,6 +28,13 @@ pub enum CertificateQuery {
         /// None: what the role asks for, an elliptic curve where it leaves the choice.
         key_type: Option<KeyType>,
     },
+    NomadVariable {
+        /// None: the agent's own.
+        namespace: Option<Arc<str>>,
+        path: Arc<str>,
+        certificate_item: Arc<str>,
+        private_key_item: Arc<str>,
+    },
     File {
         certificate: Arc<str>,
         private_key: Arc<str>,
@@ -78,6 +85,7 @@ impl fmt::Display for CertificateQuery {
                 common_name,
                 ..
             } => write!(f, "vault_pki {mount}/sign/{role} ({common_name})"),
+            Self::NomadVariable { path, .. } => write!(f, "nomad_variable {path}"),
             Self::File { certificate, .. } => write!(f, "file {certificate}"),
             Self::ClientCa(ClientCaQuery::VaultPki { mount, issuer, .. }) => match issuer {
                 Some(issuer) => write!(f, "client_ca vault_pki {mount}/issuer/{issuer}"),

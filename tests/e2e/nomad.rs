@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use crate::stack::{GATEWAY, Options, SOON, Stack, route};
+use crate::stack::{GATEWAY, Options, SOON, Stack, route, until};
 use crate::support::backend::{Backend, Behaviour};
-use crate::support::client::Request;
+use crate::support::client::{Client, Request};
 use crate::support::load::Load;
 use crate::support::nomad::NomadContract;
+use crate::support::pki::{Ca, parse_certificates};
 use crate::support::wait_for;
 
 async fn stack(nomad: &NomadContract, token_file: &std::path::Path) -> Stack {
@@ -182,4 +183,84 @@ async fn a_health_check_by_path_leaves_out_who_answers_wrongly() {
         .until(&request, "none to be left", |reply| reply.status == 503)
         .await;
     assert_eq!(closed.header("x-portreeve-reason"), Some("no-healthy-instance"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_in_a_nomad_variable_is_followed() {
+    let nomad = NomadContract::start("t").await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("nomad_token");
+    std::fs::write(&token, "t").unwrap();
+    let mut stack = stack(&nomad, &token).await;
+    let document = r#"
+gateway "edge" {
+  listener "secure" {
+    port     = $HTTPS
+    protocol = "https"
+    tls { certificates = ["www"] }
+  }
+}
+
+certificate "www" {
+  nomad_variable {
+    path        = "nomad/jobs/portreeve"
+    certificate = "www_pem"
+    private_key = "www_key"
+  }
+}
+
+http_route "www" {
+  gateways  = ["edge"]
+  hostnames = ["www.example.com"]
+
+  rule "all" {
+    direct_response {
+      status = 200
+    }
+  }
+}
+"#;
+    stack.put("www", document).await;
+    stack.agent.wait_for_log("Nomad has no such variable").await;
+
+    let authority = Ca::new("variables");
+    let items = || {
+        let leaf = authority.issue(&["www.example.com"]);
+        let der = parse_certificates(&leaf.certificate)[0].to_vec();
+        let items = serde_json::json!({ "www_pem": leaf.certificate, "www_key": leaf.key, "other": "x" });
+        (items, der)
+    };
+    let put = |items: Option<serde_json::Value>| nomad.set_variable("default", "nomad/jobs/portreeve", items);
+    let client = Client::https(stack.https, &authority.certificate);
+    let request = Request::get("www.example.com", "/");
+    let shows = async |der: &[u8], what: &str| {
+        until(&client, &request, what, |reply| {
+            reply.certificate.as_deref() == Some(der)
+        })
+        .await;
+    };
+    let (first, first_der) = items();
+    put(Some(first));
+    shows(&first_der, "the certificate").await;
+
+    let load = Load::start(50, client.clone(), request.clone());
+    let (second, second_der) = items();
+    put(Some(second.clone()));
+    shows(&second_der, "the next one").await;
+
+    // A key that does not fit, an item that is not there, no variable at all: the last good one stays.
+    let (third, third_der) = items();
+    let mut unfit = third.clone();
+    unfit["www_key"] = second["www_key"].clone();
+    put(Some(unfit));
+    stack.agent.wait_for_log("certificate not refreshed").await;
+    put(Some(serde_json::json!({ "tls": "x" })));
+    let line = stack.agent.wait_for_log("it has no item").await;
+    assert!(line.contains("www_pem") && line.contains("tls"), "{line}");
+    put(None);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    shows(&second_der, "the last good one").await;
+    put(Some(third));
+    shows(&third_der, "the third").await;
+    load.finish().await.assert_none_lost();
 }

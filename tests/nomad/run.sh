@@ -50,8 +50,12 @@ end() {
         [[ -z ${pid[$name]:-} ]] || kill "${pid[$name]}" 2>/dev/null
     done
     sleep 1
-    # Whatever is left runs with a file of this directory.
-    for left in $(pgrep -f "$DIR/"); do kill -9 "$left" 2>/dev/null; done
+    # Whatever is left runs with a file of this directory, or writes to one.
+    for left in $(pgrep -f "$DIR/") $(pgrep -f "nomad logmon"); do
+        if tr '\0' ' ' <"/proc/$left/cmdline" | grep -qF "$DIR/" || readlink "/proc/$left"/fd/* | grep -qF "$DIR/"; then
+            kill -9 "$left"
+        fi
+    done 2>/dev/null
     umount -q "$DIR"/nomad-*/alloc/*/*/secrets "$DIR"/nomad-*/alloc/*/*/private 2>/dev/null
     if [[ -n ${KEEP:-} ]]; then echo "kept: $DIR"; else rm -rf "$DIR"; fi
     exit "$code"
@@ -224,8 +228,14 @@ gateway "edge" {
     port     = $HTTPS
     protocol = "https"
     tls {
-      certificates = ["www"]
+      certificates = ["www", "kept"]
     }
+  }
+}
+
+certificate "kept" {
+  nomad_variable {
+    path = "nomad/jobs/portreeve"
   }
 }
 
@@ -265,6 +275,12 @@ catalog {
 
 nomad {}
 HCL
+keep_certificate() { # common name: into the variable that the gateway's own job may read
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj "/CN=$1" \
+        -addext "subjectAltName=DNS:kept.example.com" -keyout "$DIR/kept.key" -out "$DIR/kept.pem" 2>/dev/null
+    nomad var put -force nomad/jobs/portreeve certificate=@"$DIR/kept.pem" private_key=@"$DIR/kept.key" >/dev/null
+}
+subject() { openssl s_client -connect "127.0.0.$1:$HTTPS" -servername "$2" </dev/null 2>/dev/null | openssl x509 -noout -subject; }
 gateway() {
     nomad job run -detach=false -var driver=raw_exec -var user=root -var data_dir='{{ env "meta.state" }}' \
         -var bind_address='${meta.address}' -var ready_address='${meta.address}' -var public_address='${meta.address}' \
@@ -275,6 +291,7 @@ gateway() {
 }
 version_of() { nomad job inspect portreeve | field 'it["Job"]["Version"]'; }
 deployment() { nomad job deployments -json portreeve | field 'max(it, key=lambda one: one["CreateIndex"])["Status"]'; }
+keep_certificate first
 gateway
 for node in 1 2; do until_ok "the gateway on n$node" curl -fsS "http://127.0.0.$node:$READY/ready"; done
 echo "ready on both nodes, with workload identity alone; deployment $(deployment)"
@@ -348,12 +365,21 @@ done
 echo "Vault's tokens before: $before, after the revocation: $(logins)"
 more_than() { (($(logins) > $1)); }
 consul kv get portreeve/config/edge | sed 's/common_name = "native/common_name = "www.native/' | consul kv put portreeve/config/edge - >/dev/null
-shows() { openssl s_client -connect "127.0.0.$1:$HTTPS" -servername www.native.example.com </dev/null 2>/dev/null | openssl x509 -noout -subject | grep -q www.native; }
+shows() { subject "$1" www.native.example.com | grep -q www.native; }
 for node in 1 2; do until_ok "a certificate that takes a new login on n$node" shows "$node"; done
 echo "a document changed, and a certificate of another name issued on both nodes; Vault's tokens now: $(logins)"
 new=$(consul_tokens)
 [[ $(field 'len(it)' <<<"${new//\'/\"}") == 2 && $new != "$old" ]]
 echo "two new tokens of Consul in place of two"
+load_off
+
+step "a certificate in a Nomad variable replaced under load"
+load_on "${both[@]}"
+kept() { subject "$1" kept.example.com | grep -q "$2"; }
+for node in 1 2; do until_ok "the certificate on n$node" kept "$node" first; done
+keep_certificate second
+for node in 1 2; do until_ok "the next one on n$node" kept "$node" second; done
+echo "the next one is served on both nodes"
 load_off
 
 step "the gateway updated under load, one node after the other"

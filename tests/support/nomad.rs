@@ -1,7 +1,7 @@
-//! A server that answers `/v1/service/<name>` and `/v1/services` as Nomad 2.0 does, for where no `nomad` is installed.
+//! A server that answers `/v1/service/<name>`, `/v1/services` and `/v1/var/<path>` as Nomad 2.0 does, for where no `nomad` is installed.
 //!
 //! What it holds to: blocking queries on one index for all registrations (any change wakes every watch), `[]` for an
-//! unknown service, 403 with plain text for a token it does not know, `X-Nomad-Index`, the namespace `default` where
+//! unknown service, 404 with an index for an unknown variable, 403 with plain text for a token it does not know, `X-Nomad-Index`, the namespace `default` where
 //! none is asked for, and no instances for the namespace `*` in `/v1/service` (state is looked up by the literal name).
 
 use std::collections::BTreeMap;
@@ -31,6 +31,8 @@ pub struct NomadContract {
 struct State {
     index: u64,
     token: String,
+    /// (namespace, path) to the items, and the index of the last change, deletions included.
+    variables: BTreeMap<(String, String), (u64, Option<Value>)>,
     /// (namespace, service, id) to the registration.
     registered: BTreeMap<(String, String, String), Value>,
 }
@@ -94,6 +96,14 @@ impl NomadContract {
         });
     }
 
+    /// None: deleted.
+    pub fn set_variable(&self, namespace: &str, path: &str, items: Option<Value>) {
+        self.change(|state| {
+            let key = (namespace.to_owned(), path.to_owned());
+            state.variables.insert(key, (state.index, items));
+        });
+    }
+
     pub fn set_token(&self, token: &str) {
         self.change(|state| state.token = token.to_owned());
     }
@@ -139,6 +149,18 @@ async fn answer(
     let _ = tokio::time::timeout(Duration::from_millis(wait.unwrap_or(0)), moved).await;
     let now = state.borrow().clone();
     let namespace = query.get("namespace").map_or("default", String::as_str);
+    if let Some(path) = request.uri().path().strip_prefix("/v1/var/") {
+        let key = (namespace.to_owned(), path.to_owned());
+        return Ok(match now.variables.get(&key) {
+            Some((index, Some(items))) => {
+                let variable = json!({
+                    "Namespace": namespace, "Path": path, "CreateIndex": index, "ModifyIndex": index, "Items": items,
+                });
+                reply(200, now.index, variable.to_string())
+            }
+            _ => reply(404, now.index, "variable not found".into()),
+        });
+    }
     let body = match request.uri().path().strip_prefix("/v1/service/") {
         Some(name) => {
             let found = now

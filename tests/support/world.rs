@@ -189,7 +189,7 @@ pub fn material(query: &CertificateQuery) -> CertificateMaterial {
             alt_names,
             ..
         } => std::iter::once(common_name).chain(alt_names).cloned().collect(),
-        CertificateQuery::VaultKv { path, .. } => {
+        CertificateQuery::VaultKv { path, .. } | CertificateQuery::NomadVariable { path, .. } => {
             vec![format!("{}.example.com", path.rsplit('/').next().unwrap()).into()]
         }
         CertificateQuery::ClientCa(_) => Vec::new(),

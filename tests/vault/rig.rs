@@ -52,7 +52,7 @@ impl Rig {
         let (sender, updates) = mpsc::channel(64);
         let watcher = CertificateWatcher::new(
             settings,
-            Some(vault.clone()),
+            (Some(vault.clone()), None),
             store,
             WallClock::default(),
             sender,

@@ -81,6 +81,9 @@ pub(super) fn permissions(kv: Option<&Reader<'_>>, mut own: Vec<SocketAddr>, hos
     if kv.has("vault_paths") {
         permissions.vault_paths = kv.strings("vault_paths");
     }
+    if kv.has("nomad_variables") {
+        permissions.nomad_variables = kv.strings("nomad_variables");
+    }
     let rules = &mut permissions.addresses;
     rules.allowed = kv.has("addresses").then(|| kv.strings("addresses"));
     rules.allow_loopback = kv.boolean("allow_loopback").unwrap_or(false);

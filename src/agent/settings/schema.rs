@@ -87,6 +87,7 @@ fn kv_documents_schema() -> BlockSchema {
         .attribute("prefix", Type::String, Some("\"portreeve\""), "\"portreeve\"", "Documents are the keys below `<prefix>/config/`.")
         .attribute("files", Type::List(&Type::String), Some("[]"), "[\"/etc/ssl/edge/\"]", "Files that documents may name; a directory when it ends in \"/\".")
         .attribute("vault_paths", Type::List(&Type::String), Some("[\"*\"]"), "[\"secret/edge/\", \"pki_int/sign/edge\"]", "Vault paths that documents may name (`mount/path`, `mount/sign/role`); a prefix when it ends in \"/\". \"*\": whatever the agent's token may read.")
+        .attribute("nomad_variables", Type::List(&Type::String), Some("[\"*\"]"), "[\"nomad/jobs/portreeve\", \"shop:edge/\"]", "Nomad variables that documents may name (`path`, or `namespace:path` where they name a namespace); a prefix when it ends in \"/\". \"*\": whatever the agent's token may read.")
         .attribute("addresses", Type::List(&Type::AddressPattern), None, "[\"10.0.0.0/8\", \"*.example.com\"]", "What static and dns upstreams may name: ranges, host names, `*.suffix`, or `*`. Left out: any address outside this machine and its links, and no host name, since whoever owns a name can point it anywhere.")
         .attribute("allow_loopback", Type::Bool, Some("false"), "true", "Lets them name loopback addresses, this machine's own name included; where the agent itself listens, never.")
         .attribute("allow_link_local", Type::Bool, Some("false"), "true", "Lets them name link-local addresses and cloud metadata services.")

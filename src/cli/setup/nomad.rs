@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::Common;
 use super::desired::{Desired, Server};
+use crate::cli::failure::Failure;
 use crate::cli::terminal::Terminal;
 use crate::sources::agent_api::Product;
 
@@ -17,6 +18,10 @@ pub struct Arguments {
     /// The namespace whose services upstreams may name; * for all.
     #[arg(long, value_name = "NAME", default_value = "*")]
     services_of: String,
+    /// Also read the variables under this path, such as portreeve/*, for certificates. The agent's job may read
+    /// nomad/jobs/<its name> in any case.
+    #[arg(long, value_name = "PATH")]
+    variables: Option<String>,
     /// The Nomad namespace of the agent's job.
     #[arg(long, value_name = "NAME", default_value = "default")]
     nomad_namespace: String,
@@ -29,12 +34,13 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     let common = &arguments.common;
     let client = common.client(Product::Nomad)?;
     let mut server = Server::new(&client, common.dry_run, terminal);
+    let rules = rules(&arguments.services_of, arguments.variables.as_deref())?;
     let path = format!("acl/policy/{}", common.name);
     let found = server.read(&path).await?;
     let wanted = json!({
         "Name": common.name,
         "Description": "Portreeve's agent reads services",
-        "Rules": format!("namespace \"{}\" {{\n  capabilities = [\"read-job\"]\n}}\n", arguments.services_of),
+        "Rules": rules,
         "JobACL": { "Namespace": arguments.nomad_namespace, "JobID": arguments.nomad_job },
     });
     let what = format!("policy {}", common.name);
@@ -47,4 +53,46 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
         })
         .await?;
     server.finish()
+}
+
+fn rules(namespace: &str, variables: Option<&str>) -> anyhow::Result<String> {
+    // Both stand in a rule: they must not become another one.
+    let is_plain = |text: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_~/.*".contains(&byte);
+        !text.is_empty() && text.bytes().all(plain)
+    };
+    if let Some(odd) = [Some(namespace), variables]
+        .into_iter()
+        .flatten()
+        .find(|text| !is_plain(text))
+    {
+        let failure = Failure::new(format!("{odd:?} can stand in no rule"));
+        return Err(failure.fix("letters, digits and -_~/.*").into());
+    }
+    let variables = variables.map_or_else(String::new, |path| {
+        format!("\n  variables {{\n    path \"{path}\" {{\n      capabilities = [\"read\"]\n    }}\n  }}\n")
+    });
+    Ok(format!(
+        "namespace \"{namespace}\" {{\n  capabilities = [\"read-job\"]\n{variables}}}\n"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_hold_what_is_asked_and_nothing_else() {
+        assert_eq!(
+            rules("*", None).unwrap(),
+            "namespace \"*\" {\n  capabilities = [\"read-job\"]\n}\n"
+        );
+        assert!(
+            rules("shop", Some("portreeve/*"))
+                .unwrap()
+                .contains("path \"portreeve/*\"")
+        );
+        assert!(rules("*\" { policy = \"write\" } #", None).is_err());
+        assert!(rules("*", Some("a\" {")).is_err());
+    }
 }

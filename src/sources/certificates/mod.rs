@@ -23,6 +23,7 @@ mod pem;
 mod publisher;
 mod request;
 mod store;
+mod variable;
 mod watcher;
 
 pub use crate::sources::vault::timestamp;

@@ -19,8 +19,9 @@ use super::issued::{IssuedWatch, Wishes};
 use super::publisher::{CertificateFreshness, Closed, Publisher};
 use super::request::Names;
 use super::store::CertificateStore;
-use super::{file, kv};
+use super::{file, kv, variable};
 use crate::model::{CertificateQuery, Needed, Observation, Problem, ProblemKind};
+use crate::sources::nomad::NomadClient;
 use crate::sources::vault::VaultClient;
 
 /// How much longer than the budget's interval a watch lingers.
@@ -68,6 +69,7 @@ pub struct StoppedWatch {
 struct Context {
     settings: CertificateSettings,
     vault: Option<VaultClient>,
+    nomad: Option<NomadClient>,
     store: Arc<dyn CertificateStore>,
     clock: WallClock,
     updates: mpsc::Sender<Observation>,
@@ -80,10 +82,10 @@ struct Watch {
 }
 
 impl CertificateWatcher {
-    /// `vault` is none where no Vault is configured: certificates from it are then a problem each.
+    /// `vault` is none where no Vault is configured: certificates from it are then a problem each. So with `nomad`.
     pub fn new(
         settings: CertificateSettings,
-        vault: Option<VaultClient>,
+        (vault, nomad): (Option<VaultClient>, Option<NomadClient>),
         store: Arc<dyn CertificateStore>,
         clock: WallClock,
         updates: mpsc::Sender<Observation>,
@@ -93,6 +95,7 @@ impl CertificateWatcher {
             context: Arc::new(Context {
                 settings,
                 vault,
+                nomad,
                 store,
                 clock,
                 updates,
@@ -142,6 +145,7 @@ impl CertificateWatcher {
                 self.lingering.insert(query.clone(), (watch, until));
             }
             CertificateQuery::VaultKv { .. }
+            | CertificateQuery::NomadVariable { .. }
             | CertificateQuery::File { .. }
             | CertificateQuery::ClientCa(_) => {
                 watch.cancel.cancel();
@@ -273,6 +277,26 @@ async fn run(
             file::watch(certificate, private_key, &wishes.refresh, publisher).await
         }
         (
+            CertificateQuery::NomadVariable {
+                namespace,
+                path,
+                certificate_item,
+                private_key_item,
+            },
+            _,
+        ) => {
+            let variable = variable::VariableQuery {
+                namespace: namespace.as_deref(),
+                path,
+                certificate_item,
+                private_key_item,
+            };
+            match &context.nomad {
+                Some(nomad) => variable::watch(variable, nomad, &wishes.refresh, publisher).await,
+                None => not_connected(query, "Nomad", publisher).await,
+            }
+        }
+        (
             CertificateQuery::VaultKv {
                 mount,
                 path,
@@ -340,13 +364,21 @@ async fn run(
             .run(&wishes.refresh, publisher)
             .await
         }
-        (_, None) => {
-            let problem = Problem::new(ProblemKind::Refused, format!("{query}: no Vault is configured"))
-                .with_fix("Add a vault block to the agent's settings.");
-            match publisher.problem(problem).await {
-                Ok(()) => std::future::pending().await,
-                Err(closed) => closed,
-            }
-        }
+        (_, None) => not_connected(query, "Vault", publisher).await,
+    }
+}
+
+async fn not_connected(query: &CertificateQuery, product: &str, publisher: &mut Publisher) -> Closed {
+    let problem = Problem::new(
+        ProblemKind::Refused,
+        format!("{query}: no {product} is configured"),
+    )
+    .with_fix(format!(
+        "Add a {} block to the agent's settings.",
+        product.to_ascii_lowercase()
+    ));
+    match publisher.problem(problem).await {
+        Ok(()) => std::future::pending().await,
+        Err(closed) => closed,
     }
 }

@@ -21,12 +21,12 @@ impl NomadClient {
         })
     }
 
-    pub(super) fn target(&self) -> &ApiAddress {
+    pub(in crate::sources) fn target(&self) -> &ApiAddress {
         &self.target
     }
 
     /// Without what is Nomad's own.
-    pub(super) fn api(&self) -> ApiClient {
+    pub(in crate::sources) fn api(&self) -> ApiClient {
         self.api.clone()
     }
 }

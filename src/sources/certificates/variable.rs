@@ -1,0 +1,143 @@
+//! Watches a Nomad variable that holds a chain and a key, by blocking queries: a change is read as soon as Nomad has it.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::pem;
+use super::publisher::{Closed, Publisher};
+use crate::model::{CertificateMaterial, Problem, ProblemKind, Redacted};
+use crate::sources::SourceHealth;
+use crate::sources::agent_api::blocking_query::{self, Context, Verdict, Watched};
+use crate::sources::agent_api::budget::Pass;
+use crate::sources::agent_api::call::{Call, Scope};
+use crate::sources::agent_api::client::Answer;
+use crate::sources::agent_api::{ApiError, WatchTiming};
+use crate::sources::nomad::NomadClient;
+
+pub(super) struct VariableQuery<'a> {
+    pub(super) namespace: Option<&'a str>,
+    pub(super) path: &'a str,
+    pub(super) certificate_item: &'a str,
+    pub(super) private_key_item: &'a str,
+}
+
+/// Returns only when nobody listens any more.
+pub(super) async fn watch(
+    query: VariableQuery<'_>,
+    nomad: &NomadClient,
+    refresh: &Notify,
+    publisher: &mut Publisher,
+) -> Closed {
+    let client = nomad.api();
+    let timing = WatchTiming::towards(nomad.target());
+    let mut watch = VariableWatch { query, publisher };
+    loop {
+        let stop = CancellationToken::new();
+        let health = SourceHealth::default();
+        let watching = blocking_query::watch(&client, &mut watch, timing.clone(), &health, &stop);
+        tokio::select! {
+            () = watching => return Closed,
+            // Begun anew, it reads at once.
+            () = refresh.notified() => {}
+        }
+    }
+}
+
+struct VariableWatch<'a> {
+    query: VariableQuery<'a>,
+    publisher: &'a mut Publisher,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Variable {
+    items: BTreeMap<String, Item>,
+}
+
+#[derive(Deserialize)]
+#[serde(from = "String")]
+struct Item(Redacted<String>);
+
+impl From<String> for Item {
+    fn from(text: String) -> Self {
+        Self(Redacted::new(text))
+    }
+}
+
+impl VariableWatch<'_> {
+    fn place(&self) -> String {
+        format!("nomad_variable {}", self.query.path)
+    }
+
+    fn read(&self, answer: &Answer) -> Result<CertificateMaterial, Problem> {
+        let place = self.place();
+        if !answer.found {
+            return Err(Problem::new(
+                ProblemKind::NotFound,
+                format!("{place}: Nomad has no such variable"),
+            )
+            .with_fix(format!(
+                "nomad var put {} certificate=@www.pem private_key=@www.key",
+                self.query.path
+            )));
+        }
+        let variable: Variable = answer.json().map_err(|error: ApiError| error.problem())?;
+        let item = |name: &str| {
+            variable.items.get(name).ok_or_else(|| {
+                let names: Vec<&str> = variable.items.keys().map(String::as_str).collect();
+                let message = format!("{place}: it has no item {name:?}, but {}", names.join(", "));
+                Problem::new(ProblemKind::Invalid, message)
+                    .with_fix("store the PEM text under that name, or name the item in the document")
+            })
+        };
+        let (chain, key) = (
+            item(self.query.certificate_item)?,
+            item(self.query.private_key_item)?,
+        );
+        pem::parse(chain.0.expose(), key.0.expose(), self.publisher.now())
+            .map_err(|fault| fault.problem(&place))
+    }
+}
+
+impl Watched for VariableWatch<'_> {
+    fn call(&self) -> Call {
+        Call::get("var")
+            .key(self.query.path)
+            .scope(Scope::default().with("namespace", self.query.namespace))
+            .needs(format!(
+                "namespace {:?} {{ variables {{ path {:?} {{ capabilities = [\"read\"] }} }} }}",
+                self.query.namespace.unwrap_or("default"),
+                self.query.path
+            ))
+            .not_found_is_answer()
+    }
+
+    async fn admit(&mut self, _first: bool) -> Pass {
+        Pass::granted()
+    }
+
+    async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ApiError> {
+        // What is wrong with it only its owner can mend, and the next answer comes when he does.
+        let sent = match self.read(&answer) {
+            Ok(material) if self.publisher.good().map(AsRef::as_ref) == Some(&material) => {
+                self.publisher.unchanged().await
+            }
+            Ok(material) => self.publisher.material(material).await,
+            Err(problem) => self.publisher.problem(problem).await,
+        };
+        Ok(match sent {
+            Ok(()) => Verdict::Taken { news: true },
+            Err(Closed) => Verdict::Closed,
+        })
+    }
+
+    async fn tell(&mut self, problem: Problem) -> Result<(), blocking_query::Closed> {
+        self.publisher
+            .problem(problem)
+            .await
+            .map_err(|Closed| blocking_query::Closed)
+    }
+}
