@@ -85,7 +85,13 @@ impl fmt::Display for CertificateQuery {
                 common_name,
                 ..
             } => write!(f, "vault_pki {mount}/sign/{role} ({common_name})"),
-            Self::NomadVariable { path, .. } => write!(f, "nomad_variable {path}"),
+            Self::NomadVariable { namespace, path, .. } => {
+                f.write_str("nomad_variable ")?;
+                if let Some(namespace) = namespace {
+                    write!(f, "{namespace}:")?;
+                }
+                f.write_str(path)
+            }
             Self::File { certificate, .. } => write!(f, "file {certificate}"),
             Self::ClientCa(ClientCaQuery::VaultPki { mount, issuer, .. }) => match issuer {
                 Some(issuer) => write!(f, "client_ca vault_pki {mount}/issuer/{issuer}"),

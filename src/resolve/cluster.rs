@@ -213,7 +213,10 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
             format!("the prepared query {:?} finds no instance", query.name),
         )
         .because("requests to it answer 503")
-        .fix("see what `curl $CONSUL_HTTP_ADDR/v1/query/<name>/execute` finds with the agent's token");
+        .fix(format!(
+            "see what /v1/query/{}/execute finds at Consul with the agent's token",
+            query.name
+        ));
     }
     let (catalog, fix) = match query.lookup {
         Lookup::Nomad => (

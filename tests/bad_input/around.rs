@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use portreeve::diagnostics::Code::*;
 use portreeve::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Health, Observation, Problem, ProblemKind,
-    ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Health, Instance, Lookup, Observation, Problem,
+    ProblemKind, ServiceQuery, ServiceUpdate,
 };
 use portreeve::snapshot::Snapshot;
 use portreeve::translate::Compiler;
@@ -137,6 +137,41 @@ pub fn world_around() -> Vec<Case> {
             &[SourceProblem],
         ),
         Case::new(
+            "a prepared query that Consul does not have",
+            prepared_query("orders-nearest"),
+            &[SourceProblem],
+            Stays::ApiWithoutAddress,
+        )
+        .then(|snapshot| {
+            let problem = Problem::new(
+                ProblemKind::NotFound,
+                "Consul has no prepared query \"orders-nearest\"",
+            )
+            .with_fix("create it (/v1/query), or correct `prepared_query` of the upstream");
+            tell_query(snapshot, "orders-nearest", Err(problem));
+        }),
+        Case::new(
+            "a prepared query that finds nobody",
+            prepared_query("orders-nobody"),
+            &[NoHealthyInstance],
+            Stays::ApiWithoutAddress,
+        )
+        .then(|snapshot| tell_query(snapshot, "orders-nobody", Ok([].into()))),
+        Case::new(
+            "a prepared query whose service the agent's token may not read",
+            prepared_query("orders-secret"),
+            &[SourceProblem],
+            Stays::ApiWithoutAddress,
+        )
+        .then(|snapshot| {
+            let problem = Problem::new(
+                ProblemKind::Forbidden,
+                "the token may not see instances of orders-secret (prepared query)",
+            )
+            .with_fix("grant the token: service \"orders\" { policy = \"read\" }");
+            tell_query(snapshot, "orders-secret", Err(problem));
+        }),
+        Case::new(
             "a certificate that is not there yet, the only one",
             another_certificate("pki4"),
             &[NotYetKnown, ListenerWithheld],
@@ -174,6 +209,50 @@ pub fn world_around() -> Vec<Case> {
                         .with_fix("create the role, or name another one"),
                 ),
             )
+        }),
+        Case::new(
+            "a Nomad variable that is not there, as the only certificate",
+            in_a_variable(&another_certificate("pki"), "nomad/jobs/portreeve"),
+            &[CertificateProblem, ListenerWithheld],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway")
+        .then(|snapshot| {
+            let problem = Problem::new(
+                ProblemKind::NotFound,
+                "nomad_variable nomad/jobs/portreeve: Nomad has no such variable",
+            );
+            let fix = "nomad var put nomad/jobs/portreeve certificate=@www.pem private_key=@www.key";
+            refuse_certificates(snapshot, Err(problem.with_fix(fix)));
+        }),
+        Case::new(
+            "a Nomad variable without the item that is named",
+            in_a_variable(&another_certificate("pki"), "nomad/jobs/portreeve/other"),
+            &[CertificateProblem, ListenerWithheld],
+            Stays::OtherListeners,
+        )
+        .in_document("gateway")
+        .then(|snapshot| {
+            let problem = Problem::new(
+                ProblemKind::Invalid,
+                "nomad_variable nomad/jobs/portreeve/other: it has no item \"private_key\", but \"certificate\"",
+            );
+            let fix = "store the PEM text under that name, or name the items in the document";
+            refuse_certificates(snapshot, Err(problem.with_fix(fix)));
+        }),
+        Case::new(
+            "a Nomad variable whose key does not fit (the certificate of before stays)",
+            in_a_variable(GATEWAY, "nomad/jobs/portreeve"),
+            &[CertificateProblem],
+            Stays::Everything,
+        )
+        .in_document("gateway")
+        .then(|snapshot| {
+            let problem = Problem::new(
+                ProblemKind::Invalid,
+                "nomad_variable nomad/jobs/portreeve: the private key does not belong to any certificate of the chain",
+            );
+            refuse_certificates(snapshot, Err(problem));
         }),
         Case::new(
             "a certificate whose new parameters bring nothing (the former one stays)",
@@ -255,6 +334,29 @@ fn asking_clients() -> String {
         "    tls {\n      certificates = [\"www\"]\n\n      client_ca {\n        vault_kv {\n          mount = \"secret\"\n          \
          path  = \"clients\"\n          crl   = \"crl\"\n        }\n      }\n    }\n",
     )
+}
+
+/// The certificate out of a Nomad variable.
+fn in_a_variable(gateway: &str, path: &str) -> String {
+    let from = gateway.find("  vault_pki").expect("the certificate's source");
+    format!(
+        "{}  nomad_variable {{\n    path = {path:?}\n  }}\n}}\n",
+        &gateway[..from]
+    )
+}
+
+/// The rule for /api leads to an upstream of this prepared query.
+fn prepared_query(name: &str) -> String {
+    let shop = shop("backend \"consul\" \"orders\"", "backend \"upstream\" \"orders\"");
+    format!("{shop}\nupstream \"orders\" {{\n  consul {{ prepared_query = {name:?} }}\n}}\n")
+}
+
+fn tell_query(snapshot: &mut Snapshot, name: &str, result: Result<Arc<[Instance]>, Problem>) {
+    let query = ServiceQuery {
+        lookup: Lookup::PreparedQuery,
+        ..service(name)
+    };
+    snapshot.apply(Observation::Service(ServiceUpdate { query, result }));
 }
 
 /// Every certificate asked for and not answered yet gets this.

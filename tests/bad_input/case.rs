@@ -319,6 +319,7 @@ fn file(name: &str, text: &str) -> Document {
 fn strict_world() -> Snapshot {
     let mut permissions = Permissions {
         vault_paths: vec!["pki/sign/edge".into(), "secret/edge/".into()],
+        nomad_variables: vec!["nomad/jobs/portreeve".into()],
         ..Permissions::default()
     };
     permissions.addresses.own = vec!["10.0.0.5:7482".parse().unwrap()];

@@ -423,6 +423,11 @@ fn routes() -> Vec<Case> {
             ),
             &[InvalidValue],
         ),
+        bad(
+            "a path that no Nomad variable can have",
+            and("certificate \"c\" {\n  nomad_variable { path = \"edge/www.example.com\" }\n}\n"),
+            &[InvalidValue],
+        ),
     ]
 }
 
@@ -460,6 +465,14 @@ fn reach() -> Vec<Case> {
             &[NotAllowed, NotAllowed],
         )
         .put_in_kv(),
+        kv(
+            "a Nomad variable that the settings do not list, from KV",
+            and("certificate \"c\" {\n  nomad_variable { path = \"nomad/jobs/payroll\" }\n}\n"),
+        ),
+        kv(
+            "a Nomad variable that they list, of another namespace, from KV",
+            and("certificate \"c\" {\n  nomad_variable {\n    namespace = \"shop\"\n    path      = \"nomad/jobs/portreeve\"\n  }\n}\n"),
+        ),
         kv("a loopback address from KV", upstream("static { addresses = [\"127.0.0.1:8500\"] }")),
         kv("a loopback name from KV", upstream("dns { address = \"localhost:8500\" }")),
         kv("a loopback address in IPv6 clothes, from KV", upstream("static { addresses = [\"[::ffff:127.0.0.1]:80\"] }")),

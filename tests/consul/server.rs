@@ -150,6 +150,19 @@ impl Server {
         text
     }
 
+    /// Creates a prepared query and returns its id.
+    pub async fn prepared_query(&self, query: Value) -> String {
+        let (status, text) = self
+            .ask(reqwest::Method::POST, "query", Some(query.to_string()))
+            .await
+            .unwrap();
+        assert_eq!(status, 200, "{query}: {text}");
+        serde_json::from_str::<Value>(&text).unwrap()["ID"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
     pub async fn delete(&self, path: &str) {
         let (status, text) = self.ask(reqwest::Method::DELETE, path, None).await.unwrap();
         assert_eq!(status, 200, "DELETE {path}: {text}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
-use portreeve::model::{Health, Instance, ProblemKind, ServiceQuery};
+use portreeve::model::{Health, Instance, Lookup, ProblemKind, ServiceQuery};
 use portreeve::sources::consul::{ConsulClient, ServiceWatcher, service_names};
 use serde_json::json;
 
@@ -309,6 +309,64 @@ async fn a_bad_filter_and_an_unknown_datacenter_say_so() {
         )
         .await;
     assert_eq!(ids(&running.instances().await), ["web-2"]);
+}
+
+/// Consul asks for no right on the query itself, but shows of what it finds only what the token may see.
+#[tokio::test]
+async fn a_prepared_query_is_executed_and_what_vanishes_is_doubted() {
+    let server = Server::start_with_acls().await;
+    server.register("web", "web-1", 80).await;
+    server.policy("reader", READ).await;
+    let (_, secret) = server.token("reader").await;
+    let (mut running, watcher) = watch(server.client(Some(&secret)), &[]);
+    let query = ServiceQuery {
+        lookup: Lookup::PreparedQuery,
+        ..ServiceQuery::named("nearest")
+    };
+    watcher.set_interests(OrdMap::unit(query, 0));
+    let problem = running.problem().await;
+    assert_eq!(problem.kind, ProblemKind::NotFound);
+    assert!(
+        problem.message.contains("no prepared query \"nearest\"") && problem.fix.is_some(),
+        "{problem:?}"
+    );
+
+    let id = server
+        .prepared_query(json!({ "Name": "nearest", "Service": { "Service": "web" } }))
+        .await;
+    assert_eq!(ids(&running.instances().await), ["web-1"]);
+    // Nothing wakes it, and it is asked all the same.
+    server.register("web", "web-2", 81).await;
+    assert_eq!(ids(&running.instances().await), ["web-1", "web-2"]);
+
+    for rules in [
+        "",
+        "service_prefix \"\" { policy = \"read\" }",
+        "node_prefix \"\" { policy = \"read\" }",
+    ] {
+        server.policy("reader", rules).await;
+        let problem = running.problem().await;
+        assert_eq!(problem.kind, ProblemKind::Forbidden, "{rules}: {problem}");
+        assert!(problem.message.contains("kept"), "{problem}");
+        // Not the query's name: rights are on services.
+        let fix = problem.fix.as_deref().unwrap_or_default();
+        assert!(!fix.contains("nearest"), "{problem:?}");
+        server.policy("reader", READ).await;
+        assert_eq!(running.instances().await.len(), 2, "{rules}");
+    }
+    server.delete(&format!("query/{id}")).await;
+    let problem = running.problem().await;
+    assert!(
+        problem.kind == ProblemKind::NotFound && problem.message.contains("what it found last is kept"),
+        "{problem}"
+    );
+    server
+        .prepared_query(json!({ "Name": "nearest", "Service": { "Service": "absent" } }))
+        .await;
+    assert!(
+        running.instances().await.is_empty(),
+        "with all rights, nothing is nothing"
+    );
 }
 
 #[tokio::test]

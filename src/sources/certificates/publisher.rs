@@ -107,6 +107,10 @@ impl Publisher {
         }
     }
 
+    pub(super) fn query(&self) -> &CertificateQuery {
+        &self.query
+    }
+
     pub(super) fn now(&self) -> i64 {
         self.clock.now()
     }

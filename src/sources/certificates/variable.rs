@@ -1,6 +1,8 @@
 //! Watches a Nomad variable that holds a chain and a key, by blocking queries: a change is read as soon as Nomad has it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::Notify;
@@ -11,7 +13,7 @@ use super::publisher::{Closed, Publisher};
 use crate::model::{CertificateMaterial, Problem, ProblemKind, Redacted};
 use crate::sources::SourceHealth;
 use crate::sources::agent_api::blocking_query::{self, Context, Verdict, Watched};
-use crate::sources::agent_api::budget::Pass;
+use crate::sources::agent_api::budget::{Budget, Claim, Pass};
 use crate::sources::agent_api::call::{Call, Scope};
 use crate::sources::agent_api::client::Answer;
 use crate::sources::agent_api::{ApiError, WatchTiming};
@@ -24,16 +26,34 @@ pub(super) struct VariableQuery<'a> {
     pub(super) private_key_item: &'a str,
 }
 
+/// Nomad, and the connections to it that variables may hold.
+pub(super) struct Variables {
+    client: NomadClient,
+    places: Arc<Budget>,
+}
+
+impl Variables {
+    pub(super) fn new(client: NomadClient) -> Self {
+        let places = Budget::new(client.api(), CONNECTIONS, TURN);
+        Self { client, places }
+    }
+}
+
 /// Returns only when nobody listens any more.
 pub(super) async fn watch(
     query: VariableQuery<'_>,
-    nomad: &NomadClient,
+    nomad: &Variables,
     refresh: &Notify,
     publisher: &mut Publisher,
 ) -> Closed {
-    let client = nomad.api();
-    let timing = WatchTiming::towards(nomad.target());
-    let mut watch = VariableWatch { query, publisher };
+    let client = nomad.client.api();
+    let timing = WatchTiming::towards(nomad.client.target());
+    let claim = nomad.places.claim();
+    let mut watch = VariableWatch {
+        query,
+        claim,
+        publisher,
+    };
     loop {
         let stop = CancellationToken::new();
         let health = SourceHealth::default();
@@ -48,6 +68,7 @@ pub(super) async fn watch(
 
 struct VariableWatch<'a> {
     query: VariableQuery<'a>,
+    claim: Claim,
     publisher: &'a mut Publisher,
 }
 
@@ -68,29 +89,42 @@ impl From<String> for Item {
 }
 
 impl VariableWatch<'_> {
-    fn place(&self) -> String {
-        format!("nomad_variable {}", self.query.path)
-    }
-
     fn read(&self, answer: &Answer) -> Result<CertificateMaterial, Problem> {
-        let place = self.place();
+        let place = self.publisher.query().to_string();
         if !answer.found {
+            let namespace = self
+                .query
+                .namespace
+                .map_or_else(String::new, |namespace| format!(" -namespace={namespace}"));
             return Err(Problem::new(
                 ProblemKind::NotFound,
                 format!("{place}: Nomad has no such variable"),
             )
             .with_fix(format!(
-                "nomad var put {} certificate=@www.pem private_key=@www.key",
-                self.query.path
+                "nomad var put{namespace} {} {}=@www.pem {}=@www.key",
+                self.query.path, self.query.certificate_item, self.query.private_key_item
             )));
         }
-        let variable: Variable = answer.json().map_err(|error: ApiError| error.problem())?;
+        // What the parser says may quote what it could not read, and that may be a key.
+        let variable: Variable = serde_json::from_slice(&answer.body)
+            .map_err(|error| {
+                answer.unreadable(format!(
+                    "no variable (line {}, column {})",
+                    error.line(),
+                    error.column()
+                ))
+            })
+            .map_err(|error| error.problem())?;
         let item = |name: &str| {
             variable.items.get(name).ok_or_else(|| {
-                let names: Vec<&str> = variable.items.keys().map(String::as_str).collect();
-                let message = format!("{place}: it has no item {name:?}, but {}", names.join(", "));
-                Problem::new(ProblemKind::Invalid, message)
-                    .with_fix("store the PEM text under that name, or name the item in the document")
+                let names: Vec<String> = variable.items.keys().map(|name| format!("{name:?}")).collect();
+                let message = match names.is_empty() {
+                    true => format!("{place}: it has no item {name:?}, and no other"),
+                    false => format!("{place}: it has no item {name:?}, but {}", names.join(", ")),
+                };
+                Problem::new(ProblemKind::Invalid, message).with_fix(
+                    "store the PEM text under that name, or name the items in the document: `certificate`, `private_key`",
+                )
             })
         };
         let (chain, key) = (
@@ -115,8 +149,8 @@ impl Watched for VariableWatch<'_> {
             .not_found_is_answer()
     }
 
-    async fn admit(&mut self, _first: bool) -> Pass {
-        Pass::granted()
+    async fn admit(&mut self, first: bool) -> Pass {
+        self.claim.admit(first).await
     }
 
     async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ApiError> {
@@ -141,3 +175,9 @@ impl Watched for VariableWatch<'_> {
             .map_err(|Closed| blocking_query::Closed)
     }
 }
+
+/// Nomad grants one client 100 connections (`limits.http_max_conns_per_client`); services may hold 70 of them. More
+/// variables than these are looked at in turns.
+const CONNECTIONS: usize = 15;
+
+const TURN: Duration = Duration::from_secs(5);

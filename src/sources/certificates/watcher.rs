@@ -69,7 +69,7 @@ pub struct StoppedWatch {
 struct Context {
     settings: CertificateSettings,
     vault: Option<VaultClient>,
-    nomad: Option<NomadClient>,
+    nomad: Option<variable::Variables>,
     store: Arc<dyn CertificateStore>,
     clock: WallClock,
     updates: mpsc::Sender<Observation>,
@@ -95,7 +95,7 @@ impl CertificateWatcher {
             context: Arc::new(Context {
                 settings,
                 vault,
-                nomad,
+                nomad: nomad.map(variable::Variables::new),
                 store,
                 clock,
                 updates,
