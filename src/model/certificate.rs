@@ -75,6 +75,16 @@ impl ClientCaQuery {
     }
 }
 
+impl CertificateQuery {
+    /// A pair that somebody put there: there is no other to be had.
+    pub fn is_read(&self) -> bool {
+        match self {
+            Self::VaultKv { .. } | Self::NomadVariable { .. } | Self::File { .. } => true,
+            Self::VaultPki { .. } | Self::ClientCa(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for CertificateQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

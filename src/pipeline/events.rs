@@ -11,10 +11,10 @@ use super::gateway::find;
 use super::refusals::{Case, Others, Refused, Verdict, of_resource};
 use crate::config::Quarantine;
 use crate::envoy::ResourceKind;
-use crate::model::DocumentId;
+use crate::model::{CertificateQuery, DocumentId};
 use crate::snapshot::Changes;
 use crate::translate::Fetched;
-use crate::xds::{Event, StreamId, StreamView, is_of_node, said_of};
+use crate::xds::{Event, StreamId, StreamView, Variant, is_of_node, said_of};
 
 /// What no event tells is looked at after this, and then ever more seldom: an Envoy that came back with everything, a
 /// gateway that never gets one.
@@ -84,8 +84,12 @@ impl Pipeline {
                 self.heard(&gateway, view.as_slice());
             }
             Event::Wanted {
-                gateway, kind, name, ..
-            } => self.wanted(&gateway, kind, &name),
+                stream,
+                gateway,
+                kind,
+                name,
+                lacks,
+            } => self.wanted((stream, lacks), &gateway, kind, &name),
             Event::Connected { stream, gateway, .. } => {
                 if let Some(known) = find(&mut self.gateways, &gateway) {
                     known.connected(stream);
@@ -146,7 +150,9 @@ impl Pipeline {
             for stream in &streams {
                 for kind in ResourceKind::ALL {
                     for wanted in &stream.kind(kind).wanted {
-                        self.wanted(&name, kind, wanted);
+                        let lacks =
+                            stream.variant == Variant::Delta && stream.acked.get(kind, wanted).is_none();
+                        self.wanted((stream.id, lacks), &name, kind, wanted);
                     }
                 }
             }
@@ -154,7 +160,7 @@ impl Pipeline {
         }
     }
 
-    fn wanted(&self, gateway: &str, kind: ResourceKind, name: &str) {
+    fn wanted(&mut self, (stream, lacks): (StreamId, bool), gateway: &str, kind: ResourceKind, name: &str) {
         if kind != ResourceKind::Secret {
             tracing::warn!(%gateway, ?kind, %name, "an Envoy asks for a resource that nobody holds");
             return;
@@ -164,9 +170,25 @@ impl Pipeline {
         };
         let known = self.gateways.iter().find(|known| **known.name() == *gateway);
         let fetched = known.and_then(|known| known.compiler.certificates().get(certificate));
-        for query in fetched.into_iter().flat_map(Fetched::queries) {
-            self.wanted.add(query.clone());
+        let queries: Vec<CertificateQuery> =
+            fetched.into_iter().flat_map(Fetched::queries).cloned().collect();
+        // Another key can be issued. What is only read has no other: if no Envoy has it either it is not there, and a
+        // closed port tells clients and load balancers so.
+        let is_nowhere = lacks && !self.has_another(stream, kind, name);
+        for query in queries {
+            if !query.is_read() {
+                self.wanted.add(query);
+            } else if is_nowhere {
+                let changes = self.snapshot.withdraw_certificate(&query);
+                self.take_up(&changes);
+            }
         }
+    }
+
+    fn has_another(&self, stream: StreamId, kind: ResourceKind, name: &str) -> bool {
+        let streams = self.streams.snapshot();
+        let mut others = streams.iter().filter(|other| other.id != stream);
+        others.any(|other| other.acked.get(kind, name).is_some())
     }
 
     /// Some Envoys of a gateway have spoken.

@@ -253,6 +253,8 @@ impl Subscription {
                 reports.push(Report::Wanted {
                     kind: self.kind,
                     name: name.clone(),
+                    // In the other variant an Envoy that returns does not say what it has.
+                    lacks: told.is_none() && self.variant == Variant::Delta,
                 });
             }
             return Verdict::Leave;

@@ -69,7 +69,12 @@ pub enum Report {
         message: Arc<str>,
     },
     /// Envoy needs a resource whose bytes nobody holds any more: it must be made anew.
-    Wanted { kind: ResourceKind, name: Arc<str> },
+    Wanted {
+        kind: ResourceKind,
+        name: Arc<str>,
+        /// It has no other version of it either. False where nobody can tell.
+        lacks: bool,
+    },
 }
 
 /// What follows from one input, in order.

@@ -347,13 +347,14 @@ impl Session {
                         message,
                     }
                 }
-                Report::Wanted { kind, name } => {
+                Report::Wanted { kind, name, lacks } => {
                     tracing::info!(%stream, %node, %gateway, ?kind, %name, "Envoy needs a resource that must be made anew");
                     Event::Wanted {
                         stream,
                         gateway,
                         kind,
                         name,
+                        lacks,
                     }
                 }
             };

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::stack::{GATEWAY, Options, SOON, Stack, route, until};
+use serde_json::json;
+
+use crate::stack::{GATEWAY, Options, SOON, Stack, kill, route, until};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::client::{Client, Request};
 use crate::support::load::Load;
@@ -227,7 +229,7 @@ http_route "www" {
     let items = || {
         let leaf = authority.issue(&["www.example.com"]);
         let der = parse_certificates(&leaf.certificate)[0].to_vec();
-        let items = serde_json::json!({ "www_pem": leaf.certificate, "www_key": leaf.key, "other": "x" });
+        let items = json!({ "www_pem": leaf.certificate, "www_key": leaf.key, "other": "x" });
         (items, der)
     };
     let put = |items: Option<serde_json::Value>| nomad.set_variable("default", "nomad/jobs/portreeve", items);
@@ -248,19 +250,70 @@ http_route "www" {
     put(Some(second.clone()));
     shows(&second_der, "the next one").await;
 
-    // A key that does not fit, an item that is not there, no variable at all: the last good one stays.
+    // A key that does not fit, an item that is not there, no variable at all, a token without the right: whatever is wrong,
+    // the last good pair is served.
     let (third, third_der) = items();
     let mut unfit = third.clone();
     unfit["www_key"] = second["www_key"].clone();
-    put(Some(unfit));
-    stack.agent.wait_for_log("certificate not refreshed").await;
-    put(Some(serde_json::json!({ "tls": "x" })));
-    let line = stack.agent.wait_for_log("it has no item").await;
-    assert!(line.contains("www_pem") && line.contains("tls"), "{line}");
-    put(None);
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    shows(&second_der, "the last good one").await;
+    let malformed = json!({ "www_pem": "x", "www_key": "y" });
+    for (now, problem) in [
+        (Some(unfit), "does not belong to any certificate of the chain"),
+        (Some(malformed), "certificate not refreshed"),
+        (Some(json!({ "tls": "x" })), "it has no item"),
+        (None, "Nomad has no such variable"),
+    ] {
+        let start = stack.agent.process.log_length();
+        put(now);
+        let log = &mut stack.agent.process;
+        let line = log.wait_for_log_after(start, problem, SOON).await;
+        assert!(line.contains("nomad/jobs/portreeve"), "{line}");
+        assert!(
+            problem != "it has no item" || (line.contains("www_pem") && line.contains("tls")),
+            "{line}"
+        );
+        shows(&second_der, problem).await;
+    }
+    let start = stack.agent.process.log_length();
+    nomad.set_token("another");
+    let log = &mut stack.agent.process;
+    let line = log
+        .wait_for_log_after(start, "certificate not refreshed", SOON)
+        .await;
+    assert!(line.contains("403"), "{line}");
     put(Some(third));
-    shows(&third_der, "the third").await;
+    shows(&second_der, "without the right").await;
+    // As Nomad does with the identity of a task.
+    std::fs::write(&token, "another").unwrap();
+    shows(&third_der, "the third, as soon as the token is right again").await;
+
+    // The agent ends, and begins anew while Nomad refuses it: Envoy has the key.
+    nomad.set_token("a third");
+    stack.agent.kill();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    for line in ["certificate not refreshed", "Envoy connected"] {
+        let log = &mut stack.agent.process;
+        log.wait_for_log_after(start, line, SOON).await;
+    }
+    stack.agent.wait_ready().await;
+    shows(&third_der, "the third, as Envoy has it").await;
     load.finish().await.assert_none_lost();
+
+    // Both begin anew, and nobody has the key: the port stays closed until somebody does.
+    stack.agent.kill();
+    kill(stack.envoy_pid());
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    log.wait_for_log_after(start, "has no usable certificate and is not opened", SOON)
+        .await;
+    wait_for("a closed port", SOON, async || {
+        match client.send(&request).await {
+            Err(failure) if failure.kind() == "refused" => Ok(()),
+            other => anyhow::bail!("{:?}", other.map(|reply| reply.status)),
+        }
+    })
+    .await;
+    std::fs::write(&token, "a third").unwrap();
+    shows(&third_der, "the third, from Nomad again").await;
 }

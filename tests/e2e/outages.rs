@@ -121,7 +121,7 @@ async fn vault_sealed_or_down_keeps_the_certificate_and_is_told_state_of_the_wor
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_taken_away_keeps_the_certificate_and_names_the_rule() {
     let rule = "path \"secret/data/edge/*\" { capabilities = [\"read\"] }".to_owned();
-    let stack = Stack::start(Options {
+    let mut stack = Stack::start(Options {
         vault: true,
         vault_policies: vec![("edge", rule.clone())],
         more: "\n".to_owned(),
@@ -156,6 +156,27 @@ async fn a_right_taken_away_keeps_the_certificate_and_names_the_rule() {
     for part in ["secret/data/edge/www", "read", "permission denied"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+
+    // An agent that begins now knows of the certificate what was public, and Envoy has the key.
+    stack.agent.kill();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    for line in ["certificate not refreshed", "Envoy connected"] {
+        let log = &mut stack.agent.process;
+        log.wait_for_log_after(start, line, SOON).await;
+    }
+    stack.agent.wait_ready().await;
+    until(&client, &request, "https as before the restart", |reply| {
+        reply.status == 200
+    })
+    .await;
+    let status = until_status(&stack, "the refusal again", |status| {
+        says(status, "certificate-problem").is_some()
+    })
+    .await;
+    assert!(says(&status, "listener-withheld").is_none(), "{status:#}");
+
+    let vault = stack.vault.as_ref().unwrap();
     vault.policy("edge", &rule).await;
     until_status(&stack, "the right to be back", |status| {
         says(status, "certificate-problem").is_none()

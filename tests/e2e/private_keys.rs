@@ -18,13 +18,15 @@ use tonic::transport::Endpoint;
 use crate::stack::{Options, SOON, Stack, until};
 use crate::support::agent;
 use crate::support::client::{Client, Request};
+use crate::support::nomad::NomadContract;
+use crate::support::wait_for;
 
 const DOCUMENT: &str = r#"
 gateway "edge" {
   listener "secure" {
     port     = $HTTPS
     protocol = "https"
-    tls { certificates = ["www", "kv"] }
+    tls { certificates = ["www", "kv", "nomad"] }
   }
 }
 
@@ -43,9 +45,15 @@ certificate "kv" {
   }
 }
 
+certificate "nomad" {
+  nomad_variable {
+    path = "nomad/jobs/portreeve"
+  }
+}
+
 http_route "www" {
   gateways  = ["edge"]
-  hostnames = ["www.example.com", "kv.example.com"]
+  hostnames = ["www.example.com", "kv.example.com", "nomad.example.com"]
 
   rule "all" {
     direct_response {
@@ -216,8 +224,16 @@ async fn traces(stack: &Stack) -> Vec<(String, Vec<u8>)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn private_keys_are_nowhere_in_clear() {
+    let nomad = NomadContract::start("").await;
+    let kept = crate::support::pki::Ca::new("nomad").issue(&["nomad.example.com"]);
+    let items = serde_json::json!({ "certificate": kept.certificate, "private_key": kept.key });
+    nomad.set_variable("default", "nomad/jobs/portreeve", Some(items));
     let mut stack = Stack::start(Options {
         vault: true,
+        more: format!(
+            "nomad {{\n  address = \"unix://{}\"\n}}\n",
+            nomad.socket.display()
+        ),
         arguments: vec!["-log-level=trace"],
         envoy_settings: r#"log_level = "debug""#,
         ..Options::default()
@@ -234,9 +250,15 @@ async fn private_keys_are_nowhere_in_clear() {
     until(&client, &request, "https", |reply| reply.status == 200).await;
     stack.agent.wait_ready().await;
 
-    let keys = keys(&stack.data).await;
-    assert_eq!(keys.len(), 2, "of both certificates");
-    assert!(keys.iter().any(|(_, key)| key.trim() == pair.key.trim()));
+    let keys = wait_for("the keys of all certificates", SOON, async || {
+        let keys = keys(&stack.data).await;
+        anyhow::ensure!(keys.len() == 3, "{} of 3", keys.len());
+        Ok(keys)
+    })
+    .await;
+    for pair in [&pair, &kept] {
+        assert!(keys.iter().any(|(_, key)| key.trim() == pair.key.trim()));
+    }
     let scan = Scan::new(keys.iter().map(|(_, key)| &**key));
     for (_, key) in &keys {
         let der = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();

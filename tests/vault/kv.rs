@@ -215,3 +215,39 @@ async fn a_quota_that_is_used_up_is_waited_out() {
     }
     rig.stop().await;
 }
+
+/// The public half outlives a restart, so that what Envoy has is not taken from it while the source is away. The key does
+/// not: no file of the store holds it.
+#[tokio::test]
+async fn a_restart_without_the_source_remembers_the_public_half() {
+    let mut bao = Bao::start().await;
+    bao.mount_kv().await;
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = self_signed("one.example", 5);
+    bao.write("kv/www", json!({"certificate": certificate, "private_key": key}))
+        .await;
+    let query = kv(KvVersion::V1, "kv", "www");
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    rig.watch(&[&query]);
+    let before = rig.material().await;
+    rig.stop().await;
+    let file = std::fs::read(directory.path().join("certificates.redb")).unwrap();
+    let body = key.lines().nth(1).unwrap().as_bytes();
+    assert!(
+        !file.windows(body.len()).any(|window| window == body),
+        "the key is on disk"
+    );
+
+    bao.kill();
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    rig.watch(&[&query]);
+    let remembered = rig.material().await;
+    assert_eq!(remembered.version(), before.version());
+    assert_eq!(
+        (remembered.names[0].as_ref(), remembered.not_after),
+        ("one.example", before.not_after)
+    );
+    assert!(remembered.private_key.is_none());
+    assert_eq!(rig.problem().await.kind, ProblemKind::Unavailable);
+    rig.stop().await;
+}

@@ -11,8 +11,8 @@ use portreeve::envoy::ResourceKind;
 use portreeve::envoy::bootstrap::RUNTIME_LAYER;
 use portreeve::hcl;
 use portreeve::model::{
-    CertificateMaterial, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Interests, Observation,
-    Problem, ProblemKind, ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
+    Interests, Observation, Problem, ProblemKind, ServiceUpdate,
 };
 use portreeve::pipeline::{GatewaySettings, KeyWishes, Outputs, Pipeline, PipelineSettings, Restored, View};
 use portreeve::translate::Settings;
@@ -275,20 +275,20 @@ async fn lost_events_are_made_up_for() {
     agent.served.end().await;
 }
 
-#[tokio::test]
-async fn a_lost_wish_for_a_key_is_made_up_for() {
+/// As after a restart: the key is Envoy's alone. And one comes that does not have it, but nobody is told.
+async fn a_lost_wish(source: &str) -> (Agent, Client, CertificateQuery) {
     let mut agent = Agent::start().await;
-    let gateway = "gateway \"edge\" {\n  listener \"web\" {\n    port     = 443\n    protocol = \"https\"\n    \
-                   tls {\n      certificates = [\"www\"]\n    }\n  }\n}\n\n\
-                   certificate \"www\" {\n  file {\n    certificate = \"/www.pem\"\n    private_key = \"/www.key\"\n  }\n}\n";
-    agent.put(&[("gateway", gateway)]).await;
+    let gateway = format!(
+        "gateway \"edge\" {{\n  listener \"web\" {{\n    port     = 443\n    protocol = \"https\"\n    \
+         tls {{\n      certificates = [\"www\"]\n    }}\n  }}\n}}\n\ncertificate \"www\" {{\n  {source}\n}}\n"
+    );
+    agent.put(&[("gateway", &gateway)]).await;
     let state = agent
         .document_where("gateway", |state| state.in_service.is_some())
         .await;
     assert!(state.problems.is_empty(), "{:?}", state.problems);
     let view = agent.view.borrow().clone();
     let query = view.snapshot.config.certificate("www").unwrap().query.clone();
-    // As after a restart: the key is Envoy's alone.
     let material = CertificateMaterial {
         chain: "chain".into(),
         private_key: None,
@@ -316,8 +316,30 @@ async fn a_lost_wish_for_a_key_is_made_up_for() {
     let told = tokio::time::timeout(Duration::ZERO, agent.wanted.take()).await;
     assert!(told.is_err(), "nobody was told");
     agent.lose_events().await;
+    (agent, client, query)
+}
+
+#[tokio::test]
+async fn a_lost_wish_for_a_key_is_made_up_for() {
+    let source = "vault_pki {\n    mount       = \"pki\"\n    role        = \"edge\"\n    common_name = \"www.example.com\"\n  }";
+    let (agent, _client, query) = a_lost_wish(source).await;
     let wanted = tokio::time::timeout(PATIENCE, agent.wanted.take()).await.unwrap();
     assert_eq!(wanted, BTreeSet::from([query]));
+    agent.served.end().await;
+}
+
+/// Of what is read, not issued, there is no other key: where no Envoy has it either, it is as if it had never been there.
+#[tokio::test]
+async fn a_certificate_whose_key_nobody_has_is_missing() {
+    let source = "file {\n    certificate = \"/www.pem\"\n    private_key = \"/www.key\"\n  }";
+    let (mut agent, _client, query) = a_lost_wish(source).await;
+    let missing = |view: &View| {
+        view.snapshot
+            .certificate(&query)
+            .is_some_and(|known| known.value.is_none())
+    };
+    let seen = tokio::time::timeout(PATIENCE, agent.view.wait_for(|view| missing(view)));
+    assert!(seen.await.is_ok());
     agent.served.end().await;
 }
 

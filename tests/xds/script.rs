@@ -302,7 +302,10 @@ impl Stage {
                         blamed.join(" ")
                     )
                 }
-                Report::Wanted { kind, name } => writeln!(self.shown, "  !! wanted {} {name}", short(kind)),
+                Report::Wanted { kind, name, lacks } => {
+                    let more = if lacks { " (has none)" } else { "" };
+                    writeln!(self.shown, "  !! wanted {} {name}{more}", short(kind))
+                }
             }
             .unwrap();
         }

@@ -18,7 +18,7 @@ use super::lease::LeaseWatch;
 use super::pem;
 use super::publisher::{Closed, Publisher};
 use super::request::{self, Names, Request};
-use super::store::{CertificateStore, PublicCertificate, StoreError, StoredCertificate};
+use super::store::{CertificateStore, PublicCertificate, StoreError, StoredCertificate, cause, on_disk};
 use crate::model::{CertificateMaterial, CertificateQuery, KeyType, Problem, ProblemKind};
 use crate::sources::vault::{Pauses, SignRequest, Signed, VaultClient, VaultFault, timestamp};
 
@@ -340,7 +340,7 @@ impl IssuedWatch<'_> {
         match on_disk(move || store.load(&query)).await {
             Ok(record) => record.unwrap_or_default(),
             Err(error) => {
-                tracing::error!(certificate = %self.query, error = %chain(&error), "certificate store not read");
+                tracing::error!(certificate = %self.query, error = %cause(&error), "certificate store not read");
                 // What was asked for before is not known: as if it was just now, so that a crash loop stays bounded.
                 StoredCertificate {
                     certificate: None,
@@ -356,7 +356,7 @@ impl IssuedWatch<'_> {
         on_disk(move || store.save(&query, &record))
             .await
             .inspect_err(|error| {
-                tracing::error!(certificate = %self.query, error = %chain(error), "certificate store not written");
+                tracing::error!(certificate = %self.query, error = %cause(error), "certificate store not written");
             })
     }
 
@@ -367,7 +367,7 @@ impl IssuedWatch<'_> {
                 "{}: not issued before {}: the request could not be written down ({})",
                 self.query,
                 timestamp(allowed),
-                chain(error)
+                cause(error)
             ),
         )
         .with_fix("Make room on the disk of the agent's data_dir, and let the agent write there.")
@@ -383,22 +383,5 @@ impl IssuedWatch<'_> {
             message: message.into(),
             ..problem.clone()
         }
-    }
-}
-
-async fn on_disk<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(StoreError::Stopped(error.to_string())),
-    }
-}
-
-fn chain(error: &StoreError) -> String {
-    use std::error::Error as _;
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
     }
 }

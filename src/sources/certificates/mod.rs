@@ -1,4 +1,4 @@
-//! Watches certificates: in Vault's KV, signed by Vault's PKI, or in files.
+//! Watches certificates: in Vault's KV, signed by Vault's PKI, in Nomad's variables, or in files.
 //!
 //! Input: the set of `CertificateQuery`s that the configuration needs. Output: one `Observation::Certificate` per
 //! change, on a bounded channel: material that was checked (PEM, key, dates), or the problem that keeps the last
@@ -7,7 +7,8 @@
 //! ```text
 //!  set_interests --> CertificateWatcher --+--> kv::watch    (polls)        --+
 //!                                         +--> issued::watch (2/3 of life) --+--> Publisher --> Observation
-//!                                         +--> file::watch  (inotify)      --+   (no repeats)
+//!                                         +--> variable::watch (blocking)  --+   (no repeats)
+//!                                         +--> file::watch  (inotify)      --+
 //!                                         +--> client_ca    (polls)        --+
 //! ```
 
@@ -19,6 +20,7 @@ mod file;
 mod issued;
 mod kv;
 mod lease;
+mod memory;
 mod pem;
 mod publisher;
 mod request;

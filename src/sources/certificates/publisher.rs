@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::clock::WallClock;
+use super::memory::Memory;
 use super::pem::PemFault;
 use crate::model::{CertificateMaterial, CertificateQuery, CertificateUpdate, Observation, Problem};
 
@@ -55,6 +56,7 @@ pub(super) struct Publisher {
     /// The last observation was a problem: the next success is one too, even with the same material.
     problem: Option<Problem>,
     told: Told,
+    memory: Option<Memory>,
 }
 
 /// The last material and the problem since: what there is to tell.
@@ -96,7 +98,14 @@ impl Publisher {
             good: None,
             problem: None,
             told: Told::default(),
+            memory: None,
         }
+    }
+
+    /// Falls back on what was served before a restart where the source has a problem at first.
+    pub(super) fn remembering(mut self, memory: Option<Memory>) -> Self {
+        self.memory = memory;
+        self
     }
 
     pub(super) fn repeater(&self) -> Repeater {
@@ -142,6 +151,9 @@ impl Publisher {
             certificate = %self.query, serial = %material.serial, not_after = material.not_after,
             holds_key = material.private_key.is_some(), "certificate"
         );
+        if let Some(memory) = &mut self.memory {
+            memory.keep(&material).await;
+        }
         self.problem = None;
         self.good = Some(material.clone());
         self.send(Ok(material)).await
@@ -178,12 +190,34 @@ impl Publisher {
         if self.problem.as_ref() == Some(&problem) {
             return Ok(());
         }
+        self.recall().await?;
         tracing::warn!(
             certificate = %self.query, kind = ?problem.kind, problem = %problem,
             fix = problem.fix.as_deref().unwrap_or_default(), "certificate not refreshed"
         );
         self.problem = Some(problem.clone());
         self.send(Err(problem)).await
+    }
+
+    /// Nothing yet, and trouble: what was served before the restart, without its key, is what Envoy has.
+    async fn recall(&mut self) -> Result<(), Closed> {
+        let now = self.now();
+        let (None, None, Some(memory)) = (&self.good, &self.problem, &mut self.memory) else {
+            return Ok(());
+        };
+        let Some(material) = memory.recall(now).await.map(Arc::new) else {
+            return Ok(());
+        };
+        self.note(|freshness| {
+            freshness.serial = Some(material.serial.clone());
+            freshness.not_after = Some(material.not_after);
+        });
+        tracing::info!(
+            certificate = %self.query, serial = %material.serial, not_after = material.not_after,
+            "certificate as before the restart, its key with Envoy alone"
+        );
+        self.good = Some(material.clone());
+        self.send(Ok(material)).await
     }
 
     async fn send(&self, result: Result<Arc<CertificateMaterial>, Problem>) -> Result<(), Closed> {

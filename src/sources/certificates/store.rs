@@ -1,7 +1,8 @@
-//! What is remembered of issued certificates over a restart: the public chain and when one was last asked for.
+//! What is remembered of certificates over a restart: the public chain and, of issued ones, when one was last asked for.
 //!
 //! Without it every restart would issue every certificate again, which fills a PKI mount (Vault issue 32003), and
-//! a crash loop would do so without end. Private keys are never written: after a restart Envoy still holds them.
+//! a crash loop would do so without end; and a restart while a source is away would take its certificates from Envoy.
+//! Private keys are never written: after a restart Envoy still holds them.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -17,7 +18,7 @@ use crate::model::{CertificateMaterial, CertificateQuery};
 /// Query (as JSON) to record (as JSON).
 const TABLE: TableDefinition<&str, &[u8]> = TableDefinition::new("issued_certificates");
 
-/// The public half of an issued certificate.
+/// The public half of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublicCertificate {
     /// Leaf first, PEM.
@@ -168,6 +169,24 @@ impl CertificateStore for RedbCertificateStore {
             transaction.commit()?;
             Ok(())
         })
+    }
+}
+
+pub(super) async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Stopped(error.to_string())),
+    }
+}
+
+/// With what is behind it.
+pub(super) fn cause(error: &StoreError) -> String {
+    use std::error::Error as _;
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
     }
 }
 

@@ -16,6 +16,7 @@ use super::budget::Budget;
 use super::client_ca::ClientCaWatch;
 use super::clock::WallClock;
 use super::issued::{IssuedWatch, Wishes};
+use super::memory::Memory;
 use super::publisher::{CertificateFreshness, Closed, Publisher};
 use super::request::Names;
 use super::store::CertificateStore;
@@ -237,7 +238,8 @@ impl CertificateWatcher {
             context.updates.clone(),
             context.clock.clone(),
             watch.freshness.clone(),
-        );
+        )
+        .remembering(Memory::of(&query, &context.store));
         let task_query = query.clone();
         let task = async move {
             let repeater = publisher.repeater();
