@@ -20,7 +20,8 @@ use crate::sources::consul::TxnWrite;
 /// Write documents into Consul KV
 ///
 /// Every write names the version it replaces, so that nobody's change is lost. All are one transaction of Consul's, of
-/// up to 64 documents and 512 KiB: agents take it whole or not at all. Documents that do not validate are refused.
+/// up to 64 documents and some 380 KiB of text (512 KiB of JSON): agents take it whole or not at all. Documents that do not
+/// validate are refused.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// A directory of documents, or one document.
@@ -77,7 +78,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let batches = batches(&set.changes)?;
     if batches.len() > 1 && !arguments.batched {
         return Err(Failure::new(format!(
-            "{} do not fit one transaction of Consul's ({OPERATIONS} operations, {} KiB)",
+            "{} do not fit one transaction of Consul's ({OPERATIONS} operations, {} KiB of JSON, in which a text takes a third more)",
             counted(set.changes.len(), "change"),
             BYTES / 1024
         ))
@@ -141,11 +142,14 @@ fn batches(changes: &[Change]) -> anyhow::Result<Vec<&[Change]>> {
         let size = OPERATION_BYTES + change.document.len() + change.new.len().div_ceil(3) * 4;
         if size > BYTES {
             return Err(Failure::new(format!(
-                "{} is too large for a transaction of Consul's: {} KiB of text",
+                "{} is too large for a transaction of Consul's: {} KiB of text, and one holds {} KiB",
                 change.document,
-                change.new.len() / 1024
+                change.new.len() / 1024,
+                (BYTES - OPERATION_BYTES - change.document.len()) / 4 * 3 / 1024
             ))
-            .fix("split it: a configuration may be any number of documents")
+            .fix(
+                "split it: a configuration may be any number of documents; `consul kv put` takes up to 512 KiB, unchecked",
+            )
             .into());
         }
         if index - start == OPERATIONS || bytes + size > BYTES {
@@ -200,6 +204,12 @@ mod tests {
         assert_eq!(sizes(&vec![change(10); 64]), [64]);
         assert_eq!(sizes(&vec![change(10); 65]), [64, 1]);
         assert_eq!(sizes(&vec![change(150_000); 4]), [2, 2]);
-        assert!(batches(&[change(400_000)]).is_err());
+        let refused = batches(&[change(400_000)]).unwrap_err().to_string();
+        assert!(
+            refused.contains("390 KiB of text, and one holds 383 KiB"),
+            "{refused}"
+        );
+        // An agent would take it.
+        assert!(change(400_000).new.len() < crate::hcl::Limits::default().document_bytes);
     }
 }
