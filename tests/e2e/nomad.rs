@@ -104,6 +104,50 @@ async fn requests_follow_nomad_and_the_health_that_envoy_finds() {
     load.finish().await.assert_none_lost();
 }
 
+/// Nomad's own port, as operators secure it: its authority, a name that the address is not, a client certificate.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_with_a_client_certificate_and_in_a_region() {
+    let authority = Ca::new("nomad");
+    let server = authority.issue(&["server.global.nomad"]);
+    let (nomad, port) = NomadContract::start_tls("t", server.server_config_for(&authority)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let client = authority.issue(&["client.global.nomad"]);
+    let more = format!(
+        "nomad {{\n  address = \"https://127.0.0.1:{port}\"\n  token_file = {:?}\n  ca_file = {:?}\n  client_cert = {:?}\n  \
+         client_key = {:?}\n  tls_server_name = \"server.global.nomad\"\n  region = \"eu\"\n  namespace = \"shop\"\n}}\n",
+        file("token", "t"),
+        file("ca.pem", &authority.certificate),
+        file("client.pem", &client.certificate),
+        file("client.key", &client.key),
+    );
+    let stack = Stack::start(Options {
+        more,
+        ..Options::default()
+    })
+    .await;
+    let backend = Backend::start("one").await;
+    nomad.register("shop", "orders", backend.port);
+    stack.put("gateway", GATEWAY).await;
+    stack.put("shop", &upstream("shop", "  nomad {}")).await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "the instance", |reply| reply.backend() == Some("one"))
+        .await;
+    let asked = nomad.asked();
+    let services = asked.iter().filter(|path| path.contains("/v1/service/orders"));
+    for path in services {
+        assert!(
+            path.contains("region=eu") && path.contains("namespace=shop"),
+            "{path}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_upstream_takes_instances_of_every_namespace() {
     let nomad = NomadContract::start("t").await;

@@ -1,8 +1,10 @@
-//! A server that answers `/v1/service/<name>`, `/v1/services` and `/v1/var/<path>` as Nomad 2.0 does, for where no `nomad` is installed.
+//! A server that answers `/v1/service/<name>`, `/v1/services` and `/v1/var/<path>` as Nomad 2.0 does, for where no `nomad`
+//! is installed.
 //!
 //! What it holds to: blocking queries on one index for all registrations (any change wakes every watch), `[]` for an
-//! unknown service, 404 with an index for an unknown variable, 403 with plain text for a token it does not know, `X-Nomad-Index`, the namespace `default` where
-//! none is asked for, and no instances for the namespace `*` in `/v1/service` (state is looked up by the literal name).
+//! unknown service, 404 with an index for an unknown variable, 403 with plain text for a token it does not know,
+//! `X-Nomad-Index`, the namespace `default` where none is asked for, and no instances for the namespace `*` in
+//! `/v1/service` (state is looked up by the literal name).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,15 +17,17 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 pub struct NomadContract {
     pub socket: std::path::PathBuf,
     state: watch::Sender<State>,
     asked: Arc<Mutex<Vec<String>>>,
-    _server: JoinSet<()>,
+    server: JoinSet<()>,
     _directory: tempfile::TempDir,
 }
 
@@ -43,32 +47,50 @@ impl NomadContract {
         let directory = super::scratch_directory("nomad");
         let socket = directory.path().join("api.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
-        let state = watch::Sender::new(State {
-            index: 10,
-            token: token.to_owned(),
-            ..State::default()
-        });
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let mut server = JoinSet::new();
-        let (served, log) = (state.clone(), asked.clone());
-        server.spawn(async move {
+        let mut nomad = Self::prepare(token, socket, directory);
+        let (served, log) = (nomad.state.clone(), nomad.asked.clone());
+        nomad.server.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (state, log) = (served.subscribe(), log.clone());
+                connections.spawn(serve(stream, served.subscribe(), log.clone()));
+            }
+        });
+        nomad
+    }
+
+    /// On a port of 127.0.0.1, over TLS.
+    pub async fn start_tls(token: &str, config: Arc<rustls::ServerConfig>) -> (Self, u16) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let acceptor = TlsAcceptor::from(config);
+        let mut nomad = Self::prepare(token, Default::default(), super::scratch_directory("nomad"));
+        let (served, log) = (nomad.state.clone(), nomad.asked.clone());
+        nomad.server.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (state, log, acceptor) = (served.subscribe(), log.clone(), acceptor.clone());
                 connections.spawn(async move {
-                    let service = service_fn(move |request| answer(request, state.clone(), log.clone()));
-                    // The end of a connection is the client's business.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    // Who is refused knows it.
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        serve(stream, state, log).await;
+                    }
                 });
             }
         });
+        (nomad, port)
+    }
+
+    fn prepare(token: &str, socket: std::path::PathBuf, directory: tempfile::TempDir) -> Self {
+        let state = State {
+            index: 10,
+            token: token.to_owned(),
+            ..State::default()
+        };
         Self {
             socket,
-            state,
-            asked,
-            _server: server,
+            state: watch::Sender::new(state),
+            asked: Arc::default(),
+            server: JoinSet::new(),
             _directory: directory,
         }
     }
@@ -119,6 +141,17 @@ impl NomadContract {
             change(state);
         });
     }
+}
+
+async fn serve<S>(stream: S, state: watch::Receiver<State>, log: Arc<Mutex<Vec<String>>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| answer(request, state.clone(), log.clone()));
+    // The end of a connection is the client's business.
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 async fn answer(

@@ -131,6 +131,19 @@ impl Pair {
         )
     }
 
+    /// A TLS server with this certificate, for clients with one of this authority.
+    pub fn server_config_for(&self, clients: &Ca) -> std::sync::Arc<rustls::ServerConfig> {
+        super::http::install_tls_provider();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add_parsable_certificates(parse_certificates(&clients.certificate));
+        let verifier = rustls::server::WebPkiClientVerifier::builder(roots.into()).build();
+        let (chain, key) = self.parsed();
+        let config = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(verifier.unwrap())
+            .with_single_cert(chain, key);
+        std::sync::Arc::new(config.unwrap())
+    }
+
     /// A TLS server with this certificate, for [`super::backend::Backend::start_tls`].
     pub fn server_config(&self) -> std::sync::Arc<rustls::ServerConfig> {
         super::http::install_tls_provider();
