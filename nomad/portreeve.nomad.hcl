@@ -182,6 +182,7 @@ locals {
       login {
         method            = "${var.consul_method}"
         bearer_token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_consul.jwt"
+        token_sink_file   = "{{ env "NOMAD_SECRETS_DIR" }}/portreeve_consul_token"
       }
     }
 

@@ -26,6 +26,11 @@ struct LoggingIn {
 }
 
 async fn start(token_life: &str) -> LoggingIn {
+    start_keeping(token_life, false).await
+}
+
+/// The token in a file beside the identity.
+async fn start_keeping(token_life: &str, keeps_token: bool) -> LoggingIn {
     let directory = tempfile::tempdir().unwrap();
     let identity = directory.path().join("identity.jwt");
     let issuer = RsaIssuer::new();
@@ -39,6 +44,7 @@ async fn start(token_life: &str) -> LoggingIn {
     let stack = Stack::start(Options {
         consul_policy: Some(rules.to_owned()),
         consul_login: Some((METHOD.to_owned(), identity.clone())),
+        keeps_consul_token: keeps_token,
         ..Options::default()
     })
     .await;
@@ -242,4 +248,62 @@ async fn a_token_is_replaced_before_it_ends() {
         (&json!(true), &json!(0)),
         "{source:#}"
     );
+}
+
+/// A killed agent cannot give its token back. The next one finds it in the file, however often that happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_s_token_is_taken_up_by_the_next() {
+    let mut test = start_keeping("24h", true).await;
+    let sink = test.identity.with_file_name("token");
+    let stack = &mut test.stack;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    stack.register("orders", &one).await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "the route", |reply| reply.backend() == Some("one"))
+        .await;
+    let first = tokens(&stack.consul).await;
+    assert_eq!(first.len(), 1);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&sink).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+
+    let load = Load::start(100, stack.client(), request.clone());
+    for _ in 0..3 {
+        restart_killed(stack, "goes on with the token of the last start").await;
+        assert_eq!(tokens(&stack.consul).await, first);
+    }
+    stack.register("orders", &two).await;
+    stack
+        .until(&request, "a change with that token", |reply| {
+            reply.backend() == Some("two")
+        })
+        .await;
+
+    // Forgotten meanwhile, or none of this login's: another takes its place.
+    revoke_all(&stack.consul).await;
+    restart_killed(stack, "logged in to").await;
+    let second = tokens(&stack.consul).await;
+    assert!(second.len() == 1 && second != first, "{second:?}");
+    let other = stack.consul.create_token("other", "").await;
+    std::fs::write(&sink, other.secret).unwrap();
+    restart_killed(stack, "not of this auth method").await;
+    assert_eq!(tokens(&stack.consul).await.len(), 2, "one was lost with its file");
+    load.finish().await.assert_none_lost();
+
+    stack.agent.terminate();
+    assert!(!sink.exists());
+    assert_eq!(tokens(&stack.consul).await, second);
+}
+
+async fn restart_killed(stack: &mut Stack, line: &str) {
+    stack.agent.kill();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    log.wait_for_log_after(start, line, crate::stack::SOON).await;
+    stack.agent.wait_ready().await;
 }

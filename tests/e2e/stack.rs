@@ -41,6 +41,8 @@ pub struct Options {
     pub consul_login: Option<(String, PathBuf)>,
     /// What the agent's `consul` block holds, in place of Consul's address.
     pub consul_block: Option<String>,
+    /// The login keeps its token beside the identity.
+    pub keeps_consul_token: bool,
     /// Laid over Consul's configuration, where it has no ACLs.
     pub consul_settings: Option<serde_json::Value>,
     /// The gateway is `edge-gw` in the mesh, with a token of its own that has this policy alone.
@@ -88,8 +90,13 @@ impl Stack {
         let launch = Agent::prepare();
         let mut settings = settings(&launch, &consul, &options);
         if let Some((method, identity)) = &options.consul_login {
-            let login =
-                format!("login {{\n    method = {method:?}\n    bearer_token_file = {identity:?}\n  }}");
+            let sink = match options.keeps_consul_token {
+                true => format!("token_sink_file = {:?}", identity.with_file_name("token")),
+                false => String::new(),
+            };
+            let login = format!(
+                "login {{\n    method = {method:?}\n    bearer_token_file = {identity:?}\n    {sink}\n  }}"
+            );
             settings = settings.replace("consul {", &format!("consul {{\n  {login}"));
         } else if let Some(token) = &consul_token {
             let file = launch.file("consul-token", &token.secret);

@@ -30,6 +30,7 @@ pub(super) fn consul_block(reader: &Reader<'_>) -> ConsulBlock {
             Some(LoginSettings {
                 method: owned(&login, "method")?,
                 bearer_token_file: path(&login, "bearer_token_file")?,
+                token_sink_file: path(&login, "token_sink_file"),
             })
         }),
         ca_file: path(reader, "ca_file"),

@@ -177,6 +177,13 @@ fn consul_schema() -> BlockSchema {
             Type::String,
             "\"/secrets/nomad_consul.jwt\"",
             "The signed identity. Read at every login, so whoever signs it may renew it.",
+        )
+        .attribute(
+            "token_sink_file",
+            Type::String,
+            None,
+            "\"/secrets/portreeve_consul_token\"",
+            "Keeps the token for the next start, in clear, mode 0600: put it beside the identity, on which the same rights hang. An agent that was killed goes on with it; without this file each such start leaves a token behind until its end.",
         ),
         Occurs::Optional,
     )

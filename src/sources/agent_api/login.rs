@@ -3,7 +3,7 @@
 //!
 //! It is asked for before the first request, again when two thirds of its life are over, and when Consul no longer knows
 //! it. Whoever has a token goes on with it meanwhile. A token is given back once a newer one has taken its place, and at
-//! the end, so that none piles up.
+//! the end, so that none piles up; one that a killed agent left in its file is taken up by the next.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
@@ -19,6 +19,7 @@ use super::call::{Call, Credential};
 use super::client::{Answer, ApiClient};
 use super::error::ApiError;
 use super::lifetimes::{unix_now, unix_seconds};
+use super::token_sink::TokenSink;
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
 use crate::sources::retry::Intervals;
@@ -29,6 +30,8 @@ pub struct LoginSettings {
     pub method: String,
     /// Holds what the method verifies. Read at every login, because its issuer renews it.
     pub bearer_token_file: PathBuf,
+    /// Keeps the token for the next start. None: what a killed agent had lives until its end.
+    pub token_sink_file: Option<PathBuf>,
 }
 
 /// How it stands, for operators.
@@ -45,6 +48,7 @@ pub struct LoginStatus {
 #[derive(Debug)]
 pub(super) struct Login {
     settings: LoginSettings,
+    sink: Option<TokenSink>,
     /// Held by whoever logs in.
     gate: Mutex<()>,
     // A plain mutex: never held across an await.
@@ -69,9 +73,18 @@ struct Granted {
     expiration_time: Option<String>,
 }
 
+/// What Consul says of a token to the one who has it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Kept {
+    auth_method: Option<String>,
+    expiration_time: Option<String>,
+}
+
 impl Login {
     pub(super) fn new(settings: LoginSettings) -> Self {
         Self {
+            sink: settings.token_sink_file.clone().map(TokenSink::at),
             settings,
             gate: Mutex::new(()),
             state: PlainMutex::new(State {
@@ -98,6 +111,12 @@ impl Login {
         let state = self.state();
         let rests = state.not_before.is_some_and(|at| at > now);
         state.status.problem.clone().filter(|_| rests)
+    }
+
+    fn succeeded_until(&self, end: Option<&str>) {
+        let expires = end.and_then(unix_seconds);
+        let life = expires.and_then(|end| u64::try_from(end - unix_now()).ok());
+        self.succeeded(Instant::now(), life.map(Duration::from_secs), expires);
     }
 
     fn succeeded(&self, now: Instant, life: Option<Duration>, expires: Option<i64>) {
@@ -168,6 +187,12 @@ impl ApiClient {
     }
 
     async fn log_in(&self, login: &Login) -> Result<(), Problem> {
+        if self.token().current().is_none()
+            && let Some(sink) = &login.sink
+            && self.take_up(login, sink).await?
+        {
+            return Ok(());
+        }
         let file = &login.settings.bearer_token_file;
         let path = file.clone();
         let read = tokio::task::spawn_blocking(move || bounded_file::read_text(&path, TOKEN_BYTES));
@@ -209,13 +234,13 @@ impl ApiClient {
                 ..problem
             }
         })?;
-        let expires = granted.expiration_time.as_deref().and_then(unix_seconds);
-        let life = expires.and_then(|end| u64::try_from(end - unix_now()).ok());
-        let life = life.map(Duration::from_secs);
-        login.succeeded(Instant::now(), life, expires);
-        let old = self
-            .token()
-            .replace(Some(Arc::new(Redacted::new(granted.secret))));
+        let token = Arc::new(Redacted::new(granted.secret));
+        // Before it is used: from here on a killed agent leaves nothing behind that the next one does not find.
+        if let Some(sink) = &login.sink {
+            sink.write(&token).await;
+        }
+        login.succeeded_until(granted.expiration_time.as_deref());
+        let old = self.token().replace(Some(token));
         tracing::info!(method = login.settings.method, "logged in to {}", self.address());
         if let Some(old) = old {
             self.give_back(old).await;
@@ -223,12 +248,48 @@ impl ApiClient {
         Ok(())
     }
 
+    /// Whether the token that a killed agent left behind is still good. If it cannot be asked about, another login would add
+    /// one to it.
+    async fn take_up(&self, login: &Login, sink: &TokenSink) -> Result<bool, Problem> {
+        let Some(token) = sink.read().await else {
+            return Ok(false);
+        };
+        let call = Call::get("acl/token/self").with(Credential::This(token.clone()));
+        let kept = match self.call(call).await {
+            // Forgotten: as newer and as older servers say it.
+            Err(ApiError::Status {
+                status: 403 | 404, ..
+            }) => return Ok(false),
+            answer => answer
+                .and_then(|answer| answer.json::<Kept>())
+                .map_err(|error| error.problem())?,
+        };
+        if kept.auth_method.as_deref() != Some(&*login.settings.method) {
+            tracing::warn!(
+                method = login.settings.method,
+                "the token in the login's token_sink_file is not of this auth method: it is left as it is, and another asked for"
+            );
+            return Ok(false);
+        }
+        login.succeeded_until(kept.expiration_time.as_deref());
+        self.token().replace(Some(token));
+        tracing::info!(
+            method = login.settings.method,
+            "goes on with the token of the last start at {}",
+            self.address()
+        );
+        Ok(true)
+    }
+
     /// Gives the token back, if it was got by a login.
     pub async fn log_out(&self) {
-        if self.login().is_some()
+        if let Some(login) = self.login()
             && let Some(token) = self.token().replace(None)
         {
             self.give_back(token).await;
+            if let Some(sink) = &login.sink {
+                sink.remove().await;
+            }
         }
     }
 
@@ -259,6 +320,7 @@ mod tests {
         let login = Login::new(LoginSettings {
             method: "m".to_owned(),
             bearer_token_file: "/nowhere".into(),
+            token_sink_file: None,
         });
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);

@@ -20,6 +20,7 @@ pub(super) mod service_watcher;
 mod settings;
 mod stamp;
 pub(super) mod token;
+mod token_sink;
 
 pub use blocking_query::WatchTiming;
 pub use client::ApiClient;

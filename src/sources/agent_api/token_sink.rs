@@ -1,0 +1,116 @@
+//! Where a login keeps its token for the agent's next start, if its settings say so: a file like the one of Consul's own
+//! `-token-sink-file`.
+//!
+//! An agent that is killed cannot give its token back. Without such a file each start adds a token, which lives until its
+//! end: a crash loop adds one a second. The file belongs beside the signed identity, on which the same rights hang.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::model::Redacted;
+use crate::sources::bounded_file::{self, TOKEN_BYTES};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TokenSink(PathBuf);
+
+impl TokenSink {
+    pub(super) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// None: there is none, or what is there cannot be read, which is said.
+    pub(super) async fn read(&self) -> Option<Arc<Redacted<String>>> {
+        let path = self.0.clone();
+        match on_disk(move || bounded_file::read_text(&path, TOKEN_BYTES).map(Redacted::new)).await {
+            Ok(text) => {
+                let token = text.expose().trim();
+                (!token.is_empty()).then(|| Arc::new(Redacted::new(token.to_owned())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::warn!(file = %self.0.display(), %error, "the token of the last start cannot be read");
+                None
+            }
+        }
+    }
+
+    /// At once or not at all, and readable to nobody else at any moment. A file that cannot be written costs only what
+    /// it is for.
+    pub(super) async fn write(&self, token: &Arc<Redacted<String>>) {
+        let (path, token) = (self.0.clone(), token.clone());
+        if let Err(error) = on_disk(move || write(&path, token.expose())).await {
+            tracing::warn!(
+                file = %self.0.display(), %error,
+                "the token is not kept for the next start: if this agent is killed, it lives until its end"
+            );
+        }
+    }
+
+    pub(super) async fn remove(&self) {
+        let path = self.0.clone();
+        match on_disk(move || std::fs::remove_file(path)).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(file = %self.0.display(), %error, "the token that was given back stays in its file");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn write(path: &Path, token: &str) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    // What an agent that was killed here left behind, or a link that somebody else put there.
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file: File = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(token.as_bytes())?;
+    std::fs::rename(&new, path)
+}
+
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)
+        .and_then(std::convert::identity)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn keeps_one_token_that_nobody_else_can_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        let sink = TokenSink::at(path.clone());
+        assert_eq!(sink.read().await, None);
+        let token = |text: &str| Arc::new(Redacted::new(text.to_owned()));
+        // Left by one that was killed in between, open to all.
+        std::fs::write(directory.path().join("token.new"), "half").unwrap();
+        for text in ["one", "two"] {
+            sink.write(&token(text)).await;
+            assert_eq!(sink.read().await, Some(token(text)));
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        sink.remove().await;
+        sink.remove().await;
+        assert_eq!(sink.read().await, None);
+        std::fs::write(&path, " \n").unwrap();
+        assert_eq!(sink.read().await, None, "an empty file is no token");
+    }
+}
