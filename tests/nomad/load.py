@@ -3,6 +3,8 @@ keeps, until told to end. Then says how many were answered otherwise than with 2
 closed.
 
 Usage: load.py RATE CONSUL SERVICE PORT HOST...       (the token is in CONSUL_HTTP_TOKEN)
+
+A HOST@PORT is asked over TLS on that port, with a handshake of its own for each request.
 """
 import collections
 import http.client
@@ -10,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -55,6 +58,16 @@ def knock():
         time.sleep(0.05)
 
 
+def shake_hands(address, port, name):
+    """A connection of its own. Who the certificate is from is asked elsewhere."""
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPConnection(address, port, timeout=10)
+    plain = socket.create_connection((address, port), timeout=10)
+    connection.sock = trusting.wrap_socket(plain, server_hostname=name)
+    return connection
+
+
 def send(number):
     connections = {}
     turn = number
@@ -72,9 +85,13 @@ def send(number):
             note("nobody passing", None)
             continue
         address, host = there[turn % len(there)], hosts[turn // 2 % len(hosts)]
-        connection = connections.get(address) or http.client.HTTPConnection(*address, timeout=10)
-        connections[address] = connection
+        host, _, over_tls = host.partition("@")
         try:
+            if over_tls:
+                connection = shake_hands(address[0], int(over_tls), host)
+            else:
+                connection = connections.get(address) or http.client.HTTPConnection(*address, timeout=10)
+                connections[address] = connection
             connection.request("GET", "/", headers={"host": host})
             response = connection.getresponse()
             response.read()
@@ -83,11 +100,12 @@ def send(number):
                     counts["200"] += 1
             else:
                 note(f"{response.status} {response.getheader('x-portreeve-reason') or ''}".strip(), address)
-            if response.will_close:
+            if response.will_close or over_tls:
                 connection.close()
         except (OSError, http.client.HTTPException) as error:
             note(type(error).__name__, address)
-            connection.close()
+            if connection := connections.pop(address, None):
+                connection.close()
 
 
 def note(what, address):

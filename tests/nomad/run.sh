@@ -41,7 +41,7 @@ end() {
     ((code == 0)) || { echo "FAILED"; tail -n 8 "$DIR"/*.log "$DIR"/*.out; tail -n 25 "$DIR"/nomad*/alloc/*/alloc/logs/*agent.std*.0; }
     [[ -z $load ]] || kill "$load" 2>/dev/null
     # What they started first: the tasks of a Nomad that ends go on without it.
-    for name in orders portreeve; do timeout 90 nomad job stop "$name" >/dev/null 2>&1; done
+    for name in orders petstore portreeve; do timeout 90 nomad job stop "$name" >/dev/null 2>&1; done
     for _ in $(seq 60); do
         pgrep -f "nomad executor .*$DIR/" >/dev/null || break
         sleep 0.5
@@ -82,7 +82,9 @@ until_ok() { # what, command...
     echo "gave up waiting for $what"
     return 1
 }
-ask() { curl -sS -m 5 -H "host: $1" "http://${2:-127.0.0.1}:$HTTP/"; }
+ask() { # host, address, more of curl's arguments
+    curl -sS -m 5 -H "host: $1" "${@:3}" "http://${2:-127.0.0.1}:$HTTP/"
+}
 answers() { [[ $(ask "$1" 127.0.0.1) == "$2" && $(ask "$1" 127.0.0.2) == "$2" ]]; }
 load_on() {
     python3 "$ROOT/tests/nomad/load.py" 50 "$CONSUL_HTTP_ADDR" portreeve-edge "$HTTP" "$@" >"$DIR/load.out" 2>&1 &
@@ -207,9 +209,10 @@ until_ok "two ready clients" two_ready
 
 step "portreeve setup consul, vault, nomad"
 jwks=-nomad-jwks-url=http://127.0.0.1:$NOMAD/.well-known/jwks.json
-"$PORTREEVE" setup consul "$jwks" -dry-run | grep -E '^[+~=]|to do'
-"$PORTREEVE" setup consul "$jwks" >/dev/null
-"$PORTREEVE" setup consul "$jwks" | grep -E 'Nothing'
+member=-mesh-service=edge-gw
+"$PORTREEVE" setup consul "$jwks" "$member" -dry-run | grep -E '^[+~=]|to do'
+"$PORTREEVE" setup consul "$jwks" "$member" >/dev/null
+"$PORTREEVE" setup consul "$jwks" "$member" | grep -E 'Nothing'
 "$PORTREEVE" setup vault "$jwks"
 "$PORTREEVE" setup vault "$jwks" | grep -E 'Nothing'
 "$PORTREEVE" setup nomad
@@ -250,7 +253,7 @@ certificate "www" {
 
 http_route "native" {
   gateways  = ["edge"]
-  hostnames = ["native.example.com"]
+  hostnames = ["native.example.com", "kept.example.com"]
 
   rule "all" {
     backend "upstream" "native" {}
@@ -268,9 +271,27 @@ upstream "native" {
   }
 }
 HCL
+consul kv put portreeve/config/petstore - >/dev/null <<'HCL'
+upstream "petstore" {
+  connect {}
+}
+
+http_route "petstore" {
+  gateways  = ["edge"]
+  hostnames = ["petstore.example.com"]
+
+  rule "all" {
+    backend "upstream" "petstore" {}
+  }
+}
+HCL
 cat >"$DIR/more.hcl" <<'HCL'
 catalog {
   hostnames = ["*.apps.example.com"]
+}
+
+mesh {
+  service = "edge-gw"
 }
 
 nomad {}
@@ -278,7 +299,7 @@ HCL
 keep_certificate() { # common name: into the variable that the gateway's own job may read
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj "/CN=$1" \
         -addext "subjectAltName=DNS:kept.example.com" -keyout "$DIR/kept.key" -out "$DIR/kept.pem" 2>/dev/null
-    nomad var put -force nomad/jobs/portreeve certificate=@"$DIR/kept.pem" private_key=@"$DIR/kept.key" >/dev/null
+    nomad var put -force nomad/jobs/portreeve certificate=@"$DIR/kept.pem" private_key=@"$DIR/kept.key" >"$DIR/variable.out" 2>&1
 }
 subject() { openssl s_client -connect "127.0.0.$1:$HTTPS" -servername "$2" </dev/null 2>/dev/null | openssl x509 -noout -subject; }
 gateway() {
@@ -299,7 +320,7 @@ echo "ready on both nodes, with workload identity alone; deployment $(deployment
 step "a service deployed, exposed by its tags, and one in Nomad's own catalog"
 orders() { nomad job run -var release="$1" -var server="$DIR/server.py" tests/nomad/orders.nomad.hcl >"$DIR/job.out" 2>&1; }
 both=(orders.apps.example.com native.example.com)
-settled() { (($(nomad job allocs -json orders | field 'sum(a["ClientStatus"] == "running" for a in it)') == 4)); }
+settled() { (($(nomad job allocs -json "${1:-orders}" | field 'sum(a["ClientStatus"] == "running" for a in it)') == ${2:-4})); }
 all_answer() { answers "${both[0]}" "release $1" && answers "${both[1]}" "release $1"; }
 orders 1
 until_ok "both" all_answer 1
@@ -308,26 +329,46 @@ for node in 1 2; do
         "$(curl -sS -k --connect-to "::127.0.0.$node:$HTTPS" https://native.example.com/)"
 done
 
+step "a service in Consul's mesh, with a token by its own workload identity, that the gateway enters as edge-gw"
+petstore() { nomad job run -var release="$1" -var server="$DIR/server.py" tests/nomad/petstore.nomad.hcl >"$DIR/job.out" 2>&1; }
+explain() { "$PORTREEVE" explain -api-socket="$DIR/gateway-$1/api.sock" GET http://petstore.example.com:$HTTP/; }
+denied() { explain "$1" | grep -F 'denied by default'; }
+printf 'Kind = "service-defaults"\nName = "petstore"\nProtocol = "http"\n' | consul config write - >/dev/null
+petstore 1
+for node in 1 2; do until_ok "the denial on n$node" denied "$node"; done
+echo "n1, before there is an intention: $(ask petstore.example.com 127.0.0.1 -o /dev/null -w '%{http_code}'), $(denied 1 | tr -s ' ')"
+consul intention create -allow edge-gw petstore >/dev/null
+until_ok "the mesh" answers petstore.example.com "release 1"
+echo "both nodes, after consul intention create -allow edge-gw petstore: $(ask petstore.example.com)"
+
 # ---- Under load ----------------------------------------------------------------------------------------------------------
 
-step "both services rolled to a new release under load"
+step "both services rolled to a new release under load, then the one in the mesh"
+both+=(petstore.example.com)
 load_on "${both[@]}"
 sleep 2
 orders 2
 until_ok "the new release" all_answer 2
 until_ok "the end of the old one" settled
+petstore 2
+until_ok "the new release in the mesh" answers petstore.example.com "release 2"
+until_ok "the end of the old one" settled petstore 2
 sleep 2
 load_off
 
 step "Portreeve's agent killed on both nodes under load, then another release"
 load_on "${both[@]}"
 nomad job allocs -json portreeve | field '" ".join(a["ID"] for a in it if a["ClientStatus"] == "running")' >"$DIR/allocs.out"
+consul_tokens() { consul acl token list -format=json | field 'sorted(t["AccessorID"] for t in it if t.get("AuthMethod") == "portreeve")'; }
+had=$(consul_tokens)
 for alloc in $(<"$DIR/allocs.out"); do nomad alloc signal -s SIGKILL -task agent "$alloc" >/dev/null; done
 sleep 2
 orders 3
 until_ok "the new release" all_answer 3
 until_ok "the end of the old one" settled
 sleep 2
+[[ $(field 'len(it)' <<<"${had//\'/\"}") == 2 && $(consul_tokens) == "$had" ]]
+echo "both agents go on with the token of Consul that they had"
 load_off
 
 for what in "client on n1" "only server"; do
@@ -354,7 +395,6 @@ done
 
 step "the agents' Consul and Vault tokens revoked under load: they log in again, with identities that Nomad keeps fresh"
 load_on "${both[@]}"
-consul_tokens() { consul acl token list -format=json | field 'sorted(t["AccessorID"] for t in it if t.get("AuthMethod") == "portreeve")'; }
 old=$(consul_tokens)
 for accessor in $(consul_tokens | tr -d "[],'"); do consul acl token delete -id "$accessor" >/dev/null; done
 logins() { bao list -format=json auth/token/accessors | field 'len(it)'; }
@@ -373,13 +413,22 @@ new=$(consul_tokens)
 echo "two new tokens of Consul in place of two"
 load_off
 
-step "a certificate in a Nomad variable replaced under load"
-load_on "${both[@]}"
+step "a certificate in a Nomad variable replaced under load, a handshake for each request; then the variable deleted"
 kept() { subject "$1" kept.example.com | grep -q "$2"; }
 for node in 1 2; do until_ok "the certificate on n$node" kept "$node" first; done
+load_on "kept.example.com@$HTTPS"
+sleep 2
 keep_certificate second
 for node in 1 2; do until_ok "the next one on n$node" kept "$node" second; done
 echo "the next one is served on both nodes"
+nomad var purge nomad/jobs/portreeve >/dev/null
+told() { "$PORTREEVE" status -api-socket="$DIR/gateway-$1/api.sock" | grep -F 'Nomad has no such variable'; }
+for node in 1 2; do until_ok "its end told on n$node" told "$node"; done
+for node in 1 2; do kept "$node" second; done
+echo "the variable is gone, both nodes say so and serve what was in it"
+keep_certificate third
+for node in 1 2; do until_ok "the third on n$node" kept "$node" third; done
+sleep 2
 load_off
 
 step "the gateway updated under load, one node after the other"
