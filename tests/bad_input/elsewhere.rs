@@ -277,6 +277,14 @@ pub const AREAS: &[Area] = &[
                     "tls_versions_alpn_and_clients_without_sni",
                 ],
             ),
+            row(
+                "where a listener asks for client certificates: none, another authority's, a revoked one; headers that claim one",
+                "refused in the handshake; the headers are removed",
+                &[
+                    "only_clients_of_the_authority_are_let_in_and_a_revoked_one_no_longer_delta",
+                    "backends_are_told_whose_certificate_it_was_and_never_what_the_client_says",
+                ],
+            ),
         ],
     },
     Area {
@@ -368,6 +376,15 @@ pub const AREAS: &[Area] = &[
                     "each_bad_case_has_its_own_message_and_keeps_the_last_good",
                     "every_fault_has_its_own_message_and_fix",
                     "no_fault_quotes_a_key",
+                ],
+            ),
+            row(
+                "authorities of clients, or revocation lists, that are none, of somebody else, or have run out",
+                "each with words of its own; the last good ones stay, and a list that has run out lets in nobody",
+                &[
+                    "bad_authorities_are_told_apart_and_the_last_good_stay",
+                    "a_list_that_is_wrong_from_the_start_keeps_the_port_closed",
+                    "a_list_that_has_run_out_lets_in_nobody_until_there_is_a_newer_one",
                 ],
             ),
             row(
