@@ -13,7 +13,7 @@ use super::planned_restart::{self, RestartMethod, previous_admin_socket};
 use super::process::{Exit, Process};
 use super::settings::Settings;
 use super::stop;
-use super::supervise::{Current, LOOK_INTERVAL, PendingRestart, Supervisor};
+use super::supervise::{Checked, Current, LOOK_INTERVAL, PendingRestart, Supervisor};
 
 /// How much longer than announced the parent of a hot restart may live.
 const PARENT_GRACE: Duration = Duration::from_secs(10);
@@ -93,8 +93,38 @@ impl Supervisor {
         let _ = pending.reply.send(Err(error));
     }
 
-    pub(super) async fn begin_restart(&mut self, settings: Option<Settings>, reply: RestartReply) {
-        match self.start_successor(settings).await {
+    /// Prepares and validates it beside all else.
+    pub(super) fn check_successor(&mut self, settings: Option<Settings>, reply: RestartReply) {
+        if let Some(error) = self.why_not_now() {
+            tracing::error!(error = &error as &dyn StdError, "cannot replace Envoy");
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let settings = settings.unwrap_or_else(|| self.settings.clone());
+        let runtime = self.runtime.clone();
+        self.checking.spawn(async move {
+            let checked = async {
+                let launch = Launch::prepare(settings, runtime).await?;
+                launch.validate().await?;
+                Ok(launch)
+            };
+            Checked {
+                launch: checked.await,
+                reply,
+            }
+        });
+    }
+
+    fn why_not_now(&self) -> Option<RestartError> {
+        if !self.others.is_empty() || !self.retiring.is_empty() || !self.checking.is_empty() {
+            return Some(RestartError::StillDraining);
+        }
+        self.current.is_none().then_some(RestartError::NotRunning)
+    }
+
+    pub(super) async fn begin_restart(&mut self, checked: Checked) {
+        let Checked { launch, reply } = checked;
+        match self.start_successor(launch).await {
             Ok((launch, method, process)) => {
                 let Some(old) = self.current.take() else { return };
                 let (pid, next_pid) = (old.process.pid(), process.pid());
@@ -120,17 +150,16 @@ impl Supervisor {
 
     async fn start_successor(
         &mut self,
-        settings: Option<Settings>,
+        launch: Result<Launch, RestartError>,
     ) -> Result<(Launch, RestartMethod, Process), RestartError> {
-        let settings = settings.unwrap_or_else(|| self.settings.clone());
-        if !self.others.is_empty() || !self.retiring.is_empty() {
-            return Err(RestartError::StillDraining);
+        let launch = launch?;
+        // It may have ended meanwhile.
+        if let Some(error) = self.why_not_now() {
+            return Err(error);
         }
         let Some(current) = &self.current else {
             return Err(RestartError::NotRunning);
         };
-        let launch = Launch::prepare(settings, self.runtime.clone()).await?;
-        launch.validate().await?;
         let method = planned_restart::choose(&self.admin, &current.process, &launch, current.spoiled).await;
         let process = planned_restart::start(&launch, &current.process, &method).await?;
         Ok((launch, method, process))

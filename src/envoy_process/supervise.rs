@@ -76,6 +76,7 @@ pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
         current: None,
         others: Vec::new(),
         retiring: JoinSet::new(),
+        checking: JoinSet::new(),
         pending_restart: None,
         deadline: None,
         expired: false,
@@ -110,6 +111,8 @@ pub(super) struct Supervisor {
     pub(super) others: Vec<Current>,
     /// Older ones after that: on their way out.
     pub(super) retiring: JoinSet<u32>,
+    /// The successor that is being checked: that takes up to a minute, in which the current one may end.
+    pub(super) checking: JoinSet<Checked>,
     pub(super) pending_restart: Option<PendingRestart>,
     /// Until when the newest must serve while older ones wait for it.
     pub(super) deadline: Option<Instant>,
@@ -133,6 +136,12 @@ pub(super) struct Current {
     pub(super) spoiled: bool,
 }
 
+/// What may take the current one's place, and who asked for it.
+pub(super) struct Checked {
+    pub(super) launch: Result<Launch, RestartError>,
+    pub(super) reply: RestartReply,
+}
+
 pub(super) struct PendingRestart {
     pub(super) method: RestartMethod,
     pub(super) launch: Launch,
@@ -142,6 +151,7 @@ pub(super) struct PendingRestart {
 enum Event {
     Exited(Exit),
     Retired(u32),
+    Checked(Box<Checked>),
     Wake,
     Command(Option<Command>),
 }
@@ -156,9 +166,9 @@ impl Supervisor {
                 Event::Wake if self.current.is_some() => self.look().await,
                 Event::Wake => self.start_again().await,
                 Event::Command(Some(Command::Restart { settings, reply })) => {
-                    self.begin_restart(settings.map(|settings| *settings), reply)
-                        .await;
+                    self.check_successor(settings.map(|settings| *settings), reply);
                 }
+                Event::Checked(checked) => self.begin_restart(*checked).await,
                 Event::Command(Some(Command::Stop { mode, reply })) => {
                     self.stop(mode).await;
                     self.tail.catch_up();
@@ -200,6 +210,9 @@ impl Supervisor {
                 // A panic there is a bug of ours; the process is then found again by the next agent.
                 Err(_) => Event::Retired(0),
             },
+            Some(Ok(checked)) = self.checking.join_next(), if !self.checking.is_empty() => {
+                Event::Checked(Box::new(checked))
+            }
             () = wake => Event::Wake,
             command = self.commands.recv() => Event::Command(command),
         })
@@ -368,6 +381,7 @@ impl Supervisor {
             }
             return;
         }
+        self.checking.abort_all();
         self.save_record(true);
         if let Some(mut current) = self.current.take() {
             self.status.send_replace(Status::Stopping {

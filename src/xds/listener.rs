@@ -276,8 +276,10 @@ impl Failures {
         }
         *last = Some(Instant::now());
         let message = match std::mem::take(untold) {
-            0 => format!("TLS handshake: {message}"),
-            others => format!("TLS handshake: {message}; and {others} others since the last line"),
+            0 => format!("TLS handshake with an Envoy failed: {message}"),
+            others => format!(
+                "TLS handshake with an Envoy failed: {message}; and {others} others since the last line"
+            ),
         };
         events.send(Event::Refused {
             peer: Arc::new(Peer::Tls {
