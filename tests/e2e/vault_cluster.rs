@@ -54,10 +54,10 @@ async fn a_standby_serves_the_agent_and_the_loss_of_the_leader_no_request() {
 
     let load = Load::start(30, client.clone(), www);
     stack.vault.as_mut().unwrap().kill();
-    wait_for("another leader", 6 * SOON, async || {
+    let leader = wait_for("another leader", 6 * SOON, async || {
         for node in &stack.standbys {
             if health(node).await == 200 {
-                return Ok(());
+                return Ok(node);
             }
         }
         anyhow::bail!("none yet")
@@ -75,6 +75,7 @@ async fn a_standby_serves_the_agent_and_the_loss_of_the_leader_no_request() {
     })
     .await;
     load.finish().await.assert_none_lost();
-    let issued = stack.standbys[0].count_certificates("pki_int").await;
+    // A standby answers reads from what has reached it so far.
+    let issued = leader.count_certificates("pki_int").await;
     assert_eq!(issued, 3, "the root and one for each name");
 }
