@@ -264,6 +264,7 @@ async fn a_credential_that_cannot_be_read_is_named() {
     let odd = VaultAuth::Token(Arc::new(Redacted::new("s.hu\nsh".to_owned())));
     let mut rig = Rig::start(&bao.address, odd, directory.path());
     rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.remembered().await;
     let problem = rig.problem().await;
     assert!(problem.message.contains("characters no token has") && !problem.message.contains("hu"));
     rig.stop().await;

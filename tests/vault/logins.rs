@@ -68,6 +68,7 @@ async fn a_wrapped_secret_id_is_unwrapped_once() {
     // A restarted agent has the used token only, and says what that may mean.
     let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
     rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    assert_eq!(rig.remembered().await.names[0].as_ref(), "two.example");
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
     assert!(

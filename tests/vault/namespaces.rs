@@ -51,6 +51,7 @@ async fn everything_happens_in_the_namespace() {
     settings.namespace = Some("team".to_owned());
     let mut rig = Rig::of(settings, directory.path(), fast());
     rig.watch(&[&from_kv]);
+    rig.remembered().await;
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
     rig.stop().await;

@@ -95,6 +95,13 @@ impl Rig {
         self.next().await.expect("material, no problem")
     }
 
+    /// After a restart, while the source does not give it: the public half, for Envoy that has the key.
+    pub async fn remembered(&mut self) -> Arc<CertificateMaterial> {
+        let material = self.material().await;
+        assert!(material.private_key.is_none(), "a key outlived a restart");
+        material
+    }
+
     pub async fn problem(&mut self) -> Problem {
         self.next().await.expect_err("a problem, no material")
     }
