@@ -431,6 +431,9 @@ impl Pipeline {
             .filter(|gateway| !gateway.unacknowledged().is_empty())
             .map(|gateway| gateway.name().clone())
             .collect();
+        let now = Instant::now();
+        // Only what another gateway has acknowledged can be confirmed without this one.
+        let has_others = self.gateways.len() > 1;
         let (mut acknowledged, mut left) = (BTreeSet::new(), BTreeSet::new());
         for name in names {
             let streams = self.streams.of_gateway(&name);
@@ -439,7 +442,9 @@ impl Pipeline {
                     acknowledged.append(&mut gateway.acknowledged_by(stream));
                 }
                 // For those that are no longer waited for.
-                left.extend(gateway.unacknowledged().iter().cloned());
+                if has_others && !gateway.is_awaited(now) {
+                    left.extend(gateway.unacknowledged().iter().cloned());
+                }
             }
         }
         let news = self.confirm_acknowledged(&acknowledged);
