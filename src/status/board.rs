@@ -8,8 +8,9 @@ use super::object::{DocumentStatus, ObjectStatus};
 use super::programmed::{Programmed, programmed, settled};
 use super::refused::refused_by_nodes;
 use super::source::SourceReading;
+use super::undeclared::undeclared;
 use super::watch::{CertificateStatus, ServiceStatus, certificates, expiry, services};
-use crate::diagnostics::{Code, Diagnostic, Severity};
+use crate::diagnostics::{Diagnostic, Severity};
 use crate::envoy::ResourceKind;
 use crate::pipeline::{GatewayView, View};
 use crate::xds::StreamView;
@@ -116,44 +117,6 @@ pub fn missing(view: &View) -> Vec<String> {
                     .map(|what| format!("gateway {name:?}: {what}"))
                     .collect(),
             }
-        })
-        .collect()
-}
-
-/// Gateways that the settings name and no document declares: their Envoys have nothing to serve.
-fn undeclared(view: &View) -> Vec<Diagnostic> {
-    let config = &view.snapshot.config;
-    if !(config.documents().next().is_some() || view.snapshot.documents_complete()) {
-        // Not known yet is not absent.
-        return Vec::new();
-    }
-    let names = view.gateways.iter().map(|gateway| &gateway.name);
-    names
-        .filter(|name| config.gateway(name).is_none())
-        .map(|name| {
-            let known: Vec<&str> = config.gateways().map(|gateway| &*gateway.name).collect();
-            let near = crate::diagnostics::suggestion(name, known.iter().copied());
-            let declaration = format!("gateway \"{name}\"");
-            let in_error = config.documents().find(|state| {
-                state.in_service.is_none() && state.document.text.contains(&declaration)
-            });
-            let text = match in_error {
-                Some(state) => format!(
-                    "this agent serves the gateway {name:?}, and the document that declares it is in error: {}",
-                    state.document.id
-                ),
-                None => format!("this agent serves the gateway {name:?}, which no document declares"),
-            };
-            Diagnostic::warning(Code::UnknownReference, text)
-                .about("gateway", name)
-                .because("its Envoys have no listener")
-                .fix(match (in_error, near) {
-                    (Some(_), _) => "mend that document: its own problems say how".to_owned(),
-                    (None, Some(near)) => format!("did you mean {near:?}?"),
-                    (None, None) => {
-                        format!("declare `gateway {name:?} {{ ... }}`, or serve another one (-gateway)")
-                    }
-                })
         })
         .collect()
 }

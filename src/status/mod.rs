@@ -11,6 +11,7 @@ mod programmed;
 mod refused;
 mod source;
 mod summary;
+mod undeclared;
 mod watch;
 
 pub use board::{GatewayStatus, Status, diagnostics, missing};

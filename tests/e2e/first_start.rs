@@ -215,7 +215,7 @@ async fn a_gateway_whose_document_is_in_error_is_told_from_one_that_nobody_decla
         .wait_for_log("serves the gateway \"edge\", which no document declares")
         .await;
     stack.put("gateway", &GATEWAY.replace("port", "prot")).await;
-    let told = "the document that declares it is in error: portreeve/config/gateway";
+    let told = "the document that seems to declare it is in error: portreeve/config/gateway";
     stack.agent.wait_for_log(told).await;
     stack.put("gateway", GATEWAY).await;
     let shop = Request::get("shop.example.com", "/");
