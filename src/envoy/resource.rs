@@ -83,6 +83,9 @@ pub struct Resource {
     body: Body,
     /// What must be in place before Envoy can use this: a route's clusters, a listener's secrets.
     pub needs: Arc<[ResourceRef]>,
+    /// Secrets of which Envoy must have one at least: without any, this is better not there at all. A listener's
+    /// certificates.
+    pub needs_one_of: Arc<[Arc<str>]>,
     /// The documents this was made from: who to tell when Envoy refuses it.
     pub origins: Arc<[DocumentId]>,
 }
@@ -111,6 +114,7 @@ impl Resource {
             version: version.into(),
             body: Body::Encoded { delta, any },
             needs: Arc::new([]),
+            needs_one_of: Arc::default(),
             origins: Arc::new([]),
         }
     }
@@ -123,12 +127,18 @@ impl Resource {
             version,
             body: Body::HeldByEnvoy,
             needs: Arc::new([]),
+            needs_one_of: Arc::default(),
             origins: Arc::new([]),
         }
     }
 
     pub fn needing(mut self, needs: Arc<[ResourceRef]>) -> Self {
         self.needs = needs;
+        self
+    }
+
+    pub fn needing_one_of(mut self, secrets: Arc<[Arc<str>]>) -> Self {
+        self.needs_one_of = secrets;
         self
     }
 
@@ -241,7 +251,10 @@ impl ResourceSet {
         let map = &mut self.kinds[resource.kind as usize];
         match map.get(&resource.name) {
             Some(old)
-                if **old == *resource && old.needs == resource.needs && old.origins == resource.origins =>
+                if **old == *resource
+                    && old.needs == resource.needs
+                    && old.needs_one_of == resource.needs_one_of
+                    && old.origins == resource.origins =>
             {
                 false
             }

@@ -91,6 +91,8 @@ pub struct Pipeline {
     revision: u64,
     /// Set while some host waits for a watch.
     hold_until: Option<Instant>,
+    /// Something is to be seen on streams alone.
+    pub(super) is_view_due: bool,
     /// Set while some Envoy has not said all that it could.
     pub(super) look: Option<Look>,
     /// Set until the document source has answered, when the disk held something.
@@ -172,6 +174,7 @@ impl Pipeline {
             wish: 0,
             revision: 0,
             hold_until: None,
+            is_view_due: false,
             look: None,
             stale_at,
             stale: false,
@@ -232,6 +235,9 @@ impl Pipeline {
                     }
                     // Once for all of them: what many Envoys refuse in one moment is one case.
                     self.judge();
+                    if std::mem::take(&mut self.is_view_due) {
+                        self.publish();
+                    }
                     self.go_on();
                 }
                 count = observations.recv_many(&mut batch, SLICE) => {

@@ -11,10 +11,10 @@ use super::gateway::find;
 use super::refusals::{Case, Others, Refused, Verdict, of_resource};
 use crate::config::Quarantine;
 use crate::envoy::ResourceKind;
-use crate::model::{CertificateQuery, DocumentId};
+use crate::model::DocumentId;
 use crate::snapshot::Changes;
 use crate::translate::Fetched;
-use crate::xds::{Event, StreamId, StreamView, Variant, is_of_node, said_of};
+use crate::xds::{Event, StreamId, StreamView, is_of_node, said_of};
 
 /// What no event tells is looked at after this, and then ever more seldom: an Envoy that came back with everything, a
 /// gateway that never gets one.
@@ -84,12 +84,8 @@ impl Pipeline {
                 self.heard(&gateway, view.as_slice());
             }
             Event::Wanted {
-                stream,
-                gateway,
-                kind,
-                name,
-                lacks,
-            } => self.wanted((stream, lacks), &gateway, kind, &name),
+                gateway, kind, name, ..
+            } => self.wanted(&gateway, kind, &name),
             Event::Connected { stream, gateway, .. } => {
                 if let Some(known) = find(&mut self.gateways, &gateway) {
                     known.connected(stream);
@@ -150,17 +146,21 @@ impl Pipeline {
             for stream in &streams {
                 for kind in ResourceKind::ALL {
                     for wanted in &stream.kind(kind).wanted {
-                        let lacks =
-                            stream.variant == Variant::Delta && stream.acked.get(kind, wanted).is_none();
-                        self.wanted((stream.id, lacks), &name, kind, wanted);
+                        self.wanted(&name, kind, wanted);
                     }
+                }
+                for wanted in stream.withheld.iter().flat_map(|withheld| &*withheld.lacks) {
+                    self.wanted(&name, ResourceKind::Secret, wanted);
                 }
             }
             self.heard(&name, &streams);
         }
     }
 
-    fn wanted(&mut self, (stream, lacks): (StreamId, bool), gateway: &str, kind: ResourceKind, name: &str) {
+    /// Another key can be issued. What is only read has no other: its source is asked as often as ever.
+    fn wanted(&mut self, gateway: &str, kind: ResourceKind, name: &str) {
+        // Whoever tells what is wrong reads the streams with the view.
+        self.is_view_due = true;
         if kind != ResourceKind::Secret {
             tracing::warn!(%gateway, ?kind, %name, "an Envoy asks for a resource that nobody holds");
             return;
@@ -170,25 +170,10 @@ impl Pipeline {
         };
         let known = self.gateways.iter().find(|known| **known.name() == *gateway);
         let fetched = known.and_then(|known| known.compiler.certificates().get(certificate));
-        let queries: Vec<CertificateQuery> =
-            fetched.into_iter().flat_map(Fetched::queries).cloned().collect();
-        // Another key can be issued. What is only read has no other: if no Envoy has it either it is not there, and a
-        // closed port tells clients and load balancers so.
-        let is_nowhere = lacks && !self.has_another(stream, kind, name);
-        for query in queries {
-            if !query.is_read() {
-                self.wanted.add(query);
-            } else if is_nowhere {
-                let changes = self.snapshot.withdraw_certificate(&query);
-                self.take_up(&changes);
-            }
+        let queries = fetched.into_iter().flat_map(Fetched::queries);
+        for query in queries.filter(|query| !query.is_read()) {
+            self.wanted.add(query.clone());
         }
-    }
-
-    fn has_another(&self, stream: StreamId, kind: ResourceKind, name: &str) -> bool {
-        let streams = self.streams.snapshot();
-        let mut others = streams.iter().filter(|other| other.id != stream);
-        others.any(|other| other.acked.get(kind, name).is_some())
     }
 
     /// Some Envoys of a gateway have spoken.

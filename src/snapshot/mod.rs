@@ -326,23 +326,6 @@ impl Snapshot {
         self.forget_former(query);
     }
 
-    /// Only its public half is known, and no Envoy has the key: until its source gives both it serves nobody.
-    pub fn withdraw_certificate(&mut self, query: &CertificateQuery) -> Changes {
-        let mut changes = Changes::default();
-        if let Some(known) = self.certificates.get_mut(query)
-            && known
-                .value
-                .as_ref()
-                .is_some_and(|material| material.private_key.is_none())
-        {
-            known.value = None;
-            changes.certificates.insert(query.clone());
-            changes.status_only = true;
-            self.succeed(&mut changes);
-        }
-        changes
-    }
-
     /// The names in the catalog, sorted. None: nobody asked.
     pub fn service_names(&self) -> Option<&Arc<[Arc<str>]>> {
         self.service_names.as_ref()

@@ -10,6 +10,7 @@ use super::refused::refused_by_nodes;
 use super::source::SourceReading;
 use super::undeclared::undeclared;
 use super::watch::{CertificateStatus, ServiceStatus, certificates, expiry, services};
+use super::withheld::withheld_from_nodes;
 use crate::diagnostics::{Diagnostic, Severity};
 use crate::envoy::ResourceKind;
 use crate::pipeline::{GatewayView, View};
@@ -87,10 +88,11 @@ impl Status {
     }
 }
 
-/// All there is to say: what the pipeline found, what single Envoys refuse, and what only the whole shows.
+/// All there is to say: what the pipeline found, what single Envoys refuse or lack, and what only the whole shows.
 pub fn diagnostics(view: &View, streams: &[StreamView], now: SystemTime) -> Vec<Diagnostic> {
     let mut all = view.diagnostics();
     all.extend(refused_by_nodes(view, streams));
+    all.extend(withheld_from_nodes(view, streams));
     all.extend(expiry(view, now));
     all.extend(undeclared(view));
     all.sort();

@@ -1,3 +1,6 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::board::timestamp;
@@ -34,7 +37,7 @@ pub struct KindStatus {
     pub pending: usize,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedResource>,
-    /// Asked for, and nobody holds them.
+    /// Needed, and nobody here holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wanted: Vec<String>,
 }
@@ -82,6 +85,11 @@ impl EnvoyStatus {
 
 fn kind_status(stream: &StreamView, kind: ResourceKind) -> KindStatus {
     let view = stream.kind(kind);
+    let mut wanted: BTreeSet<&Arc<str>> = view.wanted.iter().collect();
+    if kind == ResourceKind::Secret {
+        // What is not given to Envoy for lack of them, it does not ask for.
+        wanted.extend(stream.withheld.iter().flat_map(|withheld| &*withheld.lacks));
+    }
     KindStatus {
         kind,
         subscribed: view.subscribed,
@@ -96,7 +104,7 @@ fn kind_status(stream: &StreamView, kind: ResourceKind) -> KindStatus {
                 message: refusal.message.to_string(),
             })
             .collect(),
-        wanted: view.wanted.iter().map(ToString::to_string).collect(),
+        wanted: wanted.into_iter().map(ToString::to_string).collect(),
     }
 }
 

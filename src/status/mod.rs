@@ -13,6 +13,7 @@ mod source;
 mod summary;
 mod undeclared;
 mod watch;
+mod withheld;
 
 pub use board::{GatewayStatus, Status, diagnostics, missing};
 pub use envoy::{EnvoyStatus, KindStatus, RefusedResource};

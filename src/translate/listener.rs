@@ -31,12 +31,15 @@ pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
         })
         .collect();
     needs.sort();
+    let chains = listener.tls.iter().flat_map(|tls| &tls.chains);
+    let certificates: Vec<Arc<str>> = chains.map(|chain| chain.secret.clone()).collect();
     Resource::new(
         ResourceKind::Listener,
         listener.name.clone(),
         &listener_message(listener).encode_to_vec(),
     )
     .needing(needs.into())
+    .needing_one_of(certificates.into())
     .from_documents(listener.origins.clone().into())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::{Report, Response, Variant};
+use super::keyless::Standing;
 use super::order::{self, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
 use super::subscription::{Dirty, InFlight, Subscription};
 use crate::envoy::{Resource, ResourceKind, ResourceSet};
@@ -15,6 +16,8 @@ pub(super) trait Holds {
     fn withholds(&self, resource: &Resource) -> bool;
     /// Something that Envoy still has uses it.
     fn holds_removal(&self, name: &Arc<str>, since: Duration) -> bool;
+    /// Whether this Envoy could do anything with it.
+    fn standing(&self, resource: &Resource) -> Standing;
 }
 
 enum Verdict {
@@ -145,9 +148,9 @@ impl Subscription {
             return false;
         }
         let is_withheld = |name: &Arc<str>| {
-            target
-                .get(self.kind, name)
-                .is_some_and(|resource| holds.withholds(resource))
+            target.get(self.kind, name).is_some_and(|resource| {
+                holds.withholds(resource) || holds.standing(resource) == Standing::Awaited
+            })
         };
         match self.variant {
             Variant::StateOfTheWorld => names.iter().any(|(name, _)| is_withheld(name)),
@@ -195,7 +198,6 @@ impl Subscription {
         }
         for name in &removals {
             self.dirty.remove(name);
-            self.wanted.remove(name);
             self.refusals.forget(name);
             if self.told.contains_key(name) {
                 self.forget_told(name);
@@ -214,7 +216,13 @@ impl Subscription {
         reports: &mut Vec<Report>,
     ) -> Verdict {
         let told = self.told.get(name);
-        let Some(resource) = target.get(self.kind, name) else {
+        let published = target.get(self.kind, name);
+        let standing = published.map_or(Standing::Usable, |resource| holds.standing(resource));
+        if standing == Standing::Awaited {
+            return Verdict::Wait;
+        }
+        let Some(resource) = published.filter(|_| standing == Standing::Usable) else {
+            self.wanted.remove(name);
             if told.is_some() {
                 if !holds.holds_removal(name, dirty.since) {
                     return Verdict::Remove;
@@ -222,7 +230,6 @@ impl Subscription {
                 self.removal_held_since = self.removal_held_since.into_iter().chain([dirty.since]).min();
                 return Verdict::Wait;
             }
-            self.wanted.remove(name);
             self.refusals.forget(name);
             // Asked for and known to be absent: said at once, or Envoy waits for its time-out.
             return if dirty.forced {
@@ -253,8 +260,7 @@ impl Subscription {
                 reports.push(Report::Wanted {
                     kind: self.kind,
                     name: name.clone(),
-                    // In the other variant an Envoy that returns does not say what it has.
-                    lacks: told.is_none() && self.variant == Variant::Delta,
+                    lacks: self.lacks(name, target),
                 });
             }
             return Verdict::Leave;

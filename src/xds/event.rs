@@ -58,8 +58,6 @@ pub enum Event {
         gateway: Arc<str>,
         kind: ResourceKind,
         name: Arc<str>,
-        /// It has no other version of it either. False where nobody can tell.
-        lacks: bool,
     },
     Refused {
         peer: Arc<Peer>,
@@ -154,7 +152,6 @@ mod tests {
                 gateway: "edge".into(),
                 kind: ResourceKind::Secret,
                 name: name.into(),
-                lacks: false,
             });
         }
         assert!(matches!(events.recv().await, Some(Event::Wanted { name, .. }) if &*name == "a"));

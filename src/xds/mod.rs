@@ -11,7 +11,8 @@
 //!  stream (one task per Envoy: IO, clock) <-> StreamState (plain data: no IO, no clock)
 //!        |                                        |-- Subscription x 6: asked, told, acknowledged, refused
 //!        v                                        |-- Gates: a route waits for its new clusters
-//!  Event, StreamView                              `-- InUse: a removal waits for who used it
+//!  Event, StreamView                              |-- InUse: a removal waits for who used it
+//!                                                 `-- Keyless: a listener waits for the key of a certificate
 //! ```
 //!
 //! State of the world is the weaker dialect, and nothing here can help it: it has no word for "absent" (endpoints,
@@ -30,6 +31,7 @@ mod fuzz_tests;
 mod gate;
 mod gateways;
 mod in_use;
+mod keyless;
 mod limits;
 mod listener;
 mod order;
@@ -52,5 +54,5 @@ pub use listener::{ListenError, Listener, TcpSettings, UnixSettings};
 pub use refusal::{Refusal, is_of_node, said_of};
 pub use server::{Server, ServerError};
 pub use stream_state::StreamState;
-pub use streams::{KindView, StreamView, Streams};
+pub use streams::{KindView, StreamView, Streams, WithheldListener};
 pub use tls::{TlsError, TlsSettings};

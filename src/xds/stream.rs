@@ -347,14 +347,13 @@ impl Session {
                         message,
                     }
                 }
-                Report::Wanted { kind, name, lacks } => {
+                Report::Wanted { kind, name, .. } => {
                     tracing::info!(%stream, %node, %gateway, ?kind, %name, "Envoy needs a resource that must be made anew");
                     Event::Wanted {
                         stream,
                         gateway,
                         kind,
                         name,
-                        lacks,
                     }
                 }
             };

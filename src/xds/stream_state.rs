@@ -11,6 +11,7 @@ use super::delivery::Holds;
 use super::exchange::{Actions, Asked, Report, Request, Variant};
 use super::gate::Gates;
 use super::in_use::InUse;
+use super::keyless::{Keyless, Standing};
 use super::limits::{Limits, Violation};
 use super::order::{self, RECONNECT_SETTLE};
 use super::refusal::Refusal;
@@ -25,6 +26,7 @@ pub struct StreamState {
     /// The newest published set. None: not complete yet, so nothing is answered.
     target: Option<ResourceSet>,
     gates: Gates,
+    keyless: Keyless,
     /// Clusters sent whose endpoints must follow, even unchanged: Envoy forgets them when a cluster changes and does
     /// not ask again (without this it waits 15 s).
     endpoints_due: BTreeSet<Arc<str>>,
@@ -41,6 +43,7 @@ impl StreamState {
             subscriptions: ResourceKind::ALL.map(|kind| Subscription::new(kind, variant)),
             target: None,
             gates: Gates::default(),
+            keyless: Keyless::default(),
             endpoints_due: BTreeSet::new(),
             last_nonce: 0,
             removals_not_before: Duration::ZERO,
@@ -52,6 +55,7 @@ impl StreamState {
         self.gates.on_request(now);
         let is_current = self.on_answer(&request, &mut actions.reports, now);
         let kind = request.kind;
+        let is_first = !self.subscriptions[kind as usize].opened;
         match request.asked {
             Asked::Delta {
                 subscribe,
@@ -60,7 +64,6 @@ impl StreamState {
             } => {
                 self.check_name_lengths(subscribe.iter().chain(&unsubscribe).chain(initial.keys()))?;
                 let subscription = &mut self.subscriptions[kind as usize];
-                let is_first = !subscription.opened;
                 if is_first {
                     subscription.open_delta(&subscribe, initial);
                 }
@@ -70,18 +73,15 @@ impl StreamState {
                 }
                 for name in &subscribe {
                     if !is_first {
-                        subscription.forget_initial(name);
+                        subscription.forget_dropped(name);
                     }
                     subscription.subscribe(name, now);
-                }
-                if is_first && subscription.is_resumed() {
-                    self.removals_not_before = now + RECONNECT_SETTLE;
                 }
             }
             Asked::StateOfTheWorld { names, version } => {
                 self.check_name_lengths(names.iter())?;
                 let subscription = &mut self.subscriptions[kind as usize];
-                if !subscription.opened {
+                if is_first {
                     subscription.open_state_of_the_world(&names, version);
                     subscription.replace_names(&names, now);
                 } else if is_current {
@@ -89,6 +89,12 @@ impl StreamState {
                     subscription.replace_names(&names, now);
                 }
             }
+        }
+        if is_first && self.subscriptions[kind as usize].is_resumed() {
+            self.removals_not_before = now + RECONNECT_SETTLE;
+        }
+        if kind == ResourceKind::Secret {
+            self.doubt_withheld(now);
         }
         if self.subscriptions[kind as usize].name_count() > self.max_names {
             return Err(Violation::TooManyNames {
@@ -109,6 +115,10 @@ impl StreamState {
                 }
             }
             self.gate_new_clusters(set, now);
+            let is_changed = |kind| set.changes_since(&older, kind).next().is_some();
+            if !self.keyless.is_empty() && is_changed(ResourceKind::Secret) {
+                self.doubt_withheld(now);
+            }
         }
         self.flush(&mut actions, now);
         actions
@@ -137,7 +147,12 @@ impl StreamState {
             .subscriptions
             .iter()
             .filter_map(|subscription| subscription.deadline(now));
-        own.chain(gates).chain(settle).filter(|at| *at > now).min()
+        let keyless = self.keyless.deadline(now);
+        own.chain(gates)
+            .chain(settle)
+            .chain(keyless)
+            .filter(|at| *at > now)
+            .min()
     }
 
     /// The published set that is worked towards.
@@ -181,6 +196,11 @@ impl StreamState {
         self.subscriptions[kind as usize].wanted.keys()
     }
 
+    /// Listeners that this Envoy is not given because it lacks the secrets beside, whose keys nobody here has.
+    pub fn withheld(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<[Arc<str>]>)> {
+        self.keyless.all()
+    }
+
     /// Books an acknowledgement or a refusal. False: it answers a response that is not the latest of its kind.
     fn on_answer(&mut self, request: &Request, reports: &mut Vec<Report>, now: Duration) -> bool {
         let subscription = &mut self.subscriptions[request.kind as usize];
@@ -220,6 +240,11 @@ impl StreamState {
         }
     }
 
+    fn doubt_withheld(&mut self, now: Duration) {
+        let listeners = &mut self.subscriptions[ResourceKind::Listener as usize];
+        self.keyless.doubt(listeners, now);
+    }
+
     fn gate_new_clusters(&mut self, target: &ResourceSet, now: Duration) {
         let clusters = &self.subscriptions[ResourceKind::Cluster as usize];
         for name in clusters.dirty.keys() {
@@ -252,9 +277,16 @@ impl StreamState {
             if kind == ResourceKind::Endpoint {
                 self.send_due_endpoints(now);
             }
+            if kind == ResourceKind::Listener {
+                let said_by = self.removals_not_before;
+                let reports = &mut actions.reports;
+                self.keyless
+                    .review(&mut self.subscriptions, &target, said_by, now, reports);
+            }
             let holds = StreamHolds {
                 kind,
                 gates: &self.gates,
+                keyless: &self.keyless,
                 in_use: &in_use,
                 now,
             };
@@ -291,6 +323,7 @@ impl StreamState {
 struct StreamHolds<'a> {
     kind: ResourceKind,
     gates: &'a Gates,
+    keyless: &'a Keyless,
     in_use: &'a InUse,
     now: Duration,
 }
@@ -302,5 +335,12 @@ impl Holds for StreamHolds<'_> {
 
     fn holds_removal(&self, name: &Arc<str>, since: Duration) -> bool {
         self.in_use.holds_removal(self.kind, name, since, self.now)
+    }
+
+    fn standing(&self, resource: &Resource) -> Standing {
+        match self.kind {
+            ResourceKind::Listener => self.keyless.standing(&resource.name, self.now),
+            _ => Standing::Usable,
+        }
     }
 }

@@ -30,6 +30,16 @@ pub struct StreamView {
     /// The published set that the stream works towards. None: it knows of none yet.
     pub target: Option<ResourceSet>,
     kinds: [KindView; 7],
+    /// What is kept from this Envoy alone.
+    pub withheld: Vec<WithheldListener>,
+}
+
+/// A listener that an Envoy is not given, because it has none of its certificates and nobody here has the keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WithheldListener {
+    pub name: Arc<str>,
+    /// Secrets.
+    pub lacks: Arc<[Arc<str>]>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -69,6 +79,7 @@ impl StreamView {
             target: Some(acked.clone()),
             acked,
             kinds: Default::default(),
+            withheld: Vec::new(),
         }
     }
 
@@ -85,9 +96,9 @@ impl StreamView {
 
     /// Nothing is on its way, refused or missing.
     pub fn is_settled(&self) -> bool {
-        self.kinds
-            .iter()
-            .all(|kind| kind.pending == 0 && kind.refused.is_empty() && kind.wanted.is_empty())
+        let is_settled =
+            |kind: &KindView| kind.pending == 0 && kind.refused.is_empty() && kind.wanted.is_empty();
+        self.withheld.is_empty() && self.kinds.iter().all(is_settled)
     }
 }
 
@@ -144,6 +155,7 @@ impl Streams {
             acked: ResourceSet::default(),
             target: None,
             kinds: Default::default(),
+            withheld: Vec::new(),
         };
         let cell = Arc::new(Mutex::new(view));
         lock(&self.by_id).insert(about.id, cell.clone());
@@ -184,10 +196,16 @@ impl Enrolled {
             wanted: state.wanted(kind).cloned().collect(),
         });
         let target = state.target().cloned();
+        let withheld = state.withheld().map(|(name, lacks)| WithheldListener {
+            name: name.clone(),
+            lacks: lacks.clone(),
+        });
+        let withheld = withheld.collect();
         let mut view = lock(&self.cell);
         view.acked = acked;
         view.target = target;
         view.kinds = kinds;
+        view.withheld = withheld;
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Subscription {
     /// Subscribed by name, and nothing told yet.
     pub(super) unheld: BTreeSet<Arc<str>>,
     pub(super) dirty: BTreeMap<Arc<str>, Dirty>,
+    /// State of the world: what Envoy comes back with, in versions that it does not tell. Of secrets alone.
+    untold: BTreeSet<Arc<str>>,
     /// Only Envoy could hold these bytes and it does not: name to version, each reported once.
     pub(super) wanted: BTreeMap<Arc<str>, Arc<str>>,
     pub(super) refusals: Refusals,
@@ -100,6 +102,7 @@ impl Subscription {
             acked: Held::new(),
             unheld: BTreeSet::new(),
             dirty: BTreeMap::new(),
+            untold: BTreeSet::new(),
             wanted: BTreeMap::new(),
             refusals: Refusals::default(),
             in_flight: VecDeque::new(),
@@ -122,6 +125,14 @@ impl Subscription {
 
     pub(super) fn is_subscribed(&self, name: &str) -> bool {
         self.wildcard || self.told.contains_key(name) || self.unheld.contains(name)
+    }
+
+    /// Only an Envoy can have this, and this one has it in no version.
+    pub(super) fn lacks(&self, name: &str, target: &ResourceSet) -> bool {
+        let published = target.get(self.kind, name);
+        published.is_some_and(|resource| resource.is_held_by_envoy())
+            && !self.told.contains_key(name)
+            && !self.untold.contains(name)
     }
 
     /// Envoy holds something from before this stream.
@@ -231,6 +242,16 @@ impl Subscription {
         }
     }
 
+    /// Envoy asks anew: it no longer has what it brought along. What is still here is sent again; a key is not.
+    pub(super) fn forget_dropped(&mut self, name: &str) {
+        self.forget_initial(name);
+        let is_lost = |told: &Arc<Resource>| self.kind == ResourceKind::Secret && told.is_held_by_envoy();
+        if let Some(told) = self.told.get(name).filter(|told| is_lost(told)).cloned() {
+            self.acked.remove(name);
+            self.forget_told(&told.name);
+        }
+    }
+
     /// Compares what Envoy brought along with a complete set, once.
     pub(super) fn reconcile(&mut self, target: &ResourceSet, now: Duration) {
         self.reconciled = true;
@@ -251,6 +272,9 @@ impl Subscription {
                     self.told = desired.clone();
                     self.acked = desired;
                     return;
+                }
+                if self.kind == ResourceKind::Secret {
+                    self.untold.clone_from(&self.unheld);
                 }
             }
         }
@@ -476,6 +500,7 @@ impl Subscription {
         self.told.remove(name);
         self.acked.remove(name);
         self.unheld.remove(name);
+        self.untold.remove(name);
         self.dirty.remove(name);
         self.wanted.remove(name);
         self.refusals.forget(name);

@@ -27,6 +27,7 @@ mod inheritance;
 mod large_catalog;
 mod login;
 mod long_streams;
+mod lost_keys;
 mod mesh_gateways;
 mod nomad;
 mod oracle;

@@ -349,7 +349,7 @@ http_route "www" {
     let start = stack.agent.process.log_length();
     stack.agent.process.start_again();
     let log = &mut stack.agent.process;
-    log.wait_for_log_after(start, "has no usable certificate and is not opened", SOON)
+    log.wait_for_log_after(start, "is not given the listener \"secure\"", SOON)
         .await;
     wait_for("a closed port", SOON, async || {
         match client.send(&request).await {

@@ -16,7 +16,7 @@ use portreeve::model::{
 };
 use portreeve::pipeline::{GatewaySettings, KeyWishes, Outputs, Pipeline, PipelineSettings, Restored, View};
 use portreeve::translate::Settings;
-use portreeve::xds::{Event, Gateways, Limits, Server};
+use portreeve::xds::{Event, Gateways, Limits, Server, StreamView};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -328,18 +328,28 @@ async fn a_lost_wish_for_a_key_is_made_up_for() {
     agent.served.end().await;
 }
 
-/// Of what is read, not issued, there is no other key: where no Envoy has it either, it is as if it had never been there.
+/// Of what is read, not issued, there is no other key. That one Envoy lacks it says nothing of others, which may come back
+/// with it at any time: it stays published.
 #[tokio::test]
-async fn a_certificate_whose_key_nobody_has_is_missing() {
+async fn a_key_that_one_envoy_lacks_stays_with_the_others() {
     let source = "file {\n    certificate = \"/www.pem\"\n    private_key = \"/www.key\"\n  }";
-    let (mut agent, _client, query) = a_lost_wish(source).await;
-    let missing = |view: &View| {
-        view.snapshot
-            .certificate(&query)
-            .is_some_and(|known| known.value.is_none())
+    let (agent, lacking, query) = a_lost_wish(source).await;
+    lacking.ask(Listener, &[]).await;
+    let withheld = |view: &StreamView| {
+        let all = view.withheld.iter();
+        all.map(|withheld| (&*withheld.name, withheld.lacks.len()))
+            .collect::<Vec<_>>()
+            == [("web", 1)]
     };
-    let seen = tokio::time::timeout(PATIENCE, agent.view.wait_for(|view| missing(view)));
-    assert!(seen.await.is_ok());
+    agent.served.view_where("the listener withheld", withheld).await;
+    let view = agent.view.borrow().clone();
+    let resources = view.gateways[0].compiler.resources();
+    assert!(resources.get(Listener, "web").is_some());
+    let secret = resources.get(Secret, "certificate/www").unwrap();
+    assert!(secret.is_held_by_envoy());
+    assert!(view.snapshot.certificate(&query).unwrap().value.is_some());
+    let told = tokio::time::timeout(Duration::ZERO, agent.wanted.take()).await;
+    assert!(told.is_err(), "nobody can issue it");
     agent.served.end().await;
 }
 

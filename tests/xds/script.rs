@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! stream delta                          a new stream (or: sotw); the published set stays
-//! set +CDS a@1 +LDS web@1 needs=CDS/a   publish: changes to the set, all at once; `held` for bytes only Envoy has
+//! set +CDS a@1 +LDS web@1 needs=CDS/a   publish: changes to the set, all at once; `held` for bytes only Envoy has;
+//!                                       `one-of=a,b` for secrets of which it needs one
 //! open CDS *                            a first request; `initial=a@1,b@1` (delta) or `version=..` (sotw)
 //! subscribe EDS a b                     delta; also `unsubscribe`
 //! names EDS a b                         sotw, answering the latest response
@@ -171,12 +172,14 @@ impl Stage {
             let (name, version) = words[at].split_once('@').unwrap();
             at += 1;
             let mut needs: Vec<ResourceRef> = Vec::new();
+            let mut one_of: Vec<Arc<str>> = Vec::new();
             let mut is_held = false;
             while let Some(extra) = words.get(at).filter(|word| !word.starts_with(['+', '-'])) {
-                match extra.strip_prefix("needs=") {
-                    Some(list) => needs.extend(list.split(',').map(reference)),
+                match extra.split_once('=') {
+                    Some(("needs", list)) => needs.extend(list.split(',').map(reference)),
+                    Some(("one-of", list)) => one_of.extend(list.split(',').map(Arc::from)),
                     None if *extra == "held" => is_held = true,
-                    None => panic!("{extra}"),
+                    _ => panic!("{extra}"),
                 }
                 at += 1;
             }
@@ -185,7 +188,8 @@ impl Stage {
             } else {
                 Resource::with_version(kind, name.into(), version.into(), version.as_bytes())
             };
-            self.set.insert(Arc::new(resource.needing(needs.into())));
+            let resource = resource.needing(needs.into()).needing_one_of(one_of.into());
+            self.set.insert(Arc::new(resource));
         }
     }
 

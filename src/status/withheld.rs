@@ -1,0 +1,62 @@
+use std::sync::Arc;
+
+use crate::config::listener_of_client_ca;
+use crate::diagnostics::{Code, Diagnostic};
+use crate::pipeline::View;
+use crate::resolve::certificate_of_secret;
+use crate::snapshot::Snapshot;
+use crate::xds::{StreamView, WithheldListener};
+
+/// Listeners that single Envoys are not given, because the keys of their certificates are with others alone.
+pub(super) fn withheld_from_nodes(view: &View, streams: &[StreamView]) -> Vec<Diagnostic> {
+    let mut all = Vec::new();
+    for stream in streams {
+        let Some(gateway) = view.snapshot.config.gateway(&stream.gateway) else {
+            continue;
+        };
+        for withheld in &stream.withheld {
+            let declared = gateway
+                .listeners
+                .iter()
+                .find(|listener| listener.name == withheld.name);
+            let diagnostic =
+                withheld_from_node(&view.snapshot, stream, withheld).about("gateway", &gateway.name);
+            all.push(match declared {
+                Some(listener) => diagnostic.at(listener.origin.clone()),
+                None => diagnostic,
+            });
+        }
+    }
+    all
+}
+
+fn withheld_from_node(snapshot: &Snapshot, stream: &StreamView, withheld: &WithheldListener) -> Diagnostic {
+    let names: Vec<&str> = withheld.lacks.iter().filter_map(|it| certificate(it)).collect();
+    let shown: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    let (node, listener, shown) = (&stream.node, &withheld.name, shown.join(", "));
+    let text = format!(
+        "Envoy {node:?} is not given the listener {listener:?}: it has no private key for {shown}, and this agent has \
+         had none since its restart"
+    );
+    // One that is issued anew is here in a moment, and nothing is amiss yet.
+    let has_problem = |name: &&&str| {
+        let known = snapshot.serving(name);
+        known.is_some_and(|known| known.problem.is_some())
+    };
+    match names.iter().any(|name| has_problem(&name)) {
+        true => Diagnostic::error(Code::ListenerWithheld, text),
+        false => Diagnostic::warning(Code::ListenerWithheld, text),
+    }
+    .because(
+        "Envoys that had the key before serve on with it; a port that answers every handshake with an error is worse \
+         than a closed one",
+    )
+    .fix(format!(
+        "mend the source of one of its certificates: {shown}; the listener opens by itself"
+    ))
+}
+
+/// Authorities of clients have no key that could be lost.
+fn certificate(secret: &Arc<str>) -> Option<&str> {
+    certificate_of_secret(secret).filter(|name| listener_of_client_ca(name).is_none())
+}

@@ -1,0 +1,201 @@
+//! After a restart of the agent while the source of a certificate is away, only the Envoys that had its key have it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::Value;
+
+use crate::stack::{Options, SOON, Stack, kill, until};
+use crate::support::client::{Client, Request};
+use crate::support::load::Load;
+use crate::support::pki::{Ca, Pair};
+use crate::support::wait_for;
+
+/// The two files of the certificate `www`.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new() -> Files {
+        Files(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn put(&self, pair: &Pair) {
+        // Moved into place, so that no half of one is ever read.
+        for (name, text) in [("www.key", &pair.key), ("www.pem", &pair.certificate)] {
+            std::fs::write(self.path("new"), text).unwrap();
+            std::fs::rename(self.path("new"), self.path(name)).unwrap();
+        }
+    }
+
+    fn take(&self) {
+        for name in ["www.key", "www.pem"] {
+            std::fs::remove_file(self.path(name)).unwrap();
+        }
+    }
+
+    fn document(&self, more: &str) -> String {
+        format!(
+            r#"
+certificate "www" {{
+  file {{
+    certificate = {:?}
+    private_key = {:?}
+  }}
+}}
+
+http_route "www" {{
+  gateways  = ["edge"{more}]
+  hostnames = ["www.example.com"]
+
+  rule "all" {{
+    direct_response {{
+      status = 200
+    }}
+  }}
+}}
+"#,
+            self.path("www.pem"),
+            self.path("www.key"),
+        )
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            kv_documents: Some(format!(
+                "allow_loopback = true\n  files          = [\"{}/\"]",
+                self.0.path().display()
+            )),
+            ..Options::default()
+        }
+    }
+}
+
+fn gateway(name: &str, port: u16) -> String {
+    format!(
+        "gateway {name:?} {{\n  listener \"secure\" {{\n    port     = {port}\n    protocol = \"https\"\n    \
+         tls {{ certificates = [\"www\"] }}\n  }}\n}}\n"
+    )
+}
+
+fn www() -> Request {
+    Request::get("www.example.com", "/")
+}
+
+async fn serves(client: &Client, what: &str) {
+    until(client, &www(), what, |reply| reply.status == 200).await;
+}
+
+async fn is_closed(client: &Client) {
+    wait_for("a closed port", SOON, async || match client.send(&www()).await {
+        Err(failure) if failure.kind() == "refused" => Ok(()),
+        other => anyhow::bail!("{:?}", other.map(|reply| reply.status)),
+    })
+    .await;
+}
+
+fn envoy_of(data: &Path, gateway: &str) -> i32 {
+    let path = data.join(format!("envoy/{gateway}/envoy-state.json"));
+    let record: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    record["pid"].as_i64().unwrap() as i32
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+async fn status(stack: &Stack) -> anyhow::Result<Value> {
+    Ok(stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json())
+}
+
+/// The Envoy without the key asks first, before the one that has it is back: whatever it lacks is its own affair.
+async fn one_lacks_what_the_other_has(state_of_the_world: bool) {
+    let files = Files::new();
+    let authority = Ca::new("files");
+    let pair = authority.issue(&["www.example.com"]);
+    files.put(&pair);
+    let mut stack = Stack::start(Options {
+        state_of_the_world,
+        arguments: vec!["-gateway=edge", "-gateway=inner"],
+        ..files.options()
+    })
+    .await;
+    let other = crate::support::ports::free_port();
+    stack.put("edge", &gateway("edge", stack.https)).await;
+    stack.put("inner", &gateway("inner", other)).await;
+    stack.put("www", &files.document(", \"inner\"")).await;
+    let edge = Client::https(stack.https, &authority.certificate);
+    let inner = Client::https(other, &authority.certificate);
+    serves(&edge, "https of the one").await;
+    serves(&inner, "https of the other").await;
+
+    stack.agent.kill();
+    kill(envoy_of(&stack.data, "inner"));
+    files.take();
+    let holder = envoy_of(&stack.data, "edge");
+    signal(holder, rustix::process::Signal::STOP);
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    let line = log
+        .wait_for_log_after(start, "is not given the listener", SOON)
+        .await;
+    assert!(
+        line.contains("/inner") && line.contains("www") && line.contains("listener-withheld"),
+        "{line}"
+    );
+    is_closed(&inner).await;
+    signal(holder, rustix::process::Signal::CONT);
+    // It has served all along, as far as it was let.
+    let load = Load::start(50, edge.clone(), www());
+    wait_for(
+        "the one that has the key to be back, and the other to be told of",
+        SOON,
+        async || {
+            let status = status(&stack).await?;
+            let programmed = |name: &str| {
+                let gateways = status["gateways"].as_array()?;
+                let gateway = gateways.iter().find(|gateway| gateway["name"] == name)?;
+                Some((
+                    gateway["programmed"]["acknowledged"].as_u64()?,
+                    gateway["programmed"]["of"].as_u64()?,
+                ))
+            };
+            anyhow::ensure!(programmed("edge") == Some((1, 1)), "{status:#}");
+            anyhow::ensure!(programmed("inner") == Some((0, 1)), "{status:#}");
+            Ok(())
+        },
+    )
+    .await;
+    // Longer than an Envoy is waited for that may still say what it has.
+    let load = load.run_for(Duration::from_secs(4)).await;
+    println!("with the key, while another has none: {load}");
+    load.assert_none_lost();
+    is_closed(&inner).await;
+    assert_eq!(envoy_of(&stack.data, "edge"), holder);
+
+    files.put(&pair);
+    serves(&inner, "the other, once the key is back").await;
+    serves(&edge, "the one").await;
+    wait_for("an end of the trouble", SOON, async || {
+        let status = status(&stack).await?;
+        anyhow::ensure!(!status.to_string().contains("listener-withheld"), "{status:#}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_envoy_lacks_closes_no_port_of_another_delta() {
+    one_lacks_what_the_other_has(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_envoy_lacks_closes_no_port_of_another_state_of_the_world() {
+    one_lacks_what_the_other_has(true).await;
+}
