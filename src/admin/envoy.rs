@@ -1,17 +1,27 @@
 //! The Envoys that this agent supervises: what they do, what they hold, and their planned restart.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::Api;
 use super::answer::{ApiError, json};
 use super::parameters::Parameters;
 use super::redact::redact;
+use crate::envoy::ResourceKind;
 use crate::envoy_process::{Handle, Status};
+use crate::pipeline::{GatewayView, View};
+use crate::resolve::certificate_of_secret;
+use crate::translate::Fetched;
+
+/// How long a restart waits for keys that are issued for it: Vault answers in milliseconds, and none is asked for more
+/// than once a minute.
+const ISSUE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One supervised process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +107,7 @@ pub(super) async fn config_dump(
 
 pub(super) async fn restart(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let (gateway, envoy) = chosen(&api, query.as_deref())?;
+    wait_for_keys(&api, gateway).await?;
     let method = envoy
         .restart(None)
         .await
@@ -104,6 +115,65 @@ pub(super) async fn restart(State(api): State<Api>, RawQuery(query): RawQuery) -
     Ok(json(
         &serde_json::json!({ "gateway": gateway, "restarted": method.to_string() }),
     ))
+}
+
+/// A successor gets everything from this agent. What only the running Envoy has would be lost with it.
+async fn wait_for_keys(api: &Api, gateway: &str) -> Result<(), ApiError> {
+    let refused = |message: String| ApiError::new(StatusCode::CONFLICT, message);
+    let mut all_read = Vec::new();
+    {
+        let view = api.view();
+        let Some(view) = view.gateways.iter().find(|view| *view.name == *gateway) else {
+            return Ok(());
+        };
+        if view.published_at.is_none() {
+            return Err(refused(format!(
+                "nothing of gateway {gateway:?} is published yet: a new Envoy would have nothing to serve"
+            ))
+            .fix("wait until `/ready` answers 200, which says what is missing"));
+        }
+        for certificate in with_envoy_alone(view) {
+            let fetched = view.compiler.certificates().get(&*certificate);
+            let queries: Vec<_> = fetched.into_iter().flat_map(Fetched::queries).collect();
+            if !queries.is_empty() && queries.iter().all(|query| query.is_read()) {
+                all_read.push(certificate);
+                continue;
+            }
+            let issued = queries.into_iter().filter(|query| !query.is_read());
+            issued.for_each(|query| api.wanted.add(query.clone()));
+        }
+    }
+    let of = |view: &View| {
+        let view = view.gateways.iter().find(|view| *view.name == *gateway);
+        view.map(with_envoy_alone).unwrap_or_default()
+    };
+    let mut missing = all_read;
+    if missing.is_empty() {
+        let mut views = api.view.clone();
+        let issued = views.wait_for(|view| of(view).is_empty());
+        if timeout(ISSUE_PATIENCE, issued).await.is_ok() {
+            return Ok(());
+        }
+        missing = of(&api.view());
+    }
+    let names: Vec<String> = missing.iter().map(|name| format!("{name:?}")).collect();
+    Err(refused(format!(
+        "the private key of {} is with the running Envoy alone: a new one could not serve it",
+        names.join(", ")
+    ))
+    .fix("restart Envoy when its source brings the key again: `portreeve status` says what keeps it"))
+}
+
+/// The certificates of which this agent knows no more than the public half.
+fn with_envoy_alone(view: &GatewayView) -> Vec<String> {
+    let secrets = view.compiler.resources().of_kind(ResourceKind::Secret);
+    let held = secrets.values().filter(|secret| secret.is_held_by_envoy());
+    held.map(|secret| {
+        certificate_of_secret(&secret.name)
+            .unwrap_or(&secret.name)
+            .to_owned()
+    })
+    .collect()
 }
 
 fn chosen<'a>(api: &'a Api, query: Option<&str>) -> Result<(&'a Arc<str>, &'a Handle), ApiError> {

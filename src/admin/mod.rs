@@ -39,7 +39,7 @@ pub use routes::router;
 pub use serve::{Listener, ServeError, serve_tcp, serve_unix};
 
 use crate::envoy_process;
-use crate::pipeline::View;
+use crate::pipeline::{KeyWishes, View};
 use crate::status::SourceReading;
 use crate::xds::Streams;
 
@@ -54,6 +54,8 @@ pub struct Api {
     /// The Envoys that this agent supervises, by gateway.
     pub envoys: BTreeMap<Arc<str>, envoy_process::Handle>,
     pub readings: Arc<dyn Fn() -> Vec<SourceReading> + Send + Sync>,
+    /// Certificates that are to be issued anew because nobody here has the key.
+    pub wanted: KeyWishes,
     /// Asks the polled sources to look now.
     pub refresh: Arc<dyn Fn() + Send + Sync>,
     pub recorder: Recorder,

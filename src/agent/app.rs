@@ -189,6 +189,7 @@ impl Running {
             gateways.insert(name, receiver);
         }
         let mut tasks = Tasks::default();
+        let wishes = wanted.clone();
         let handles = sources.start(settings, &mut tasks, interests, wanted, stop);
         let (commands, command_queue) = mpsc::channel(16);
         tasks.spawn_plain(
@@ -240,6 +241,7 @@ impl Running {
                 .cloned()
                 .zip(envoys.iter().cloned())
                 .collect(),
+            wanted: wishes,
             readings: Arc::new(move || readings.read()),
             refresh: Arc::new(move || refresh.notify_one()),
             recorder,

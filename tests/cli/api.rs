@@ -16,7 +16,7 @@ use portreeve::model::{
     CertificateMaterial, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Health, Instance,
     Observation, Redacted, ServiceQuery, ServiceUpdate, Weights,
 };
-use portreeve::pipeline::{GatewayView, View};
+use portreeve::pipeline::{GatewayView, KeyWishes, View};
 use portreeve::snapshot::Snapshot;
 use portreeve::status::SourceReading;
 use portreeve::translate::{Compiler, Settings};
@@ -180,6 +180,7 @@ async fn serve(published: bool) -> Served {
         view,
         streams: Streams::default(),
         envoys: BTreeMap::new(),
+        wanted: KeyWishes::default(),
         readings: Arc::new(|| {
             vec![
                 SourceReading::new("kv portreeve/config", true, Some(Duration::from_millis(1500)))
@@ -482,6 +483,7 @@ async fn the_port_shows_little() {
         view,
         streams: Streams::default(),
         envoys: BTreeMap::new(),
+        wanted: KeyWishes::default(),
         readings: Arc::new(Vec::new),
         refresh: Arc::new(|| {}),
         recorder: Recorder::new(),

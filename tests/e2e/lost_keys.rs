@@ -6,11 +6,14 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::Value;
 
-use crate::stack::{Options, SOON, Stack, kill, until};
+use crate::stack::{Options, SOON, Stack, kill, secure, until};
 use crate::support::client::{Client, Request};
 use crate::support::load::Load;
 use crate::support::pki::{Ca, Pair};
 use crate::support::wait_for;
+
+/// Envoy drains for 2 s.
+const DRAINED: Duration = Duration::from_secs(20);
 
 /// The two files of the certificate `www`.
 struct Files(tempfile::TempDir);
@@ -198,4 +201,95 @@ async fn what_one_envoy_lacks_closes_no_port_of_another_delta() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_envoy_lacks_closes_no_port_of_another_state_of_the_world() {
     one_lacks_what_the_other_has(true).await;
+}
+
+async fn restart(stack: &Stack) -> anyhow::Result<(u16, String)> {
+    let answer = stack.agent.api(Method::POST, "/v1/envoy/restart", "").await?;
+    Ok((answer.status.as_u16(), answer.text()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_that_alone_has_a_key_is_not_replaced() {
+    let files = Files::new();
+    let authority = Ca::new("files");
+    let pair = authority.issue(&["www.example.com"]);
+    files.put(&pair);
+    let mut stack = Stack::start(files.options()).await;
+    stack.put("edge", &gateway("edge", stack.https)).await;
+    stack.put("www", &files.document("")).await;
+    let client = Client::https(stack.https, &authority.certificate);
+    serves(&client, "https").await;
+    let pid = stack.envoy_pid();
+    let load = Load::start(50, client.clone(), www());
+
+    stack.agent.kill();
+    files.take();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    log.wait_for_log_after(start, "Envoy connected", SOON).await;
+    stack.agent.wait_ready().await;
+    let (code, said) = restart(&stack).await.unwrap();
+    println!("{code} {said}");
+    assert_eq!(code, 409, "{said}");
+    assert!(
+        said.contains("www") && said.contains("running Envoy alone"),
+        "{said}"
+    );
+    assert_eq!(stack.envoy_pid(), pid);
+    serves(&client, "the Envoy that was not replaced").await;
+
+    files.put(&pair);
+    wait_for("a restart, once the key is back", DRAINED, async || {
+        let (code, said) = restart(&stack).await?;
+        anyhow::ensure!(code == 200, "{said}");
+        Ok(())
+    })
+    .await;
+    assert_ne!(stack.envoy_pid(), pid);
+    serves(&client, "the next Envoy").await;
+    let load = load.finish().await;
+    println!("a restart that had to wait: {load}");
+    load.assert_none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_envoy_gets_the_keys_that_can_be_issued_anew() {
+    let mut stack = Stack::start(Options {
+        vault: true,
+        ..Options::default()
+    })
+    .await;
+    stack
+        .put("www", &secure("direct_response {\n      status = 200\n    }"))
+        .await;
+    let client = stack.https_client().await;
+    serves(&client, "https").await;
+    let pid = stack.envoy_pid();
+    let load = Load::start(50, client.clone(), www());
+
+    stack.agent.kill();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    log.wait_for_log_after(start, "Envoy connected", SOON).await;
+    stack.agent.wait_ready().await;
+    // A certificate is issued once a minute at most, and one was just now.
+    wait_for("a restart", Duration::from_secs(100), async || {
+        let (code, said) = restart(&stack).await?;
+        anyhow::ensure!(code == 200, "{said}");
+        Ok(())
+    })
+    .await;
+    assert_ne!(stack.envoy_pid(), pid);
+    serves(&client, "the next Envoy").await;
+    let load = load.finish().await;
+    println!("a restart that had a key issued: {load}");
+    load.assert_none_lost();
+    let vault = stack.vault.as_ref().unwrap();
+    assert_eq!(
+        vault.count_certificates("pki_int").await,
+        1 + 2,
+        "the root, the first, and the one for the next Envoy"
+    );
 }
