@@ -14,6 +14,7 @@ mod accepted;
 mod core;
 mod events;
 mod gateway;
+mod inbox;
 mod object_behind;
 mod refusals;
 mod store;

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
+use super::inbox::{self, Inbox, Outbox, Waiting};
 use super::withheld::WithheldResource;
 use crate::config::Quarantine;
 use crate::model::mesh::{Chain, ChainQuery, Interest, MeshLeaf, MeshRoots};
@@ -67,66 +68,7 @@ pub struct Store {
     outbox: Arc<Outbox>,
 }
 
-/// Dropped with the last store: the writer ends when it has written what is there.
-struct Outbox(Arc<Inbox>);
-
-impl Drop for Outbox {
-    fn drop(&mut self) {
-        self.0.lock().is_closed = true;
-        self.0.news.notify_one();
-    }
-}
-
-/// What the writer has not taken up yet.
-#[derive(Default)]
-struct Inbox {
-    content: Mutex<Content>,
-    news: Condvar,
-}
-
-#[derive(Default)]
-struct Content {
-    /// The newest for each entry: however long the disk hangs, it does not grow beyond what there is to write.
-    writes: Waiting,
-    flushes: Vec<mpsc::Sender<()>>,
-    is_closed: bool,
-}
-
-impl Content {
-    fn is_idle(&mut self) -> bool {
-        self.writes.is_empty() && self.flushes.is_empty() && !self.is_closed
-    }
-}
-
-impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, Content> {
-        // Whole after each statement, whatever a panicking holder was about to do.
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until there is something, or this long. None: nothing will come any more.
-    fn take(&self, limit: Option<Duration>) -> Option<(Waiting, Vec<mpsc::Sender<()>>)> {
-        let content = self.lock();
-        let mut content = match limit {
-            None => self
-                .news
-                .wait_while(content, Content::is_idle)
-                .unwrap_or_else(PoisonError::into_inner),
-            Some(limit) => {
-                let waited = self.news.wait_timeout_while(content, limit, Content::is_idle);
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            }
-        };
-        let taken = (
-            std::mem::take(&mut content.writes),
-            std::mem::take(&mut content.flushes),
-        );
-        let is_over = content.is_closed && taken.0.is_empty() && taken.1.is_empty();
-        (!is_over).then_some(taken)
-    }
-}
-
-enum Write {
+pub(super) enum Write {
     Document(Document),
     DocumentGone(String),
     Confirmed(Document),
@@ -184,8 +126,8 @@ impl Store {
             path: path.clone(),
             source,
         })?;
-        let inbox = Arc::new(Inbox::default());
-        let outbox = Arc::new(Outbox(inbox.clone()));
+        let (outbox, inbox) = inbox::new();
+        let outbox = Arc::new(outbox);
         std::thread::Builder::new()
             .name("state".to_owned())
             .spawn(move || write_all(&path, database, &inbox))
@@ -263,16 +205,11 @@ impl Store {
 
     /// Returns when everything handed over so far is on disk, or the writer has given up on it.
     pub fn flush(&self) {
-        let (done, wait) = mpsc::channel();
-        self.outbox.0.lock().flushes.push(done);
-        self.outbox.0.news.notify_one();
-        // An ended writer has nothing left to write.
-        let _ = wait.recv();
+        self.outbox.flush();
     }
 
     fn send(&self, write: Write) {
-        self.outbox.0.lock().writes.insert(write.entry(), write);
-        self.outbox.0.news.notify_one();
+        self.outbox.send(write.entry(), write);
     }
 }
 
@@ -342,10 +279,8 @@ fn mesh(
 const LEAF: &str = "leaf";
 const ROOTS: &str = "roots";
 
-/// The newest write of each entry that is not on disk yet.
-type Waiting = BTreeMap<(&'static str, String), Write>;
-
 fn write_all(path: &Path, database: Database, inbox: &Inbox) {
+    let _ending = inbox.ending();
     let mut database = Some(database);
     let mut waiting = Waiting::new();
     let mut failing = false;
@@ -548,5 +483,20 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_writer_says_that_it_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.redb");
+        let database = Database::create(&path).unwrap();
+        let (outbox, inbox) = inbox::new();
+        let writer = std::thread::spawn({
+            let inbox = inbox.clone();
+            move || write_all(&path, database, &inbox)
+        });
+        drop(outbox);
+        writer.join().unwrap();
+        assert!(inbox.has_ended(), "a flush would wait for it");
     }
 }
