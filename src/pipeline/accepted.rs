@@ -88,6 +88,63 @@ impl AcceptedTexts {
     }
 }
 
+/// What serves of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// There is no such document.
+    Gone,
+    Nothing,
+    Something,
+}
+
+impl Served {
+    pub fn of(config: &Config, id: &DocumentId) -> Self {
+        match config.document(id) {
+            None => Self::Gone,
+            Some(state) if state.in_service.is_none() => Self::Nothing,
+            Some(_) => Self::Something,
+        }
+    }
+}
+
+/// What became of an answer: the document may have been mended or deleted since it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Serves,
+    /// By the agent's present version or settings.
+    IsBadToo,
+    NoneKept,
+    NotNeeded,
+}
+
+impl Outcome {
+    pub fn of(before: Served, after: Served, has_text: bool) -> Self {
+        match (before, after) {
+            (Served::Nothing, Served::Something) => Self::Serves,
+            (Served::Nothing, _) if has_text => Self::IsBadToo,
+            (Served::Nothing, _) => Self::NoneKept,
+            (Served::Gone | Served::Something, _) => Self::NotNeeded,
+        }
+    }
+
+    pub fn say(self, document: &DocumentId) {
+        match self {
+            Self::Serves => {
+                tracing::warn!(%document, "the present text is bad: the last one that was accepted goes in service");
+            }
+            Self::IsBadToo => {
+                tracing::warn!(%document, "the present text is bad, and so is the last one that was accepted");
+            }
+            Self::NoneKept => {
+                tracing::warn!(%document, "the present text is bad, and no accepted one is kept");
+            }
+            Self::NotNeeded => {
+                tracing::debug!(%document, "an accepted text came when it was no longer needed");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -140,7 +197,15 @@ mod tests {
                 text: text.map(Arc::from),
             })
         };
-        assert!(snapshot.apply(accepted(None)).is_empty());
+        let outcome = |snapshot: &mut Snapshot, text: Option<&str>| {
+            let before = Served::of(&snapshot.config, &document("").id);
+            let changes = snapshot.apply(accepted(text));
+            let after = Served::of(&snapshot.config, &document("").id);
+            (changes, Outcome::of(before, after, text.is_some()))
+        };
+        let (changes, said) = outcome(&mut snapshot, None);
+        assert!(changes.is_empty() && said == Outcome::NoneKept, "{said:?}");
+        assert_eq!(outcome(&mut snapshot, Some("also bad {")).1, Outcome::IsBadToo);
         assert!(
             !snapshot
                 .apply(accepted(Some("also bad {")))
@@ -151,8 +216,8 @@ mod tests {
                     "edge"
                 ))
         );
-        let changes = snapshot.apply(accepted(Some(GOOD)));
-        assert_eq!(changes.config.objects.len(), 1);
+        let (changes, said) = outcome(&mut snapshot, Some(GOOD));
+        assert_eq!((changes.config.objects.len(), said), (1, Outcome::Serves));
         let state = snapshot.config.document(&document("").id).unwrap();
         assert_eq!(
             &*state.document.text, "gateway {",
@@ -161,7 +226,10 @@ mod tests {
         assert!(!state.problems.is_empty());
         assert_eq!(&*state.in_service.as_ref().unwrap().document.text, GOOD);
         assert_eq!(state.in_service.as_ref().unwrap().document.order, 3);
-        // Late: something serves already.
-        assert!(snapshot.apply(accepted(Some(""))).is_empty());
+        // Late: something serves already, or the document is gone.
+        let (changes, said) = outcome(&mut snapshot, Some(""));
+        assert!(changes.is_empty() && said == Outcome::NotNeeded, "{said:?}");
+        snapshot.forget_documents([document("").id]);
+        assert_eq!(outcome(&mut snapshot, Some(GOOD)).1, Outcome::NotNeeded);
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::accepted::AcceptedTexts;
+use super::accepted::{AcceptedTexts, Outcome, Served};
 use super::events::Look;
 use super::gateway::{Gateway, Receivers};
 use super::refusals::Refusals;
@@ -275,6 +275,12 @@ impl Pipeline {
                 self.accepted.answered(&accepted.document);
                 // Even if it brings nothing: the first publication may have waited for it.
                 changes.status_only = true;
+                let (id, has_text) = (accepted.document.clone(), accepted.text.is_some());
+                let served = Served::of(&self.snapshot.config, &id);
+                changes.merge(self.snapshot.apply(observation));
+                let serves = Served::of(&self.snapshot.config, &id);
+                Outcome::of(served, serves, has_text).say(&id);
+                continue;
             }
             changes.merge(self.snapshot.apply(observation));
         }

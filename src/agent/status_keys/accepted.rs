@@ -1,12 +1,13 @@
 //! The texts that serve and that an Envoy acknowledged, under `<prefix>/accepted/`: the leader keeps them, and an agent
 //! that finds a document bad and knows no better reads one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -21,10 +22,12 @@ pub(super) async fn answer(
     mut wanted: mpsc::UnboundedReceiver<DocumentId>,
     stop: CancellationToken,
 ) {
-    let mut trouble = Trouble::with("the accepted text of a document cannot be read from Consul KV");
+    let mut trouble = Trouble::costing(
+        "the accepted text of a document cannot be read from Consul KV",
+        "documents whose present text is bad, and of which nothing is in service, stay out of it until it can",
+    );
     let config_prefix = shared.key("config/");
-    // Consul did not say whether there is one: that is no answer, so it is asked again.
-    let mut open: BTreeSet<DocumentId> = BTreeSet::new();
+    let mut unanswered = Unanswered::default();
     loop {
         let id = tokio::select! {
             () = stop.cancelled() => return,
@@ -32,27 +35,27 @@ pub(super) async fn answer(
                 Some(id) => id,
                 None => return,
             },
-            () = tokio::time::sleep(RETRY), if !open.is_empty() => match open.pop_first() {
-                Some(id) => id,
-                None => continue,
-            },
+            () = wait_until(unanswered.not_before), if !unanswered.open.is_empty() => {
+                match unanswered.open.pop_front() {
+                    Some(id) => id,
+                    None => continue,
+                }
+            }
         };
         let text = match id.as_str().strip_prefix(&config_prefix) {
             None => None,
             Some(name) => match read(&shared, name, &mut trouble).await {
-                Ok(text) => text,
-                Err(Unanswered) => {
-                    open.insert(id);
+                Ok(text) => {
+                    unanswered.is_answered();
+                    text
+                }
+                Err(pause) => {
+                    unanswered.put_off(id, pause, Instant::now());
                     continue;
                 }
             },
         };
-        match &text {
-            Some(_) => {
-                tracing::warn!(document = %id, "the present text is bad: the last one that was accepted goes in service")
-            }
-            None => tracing::warn!(document = %id, "the present text is bad, and no accepted one is kept"),
-        }
+        // What becomes of it is told where it is taken up.
         let answer = AcceptedText { document: id, text };
         if shared
             .keys
@@ -66,29 +69,53 @@ pub(super) async fn answer(
     }
 }
 
-struct Unanswered;
+/// Texts of which Consul did not say whether there is one: that is no answer, so it is asked again.
+#[derive(Default)]
+struct Unanswered {
+    /// The longest unasked first.
+    open: VecDeque<DocumentId>,
+    /// None: at once.
+    not_before: Option<Instant>,
+}
 
-async fn read(shared: &Shared, name: &str, trouble: &mut Trouble) -> Result<Option<Arc<str>>, Unanswered> {
+impl Unanswered {
+    /// One text could not be read. Each is small, and they are asked for one after the other.
+    fn put_off(&mut self, id: DocumentId, pause: Duration, now: Instant) {
+        self.open.push_back(id);
+        self.not_before = Some(now + pause.max(RETRY));
+    }
+
+    /// What kept one of them keeps none of them any more.
+    fn is_answered(&mut self) {
+        self.not_before = None;
+    }
+}
+
+async fn wait_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        sleep_until(at).await;
+    }
+}
+
+/// An error is how long to leave Consul alone with it.
+async fn read(shared: &Shared, name: &str, trouble: &mut Trouble) -> Result<Option<Arc<str>>, Duration> {
     let key = shared.key(&format!("accepted/{name}"));
     match shared.keys.client.read_key(&key).await {
         Ok(entry) => {
             trouble.over();
             Ok(entry.and_then(|entry| std::str::from_utf8(&entry.value).ok().map(Arc::from)))
         }
-        Err(error) => {
-            trouble.failed(
-                &error,
-                &format!(
-                    "key_prefix {:?} {{ policy = \"write\" }}",
-                    shared.key("accepted/")
-                ),
-            );
-            Err(Unanswered)
-        }
+        Err(error) => Err(trouble.failed(
+            &error,
+            &format!(
+                "key_prefix {:?} {{ policy = \"write\" }}",
+                shared.key("accepted/")
+            ),
+        )),
     }
 }
 
-/// Between two questions about texts that could not be read; each is small, and they are asked one after the other.
+/// Between two questions about texts that could not be read.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// What stands under the prefix, and what to change there.
@@ -299,6 +326,38 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    /// Who was asked for, and after how many seconds, if one of them can never be read and the others can the second time.
+    #[test]
+    fn one_that_cannot_be_read_keeps_no_other() {
+        let id = |name: &str| DocumentId::Kv(format!("p/config/{name}").into());
+        let mut unanswered = Unanswered::default();
+        let begun = Instant::now();
+        let mut now = begun;
+        for name in ["a", "b", "c"] {
+            unanswered.put_off(id(name), Duration::ZERO, now);
+        }
+        let mut asked = Vec::new();
+        while asked.len() < 5 {
+            now = unanswered.not_before.unwrap_or(now);
+            let next = unanswered.open.pop_front().unwrap();
+            asked.push((next.as_str().to_owned(), (now - begun).as_secs()));
+            match next == id("a") {
+                true => unanswered.put_off(next, Duration::from_secs(120), now),
+                false => unanswered.is_answered(),
+            }
+        }
+        let shown: Vec<(&str, u64)> = asked.iter().map(|(name, at)| (&**name, *at)).collect();
+        // The pause that a refusal asks for is kept; after an answer there is none.
+        let expected = [
+            ("p/config/a", 2),
+            ("p/config/b", 122),
+            ("p/config/c", 122),
+            ("p/config/a", 122),
+            ("p/config/a", 242),
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]

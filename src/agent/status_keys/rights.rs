@@ -8,6 +8,8 @@ use crate::sources::retry::jittered;
 #[derive(Debug)]
 pub(super) struct Trouble {
     what: &'static str,
+    /// What it costs meanwhile.
+    cost: &'static str,
     told: bool,
 }
 
@@ -16,7 +18,15 @@ const DENIED: Duration = Duration::from_secs(120);
 
 impl Trouble {
     pub fn with(what: &'static str) -> Self {
-        Self { what, told: false }
+        Self::costing(what, "serving is not affected")
+    }
+
+    pub fn costing(what: &'static str, cost: &'static str) -> Self {
+        Self {
+            what,
+            cost,
+            told: false,
+        }
     }
 
     pub fn over(&mut self) {
@@ -28,12 +38,13 @@ impl Trouble {
     /// The pause that this failure asks for, on top of the usual one.
     pub fn failed(&mut self, error: &ConsulError, rule: &str) -> Duration {
         let denied = is_denied(error);
+        let (what, cost) = (self.what, self.cost);
         if std::mem::replace(&mut self.told, true) {
-            tracing::debug!(%error, "{}", self.what);
+            tracing::debug!(%error, "{what}");
         } else if denied {
-            tracing::warn!(%error, fix = format!("add to the token's policy: {rule}"), "{}; serving is not affected", self.what);
+            tracing::warn!(%error, fix = format!("add to the token's policy: {rule}"), "{what}; {cost}");
         } else {
-            tracing::warn!(%error, "{}; serving is not affected", self.what);
+            tracing::warn!(%error, "{what}; {cost}");
         }
         if denied { jittered(DENIED) } else { Duration::ZERO }
     }
