@@ -1,11 +1,12 @@
 //! Sockets: binding them safely, accepting, and knowing who is there before a byte of HTTP/2 is read.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::rustls::server::Acceptor;
 use tonic::transport::server::Connected;
 
 use super::access::{Access, GatewayAccess, Peer};
@@ -25,8 +27,14 @@ use super::tls::{self, TlsError, TlsSettings};
 const BACKLOG: u32 = 4096;
 /// TLS handshakes at the same time: each costs a signature, more of them only make all of them late.
 const HANDSHAKES: usize = 256;
-/// Connections that have not shown a certificate yet. Whoever opens more is not heard until some have been given up.
+/// A handshake counts as one of them for so long at most. What it costs is spent by then; what is left is to wait for the
+/// other side, which may never answer.
+const HANDSHAKE_TURN: Duration = Duration::from_secs(1);
+/// Connections that have not shown a certificate yet. While there are so many, new ones are closed at once.
 const UNKNOWN: usize = 4096;
+/// The same from one address: whoever fills its own share takes little from the others. Envoys behind one address that all
+/// come back at once are told apart from it within milliseconds, and come again.
+const UNKNOWN_OF_ONE: usize = 512;
 /// Between two lines about handshakes that failed: anybody who reaches the port can make them fail.
 const WARNING_PAUSE: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -212,7 +220,7 @@ async fn accept_tls(
     events: &EventQueue,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let unknown = Arc::new(Semaphore::new(UNKNOWN));
+    let unknown = Arc::new(Unknown::default());
     let failures = Arc::new(Failures::default());
     let mut is_watching = true;
     loop {
@@ -238,17 +246,19 @@ async fn accept_tls(
                 continue;
             }
         };
-        let Ok(place) = unknown.clone().try_acquire_owned() else {
-            let reason = format!("{UNKNOWN} other connections have shown no certificate yet");
-            failures.note(events, address, &reason);
-            continue;
+        let place = match unknown.place(address.ip()) {
+            Ok(place) => place,
+            Err(reason) => {
+                failures.note(events, address, &reason);
+                continue;
+            }
         };
-        let acceptor = TlsAcceptor::from(config.clone());
+        let config = config.clone();
         let (access, connections, events) = (access.clone(), connections.clone(), events.clone());
         let (handshakes, failures) = (handshakes.clone(), failures.clone());
         tokio::spawn(async move {
             let _place = place;
-            match shake_hands(acceptor, stream, address, access, &handshakes).await {
+            match shake_hands(config, stream, address, access, &handshakes).await {
                 Ok(Some(connection)) => _ = connections.send(Ok(connection)).await,
                 Ok(None) => {
                     tracing::debug!(%address, "a connection without a word: a look whether the port is open")
@@ -256,6 +266,57 @@ async fn accept_tls(
                 Err(message) => failures.note(&events, address, &message),
             }
         });
+    }
+}
+
+/// Connections that have shown no certificate yet, by where they come from.
+#[derive(Default)]
+struct Unknown {
+    // A plain mutex: never held across an await.
+    count: Mutex<(usize, HashMap<IpAddr, usize>)>,
+}
+
+/// One of them, until dropped.
+struct Place {
+    unknown: Arc<Unknown>,
+    from: IpAddr,
+}
+
+impl Unknown {
+    fn place(self: &Arc<Self>, from: IpAddr) -> Result<Place, String> {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, by_address) = &mut *count;
+        if *all >= UNKNOWN {
+            return Err(format!(
+                "{UNKNOWN} other connections have shown no certificate yet"
+            ));
+        }
+        let of_one = by_address.entry(from).or_default();
+        if *of_one >= UNKNOWN_OF_ONE {
+            return Err(format!(
+                "{UNKNOWN_OF_ONE} other connections from {from} have shown no certificate yet"
+            ));
+        }
+        *of_one += 1;
+        *all += 1;
+        Ok(Place {
+            unknown: self.clone(),
+            from,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut count = self.unknown.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, by_address) = &mut *count;
+        *all -= 1;
+        if let Entry::Occupied(mut of_one) = by_address.entry(self.from) {
+            *of_one.get_mut() -= 1;
+            if *of_one.get() == 0 {
+                of_one.remove();
+            }
+        }
     }
 }
 
@@ -294,7 +355,7 @@ impl Failures {
 }
 
 async fn shake_hands(
-    acceptor: TlsAcceptor,
+    config: Arc<rustls::ServerConfig>,
     stream: TcpStream,
     address: SocketAddr,
     access: Arc<Access>,
@@ -305,18 +366,25 @@ async fn shake_hands(
     let handshake = async {
         // Health checks, and `portreeve envoy run` that waits for us, connect and leave.
         match stream.peek(&mut [0]).await {
-            Ok(0) | Err(_) => Ok(None),
-            // Only now, so that those who say nothing hold up nobody. Without a permit it is merely unbounded.
-            Ok(_) => {
-                let _permit = handshakes.acquire().await.ok();
-                acceptor.accept(stream).await.map(Some)
-            }
+            Ok(0) | Err(_) => return Ok(None),
+            Ok(_) => {}
         }
+        // Only when all of the first message is here is it anybody's turn, so that those who say nothing, or half of
+        // something, hold up nobody.
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let mut shaken = pin!(hello.into_stream(config));
+        // Without a permit it is merely unbounded.
+        let turn = handshakes.acquire().await.ok();
+        if let Ok(shaken) = tokio::time::timeout(HANDSHAKE_TURN, &mut shaken).await {
+            return shaken.map(Some);
+        }
+        drop(turn);
+        shaken.await.map(Some)
     };
     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| format!("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs()))?
-        .map_err(|error| error.to_string())?;
+        .map_err(|error: io::Error| error.to_string())?;
     let Some(stream) = shaken else {
         return Ok(None);
     };
@@ -436,5 +504,35 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.io.as_mut().poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_leaves_places_to_the_others() {
+        let unknown = Arc::new(Unknown::default());
+        let address =
+            |last: usize| IpAddr::from([10, 0, u8::try_from(last / 256).unwrap(), (last % 256) as u8]);
+        let mut places = Vec::new();
+        for from in 0..UNKNOWN / UNKNOWN_OF_ONE {
+            for _ in 0..UNKNOWN_OF_ONE {
+                places.push(unknown.place(address(from)).unwrap());
+            }
+            let refused = unknown.place(address(from)).err().unwrap();
+            assert!(refused.contains("connections"), "{refused}");
+        }
+        assert!(
+            unknown.place(address(9999)).is_err(),
+            "there are no more places at all"
+        );
+        places.pop();
+        let another = unknown.place(address(9999));
+        assert!(another.is_ok());
+        drop((places, another));
+        let count = unknown.count.lock().unwrap();
+        assert_eq!((count.0, count.1.len()), (0, 0));
     }
 }

@@ -10,6 +10,9 @@ use portreeve::xds::{
     TcpSettings, TlsSettings,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rustls::pki_types::pem::PemObject as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -230,6 +233,76 @@ async fn the_certificate_decides() {
             Some(names) => break assert_eq!(names, ["of-inner"]),
             None => assert!(std::time::Instant::now() < deadline),
         }
+    }
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
+
+/// Sockets from an address of their own, each of which has said this and says no more.
+async fn half_said(to: std::net::SocketAddr, from: u8, said: &[u8]) -> Vec<TcpStream> {
+    let mut all = Vec::new();
+    // More than handshakes are made at a time.
+    for _ in 0..300 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, from], 0).into()).unwrap();
+        let mut stream = socket.connect(to).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        all.push(stream);
+    }
+    all
+}
+
+/// The first message of a TLS client.
+fn hello(servers: &Authority) -> Vec<u8> {
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = servers.pem();
+    let root = rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    roots.add(root).unwrap();
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "agent.example".try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_go_on_shaking_hands_holds_up_nobody() {
+    _ = rustls::crypto::ring::default_provider().install_default();
+    let (clients, servers) = (Authority::new(), Authority::new());
+    let identities = vec![identity(San::Dns("edge.example".into()), &["edge"])];
+    let (_settings, tls) = watch::channel(Arc::new(tls_settings(&clients, &servers, identities)));
+    let gateways = Gateways::default();
+    let (_edge, receiver) = publisher(Some(set_of(&[(Cluster, "of-edge", "1")])));
+    gateways.insert("edge", receiver);
+    let (server, _events) = Server::new(gateways, Limits::default(), 64);
+    let address = ([127, 0, 0, 1], 0).into();
+    let listener = TcpSettings { address, tls }.bind().await.unwrap();
+    let address = listener.tcp_address().unwrap();
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn({
+        let (server, stop) = (server.clone(), stop.clone());
+        async move { server.serve(listener, stop).await }
+    });
+    let edge = clients.issue(vec![dns("edge.example")]);
+    let whole = hello(&servers);
+    for (from, said) in [(2, &whole[..1]), (3, &whole[..whole.len() - 1]), (4, &whole[..])] {
+        // Given up only after 10 s: it tells whether they were waited for.
+        let mut oldest = TcpStream::connect(address).await.unwrap();
+        oldest.write_all(&whole[..1]).await.unwrap();
+        let silent = half_said(address, from, said).await;
+        let answer = async {
+            let channel = connect(address, &servers, Some(&edge)).await.unwrap();
+            first_answer(channel, "edge").await.unwrap()
+        };
+        let mut nothing = [0];
+        tokio::select! {
+            names = answer => assert_eq!(names, ["of-edge"]),
+            _ = oldest.read(&mut nothing) => panic!("{} bytes of a first message shut the port", said.len()),
+        }
+        drop(silent);
     }
     stop.cancel();
     serving.await.unwrap().unwrap();
