@@ -56,6 +56,12 @@ pub enum RestartError {
     NotRunning,
     #[error("the new Envoy refuses the bootstrap, the old one stays: {0}")]
     Refused(String),
+    #[error(
+        "Envoy is starting and has nothing to hand over yet: try again when `portreeve status` shows it running"
+    )]
+    NotLive,
+    #[error("another restart of this Envoy is under way: try again when it is done")]
+    UnderWay,
     #[error("the former Envoy has not finished draining: try again when it is gone")]
     StillDraining,
     #[error(

@@ -116,10 +116,18 @@ impl Supervisor {
     }
 
     fn why_not_now(&self) -> Option<RestartError> {
-        if !self.others.is_empty() || !self.retiring.is_empty() || !self.checking.is_empty() {
+        if !self.others.is_empty() || !self.checking.is_empty() {
+            return Some(RestartError::UnderWay);
+        }
+        if !self.retiring.is_empty() {
             return Some(RestartError::StillDraining);
         }
-        self.current.is_none().then_some(RestartError::NotRunning)
+        match &self.current {
+            None => Some(RestartError::NotRunning),
+            // It refuses to hand over, and is lost for later attempts. One that is spoiled served before.
+            Some(current) if !current.live && !current.spoiled => Some(RestartError::NotLive),
+            Some(_) => None,
+        }
     }
 
     pub(super) async fn begin_restart(&mut self, checked: Checked) {
@@ -153,7 +161,7 @@ impl Supervisor {
         launch: Result<Launch, RestartError>,
     ) -> Result<(Launch, RestartMethod, Process), RestartError> {
         let launch = launch?;
-        // It may have ended meanwhile.
+        // It may have ended meanwhile, and the next one may be starting.
         if let Some(error) = self.why_not_now() {
             return Err(error);
         }

@@ -179,6 +179,37 @@ async fn an_upgrade_loses_no_request() {
     }
 }
 
+/// It would refuse to hand over, and every later attempt too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_that_does_not_serve_yet_is_not_replaced() {
+    let gateway = Gateway::new();
+    // It waits for an xDS server that does not exist.
+    let mut silent = gateway.settings();
+    silent.bootstrap.initial_fetch_timeout = Duration::ZERO;
+    let handle = start_or_adopt(silent).await.unwrap();
+    let before = gateway.envoys();
+    let error = handle.restart(None).await.unwrap_err();
+    assert!(matches!(error, RestartError::NotLive), "{error}");
+    assert_eq!(gateway.envoys(), before);
+    handle.stop(StopMode::Now).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_restart_is_told_that_one_is_under_way() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    let before = wait_until_running(&handle).await;
+    let (one, other) = tokio::join!(handle.restart(None), handle.restart(None));
+    let refused = match (one, other) {
+        (Ok(_), Err(error)) | (Err(error), Ok(_)) => error,
+        both => panic!("{both:?}"),
+    };
+    assert!(matches!(refused, RestartError::UnderWay), "{refused}");
+    assert_ne!(wait_until_running(&handle).await.pid, before.pid);
+    assert!(is_served(&gateway.get("/").await));
+    handle.stop(StopMode::Now).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_that_cannot_succeed_changes_nothing() {
     let gateway = Gateway::new();
