@@ -1,7 +1,7 @@
 //! Envoy dies.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use portreeve::envoy_process::{Status, StopMode, start_or_adopt};
 
@@ -53,14 +53,13 @@ async fn it_starts_serves_and_answers_its_owner_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_envoy_is_back_at_once() {
+async fn a_killed_envoy_is_replaced_after_pauses_that_double() {
     let _alone = alone().await;
     let gateway = Gateway::new();
     let handle = gateway.start().await;
     let first = wait_until_running(&handle).await;
     for round in 0..3 {
         let pid = wait_until_running(&handle).await.pid;
-        let killed_at = Instant::now();
         signal(pid, "KILL");
         let (reason, retry_in) = wait_for(&handle, "backoff", |status| match status {
             Status::Backoff { reason, retry_in, .. } => Some((reason.clone(), *retry_in)),
@@ -70,12 +69,7 @@ async fn a_killed_envoy_is_back_at_once() {
         assert!(reason.contains("signal 9"), "{reason}");
         // Hardly a pause at first, then pauses that double.
         assert_eq!(retry_in, Duration::from_millis(100) * (1 << round));
-        let noticed = killed_at.elapsed();
         let next = wait_until_running(&handle).await;
-        println!(
-            "round {round}: noticed after {noticed:?}, serving after {:?}",
-            killed_at.elapsed()
-        );
         assert_ne!(next.pid, pid);
         assert!(is_served(&gateway.get("/").await));
         assert_eq!(gateway.envoys(), [next.pid]);

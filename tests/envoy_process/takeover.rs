@@ -104,15 +104,12 @@ async fn envoy_outlives_a_killed_agent_and_the_next_takes_it_over() {
     assert_eq!(gateway.envoys(), before);
 
     // It is watched like a child.
-    let killed_at = Instant::now();
     signal(running.pid, "KILL");
     let reason = wait_for(&handle, "backoff", |status| match status {
         Status::Backoff { reason, .. } => Some(reason.clone()),
         _ => None,
     })
     .await;
-    let noticed = killed_at.elapsed();
-    println!("the death of an Envoy taken over was noticed after {noticed:?}: {reason}");
     assert!(reason.contains("signal 9"), "{reason}");
     let next = wait_until_running(&handle).await;
     assert!(!next.adopted);
