@@ -20,7 +20,7 @@ use crate::snapshot::Snapshot;
 pub struct ExplainQuery {
     #[serde(default = "get")]
     pub method: String,
-    /// `https://shop.example.com/api?x=1`. Without a scheme: http.
+    /// `https://shop.example.com/api?x=1`, or `tcp://db.example.com:5432`. Without a scheme: http.
     pub url: String,
     /// Name and value.
     #[serde(default)]
@@ -113,13 +113,15 @@ impl Target {
         };
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let scheme = scheme.to_ascii_lowercase();
-        if scheme != "http" && scheme != "https" {
-            return Err(bad("the scheme must be http or https"));
+        if !["http", "https", "tcp"].contains(&&*scheme) {
+            return Err(bad("the scheme must be http, https or tcp"));
         }
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
+        // Hosts of a scheme that it does not know are left as they are, capital letters and all.
+        let known = if scheme == "tcp" { "http" } else { &scheme };
         let url =
-            url::Url::parse(&format!("{scheme}://{authority}/")).map_err(|error| bad(&error.to_string()))?;
+            url::Url::parse(&format!("{known}://{authority}/")).map_err(|error| bad(&error.to_string()))?;
         let host = url.host_str().unwrap_or_default().to_owned();
         if host.is_empty() {
             return Err(bad("it names no host"));
@@ -212,6 +214,10 @@ mod tests {
         assert_eq!(
             target("http://[::1]:8080/"),
             expect("http", "[::1]", Some(8080), "/")
+        );
+        assert_eq!(
+            target("tcp://DB.example.com:5432"),
+            expect("tcp", "db.example.com", Some(5432), "/")
         );
         for bad in ["ftp://a", "http://", "/path", "http://a:99999/"] {
             assert!(Target::parse(bad).is_err(), "{bad}");

@@ -30,9 +30,10 @@ const SHOWN: usize = 10;
 /// none does.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
+    /// Of a connection to a tcp listener: any word, such as CONNECT.
     #[arg(value_name = "METHOD")]
     method: String,
-    /// Such as https://shop.example.com/api?x=1.
+    /// Such as https://shop.example.com/api?x=1, or tcp://db.example.com:5432.
     #[arg(value_name = "URL")]
     url: String,
     /// A request header, name:value; may be given several times.
@@ -135,6 +136,11 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     Ok(ExitCode::from(u8::from(!is_taken)))
 }
 
+/// Of a tcp listener: it has no requests, and so no host or rule.
+fn is_connection(arguments: &Arguments) -> bool {
+    arguments.url.to_ascii_lowercase().starts_with("tcp://")
+}
+
 fn parse_header(text: &str) -> anyhow::Result<(String, String)> {
     let (name, value) = text
         .split_once(':')
@@ -160,10 +166,13 @@ fn write(
     if let Some(clients) = &explained.clients {
         terminal.line(format!("clients    {clients}"))?;
     }
-    terminal.line(format!(
-        "host       {}",
-        explained.host.clone().unwrap_or_else(none)
-    ))?;
+    let is_connection = is_connection(arguments);
+    if !is_connection {
+        terminal.line(format!(
+            "host       {}",
+            explained.host.clone().unwrap_or_else(none)
+        ))?;
+    }
     let rule = explained.route.as_deref().unwrap_or("none");
     let color = if explained.route.is_some() {
         Color::Green
@@ -175,7 +184,8 @@ fn write(
         .as_ref()
         .map(|origin| format!("  ({origin})"))
         .unwrap_or_default();
-    terminal.line(format!("rule       {}{place}", terminal.paint(color, rule)))?;
+    let head = if is_connection { "route" } else { "rule" };
+    terminal.line(format!("{head:<10} {}{place}", terminal.paint(color, rule)))?;
     if let Some(action) = &explained.action {
         write_action(action, &explained.endpoints, is_offline, terminal)?;
     }

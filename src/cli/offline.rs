@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::failure::Failure;
-use crate::config::{Config, Gateway, Object, ObjectKind, Permissions};
+use crate::config::{Config, Gateway, Object, ObjectKind, Permissions, Protocol, RouteRef};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::hcl::Limits;
 use crate::model::mesh::{Chain, Interest, MeshLeaf, MeshRoots};
@@ -147,28 +147,37 @@ fn compile(snapshot: &Snapshot, gateway: &Gateway) -> Compiler {
 
 /// One document with the gateways that routes name and nobody declares, so that their routes are looked at too.
 fn assumed_gateways(config: &Config) -> Vec<Document> {
-    let mut missing: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for object in config.of_kind(ObjectKind::HttpRoute) {
-        let Object::HttpRoute(route) = object else {
-            continue;
+    let mut missing: BTreeMap<&str, BTreeMap<&str, Protocol>> = BTreeMap::new();
+    let http = config.of_kind(ObjectKind::HttpRoute);
+    let routes = http.chain(config.of_kind(ObjectKind::TcpRoute));
+    for route in routes.filter_map(Object::route) {
+        let protocol = match route {
+            RouteRef::Http(_) => Protocol::Http,
+            RouteRef::Tcp(_) => Protocol::Tcp,
         };
         let named = route
-            .gateways
+            .gateways()
             .iter()
             .filter(|(name, _)| config.gateway(name).is_none());
         for (name, _) in named {
             let listeners = missing.entry(name).or_default();
-            listeners.extend(route.listeners.iter().map(|(listener, _)| &**listener));
+            let wanted = route.listeners().iter();
+            listeners.extend(wanted.map(|(listener, _)| (&**listener, protocol)));
         }
     }
     let mut text = String::new();
     for (name, listeners) in &mut missing {
         if listeners.is_empty() {
-            listeners.insert("any");
+            listeners.insert("any", Protocol::Http);
         }
         let _ = writeln!(text, "gateway \"{name}\" {{");
-        for (index, listener) in listeners.iter().enumerate() {
-            let _ = writeln!(text, "  listener \"{listener}\" {{ port = {} }}", index + 1);
+        for (index, (listener, protocol)) in listeners.iter().enumerate() {
+            let _ = writeln!(
+                text,
+                "  listener \"{listener}\" {{\n    port = {}\n    protocol = \"{}\"\n  }}",
+                index + 1,
+                protocol.as_str()
+            );
         }
         text.push_str("}\n");
     }

@@ -62,6 +62,13 @@ pub fn parse_document(
             &reader,
         ))));
     }
+    for (block, reader) in reader.children("tcp_route") {
+        objects.push(Object::TcpRoute(Arc::new(super::tcp_route::decode(
+            &mut decoder,
+            block,
+            &reader,
+        ))));
+    }
     for (block, reader) in reader.children("upstream") {
         objects.push(Object::Upstream(Arc::new(super::upstream::decode(
             &mut decoder,

@@ -1,10 +1,11 @@
 use std::time::Duration;
 
 use super::document::Decoder;
-use super::objects::{Gateway, Listener, ListenerTls, Protocol};
+use super::objects::{Gateway, Listener, ListenerTls, Protocol, Scope};
 use super::schema::with_policies;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
+use crate::model::Origin;
 
 pub(super) fn schema() -> BlockSchema {
     with_policies(BlockSchema::new(
@@ -25,7 +26,14 @@ fn listener_schema() -> BlockSchema {
             "The address to listen on. Left out: the agent's `bind_addr` (0.0.0.0; 127.0.0.1 under -dev).",
         )
         .required("port", Type::Integer(1, 65535), "8443", "The TCP port to listen on.")
-        .attribute("protocol", Type::Word(&["http", "https"]), Some("\"http\""), "\"https\"", "What clients speak.")
+        .attribute(
+            "protocol",
+            Type::Word(&["http", "https", "tcp"]),
+            Some("\"http\""),
+            "\"https\"",
+            "What clients speak. `tcp`: anything; a `tcp_route` says where its connections go, and with a tls block they are \
+             decrypted first.",
+        )
         .attribute(
             "trusted_proxies",
             Type::Integer(0, 16),
@@ -38,7 +46,7 @@ fn listener_schema() -> BlockSchema {
             Type::Duration(1000, 24 * 3_600_000),
             Some("\"1h\""),
             "\"10m\"",
-            "How long a connection without requests is kept.",
+            "How long a connection without requests is kept; of a tcp listener, one without a byte in either direction.",
         )
         .attribute(
             "stream_idle_timeout",
@@ -70,7 +78,7 @@ fn listener_schema() -> BlockSchema {
              only the Envoy-wide bound of the agent's settings (`envoy { max_downstream_connections }`) holds.",
         )
         .block(
-            BlockSchema::new("tls", &[], "How an https listener terminates TLS.")
+            BlockSchema::new("tls", &[], "How an https or tcp listener terminates TLS.")
                 .required(
                     "certificates",
                     Type::List(&Type::Name),
@@ -115,6 +123,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
 fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Listener {
     let protocol = match reader.string("protocol").as_deref() {
         Some("https") => Protocol::Https,
+        Some("tcp") => Protocol::Tcp,
         _ => Protocol::Http,
     };
     let tls = reader.child("tls").map(|tls| ListenerTls {
@@ -137,13 +146,17 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
                 .because("its certificates would never be served, and clients would speak in the clear")
                 .fix("set `protocol = \"https\"`, or take the tls block away"),
         ),
-        (Some(tls), Protocol::Https) if tls.certificates.is_empty() => decoder.problems.push(
+        (Some(tls), Protocol::Https | Protocol::Tcp) if tls.certificates.is_empty() => decoder.problems.push(
             Diagnostic::error(Code::MissingKey, "tls needs at least one certificate")
                 .at(reader.origin())
                 .because("without a certificate no handshake can succeed")
                 .fix("add `certificates = [\"<name>\"]`, and a `certificate` block of that name"),
         ),
         _ => {}
+    }
+    let scope = decoder.scope(reader);
+    if protocol == Protocol::Tcp {
+        for_http_only(decoder, block, reader, &scope);
     }
     Listener {
         name: block.label(0).into(),
@@ -167,6 +180,46 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
             .unwrap_or(Duration::from_secs(10)),
         max_request_headers_kb: reader.unsigned("max_request_headers_kb").unwrap_or(60),
         max_connections: reader.unsigned("max_connections"),
-        scope: decoder.scope(reader),
+        scope,
+    }
+}
+
+/// What a listener that looks into no request cannot do: left in, somebody would rely on it.
+fn for_http_only(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>, scope: &Scope) {
+    let attributes = [
+        "trusted_proxies",
+        "stream_idle_timeout",
+        "request_headers_timeout",
+        "max_request_headers_kb",
+        "policies",
+    ];
+    let mut written: Vec<(String, Origin)> = attributes
+        .into_iter()
+        .filter(|name| reader.has(name))
+        .map(|name| (name.to_owned(), reader.origin_of(name)))
+        .collect();
+    written.extend(scope.policies.iter().map(|(name, _)| {
+        let block = reader.child(name).map(|block| block.origin());
+        (name.to_owned(), block.unwrap_or_else(|| reader.origin_of(name)))
+    }));
+    let client_ca = reader.child("tls").and_then(|tls| tls.child("client_ca"));
+    written.extend(
+        client_ca
+            .filter(|client_ca| client_ca.boolean("forward_client_cert") == Some(true))
+            .map(|client_ca| {
+                let origin = client_ca.origin_of("forward_client_cert");
+                ("forward_client_cert".to_owned(), origin)
+            }),
+    );
+    for (name, origin) in written {
+        decoder.problems.push(
+            Diagnostic::error(
+                Code::Conflict,
+                format!("{name} on the tcp listener {:?}", block.label(0)),
+            )
+            .at(origin)
+            .because("it is about HTTP requests, and of a tcp listener's connections only the bytes are seen")
+            .fix("take it away, or set `protocol` to \"http\" or \"https\""),
+        );
     }
 }

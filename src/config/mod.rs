@@ -17,6 +17,7 @@ mod reference;
 mod route;
 mod schema;
 mod store;
+mod tcp_route;
 mod upstream;
 
 pub use client_ca::{client_ca_name, listener_of_client_ca};
@@ -24,7 +25,8 @@ pub use document::{ParsedDocument, parse_document};
 pub use exposure::{CATALOG, Exposure};
 pub use objects::{
     Backend, BackendTarget, Certificate, ClientCa, ConnectSource, Gateway, HttpRoute, Listener, ListenerTls,
-    Object, ObjectKey, ObjectKind, Policy, Protocol, Rule, RuleAction, Scope, Upstream, UpstreamSource,
+    Object, ObjectKey, ObjectKind, Policy, Protocol, RouteRef, Rule, RuleAction, Scope, TcpRoute, Upstream,
+    UpstreamSource,
 };
 pub use permissions::Permissions;
 pub use reach::{AddressRefusal, AddressRules};

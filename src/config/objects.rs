@@ -19,6 +19,7 @@ pub enum ObjectKind {
     Gateway,
     Certificate,
     HttpRoute,
+    TcpRoute,
     Upstream,
     Policy,
 }
@@ -29,6 +30,7 @@ impl ObjectKind {
             Self::Gateway => "gateway",
             Self::Certificate => "certificate",
             Self::HttpRoute => "http_route",
+            Self::TcpRoute => "tcp_route",
             Self::Upstream => "upstream",
             Self::Policy => "policy",
         }
@@ -62,6 +64,7 @@ pub enum Object {
     Gateway(Arc<Gateway>),
     Certificate(Arc<Certificate>),
     HttpRoute(Arc<HttpRoute>),
+    TcpRoute(Arc<TcpRoute>),
     Upstream(Arc<Upstream>),
     Policy(Arc<Policy>),
 }
@@ -72,6 +75,7 @@ impl Object {
             Self::Gateway(object) => (ObjectKind::Gateway, &object.name),
             Self::Certificate(object) => (ObjectKind::Certificate, &object.name),
             Self::HttpRoute(object) => (ObjectKind::HttpRoute, &object.name),
+            Self::TcpRoute(object) => (ObjectKind::TcpRoute, &object.name),
             Self::Upstream(object) => (ObjectKind::Upstream, &object.name),
             Self::Policy(object) => (ObjectKind::Policy, &object.name),
         };
@@ -86,6 +90,7 @@ impl Object {
             Self::Gateway(object) => &object.origin,
             Self::Certificate(object) => &object.origin,
             Self::HttpRoute(object) => &object.origin,
+            Self::TcpRoute(object) => &object.origin,
             Self::Upstream(object) => &object.origin,
             Self::Policy(object) => &object.origin,
         }
@@ -94,6 +99,15 @@ impl Object {
     /// Where a name is declared twice in one document, or two routes claim one match, the earlier place comes first.
     pub(super) fn place(&self) -> usize {
         self.origin().span.start
+    }
+
+    /// What requests or connections take, if this is one.
+    pub fn route(&self) -> Option<RouteRef<'_>> {
+        match self {
+            Self::HttpRoute(route) => Some(RouteRef::Http(route)),
+            Self::TcpRoute(route) => Some(RouteRef::Tcp(route)),
+            Self::Gateway(_) | Self::Certificate(_) | Self::Upstream(_) | Self::Policy(_) => None,
+        }
     }
 
     /// The objects this one names.
@@ -129,18 +143,16 @@ impl Object {
             Self::HttpRoute(route) => {
                 bundles(&route.scope);
                 route.rules.iter().for_each(|rule| bundles(&rule.scope));
-                keys.extend(
-                    route
-                        .gateways
-                        .iter()
-                        .map(|(name, _)| ObjectKey::new(ObjectKind::Gateway, name)),
-                );
-                keys.extend(route.backends().filter_map(|backend| match &backend.target {
-                    BackendTarget::Upstream(name) => Some(ObjectKey::new(ObjectKind::Upstream, name)),
-                    BackendTarget::Consul(_) => None,
-                }));
             }
-            Self::Certificate(_) | Self::Upstream(_) | Self::Policy(_) => {}
+            Self::TcpRoute(_) | Self::Certificate(_) | Self::Upstream(_) | Self::Policy(_) => {}
+        }
+        if let Some(route) = self.route() {
+            let gateways = route.gateways().iter();
+            keys.extend(gateways.map(|(name, _)| ObjectKey::new(ObjectKind::Gateway, name)));
+            keys.extend(route.backends().filter_map(|backend| match &backend.target {
+                BackendTarget::Upstream(name) => Some(ObjectKey::new(ObjectKind::Upstream, name)),
+                BackendTarget::Consul(_) => None,
+            }));
         }
         keys.sort();
         keys.dedup();
@@ -168,6 +180,17 @@ pub struct Gateway {
 pub enum Protocol {
     Http,
     Https,
+    Tcp,
+}
+
+impl Protocol {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -178,6 +201,7 @@ pub struct Listener {
     pub address: Option<IpAddr>,
     pub port: u16,
     pub protocol: Protocol,
+    /// Always with https, never with http.
     pub tls: Option<ListenerTls>,
     /// How many proxies in front of us write X-Forwarded-For.
     pub trusted_proxies: u32,
@@ -233,6 +257,77 @@ impl HttpRoute {
             RuleAction::Forward(backends) => &backends[..],
             RuleAction::Redirect(_) | RuleAction::Respond(_) => &[],
         })
+    }
+}
+
+/// Where the connections of some listeners go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpRoute {
+    pub name: Arc<str>,
+    pub origin: Origin,
+    pub gateways: Vec<(Arc<str>, Origin)>,
+    pub listeners: Vec<(Arc<str>, Origin)>,
+    pub backends: Vec<Backend>,
+    /// Instances tried for one connection.
+    pub connect_attempts: u32,
+}
+
+/// A route of any kind, by what all kinds have.
+#[derive(Clone, Copy, Debug)]
+pub enum RouteRef<'a> {
+    Http(&'a Arc<HttpRoute>),
+    Tcp(&'a Arc<TcpRoute>),
+}
+
+impl<'a> RouteRef<'a> {
+    pub fn kind(self) -> ObjectKind {
+        match self {
+            Self::Http(_) => ObjectKind::HttpRoute,
+            Self::Tcp(_) => ObjectKind::TcpRoute,
+        }
+    }
+
+    pub fn name(self) -> &'a Arc<str> {
+        match self {
+            Self::Http(route) => &route.name,
+            Self::Tcp(route) => &route.name,
+        }
+    }
+
+    pub fn origin(self) -> &'a Origin {
+        match self {
+            Self::Http(route) => &route.origin,
+            Self::Tcp(route) => &route.origin,
+        }
+    }
+
+    pub fn gateways(self) -> &'a [(Arc<str>, Origin)] {
+        match self {
+            Self::Http(route) => &route.gateways,
+            Self::Tcp(route) => &route.gateways,
+        }
+    }
+
+    pub fn listeners(self) -> &'a [(Arc<str>, Origin)] {
+        match self {
+            Self::Http(route) => &route.listeners,
+            Self::Tcp(route) => &route.listeners,
+        }
+    }
+
+    /// Whether a listener that speaks this can serve it.
+    pub fn goes_with(self, protocol: Protocol) -> bool {
+        match self {
+            Self::Http(_) => matches!(protocol, Protocol::Http | Protocol::Https),
+            Self::Tcp(_) => protocol == Protocol::Tcp,
+        }
+    }
+
+    pub fn backends(self) -> Box<dyn Iterator<Item = &'a Backend> + 'a> {
+        match self {
+            Self::Http(route) => Box::new(route.backends()),
+            Self::Tcp(route) => Box::new(route.backends.iter()),
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! What is wrong with the configuration as a whole, whichever gateway an agent serves.
 
-use super::objects::{HttpRoute, Object, ObjectKey, ObjectKind};
+use super::objects::{ObjectKey, ObjectKind, Protocol, RouteRef};
 use super::store::Config;
 use crate::diagnostics::{Code, Diagnostic, suggestion};
+use crate::model::Origin;
 
 impl Config {
     /// Everything: bad documents, clashes of names, routes that hang in the air. Walks all objects: for status and CLI.
@@ -20,11 +21,11 @@ impl Config {
 
     /// Every route that is attached to less than it names.
     pub fn unattached(&self) -> Vec<Diagnostic> {
-        self.of_kind(ObjectKind::HttpRoute)
-            .flat_map(|object| match object {
-                Object::HttpRoute(route) => self.attachment_problems(route),
-                _ => Vec::new(),
-            })
+        [ObjectKind::HttpRoute, ObjectKind::TcpRoute]
+            .into_iter()
+            .flat_map(|kind| self.of_kind(kind))
+            .filter_map(|object| object.route())
+            .flat_map(|route| self.attachment_problems(route))
             .collect()
     }
 
@@ -63,13 +64,16 @@ impl Config {
         suggestion(name, known.iter().map(|key| &*key.name)).map(str::to_owned)
     }
 
-    /// Gateways and listeners that a route names and nobody declares.
-    fn attachment_problems(&self, route: &HttpRoute) -> Vec<Diagnostic> {
+    /// Gateways and listeners that a route names and nobody declares, or that speak something else.
+    fn attachment_problems(&self, route: RouteRef<'_>) -> Vec<Diagnostic> {
         let mut said = Vec::new();
-        let mut listeners = Vec::new();
-        for (name, origin) in &route.gateways {
+        let mut listeners: Vec<(&str, Protocol)> = Vec::new();
+        for (name, origin) in route.gateways() {
             match self.gateway(name) {
-                Some(gateway) => listeners.extend(gateway.listeners.iter().map(|listener| &*listener.name)),
+                Some(gateway) => {
+                    let declared = gateway.listeners.iter();
+                    listeners.extend(declared.map(|listener| (&*listener.name, listener.protocol)));
+                }
                 None => {
                     let near = self.nearest(ObjectKind::Gateway, name);
                     said.push(
@@ -78,7 +82,7 @@ impl Config {
                             format!("no document declares the gateway {name:?}"),
                         )
                         .at(origin.clone())
-                        .about("http_route", &route.name)
+                        .about(route.kind().as_str(), route.name())
                         .because("the route is not served by a gateway that nobody declares")
                         .fix(near.map_or_else(
                             || {
@@ -105,24 +109,60 @@ impl Config {
             // Its listeners cannot be known either.
             return said;
         }
-        for (name, origin) in &route.listeners {
-            if listeners.contains(&&**name) {
+        let fitting = || {
+            listeners
+                .iter()
+                .filter(|(_, protocol)| route.goes_with(*protocol))
+        };
+        let not_attached = |origin: &Origin, message: String| {
+            Diagnostic::error(Code::NotAttached, message)
+                .at(origin.clone())
+                .about(route.kind().as_str(), route.name())
+        };
+        if route.listeners().is_empty() && fitting().next().is_none() {
+            let message = "none of the route's gateways has an http or https listener".to_owned();
+            said.push(
+                not_attached(route.origin(), message)
+                    .because("the route is served by nobody")
+                    .fix("add such a listener, or write a tcp_route for those that are there"),
+            );
+        }
+        for (name, origin) in route.listeners() {
+            let named = listeners.iter().filter(|(listener, _)| *listener == &**name);
+            let spoken: Vec<Protocol> = named.map(|(_, protocol)| *protocol).collect();
+            if spoken.iter().any(|protocol| route.goes_with(*protocol)) {
                 continue;
             }
-            let near = suggestion(name, listeners.iter().copied());
-            said.push(
-                Diagnostic::error(
-                    Code::NotAttached,
-                    format!("none of the route's gateways has a listener {name:?}"),
-                )
-                .at(origin.clone())
-                .about("http_route", &route.name)
-                .because("the route is not served by a listener that nobody declares")
-                .fix(near.map_or_else(
-                    || format!("listeners there: {}", listeners.join(", ")),
-                    |near| format!("did you mean {near:?}?"),
-                )),
-            );
+            said.push(match spoken.first() {
+                Some(protocol) => {
+                    let message = format!(
+                        "the listener {name:?} speaks {}, which is not for {} {:?}",
+                        protocol.as_str(),
+                        route.kind().as_str(),
+                        route.name()
+                    );
+                    let fix = match route {
+                        RouteRef::Http(_) => "name an http or https listener, or write a tcp_route",
+                        RouteRef::Tcp(_) => "set `protocol = \"tcp\"` there, or write an http_route",
+                    };
+                    not_attached(origin, message)
+                        .because("the listener does not serve the route")
+                        .fix(fix)
+                }
+                None => {
+                    let near = suggestion(name, fitting().map(|(listener, _)| *listener));
+                    let known: Vec<&str> = listeners.iter().map(|(listener, _)| *listener).collect();
+                    not_attached(
+                        origin,
+                        format!("none of the route's gateways has a listener {name:?}"),
+                    )
+                    .because("the route is not served by a listener that nobody declares")
+                    .fix(near.map_or_else(
+                        || format!("listeners there: {}", known.join(", ")),
+                        |near| format!("did you mean {near:?}?"),
+                    ))
+                }
+            });
         }
         said
     }

@@ -261,7 +261,11 @@ fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) ->
     }
 }
 
-fn decode_backend(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Option<Backend> {
+pub(super) fn decode_backend(
+    decoder: &mut Decoder<'_>,
+    block: &Block,
+    reader: &Reader<'_>,
+) -> Option<Backend> {
     let target = match block.label(0) {
         "consul" => BackendTarget::Consul(block.label(1).into()),
         "upstream" => BackendTarget::Upstream(block.label(1).into()),

@@ -10,6 +10,7 @@ pub fn document_schema() -> &'static BlockSchema {
             .block(super::gateway::schema(), Occurs::Many)
             .block(super::certificate::schema(), Occurs::Many)
             .block(super::route::schema(), Occurs::Many)
+            .block(super::tcp_route::schema(), Occurs::Many)
             .block(super::upstream::schema(), Occurs::Many)
             .block(policy_schema(), Occurs::Many)
             .planned(PLANNED_KINDS)
@@ -19,7 +20,6 @@ pub fn document_schema() -> &'static BlockSchema {
 
 /// Named by the design and not built yet: whoever writes one reads that, and not only that nobody knows the word.
 const PLANNED_KINDS: &[(&str, &str)] = &[
-    ("tcp_route", "connections passed on as they are, by port"),
     (
         "tls_route",
         "TLS connections passed on unopened, by the name that the client asks for",

@@ -9,7 +9,8 @@ use imbl::{OrdMap, OrdSet};
 
 use super::document::{ParsedDocument, parse_document};
 use super::objects::{
-    BackendTarget, Certificate, Gateway, HttpRoute, Object, ObjectKey, ObjectKind, Policy, Upstream,
+    BackendTarget, Certificate, Gateway, HttpRoute, Object, ObjectKey, ObjectKind, Policy, RouteRef,
+    TcpRoute, Upstream,
 };
 use super::permissions::Permissions;
 use crate::diagnostics::{Code, Diagnostic};
@@ -30,10 +31,12 @@ pub struct Config {
     claims: OrdMap<ObjectKey, Arc<Vec<(Rank, Object)>>>,
     /// (named, by whom), over the holders.
     users: OrdSet<(ObjectKey, ObjectKey)>,
-    /// (destination, route) over the holders: who sends requests there.
-    destinations: OrdSet<(BackendTarget, Arc<str>)>,
+    /// (destination, route) over the holders: who sends requests or connections there.
+    destinations: OrdSet<(BackendTarget, ObjectKey)>,
     /// (gateway, host) to the routes that claim it, by document and by the place in it.
     hosts: OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>>,
+    /// (gateway, listener) to the TCP routes that claim it, in the same order.
+    tcp_listeners: OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>>,
     permissions: Arc<Permissions>,
     limits: LimitsByValue,
 }
@@ -305,16 +308,17 @@ impl Config {
                 self.users.remove(&(target, key.clone()));
             }
         }
-        if let Some((rank, object @ Object::HttpRoute(route))) = before {
+        if let Some((rank, route, object)) = route_of(before) {
             for backend in route.backends() {
-                self.destinations
-                    .remove(&(backend.target.clone(), route.name.clone()));
+                self.destinations.remove(&(backend.target.clone(), key.clone()));
             }
+            let claim = (rank.clone(), object.place(), route.name().clone());
             for place in places(route) {
-                if let Some(routes) = self.hosts.get_mut(&place) {
-                    routes.remove(&(rank.clone(), object.place(), route.name.clone()));
+                let claimed = self.claimed_by(route);
+                if let Some(routes) = claimed.get_mut(&place) {
+                    routes.remove(&claim);
                     if routes.is_empty() {
-                        self.hosts.remove(&place);
+                        claimed.remove(&place);
                     }
                 }
             }
@@ -324,18 +328,21 @@ impl Config {
                 self.users.insert((target, key.clone()));
             }
         }
-        if let Some((rank, object @ Object::HttpRoute(route))) = after {
+        if let Some((rank, route, object)) = route_of(after) {
             for backend in route.backends() {
-                self.destinations
-                    .insert((backend.target.clone(), route.name.clone()));
+                self.destinations.insert((backend.target.clone(), key.clone()));
             }
             for place in places(route) {
-                self.hosts.entry(place).or_default().insert((
-                    rank.clone(),
-                    object.place(),
-                    route.name.clone(),
-                ));
+                let claim = (rank.clone(), object.place(), route.name().clone());
+                self.claimed_by(route).entry(place).or_default().insert(claim);
             }
+        }
+    }
+
+    fn claimed_by(&mut self, route: RouteRef<'_>) -> &mut OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>> {
+        match route {
+            RouteRef::Http(_) => &mut self.hosts,
+            RouteRef::Tcp(_) => &mut self.tcp_listeners,
         }
     }
 
@@ -383,6 +390,13 @@ impl Config {
         }
     }
 
+    pub fn tcp_route(&self, name: &str) -> Option<&Arc<TcpRoute>> {
+        match self.object(&ObjectKey::new(ObjectKind::TcpRoute, name))? {
+            Object::TcpRoute(route) => Some(route),
+            _ => None,
+        }
+    }
+
     pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
         match self.object(&ObjectKey::new(ObjectKind::Upstream, name))? {
             Object::Upstream(upstream) => Some(upstream),
@@ -423,15 +437,26 @@ impl Config {
             .map(|(_, user)| user)
     }
 
-    /// Routes that send requests to a destination, by name.
-    pub fn routes_to<'a>(
-        &'a self,
-        target: &'a BackendTarget,
-    ) -> impl Iterator<Item = &'a Arc<HttpRoute>> + 'a {
+    /// Routes that send requests or connections to a destination, by kind and name.
+    pub fn routes_to<'a>(&'a self, target: &'a BackendTarget) -> impl Iterator<Item = RouteRef<'a>> + 'a {
+        let first = ObjectKey::new(ObjectKind::Gateway, "");
         self.destinations
-            .range((target.clone(), Arc::from(""))..)
+            .range((target.clone(), first)..)
             .take_while(move |(used, _)| used == target)
-            .filter_map(|(_, name)| self.http_route(name))
+            .filter_map(|(_, key)| self.object(key)?.route())
+    }
+
+    /// TCP routes of one listener of one gateway: the first has it.
+    pub fn tcp_routes_of(
+        &self,
+        gateway: &Arc<str>,
+        listener: &Arc<str>,
+    ) -> impl Iterator<Item = &Arc<TcpRoute>> {
+        self.tcp_listeners
+            .get(&(gateway.clone(), listener.clone()))
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, _, name)| self.tcp_route(name))
     }
 
     /// Routes of one host of one gateway, oldest document first.
@@ -488,11 +513,21 @@ pub fn text_hash(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex()[..32].to_owned()
 }
 
-fn places(route: &HttpRoute) -> impl Iterator<Item = (Arc<str>, Arc<str>)> + '_ {
-    route
-        .gateways
-        .iter()
-        .flat_map(|(gateway, _)| route.hostnames.iter().map(|host| (gateway.clone(), host.clone())))
+fn route_of(held: Option<&(Rank, Object)>) -> Option<(&Rank, RouteRef<'_>, &Object)> {
+    let (rank, object) = held?;
+    Some((rank, object.route()?, object))
+}
+
+/// What a route claims of each gateway: hosts, or listeners.
+fn places(route: RouteRef<'_>) -> Vec<(Arc<str>, Arc<str>)> {
+    let of_each: Vec<&Arc<str>> = match route {
+        RouteRef::Http(route) => route.hostnames.iter().collect(),
+        RouteRef::Tcp(route) => route.listeners.iter().map(|(name, _)| name).collect(),
+    };
+    let gateways = route.gateways().iter();
+    gateways
+        .flat_map(|(gateway, _)| of_each.iter().map(|place| (gateway.clone(), (*place).clone())))
+        .collect()
 }
 
 fn same(one: &Option<Arc<ParsedDocument>>, other: &Option<Arc<ParsedDocument>>) -> bool {

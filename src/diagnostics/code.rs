@@ -46,19 +46,19 @@ codes! {
     NoHealthyInstance => "no-healthy-instance",
     /// An instance that cannot be used: no port, or a host name where an address is needed.
     UnusableInstance => "unusable-instance",
-    /// Every backend of a rule has weight 0: the rule answers 503.
+    /// Every backend of a rule has weight 0: the rule answers 503. Of a tcp route: its ports are closed.
     NoBackend => "no-backend",
     /// A watch has not answered yet.
     NotYetKnown => "not-yet-known",
     /// A route is attached to nothing: no gateway or listener takes it.
     NotAttached => "not-attached",
-    /// Two rules match exactly the same requests: the older document's rule holds.
+    /// Two rules match exactly the same requests, or two tcp routes name one listener: the older document's holds.
     ShadowedRule => "shadowed-rule",
     /// A redirect to itself, or to a port where the gateway does not listen.
     DoubtfulRedirect => "doubtful-redirect",
     /// Two gateways or listeners want the same port, or another process listens on it too.
     PortClash => "port-clash",
-    /// No usable certificate: the listener is withheld.
+    /// No usable certificate, or no backend for a tcp listener: the listener is withheld.
     ListenerWithheld => "listener-withheld",
     /// A certificate that could not be fetched, read or used.
     CertificateProblem => "certificate-problem",
@@ -76,7 +76,8 @@ codes! {
     ProtocolMismatch => "protocol-mismatch",
     /// A service of the mesh that does not let the gateway in.
     IntentionDenied => "intention-denied",
-    /// What a discovery chain asks for cannot be done behind a rule: those requests answer 503.
+    /// What a discovery chain asks for cannot be done behind a rule: those requests answer 503. Behind a tcp route: its ports
+    /// are closed.
     NotExpressible => "not-expressible",
     /// Consul, Vault or the file system did not answer as needed: what was last known stays.
     SourceProblem => "source-problem",

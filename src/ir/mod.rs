@@ -163,17 +163,41 @@ pub struct Listener {
     pub name: Arc<str>,
     pub address: IpAddr,
     pub port: u16,
-    /// None: plain http.
+    /// None: in the clear.
     pub tls: Option<Tls>,
+    pub serves: Serves,
+    pub idle_timeout: Duration,
+    pub origins: Vec<DocumentId>,
+}
+
+/// What becomes of a listener's connections.
+#[derive(Clone, Debug)]
+pub enum Serves {
+    Http(Http),
+    Tcp(TcpProxy),
+}
+
+#[derive(Clone, Debug)]
+pub struct Http {
     pub routing: Routing,
     pub trusted_proxies: u32,
-    pub idle_timeout: Duration,
     pub stream_idle_timeout: Duration,
     pub request_headers_timeout: Duration,
     pub max_request_headers_kb: u32,
     /// Names of the features whose filters the chain holds, because some route asks for them.
     pub features: Vec<&'static str>,
-    pub origins: Vec<DocumentId>,
+}
+
+/// Connections passed on as they are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TcpProxy {
+    /// The tcp_route's name.
+    pub route: Arc<str>,
+    /// Never empty.
+    pub clusters: Vec<WeightedCluster>,
+    pub connect_attempts: u32,
+    /// An instance is picked by the client's address.
+    pub hash_source_ip: bool,
 }
 
 /// How Envoy finds a host's routes.

@@ -92,7 +92,13 @@ pub(super) fn object_in(
         .iter()
         .find(claims)
         .filter(|_| declaring_kind(resource.kind) == ObjectKind::HttpRoute);
-    route.or(parsed.objects.first()).map(Behind::object)
+    let passed_on = parsed.objects.iter().find(|object| {
+        resource.kind == ResourceKind::Listener
+            && matches!(object, Object::TcpRoute(route)
+                if route.gateways.iter().any(|(name, _)| **name == *gateway)
+                    && route.listeners.iter().any(|(name, _)| *name == resource.name))
+    });
+    route.or(passed_on).or(parsed.objects.first()).map(Behind::object)
 }
 
 /// The object that became the resource.

@@ -39,25 +39,18 @@ pub(super) fn other_listeners(
             why_not: match (listener.protocol == protocol, port) {
                 (false, _) => format!(
                     "it speaks {}, on port {}",
-                    spoken(listener.protocol),
+                    listener.protocol.as_str(),
                     listener.port
                 ),
                 (true, Some(asked)) => format!("it is on port {}, not {asked}", listener.port),
                 (true, None) => format!(
                     "it is on port {}; a URL without a port is explained for the first {} listener",
                     listener.port,
-                    spoken(protocol)
+                    protocol.as_str()
                 ),
             },
         })
         .collect()
-}
-
-fn spoken(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Http => "http",
-        Protocol::Https => "https",
-    }
 }
 
 /// Hosts that match as well and are less specific; hosts of other listeners; without any, the name that was meant.

@@ -1,5 +1,6 @@
 //! Says which listener, host, rule and destination a request takes, and why the others do not.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,11 +11,11 @@ use super::elsewhere::{Elsewhere, other_hosts, other_listeners};
 use super::matching::{Request, matches, select_host};
 use super::mesh::verdict_on;
 use super::{
-    Destination, client_ca_of, cluster_name, endpoints, resolve_listener, resolve_target,
-    resolve_virtual_host,
+    Destination, client_ca_of, cluster_name, endpoints, resolve_listener, resolve_target, resolve_tcp,
+    resolve_virtual_host, serves_http, serves_tcp,
 };
 use crate::config::{ClientCa, Gateway, Listener, Protocol, UpstreamSource};
-use crate::ir::{Action, Endpoint, Route, Routing, Tls};
+use crate::ir::{Action, Endpoint, Route, Routing, Tls, WeightedCluster};
 use crate::model::http::{PathMatch, PathRewrite};
 use crate::model::{CertificateQuery, Origin};
 use crate::snapshot::Snapshot;
@@ -82,10 +83,10 @@ pub fn explain(
         elsewhere: Vec::new(),
         answer: None,
     };
-    let protocol = if scheme == "https" {
-        Protocol::Https
-    } else {
-        Protocol::Http
+    let protocol = match scheme {
+        "https" => Protocol::Https,
+        "tcp" => Protocol::Tcp,
+        _ => Protocol::Http,
     };
     let listener = gateway
         .listeners
@@ -114,6 +115,10 @@ pub fn explain(
             }
         }
         explanation.clients = client_ca_of(gateway, &listener.name).map(asked_of_clients);
+    }
+    if listener.protocol == Protocol::Tcp {
+        connection(snapshot, gateway, listener, request, &mut explanation);
+        return explanation;
     }
     if let Some(path) = &request.redirected_to {
         explanation.answer = Some(format!(
@@ -215,8 +220,7 @@ fn certificate(
         gateway,
         listener,
         (anywhere, &[]),
-        Routing::Scoped,
-        Vec::new(),
+        (Ok(serves_http(listener, Routing::Scoped, Vec::new())), &[]),
     );
     let Some(tls) = resolved.value.and_then(|listener| listener.tls) else {
         let why = resolved
@@ -298,17 +302,50 @@ fn taken(
     if let Some(path) = route.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
         as_it_arrives.path = rewritten(path, &route.matching.path, &request.path);
     }
+    destinations(snapshot, clusters, &host.targets, &as_it_arrives, explanation);
+}
+
+/// What a tcp listener does with a connection.
+fn connection(
+    snapshot: &Snapshot,
+    gateway: &Gateway,
+    listener: &Listener,
+    request: &Request,
+    explanation: &mut Explanation,
+) {
+    let resolved = resolve_tcp(snapshot, gateway, listener).map(|resolved| resolved.value);
+    let proxy = resolved.as_ref().map(|resolved| &resolved.proxy);
+    if let Err(nobody) = serves_tcp(gateway, listener, proxy) {
+        explanation.answer = Some(format!("the connection is refused: {}", nobody.message));
+    }
+    let Some(resolved) = resolved else { return };
+    explanation.route = Some(resolved.route.name.clone());
+    explanation.origin = Some(resolved.route.origin.clone());
+    if let Ok(proxy) = resolved.proxy {
+        destinations(snapshot, &proxy.clusters, &resolved.targets, request, explanation);
+        explanation.action = Some(Action::Forward(proxy.clusters));
+    }
+}
+
+/// Where the clusters lead, and what their intentions say.
+fn destinations(
+    snapshot: &Snapshot,
+    clusters: &[WeightedCluster],
+    targets: &BTreeSet<Destination>,
+    request: &Request,
+    explanation: &mut Explanation,
+) {
     for cluster in clusters {
         let names = std::iter::once(&cluster.cluster).chain(&cluster.members);
         for name in names {
-            let Some(target) = host.targets.iter().find(|target| cluster_name(target) == *name) else {
+            let Some(target) = targets.iter().find(|target| cluster_name(target) == *name) else {
                 continue;
             };
             let addresses = addresses_of(snapshot, target);
             if !matches!(target, Destination::Failover { .. }) {
                 explanation.endpoints.push((name.clone(), addresses));
             }
-            if let Some(verdict) = verdict_on(snapshot, target, &as_it_arrives) {
+            if let Some(verdict) = verdict_on(snapshot, target, request) {
                 explanation.intentions.push((name.clone(), verdict));
             }
         }

@@ -9,8 +9,10 @@ use crate::config::{Gateway, Listener, ListenerTls, ObjectKind, client_ca_name, 
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
 use crate::ir::{
-    self, ClientTls, MESH_LEAF, MESH_ROOTS, Routing, Secret, SecretContent, Tls, TlsChain, VirtualHost,
+    self, ClientTls, Http, MESH_LEAF, MESH_ROOTS, Routing, Secret, SecretContent, Serves, Tls, TlsChain,
+    VirtualHost,
 };
+use crate::model::DocumentId;
 use crate::snapshot::Snapshot;
 
 /// The certificates that a gateway's listeners show, and the authorities of their clients.
@@ -98,14 +100,25 @@ pub fn attached_features(host: &VirtualHost) -> BTreeSet<&'static str> {
         .collect()
 }
 
+/// As an http or https listener.
+pub fn serves_http(listener: &Listener, routing: Routing, features: Vec<&'static str>) -> Serves {
+    Serves::Http(Http {
+        routing,
+        trusted_proxies: listener.trusted_proxies,
+        stream_idle_timeout: listener.stream_idle_timeout,
+        request_headers_timeout: listener.request_headers_timeout,
+        max_request_headers_kb: listener.max_request_headers_kb,
+        features,
+    })
+}
+
 /// None as value: the listener is withheld, and the diagnostics say why.
 pub fn resolve_listener(
     snapshot: &Snapshot,
     gateway: &Gateway,
     listener: &Listener,
     (bind_address, same_node): (IpAddr, &[Arc<str>]),
-    routing: Routing,
-    features: Vec<&'static str>,
+    (serves, documents): (Result<Serves, Box<Diagnostic>>, &[DocumentId]),
 ) -> Resolved<Option<ir::Listener>> {
     let mut diagnostics = Vec::new();
     if let Some(clash) = port_clash(&snapshot.config, same_node, bind_address, gateway, listener) {
@@ -114,7 +127,17 @@ pub fn resolve_listener(
             diagnostics: vec![clash],
         };
     }
+    let serves = match serves {
+        Ok(serves) => serves,
+        Err(nobody) => {
+            return Resolved {
+                value: None,
+                diagnostics: vec![*nobody],
+            };
+        }
+    };
     let mut origins = BTreeSet::from([gateway.origin.document.clone()]);
+    origins.extend(documents.iter().cloned());
     let tls = match &listener.tls {
         None => None,
         Some(tls) => {
@@ -208,13 +231,8 @@ pub fn resolve_listener(
         address: listener.address.unwrap_or(bind_address),
         port: listener.port,
         tls,
-        routing,
-        trusted_proxies: listener.trusted_proxies,
+        serves,
         idle_timeout: listener.idle_timeout,
-        stream_idle_timeout: listener.stream_idle_timeout,
-        request_headers_timeout: listener.request_headers_timeout,
-        max_request_headers_kb: listener.max_request_headers_kb,
-        features,
         origins: origins.into_iter().collect(),
     };
     Resolved {

@@ -2,6 +2,7 @@
 //!
 //! Pure. A problem is a diagnostic beside a value that says what to do instead; it never stops another unit.
 
+mod backend;
 mod chain;
 mod chain_match;
 mod client_ca;
@@ -17,6 +18,7 @@ mod policies;
 mod ports;
 mod redirect;
 mod rule;
+mod tcp;
 mod users;
 mod virtual_host;
 
@@ -27,11 +29,12 @@ pub use elsewhere::Elsewhere;
 pub use explain::{Considered, Explanation, explain};
 pub use listener::{
     attached_features, certificate_of_secret, certificates_of, mesh_secrets, resolve_listener,
-    resolve_secret, secret_name, shown_by,
+    resolve_secret, secret_name, serves_http, shown_by,
 };
 pub use matching::{Request, matches, select_host};
 pub use mesh::chain_problems;
 pub use ports::shared_ports;
+pub use tcp::{ResolvedTcp, resolve_tcp, serves_tcp};
 pub use users::at_its_users;
 pub use virtual_host::{ResolvedHost, resolve_virtual_host};
 

@@ -46,8 +46,9 @@ fn port_of(redirect: &Redirect, listener: &Listener) -> u16 {
 
 fn scheme(protocol: Protocol) -> &'static str {
     match protocol {
-        Protocol::Http => "http",
         Protocol::Https => "https",
+        // No rule stands on a tcp listener.
+        Protocol::Http | Protocol::Tcp => "http",
     }
 }
 

@@ -3,10 +3,8 @@
 //! Done when it is read, not when it is made: routes come and go, and lines move, without the destination being looked
 //! at again.
 
-use std::sync::Arc;
-
 use super::{Destination, interests_of};
-use crate::config::{Backend, BackendTarget, Config};
+use crate::config::{Backend, BackendTarget, Config, RouteRef};
 use crate::diagnostics::{Code, Diagnostic, suggestion};
 use crate::model::mesh::Interest;
 use crate::model::{Lookup, ServiceQuery};
@@ -79,19 +77,24 @@ fn users<'a>(
     config: &'a Config,
     gateway: &'a str,
     target: &'a BackendTarget,
-) -> impl Iterator<Item = (&'a Arc<str>, &'a Backend)> {
+) -> impl Iterator<Item = (RouteRef<'a>, &'a Backend)> {
     config
         .routes_to(target)
-        .filter(move |route| route.gateways.iter().any(|(name, _)| **name == *gateway))
+        .filter(move |route| route.gateways().iter().any(|(name, _)| **name == *gateway))
         .flat_map(move |route| {
             let backends = route.backends().filter(move |backend| backend.target == *target);
-            backends.map(move |backend| (&route.name, backend))
+            backends.map(move |backend| (route, backend))
         })
         .take(COUNTED + 2)
 }
 
-fn listed(route: &str, backend: &Backend, others: usize) -> String {
-    let first = format!("http_route {route:?} ({})", backend.origin);
+fn listed(route: RouteRef<'_>, backend: &Backend, others: usize) -> String {
+    let first = format!(
+        "{} {:?} ({})",
+        route.kind().as_str(),
+        route.name(),
+        backend.origin
+    );
     match others {
         0 => first,
         1 => format!("{first} and one more backend"),

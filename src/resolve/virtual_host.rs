@@ -34,6 +34,9 @@ pub fn resolve_virtual_host(
     listener: &Listener,
     host: &Arc<str>,
 ) -> Option<Resolved<ResolvedHost>> {
+    if listener.protocol == Protocol::Tcp {
+        return None;
+    }
     let config = &snapshot.config;
     let mut diagnostics = Vec::new();
     let mut origins: BTreeSet<DocumentId> = BTreeSet::from([gateway.origin.document.clone()]);
@@ -69,8 +72,8 @@ pub fn resolve_virtual_host(
     if !attached {
         return None;
     }
-    diagnostics.append(&mut builder.diagnostics);
-    for target in &builder.targets {
+    diagnostics.append(&mut builder.backends.diagnostics);
+    for target in &builder.backends.targets {
         if let Destination::Backend(BackendTarget::Upstream(name)) = target
             && let Some(upstream) = config.upstream(name)
         {
@@ -93,10 +96,10 @@ pub fn resolve_virtual_host(
     };
     let value = ResolvedHost {
         host,
-        targets: builder.targets,
-        pending: builder.pending,
+        targets: builder.backends.targets,
+        pending: builder.backends.pending,
         shadowed,
-        follows: builder.follows,
+        follows: builder.backends.follows,
     };
     Some(Resolved { value, diagnostics })
 }

@@ -36,29 +36,29 @@ use super::cluster::ads;
 use super::route::{REASON_HEADER, set_header};
 use crate::envoy::{any, duration, wrap_bool, wrap_u32};
 use crate::features::FEATURES;
-use crate::ir::{Listener, Routing};
+use crate::ir::{Http, Listener, Routing};
 
 /// Which listener a request came in by: scopes of all listeners share one namespace at Envoy. Never leaves the gateway.
 pub(super) const LISTENER_HEADER: &str = "x-portreeve-listener";
 /// The name the client asked for in its TLS handshake. Never leaves the gateway.
 pub(super) const SNI_HEADER: &str = "x-portreeve-sni";
 
-pub(super) fn http_connection_manager(listener: &Listener) -> HttpConnectionManager {
+pub(super) fn http_connection_manager(listener: &Listener, http: &Http) -> HttpConnectionManager {
     HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: listener.name.to_string(),
-        route_specifier: Some(match listener.routing {
+        route_specifier: Some(match http.routing {
             Routing::Scoped => RouteSpecifier::ScopedRoutes(scoped_routes(listener)),
             Routing::Table => RouteSpecifier::Rds(Rds {
                 config_source: Some(ads()),
                 route_config_name: listener.name.to_string(),
             }),
         }),
-        http_filters: filters(listener),
+        http_filters: filters(http),
         early_header_mutation_extensions: vec![marks(listener)],
         // The client's address is the connection's, or what the trusted proxies appended.
         use_remote_address: Some(wrap_bool(true)),
-        xff_num_trusted_hops: listener.trusted_proxies,
+        xff_num_trusted_hops: http.trusted_proxies,
         internal_address_config: Some(nobody_internal()),
         forward_client_cert_details: match forwards(listener) {
             true => ForwardClientCertDetails::SanitizeSet.into(),
@@ -90,9 +90,9 @@ pub(super) fn http_connection_manager(listener: &Listener) -> HttpConnectionMana
             initial_connection_window_size: Some(wrap_u32(1024 * 1024)),
             ..Http2ProtocolOptions::default()
         }),
-        stream_idle_timeout: Some(duration(listener.stream_idle_timeout)),
-        request_headers_timeout: Some(duration(listener.request_headers_timeout)),
-        max_request_headers_kb: Some(wrap_u32(listener.max_request_headers_kb)),
+        stream_idle_timeout: Some(duration(http.stream_idle_timeout)),
+        request_headers_timeout: Some(duration(http.request_headers_timeout)),
+        max_request_headers_kb: Some(wrap_u32(http.max_request_headers_kb)),
         upgrade_configs: vec![UpgradeConfig {
             upgrade_type: "websocket".into(),
             ..UpgradeConfig::default()
@@ -123,15 +123,15 @@ fn nobody_internal() -> InternalAddressConfig {
     }
 }
 
-fn filters(listener: &Listener) -> Vec<HttpFilter> {
+fn filters(http: &Http) -> Vec<HttpFilter> {
     let mut staged: Vec<_> = FEATURES
         .iter()
-        .filter(|feature| listener.features.contains(&feature.name()))
+        .filter(|feature| http.features.contains(&feature.name()))
         .filter_map(|feature| feature.http_filter())
         .collect();
     // The stage decides, then the name: the same chain for the same set of features.
     staged.sort_by(|one, other| (one.stage, &one.filter.name).cmp(&(other.stage, &other.filter.name)));
-    let lower_case = (listener.routing == Routing::Scoped).then(lower_case_host);
+    let lower_case = (http.routing == Routing::Scoped).then(lower_case_host);
     let router = HttpFilter {
         name: "envoy.filters.http.router".into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(&Router {

@@ -14,8 +14,9 @@ use prost::Message;
 use super::cluster::ads;
 use super::endpoint::socket_address;
 use super::http_connection_manager::http_connection_manager;
+use super::tcp_proxy::{clusters_of, tcp_proxy};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, any, duration, wrap_bool, wrap_u32};
-use crate::ir::{self, Tls, TlsChain};
+use crate::ir::{self, Serves, Tls, TlsChain};
 
 pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
     let mut needs: Vec<ResourceRef> = listener
@@ -30,6 +31,9 @@ pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
             name: secret.clone(),
         })
         .collect();
+    if let Serves::Tcp(proxy) = &listener.serves {
+        needs.extend(clusters_of(proxy));
+    }
     needs.sort();
     let chains = listener.tls.iter().flat_map(|tls| &tls.chains);
     let certificates: Vec<Arc<str>> = chains.map(|chain| chain.secret.clone()).collect();
@@ -48,7 +52,10 @@ fn listener_message(listener: &ir::Listener) -> Listener {
     let (filter_chains, listener_filters) = match &listener.tls {
         None => (
             vec![FilterChain {
-                name: "http".into(),
+                name: match listener.serves {
+                    Serves::Http(_) => "http".into(),
+                    Serves::Tcp(_) => "tcp".into(),
+                },
                 filters,
                 ..FilterChain::default()
             }],
@@ -57,7 +64,7 @@ fn listener_message(listener: &ir::Listener) -> Listener {
         Some(tls) => (
             tls.chains
                 .iter()
-                .map(|chain| tls_chain(chain, tls, filters.clone()))
+                .map(|chain| tls_chain(chain, tls, alpn(&listener.serves), filters.clone()))
                 .collect(),
             vec![tls_inspector()],
         ),
@@ -78,16 +85,32 @@ fn listener_message(listener: &ir::Listener) -> Listener {
 }
 
 fn filters(listener: &ir::Listener) -> Vec<Filter> {
+    let (name, config) = match &listener.serves {
+        Serves::Http(http) => (
+            "envoy.filters.network.http_connection_manager",
+            any(&http_connection_manager(listener, http)),
+        ),
+        Serves::Tcp(proxy) => (
+            "envoy.filters.network.tcp_proxy",
+            any(&tcp_proxy(&listener.name, proxy, listener.idle_timeout)),
+        ),
+    };
     vec![Filter {
-        name: "envoy.filters.network.http_connection_manager".into(),
-        config_type: Some(filter::ConfigType::TypedConfig(any(&http_connection_manager(
-            listener,
-        )))),
+        name: name.into(),
+        config_type: Some(filter::ConfigType::TypedConfig(config)),
     }]
 }
 
+/// What is spoken inside of a tcp listener's TLS is between client and backend.
+fn alpn(serves: &Serves) -> Vec<String> {
+    match serves {
+        Serves::Http(_) => vec!["h2".into(), "http/1.1".into()],
+        Serves::Tcp(_) => Vec::new(),
+    }
+}
+
 /// A handshake whose SNI no chain names finds no chain and is refused.
-fn tls_chain(chain: &TlsChain, tls: &Tls, filters: Vec<Filter>) -> FilterChain {
+fn tls_chain(chain: &TlsChain, tls: &Tls, alpn_protocols: Vec<String>, filters: Vec<Filter>) -> FilterChain {
     let context = DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             tls_params: Some(TlsParameters {
@@ -104,7 +127,7 @@ fn tls_chain(chain: &TlsChain, tls: &Tls, filters: Vec<Filter>) -> FilterChain {
                 name: chain.secret.to_string(),
                 sds_config: Some(ads()),
             }],
-            alpn_protocols: vec!["h2".into(), "http/1.1".into()],
+            alpn_protocols,
             validation_context_type: tls.clients.as_ref().map(|clients| {
                 ValidationContextType::ValidationContextSdsSecretConfig(SdsSecretConfig {
                     name: clients.secret.to_string(),

@@ -1,6 +1,6 @@
 //! The resolved tree to encoded xDS resources, and the memo that keeps a change to its own units.
 //!
-//! Pure. `route`, `cluster`, `endpoint`, `listener`, `runtime` and `secret` each turn one unit into bytes; [`Compiler`] decides which
+//! Pure. `route`, `tcp_proxy`, `cluster`, `endpoint`, `listener`, `runtime` and `secret` each turn one unit into bytes; [`Compiler`] decides which
 //! units a change touches. A property test holds memoised and fresh results equal.
 
 mod cluster;
@@ -14,5 +14,6 @@ mod mesh;
 mod route;
 mod runtime;
 mod secret;
+mod tcp_proxy;
 
 pub use compiler::{Compiled, Compiler, Fetched, Settings, UnitKey};

@@ -83,6 +83,10 @@ pub enum Stays {
     ListenerWithoutIt,
     /// Every other listener; the one without a certificate is not opened.
     OtherListeners,
+    /// Every other listener; the one of plain TCP is not opened.
+    TcpClosed,
+    /// The listener of plain TCP too, by the route that fits it.
+    TcpOpen,
     /// The rule `api` has its backend, and Envoy no address of it.
     ApiWithoutAddress,
     /// What Envoy accepted last.
@@ -110,6 +114,8 @@ impl Stays {
             Self::NotAttached => "the route, where its gateway and listener exist".into(),
             Self::ListenerWithoutIt => "the listener, with its other certificates".into(),
             Self::OtherListeners => "every other listener; this one is not opened".into(),
+            Self::TcpClosed => "every other listener; the port of this one is closed".into(),
+            Self::TcpOpen => "the tcp listener, with the older or the fitting route".into(),
             Self::LastAccepted => "what Envoy last accepted of the document".into(),
             Self::Nothing => "nothing of it: its objects are gone, as after a delete".into(),
         }
@@ -289,6 +295,14 @@ impl Case {
             Stays::NotAttached => {}
             Stays::ListenerWithoutIt => assert_eq!(after.listeners, ["tls", "web"], "{what}"),
             Stays::OtherListeners => assert_eq!(after.listeners, ["web"], "{what}"),
+            Stays::TcpClosed => {
+                assert!(same_api && same_pages, "{what}");
+                assert_eq!(after.listeners, ["tls", "web"], "{what}");
+            }
+            Stays::TcpOpen => {
+                assert!(same_api && same_pages, "{what}");
+                assert_eq!(after.listeners, ["lines", "tls", "web"], "{what}");
+            }
             Stays::Nothing => assert_eq!(after.route("shop/api"), None, "{what}"),
         }
     }

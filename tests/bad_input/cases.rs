@@ -15,6 +15,7 @@ pub fn all() -> Vec<Case> {
         super::around::between_documents(),
         super::around::world_around(),
         super::mesh::all(),
+        super::tcp::all(),
     ]
     .into_iter()
     .flatten()
@@ -67,7 +68,7 @@ fn shape() -> Vec<Case> {
         ),
         bad(
             "a kind of object that is planned and not there yet",
-            and("tcp_route \"x\" {\n}\n"),
+            and("udp_route \"x\" {\n}\n"),
             &[UnknownKey],
         ),
         bad(

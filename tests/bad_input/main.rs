@@ -14,3 +14,4 @@ mod elsewhere;
 mod mesh;
 mod syntax;
 mod table;
+mod tcp;

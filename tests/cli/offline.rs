@@ -286,6 +286,25 @@ fn explain_says_what_is_asked_of_clients() {
 }
 
 #[test]
+fn explain_says_where_connections_go() {
+    let directory = scratch_directory("cli");
+    write(
+        directory.path(),
+        &[(
+            "conf/edge.hcl",
+            include_str!("../../hcl-examples/features/tcp.hcl"),
+        )],
+    );
+    let explain = |url: &str| {
+        let all = ["explain", "CONNECT", url, "-config", "conf"];
+        portreeve(directory.path(), &all).shown(&[])
+    };
+    insta::assert_snapshot!("explain_tcp", explain("tcp://db.example.com:5432"));
+    insta::assert_snapshot!("explain_tcp_tls", explain("tcp://mqtt.example.com:8883"));
+    insta::assert_snapshot!("explain_tcp_no_port", explain("tcp://db.example.com:5433"));
+}
+
+#[test]
 fn explain() {
     let directory = scratch_directory("cli");
     write(directory.path(), &[("conf/shop.hcl", SHOP)]);

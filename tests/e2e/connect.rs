@@ -18,14 +18,14 @@ fn shipped(path: &str) -> String {
 }
 
 /// A stack with exactly the policies that are shipped.
-async fn mesh_stack() -> Stack {
+pub async fn mesh_stack(gateway: &str) -> Stack {
     let stack = Stack::start(Options {
         consul_policy: Some(shipped("docs/deploy/consul-acl-policy.hcl")),
         mesh_policy: Some(shipped("docs/deploy/consul-mesh-policy.hcl")),
         ..Options::default()
     })
     .await;
-    stack.put("gateway", GATEWAY).await;
+    stack.put("gateway", gateway).await;
     stack
 }
 
@@ -87,7 +87,7 @@ async fn problems(stack: &Stack) -> anyhow::Result<String> {
     Ok(answer.ok()?.json().to_string())
 }
 
-async fn until_said(stack: &Stack, text: &str) {
+pub async fn until_said(stack: &Stack, text: &str) {
     wait_for(
         &format!("status to say {text:?}"),
         Duration::from_secs(20),
@@ -102,7 +102,7 @@ async fn until_said(stack: &Stack, text: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_enters_the_mesh_and_intentions_are_known_beforehand() {
-    let stack = mesh_stack().await;
+    let stack = mesh_stack(GATEWAY).await;
     protocol(&stack, "pets", "http").await;
     let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
     let request = Request::get("pets.example.com", "/");
@@ -197,7 +197,7 @@ async fn a_mesh_token_without_its_right_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_speaks_tcp_is_no_backend_of_http() {
-    let stack = mesh_stack().await;
+    let stack = mesh_stack(GATEWAY).await;
     let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
     stack.consul.intention("edge-gw", "pets", "allow").await;
     stack.put("pets", &document("pets.example.com", "pets", "")).await;
@@ -218,7 +218,7 @@ async fn a_service_that_speaks_tcp_is_no_backend_of_http() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_ca_loses_nothing() {
-    let stack = mesh_stack().await;
+    let stack = mesh_stack(GATEWAY).await;
     protocol(&stack, "pets", "http").await;
     let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
     stack.consul.intention("edge-gw", "pets", "allow").await;
@@ -269,7 +269,7 @@ async fn a_rotated_ca_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edited_chain_is_followed_under_load() {
-    let stack = mesh_stack().await;
+    let stack = mesh_stack(GATEWAY).await;
     for service in ["pets", "admin"] {
         protocol(&stack, service, "http").await;
         stack.consul.intention("edge-gw", service, "allow").await;
@@ -379,7 +379,7 @@ async fn settled_on(stack: &Stack, request: &Request, names: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_falls_over_under_load() {
-    let stack = mesh_stack().await;
+    let stack = mesh_stack(GATEWAY).await;
     for service in ["pets", "backup"] {
         protocol(&stack, service, "http").await;
         stack.consul.intention("edge-gw", service, "allow").await;
@@ -413,7 +413,7 @@ async fn a_service_falls_over_under_load() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn backends_in_the_mesh_and_outside_share_a_rule() {
-    let stack = mesh_stack().await;
+    let stack = mesh_stack(GATEWAY).await;
     protocol(&stack, "pets", "http").await;
     stack.consul.intention("edge-gw", "pets", "allow").await;
     let inside = Meshed::start(&stack, "pets", "inside", json!({})).await;
@@ -456,7 +456,7 @@ fn own_sidecar(port: u16, upstreams: Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_gateway_s_own_sidecar_dials_where_the_gateway_does_not() {
-    let stack = mesh_stack().await;
+    let stack = mesh_stack(GATEWAY).await;
     protocol(&stack, "pets", "http").await;
     let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
     stack.consul.intention("edge-gw", "pets", "allow").await;

@@ -50,6 +50,7 @@ mod stack;
 mod status;
 mod stopping;
 mod survival;
+mod tcp;
 mod timeouts;
 mod tls;
 mod tls_versions;

@@ -179,6 +179,9 @@ fn with_routes(mut listener: Value, scopes: &[Value], tables: &[Value]) -> Value
             config.as_object_mut().unwrap().remove("sds_config");
         }
         let manager = chain["filters"].as_array_mut().unwrap().last_mut().unwrap();
+        if manager["name"] == "envoy.filters.network.tcp_proxy" {
+            continue;
+        }
         let manager = manager["typed_config"].as_object_mut().unwrap();
         if let Some(rds) = manager.remove("rds") {
             let table = tables

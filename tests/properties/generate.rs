@@ -162,6 +162,22 @@ fn tls_listener() -> impl Strategy<Value = Body> {
     })
 }
 
+/// Under the name of the plain one at times: a listener may turn from one protocol to the other.
+fn tcp_listener() -> impl Strategy<Value = (&'static str, Body)> {
+    (
+        select(&["lines", "lines", "web"][..]),
+        rarely(some(&CERTIFICATES)),
+    )
+        .prop_map(|(name, certificates)| {
+            let body = Body::default().with("port", 7000).with("protocol", "tcp");
+            let body = match certificates {
+                Some(names) => body.block("tls", &[], Body::default().with("certificates", names)),
+                None => body,
+            };
+            (name, body)
+        })
+}
+
 fn client_ca() -> impl Strategy<Value = Body> {
     let mount = select(&["pki_clients", "pki_partners"][..]);
     (mount, rarely(Just(true)), rarely(Just("optional"))).prop_map(|(mount, crl, mode)| {
@@ -179,9 +195,21 @@ fn gateway() -> impl Strategy<Value = Body> {
         policies(Body::default()),
         listener(),
         proptest::option::of(tls_listener()),
+        proptest::option::of(tcp_listener()),
     )
-        .prop_map(|(body, plain, tls)| {
-            let body = body.block("listener", &["web"], plain);
+        .prop_map(|(body, plain, tls, tcp)| {
+            let body = match tcp {
+                Some((name, tcp)) => body.block("listener", &[name], tcp),
+                None => body,
+            };
+            let has_web = body
+                .blocks
+                .iter()
+                .any(|(_, labels, _)| labels.first().is_some_and(|name| name == "web"));
+            let body = match has_web {
+                true => body,
+                false => body.block("listener", &["web"], plain),
+            };
             match tls {
                 Some(tls) => body.block("listener", &["tls"], tls),
                 None => body,
@@ -217,21 +245,24 @@ fn request_match() -> impl Strategy<Value = Body> {
         })
 }
 
-fn rule() -> impl Strategy<Value = Body> {
+fn backends() -> impl Strategy<Value = Body> {
     let backend = prop_oneof![
         select(&SERVICES[..]).prop_map(|name| ("consul", name)),
         select(&UPSTREAMS[..]).prop_map(|name| ("upstream", name)),
         Just(("upstream", "nowhere")),
     ];
-    let backends = proptest::collection::btree_map(backend, 0..3i64, 1..3).prop_map(|backends| {
+    proptest::collection::btree_map(backend, 0..3i64, 1..3).prop_map(|backends| {
         backends
             .into_iter()
             .fold(Body::default(), |body, ((kind, name), weight)| {
                 body.block("backend", &[kind, name], Body::default().with("weight", weight))
             })
-    });
+    })
+}
+
+fn rule() -> impl Strategy<Value = Body> {
     let action = prop_oneof![
-        6 => backends,
+        6 => backends(),
         1 => Just(Body::default().block("direct_response", &[], Body::default().with("status", 418).with("body", "tea"))),
         1 => Just(Body::default().block("redirect", &[], Body::default().with("scheme", "https"))),
     ];
@@ -260,6 +291,11 @@ fn http_route() -> impl Strategy<Value = Body> {
             }
             policies(body)
         })
+}
+
+fn tcp_route() -> impl Strategy<Value = Body> {
+    (some(&["edge", "other"]), some(&["lines", "web"]), backends())
+        .prop_map(|(gateways, listeners, body)| body.with("gateways", gateways).with("listeners", listeners))
 }
 
 fn upstream() -> impl Strategy<Value = Body> {
@@ -305,6 +341,7 @@ pub fn document() -> impl Strategy<Value = Body> {
         2 => named("gateway", &["edge", "other"], gateway()),
         2 => named("certificate", &CERTIFICATES, certificate()),
         5 => named("http_route", &NAMES, http_route()),
+        2 => named("tcp_route", &NAMES, tcp_route()),
         3 => named("upstream", &UPSTREAMS, upstream()),
         2 => named("policy", &POLICIES, policies(Body::default()).prop_map(|mut body| {
             body.attributes.retain(|(name, _)| name != "policies");

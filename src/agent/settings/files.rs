@@ -294,7 +294,7 @@ mod tests {
             "gateway \"edge\" {\n  listenr \"web\" {}\n}\n",
             "gateway {}\n",
             "http_rout \"x\" {}\n",
-            "tcp_route \"later\" {}\n",
+            "udp_route \"later\" {}\n",
             "http_route \"x\" {}\nretry {}\nfoo = 1\n",
             "upstream \"x\" {\n  }\n  consul {\n  }\n}\n",
             "{\"http_rout\": {\"x\": {}}}",

@@ -4,6 +4,7 @@
 //! what it made of each and remakes only those whose inputs changed: no step of one change walks all objects.
 
 mod books;
+mod host;
 mod touched;
 mod units;
 
@@ -15,6 +16,7 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::diagnostics::Diagnostic;
 use crate::envoy::{ResourceKind, ResourceSet};
+use crate::ir::{TcpProxy, Unavailable};
 use crate::model::mesh::Interest;
 use crate::model::{CertificateQuery, DocumentId, Problem, ServiceQuery};
 use crate::resolve::Destination;
@@ -82,14 +84,37 @@ pub struct Compiler {
     diagnostics: OrdMap<UnitKey, Arc<[Diagnostic]>>,
 }
 
+/// A listener's route for plain TCP is a unit like a host, under no name: it waits, and uses destinations, the same way.
+const NO_HOST: &str = "";
+
 #[derive(Clone, Debug)]
 struct HostUnit {
     /// None: held back, with nothing that stood before.
-    encoded: Option<EncodedHost>,
+    made: Option<Made>,
     targets: BTreeSet<Destination>,
     features: BTreeSet<&'static str>,
     /// Its entries in `hosts_of`.
     follows: BTreeSet<Interest>,
+}
+
+/// What reaches Envoy of a unit.
+#[derive(Clone, Debug)]
+enum Made {
+    Host(EncodedHost),
+    /// It goes into its listener.
+    Tcp {
+        proxy: Result<TcpProxy, Unavailable>,
+        origins: Vec<DocumentId>,
+    },
+}
+
+impl HostUnit {
+    fn host(&self) -> Option<&EncodedHost> {
+        match self.made.as_ref()? {
+            Made::Host(encoded) => Some(encoded),
+            Made::Tcp { .. } => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Compiler, UnitKey, Work, least};
-use crate::config::{BackendTarget, ConnectSource, Object, ObjectKey, ObjectKind, UpstreamSource};
+use super::{Compiler, NO_HOST, UnitKey, Work, least};
+use crate::config::{
+    BackendTarget, ConnectSource, Object, ObjectKey, ObjectKind, Protocol, RouteRef, UpstreamSource,
+};
 use crate::envoy::ResourceKind;
 use crate::model::ServiceQuery;
 use crate::model::mesh::Interest;
@@ -22,7 +24,7 @@ impl Compiler {
         match key.kind {
             ObjectKind::Gateway if key.name == self.gateway => self.whole_gateway(snapshot, work),
             ObjectKind::Gateway => self.neighbour_changed(snapshot, [before, after], work),
-            ObjectKind::HttpRoute => {
+            ObjectKind::HttpRoute | ObjectKind::TcpRoute => {
                 for route in [before, after].into_iter().flatten() {
                     self.route_touched(snapshot, route, work);
                 }
@@ -70,7 +72,7 @@ impl Compiler {
         for user in snapshot.config.users_of(key) {
             match user.kind {
                 ObjectKind::Gateway if user.name == self.gateway => self.whole_gateway(snapshot, work),
-                ObjectKind::HttpRoute => {
+                ObjectKind::HttpRoute | ObjectKind::TcpRoute => {
                     if let Some(route) = snapshot.config.object(user) {
                         self.route_touched(snapshot, route, work);
                     }
@@ -81,16 +83,25 @@ impl Compiler {
     }
 
     pub(super) fn route_touched(&self, snapshot: &Snapshot, route: &Object, work: &mut Work) {
-        let Object::HttpRoute(route) = route else { return };
-        if !route.gateways.iter().any(|(name, _)| *name == self.gateway) {
+        let Some(route) = route.route() else { return };
+        if !route.gateways().iter().any(|(name, _)| *name == self.gateway) {
             return;
         }
         let Some(gateway) = snapshot.config.gateway(&self.gateway) else {
             return;
         };
-        for listener in &gateway.listeners {
-            for host in &route.hostnames {
-                work.hosts.insert((listener.name.clone(), host.clone()));
+        match route {
+            RouteRef::Http(route) => {
+                for listener in &gateway.listeners {
+                    for host in &route.hostnames {
+                        work.hosts.insert((listener.name.clone(), host.clone()));
+                    }
+                }
+            }
+            RouteRef::Tcp(route) => {
+                let listeners = route.listeners.iter();
+                work.hosts
+                    .extend(listeners.map(|(listener, _)| (listener.clone(), NO_HOST.into())));
             }
         }
     }
@@ -161,6 +172,10 @@ impl Compiler {
         };
         for listener in &gateway.listeners {
             work.listeners.insert(listener.name.clone());
+            if listener.protocol == Protocol::Tcp {
+                work.hosts.insert((listener.name.clone(), NO_HOST.into()));
+                continue;
+            }
             for host in snapshot.config.hosts_of_gateway(&self.gateway) {
                 work.hosts.insert((listener.name.clone(), host.clone()));
             }

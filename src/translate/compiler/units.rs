@@ -4,123 +4,25 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Compiled, Compiler, Expecting, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
-use crate::config::{Gateway, Listener, ObjectKey, ObjectKind, listener_of_client_ca};
+use crate::config::{Gateway, Listener, ObjectKey, ObjectKind, Protocol, listener_of_client_ca};
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
 use crate::ir::{MESH_LEAF, MESH_ROOTS, Routing};
 use crate::model::mesh::Interest;
 use crate::resolve::{
-    Destination, attached_features, certificate_of_secret, chain_problems, client_ca_of, cluster_name,
-    endpoints, first_query, interests_of, mesh_secrets, named, resolve_cluster, resolve_listener,
-    resolve_secret, resolve_virtual_host, shown_by,
+    Destination, certificate_of_secret, chain_problems, client_ca_of, cluster_name, endpoints, first_query,
+    interests_of, mesh_secrets, named, resolve_cluster, resolve_listener, resolve_secret, serves_http,
+    shown_by,
 };
 use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
 use crate::translate::endpoint::endpoint_resource;
 use crate::translate::listener::listener_resource;
-use crate::translate::route::{
-    EncodedHost, encode_virtual_host, scope_name, scoped_resource, table_resource,
-};
+use crate::translate::route::{EncodedHost, scope_name, scoped_resource, table_resource};
 use crate::translate::secret::secret_resource;
 
 impl Compiler {
-    pub(super) fn host(
-        &mut self,
-        snapshot: &Snapshot,
-        gateway: Option<&Gateway>,
-        listener_name: Arc<str>,
-        host: Arc<str>,
-        work: &mut Work,
-        compiled: &mut Compiled,
-    ) {
-        let key = (listener_name.clone(), host.clone());
-        let listener = gateway.and_then(|gateway| {
-            gateway
-                .listeners
-                .iter()
-                .find(|listener| listener.name == listener_name)
-        });
-        let resolved = match (gateway, listener) {
-            (Some(gateway), Some(listener)) => resolve_virtual_host(snapshot, gateway, listener, &host),
-            _ => None,
-        };
-        let unit_key = UnitKey::Host(listener_name.clone(), host.clone());
-        let before = self.hosts.get(&key).cloned();
-        for interest in before.iter().flat_map(|before| &before.follows) {
-            self.hosts_of
-                .remove(&(interest.clone(), listener_name.clone(), host.clone()));
-        }
-        self.held.remove(&key);
-        let Some(resolved) = resolved else {
-            self.diagnostics.remove(&unit_key);
-            if let Some(before) = before {
-                self.hosts.remove(&key);
-                self.host_uses(&key, Some(&before), None, work);
-                self.withdraw(
-                    ResourceKind::ScopedRoute,
-                    &scope_name(&listener_name, &host),
-                    compiled,
-                );
-                work.tables.insert(listener_name);
-            }
-            return;
-        };
-        let value = resolved.value;
-        let follows: BTreeSet<Interest> = value.follows.union(&value.pending).cloned().collect();
-        for interest in &follows {
-            self.hosts_of
-                .insert((interest.clone(), listener_name.clone(), host.clone()));
-        }
-        self.say(unit_key, resolved.diagnostics);
-        let features = attached_features(&value.host);
-        let origins = value.host.origins.clone();
-        let hold = !value.pending.is_empty() && self.settings.hold_pending;
-        let unit = if hold {
-            self.held.insert(key.clone());
-            // What stood before stands until the new watches have answered; their watches start now.
-            let (encoded, features) = match &before {
-                Some(before) => (before.encoded.clone(), before.features.clone()),
-                None => (None, features),
-            };
-            let targets = before
-                .iter()
-                .flat_map(|before| before.targets.iter().cloned())
-                .chain(value.targets)
-                .collect();
-            HostUnit {
-                encoded,
-                targets,
-                features,
-                follows,
-            }
-        } else {
-            HostUnit {
-                encoded: Some(encode_virtual_host(&value.host)),
-                targets: value.targets,
-                features,
-                follows,
-            }
-        };
-        let unit = Arc::new(unit);
-        self.hosts.insert(key.clone(), unit.clone());
-        self.host_uses(&key, before.as_deref(), Some(&unit), work);
-        if hold {
-            // Nothing of it reaches Envoy yet, and its documents are not what Envoy runs with.
-            compiled.documents.extend(origins);
-            return;
-        }
-        let Some(encoded) = &unit.encoded else {
-            return;
-        };
-        match self.routing(&listener_name) {
-            Routing::Scoped => self.put(scoped_resource(encoded), compiled),
-            Routing::Table => {
-                work.tables.insert(listener_name);
-            }
-        }
-    }
-
     /// A cluster with its endpoints. One without its watch's first answer is not there: Envoy would wait for it.
     pub(super) fn destination(&mut self, snapshot: &Snapshot, target: &Destination, compiled: &mut Compiled) {
         let in_use = self.target_in_use(target);
@@ -311,20 +213,29 @@ impl Compiler {
             let document = gateway.origin.document.clone();
             self.expecting.insert(expecting, document);
         }
-        // Filters of security policies are always there: when a listener gets another filter chain, connections on the
-        // old one go on with the new routes, and a policy whose filter they lack would let everything pass.
-        let features = FEATURES
-            .iter()
-            .filter(|feature| feature.is_security() || self.filter_in_use(name, feature.name()))
-            .map(|feature| feature.name())
-            .collect();
+        let (serves, documents) = match listener.protocol {
+            Protocol::Tcp => self.served_tcp(gateway, listener),
+            Protocol::Http | Protocol::Https => {
+                // Filters of security policies are always there: when a listener gets another filter chain, connections
+                // on the old one go on with the new routes, and a policy whose filter they lack would let everything
+                // pass.
+                let features = FEATURES
+                    .iter()
+                    .filter(|feature| feature.is_security() || self.filter_in_use(name, feature.name()))
+                    .map(|feature| feature.name())
+                    .collect();
+                (
+                    Ok(serves_http(listener, self.routing(name), features)),
+                    Vec::new(),
+                )
+            }
+        };
         let resolved = resolve_listener(
             snapshot,
             gateway,
             listener,
             (self.settings.bind_address, &self.settings.same_node),
-            self.routing(name),
-            features,
+            (serves, &documents),
         );
         self.say(UnitKey::Listener(name.clone()), resolved.diagnostics);
         match resolved.value {
@@ -370,7 +281,7 @@ impl Compiler {
     pub(super) fn reroute(&mut self, listener: &Arc<str>, routing: Routing, compiled: &mut Compiled) {
         for ((_, host), unit) in self.hosts_of(listener) {
             compiled.units += 1;
-            match (routing, &unit.encoded) {
+            match (routing, unit.host()) {
                 (Routing::Scoped, Some(encoded)) => self.put(scoped_resource(encoded), compiled),
                 _ => self.withdraw(ResourceKind::ScopedRoute, &scope_name(listener, &host), compiled),
             }
@@ -379,10 +290,7 @@ impl Compiler {
 
     pub(super) fn table(&mut self, listener: &Arc<str>, compiled: &mut Compiled) {
         let hosts = self.hosts_of(listener);
-        let encoded: Vec<&EncodedHost> = hosts
-            .iter()
-            .filter_map(|(_, unit)| unit.encoded.as_ref())
-            .collect();
+        let encoded: Vec<&EncodedHost> = hosts.iter().filter_map(|(_, unit)| unit.host()).collect();
         if self.routing(listener) == Routing::Table && !hosts.is_empty() {
             self.put(table_resource(listener, &encoded), compiled);
         } else {
