@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::call::Call;
 use super::client::ApiClient;
+use super::stamp::{Stamp, stamp_of};
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file;
 use crate::sources::certificates::{self, MAX_CHAIN_BYTES, timestamp};
@@ -62,27 +63,39 @@ impl Lifetimes {
         self.lock().clone()
     }
 
-    /// Looks now, whenever the token changes, and when something enters the last third of its life.
+    /// Looks now, whenever token or certificate are replaced, when one enters the last third of its life, and when it ends.
     pub async fn follow(self, stop: CancellationToken) {
         let mut changes = self.client.token().changes();
         loop {
             changes.mark_unchanged();
+            // Before it is read: what is put there meanwhile is read once more, not missed.
+            let certificate = self.certificate_stamp().await;
             let pause = self.look().await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
                 () = sleep(pause) => {}
-                () = self.keep_token_fresh() => {}
+                () = self.certificate_replaced(certificate) => {}
             }
         }
     }
 
-    /// The file is looked at before each request; while every watch waits in a long poll there is none. Never returns.
-    async fn keep_token_fresh(&self) {
+    /// Looks at both files meanwhile. The token's is looked at before each request, too; while every watch waits in a long
+    /// poll there is none.
+    async fn certificate_replaced(&self, known: Option<Stamp>) {
         loop {
             sleep(FRESH).await;
             self.client.token().refresh(false).await;
+            if self.certificate_stamp().await != known {
+                return;
+            }
         }
+    }
+
+    /// None also while the file is away.
+    async fn certificate_stamp(&self) -> Option<Stamp> {
+        let metadata = tokio::fs::metadata(self.client.client_certificate()?).await;
+        Some(stamp_of(&metadata.ok()?))
     }
 
     /// Returns when to look again.
@@ -112,12 +125,7 @@ impl Lifetimes {
             warning,
         };
         drop(reading);
-        let next = [token, certificate]
-            .into_iter()
-            .flatten()
-            .map(|life| u64::try_from(life.last_third() - now).unwrap_or(0));
-        let soonest = next.min().map_or(LONGEST_PAUSE, Duration::from_secs);
-        soonest.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+        next_look([token, certificate].into_iter().flatten(), now)
     }
 
     async fn token_life(&self) -> Option<Life> {
@@ -178,6 +186,14 @@ impl Lifetimes {
     }
 }
 
+/// What is past is known: a life in its last third is no reason to ask every few seconds for the rest of it.
+fn next_look(lives: impl Iterator<Item = Life>, now: i64) -> Duration {
+    let moments = lives.flat_map(|life| [life.last_third(), life.end]);
+    let to_come = moments.filter_map(|moment| u64::try_from(moment - now).ok().filter(|left| *left > 0));
+    let soonest = to_come.min().map_or(LONGEST_PAUSE, Duration::from_secs);
+    soonest.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
 /// A workload identity says it itself. Its signature is for those to check who take it.
 fn life_of_identity(token: &Redacted<String>) -> Option<Life> {
     #[derive(Deserialize)]
@@ -232,11 +248,11 @@ pub(super) fn unix_now() -> i64 {
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// A token that is prolonged in place, or a certificate whose file is replaced, fires no change.
+/// A token that is prolonged in place fires no change.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const SHORTEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// How soon a token in a file is taken up though nothing is asked.
+/// How soon a token or a certificate in a file is taken up though nothing is asked.
 const FRESH: Duration = Duration::from_secs(10);
 
 /// A token with a hundred policies is some 20 KiB.
@@ -257,6 +273,22 @@ mod tests {
         assert_eq!(identity(r#"{"sub":"x"}"#), None);
         let plain = Redacted::new("b1a2c3d4-0000-4000-8000-00000000feed".to_owned());
         assert_eq!(life_of_identity(&plain), None);
+    }
+
+    #[test]
+    fn a_life_is_looked_at_when_its_last_third_begins_when_it_ends_and_seldom_otherwise() {
+        let life = Life { start: 0, end: 900 };
+        let pause = |now| next_look([life].into_iter(), now).as_secs();
+        assert_eq!(pause(0), 300, "far off");
+        assert_eq!(pause(590), 10, "until the last third");
+        assert_eq!(pause(599), 5, "never more often");
+        assert_eq!(pause(600), 300, "in it, until the end");
+        assert_eq!(pause(880), 20, "until the end");
+        assert_eq!(pause(900), 300, "ended");
+        assert_eq!(pause(100_000), 300);
+        let other = Life { start: 0, end: 750 };
+        assert_eq!(next_look([life, other].into_iter(), 610).as_secs(), 140);
+        assert_eq!(next_look(std::iter::empty(), 0), LONGEST_PAUSE);
     }
 
     #[test]
