@@ -15,12 +15,12 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::call::Call;
+use super::call::{Call, Credential};
 use super::client::ApiClient;
 use super::stamp::{Stamp, stamp_of};
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file;
-use crate::sources::certificates::{self, MAX_CHAIN_BYTES, timestamp};
+use crate::sources::certificates::{self, MAX_CHAIN_BYTES, PemFault, timestamp};
 
 /// A cheap handle: clones share what was found.
 #[derive(Clone, Debug)]
@@ -30,12 +30,19 @@ pub struct Lifetimes {
     reading: Arc<Mutex<LifetimesReading>>,
 }
 
+/// What the last look found: the end of a credential does not change because one look fails.
+#[derive(Debug, Default)]
+struct Known {
+    token: Option<(Arc<Redacted<String>>, Life)>,
+    certificate: Option<Life>,
+}
+
 /// In Unix seconds. None: there is none, or it has no end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LifetimesReading {
     pub token: Option<i64>,
     pub client_certificate: Option<i64>,
-    /// One of them is in the last third of its life.
+    /// One of them is in the last third of its life, or has ended.
     pub warning: Option<Problem>,
 }
 
@@ -48,6 +55,15 @@ struct Life {
 impl Life {
     fn last_third(self) -> i64 {
         self.end - (self.end - self.start) / 3
+    }
+
+    fn has_ended(self, now: i64) -> bool {
+        self.end <= now
+    }
+
+    fn ending(self, now: i64) -> String {
+        let verb = if self.has_ended(now) { "ended" } else { "ends" };
+        format!("{verb} at {} and nobody has replaced it", timestamp(self.end))
     }
 }
 
@@ -66,11 +82,12 @@ impl Lifetimes {
     /// Looks now, whenever token or certificate are replaced, when one enters the last third of its life, and when it ends.
     pub async fn follow(self, stop: CancellationToken) {
         let mut changes = self.client.token().changes();
+        let mut known = Known::default();
         loop {
             changes.mark_unchanged();
             // Before it is read: what is put there meanwhile is read once more, not missed.
             let certificate = self.certificate_stamp().await;
-            let pause = self.look().await;
+            let pause = self.look(&mut known).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
@@ -99,36 +116,45 @@ impl Lifetimes {
     }
 
     /// Returns when to look again.
-    async fn look(&self) -> Duration {
-        let token = self.token_life().await;
+    async fn look(&self, known: &mut Known) -> Duration {
+        let token = self.token_life(known.token.take()).await;
         let certificate = match self.client.client_certificate() {
-            Some(path) => certificate_life(path).await,
+            Some(path) => certificate_life(path, known.certificate).await,
             None => None,
         };
+        known.certificate = certificate;
+        known.token = token;
+        let token = known.token.as_ref().map(|(_, life)| *life);
         let now = unix_now();
-        let is_ending = |life: &Option<Life>| life.is_some_and(|life| life.last_third() <= now);
-        let warning = match (token, certificate) {
-            (Some(life), _) if is_ending(&token) => Some(self.token_ends(life)),
-            (_, Some(life)) if is_ending(&certificate) => Some(self.certificate_ends(life)),
-            _ => None,
+        let is_ending = |life: &Life| life.last_third() <= now;
+        let ending = match (token.filter(is_ending), certificate.filter(is_ending)) {
+            (Some(life), _) => Some((life, self.token_ends(life, now))),
+            (None, Some(life)) => Some((life, self.certificate_ends(life, now))),
+            (None, None) => None,
         };
         let mut reading = self.lock();
-        if let Some(problem) = &warning
-            && reading.warning.is_none()
+        if let Some((life, problem)) = &ending
+            && reading.warning.as_ref() != Some(problem)
         {
             let fix = problem.fix.as_deref().unwrap_or_default();
-            tracing::warn!(%problem, fix, "a credential ends soon");
+            match life.has_ended(now) {
+                false => tracing::warn!(%problem, fix, "a credential ends soon"),
+                true => tracing::warn!(%problem, fix, "a credential has ended"),
+            }
         }
         *reading = LifetimesReading {
             token: token.map(|life| life.end),
             client_certificate: certificate.map(|life| life.end),
-            warning,
+            warning: ending.map(|(_, problem)| problem),
         };
         drop(reading);
         next_look([token, certificate].into_iter().flatten(), now)
     }
 
-    async fn token_life(&self) -> Option<Life> {
+    async fn token_life(
+        &self,
+        known: Option<(Arc<Redacted<String>>, Life)>,
+    ) -> Option<(Arc<Redacted<String>>, Life)> {
         if self.client.login_status().is_some() {
             return None;
         }
@@ -136,25 +162,26 @@ impl Lifetimes {
         self.client.token().refresh(false).await;
         let token = self.client.token().current()?;
         if let Some(life) = life_of_identity(&token) {
-            return Some(life);
+            return Some((token, life));
         }
-        let call = Call::get("acl/token/self").max_body(ANSWER_BYTES);
-        match self.client.call(call).await {
-            Ok(answer) => life_of_token(answer.json().ok()?),
-            // No ACLs, no rights, or not reachable: whoever needs the token says so.
+        // This one's, whatever the settings give by the time of the answer.
+        let call = Call::get("acl/token/self")
+            .max_body(ANSWER_BYTES)
+            .with(Credential::This(token.clone()));
+        let answer = self.client.call(call).await;
+        match answer.and_then(|answer| answer.json().map(life_of_token)) {
+            Ok(life) => life.map(|life| (token, life)),
+            // No ACLs, no rights, or not reachable: whoever needs the token says so. Nobody knows one that has ended.
             Err(error) => {
-                tracing::debug!(%error, "the token's end is not known");
-                None
+                tracing::debug!(%error, "the token's end was not found out");
+                known.filter(|(of, _)| *of == token)
             }
         }
     }
 
-    fn token_ends(&self, life: Life) -> Problem {
+    fn token_ends(&self, life: Life, now: i64) -> Problem {
         let product = self.client.product();
-        let message = format!(
-            "the {product} token ends at {} and nobody has replaced it",
-            timestamp(life.end)
-        );
+        let message = format!("the {product} token {}", life.ending(now));
         let fix = match self.client.token().file() {
             Some(file) => format!(
                 "put another token into {}; it is taken up by itself",
@@ -165,17 +192,14 @@ impl Lifetimes {
         Problem::new(ProblemKind::Forbidden, message).with_fix(fix)
     }
 
-    fn certificate_ends(&self, life: Life) -> Problem {
+    fn certificate_ends(&self, life: Life, now: i64) -> Problem {
         let product = self.client.product();
         let file = self
             .client
             .client_certificate()
             .unwrap_or(Path::new(""))
             .display();
-        let message = format!(
-            "the client certificate for {product} ends at {} and nobody has replaced it",
-            timestamp(life.end)
-        );
+        let message = format!("the client certificate for {product} {}", life.ending(now));
         let fix =
             format!("put its successor into {file}, and the key beside it; both are taken up by themselves");
         Problem::new(ProblemKind::Forbidden, message).with_fix(fix)
@@ -232,15 +256,20 @@ pub(super) fn unix_seconds(text: &str) -> Option<i64> {
     Some(time.unix_timestamp())
 }
 
-async fn certificate_life(path: &Path) -> Option<Life> {
+/// A file that cannot be read, or holds no certificate, is a rotation half done: connections go on with the former one.
+async fn certificate_life(path: &Path, known: Option<Life>) -> Option<Life> {
     let path = path.to_owned();
     let read = tokio::task::spawn_blocking(move || bounded_file::read_text(&path, MAX_CHAIN_BYTES as u64));
-    let text = read.await.ok()?.ok()?;
-    let material = certificates::parse_public(&text, unix_now()).ok()?;
-    Some(Life {
-        start: material.not_before,
-        end: material.not_after,
-    })
+    let Ok(Ok(text)) = read.await else { return known };
+    match certificates::parse_public(&text, unix_now()) {
+        Ok(material) => Some(Life {
+            start: material.not_before,
+            end: material.not_after,
+        }),
+        // When it began does not matter any more.
+        Err(PemFault::Expired(end)) => Some(Life { start: end, end }),
+        Err(_) => known,
+    }
 }
 
 pub(super) fn unix_now() -> i64 {
@@ -259,62 +288,5 @@ const FRESH: Duration = Duration::from_secs(10);
 const ANSWER_BYTES: usize = 1024 * 1024;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_identity_tells_its_own_life() {
-        let identity = |claims: &str| {
-            let claims = BASE64_URL_SAFE_NO_PAD.encode(claims);
-            life_of_identity(&Redacted::new(format!("e30.{claims}.c2ln")))
-        };
-        let life = identity(r#"{"iat":1000,"exp":4000,"sub":"x"}"#).unwrap();
-        assert_eq!((life.start, life.end, life.last_third()), (1000, 4000, 3000));
-        assert_eq!(identity(r#"{"sub":"x"}"#), None);
-        let plain = Redacted::new("b1a2c3d4-0000-4000-8000-00000000feed".to_owned());
-        assert_eq!(life_of_identity(&plain), None);
-    }
-
-    #[test]
-    fn a_life_is_looked_at_when_its_last_third_begins_when_it_ends_and_seldom_otherwise() {
-        let life = Life { start: 0, end: 900 };
-        let pause = |now| next_look([life].into_iter(), now).as_secs();
-        assert_eq!(pause(0), 300, "far off");
-        assert_eq!(pause(590), 10, "until the last third");
-        assert_eq!(pause(599), 5, "never more often");
-        assert_eq!(pause(600), 300, "in it, until the end");
-        assert_eq!(pause(880), 20, "until the end");
-        assert_eq!(pause(900), 300, "ended");
-        assert_eq!(pause(100_000), 300);
-        let other = Life { start: 0, end: 750 };
-        assert_eq!(next_look([life, other].into_iter(), 610).as_secs(), 140);
-        assert_eq!(next_look(std::iter::empty(), 0), LONGEST_PAUSE);
-    }
-
-    #[test]
-    fn times_as_consul_writes_them() {
-        assert_eq!(
-            unix_seconds("2026-11-26T02:03:04.123456789Z"),
-            Some(1_795_658_584)
-        );
-        assert_eq!(
-            unix_seconds("2026-11-26T03:03:04.123456789+01:00"),
-            Some(1_795_658_584)
-        );
-        assert_eq!(unix_seconds("soon"), None);
-    }
-
-    #[test]
-    fn a_token_s_answer_tells_its_life() {
-        let answer = |end: Option<&str>| {
-            let (create_time, expiration_time) = ("2026-11-26T02:00:00Z".to_owned(), end.map(str::to_owned));
-            life_of_token(TokenAnswer {
-                create_time,
-                expiration_time,
-            })
-        };
-        assert_eq!(answer(None), None);
-        let life = answer(Some("2026-11-26T03:00:00.5Z")).unwrap();
-        assert_eq!(life.end - life.start, 3600);
-    }
-}
+#[path = "lifetimes_tests.rs"]
+mod tests;
