@@ -10,6 +10,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use http::HeaderValue;
+
 use crate::model::Redacted;
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
 
@@ -27,6 +29,14 @@ impl TokenSink {
         match on_disk(move || bounded_file::read_text(&path, TOKEN_BYTES).map(Redacted::new)).await {
             Ok(text) => {
                 let token = text.expose().trim();
+                // A disk that lost its power in the middle of a write leaves zeros.
+                if HeaderValue::from_str(token).is_err() {
+                    tracing::warn!(
+                        file = %self.0.display(),
+                        "the token of the last start is damaged (it holds what no token holds): another is asked for"
+                    );
+                    return None;
+                }
                 (!token.is_empty()).then(|| Arc::new(Redacted::new(token.to_owned())))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -75,6 +85,8 @@ fn write(path: &Path, token: &str) -> io::Result<()> {
         .mode(0o600)
         .open(&new)?;
     file.write_all(token.as_bytes())?;
+    // Else the new name may outlive a loss of power that its content does not.
+    file.sync_all()?;
     std::fs::rename(&new, path)
 }
 
@@ -112,5 +124,9 @@ mod tests {
         assert_eq!(sink.read().await, None);
         std::fs::write(&path, " \n").unwrap();
         assert_eq!(sink.read().await, None, "an empty file is no token");
+        for damaged in ["\0\0\0\0", "one\ntwo", "b1a2c3d4-\0\0\0\0"] {
+            std::fs::write(&path, damaged).unwrap();
+            assert_eq!(sink.read().await, None, "{damaged:?} would fit no header");
+        }
     }
 }
