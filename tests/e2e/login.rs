@@ -283,17 +283,32 @@ async fn a_killed_agent_s_token_is_taken_up_by_the_next() {
         })
         .await;
 
-    // Forgotten meanwhile, or none of this login's: another takes its place.
+    // Forgotten meanwhile, or damaged by a machine that lost its power: another takes its place.
     revoke_all(&stack.consul).await;
     restart_killed(stack, "logged in to").await;
     let second = tokens(&stack.consul).await;
     assert!(second.len() == 1 && second != first, "{second:?}");
-    let other = stack.consul.create_token("other", "").await;
-    std::fs::write(&sink, other.secret).unwrap();
-    restart_killed(stack, "not of this auth method").await;
+    std::fs::write(&sink, [0; 36]).unwrap();
+    restart_killed(stack, "the token of the last start is damaged").await;
     assert_eq!(tokens(&stack.consul).await.len(), 2, "one was lost with its file");
-    load.finish().await.assert_none_lost();
+    restart_killed(stack, "goes on with the token of the last start").await;
+    let with_lost = tokens(&stack.consul).await;
 
+    // None of this login's: whoever needs it finds it as it was.
+    let other = stack.consul.create_token("other", "").await.secret;
+    let own = std::fs::read_to_string(&sink).unwrap();
+    std::fs::write(&sink, &other).unwrap();
+    restart_killed(stack, "not of this auth method").await;
+    assert_eq!(tokens(&stack.consul).await.len(), 3, "a token of its own");
+    assert_eq!(std::fs::read_to_string(&sink).unwrap(), other);
+    load.finish().await.assert_none_lost();
+    stack.agent.terminate();
+    assert_eq!(tokens(&stack.consul).await, with_lost, "given back");
+    assert_eq!(std::fs::read_to_string(&sink).unwrap(), other);
+
+    // Its own it takes away with the token.
+    std::fs::write(&sink, own).unwrap();
+    start_again(stack, "goes on with the token of the last start").await;
     stack.agent.terminate();
     assert!(!sink.exists());
     assert_eq!(tokens(&stack.consul).await, second);
@@ -301,6 +316,10 @@ async fn a_killed_agent_s_token_is_taken_up_by_the_next() {
 
 async fn restart_killed(stack: &mut Stack, line: &str) {
     stack.agent.kill();
+    start_again(stack, line).await;
+}
+
+async fn start_again(stack: &mut Stack, line: &str) {
     let start = stack.agent.process.log_length();
     stack.agent.process.start_again();
     let log = &mut stack.agent.process;

@@ -183,7 +183,7 @@ fn consul_schema() -> BlockSchema {
             Type::String,
             None,
             "\"/secrets/portreeve_consul_token\"",
-            "Keeps the token for the next start, in clear, mode 0600: put it beside the identity, on which the same rights hang. An agent that was killed goes on with it; without this file each such start leaves a token behind until its end.",
+            "Keeps the token for the next start, in clear, mode 0600: put it beside the identity, on which the same rights hang. An agent that was killed goes on with it; without this file each such start leaves a token behind until its end. A file of its own: where a token of another login's is, it is left alone and nothing is kept.",
         ),
         Occurs::Optional,
     )

@@ -60,6 +60,8 @@ struct State {
     /// None: no token, or one without an end.
     renew_at: Option<Instant>,
     refused: bool,
+    /// What its file held at the start was a token of somebody else's.
+    sink_is_others: bool,
     not_before: Option<Instant>,
     waits: Intervals,
     status: LoginStatus,
@@ -90,6 +92,7 @@ impl Login {
             state: PlainMutex::new(State {
                 renew_at: None,
                 refused: false,
+                sink_is_others: false,
                 not_before: None,
                 waits: Intervals::new(FIRST_RETRY, LONGEST_RETRY),
                 status: LoginStatus::default(),
@@ -99,6 +102,11 @@ impl Login {
 
     pub(super) fn refused(&self) {
         self.state().refused = true;
+    }
+
+    /// None: the token is not kept for the next start.
+    fn sink(&self) -> Option<&TokenSink> {
+        self.sink.as_ref().filter(|_| !self.state().sink_is_others)
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -188,7 +196,7 @@ impl ApiClient {
 
     async fn log_in(&self, login: &Login) -> Result<(), Problem> {
         if self.token().current().is_none()
-            && let Some(sink) = &login.sink
+            && let Some(sink) = login.sink()
             && self.take_up(login, sink).await?
         {
             return Ok(());
@@ -236,7 +244,7 @@ impl ApiClient {
         })?;
         let token = Arc::new(Redacted::new(granted.secret));
         // Before it is used: from here on a killed agent leaves nothing behind that the next one does not find.
-        if let Some(sink) = &login.sink {
+        if let Some(sink) = login.sink() {
             sink.write(&token).await;
         }
         login.succeeded_until(granted.expiration_time.as_deref());
@@ -265,9 +273,13 @@ impl ApiClient {
                 .map_err(|error| error.problem())?,
         };
         if kept.auth_method.as_deref() != Some(&*login.settings.method) {
+            login.state().sink_is_others = true;
             tracing::warn!(
                 method = login.settings.method,
-                "the token in the login's token_sink_file is not of this auth method: it is left as it is, and another asked for"
+                file = %sink.path().display(),
+                fix = "remove the file if nobody needs it, or name another as `token_sink_file`",
+                "the token in the login's token_sink_file is not of this auth method: the file is left as it is, and this \
+                 agent's own token is not kept for its next start"
             );
             return Ok(false);
         }
@@ -287,7 +299,7 @@ impl ApiClient {
             && let Some(token) = self.token().replace(None)
         {
             self.give_back(token).await;
-            if let Some(sink) = &login.sink {
+            if let Some(sink) = login.sink() {
                 sink.remove().await;
             }
         }

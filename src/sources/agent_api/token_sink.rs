@@ -23,6 +23,10 @@ impl TokenSink {
         Self(path)
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// None: there is none, or what is there cannot be read, which is said.
     pub(super) async fn read(&self) -> Option<Arc<Redacted<String>>> {
         let path = self.0.clone();
