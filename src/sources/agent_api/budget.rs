@@ -39,6 +39,7 @@ impl Pass {
 #[derive(Debug)]
 pub(in crate::sources) struct Budget {
     client: ApiClient,
+    first_lane: usize,
     limit: usize,
     shortest_turn: Duration,
     taken: Mutex<BTreeSet<usize>>,
@@ -58,6 +59,7 @@ pub(in crate::sources) struct Claim {
 impl Budget {
     pub(in crate::sources) fn new(client: ApiClient, limit: usize, shortest_turn: Duration) -> Arc<Self> {
         Arc::new(Self {
+            first_lane: client.allot_lanes(),
             client,
             limit,
             shortest_turn,
@@ -118,7 +120,7 @@ impl Claim {
                     None => None,
                 };
                 Pass {
-                    lane: CALL_LANE + 1 + seat / self.budget.client.polls_per_lane(),
+                    lane: self.budget.first_lane + seat / self.budget.client.polls_per_lane(),
                     may_block: true,
                     rest: Duration::ZERO,
                     _permit: permit,
@@ -187,5 +189,26 @@ mod tests {
         assert!(c.admit(false).await.may_block);
         assert_eq!(c.turn(), None);
         assert_eq!(budget.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    /// Consul's services and its mesh ask through one client, and so do Nomad's services and variables.
+    #[tokio::test]
+    async fn watches_of_different_budgets_share_no_pool_of_connections() {
+        let client = ApiClient::new(&ApiSettings::of(Product::Nomad)).unwrap();
+        let turn = Duration::from_secs(10);
+        let (services, variables) = (
+            Budget::new(client.clone(), 70, turn),
+            Budget::new(client, 15, turn),
+        );
+        let mut lanes = BTreeSet::from([CALL_LANE]);
+        let mut claims = Vec::new();
+        for (budget, watches) in [(&services, 70), (&variables, 15)] {
+            for _ in 0..watches {
+                let mut claim = budget.claim();
+                let pass = claim.admit(false).await;
+                assert!(pass.may_block && lanes.insert(pass.lane), "lane {}", pass.lane);
+                claims.push(claim);
+            }
+        }
     }
 }

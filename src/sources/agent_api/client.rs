@@ -4,7 +4,7 @@
 //! transport (TCP, TLS, unix socket, HTTP/2 where ALPN offers it) and the token; it knows no endpoint.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ struct Inner {
     token: TokenSource,
     login: Option<Login>,
     lanes: Mutex<Lanes>,
+    /// How many have lanes of their own.
+    allotted: AtomicUsize,
     /// The last answer came over HTTP/2.
     multiplexed: AtomicBool,
     /// Bounds the small reads that guard a disappearance, so that a mass deletion cannot eat the connection limit.
@@ -68,6 +70,7 @@ impl ApiClient {
             token: TokenSource::new(settings)?,
             login: settings.login.clone().map(Login::new),
             lanes: Mutex::new(Lanes::new(settings, CALL_LANE)?),
+            allotted: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
             probes: Semaphore::new(PROBES_IN_FLIGHT),
             settings: settings.clone(),
@@ -93,6 +96,12 @@ impl ApiClient {
         } else {
             1
         }
+    }
+
+    /// The first of [`LANES_EACH`] lanes that nobody else uses: several kinds of watches ask through one client, and each
+    /// counts its places from zero.
+    pub(super) fn allot_lanes(&self) -> usize {
+        CALL_LANE + 1 + self.0.allotted.fetch_add(1, Ordering::Relaxed) * LANES_EACH
     }
 
     pub(super) fn product(&self) -> Product {
@@ -355,8 +364,11 @@ fn base_url(settings: &ApiSettings) -> Result<Url, SettingsError> {
     Ok(url)
 }
 
-/// Calls and the one document watch; service watches use the lanes above it.
+/// Calls and the one document watch; watches that are counted use the lanes above it.
 pub(in crate::sources) const CALL_LANE: usize = 0;
+
+/// More than anybody uses: only what is used is made.
+const LANES_EACH: usize = 1 << 20;
 
 /// Go's HTTP/2 servers allow 250 streams, common proxies 100; the lowest of them.
 const STREAMS_PER_LANE: usize = 100;
