@@ -55,16 +55,19 @@ impl Bounds {
     pub fn permissions(&self) -> Permissions {
         match self {
             Self::Known(permissions) => (**permissions).clone(),
+            // Without defaults, so that a bound that comes to be is thought of here.
             Self::None | Self::Unknown => Permissions {
                 files: vec!["/".into()],
                 vault_paths: vec!["*".into()],
+                nomad_variables: vec!["*".into()],
                 addresses: AddressRules {
                     allowed: Some(vec!["*".into()]),
                     allow_loopback: true,
                     allow_link_local: true,
-                    ..AddressRules::default()
+                    own: Vec::new(),
+                    own_names: Vec::new(),
                 },
-                ..Permissions::default()
+                exposure: None,
             },
         }
     }
@@ -89,18 +92,23 @@ impl Bounds {
     /// Says that nothing is known, where it matters.
     pub fn note(&self, documents: &[Document], terminal: &mut Terminal) -> std::io::Result<()> {
         let nothing = Permissions {
+            files: Vec::new(),
             vault_paths: Vec::new(),
+            nomad_variables: Vec::new(),
             addresses: AddressRules {
                 allowed: Some(Vec::new()),
-                ..AddressRules::default()
+                allow_loopback: false,
+                allow_link_local: false,
+                own: Vec::new(),
+                own_names: Vec::new(),
             },
-            ..Permissions::default()
+            exposure: None,
         };
         let is_bounded = |document: &Document| !refusals(document, &nothing).is_empty();
         if matches!(self, Self::Unknown) && documents.iter().any(is_bounded) {
             terminal.error_line(
-                "note: whether agents let these documents reach the files, Vault paths and addresses that they name was \
-                 not checked: -config names the agents' settings, -agent asks the one on this machine",
+                "note: whether agents let these documents reach the files, Vault paths, Nomad variables and addresses that \
+                 they name was not checked: -config names the agents' settings, -agent asks the one on this machine",
             )?;
         }
         Ok(())

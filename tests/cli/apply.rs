@@ -202,6 +202,25 @@ async fn refuses_what_does_not_validate() {
         "{}",
         refused.shown(&[])
     );
+    bench.file(
+        "variable/v.hcl",
+        "certificate \"v\" {\n  nomad_variable { path = \"shop/v\" }\n}\n",
+    );
+    let noted = bench.run(&["plan", "variable"]).error;
+    assert!(
+        noted.contains("Nomad variables") && noted.contains("was not checked"),
+        "{noted}"
+    );
+    bench.file(
+        "own.hcl",
+        "kv_documents {\n  nomad_variables = [\"nomad/jobs/portreeve\"]\n}\n",
+    );
+    let refused = bench.run(&["plan", "variable", "-config=own.hcl"]);
+    assert!(
+        refused.code == 255 && refused.out.contains("error[not-allowed]"),
+        "{}",
+        refused.shown(&[])
+    );
 }
 
 /// Somebody else's write between our read and our write: nothing is written, theirs stays.
