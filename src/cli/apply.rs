@@ -10,7 +10,7 @@ use super::bounds::BoundsArguments;
 use super::change_set::{self, Action, Change, ChangeSet};
 use super::documents;
 use super::failure::Failure;
-use super::kv::{self, KvArguments};
+use super::kv::{self, KvArguments, NotWritten};
 use super::plan;
 use super::report::counted;
 use super::runtime::block_on;
@@ -95,8 +95,8 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let mut written = 0;
     for batch in batches {
         let writes: Vec<TxnWrite> = batch.iter().map(operation).collect();
-        let index = block_on(kv::write(&client, &writes))
-            .map_err(|error| after(error, written, set.changes.len()))?;
+        let index = block_on(async { Ok(kv::write(&client, &writes).await) })?
+            .map_err(|failure| after(failure, written, batch.len(), set.changes.len()))?;
         for change in batch {
             let done = terminal.paint(Color::Green, change.action.done());
             terminal.line(format!("{} {done}", change.document))?;
@@ -111,12 +111,27 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-/// A failure between two transactions is told with what stands.
-fn after(error: anyhow::Error, written: usize, all: usize) -> anyhow::Error {
-    if written == 0 {
-        return error;
+/// A failure is told with what stands: `written` changes, before a transaction of `open`.
+fn after(failure: NotWritten, written: usize, open: usize, all: usize) -> anyhow::Error {
+    match failure {
+        NotWritten::Refused(error) if written == 0 => error,
+        NotWritten::Refused(error) => {
+            error.context(format!("{written} of {all} changes are written, the rest is not"))
+        }
+        NotWritten::Unknown(error) if open == all => error.context(
+            "it is not known whether the transaction is written: it is whole, or not at all; `portreeve plan` tells",
+        ),
+        NotWritten::Unknown(error) => {
+            let rest = match all - written - open {
+                0 => String::new(),
+                rest => format!("; the last {rest} are not written"),
+            };
+            error.context(format!(
+                "{written} of {all} changes are written; of the next {open}, one transaction, it is not known: they are \
+                 written whole, or not at all{rest}; `portreeve plan` tells"
+            ))
+        }
     }
-    error.context(format!("{written} of {all} changes are written, the rest is not"))
 }
 
 fn operation(change: &Change) -> TxnWrite {

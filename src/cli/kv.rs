@@ -75,8 +75,17 @@ pub async fn read(
     Ok(listing.documents)
 }
 
+/// How a transaction ended that did not succeed.
+#[derive(Debug)]
+pub enum NotWritten {
+    /// Nothing of it is written.
+    Refused(anyhow::Error),
+    /// The answer is lost, and what it would have said with it: the whole may be written, or nothing.
+    Unknown(anyhow::Error),
+}
+
 /// All or nothing. Returns the index under which Consul took it.
-pub async fn write(client: &ConsulClient, writes: &[TxnWrite]) -> anyhow::Result<u64> {
+pub async fn write(client: &ConsulClient, writes: &[TxnWrite]) -> Result<u64, NotWritten> {
     client.txn(writes).await.map_err(|error| match error {
         ConsulError::TxnFailed { failures } => {
             let lost: Vec<String> = failures
@@ -90,31 +99,35 @@ pub async fn write(client: &ConsulClient, writes: &[TxnWrite]) -> anyhow::Result
                     }
                 })
                 .collect();
-            Failure::new(format!(
+            let failure = Failure::new(format!(
                 "Consul refused the transaction, nothing of it is written: {}",
                 lost.join("; ")
-            ))
-            .fix("look at what changed with `portreeve plan`, then apply again")
-            .into()
+            ));
+            NotWritten::Refused(
+                failure
+                    .fix("look at what changed with `portreeve plan`, then apply again")
+                    .into(),
+            )
         }
-        error => {
-            // The answer is lost, and what it would have said with it.
-            let is_open = matches!(
-                error,
-                ConsulError::Transport {
-                    failure: TransportFailure::TimedOut | TransportFailure::Cut,
-                    ..
-                }
-            );
-            let failure = consul_failure(error);
-            match is_open {
-                true => failure.context(
-                    "Consul did not answer: the transaction may have been written, whole, or not at all; `portreeve plan` tells",
-                ),
-                false => failure,
-            }
-        }
+        error => match is_lost(&error) {
+            true => NotWritten::Unknown(consul_failure(error)),
+            false => NotWritten::Refused(consul_failure(error)),
+        },
     })
+}
+
+/// The request was sent, and nobody says what became of it.
+fn is_lost(error: &ConsulError) -> bool {
+    match error {
+        ConsulError::Transport { failure, .. } => {
+            matches!(failure, TransportFailure::TimedOut | TransportFailure::Cut)
+        }
+        // Of a leader that lost its place in the middle, or of a proxy that lost Consul.
+        ConsulError::Status { status, body, .. } => {
+            matches!(status, 500 | 502 | 504) && !body.contains("No cluster leader")
+        }
+        _ => false,
+    }
 }
 
 fn consul_failure(error: ConsulError) -> anyhow::Error {
@@ -200,6 +213,38 @@ pub fn kv_id(key: &str) -> DocumentId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::agent_api::{Product, Server};
+
+    #[test]
+    fn an_answer_is_lost_where_the_request_may_have_been_carried_out() {
+        let answered = |status: u16, body: &str| ConsulError::Status {
+            server: Server {
+                product: Product::Consul,
+                address: "http://c".into(),
+            },
+            asked: "PUT /v1/txn".to_owned(),
+            status,
+            body: body.into(),
+            index: None,
+            retry_after: None,
+            fix: None,
+        };
+        for (status, body, lost) in [
+            (
+                500,
+                "rpc error making call: leadership lost while committing log",
+                true,
+            ),
+            (502, "", true),
+            (504, "", true),
+            (500, "No cluster leader", false),
+            (503, "", false),
+            (429, "", false),
+            (403, "Permission denied", false),
+        ] {
+            assert_eq!(is_lost(&answered(status, body)), lost, "{status} {body}");
+        }
+    }
 
     #[test]
     fn names_of_files() {

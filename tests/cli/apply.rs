@@ -300,6 +300,43 @@ async fn more_than_one_transaction() {
     );
 }
 
+/// What stands between us and Consul ends while a transaction is answered: it is written, and nobody says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_is_told_with_what_is_known() {
+    let bench = Bench::start().await;
+    for index in 0..130 {
+        let name = format!("u{index:03}");
+        bench.file(&format!("conf/{name}.hcl"), &upstream(&name, 1000 + index));
+    }
+    for (nth, known) in [
+        (
+            2,
+            "64 of 130 changes are written; of the next 64, one transaction, it is not known",
+        ),
+        // All but the last two stand by then.
+        (1, "it is not known whether the transaction is written"),
+    ] {
+        let proxy = CuttingProxy::start(bench.consul.address(), nth).await;
+        let address = format!("-consul-address={}", proxy.address);
+        let directory = bench.path().to_owned();
+        let outcome = tokio::task::spawn_blocking(move || {
+            portreeve(&directory, &["apply", "conf", "-y", "-batched", &address])
+        })
+        .await
+        .unwrap();
+        assert_eq!(outcome.code, 1, "{}", outcome.shown(&[]));
+        assert!(outcome.error.contains(known), "{}", outcome.error);
+        assert!(
+            !outcome.error.contains("the rest is not"),
+            "that is not known: {}",
+            outcome.error
+        );
+        assert_eq!(outcome.error.contains("the last 2 are not written"), nth == 2);
+        let keys = if nth == 2 { 128 } else { 130 };
+        assert_eq!(bench.consul.keys("portreeve").await.len(), keys);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_away_or_refusing() {
     let directory = scratch_directory("apply");
@@ -348,6 +385,53 @@ impl RacingProxy {
                         }
                         if to_server.write_all(&buffer[..read]).await.is_err() {
                             return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address }
+    }
+}
+
+/// Passes bytes on, and ends the connection in place of the answer to one transaction.
+struct CuttingProxy {
+    address: String,
+}
+
+impl CuttingProxy {
+    async fn start(consul: String, nth: usize) -> Self {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio::net::{TcpListener, TcpStream};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let transactions = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (consul, transactions) = (consul.clone(), transactions.clone());
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(&consul).await.unwrap();
+                    let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+                    let mut is_last = false;
+                    loop {
+                        tokio::select! {
+                            Ok(read @ 1..) = client.read(&mut asked) => {
+                                let is_transaction = asked[..read].windows(7).any(|window| window == b"/v1/txn");
+                                if is_transaction {
+                                    is_last = transactions.fetch_add(1, Ordering::SeqCst) + 1 == nth;
+                                }
+                                server.write_all(&asked[..read]).await.unwrap();
+                            }
+                            Ok(read @ 1..) = server.read(&mut answered) => {
+                                if is_last {
+                                    return;
+                                }
+                                client.write_all(&answered[..read]).await.unwrap();
+                            }
+                            else => return,
                         }
                     }
                 });
