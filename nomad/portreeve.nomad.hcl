@@ -136,6 +136,12 @@ variable "vault_paths" {
   default     = ["pki_int/sign/edge", "secret/portreeve/"]
 }
 
+variable "nomad_variables" {
+  description = "Nomad variables that documents from KV may use for certificates; those of this job need no more rights."
+  type        = list(string)
+  default     = ["nomad/jobs/portreeve"]
+}
+
 variable "more_settings" {
   description = "More of the agent's settings in HCL, such as `nomad {}` or a catalog block."
   type        = string
@@ -171,9 +177,11 @@ locals {
   agent = <<-HCL
     bind_addr = "{{ env "BIND_ADDRESS" }}"
 
-    # Documents are the keys below portreeve/config/. They may use these paths of Vault, and no file of the node.
+    # Documents are the keys below portreeve/config/. They may use these paths of Vault and variables of Nomad, and no file
+    # of the node.
     kv_documents {
-      vault_paths = ${jsonencode(var.vault_paths)}
+      vault_paths     = ${jsonencode(var.vault_paths)}
+      nomad_variables = ${jsonencode(var.nomad_variables)}
     }
 
     consul {

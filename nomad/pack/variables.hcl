@@ -128,6 +128,12 @@ variable "vault_paths" {
   default     = ["pki_int/sign/edge", "secret/portreeve/"]
 }
 
+variable "nomad_variables" {
+  description = "Nomad variables that documents from KV may use for certificates; those of this job need no more rights."
+  type        = list(string)
+  default     = ["nomad/jobs/portreeve"]
+}
+
 variable "more_settings" {
   description = "More of the agent's settings in HCL, such as `nomad {}` or a catalog block."
   type        = string

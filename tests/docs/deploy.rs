@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use portreeve::agent::settings::{Flags, Settings};
 use regex::Regex;
 
 use super::{PORTREEVE, root};
@@ -72,6 +73,45 @@ fn commands_of_the_nomad_job_are_ours() {
         !text.contains("curl") && !text.contains("/bin/sh"),
         "needs another program"
     );
+}
+
+/// What the agent's tokens may do is more than what a gateway needs: whoever runs the jobs says what documents may use of it.
+#[test]
+fn the_nomad_jobs_bound_what_documents_may_use() {
+    let bounds = Regex::new(r"(?s)kv_documents \{\n.*?\n +\}\n").unwrap();
+    let variable = Regex::new(r"\$\{jsonencode\(var\.(\w+)\)\}").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    for job in ["portreeve.nomad.hcl", "portreeve-docker.nomad.hcl"] {
+        let text = std::fs::read_to_string(root().join("nomad").join(job)).unwrap();
+        let with_defaults = variable.replace_all(
+            bounds.find(&text).unwrap().as_str(),
+            |found: &regex::Captures<'_>| {
+                let declared = text.split(&format!("variable \"{}\" {{\n", &found[1])).nth(1);
+                let block = declared.unwrap().split("\n}\n").next().unwrap();
+                let default = block.lines().find(|line| line.trim().starts_with("default"));
+                default.unwrap().split_once("= ").unwrap().1.to_owned()
+            },
+        );
+        let path = directory.path().join("portreeve.hcl");
+        std::fs::write(&path, &*with_defaults).unwrap();
+        let flags = Flags {
+            config: vec![path],
+            gateways: vec!["edge".to_owned()],
+            ..Flags::default()
+        };
+        let permissions = Settings::load(&flags, "node").unwrap().permissions;
+        assert!(permissions.files.is_empty(), "{job}");
+        assert_eq!(
+            permissions.vault_paths,
+            ["pki_int/sign/edge".into(), "secret/portreeve/".into()],
+            "{job}"
+        );
+        assert_eq!(
+            permissions.nomad_variables,
+            ["nomad/jobs/portreeve".into()],
+            "{job}"
+        );
+    }
 }
 
 /// The Nomad Pack is the job, its variables' defaults being the pack's.
