@@ -22,6 +22,9 @@ pub struct Arguments {
     /// nomad/jobs/<its name> in any case.
     #[arg(long, value_name = "PATH")]
     variables: Option<String>,
+    /// The namespace of those variables; * for all. Left out: that of the agent's job.
+    #[arg(long, value_name = "NAME", requires = "variables")]
+    variables_of: Option<String>,
     /// The Nomad namespace of the agent's job.
     #[arg(long, value_name = "NAME", default_value = "default")]
     nomad_namespace: String,
@@ -34,7 +37,12 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     let common = &arguments.common;
     let client = common.client(Product::Nomad)?;
     let mut server = Server::new(&client, common.dry_run, terminal);
-    let rules = rules(&arguments.services_of, arguments.variables.as_deref())?;
+    let variables_of = arguments
+        .variables_of
+        .as_ref()
+        .unwrap_or(&arguments.nomad_namespace);
+    let variables = arguments.variables.as_deref().map(|path| (&**variables_of, path));
+    let rules = rules(&arguments.services_of, variables)?;
     let path = format!("acl/policy/{}", common.name);
     let found = server.read(&path).await?;
     let wanted = json!({
@@ -55,26 +63,51 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     server.finish()
 }
 
-fn rules(namespace: &str, variables: Option<&str>) -> anyhow::Result<String> {
-    // Both stand in a rule: they must not become another one.
+/// Variables are a namespace and a path.
+fn rules(services_of: &str, variables: Option<(&str, &str)>) -> anyhow::Result<String> {
+    // All stand in a rule: they must not become another one.
     let is_plain = |text: &str| {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_~/.*".contains(&byte);
         !text.is_empty() && text.bytes().all(plain)
     };
-    if let Some(odd) = [Some(namespace), variables]
-        .into_iter()
-        .flatten()
-        .find(|text| !is_plain(text))
-    {
+    let parts = variables.map(|(namespace, path)| [namespace, path]);
+    let mut named = std::iter::once(services_of).chain(parts.into_iter().flatten());
+    if let Some(odd) = named.find(|text| !is_plain(text)) {
         let failure = Failure::new(format!("{odd:?} can stand in no rule"));
         return Err(failure.fix("letters, digits and -_~/.*").into());
     }
-    let variables = variables.map_or_else(String::new, |path| {
-        format!("\n  variables {{\n    path \"{path}\" {{\n      capabilities = [\"read\"]\n    }}\n  }}\n")
-    });
+    const SERVICES: &str = "  capabilities = [\"read-job\"]\n";
+    let rule = |namespace: &str, rights: String| format!("namespace \"{namespace}\" {{\n{rights}}}\n");
+    let Some((namespace, path)) = variables else {
+        return Ok(rule(services_of, SERVICES.to_owned()));
+    };
+    let variables =
+        format!("  variables {{\n    path \"{path}\" {{\n      capabilities = [\"read\"]\n    }}\n  }}\n");
+    if namespace == services_of {
+        return Ok(rule(services_of, format!("{SERVICES}\n{variables}")));
+    }
+    // Of the rules for a namespace Nomad takes the nearest alone.
+    let of_variables = match matches_namespace(services_of, namespace) {
+        true => format!("{SERVICES}\n{variables}"),
+        false => variables,
+    };
     Ok(format!(
-        "namespace \"{namespace}\" {{\n  capabilities = [\"read-job\"]\n{variables}}}\n"
+        "{}\n{}",
+        rule(services_of, SERVICES.to_owned()),
+        rule(namespace, of_variables)
     ))
+}
+
+/// As Nomad matches: `*` stands for any text.
+fn matches_namespace(pattern: &str, namespace: &str) -> bool {
+    let Some((head, tail)) = pattern.split_once('*') else {
+        return pattern == namespace;
+    };
+    let Some(rest) = namespace.strip_prefix(head) else {
+        return false;
+    };
+    let mut ends = rest.char_indices().map(|(index, _)| index).chain([rest.len()]);
+    ends.any(|index| matches_namespace(tail, &rest[index..]))
 }
 
 #[cfg(test)]
@@ -87,12 +120,47 @@ mod tests {
             rules("*", None).unwrap(),
             "namespace \"*\" {\n  capabilities = [\"read-job\"]\n}\n"
         );
-        assert!(
-            rules("shop", Some("portreeve/*"))
-                .unwrap()
-                .contains("path \"portreeve/*\"")
+        let variables =
+            "  variables {\n    path \"portreeve/*\" {\n      capabilities = [\"read\"]\n    }\n  }\n";
+        let services = "  capabilities = [\"read-job\"]\n";
+        let with = |services_of, namespace| rules(services_of, Some((namespace, "portreeve/*"))).unwrap();
+        assert_eq!(
+            with("*", "default"),
+            format!(
+                "namespace \"*\" {{\n{services}}}\n\nnamespace \"default\" {{\n{services}\n{variables}}}\n"
+            )
+        );
+        assert_eq!(
+            with("shop", "default"),
+            format!("namespace \"shop\" {{\n{services}}}\n\nnamespace \"default\" {{\n{variables}}}\n"),
+            "no right to read the jobs of the other one"
+        );
+        assert_eq!(
+            with("shop", "shop"),
+            format!("namespace \"shop\" {{\n{services}\n{variables}}}\n")
         );
         assert!(rules("*\" { policy = \"write\" } #", None).is_err());
-        assert!(rules("*", Some("a\" {")).is_err());
+        assert!(rules("*", Some(("default", "a\" {"))).is_err());
+        assert!(rules("*", Some(("a\" {", "a"))).is_err());
+    }
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, namespace, matches) in [
+            ("*", "default", true),
+            ("default", "default", true),
+            ("default", "default-2", false),
+            ("shop-*", "shop-eu", true),
+            ("shop-*", "shop", false),
+            ("*-eu", "shop-eu", true),
+            ("*-eu", "shop-eu-2", false),
+            ("a*b*", "a-b-c", true),
+        ] {
+            assert_eq!(
+                matches_namespace(pattern, namespace),
+                matches,
+                "{pattern} {namespace}"
+            );
+        }
     }
 }
