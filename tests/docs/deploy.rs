@@ -282,16 +282,16 @@ fn every_permission_is_explained() {
     let page = text("docs/security.md");
     let section = page.split("## Each permission, and why\n").nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
+    // Nomad's are made, not shipped: `portreeve setup nomad` holds them against their table itself.
+    let section = section.split("\nNomad, made by ").next().unwrap();
     for rule in &rules {
         let explained = section.lines().any(|line| line.starts_with(rule.as_str()));
         assert!(explained, "docs/security.md has no row {rule:?}");
     }
-    // Beside them: what `portreeve setup nomad` makes.
-    let row = Regex::new("(?m)^\\| `[^`]+` (?:read|write|update|`read-job`) \\|").unwrap();
+    let row = Regex::new("(?m)^\\| `[^`]+` (?:read|write|update) \\|").unwrap();
     assert_eq!(
         row.find_iter(section).count(),
-        rules.len() + 1,
+        rules.len(),
         "a row without its rule"
     );
-    assert!(text("src/cli/setup/nomad.rs").contains("read-job"));
 }

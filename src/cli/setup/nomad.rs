@@ -112,6 +112,8 @@ fn matches_namespace(pattern: &str, namespace: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use regex::Regex;
+
     use super::*;
 
     #[test]
@@ -162,5 +164,32 @@ mod tests {
                 "{pattern} {namespace}"
             );
         }
+    }
+
+    /// Each rule that is written, and no other, has its row on the page about security.
+    #[test]
+    fn every_permission_is_explained() {
+        let page = include_str!("../../../docs/security.md");
+        let table = page.split("\nNomad, made by ").nth(1).unwrap();
+        let rows: Vec<&str> = table
+            .split("\n\n")
+            .nth(1)
+            .unwrap()
+            .lines()
+            .skip(2)
+            .filter_map(|row| row.split(" | ").next())
+            .collect();
+        let rule = Regex::new(r#"(?m)^ *(\w+) "([^"]*)" \{\n *capabilities = \["([^"]*)"\]$"#).unwrap();
+        let rules = rules("*", Some(("*", "portreeve/*"))).unwrap();
+        let mut written: Vec<String> = rule
+            .captures_iter(&rules)
+            .map(|found| match &found[1] {
+                "path" => format!("| variables `{}` `{}`", &found[2], &found[3]),
+                kind => format!("| `{kind} \"{}\"` `{}`", &found[2], &found[3]),
+            })
+            .collect();
+        written.dedup();
+        assert_eq!(written.len(), rules.matches("capabilities").count(), "{rules}");
+        assert_eq!(rows, written);
     }
 }
