@@ -222,12 +222,20 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             .or_else(|| consul.string("service"))
             .unwrap_or_else(|| name.clone());
         if service.is_empty() {
-            decoder.problems.push(
-                Diagnostic::error(Code::InvalidValue, "the service's name is empty")
+            let problem = match lookup {
+                Lookup::PreparedQuery => Diagnostic::error(
+                    Code::InvalidValue,
+                    "the prepared query's name is empty",
+                )
+                .at(consul.origin_of("prepared_query"))
+                .because("what finds the instances is a query that Consul keeps under a name or an ID")
+                .fix("name the query, or leave `prepared_query` out: then instances are those of a service"),
+                _ => Diagnostic::error(Code::InvalidValue, "the service's name is empty")
                     .at(consul.origin_of("service"))
                     .because("Consul has no service without a name")
                     .fix("name the service, or leave `service` out: then it is the upstream's name"),
-            );
+            };
+            decoder.problems.push(problem);
         }
         let query = ServiceQuery {
             lookup,
@@ -266,7 +274,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         if service.is_empty() {
             decoder.problems.push(
                 Diagnostic::error(Code::InvalidValue, "the service's name is empty")
-                    .at(nomad.origin_of("service")),
+                    .at(nomad.origin_of("service"))
+                    .because("Nomad has no service without a name")
+                    .fix("name the service, or leave `service` out: then it is the upstream's name"),
             );
         }
         UpstreamSource::Nomad {

@@ -167,6 +167,21 @@ fn values() -> Vec<Case> {
             shop("[\"shop.example.com\"]", "\"shop.example.com\""),
             &[InvalidValue],
         ),
+        bad(
+            "a service without a name",
+            and("upstream \"u\" {\n  consul { service = \"\" }\n}\n"),
+            &[InvalidValue],
+        ),
+        bad(
+            "a service of Nomad's without a name",
+            and("upstream \"u\" {\n  nomad { service = \"\" }\n}\n"),
+            &[InvalidValue],
+        ),
+        bad(
+            "a prepared query without a name",
+            and("upstream \"u\" {\n  consul { prepared_query = \"\" }\n}\n"),
+            &[InvalidValue],
+        ),
         bad("a port out of range", gateway("8080", "70000"), &[InvalidValue]).in_document("gateway"),
         bad(
             "a word that is not one of the known",
