@@ -432,11 +432,11 @@ async fn serve_xds(
     stop: &CancellationToken,
     facts: &mut Vec<(&'static str, String)>,
 ) -> anyhow::Result<Option<watch::Sender<Arc<xds::TlsSettings>>>> {
-    let only = |names: &[Arc<str>]| xds::GatewayAccess::Only(names.iter().cloned().collect());
-    let all = only(&settings.gateways);
-    let clients = settings.xds.clients.iter();
-    let mut uids: BTreeMap<u32, _> = clients.map(|(uid, gateways)| (*uid, only(gateways))).collect();
-    uids.extend(settings.xds.uids.iter().map(|uid| (*uid, all.clone())));
+    let all = xds::GatewayAccess::Only(settings.gateways.iter().cloned().collect());
+    let any = settings.xds.uids.iter().map(|uid| (*uid, all.clone()));
+    let held = settings.xds.clients.iter();
+    let held = held.map(|(uid, gateways)| (*uid, xds::GatewayAccess::Only(gateways.clone())));
+    let uids: BTreeMap<u32, _> = any.chain(held).collect();
     let unix = xds::UnixSettings {
         path: settings.xds.socket.clone(),
         uids,

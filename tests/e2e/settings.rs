@@ -118,6 +118,26 @@ async fn where_to_listen_is_said_by_address() {
     );
 }
 
+/// A user that is held to some gateways is held, or the agent does not start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_is_held_to_gateways_and_may_have_any_stops_the_start() {
+    let client = |uid: u32| format!("client {{\n    uid      = {uid}\n    gateways = [\"edge\"]\n  }}");
+    for (text, said) in [
+        (
+            format!("xds {{\n  uids = [7, 8]\n\n  {}\n}}\n", client(8)),
+            ["user 8 is held to some gateways here", "`uids`"],
+        ),
+        (
+            format!("xds {{\n  {}\n}}\n", client(0)),
+            ["root cannot be held", "a user of its own"],
+        ),
+    ] {
+        let (launch, _) = prepare(&[("conf/agent.hcl", text.as_str())]);
+        let agent = launch.arg("-gateway=edge").start();
+        fails(agent, &[said[0], said[1], "conf/agent.hcl:"]);
+    }
+}
+
 /// Listeners of documents that say no address take this one.
 #[tokio::test(flavor = "multi_thread")]
 async fn listeners_are_public_unless_under_dev() {

@@ -1,6 +1,6 @@
 //! Checked blocks to typed settings, with their defaults.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -120,7 +120,7 @@ pub(super) fn envoy_block(reader: Option<&Reader<'_>>, dev: bool) -> EnvoyBlock 
     }
 }
 
-pub(super) fn xds_block(reader: Option<&Reader<'_>>, data_dir: &Path) -> XdsBlock {
+pub(super) fn xds_block(reader: Option<&Reader<'_>>, data_dir: &Path) -> Result<XdsBlock, Box<Diagnostic>> {
     let tcp = reader.and_then(|reader| reader.child("tcp")).and_then(|tcp| {
         Some(XdsTcpBlock {
             address: tcp.string("address")?.parse().ok()?,
@@ -133,22 +133,50 @@ pub(super) fn xds_block(reader: Option<&Reader<'_>>, data_dir: &Path) -> XdsBloc
                 .collect(),
         })
     });
-    XdsBlock {
+    let uids: BTreeSet<u32> = reader
+        .map(|reader| reader.integers("uids").into_iter().collect())
+        .unwrap_or_default();
+    Ok(XdsBlock {
         socket: reader
             .and_then(|reader| path(reader, "socket"))
             .unwrap_or_else(|| data_dir.join("xds.sock")),
-        uids: reader
-            .map(|reader| reader.integers("uids").into_iter().collect())
-            .unwrap_or_default(),
-        clients: reader
-            .map(|reader| {
-                let clients = reader.children("client");
-                let each = clients.filter_map(|(_, it)| Some((it.unsigned("uid")?, it.strings("gateways"))));
-                each.collect()
-            })
-            .unwrap_or_default(),
+        clients: reader.map_or(Ok(BTreeMap::new()), |reader| held_users(reader, &uids))?,
+        uids,
         tcp,
+    })
+}
+
+/// Users that may have some gateways and no others. Two blocks of one user add up, as those of one certificate do.
+fn held_users(
+    reader: &Reader<'_>,
+    uids: &BTreeSet<u32>,
+) -> Result<BTreeMap<u32, BTreeSet<Arc<str>>>, Box<Diagnostic>> {
+    let mut clients: BTreeMap<u32, BTreeSet<Arc<str>>> = BTreeMap::new();
+    for (_, client) in reader.children("client") {
+        let Some(uid) = client.unsigned("uid") else {
+            continue;
+        };
+        let refused = |message: String, why: &str, fix: &str| {
+            let problem = Diagnostic::error(Code::Conflict, message).at(client.origin_of("uid"));
+            Err(Box::new(problem.because(why).fix(fix)))
+        };
+        if uid == 0 {
+            return refused(
+                "root cannot be held to some gateways".to_owned(),
+                "root may have any gateway, and can read the agent's memory in any case",
+                "let that Envoy run as a user of its own, and name its uid",
+            );
+        }
+        if uids.contains(&uid) {
+            return refused(
+                format!("user {uid} is held to some gateways here, and may have any of them by `uids`"),
+                "the narrower rule would hold nobody back",
+                "take the uid out of `uids`, or remove this `client` block",
+            );
+        }
+        clients.entry(uid).or_default().extend(client.strings("gateways"));
     }
+    Ok(clients)
 }
 
 pub(super) fn api_block(

@@ -12,7 +12,7 @@ mod schema;
 mod vault;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -123,7 +123,7 @@ pub struct XdsBlock {
     /// Users that may have any of the agent's gateways.
     pub uids: BTreeSet<u32>,
     /// Users that may have these.
-    pub clients: Vec<(u32, Vec<Arc<str>>)>,
+    pub clients: BTreeMap<u32, BTreeSet<Arc<str>>>,
     pub tcp: Option<XdsTcpBlock>,
 }
 
@@ -237,7 +237,7 @@ impl Settings {
             .or_else(|| reader.string("node_name").map(|name| name.to_string()));
         let bind_default = IpAddr::from(if dev { [127, 0, 0, 1] } else { [0, 0, 0, 0] });
         let api = api_block(reader, flags, &data_dir)?;
-        let xds = xds_block(reader.child("xds").as_ref(), &data_dir);
+        let xds = xds_block(reader.child("xds").as_ref(), &data_dir)?;
         let own = api
             .address
             .into_iter()

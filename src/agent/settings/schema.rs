@@ -280,7 +280,7 @@ fn xds_schema() -> BlockSchema {
             "Users that may connect to the socket beside the agent's own and root, and have any gateway of this agent.",
         )
         .block(
-            BlockSchema::new("client", &[], "A user that may have some of this agent's gateways, over the socket.")
+            BlockSchema::new("client", &[], "A user that may have some of this agent's gateways, over the socket. Several blocks of one user add up; one that `uids` lists too is an error.")
                 .required("uid", Type::Integer(0, 4_294_967_294), "101", "The user its Envoy runs as.")
                 .required("gateways", Type::List(&Type::Name), "[\"edge\"]", "Gateways it may be given."),
             Occurs::Many,
