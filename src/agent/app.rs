@@ -18,7 +18,7 @@ use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::StatusKeys;
 use super::supervisor::Tasks;
-use super::{data_directory, problem_log, reload, shared_ports, start_banner};
+use super::{data_directory, other_users, problem_log, reload, shared_ports, start_banner};
 use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
@@ -437,6 +437,7 @@ async fn serve_xds(
     let held = settings.xds.clients.iter();
     let held = held.map(|(uid, gateways)| (*uid, xds::GatewayAccess::Only(gateways.clone())));
     let uids: BTreeMap<u32, _> = any.chain(held).collect();
+    other_users::warn(&settings.xds);
     let unix = xds::UnixSettings {
         path: settings.xds.socket.clone(),
         uids,

@@ -5,6 +5,7 @@ pub mod data_directory;
 pub mod log_format;
 mod mesh_interests;
 pub mod notify_systemd;
+mod other_users;
 mod problem_log;
 mod reload;
 mod service_interests;

@@ -35,7 +35,7 @@ const UNKNOWN: usize = 4096;
 /// The same from one address: whoever fills its own share takes little from the others. Envoys behind one address that all
 /// come back at once are told apart from it within milliseconds, and come again.
 const UNKNOWN_OF_ONE: usize = 512;
-/// Between two lines about handshakes that failed: anybody who reaches the port can make them fail.
+/// Between two lines about connections that came to nothing: anybody who reaches port or socket can make them.
 const WARNING_PAUSE: Duration = Duration::from_secs(5);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (out of file descriptors), so as not to spin.
@@ -45,8 +45,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct UnixSettings {
     pub path: PathBuf,
-    /// Who may use it beside our own uid and root, and for what. They need access to the file as well: it is made with
-    /// mode 0600.
+    /// Who may use it beside our own uid and root, and for what. Without any its mode is 0600. With them it is 0666, as the
+    /// kernel knows no narrower way to let them in, and whoever is not among them is turned away unheard. They need a way
+    /// to it as well: the directories above it are the operator's.
     pub uids: BTreeMap<u32, GatewayAccess>,
     pub gateways: GatewayAccess,
 }
@@ -100,8 +101,13 @@ impl UnixSettings {
         };
         let socket = UnixSocket::new_stream().map_err(failed)?;
         socket.bind(&path).map_err(failed)?;
+        let own = rustix::process::geteuid().as_raw();
+        let mode = match self.uids.keys().any(|uid| *uid != own && *uid != 0) {
+            true => 0o666,
+            false => 0o600,
+        };
         // Before it listens: nobody can connect while the umask decides about the mode.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).map_err(failed)?;
         let file = SocketFile::of(&path).map_err(failed)?;
         let listener = socket.listen(BACKLOG).map_err(failed)?;
         let access = Arc::new(Access::Unix {
@@ -155,7 +161,7 @@ impl Listener {
     pub(super) async fn accept(self, connections: mpsc::Sender<io::Result<Connection>>, events: EventQueue) {
         match self.socket {
             Socket::Unix { listener, file } => {
-                accept_unix(&listener, &self.access, &connections).await;
+                accept_unix(&listener, &self.access, &connections, &events).await;
                 drop(file);
             }
             Socket::Tcp {
@@ -188,7 +194,9 @@ async fn accept_unix(
     listener: &UnixListener,
     access: &Arc<Access>,
     connections: &mpsc::Sender<io::Result<Connection>>,
+    events: &EventQueue,
 ) {
+    let refusals = Refusals::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -200,6 +208,11 @@ async fn accept_unix(
                     uid: credentials.uid(),
                     pid: credentials.pid(),
                 });
+                // Unheard: what is not read cannot be answered, and holds no file descriptor.
+                if let Err(denied) = access.admit(&peer) {
+                    refusals.note(events, peer, &denied.message);
+                    continue;
+                }
                 let info = ConnectionInfo {
                     peer,
                     access: access.clone(),
@@ -221,7 +234,7 @@ async fn accept_tls(
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let unknown = Arc::new(Unknown::default());
-    let failures = Arc::new(Failures::default());
+    let refusals = Arc::new(Refusals::default());
     let mut is_watching = true;
     loop {
         let accepted = tokio::select! {
@@ -249,13 +262,13 @@ async fn accept_tls(
         let place = match unknown.place(address.ip()) {
             Ok(place) => place,
             Err(reason) => {
-                failures.note(events, address, &reason);
+                refusals.note_handshake(events, address, &reason);
                 continue;
             }
         };
         let config = config.clone();
         let (access, connections, events) = (access.clone(), connections.clone(), events.clone());
-        let (handshakes, failures) = (handshakes.clone(), failures.clone());
+        let (handshakes, refusals) = (handshakes.clone(), refusals.clone());
         tokio::spawn(async move {
             let _place = place;
             match shake_hands(config, stream, address, access, &handshakes).await {
@@ -263,7 +276,7 @@ async fn accept_tls(
                 Ok(None) => {
                     tracing::debug!(%address, "a connection without a word: a look whether the port is open")
                 }
-                Err(message) => failures.note(&events, address, &message),
+                Err(message) => refusals.note_handshake(&events, address, &message),
             }
         });
     }
@@ -320,15 +333,15 @@ impl Drop for Place {
     }
 }
 
-/// Failed handshakes, told at most every [`WARNING_PAUSE`].
+/// Connections that came to nothing, told at most every [`WARNING_PAUSE`].
 #[derive(Default)]
-struct Failures {
+struct Refusals {
     // A plain mutex: never held across an await.
     told: Mutex<(Option<Instant>, u64)>,
 }
 
-impl Failures {
-    fn note(&self, events: &EventQueue, address: SocketAddr, message: &str) {
+impl Refusals {
+    fn note(&self, events: &EventQueue, peer: Arc<Peer>, message: &str) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, untold) = &mut *told;
         if last.is_some_and(|last| last.elapsed() < WARNING_PAUSE) {
@@ -337,20 +350,21 @@ impl Failures {
         }
         *last = Some(Instant::now());
         let message = match std::mem::take(untold) {
-            0 => format!("TLS handshake with an Envoy failed: {message}"),
-            others => format!(
-                "TLS handshake with an Envoy failed: {message}; and {others} others since the last line"
-            ),
+            0 => message.to_owned(),
+            others => format!("{message}; and {others} others since the last line"),
         };
         events.send(Event::Refused {
-            peer: Arc::new(Peer::Tls {
-                address,
-                sans: Vec::new(),
-            }),
+            peer,
             node: None,
             reason: RefusedReason::Identity,
             message: message.into(),
         });
+    }
+
+    fn note_handshake(&self, events: &EventQueue, address: SocketAddr, message: &str) {
+        let sans = Vec::new();
+        let message = format!("TLS handshake with an Envoy failed: {message}");
+        self.note(events, Arc::new(Peer::Tls { address, sans }), &message);
     }
 }
 

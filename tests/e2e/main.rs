@@ -31,6 +31,7 @@ mod lost_keys;
 mod mesh_gateways;
 mod nomad;
 mod oracle;
+mod other_users;
 mod outages;
 mod planned_restart;
 mod ports;

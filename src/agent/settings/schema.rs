@@ -270,14 +270,14 @@ fn xds_schema() -> BlockSchema {
             Type::String,
             Some("\"<data_dir>/xds.sock\""),
             "\"/run/portreeve/xds.sock\"",
-            "Unix socket, mode 0600: it hands out private keys.",
+            "Unix socket, mode 0600: it hands out private keys. With `uids` or `client` its mode is 0666, and whoever connects is known by its uid.",
         )
         .attribute(
             "uids",
             Type::List(&Type::Integer(0, 4_294_967_294)),
             Some("[]"),
             "[101]",
-            "Users that may connect to the socket beside the agent's own and root, and have any gateway of this agent.",
+            "Users that may connect to the socket beside the agent's own and root, and have any gateway of this agent. The socket must stand where they may enter: the data directory lets in nobody.",
         )
         .block(
             BlockSchema::new("client", &[], "A user that may have some of this agent's gateways, over the socket. Several blocks of one user add up; one that `uids` lists too is an error.")
