@@ -2,9 +2,12 @@
 # Counts the instructions of one change among 1,000 and among 10,000 objects, and fails where ten times the objects cost
 # more than 1.2 times as much: no step of one change walks all objects. Callgrind collects inside the measured function
 # alone, so what it takes to build the world does not count.
+#
+#   tests/bench/instructions.sh [PROFILE]    bench, whose counts are those of a release; count, which builds in half the time
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+profile=${1:-bench}
 limit=1.2
 times=50
 
@@ -15,10 +18,10 @@ if ! command -v valgrind >/dev/null; then
     exit
 fi
 echo "bench-instructions: building" >&2
-suite=$(cargo bench --locked --bench suite --no-run --message-format json 2>/dev/null |
+suite=$(cargo bench --locked --profile "$profile" --bench suite --no-run --message-format json 2>/dev/null |
     sed -nE 's/.*"name":"suite".*"executable":"([^"]+)".*/\1/p' | tail -1)
 if [[ -z $suite ]]; then
-    echo "bench-instructions: the suite does not build: cargo bench --locked --bench suite --no-run says why" >&2
+    echo "bench-instructions: the suite does not build: cargo bench --locked --profile $profile --bench suite --no-run says why" >&2
     exit 1
 fi
 folder=target/bench/callgrind
