@@ -266,6 +266,8 @@ impl Sources {
         wanted: KeyWishes,
         stop: &CancellationToken,
     ) -> Handles {
+        // Before any source of documents is asked: what the documents of the last run wanted.
+        let before_restart = interests.borrow().certificates.clone();
         let mut readings = Readings {
             health: self.health,
             services: Vec::new(),
@@ -368,7 +370,7 @@ impl Sources {
             kv_poll: poll.unwrap_or(CertificateSettings::default().kv_poll),
             ..CertificateSettings::default()
         };
-        let watcher = CertificateWatcher::new(
+        let mut watcher = CertificateWatcher::new(
             certificates,
             (client, variables),
             self.certificate_store,
@@ -376,6 +378,7 @@ impl Sources {
             self.observations,
             stop.clone(),
         );
+        watcher.set_interests(&before_restart);
         tasks.spawn(
             "certificates",
             follow_certificates(watcher, interests, wanted, refresh.clone(), stop.clone()),

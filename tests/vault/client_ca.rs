@@ -1,5 +1,7 @@
 //! Authorities and revocations from a real OpenBao, with the shipped policies alone.
 
+use std::path::Path;
+
 use portreeve::model::{CertificateQuery, ClientCaQuery, KvVersion, ProblemKind};
 use serde_json::json;
 
@@ -207,4 +209,68 @@ async fn authorities_in_kv_version_1_are_followed_too() {
     let second = rig.material().await;
     assert_ne!(first.chain, second.chain);
     rig.stop().await;
+}
+
+fn from_file(path: &Path) -> CertificateQuery {
+    CertificateQuery::ClientCa(ClientCaQuery::File {
+        certificate: path.display().to_string().into(),
+        crl: None,
+    })
+}
+
+fn authority(name: &str) -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params
+        .self_signed(&rcgen::KeyPair::generate().unwrap())
+        .unwrap()
+        .pem()
+}
+
+/// Authorities that nobody names any more may be taken back unseen: what is remembered of them ends with the interest in
+/// them, be it that this process saw its end, or that the next one does not find it.
+#[tokio::test]
+async fn authorities_that_are_named_again_wait_for_their_source() {
+    let (store, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = |name: &str| files.path().join(name);
+    let (one, two) = (from_file(&path("one.pem")), from_file(&path("two.pem")));
+    let put = |name: &str| std::fs::write(path(name), authority(name)).unwrap();
+    let rig = || Rig::start("http://127.0.0.1:1", super::rig::token("unused"), store.path());
+    put("one.pem");
+    put("two.pem");
+    let mut first = rig();
+    first.watch(&[&one]);
+    let known = first.material().await;
+    first.stop().await;
+    // What is wanted all the time outlives a restart.
+    std::fs::remove_file(path("one.pem")).unwrap();
+    let mut restarted = rig();
+    restarted.watch(&[&one]);
+    assert_eq!(restarted.material().await, known);
+    assert_eq!(restarted.problem().await.kind, ProblemKind::NotFound);
+
+    // Others in their place, and those again, of which nobody can say what they are now.
+    restarted.watch(&[&two]);
+    restarted.material().await;
+    restarted.watch(&[&one]);
+    assert_eq!(restarted.problem().await.kind, ProblemKind::NotFound);
+    restarted.stop().await;
+    let mut restarted = rig();
+    restarted.watch(&[&one]);
+    assert_eq!(restarted.problem().await.kind, ProblemKind::NotFound);
+
+    // The same, with the edit in the absence of the agent.
+    put("one.pem");
+    restarted.material().await;
+    restarted.stop().await;
+    let mut restarted = rig();
+    restarted.watch(&[&two]);
+    restarted.material().await;
+    restarted.stop().await;
+    std::fs::remove_file(path("one.pem")).unwrap();
+    let mut restarted = rig();
+    restarted.watch(&[&one]);
+    assert_eq!(restarted.problem().await.kind, ProblemKind::NotFound);
+    restarted.stop().await;
 }

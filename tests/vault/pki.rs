@@ -136,10 +136,17 @@ impl CertificateStore for FullDisk {
         Ok(None)
     }
 
-    fn save(&self, _: &CertificateQuery, _: &StoredCertificate) -> Result<(), StoreError> {
+    fn write(&self, _: &[(CertificateQuery, Option<StoredCertificate>)]) -> Result<(), StoreError> {
         let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let path = "certificates.redb".to_owned();
         Err(StoreError::Open { path, source })
+    }
+
+    fn prune(
+        &self,
+        _: &dyn Fn(&CertificateQuery, &StoredCertificate) -> bool,
+    ) -> Result<usize, StoreError> {
+        Ok(0)
     }
 }
 

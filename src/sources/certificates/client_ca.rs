@@ -2,7 +2,6 @@
 //! a list of revocations changes without anything else.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, OnceCell};
@@ -11,7 +10,6 @@ use tokio::time::Instant;
 use super::authorities::{self, MAX_AUTHORITIES_BYTES, MAX_CRL_BYTES};
 use super::file::{self, FileChanges, Settling};
 use super::publisher::{Closed, Publisher};
-use super::store::{CertificateStore, PublicCertificate, StoredCertificate};
 use crate::model::{CertificateMaterial, CertificateQuery, ClientCaQuery, KvVersion, Problem, ProblemKind};
 use crate::sources::vault::{Pauses, VaultClient, VaultFault, jitter, spread};
 
@@ -22,7 +20,6 @@ pub(super) struct ClientCaWatch<'a> {
     pub(super) query: &'a CertificateQuery,
     pub(super) source: &'a ClientCaQuery,
     pub(super) vault: Option<&'a VaultClient>,
-    pub(super) store: Arc<dyn CertificateStore>,
     pub(super) poll: Duration,
     /// What the KV mount turned out to be, where the document does not say.
     pub(super) kv_version: OnceCell<KvVersion>,
@@ -51,11 +48,8 @@ impl ClientCaWatch<'_> {
                 Ok(material) if publisher.good().map(AsRef::as_ref) == Some(&material) => {
                     publisher.unchanged().await
                 }
-                Ok(material) => {
-                    self.remember(&material).await;
-                    publisher.material(material).await
-                }
-                Err(problem) => self.failed(problem, publisher).await,
+                Ok(material) => publisher.material(material).await,
+                Err(problem) => publisher.problem(problem).await,
             };
             if let Err(closed) = sent {
                 return closed;
@@ -89,17 +83,6 @@ impl ClientCaWatch<'_> {
                 return result;
             }
         }
-    }
-
-    /// After a restart, what was believed before stands until the source says otherwise: it is public, and kept on
-    /// disk. Without it the listener would close while Vault is away.
-    async fn failed(&self, problem: Problem, publisher: &mut Publisher) -> Result<(), Closed> {
-        if publisher.good().is_none()
-            && let Some(material) = self.remembered(publisher.now()).await
-        {
-            publisher.material(material).await?;
-        }
-        publisher.problem(problem).await
     }
 
     async fn read(&self, now: i64) -> Result<CertificateMaterial, Problem> {
@@ -171,30 +154,5 @@ impl ClientCaWatch<'_> {
         };
         let lists = crl_field.map(field).transpose()?;
         Ok((field(certificate_field)?, lists))
-    }
-
-    async fn remember(&self, material: &CertificateMaterial) {
-        let record = StoredCertificate {
-            certificate: Some(PublicCertificate::of(material)),
-            last_attempt: None,
-            leased: false,
-        };
-        let (store, query) = (self.store.clone(), self.query.clone());
-        match tokio::task::spawn_blocking(move || store.save(&query, &record)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(source = %self.query, %error, "certificate store not written"),
-            Err(error) => tracing::error!(source = %self.query, %error, "certificate store not written"),
-        }
-    }
-
-    /// What was good, checked as if it came now: a list that has run out since is not believed.
-    async fn remembered(&self, now: i64) -> Option<CertificateMaterial> {
-        let (store, query) = (self.store.clone(), self.query.clone());
-        let record = tokio::task::spawn_blocking(move || store.load(&query))
-            .await
-            .ok()?
-            .ok()??;
-        let stored = record.certificate?;
-        authorities::parse(&stored.chain, stored.crl.as_deref(), now).ok()
     }
 }

@@ -1,64 +1,47 @@
-//! The public half of certificates that are read, kept over a restart: while their source does not answer, Envoy shows
-//! what it has. Issued ones keep theirs themselves, with the time of the last request, and so do authorities of clients.
+//! What was in force before a restart, for one watch: the public half of certificates that are read, and the authorities
+//! of clients. While their source does not answer, Envoy shows what it has, and lets in whom it let in.
 
-use std::sync::Arc;
-
+use super::authorities;
 use super::pem;
-use super::store::{CertificateStore, PublicCertificate, StoredCertificate, cause, on_disk};
+use super::records::Records;
 use crate::model::{CertificateMaterial, CertificateQuery};
 
 pub(super) struct Memory {
-    store: Arc<dyn CertificateStore>,
+    records: Records,
     query: CertificateQuery,
-    /// What the disk holds, as far as it was looked at.
-    kept: Option<PublicCertificate>,
+    /// Of the watch, among those of this query.
+    number: u64,
+    recalls: bool,
 }
 
 impl Memory {
-    /// None: its watch does it itself.
-    pub(super) fn of(query: &CertificateQuery, store: &Arc<dyn CertificateStore>) -> Option<Self> {
-        query.is_read().then(|| Self {
-            store: store.clone(),
-            query: query.clone(),
-            kept: None,
-        })
-    }
-
-    /// What was served before the restart, if it has not ended since.
-    pub(super) async fn recall(&mut self, now: i64) -> Option<CertificateMaterial> {
-        let (store, query) = (self.store.clone(), self.query.clone());
-        let record = on_disk(move || store.load(&query)).await.unwrap_or_else(|error| {
-            tracing::error!(certificate = %self.query, error = %cause(&error), "certificate store not read");
-            None
-        });
-        self.kept = record?.certificate;
-        match pem::parse_public(&self.kept.as_ref()?.chain, now) {
-            Ok(material) => Some(material),
-            Err(fault) => {
-                tracing::info!(certificate = %self.query, %fault, "stored certificate not used");
-                None
-            }
+    pub(super) fn new(records: Records, query: CertificateQuery, number: u64, recalls: bool) -> Self {
+        Self {
+            records,
+            query,
+            number,
+            recalls,
         }
     }
 
-    /// A disk that takes nothing costs the next restart, not this certificate.
-    pub(super) async fn keep(&mut self, material: &CertificateMaterial) {
-        let public = PublicCertificate::of(material);
-        if self.kept.as_ref() == Some(&public) {
-            return;
+    /// Checked as if it came now: what has ended since is not believed.
+    pub(super) async fn recall(&self, now: i64) -> Option<CertificateMaterial> {
+        if !self.recalls {
+            return None;
         }
-        self.kept = Some(public.clone());
-        let (store, query) = (self.store.clone(), self.query.clone());
-        let record = StoredCertificate {
-            certificate: Some(public),
-            ..StoredCertificate::default()
+        let stored = self.records.load(&self.query).await?.certificate?;
+        let parsed = match &self.query {
+            CertificateQuery::ClientCa(_) => authorities::parse(&stored.chain, stored.crl.as_deref(), now)
+                .map_err(|fault| fault.to_string()),
+            _ => pem::parse_public(&stored.chain, now).map_err(|fault| fault.to_string()),
         };
-        let saved = on_disk(move || match store.load(&query)? {
-            Some(before) if before == record => Ok(()),
-            _ => store.save(&query, &record),
-        });
-        if let Err(error) = saved.await {
-            tracing::error!(certificate = %self.query, error = %cause(&error), "certificate store not written");
-        }
+        parsed
+            .inspect_err(|fault| tracing::info!(certificate = %self.query, %fault, "stored certificate not used"))
+            .ok()
+    }
+
+    /// On disk soon. A disk that takes nothing costs the next restart, not this certificate.
+    pub(super) fn keep(&self, material: &CertificateMaterial) {
+        self.records.keep(&self.query, self.number, material);
     }
 }

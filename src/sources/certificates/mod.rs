@@ -23,6 +23,7 @@ mod lease;
 mod memory;
 mod pem;
 mod publisher;
+mod records;
 mod request;
 mod store;
 mod variable;

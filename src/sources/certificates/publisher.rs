@@ -102,7 +102,7 @@ impl Publisher {
         }
     }
 
-    /// Falls back on what was served before a restart where the source has a problem at first.
+    /// Falls back on what was in force before a restart where the source has a problem at first.
     pub(super) fn remembering(mut self, memory: Option<Memory>) -> Self {
         self.memory = memory;
         self
@@ -151,8 +151,8 @@ impl Publisher {
             certificate = %self.query, serial = %material.serial, not_after = material.not_after,
             holds_key = material.private_key.is_some(), "certificate"
         );
-        if let Some(memory) = &mut self.memory {
-            memory.keep(&material).await;
+        if let Some(memory) = &self.memory {
+            memory.keep(&material);
         }
         self.problem = None;
         self.good = Some(material.clone());
@@ -199,10 +199,11 @@ impl Publisher {
         self.send(Err(problem)).await
     }
 
-    /// Nothing yet, and trouble: what was served before the restart, without its key, is what Envoy has.
+    /// Nothing yet, and trouble: what was in force before the restart is what Envoy has, the key of a certificate too.
+    /// The source has confirmed nothing of it.
     async fn recall(&mut self) -> Result<(), Closed> {
         let now = self.now();
-        let (None, None, Some(memory)) = (&self.good, &self.problem, &mut self.memory) else {
+        let (None, None, Some(memory)) = (&self.good, &self.problem, &self.memory) else {
             return Ok(());
         };
         let Some(material) = memory.recall(now).await.map(Arc::new) else {
@@ -212,10 +213,16 @@ impl Publisher {
             freshness.serial = Some(material.serial.clone());
             freshness.not_after = Some(material.not_after);
         });
-        tracing::info!(
-            certificate = %self.query, serial = %material.serial, not_after = material.not_after,
-            "certificate as before the restart, its key with Envoy alone"
-        );
+        let (query, serial, not_after) = (&self.query, &material.serial, material.not_after);
+        match query {
+            CertificateQuery::ClientCa(_) => {
+                tracing::info!(certificate = %query, %serial, not_after, "authorities of clients as before the restart");
+            }
+            _ => tracing::info!(
+                certificate = %query, %serial, not_after,
+                "certificate as before the restart, its key with Envoy alone"
+            ),
+        }
         self.good = Some(material.clone());
         self.send(Ok(material)).await
     }

@@ -57,10 +57,38 @@ pub struct StoredCertificate {
     pub leased: bool,
 }
 
+impl StoredCertificate {
+    /// Of one that is read: there is nothing to ask for.
+    pub(super) fn read(material: &CertificateMaterial) -> Self {
+        Self {
+            certificate: Some(PublicCertificate::of(material)),
+            ..Self::default()
+        }
+    }
+
+    /// Of one that is issued, in Unix seconds. An attempt matters for as long as attempts are counted: a day is ample.
+    pub(super) fn matters_until(&self) -> Option<i64> {
+        let ends = self.certificate.as_ref().map(|certificate| certificate.not_after);
+        ends.max(self.last_attempt.map(|at| at.saturating_add(86_400)))
+    }
+}
+
 /// Keeps records over restarts. Calls may block on a disk: they are made from blocking threads.
 pub trait CertificateStore: Send + Sync {
     fn load(&self, query: &CertificateQuery) -> Result<Option<StoredCertificate>, StoreError>;
-    fn save(&self, query: &CertificateQuery, record: &StoredCertificate) -> Result<(), StoreError>;
+
+    /// All of them or none. None in place of a record: it goes.
+    fn write(&self, records: &[(CertificateQuery, Option<StoredCertificate>)]) -> Result<(), StoreError>;
+
+    /// Drops all that `keeps` does not want, and what cannot be read. Returns how many.
+    fn prune(
+        &self,
+        keeps: &dyn Fn(&CertificateQuery, &StoredCertificate) -> bool,
+    ) -> Result<usize, StoreError>;
+
+    fn save(&self, query: &CertificateQuery, record: &StoredCertificate) -> Result<(), StoreError> {
+        self.write(&[(query.clone(), Some(record.clone()))])
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -119,26 +147,6 @@ impl RedbCertificateStore {
         }
         result
     }
-
-    /// Drops what expired before `now`, so that renamed certificates do not pile up. Returns how many.
-    pub fn prune(&self, now: i64) -> Result<usize, StoreError> {
-        self.with(|database| {
-            let transaction = database.begin_write()?;
-            let mut dropped = 0;
-            transaction.open_table(TABLE)?.retain(|_, bytes| {
-                let keep = serde_json::from_slice::<StoredCertificate>(bytes).is_ok_and(|record| {
-                    let ends = record.certificate.map(|certificate| certificate.not_after);
-                    // A record with an attempt alone matters for as long as an attempt is counted: a day is ample.
-                    ends.or(record.last_attempt.map(|at| at + 86_400))
-                        .is_some_and(|end| end > now)
-                });
-                dropped += usize::from(!keep);
-                keep
-            })?;
-            transaction.commit()?;
-            Ok(dropped)
-        })
-    }
 }
 
 impl CertificateStore for RedbCertificateStore {
@@ -159,15 +167,55 @@ impl CertificateStore for RedbCertificateStore {
         })
     }
 
-    fn save(&self, query: &CertificateQuery, record: &StoredCertificate) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(record).map_err(StoreError::Record)?;
+    fn write(&self, records: &[(CertificateQuery, Option<StoredCertificate>)]) -> Result<(), StoreError> {
+        let mut differing = Vec::with_capacity(records.len());
+        for (query, record) in records {
+            // A record that cannot be read is one to be replaced.
+            if !matches!(self.load(query), Ok(before) if before == *record) {
+                let bytes = record.as_ref().map(serde_json::to_vec).transpose();
+                differing.push((key(query)?, bytes.map_err(StoreError::Record)?));
+            }
+        }
+        if differing.is_empty() {
+            return Ok(());
+        }
         self.with(|database| {
             let transaction = database.begin_write()?;
-            transaction
-                .open_table(TABLE)?
-                .insert(key(query)?.as_str(), bytes.as_slice())?;
+            {
+                let mut table = transaction.open_table(TABLE)?;
+                for (key, bytes) in &differing {
+                    match bytes {
+                        Some(bytes) => _ = table.insert(key.as_str(), bytes.as_slice())?,
+                        None => _ = table.remove(key.as_str())?,
+                    }
+                }
+            }
             transaction.commit()?;
             Ok(())
+        })
+    }
+
+    fn prune(
+        &self,
+        keeps: &dyn Fn(&CertificateQuery, &StoredCertificate) -> bool,
+    ) -> Result<usize, StoreError> {
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let mut dropped = 0;
+            transaction.open_table(TABLE)?.retain(|key, bytes| {
+                let record = serde_json::from_str(key).ok();
+                let record = record.zip(serde_json::from_slice(bytes).ok());
+                // One that cannot be read is from another version of ours.
+                let keep = record.is_some_and(|(query, record)| keeps(&query, &record));
+                dropped += usize::from(!keep);
+                keep
+            })?;
+            match dropped {
+                // A restart where nothing has ended writes nothing.
+                0 => transaction.abort()?,
+                _ => transaction.commit()?,
+            }
+            Ok(dropped)
         })
     }
 }
@@ -272,13 +320,52 @@ mod tests {
     }
 
     #[test]
-    fn prunes_what_expired() {
+    fn writes_all_or_nothing_and_only_what_differs() {
+        let store = RedbCertificateStore::in_memory().unwrap();
+        store
+            .write(&[(query("a"), Some(record(1))), (query("b"), Some(record(2)))])
+            .unwrap();
+        store
+            .write(&[
+                (query("a"), None),
+                (query("c"), None),
+                (query("b"), Some(record(3))),
+            ])
+            .unwrap();
+        assert_eq!(store.load(&query("a")).unwrap(), None);
+        assert_eq!(store.load(&query("b")).unwrap(), Some(record(3)));
+    }
+
+    #[test]
+    fn prunes_what_is_not_wanted_and_what_cannot_be_read() {
         let directory = tempfile::tempdir().unwrap();
-        let store = RedbCertificateStore::open(&directory.path().join("c.redb")).unwrap();
+        let path = directory.path().join("c.redb");
+        let store = RedbCertificateStore::open(&path).unwrap();
         store.save(&query("old"), &record(100)).unwrap();
         store.save(&query("new"), &record(300)).unwrap();
-        assert_eq!(store.prune(200).unwrap(), 1);
+        let written = store.with(|database| {
+            let transaction = database.begin_write()?;
+            transaction
+                .open_table(TABLE)?
+                .insert("a key of another version", b"{}".as_slice())?;
+            transaction.commit()?;
+            Ok(())
+        });
+        written.unwrap();
+        assert_eq!(store.prune(&|query_, _| *query_ != query("old")).unwrap(), 2);
         assert_eq!(store.load(&query("old")).unwrap(), None);
         assert!(store.load(&query("new")).unwrap().is_some());
+        assert_eq!(store.prune(&|_, _| true).unwrap(), 0);
+    }
+
+    #[test]
+    fn an_attempt_is_remembered_though_the_certificate_has_ended() {
+        let ended = StoredCertificate {
+            last_attempt: Some(1000),
+            ..record(500)
+        };
+        assert_eq!(ended.matters_until(), Some(1000 + 86_400));
+        assert_eq!(record(500_000).matters_until(), Some(500_000));
+        assert_eq!(StoredCertificate::default().matters_until(), None);
     }
 }

@@ -16,8 +16,8 @@ use super::budget::Budget;
 use super::client_ca::ClientCaWatch;
 use super::clock::WallClock;
 use super::issued::{IssuedWatch, Wishes};
-use super::memory::Memory;
 use super::publisher::{CertificateFreshness, Closed, Publisher};
+use super::records::{PRUNE_INTERVAL, Records};
 use super::request::Names;
 use super::store::CertificateStore;
 use super::{file, kv, variable};
@@ -57,6 +57,11 @@ pub struct CertificateWatcher {
     tasks: JoinSet<()>,
     names: HashMap<Id, CertificateQuery>,
     cancel: CancellationToken,
+    records: Records,
+    /// Empty until the first interests are there.
+    writer: JoinSet<()>,
+    /// Once no watch has anything more to be written.
+    written: CancellationToken,
 }
 
 /// A watch that ended though it was wanted: it panicked.
@@ -92,6 +97,7 @@ impl CertificateWatcher {
         updates: mpsc::Sender<Observation>,
         cancel: CancellationToken,
     ) -> Self {
+        let records = Records::new(store.clone(), clock.clone());
         Self {
             context: Arc::new(Context {
                 settings,
@@ -107,32 +113,45 @@ impl CertificateWatcher {
             tasks: JoinSet::new(),
             names: HashMap::new(),
             cancel,
+            records,
+            writer: JoinSet::new(),
+            written: CancellationToken::new(),
         }
     }
 
     /// Starts what is new and stops what is no longer wanted. What is wanted anew tells again what it knows. Must be
     /// called within a tokio runtime.
+    ///
+    /// The first interests are those from before a restart: what was in force then, and is remembered, is what there is
+    /// until their sources answer. What is wanted later waits for its source: what was in force when it was wanted the
+    /// last time may have been taken back since.
     pub fn set_interests(&mut self, interests: &Needed<CertificateQuery>) {
+        let is_first = self.writer.is_empty();
+        if is_first {
+            let writing = self.records.clone();
+            self.writer
+                .spawn(writing.write_all(interests.clone(), PRUNE_INTERVAL, self.written.clone()));
+        }
         let before = std::mem::replace(&mut self.interests, interests.clone());
         for item in before.diff(interests) {
             match item {
-                DiffItem::Add(query, _) => self.begin(query),
+                DiffItem::Add(query, _) => self.begin(query, is_first),
                 DiffItem::Update { old, new } => {
                     self.end(old.0);
-                    self.begin(new.0);
+                    self.begin(new.0, false);
                 }
                 DiffItem::Remove(query, _) => self.end(query),
             }
         }
     }
 
-    fn begin(&mut self, query: &CertificateQuery) {
+    fn begin(&mut self, query: &CertificateQuery, recalls: bool) {
         match self.lingering.remove(query) {
             Some((watch, _)) => {
                 watch.wishes.again.notify_one();
                 self.watches.insert(query.clone(), watch);
             }
-            None => self.start(query.clone()),
+            None => self.start(query.clone(), recalls),
         }
     }
 
@@ -150,6 +169,7 @@ impl CertificateWatcher {
             | CertificateQuery::File { .. }
             | CertificateQuery::ClientCa(_) => {
                 watch.cancel.cancel();
+                self.records.end(query);
             }
         }
     }
@@ -224,9 +244,11 @@ impl CertificateWatcher {
             watch.cancel.cancel();
         }
         while self.tasks.join_next().await.is_some() {}
+        self.written.cancel();
+        while self.writer.join_next().await.is_some() {}
     }
 
-    fn start(&mut self, query: CertificateQuery) {
+    fn start(&mut self, query: CertificateQuery, recalls: bool) {
         let watch = Watch {
             cancel: self.cancel.child_token(),
             wishes: Arc::default(),
@@ -239,7 +261,7 @@ impl CertificateWatcher {
             context.clock.clone(),
             watch.freshness.clone(),
         )
-        .remembering(Memory::of(&query, &context.store));
+        .remembering(self.records.begin(&query, recalls));
         let task_query = query.clone();
         let task = async move {
             let repeater = publisher.repeater();
@@ -359,7 +381,6 @@ async fn run(
                 query,
                 source,
                 vault: vault.as_ref(),
-                store: context.store.clone(),
                 poll: context.settings.kv_poll,
                 kv_version: OnceCell::new(),
             }

@@ -344,6 +344,42 @@ async fn an_edit_of_the_authorities_loses_no_request_and_a_bad_one_lets_in_nobod
     shut_out(&other, "of another authority").await;
 }
 
+/// What a listener asked for before an edit may have been taken back since: it does not come back from memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn authorities_that_went_meanwhile_do_not_come_back_with_an_edit() {
+    let stack = stack(false).await;
+    let vault = stack.vault.as_ref().unwrap();
+    let (client, _) = issue(vault, "pki_clients", "client").await;
+    let (other, _) = issue(vault, "pki_other", "other").await;
+    for (mount, path) in [("pki_clients", "one"), ("pki_other", "two")] {
+        let authority = vault.read(&format!("{mount}/cert/ca")).await["data"]["certificate"].clone();
+        let secret = json!({ "certificate": authority });
+        vault
+            .put_kv2("secret", &format!("portreeve/{path}"), secret)
+            .await;
+    }
+    let clients = Clients::of(&stack).await;
+    let (client, other) = (clients.with(Some(&client)), clients.with(Some(&other)));
+    stack.put("www", &document("required", &from_kv("one"))).await;
+    let_in(&client).await;
+    stack.put("www", &document("required", &from_kv("two"))).await;
+    let_in(&other).await;
+    shut_out(&client, "of the authority before the edit").await;
+
+    let gone = "secret/metadata/portreeve/one";
+    vault.expect(Method::DELETE, gone, Value::Null).await;
+    stack.put("www", &document("required", &from_kv("one"))).await;
+    closed(&client, "authorities that went meanwhile").await;
+    closed(&other, "nobody is let in").await;
+    let status = stack
+        .agent
+        .api(Method::GET, "/v1/status", "")
+        .await
+        .unwrap()
+        .text();
+    assert!(status.contains("listener-withheld"), "{status}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn backends_are_told_whose_certificate_it_was_and_never_what_the_client_says() {
     let stack = stack(false).await;
