@@ -147,16 +147,18 @@ impl Publisher {
         if same && self.problem.is_none() {
             return Ok(());
         }
+        let place = self.place().await?;
         tracing::info!(
             certificate = %self.query, serial = %material.serial, not_after = material.not_after,
             holds_key = material.private_key.is_some(), "certificate"
         );
+        self.problem = None;
+        self.good = Some(material.clone());
+        self.send(place, Ok(material.clone()));
         if let Some(memory) = &self.memory {
             memory.keep(&material);
         }
-        self.problem = None;
-        self.good = Some(material.clone());
-        self.send(Ok(material)).await
+        Ok(())
     }
 
     /// The source still has what it had. An end of life that has passed since is a problem all the same.
@@ -172,10 +174,13 @@ impl Publisher {
                     freshness.problem = None;
                     freshness.last_success = Some(now);
                 });
-                if self.problem.take().is_none() {
+                if self.problem.is_none() {
                     return Ok(());
                 }
-                self.send(Ok(material)).await
+                let place = self.place().await?;
+                self.problem = None;
+                self.send(place, Ok(material));
+                Ok(())
             }
             None => Ok(()),
         }
@@ -191,12 +196,14 @@ impl Publisher {
             return Ok(());
         }
         self.recall().await?;
+        let place = self.place().await?;
         tracing::warn!(
             certificate = %self.query, kind = ?problem.kind, problem = %problem,
             fix = problem.fix.as_deref().unwrap_or_default(), "certificate not refreshed"
         );
         self.problem = Some(problem.clone());
-        self.send(Err(problem)).await
+        self.send(place, Err(problem));
+        Ok(())
     }
 
     /// Nothing yet, and trouble: what was in force before the restart is what Envoy has, the key of a certificate too.
@@ -209,6 +216,7 @@ impl Publisher {
         let Some(material) = memory.recall(now).await.map(Arc::new) else {
             return Ok(());
         };
+        let place = self.place().await?;
         self.note(|freshness| {
             freshness.serial = Some(material.serial.clone());
             freshness.not_after = Some(material.not_after);
@@ -224,10 +232,17 @@ impl Publisher {
             ),
         }
         self.good = Some(material.clone());
-        self.send(Ok(material)).await
+        self.send(place, Ok(material));
+        Ok(())
     }
 
-    async fn send(&self, result: Result<Arc<CertificateMaterial>, Problem>) -> Result<(), Closed> {
+    /// A place in the channel, which may be full. It comes before any change of what was told: a watch whose wait is cut
+    /// short here has told nothing, and finds the same news again.
+    async fn place(&self) -> Result<mpsc::OwnedPermit<Observation>, Closed> {
+        self.updates.clone().reserve_owned().await.map_err(|_| Closed)
+    }
+
+    fn send(&self, place: mpsc::OwnedPermit<Observation>, result: Result<Arc<CertificateMaterial>, Problem>) {
         {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             match &result {
@@ -235,14 +250,10 @@ impl Publisher {
                 Err(problem) => told.1 = Some(problem.clone()),
             }
         }
-        let update = CertificateUpdate {
+        place.send(Observation::Certificate(CertificateUpdate {
             query: self.query.clone(),
             result,
-        };
-        self.updates
-            .send(Observation::Certificate(update))
-            .await
-            .map_err(|_| Closed)
+        }));
     }
 }
 
@@ -315,5 +326,44 @@ mod tests {
             "the last good one stands"
         );
         assert_eq!(freshness.lock().unwrap().failures, 4);
+    }
+
+    /// A watch may be cut short while the channel is full, by a wish to look again: what it was about to tell is news
+    /// still.
+    #[tokio::test]
+    async fn what_found_no_place_in_the_channel_is_told_the_next_time() {
+        let query = CertificateQuery::File {
+            certificate: "a".into(),
+            private_key: "b".into(),
+        };
+        let (updates, mut received) = mpsc::channel(1);
+        let freshness = Arc::new(Mutex::new(CertificateFreshness::new(query.clone())));
+        let clock = WallClock::new(|| 100);
+        let mut publisher = Publisher::new(query, updates, clock, freshness);
+        let mut next = || match received.try_recv() {
+            Ok(Observation::Certificate(update)) => {
+                Some(update.result.map(|material| material.serial.clone()))
+            }
+            _ => None,
+        };
+        let down = || Problem::new(ProblemKind::Unavailable, "down");
+        publisher.material(material("1", 200)).await.unwrap();
+        tokio::select! {
+            biased;
+            _ = publisher.material(material("2", 200)) => panic!("the channel is full"),
+            () = std::future::ready(()) => {}
+        }
+        tokio::select! {
+            biased;
+            _ = publisher.problem(down()) => panic!("the channel is full"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(publisher.good().unwrap().serial.as_ref(), "1");
+        assert_eq!(next(), Some(Ok("1".into())));
+        publisher.problem(down()).await.unwrap();
+        assert_eq!(next(), Some(Err(down())));
+        publisher.material(material("2", 200)).await.unwrap();
+        assert_eq!(next(), Some(Ok("2".into())));
+        assert_eq!(next(), None);
     }
 }
