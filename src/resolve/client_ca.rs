@@ -85,7 +85,7 @@ pub(super) fn authorities(
                 Code::CertificateProblem,
                 format!("client_ca of listener {:?}: {problem}", listener.name),
             )
-            .because("the authorities and revocation lists that were read before stay in force")
+            .because("the authorities and revocation lists that could be used when they were read last are in force")
             .fix(problem.advice()),
         ),
         (false, Some(problem)) => Some(

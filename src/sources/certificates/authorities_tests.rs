@@ -4,6 +4,7 @@ use rcgen::{
 };
 
 use super::*;
+use crate::model::KvVersion;
 
 const NOW: i64 = 1_800_000_000; // January 2027
 
@@ -51,7 +52,9 @@ fn list(by: &Authority, until: i32) -> String {
 fn several_authorities_with_their_lists_in_any_order() {
     let (one, two) = (authority("one", 2030), authority("two", 2031));
     let lists = format!("{}{}", list(&one, 2030), list(&two, 2030));
-    let material = parse(&format!("{}{}", one.pem, two.pem), Some(&lists), NOW).unwrap();
+    let material = parse(&format!("{}{}", one.pem, two.pem), Some(&lists), NOW)
+        .unwrap()
+        .material;
     assert_eq!(material.chain.matches("BEGIN CERTIFICATE").count(), 2);
     assert_eq!(
         material.crl.as_deref().unwrap().matches("BEGIN X509 CRL").count(),
@@ -62,16 +65,19 @@ fn several_authorities_with_their_lists_in_any_order() {
         Some(&lists),
         NOW,
     )
-    .unwrap();
+    .unwrap()
+    .material;
     assert_eq!(
         (&material.chain, material.version()),
         (&again.chain, again.version())
     );
     // A list alone is a change, and so is its absence.
     let longer = format!("{}{}", list(&one, 2031), list(&two, 2030));
-    let longer = parse(&format!("{}{}", one.pem, two.pem), Some(&longer), NOW).unwrap();
+    let longer = parse(&format!("{}{}", one.pem, two.pem), Some(&longer), NOW)
+        .unwrap()
+        .material;
     assert_ne!(material.version(), longer.version());
-    let without = parse(&one.pem, None, NOW).unwrap();
+    let without = parse(&one.pem, None, NOW).unwrap().material;
     assert!(without.crl.is_none());
 }
 
@@ -116,13 +122,132 @@ fn what_cannot_be_believed_is_refused() {
         fault(&one.pem, Some(&list(&one, 2026))),
         AuthorityFault::ListExpired(..)
     ));
-    let both = format!("{}{}", one.pem, two.pem);
     assert!(matches!(
-        fault(&both, Some(&list(&one, 2030))),
-        AuthorityFault::NoList(name) if name == "CN=two"
+        fault(&one.pem, Some("MIIBDjBy: a list in base64 alone")),
+        AuthorityFault::NoListBlock
     ));
-    for fault in [fault(&leaf, None), fault(&one.pem, Some(&list(&one, 2026)))] {
-        let problem = fault.problem("vault_kv secret/clients");
-        assert!(problem.message.starts_with("vault_kv secret/clients: ") && problem.fix.is_some());
+    let both = format!("{}{}", one.pem, two.pem);
+    let all_expired = format!("{}{}", list(&one, 2026), list(&two, 2025));
+    assert!(matches!(
+        fault(&both, Some(&all_expired)),
+        AuthorityFault::ListExpired(name, _) if name == "CN=one"
+    ));
+    assert!(matches!(
+        fault(&both, Some(&list(&two, 2026))),
+        AuthorityFault::NoList(name) if name == "CN=one"
+    ));
+    let problem = fault(&leaf, None).problem(&kv(), "vault_kv secret/clients");
+    assert!(problem.message.starts_with("vault_kv secret/clients: ") && problem.fix.is_some());
+}
+
+/// Whom one authority revoked does not wait for another one's list.
+#[test]
+fn an_authority_without_a_list_in_date_holds_up_no_other() {
+    let (one, two) = (authority("one", 2030), authority("two", 2031));
+    let both = format!("{}{}", one.pem, two.pem);
+    let whole = parse(
+        &both,
+        Some(&format!("{}{}", list(&one, 2028), list(&two, 2029))),
+        NOW,
+    )
+    .unwrap();
+    assert_eq!(whole.shut_out, None);
+    let end = |year: i32| date_time_ymd(year, 1, 1).unix_timestamp();
+    assert_eq!(whole.material.not_after, end(2028));
+
+    let lists = format!("{}{}", list(&one, 2026), list(&two, 2029));
+    let expired = parse(&both, Some(&lists), NOW).unwrap();
+    assert_eq!(
+        expired.shut_out,
+        Some(AuthorityFault::ListExpired("CN=one".to_owned(), end(2026)))
+    );
+    // The one that has run out too: Envoy refuses clients by what it says.
+    let crl = expired.material.crl.unwrap();
+    assert_eq!(crl.matches("BEGIN X509 CRL").count(), 2);
+    assert_eq!(expired.material.not_after, end(2026), "status says so");
+    // An older list beside one that is in date is of no account.
+    let lists = format!("{}{lists}", list(&one, 2028));
+    let renewed = parse(&both, Some(&lists), NOW).unwrap();
+    assert_eq!((renewed.shut_out, renewed.material.not_after), (None, end(2028)));
+
+    let lists = list(&two, 2029);
+    let without = parse(&both, Some(&lists), NOW).unwrap();
+    assert_eq!(
+        without.shut_out,
+        Some(AuthorityFault::NoList("CN=one".to_owned()))
+    );
+    assert_eq!(without.material.chain.matches("BEGIN CERTIFICATE").count(), 2);
+}
+
+fn kv() -> ClientCaQuery {
+    ClientCaQuery::VaultKv {
+        mount: "secret".into(),
+        path: "clients".into(),
+        version: KvVersion::V2,
+        certificate_field: "certificate".into(),
+        crl_field: Some("crl".into()),
     }
 }
+
+/// `crl` is a switch at a PKI mount and a name elsewhere, and only Vault makes a list when it is asked to.
+#[test]
+fn the_fix_is_one_that_the_source_knows() {
+    let file = ClientCaQuery::File {
+        certificate: "/clients.pem".into(),
+        crl: Some("/clients.crl".into()),
+    };
+    let pki = ClientCaQuery::VaultPki {
+        mount: "pki_clients".into(),
+        issuer: None,
+        crl: true,
+    };
+    let fix = |fault: &AuthorityFault, source: &ClientCaQuery| {
+        let fix = fault.problem(source, "here").fix.unwrap();
+        fix.to_string()
+    };
+    let expired = AuthorityFault::ListExpired("CN=one".to_owned(), 0);
+    let missing = AuthorityFault::NoList("CN=one".to_owned());
+    assert!(fix(&expired, &pki).contains("vault read pki_clients/crl/rotate"));
+    assert!(fix(&missing, &pki).contains("crl = false"));
+    for source in [file, kv()] {
+        assert!(!fix(&expired, &source).contains("vault"), "{source:?}");
+        assert!(fix(&missing, &source).contains("leave crl out"), "{source:?}");
+    }
+}
+
+/// What cannot be checked is not called a stranger's. Made by `openssl`: the curve is P-521.
+#[test]
+fn a_signature_that_cannot_be_checked_is_told_as_that() {
+    let fault = parse(P521_AUTHORITY, Some(P521_LIST), NOW).unwrap_err();
+    assert_eq!(
+        fault.to_string(),
+        "the revocation list of \"CN=large\" is signed in a way that is not supported (ecdsa-with-SHA512)"
+    );
+}
+
+const P521_AUTHORITY: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIB7jCCAU+gAwIBAgIUbKX3nVNT0wOWy1FGoJihogHYeBwwCgYIKoZIzj0EAwQw
+EDEOMAwGA1UEAwwFbGFyZ2UwIBcNMjYxMTI2MDgxMzQ2WhgPMjEyNjExMDIwODEz
+NDZaMBAxDjAMBgNVBAMMBWxhcmdlMIGbMBAGByqGSM49AgEGBSuBBAAjA4GGAAQB
+FERoQlwxuU2vPW1j8PI8HHyTufxbX6rv9t2lVKvZMCqlhInqAc4E72S1PfhMFFYn
+WbFIDqNTT/wNWS6nXLYwQMYAa3HPOmYfSwA7gcNAsK+emp7VdINVpWLYO7/wy+py
+LqwSYkLgNsa3RiiBImcGdsHG08b4VK0Q2HPF+hcIJNRRhN6jQjBAMA8GA1UdEwEB
+/wQFMAMBAf8wDgYDVR0PAQH/BAQDAgEGMB0GA1UdDgQWBBTV7Gw5KJoSeWYWzO76
+L9lHf2Q7tDAKBggqhkjOPQQDBAOBjAAwgYgCQgCpbqvBp8nDL7dMn8Y466rlbyFs
+gC46xcTUDXYa/4EiKk9sMFOeKHOQ2rqBuNxCQ0RpoUFsbJCR2rmPUZdcwxqskQJC
+AZ8je4kqM2D5cNvr9RhyELnibzZQDB8FW6tsRu4EgTNw0Iq+6wZNQyw0RzWzTPmD
+mi6oynVUdFLXzisBBtUY1X5e
+-----END CERTIFICATE-----
+";
+
+const P521_LIST: &str = "\
+-----BEGIN X509 CRL-----
+MIIBDjByAgEBMAoGCCqGSM49BAMEMBAxDjAMBgNVBAMMBWxhcmdlFw0yNjExMjYw
+ODEzNDZaGA8yMTI1MDYyMDA4MTM0NlqgLzAtMB8GA1UdIwQYMBaAFNXsbDkomhJ5
+ZhbM7vov2Ud/ZDu0MAoGA1UdFAQDAgEBMAoGCCqGSM49BAMEA4GLADCBhwJBXTaG
+7szAHs6eQ3uJRgUlpaxZeLfKU1Fr/4EGCtYXORLdIEEqFbmvp/CppYl+rP8R27zb
+5cM9WKgrO9S8lcPjMtwCQgGPZd9jiIO6S4E+4FzeGGNO61djsq8jCd3u42WSQsrx
+4q7WdILr88RS+pUAr9r2qWUERbOg7YnvH4o6b0D8VlFE5g==
+-----END X509 CRL-----
+";

@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::Instant;
 
-use super::authorities::{self, MAX_AUTHORITIES_BYTES, MAX_CRL_BYTES};
+use super::authorities::{self, Authorities, AuthorityFault, MAX_AUTHORITIES_BYTES, MAX_CRL_BYTES};
 use super::file::{self, FileChanges, Settling};
 use super::publisher::{Closed, Publisher};
-use crate::model::{CertificateMaterial, CertificateQuery, ClientCaQuery, KvVersion, Problem, ProblemKind};
+use crate::model::{CertificateQuery, ClientCaQuery, KvVersion, Problem, ProblemKind};
 use crate::sources::vault::{Pauses, VaultClient, VaultFault, jitter, spread};
 
 /// Polls of many watches drift apart.
@@ -45,10 +45,10 @@ impl ClientCaWatch<'_> {
             let result = self.settled(files.is_some(), publisher.now()).await;
             let unavailable = matches!(&result, Err(problem) if problem.kind == ProblemKind::Unavailable);
             let sent = match result {
-                Ok(material) if publisher.good().map(AsRef::as_ref) == Some(&material) => {
-                    publisher.unchanged().await
+                Ok(Authorities { material, shut_out }) => {
+                    let problem = shut_out.map(|fault| self.problem(&fault));
+                    publisher.material_with(material, problem).await
                 }
-                Ok(material) => publisher.material(material).await,
                 Err(problem) => publisher.problem(problem).await,
             };
             if let Err(closed) = sent {
@@ -75,17 +75,22 @@ impl ClientCaWatch<'_> {
     }
 
     /// Authorities and lists in files are two that do not change at the same instant.
-    async fn settled(&self, are_files: bool, now: i64) -> Result<CertificateMaterial, Problem> {
+    async fn settled(&self, are_files: bool, now: i64) -> Result<Authorities, Problem> {
         let settling = Settling::begin();
         loop {
             let result = self.read(now).await;
-            if result.is_ok() || !are_files || !settling.goes_on().await {
+            let is_whole = matches!(&result, Ok(authorities) if authorities.shut_out.is_none());
+            if is_whole || !are_files || !settling.goes_on().await {
                 return result;
             }
         }
     }
 
-    async fn read(&self, now: i64) -> Result<CertificateMaterial, Problem> {
+    fn problem(&self, fault: &AuthorityFault) -> Problem {
+        fault.problem(self.source, &self.query.to_string())
+    }
+
+    async fn read(&self, now: i64) -> Result<Authorities, Problem> {
         let (authorities, lists) = match (self.source, self.vault) {
             (ClientCaQuery::File { certificate, crl }, _) => {
                 let authorities = file::read(Path::new(&**certificate), MAX_AUTHORITIES_BYTES)
@@ -125,8 +130,7 @@ impl ClientCaWatch<'_> {
                     .with_fix("Add a vault block to the agent's settings."));
             }
         };
-        authorities::parse(&authorities, lists.as_deref(), now)
-            .map_err(|fault| fault.problem(&self.query.to_string()))
+        authorities::parse(&authorities, lists.as_deref(), now).map_err(|fault| self.problem(&fault))
     }
 
     async fn kv_texts(

@@ -32,11 +32,14 @@ impl Memory {
         let stored = self.records.load(&self.query).await?.certificate?;
         let parsed = match &self.query {
             CertificateQuery::ClientCa(_) => authorities::parse(&stored.chain, stored.crl.as_deref(), now)
+                .map(|authorities| authorities.material)
                 .map_err(|fault| fault.to_string()),
             _ => pem::parse_public(&stored.chain, now).map_err(|fault| fault.to_string()),
         };
         parsed
-            .inspect_err(|fault| tracing::info!(certificate = %self.query, %fault, "stored certificate not used"))
+            .inspect_err(
+                |fault| tracing::info!(certificate = %self.query, %fault, "stored certificate not used"),
+            )
             .ok()
     }
 

@@ -161,6 +161,21 @@ impl Publisher {
         Ok(())
     }
 
+    /// The source has this now, and something of it cannot be used: both are told, each once.
+    pub(super) async fn material_with(
+        &mut self,
+        material: CertificateMaterial,
+        problem: Option<Problem>,
+    ) -> Result<(), Closed> {
+        let Some(problem) = problem else {
+            return self.material(material).await;
+        };
+        if self.good.as_deref() != Some(&material) {
+            self.material(material).await?;
+        }
+        self.problem(problem).await
+    }
+
     /// The source still has what it had. An end of life that has passed since is a problem all the same.
     pub(super) async fn unchanged(&mut self) -> Result<(), Closed> {
         match self.good.clone() {

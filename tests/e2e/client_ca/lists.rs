@@ -186,6 +186,49 @@ async fn a_list_counts_for_what_its_authority_signed_itself() {
     shut_out(&files.client(Some(&bad)), "revoked").await;
 }
 
+/// What one authority revokes is taken up though another one's list has run out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_has_run_out_holds_up_no_revocation_by_another_authority() {
+    let files = Files::start().await;
+    let (stale, lively) = (Ca::new("stale"), Ca::new("lively"));
+    let of_stale = stale.issue(&["stale.example"]);
+    let (good, bad) = (lively.issue(&["good.example"]), lively.issue(&["bad.example"]));
+    let lists = |of_stale: Duration, revoked: &[&Pair]| {
+        let lists = [
+            stale.revocation_list(&[], of_stale),
+            lively.revocation_list(revoked, LONG),
+        ];
+        files.write("clients.crl", &lists.concat());
+    };
+    files.write(
+        "clients.pem",
+        &format!("{}{}", stale.certificate, lively.certificate),
+    );
+    lists(LONG, &[]);
+    files.put(true).await;
+    let_in(&files.client(Some(&of_stale))).await;
+    let_in(&files.client(Some(&bad))).await;
+
+    lists(Duration::ZERO, &[&bad]);
+    shut_out(&files.client(Some(&bad)), "revoked").await;
+    shut_out(&files.client(Some(&of_stale)), "a list that has run out").await;
+    let_in(&files.client(Some(&good))).await;
+    wait_for("the problem beside it", SOON, async || {
+        let status = files.stack.agent.api(Method::GET, "/v1/status", "").await?.text();
+        let said = "the revocation list of \\\"CN=stale\\\" expired at";
+        anyhow::ensure!(
+            status.contains(said) && status.contains("certificate-problem"),
+            "{status}"
+        );
+        Ok(())
+    })
+    .await;
+
+    lists(LONG, &[&bad]);
+    let_in(&files.client(Some(&of_stale))).await;
+    shut_out(&files.client(Some(&bad)), "revoked").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_wrong_from_the_start_keeps_the_port_closed() {
     let files = Files::start().await;
