@@ -220,9 +220,9 @@ pub fn world_around() -> Vec<Case> {
         .then(|snapshot| {
             let problem = Problem::new(
                 ProblemKind::NotFound,
-                "nomad_variable nomad/jobs/portreeve: Nomad has no such variable",
+                "nomad_variable nomad/jobs/portreeve: Nomad has no such variable in the namespace \"default\"",
             );
-            let fix = "nomad var put nomad/jobs/portreeve certificate=@www.pem private_key=@www.key";
+            let fix = "nomad var put -namespace=default nomad/jobs/portreeve certificate=@www.pem private_key=@www.key";
             refuse_certificates(snapshot, Err(problem.with_fix(fix)));
         }),
         Case::new(

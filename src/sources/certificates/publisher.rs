@@ -128,6 +128,11 @@ impl Publisher {
         self.good.as_ref()
     }
 
+    /// Since the last material.
+    pub(super) fn told_problem(&self) -> Option<&Problem> {
+        self.problem.as_ref()
+    }
+
     pub(super) fn note(&self, change: impl FnOnce(&mut CertificateFreshness)) {
         change(&mut self.freshness.lock().unwrap_or_else(PoisonError::into_inner));
     }

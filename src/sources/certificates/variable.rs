@@ -48,12 +48,7 @@ pub(super) async fn watch(
 ) -> Closed {
     let client = nomad.client.api();
     let timing = WatchTiming::towards(nomad.client.target());
-    let claim = nomad.places.claim();
-    let mut watch = VariableWatch {
-        query,
-        claim,
-        publisher,
-    };
+    let mut watch = VariableWatch::new(query, nomad, publisher);
     loop {
         let stop = CancellationToken::new();
         let health = SourceHealth::default();
@@ -68,6 +63,8 @@ pub(super) async fn watch(
 
 struct VariableWatch<'a> {
     query: VariableQuery<'a>,
+    /// Where it is looked for: the query's, else the agent's own. None: Nomad's default.
+    namespace: Option<&'a str>,
     claim: Claim,
     publisher: &'a mut Publisher,
 }
@@ -88,21 +85,32 @@ impl From<String> for Item {
     }
 }
 
-impl VariableWatch<'_> {
+impl<'a> VariableWatch<'a> {
+    fn new(query: VariableQuery<'a>, nomad: &'a Variables, publisher: &'a mut Publisher) -> Self {
+        Self {
+            namespace: query.namespace.or_else(|| nomad.client.namespace()),
+            query,
+            claim: nomad.places.claim(),
+            publisher,
+        }
+    }
+
     fn read(&self, answer: &Answer) -> Result<CertificateMaterial, Problem> {
         let place = self.publisher.query().to_string();
         if !answer.found {
-            let namespace = self
-                .query
-                .namespace
-                .map_or_else(String::new, |namespace| format!(" -namespace={namespace}"));
+            let VariableQuery {
+                path,
+                certificate_item,
+                private_key_item,
+                ..
+            } = self.query;
+            let namespace = self.namespace.unwrap_or(DEFAULT_NAMESPACE);
             return Err(Problem::new(
                 ProblemKind::NotFound,
-                format!("{place}: Nomad has no such variable"),
+                format!("{place}: Nomad has no such variable in the namespace {namespace:?}"),
             )
             .with_fix(format!(
-                "nomad var put{namespace} {} {}=@www.pem {}=@www.key",
-                self.query.path, self.query.certificate_item, self.query.private_key_item
+                "nomad var put -namespace={namespace} {path} {certificate_item}=@www.pem {private_key_item}=@www.key"
             )));
         }
         // What the parser says may quote what it could not read, and that may be a key.
@@ -143,7 +151,7 @@ impl Watched for VariableWatch<'_> {
             .scope(Scope::default().with("namespace", self.query.namespace))
             .needs(format!(
                 "namespace {:?} {{ variables {{ path {:?} {{ capabilities = [\"read\"] }} }} }}",
-                self.query.namespace.unwrap_or("default"),
+                self.namespace.unwrap_or(DEFAULT_NAMESPACE),
                 self.query.path
             ))
             .not_found_is_answer()
@@ -155,15 +163,22 @@ impl Watched for VariableWatch<'_> {
 
     async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ApiError> {
         // What is wrong with it only its owner can mend, and the next answer comes when he does.
-        let sent = match self.read(&answer) {
-            Ok(material) if self.publisher.good().map(AsRef::as_ref) == Some(&material) => {
-                self.publisher.unchanged().await
-            }
+        let read = self.read(&answer);
+        let (good, told) = (self.publisher.good(), self.publisher.told_problem());
+        let same = read
+            .as_ref()
+            .is_ok_and(|read| good.map(AsRef::as_ref) == Some(read));
+        let news = match &read {
+            Ok(_) => !same || told.is_some(),
+            Err(problem) => told != Some(problem),
+        };
+        let sent = match read {
+            Ok(_) if same => self.publisher.unchanged().await,
             Ok(material) => self.publisher.material(material).await,
             Err(problem) => self.publisher.problem(problem).await,
         };
         Ok(match sent {
-            Ok(()) => Verdict::Taken { news: true },
+            Ok(()) => Verdict::Taken { news },
             Err(Closed) => Verdict::Closed,
         })
     }
@@ -176,8 +191,14 @@ impl Watched for VariableWatch<'_> {
     }
 }
 
+const DEFAULT_NAMESPACE: &str = "default";
+
 /// Nomad grants one client 100 connections (`limits.http_max_conns_per_client`); services may hold 70 of them. More
 /// variables than these are looked at in turns.
 const CONNECTIONS: usize = 15;
 
 const TURN: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+#[path = "variable_tests.rs"]
+mod tests;

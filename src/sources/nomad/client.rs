@@ -1,6 +1,7 @@
 //! The client of one Nomad agent, or of the task API's socket: what is common with Consul, under Nomad's names.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use super::settings::NomadSettings;
 use crate::sources::agent_api::{ApiAddress, ApiClient, SettingsError};
@@ -10,6 +11,7 @@ use crate::sources::agent_api::{ApiAddress, ApiClient, SettingsError};
 pub struct NomadClient {
     api: ApiClient,
     target: ApiAddress,
+    namespace: Option<Arc<str>>,
 }
 
 impl NomadClient {
@@ -18,7 +20,13 @@ impl NomadClient {
         Ok(Self {
             api: ApiClient::new(&settings.api())?,
             target: settings.address.clone(),
+            namespace: settings.namespace.as_deref().map(Into::into),
         })
+    }
+
+    /// Where calls go that name none, as the settings or the environment say. None: Nomad's own default.
+    pub(in crate::sources) fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     pub(in crate::sources) fn target(&self) -> &ApiAddress {
