@@ -3,6 +3,7 @@ use std::sync::Arc;
 use super::certificate::{kv_version, trimmed};
 use super::document::Decoder;
 use super::objects::ClientCa;
+use super::permissions::issuers_path;
 use crate::hcl::{BlockSchema, Occurs, Reader, Type};
 use crate::model::{CertificateQuery, ClientCaQuery};
 
@@ -136,11 +137,13 @@ fn file() -> BlockSchema {
 
 pub(super) fn decode(decoder: &mut Decoder<'_>, reader: &Reader<'_>) -> ClientCa {
     let query = if let Some(pki) = reader.child("vault_pki") {
-        let mount = trimmed(&pki, "mount");
-        decoder.require_vault(&pki, "mount", &format!("{mount}/issuers"));
+        let (mount, issuer) = (trimmed(&pki, "mount"), pki.string("issuer"));
+        // An issuer is part of the path that is asked.
+        let named = if issuer.is_some() { "issuer" } else { "mount" };
+        decoder.require_vault(&pki, named, &issuers_path(&mount, issuer.as_deref()));
         ClientCaQuery::VaultPki {
             mount,
-            issuer: pki.string("issuer"),
+            issuer,
             crl: pki.boolean("crl").unwrap_or(false),
         }
     } else if let Some(kv) = reader.child("vault_kv") {

@@ -87,10 +87,9 @@ impl Permissions {
                 Some(issuer) => self.vault_allowed(document, &format!("{mount}/issuer/{issuer}/sign/{role}")),
                 None => self.vault_allowed(document, &format!("{mount}/sign/{role}")),
             },
-            CertificateQuery::ClientCa(ClientCaQuery::VaultPki { mount, issuer, .. }) => match issuer {
-                Some(issuer) => self.vault_allowed(document, &format!("{mount}/issuer/{issuer}")),
-                None => self.vault_allowed(document, &format!("{mount}/issuers")),
-            },
+            CertificateQuery::ClientCa(ClientCaQuery::VaultPki { mount, issuer, .. }) => {
+                self.vault_allowed(document, &issuers_path(mount, issuer.as_deref()))
+            }
             CertificateQuery::ClientCa(ClientCaQuery::VaultKv { mount, path, .. }) => {
                 self.vault_allowed(document, &format!("{mount}/{path}"))
             }
@@ -107,6 +106,14 @@ impl Permissions {
             true => None,
             false => self.addresses.refusal(host, port),
         }
+    }
+}
+
+/// Where a PKI mount's authorities of clients are read: the one that is named, or all.
+pub(super) fn issuers_path(mount: &str, issuer: Option<&str>) -> String {
+    match issuer {
+        Some(issuer) => format!("{mount}/issuer/{issuer}"),
+        None => format!("{mount}/issuers"),
     }
 }
 
@@ -145,6 +152,18 @@ mod tests {
         permissions.vault_paths = vec!["secret/edge/".into()];
         assert!(permissions.vault_allowed(&kv, "secret/edge/www"));
         assert!(!permissions.vault_allowed(&kv, "secret/other"));
+        permissions.vault_paths = vec!["pki/issuer/2026".into()];
+        let clients_of = |issuer: Option<&str>| {
+            permissions.certificate_allowed(
+                &kv,
+                &CertificateQuery::ClientCa(ClientCaQuery::VaultPki {
+                    mount: "pki".into(),
+                    issuer: issuer.map(Into::into),
+                    crl: true,
+                }),
+            )
+        };
+        assert!(clients_of(Some("2026")) && !clients_of(Some("2025")) && !clients_of(None));
         permissions.nomad_variables = vec!["edge/".into(), "shop:edge/www".into()];
         let allowed =
             |namespace, path| permissions.nomad_variable_allowed(&kv, &nomad_variable(namespace, path));

@@ -440,6 +440,15 @@ fn routes() -> Vec<Case> {
             &[InvalidValue],
         ),
         bad(
+            "an issuer of clients' certificates that climbs",
+            gateway(
+                "tls { certificates = [\"www\"] }",
+                "tls {\n      certificates = [\"www\"]\n\n      client_ca {\n        vault_pki {\n          mount  = \"pki\"\n          issuer = \"../../sys\"\n        }\n      }\n    }",
+            ),
+            &[InvalidValue],
+        )
+        .in_document("gateway"),
+        bad(
             "a path that no Nomad variable can have",
             and("certificate \"c\" {\n  nomad_variable { path = \"edge/www.example.com\" }\n}\n"),
             &[InvalidValue],
@@ -474,6 +483,10 @@ fn reach() -> Vec<Case> {
         kv(
             "authorities of clients at a Vault path that the settings do not list, from KV",
             guest("vault_pki { mount = \"pki\" }"),
+        ),
+        kv(
+            "an issuer of clients' certificates that the settings do not list, from KV",
+            guest("vault_pki {\n          mount  = \"pki\"\n          issuer = \"2026\"\n        }"),
         ),
         bad(
             "authorities of clients in files, from KV",
