@@ -115,24 +115,20 @@ fn kv() -> BlockSchema {
 }
 
 fn file() -> BlockSchema {
-    BlockSchema::new(
-        "file",
-        &[],
-        "PEM files on the agent's machine, read with every poll.",
-    )
-    .required(
-        "certificate",
-        Type::String,
-        "\"/etc/ssl/clients.pem\"",
-        "The authorities.",
-    )
-    .attribute(
-        "crl",
-        Type::String,
-        None,
-        "\"/etc/ssl/clients.crl\"",
-        "Their revocation lists. Left out: nothing is taken as revoked.",
-    )
+    BlockSchema::new("file", &[], "PEM files on the agent's machine, watched.")
+        .required(
+            "certificate",
+            Type::String,
+            "\"/etc/ssl/clients.pem\"",
+            "The authorities.",
+        )
+        .attribute(
+            "crl",
+            Type::String,
+            None,
+            "\"/etc/ssl/clients.crl\"",
+            "Their revocation lists. Left out: nothing is taken as revoked.",
+        )
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>, reader: &Reader<'_>) -> ClientCa {
