@@ -58,7 +58,7 @@ codes! {
     DoubtfulRedirect => "doubtful-redirect",
     /// Two gateways or listeners want the same port, or another process listens on it too.
     PortClash => "port-clash",
-    /// No usable certificate, or no backend for a tcp listener: the listener is withheld.
+    /// No usable certificate, nobody knows whose client certificates are good, or no backend for a tcp listener: it is not opened.
     ListenerWithheld => "listener-withheld",
     /// A certificate that could not be fetched, read or used.
     CertificateProblem => "certificate-problem",

@@ -94,7 +94,7 @@ pub(super) fn authorities(
                 .fix(problem.advice()),
         ),
         (false, None) => Some(
-            Diagnostic::warning(Code::NotYetKnown, withheld(unanswered()))
+            Diagnostic::warning(Code::ListenerWithheld, withheld(unanswered()))
                 .because("open without them, the port would let in any client, or none")
                 .fix(wait),
         ),

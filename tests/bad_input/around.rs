@@ -283,7 +283,7 @@ pub fn world_around() -> Vec<Case> {
         Case::new(
             "authorities of clients that are not there yet",
             asking_clients(),
-            &[NotYetKnown],
+            &[ListenerWithheld],
             Stays::OtherListeners,
         )
         .in_document("gateway")

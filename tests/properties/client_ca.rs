@@ -83,7 +83,8 @@ fn a_listener_that_asks_anew_is_closed_until_it_is_known_for_whom() {
     );
     edge.put(&[("gateway.hcl", gateway(&clients_of("a")))]);
     assert_eq!(lets_in(&edge), Opening::Closed);
-    assert_eq!(edge.said()[0].0, Code::NotYetKnown);
+    let said = edge.said();
+    assert_eq!(said[0].0, Code::ListenerWithheld, "{said:?}");
     edge.says(
         query("a"),
         Err(Problem::new(ProblemKind::Invalid, "no CERTIFICATE block")),
