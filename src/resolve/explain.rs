@@ -114,7 +114,8 @@ pub fn explain(
                 return explanation;
             }
         }
-        explanation.clients = client_ca_of(gateway, &listener.name).map(asked_of_clients);
+        explanation.clients = client_ca_of(gateway, &listener.name)
+            .map(|client_ca| asked_of_clients(snapshot, gateway, listener, client_ca));
     }
     if listener.protocol == Protocol::Tcp {
         connection(snapshot, gateway, listener, request, &mut explanation);
@@ -195,15 +196,26 @@ pub fn explain(
     explanation
 }
 
-fn asked_of_clients(client_ca: &ClientCa) -> String {
-    let revoked = match &client_ca.query {
+/// Those of before an edit are in force until the ones that are declared have answered.
+fn asked_of_clients(
+    snapshot: &Snapshot,
+    gateway: &Gateway,
+    listener: &Listener,
+    client_ca: &ClientCa,
+) -> String {
+    let former = snapshot.former_authorities(&gateway.name, &listener.name);
+    let query = former.unwrap_or(&client_ca.query);
+    let revoked = match query {
         CertificateQuery::ClientCa(source) if source.checks_revocation() => ", not revoked",
         _ => "",
     };
-    let query = &client_ca.query;
+    let until = match former {
+        Some(_) => format!(" (until {} has answered)", client_ca.query),
+        None => String::new(),
+    };
     match client_ca.require {
-        true => format!("must show a certificate by {query}{revoked}"),
-        false => format!("may show a certificate; one that is shown must be by {query}{revoked}"),
+        true => format!("must show a certificate by {query}{revoked}{until}"),
+        false => format!("may show a certificate; one that is shown must be by {query}{revoked}{until}"),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use portreeve::diagnostics::Code;
 use portreeve::envoy::{ResourceKind, render_resource};
 use portreeve::model::{CertificateMaterial, CertificateQuery, ClientCaQuery, Problem, ProblemKind};
+use portreeve::resolve::{Request, explain};
 
 use super::succession::{Edge, certificate};
 use super::world;
@@ -72,6 +73,15 @@ fn lets_in(edge: &Edge) -> Opening {
     Opening::ClientsOf(file.chars().take_while(char::is_ascii_alphanumeric).collect())
 }
 
+/// As `explain` says it.
+fn asked_of_clients(edge: &Edge) -> String {
+    let gateway = edge.snapshot.config.gateway("edge").unwrap();
+    let request = Request::new("GET", "www.example.com", "/", &[]);
+    explain(&edge.snapshot, gateway, "https", None, &request)
+        .clients
+        .unwrap()
+}
+
 #[test]
 fn a_listener_that_asks_anew_is_closed_until_it_is_known_for_whom() {
     let mut edge = Edge::serving();
@@ -109,6 +119,10 @@ fn other_authorities_take_over_once_they_are_there() {
     assert!(edge.fetched().contains(&query("a")) && edge.fetched().contains(&query("b")));
     let said = edge.said();
     assert!(said[0].1.contains("checked as before the edit"), "{said:?}");
+    assert_eq!(
+        asked_of_clients(&edge),
+        "must show a certificate by client_ca file /a.pem (until client_ca file /b.pem has answered)"
+    );
     let expecting: Vec<_> = edge
         .compiler
         .expecting()
@@ -121,6 +135,10 @@ fn other_authorities_take_over_once_they_are_there() {
     assert!(!edge.fetched().contains(&query("b")));
     edge.says(query("c"), Ok(authorities("c")));
     assert_eq!(lets_in(&edge), Opening::ClientsOf("c".into()));
+    assert_eq!(
+        asked_of_clients(&edge),
+        "must show a certificate by client_ca file /c.pem"
+    );
     assert!(!edge.fetched().contains(&query("a")));
     assert_eq!(edge.said(), []);
     assert_eq!(edge.compiler.expecting().count(), 0);
