@@ -142,10 +142,7 @@ impl CertificateStore for FullDisk {
         Err(StoreError::Open { path, source })
     }
 
-    fn prune(
-        &self,
-        _: &dyn Fn(&CertificateQuery, &StoredCertificate) -> bool,
-    ) -> Result<usize, StoreError> {
+    fn prune(&self, _: &dyn Fn(&CertificateQuery, &StoredCertificate) -> bool) -> Result<usize, StoreError> {
         Ok(0)
     }
 }
@@ -441,6 +438,31 @@ async fn a_leased_certificate_does_not_outlive_a_restart() {
     assert_ne!(second.serial, first.serial);
     rig.silence(Duration::from_secs(3)).await;
     assert_eq!(bao.issued().await, 2);
+    rig.stop().await;
+}
+
+/// A token that was given to the agent is the next process's too: what was leased with it stays, and is watched.
+#[tokio::test]
+async fn a_leased_certificate_of_a_given_token_outlives_a_restart() {
+    let bao = Bao::start().await;
+    with_leases(&bao, 3600).await;
+    let directory = tempfile::tempdir().unwrap();
+    let query = pki("www.example.com", 3600);
+    let start = || Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = start();
+    rig.watch(&[&query]);
+    let first = rig.material().await;
+    rig.stop().await;
+    let mut rig = start();
+    rig.watch(&[&query]);
+    assert_eq!(rig.material().await.serial, first.serial);
+    rig.silence(Duration::from_secs(4)).await;
+    assert_eq!(bao.issued().await, 1, "no restart costs a certificate");
+    bao.write("sys/leases/revoke-prefix/pki_int/sign/edge", json!({}))
+        .await;
+    let second = rig.material().await;
+    assert_ne!(second.serial, first.serial);
+    assert!(second.private_key.is_some());
     rig.stop().await;
 }
 

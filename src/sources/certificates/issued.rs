@@ -97,7 +97,9 @@ impl IssuedWatch<'_> {
         let mut setback = Setback::default();
         let mut haste = Haste {
             key_wanted: false,
-            lease: record.leased.then(LeaseWatch::of_an_earlier_process),
+            lease: record
+                .leased
+                .then(|| LeaseWatch::of_an_earlier_process(self.vault.logs_in())),
         };
         loop {
             let woken = self

@@ -2,7 +2,9 @@
 //! token that it was made for.
 //!
 //! The lease itself is not renewed, as no lease of a certificate is renewable. It is replaced: at two thirds of its
-//! duration, when the agent has another token, and when the mount says that it was revoked.
+//! duration, when the agent has another token, and when the mount says that it was revoked. A restart is another token
+//! where the agent logs in. One that it was given (`token`, `token_file`, a proxy's) goes on: whether it is the one that
+//! asked for the certificate, only the mount can say.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +16,14 @@ use super::issued::IssuedWatch;
 use crate::model::CertificateMaterial;
 use crate::sources::vault::{Lease, VaultClient, jitter, spread};
 
+/// The session counts from here.
+const FIRST_TOKEN: u64 = 1;
+
 /// Looks of many certificates drift apart.
 const POLL_SPREAD: f64 = 0.1;
 
 pub(super) struct LeaseWatch {
-    /// The token it ends with. 0: one of an earlier process, which nobody renews.
+    /// The token it ends with, counted from the start of the process.
     token: u64,
     /// When it is to be replaced even if all goes well, in Unix seconds.
     renews_at: i64,
@@ -38,11 +43,13 @@ impl LeaseWatch {
         }
     }
 
-    pub(super) fn of_an_earlier_process() -> Self {
+    /// `is_over`: the token was that process's own. When the lease ends is not known any more, only the certificate's dates
+    /// are.
+    pub(super) fn of_an_earlier_process(is_over: bool) -> Self {
         Self {
-            token: 0,
+            token: FIRST_TOKEN,
             renews_at: i64::MAX,
-            is_lost: true,
+            is_lost: is_over,
             next_look: Instant::now(),
         }
     }
@@ -107,6 +114,7 @@ mod tests {
         assert_eq!(watch.due(1000), watch.due(1200));
         watch.is_lost = true;
         assert_eq!(watch.due(1200), 1200);
-        assert_eq!(LeaseWatch::of_an_earlier_process().due(7), 7);
+        assert_eq!(LeaseWatch::of_an_earlier_process(true).due(7), 7);
+        assert_eq!(LeaseWatch::of_an_earlier_process(false).due(7), i64::MAX);
     }
 }

@@ -52,7 +52,7 @@ pub struct StoredCertificate {
     pub certificate: Option<PublicCertificate>,
     /// When one was last asked for, in Unix seconds; written before the request is sent.
     pub last_attempt: Option<i64>,
-    /// Vault revokes it with the token that asked for it, which no later process renews.
+    /// Vault revokes it with the token that asked for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leased: bool,
 }

@@ -27,6 +27,7 @@ pub struct VaultClient {
     pub(super) shared: Arc<Shared>,
     state: watch::Receiver<TokenState>,
     doubts: mpsc::Sender<Doubt>,
+    logs_in: bool,
 }
 
 pub(super) struct Shared {
@@ -60,15 +61,23 @@ impl VaultClient {
         let (publish, state) = watch::channel(TokenState::default());
         // One waiting doubt per watch is typical; a full queue only makes a request wait.
         let (doubts, questions) = mpsc::channel(64);
+        let logs_in = login::can_log_in(&settings.auth);
         let session = VaultSession::new(shared.clone(), settings.auth, credential, publish, questions);
         Ok((
             Self {
                 shared,
                 state,
                 doubts,
+                logs_in,
             },
             session,
         ))
+    }
+
+    /// The token is this process's own, and nobody renews it after it. One that was given to the agent is renewed by its
+    /// giver, or by the next process.
+    pub(crate) fn logs_in(&self) -> bool {
+        self.logs_in
     }
 
     /// Returns once there is a token after this one. The one before it ends some time later, and with it what was leased.
