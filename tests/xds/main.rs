@@ -11,6 +11,7 @@ mod confirmation;
 mod envoy;
 mod grpc;
 mod harness;
+mod keyless;
 mod model;
 mod mutual_tls;
 mod script;
