@@ -267,6 +267,7 @@ pub fn quick() -> WatchTiming {
         poll_interval: Duration::from_millis(200),
         retry: (Duration::from_millis(50), Duration::from_millis(400)),
         refused: Duration::from_millis(400),
+        stream_refused: (Duration::from_millis(100), Duration::from_millis(400)),
         ..WatchTiming::default()
     }
 }

@@ -1,18 +1,21 @@
-//! A server that answers `/v1/service/<name>`, `/v1/services` and `/v1/var/<path>` as Nomad 2.0 does, for where no `nomad`
-//! is installed.
+//! A server that answers `/v1/service/<name>`, `/v1/services`, `/v1/var/<path>` and `/v1/event/stream` as Nomad 2.0 does,
+//! for where no `nomad` is installed.
 //!
 //! What it holds to: blocking queries on one index for all registrations (any change wakes every watch), `[]` for an
 //! unknown service, 404 with an index for an unknown variable, 403 with plain text for a token it does not know,
 //! `X-Nomad-Index`, the namespace `default` where none is asked for, and no instances for the namespace `*` in
-//! `/v1/service` (state is looked up by the literal name).
+//! `/v1/service` (state is looked up by the literal name). The event stream begins with a heartbeat and then sends what it
+//! still has from `index` on; to a token without the right it answers 200 and ends, as Nomad does since it takes the
+//! connection over.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -39,12 +42,46 @@ struct State {
     variables: BTreeMap<(String, String), (u64, Option<Value>)>,
     /// (namespace, service, id) to the registration.
     registered: BTreeMap<(String, String, String), Value>,
+    events: Vec<(u64, Value)>,
+    stream: EventStream,
+}
+
+/// How the event stream goes. A change ends the streams that run, but for those that began as `Silent`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EventStream {
+    #[default]
+    Works,
+    /// The token lacks the right.
+    Refused,
+    /// The same before Nomad took the connection over.
+    RefusedWith403,
+    /// An old Nomad.
+    Unknown,
+    /// A proxy's page.
+    Page,
+    /// It begins and ends.
+    Cut,
+    /// It begins, and nothing follows; not even a heartbeat.
+    Silent,
+    /// What happens is told behind more bytes than a line may have.
+    LongLines,
+}
+
+impl State {
+    fn event(&mut self, kind: &str, registration: &Value) {
+        let event = json!({
+            "Topic": "Service", "Type": kind, "Key": registration["ID"], "Namespace": registration["Namespace"],
+            "FilterKeys": [registration["JobID"], registration["ServiceName"]], "Index": self.index,
+            "Payload": { "Service": registration },
+        });
+        self.events.push((self.index, event));
+    }
 }
 
 impl NomadContract {
     /// On a unix socket, as the task API is.
     pub async fn start(token: &str) -> Self {
-        let directory = super::scratch_directory("nomad");
+        let directory = scratch_directory();
         let socket = directory.path().join("api.sock");
         let listener = UnixListener::bind(&socket).expect("a socket");
         let mut nomad = Self::prepare(token, socket, directory);
@@ -63,7 +100,7 @@ impl NomadContract {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let acceptor = TlsAcceptor::from(config);
-        let mut nomad = Self::prepare(token, Default::default(), super::scratch_directory("nomad"));
+        let mut nomad = Self::prepare(token, Default::default(), scratch_directory());
         let (served, log) = (nomad.state.clone(), nomad.asked.clone());
         nomad.server.spawn(async move {
             let mut connections = JoinSet::new();
@@ -103,6 +140,7 @@ impl NomadContract {
                 "JobID": service, "AllocID": "17", "Tags": ["v1"], "Address": "127.0.0.1", "Port": port,
                 "CreateIndex": state.index, "ModifyIndex": state.index,
             });
+            state.event("ServiceRegistration", &registration);
             state
                 .registered
                 .insert((namespace.to_owned(), service.to_owned(), id), registration);
@@ -112,9 +150,10 @@ impl NomadContract {
     pub fn deregister(&self, namespace: &str, service: &str, port: u16) {
         self.change(|state| {
             let id = format!("_nomad-task-{port}-group-{service}");
-            state
-                .registered
-                .remove(&(namespace.to_owned(), service.to_owned(), id));
+            let key = (namespace.to_owned(), service.to_owned(), id);
+            if let Some(registration) = state.registered.remove(&key) {
+                state.event("ServiceDeregistration", &registration);
+            }
         });
     }
 
@@ -128,6 +167,19 @@ impl NomadContract {
 
     pub fn set_token(&self, token: &str) {
         self.change(|state| state.token = token.to_owned());
+    }
+
+    pub fn set_event_stream(&self, stream: EventStream) {
+        self.change(|state| state.stream = stream);
+    }
+
+    /// The queries of the event streams that were asked for, in order.
+    pub fn event_streams(&self) -> Vec<String> {
+        let asked = self.asked();
+        let queries = asked
+            .iter()
+            .filter_map(|path| path.strip_prefix("/v1/event/stream?"));
+        queries.map(str::to_owned).collect()
     }
 
     /// Paths with queries, in the order asked.
@@ -158,7 +210,7 @@ async fn answer(
     request: Request<Incoming>,
     mut state: watch::Receiver<State>,
     log: Arc<Mutex<Vec<String>>>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Body>, Infallible> {
     log.lock().unwrap().push(request.uri().to_string());
     let query: BTreeMap<String, String> =
         url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
@@ -172,6 +224,9 @@ async fn answer(
         .to_owned();
     if token != state.borrow().token {
         return Ok(reply(403, 0, "Permission denied".into()));
+    }
+    if request.uri().path() == "/v1/event/stream" {
+        return Ok(events(state, &query));
     }
     let index: u64 = query.get("index").and_then(|text| text.parse().ok()).unwrap_or(0);
     let wait = query
@@ -219,9 +274,70 @@ async fn answer(
     Ok(reply(200, now.index, body.to_string()))
 }
 
-fn reply(status: u16, index: u64, body: String) -> Response<Full<Bytes>> {
+/// Of its own, so that suites that start no programs have it, too. Its path is short: it holds a socket.
+fn scratch_directory() -> tempfile::TempDir {
+    let made = tempfile::Builder::new().prefix("pr-nomad-").tempdir();
+    made.expect("a scratch directory")
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+fn reply(status: u16, index: u64, body: String) -> Response<Body> {
     let response = Response::builder().status(status).header("x-nomad-index", index);
     response
-        .body(Full::new(body.into()))
+        .body(Full::new(body.into()).boxed())
         .expect("a response of known parts")
+}
+
+fn events(state: watch::Receiver<State>, query: &BTreeMap<String, String>) -> Response<Body> {
+    if query.get("topic").is_none_or(|topic| topic != "Service:*") {
+        return reply(403, 0, "all topics need a management token".into());
+    }
+    let mode = state.borrow().stream;
+    match mode {
+        EventStream::Refused => return reply(200, 0, String::new()),
+        EventStream::RefusedWith403 => return reply(403, 0, "Permission denied".into()),
+        EventStream::Unknown => return reply(404, 0, String::new()),
+        EventStream::Page => return reply(200, 0, "<!doctype html>\n<html></html>\n".into()),
+        EventStream::Cut => return reply(200, 0, "{}\n".into()),
+        EventStream::Works | EventStream::Silent | EventStream::LongLines => {}
+    }
+    let namespace = query
+        .get("namespace")
+        .map_or("default", String::as_str)
+        .to_owned();
+    let from = query.get("index").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let begun = futures::stream::once(async { Ok(Frame::data(Bytes::from_static(b"{}\n"))) });
+    let more = futures::stream::unfold((state, from), move |(mut state, from)| {
+        let namespace = namespace.clone();
+        async move {
+            let (index, event) = {
+                let is_due = |now: &State| match now.stream {
+                    _ if mode == EventStream::Silent => false,
+                    now_is if now_is == mode => next_event(now, from, &namespace).is_some(),
+                    _ => true,
+                };
+                let now = state.wait_for(is_due).await.ok()?;
+                if now.stream != mode {
+                    return None;
+                }
+                next_event(&now, from, &namespace)?
+            };
+            let mut text = json!({ "Index": index, "Events": [event] }).to_string();
+            if mode == EventStream::LongLines {
+                text.insert_str(1, &" ".repeat(2 * 1024 * 1024));
+            }
+            text.push('\n');
+            Some((Ok(Frame::data(Bytes::from(text))), (state, index + 1)))
+        }
+    });
+    let body = StreamBody::new(futures::StreamExt::chain(begun, more));
+    Response::new(BodyExt::boxed(body))
+}
+
+fn next_event(state: &State, from: u64, namespace: &str) -> Option<(u64, Value)> {
+    let mut events = state.events.iter();
+    let found = events
+        .find(|(index, event)| *index >= from && (namespace == "*" || event["Namespace"] == *namespace));
+    found.cloned()
 }

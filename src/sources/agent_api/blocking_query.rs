@@ -44,6 +44,11 @@ pub struct WatchTiming {
     /// The same for answers that bring news. A deployment of tens of instances is not slowed; what changes for ever is
     /// read in steps, each with the newest state.
     pub news_pace: (u32, Duration),
+    /// A stream of events that says nothing for so long, not even that it lives, is dead.
+    pub stream_silence: Duration,
+    /// First and longest interval between tries while a stream is not to be had. The first is also the longest while it is
+    /// merely lost.
+    pub stream_refused: (Duration, Duration),
 }
 
 impl Default for WatchTiming {
@@ -60,6 +65,9 @@ impl Default for WatchTiming {
             habitual_cut: Duration::from_secs(10),
             pace: (4, Duration::from_millis(250)),
             news_pace: (50, Duration::from_millis(100)),
+            // Nomad sends a heartbeat every 30 s at the latest.
+            stream_silence: Duration::from_secs(75),
+            stream_refused: (Duration::from_secs(30), Duration::from_secs(600)),
         }
     }
 }
@@ -283,6 +291,12 @@ pub(in crate::sources) trait Watched: Send {
     /// Waits for a place among the connections.
     fn admit(&mut self, first: bool) -> impl Future<Output = Pass> + Send;
 
+    /// Ends when something said, since the watch was last admitted, that there may be news: it ends the turn of a watch
+    /// without a place. It decides when to read, never what.
+    fn hinted(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
     /// Compares, guards, hands on.
     fn take(
         &mut self,
@@ -433,8 +447,16 @@ async fn drive<W: Watched>(
         {
             return Closed;
         }
-        let rest = rest.max(next.after).max(pace.after(news));
-        rest_or_new_token(rest, client, &mut token, state.is_troubled()).await;
+        // No hint shortens what keeps a watch from spinning.
+        let least = next.after.max(pace.after(news));
+        let hinted = async {
+            tokio::time::sleep(least).await;
+            watched.hinted().await;
+        };
+        tokio::select! {
+            () = rest_or_new_token(rest.max(least), client, &mut token, state.is_troubled()) => {}
+            () = hinted, if rest > least => {}
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use url::Url;
 use super::call::{Call, Credential};
 use super::connector::Lanes;
 use super::error::{ApiError, TransportFailure, innermost_reason};
+use super::lines::Lines;
 use super::login::Login;
 use super::product::{Product, Server};
 use super::settings::{ApiSettings, Endpoint, SettingsError};
@@ -161,6 +162,18 @@ impl ApiClient {
         }
     }
 
+    /// A call whose answer has no end. Whoever reads it bounds the time, of its beginning too.
+    pub(in crate::sources) async fn lines(&self, call: Call, longest: usize) -> Result<Lines, ApiError> {
+        let asked = call.to_string();
+        self.credential(&asked).await?;
+        let token = self.0.token.current();
+        let response = self.open(CALL_LANE, &call, &asked, token, None).await?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response, &call, asked).await);
+        }
+        Ok(Lines::new(self.clone(), asked, response, longest))
+    }
+
     async fn send(
         &self,
         lane: usize,
@@ -168,23 +181,35 @@ impl ApiClient {
         asked: String,
         token: Option<Arc<Redacted<String>>>,
     ) -> Result<Answer, ApiError> {
+        let response = self.open(lane, call, &asked, token, Some(call.timeout)).await?;
+        self.read(response, call, asked).await
+    }
+
+    /// `limit` is for all of it, the answer's body included.
+    async fn open(
+        &self,
+        lane: usize,
+        call: &Call,
+        asked: &str,
+        token: Option<Arc<Redacted<String>>>,
+        limit: Option<Duration>,
+    ) -> Result<Response, ApiError> {
+        let not_sent = |reason: String| ApiError::NotSent {
+            asked: asked.to_owned(),
+            reason,
+        };
         let Some(url) = call.url(&self.0.base, &self.0.settings.scope) else {
-            let reason = "a path segment is empty, `.` or `..`".to_owned();
-            return Err(ApiError::NotSent { asked, reason });
+            return Err(not_sent("a path segment is empty, `.` or `..`".to_owned()));
         };
-        let http = match Lanes::client(&self.0.lanes, &self.0.settings, lane) {
-            Ok(http) => http,
-            Err(error) => {
-                return Err(ApiError::NotSent {
-                    asked,
-                    reason: error.to_string(),
-                });
-            }
-        };
-        let mut request = http.request(call.method.clone(), url).timeout(call.timeout);
+        let http = Lanes::client(&self.0.lanes, &self.0.settings, lane)
+            .map_err(|error| not_sent(error.to_string()))?;
+        let mut request = http.request(call.method.clone(), url);
+        if let Some(limit) = limit {
+            request = request.timeout(limit);
+        }
         if let Some(token) = token {
             let header = self.0.settings.product.token_header();
-            request = request.header(header, secret_header(token.expose(), &asked)?);
+            request = request.header(header, secret_header(token.expose(), asked)?);
         }
         if let Some((user, password)) = &self.0.settings.http_auth {
             request = request.basic_auth(user, Some(password.expose()));
@@ -195,35 +220,20 @@ impl ApiClient {
         let response = request
             .send()
             .await
-            .map_err(|error| self.transport_error(&asked, error))?;
+            .map_err(|error| self.transport_error(asked, error))?;
         self.0
             .multiplexed
             .store(response.version() == Version::HTTP_2, Ordering::Relaxed);
-        self.read(response, call, asked).await
+        Ok(response)
     }
 
     async fn read(&self, mut response: Response, call: &Call, asked: String) -> Result<Answer, ApiError> {
         let status = response.status();
-        let index = header(&response, self.0.settings.product.index_header())
-            .and_then(|value| value.parse().ok())
-            .filter(|index| *index > 0);
+        let index = self.index(&response);
         let found = status.is_success();
         let is_answer = found || (call.not_found_is_answer && status == StatusCode::NOT_FOUND);
         if !is_answer {
-            let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());
-            let body = self.error_text(&mut response).await;
-            if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
-                self.0.token.refresh(true).await;
-            }
-            return Err(ApiError::Status {
-                server: self.0.server.clone(),
-                status: status.as_u16(),
-                index,
-                retry_after: retry_after.map(Duration::from_secs),
-                fix: self.rights_fix(status, &body, call).map(Into::into),
-                asked,
-                body: body.into(),
-            });
+            return Err(self.refusal(response, call, asked).await);
         }
         let filtered_by_acls = header(&response, "x-consul-results-filtered-by-acls") == Some("true");
         let mut body = BytesMut::new();
@@ -249,6 +259,32 @@ impl ApiClient {
             asked,
             server: self.0.server.clone(),
         })
+    }
+
+    async fn refusal(&self, mut response: Response, call: &Call, asked: String) -> ApiError {
+        let status = response.status();
+        let index = self.index(&response);
+        let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());
+        let body = self.error_text(&mut response).await;
+        if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
+            self.0.token.refresh(true).await;
+        }
+        ApiError::Status {
+            server: self.0.server.clone(),
+            status: status.as_u16(),
+            index,
+            retry_after: retry_after.map(Duration::from_secs),
+            fix: self.rights_fix(status, &body, call).map(Into::into),
+            asked,
+            body: body.into(),
+        }
+    }
+
+    fn index(&self, response: &Response) -> Option<u64> {
+        header(response, self.0.settings.product.index_header())?
+            .parse()
+            .ok()
+            .filter(|index| *index > 0)
     }
 
     /// The start of a plain-text error, fit for one line of a message.
@@ -296,7 +332,7 @@ impl ApiClient {
         })
     }
 
-    fn transport_error(&self, asked: &str, error: reqwest::Error) -> ApiError {
+    pub(super) fn transport_error(&self, asked: &str, error: reqwest::Error) -> ApiError {
         ApiError::Transport {
             server: self.0.server.clone(),
             asked: asked.to_owned(),

@@ -14,6 +14,7 @@ mod connector;
 pub(super) mod error;
 mod json;
 mod lifetimes;
+pub(super) mod lines;
 mod login;
 mod product;
 pub(super) mod service_watcher;

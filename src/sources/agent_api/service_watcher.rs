@@ -33,7 +33,14 @@ pub(in crate::sources) trait ServiceSource: Send + Sync + 'static {
 
     /// `connections` is what the budget allows, for messages.
     fn watch(&self, query: ServiceQuery, claim: Claim, connections: usize) -> Self::Watch;
+
+    /// What runs beside the watches, for as long as they do. They go on without it.
+    fn beside(&self, _timing: WatchTiming, _cancel: CancellationToken) -> Option<Beside> {
+        None
+    }
 }
+
+pub(in crate::sources) type Beside = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Says what to watch, from anywhere.
 #[derive(Clone, Debug)]
@@ -46,6 +53,7 @@ pub struct ServiceWatcher {
 pub struct ServiceWatcherTask {
     client: ApiClient,
     start: Box<dyn Fn(One) -> Running + Send + Sync>,
+    beside: Box<dyn Fn(WatchTiming, CancellationToken) -> Option<Beside> + Send + Sync>,
     interests: channel::Receiver<Needed<ServiceQuery>>,
     health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
     timing: WatchTiming,
@@ -69,18 +77,21 @@ impl ServiceWatcher {
     pub(in crate::sources) fn of<S: ServiceSource>(source: S) -> (Self, ServiceWatcherTask) {
         let (sender, interests) = channel::channel(OrdMap::new());
         let health = Arc::default();
+        let source = Arc::new(source);
+        let starting = source.clone();
         let task = ServiceWatcherTask {
             connections: source.connections(),
             timing: source.timing(),
             client: source.client(),
             start: Box::new(move |one: One| {
-                let mut watched = source.watch(one.query.clone(), one.claim, one.connections);
-                let client = source.client();
+                let mut watched = starting.watch(one.query.clone(), one.claim, one.connections);
+                let client = starting.client();
                 Box::pin(async move {
                     watch(&client, &mut watched, one.timing, &one.health, &one.stop).await;
                     one.query
                 })
             }),
+            beside: Box::new(move |timing, cancel| source.beside(timing, cancel)),
             interests,
             health: Arc::clone(&health),
             turn: TURN,
@@ -135,6 +146,10 @@ impl ServiceWatcherTask {
         let mut running: BTreeMap<ServiceQuery, CancellationToken> = BTreeMap::new();
         let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
         let mut known: Needed<ServiceQuery> = OrdMap::new();
+        let mut beside = JoinSet::new();
+        if let Some(task) = (self.beside)(self.timing.clone(), cancel.child_token()) {
+            beside.spawn(task);
+        }
         loop {
             let wanted = self.interests.borrow_and_update().clone();
             for item in known.diff(&wanted) {
@@ -171,9 +186,12 @@ impl ServiceWatcherTask {
                         tokio::time::sleep(RESTART).await;
                     }
                 },
+                Some(Err(error)) = beside.join_next() => {
+                    tracing::error!(%error, "what runs beside the service watches panicked, they go on without it");
+                }
             }
         }
-        // Dropping the set aborts what still runs.
+        // Dropping the sets aborts what still runs.
     }
 
     fn one(&self, query: ServiceQuery, budget: &Arc<Budget>, stop: CancellationToken) -> Running {

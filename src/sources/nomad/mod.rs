@@ -1,10 +1,12 @@
 //! Nomad: instances of its native services, by blocking queries.
 //!
 //! Nomad knows no health of a service: what is registered is served, and Envoy checks it (`health_check`). The event
-//! stream is not used: it may drop events, so the lists would have to be read all the same.
+//! stream may drop events, so the lists have to be read all the same: it is a hint for watches without a connection.
 
 mod answer;
 mod client;
+mod event_stream;
+mod hints;
 mod services;
 mod settings;
 

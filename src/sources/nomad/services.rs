@@ -6,21 +6,26 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, INSTANCES, Instances};
 use super::client::NomadClient;
+use super::event_stream;
+use super::hints::{Hints, Place, Waiter};
+use super::settings::{DEFAULT_NAMESPACE, EVERY_NAMESPACE};
 use crate::model::{Instance, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
 use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
 use crate::sources::agent_api::budget::{Claim, Pass};
 use crate::sources::agent_api::call::{Call, Scope};
 use crate::sources::agent_api::client::Answer;
-use crate::sources::agent_api::service_watcher::ServiceSource;
+use crate::sources::agent_api::service_watcher::{Beside, ServiceSource};
 use crate::sources::agent_api::{ApiClient, ApiError, ServiceWatcher, ServiceWatcherTask, WatchTiming};
 
 /// The services of one Nomad, as a [`ServiceWatcher`] watches them.
 struct NomadServices {
     client: NomadClient,
     observations: mpsc::Sender<Observation>,
+    hints: Hints,
 }
 
 impl ServiceWatcher {
@@ -28,7 +33,11 @@ impl ServiceWatcher {
         client: NomadClient,
         observations: mpsc::Sender<Observation>,
     ) -> (Self, ServiceWatcherTask) {
-        Self::of(NomadServices { client, observations })
+        Self::of(NomadServices {
+            client,
+            observations,
+            hints: Hints::new(),
+        })
     }
 }
 
@@ -56,7 +65,14 @@ impl ServiceSource for NomadServices {
             observations: self.observations.clone(),
             known: None,
             told: None,
+            hints: self.hints.clone(),
+            waiter: None,
         }
+    }
+
+    fn beside(&self, timing: WatchTiming, cancel: CancellationToken) -> Option<Beside> {
+        let (client, hints) = (self.client.clone(), self.hints.clone());
+        Some(Box::pin(event_stream::follow(client, hints, timing, cancel)))
     }
 }
 
@@ -70,13 +86,16 @@ struct Watch {
     known: Option<Arc<[Instance]>>,
     /// The problem that the receiver believes in.
     told: Option<Problem>,
+    hints: Hints,
+    /// While it has no place.
+    waiter: Option<Waiter>,
 }
 
 impl Watched for Watch {
     fn call(&self) -> Call {
         if self.everywhere() {
             return Call::get("services")
-                .scope(self.scope(Some("*")))
+                .scope(self.scope(Some(EVERY_NAMESPACE)))
                 .max_body(ANSWER_BYTES)
                 .needs(READ_RULE);
         }
@@ -84,7 +103,20 @@ impl Watched for Watch {
     }
 
     async fn admit(&mut self, first: bool) -> Pass {
-        self.claim.admit(first).await
+        let pass = self.claim.admit(first).await;
+        match &mut self.waiter {
+            _ if self.claim.turn().is_none() => self.waiter = None,
+            Some(waiter) => waiter.reads(),
+            None => self.waiter = Some(self.hints.wait(&self.query.name, self.place())),
+        }
+        pass
+    }
+
+    async fn hinted(&mut self) {
+        match &mut self.waiter {
+            Some(waiter) => waiter.named().await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ApiError> {
@@ -111,7 +143,16 @@ impl Watched for Watch {
 
 impl Watch {
     fn everywhere(&self) -> bool {
-        self.query.namespace.as_deref() == Some("*")
+        self.query.namespace.as_deref() == Some(EVERY_NAMESPACE)
+    }
+
+    fn place(&self) -> Place {
+        let named = self.query.namespace.as_deref();
+        let own = || self.client.namespace().unwrap_or(DEFAULT_NAMESPACE);
+        Place {
+            region: self.query.datacenter.clone(),
+            namespace: named.unwrap_or_else(own).into(),
+        }
     }
 
     fn scope(&self, namespace: Option<&str>) -> Scope {

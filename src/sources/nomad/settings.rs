@@ -97,6 +97,12 @@ impl NomadSettings {
     }
 }
 
+/// Nomad's own, where a request names none.
+pub(super) const DEFAULT_NAMESPACE: &str = "default";
+
+/// Where Nomad takes it: all that the token may see.
+pub(super) const EVERY_NAMESPACE: &str = "*";
+
 #[cfg(test)]
 mod tests {
     use super::*;
