@@ -113,6 +113,52 @@ async fn a_workload_identity_serves_and_survives_its_rotation_and_the_loss_of_it
     assert_eq!(tokens, 2, "the root token, and the agent's one");
 }
 
+/// From the settings to a served certificate, with the shipped policy alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_s_password_serves_and_its_change_is_read_from_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    std::fs::write(&file, "w0rd-of-old\n").unwrap();
+    let stack = Stack::start(Options {
+        vault: true,
+        vault_login: Some(format!(
+            "userpass {{\n    username      = \"edge\"\n    password_file = {file:?}\n  }}"
+        )),
+        ..Options::default()
+    })
+    .await;
+    let vault = stack.vault.as_ref().unwrap();
+    vault.policy("portreeve-pki", &shipped()).await;
+    vault.enable_auth("userpass", "userpass").await;
+    let user = |password: &str| json!({ "password": password, "token_policies": ["portreeve-pki"], "token_no_default_policy": true });
+    vault.write("auth/userpass/users/edge", user("w0rd-of-old")).await;
+    stack.put("www", &secure(RULE)).await;
+    let client = stack.https_client().await;
+    until(&client, &www(), "a certificate", |reply| reply.status == 200).await;
+
+    // Another password, and the token of the old one is gone: the next certificate needs the file's new word.
+    let load = Load::start(30, client.clone(), www());
+    vault.write("auth/userpass/users/edge", user("w0rd-of-new")).await;
+    std::fs::write(&file, "w0rd-of-new\n").unwrap();
+    vault
+        .write("sys/leases/revoke-prefix/auth/userpass", json!({}))
+        .await;
+    let both = secure(RULE).replace("certificates = [\"www\"]", "certificates = [\"www\", \"shop\"]");
+    let shop = "certificate \"shop\" {\n  vault_pki {\n    mount       = \"pki_int\"\n    role        = \"edge\"\n    \
+                common_name = \"shop.example.com\"\n  }\n}\n";
+    let hosts = "hostnames = [\"www.example.com\", \"shop.example.com\"]";
+    let both = both.replace("hostnames = [\"www.example.com\"]", hosts);
+    stack.put("www", &format!("{both}\n{shop}")).await;
+    let request = Request::get("shop.example.com", "/");
+    until(&client, &request, "the next certificate", |reply| {
+        reply.status == 200
+    })
+    .await;
+    load.finish().await.assert_none_lost();
+    let settled = status(&stack).await.unwrap().to_string();
+    assert!(!settled.contains("w0rd"), "{settled}");
+}
+
 fn serial(reply: &Reply) -> String {
     use x509_parser::prelude::FromDer as _;
     let der = reply.certificate.as_ref().expect("a certificate");
