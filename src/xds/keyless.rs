@@ -18,6 +18,8 @@ use crate::envoy::{Resource, ResourceKind, ResourceSet};
 pub(super) struct Keyless {
     /// By listener.
     withheld: BTreeMap<Arc<str>, Withheld>,
+    /// Since the listeners were first told, or are known from Envoy's own word.
+    has_looked: bool,
 }
 
 struct Withheld {
@@ -49,7 +51,10 @@ impl Keyless {
         if !subscriptions[ResourceKind::Listener as usize].reconciled {
             return;
         }
-        if reports.iter().any(is_news) {
+        // Of an Envoy that names its secrets first, what it lacks was news before it said which listeners it has.
+        let is_first = !std::mem::replace(&mut self.has_looked, true)
+            && subscriptions[ResourceKind::Secret as usize].opened;
+        if is_first || reports.iter().any(is_news) {
             doubt_those_told(subscriptions, target, now);
         }
         let secrets = &subscriptions[ResourceKind::Secret as usize];
