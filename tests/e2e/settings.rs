@@ -138,6 +138,18 @@ async fn a_user_that_is_held_to_gateways_and_may_have_any_stops_the_start() {
     }
 }
 
+#[test]
+fn a_token_that_would_replace_its_identity_stops_the_start() {
+    let text = "consul {\n  login {\n    method            = \"nomad\"\n    bearer_token_file = \"secrets/a.jwt\"\n    \
+                token_sink_file   = \"secrets/a.jwt\"\n  }\n}\n";
+    let (launch, _) = prepare(&[("conf/agent.hcl", text)]);
+    let agent = launch.arg("-gateway=edge").start();
+    fails(
+        agent,
+        &["file of the identity", "name another file", "conf/agent.hcl:5:"],
+    );
+}
+
 /// Listeners of documents that say no address take this one.
 #[tokio::test(flavor = "multi_thread")]
 async fn listeners_are_public_unless_under_dev() {

@@ -195,6 +195,9 @@ impl Settings {
             .child("consul")
             .map(|block| consul_block(&block))
             .or_else(|| (flags.dev_consul || (!dev && document_paths.is_empty())).then(ConsulBlock::default));
+        if let Some(login) = reader.child("consul").and_then(|consul| consul.child("login")) {
+            apart(&login)?;
+        }
         let kv = reader.child("kv_documents");
         let prefix = kv
             .and_then(|kv| kv.string("prefix"))
@@ -282,4 +285,21 @@ impl Settings {
             data_dir,
         })
     }
+}
+
+/// The token would replace the identity that it was got by.
+fn apart(login: &Reader<'_>) -> Result<(), Box<Diagnostic>> {
+    let identity = login.string("bearer_token_file");
+    if identity.is_none() || login.string("token_sink_file") != identity {
+        return Ok(());
+    }
+    let said = Diagnostic::error(
+        Code::Conflict,
+        "`token_sink_file` is the file of the identity that the agent logs in with",
+    );
+    Err(Box::new(
+        said.at(login.origin_of("token_sink_file"))
+            .because("the token would take the identity's place, and no other login could follow")
+            .fix("name another file beside it"),
+    ))
 }

@@ -19,7 +19,7 @@ use super::call::{Call, Credential};
 use super::client::{Answer, ApiClient};
 use super::error::ApiError;
 use super::lifetimes::{unix_now, unix_seconds};
-use super::token_sink::TokenSink;
+use super::token_sink::{self, TokenSink};
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
 use crate::sources::retry::Intervals;
@@ -107,6 +107,18 @@ impl Login {
     /// None: the token is not kept for the next start.
     fn sink(&self) -> Option<&TokenSink> {
         self.sink.as_ref().filter(|_| !self.state().sink_is_others)
+    }
+
+    /// Whoever the file belongs to finds it as it was.
+    fn leave_sink(&self, why: &str) {
+        self.state().sink_is_others = true;
+        tracing::warn!(
+            method = self.settings.method,
+            file = %self.sink.as_ref().map(TokenSink::path).unwrap_or(std::path::Path::new("")).display(),
+            fix = "remove the file if nobody needs it, or name another as `token_sink_file`",
+            "the login's token_sink_file {why}: the file is left as it is, and this agent's own token is not kept for its \
+             next start"
+        );
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -259,8 +271,13 @@ impl ApiClient {
     /// Whether the token that a killed agent left behind is still good. If it cannot be asked about, another login would add
     /// one to it.
     async fn take_up(&self, login: &Login, sink: &TokenSink) -> Result<bool, Problem> {
-        let Some(token) = sink.read().await else {
-            return Ok(false);
+        let token = match sink.read().await {
+            token_sink::Kept::Token(token) => token,
+            token_sink::Kept::Nothing => return Ok(false),
+            token_sink::Kept::Other => {
+                login.leave_sink("holds no token");
+                return Ok(false);
+            }
         };
         let call = Call::get("acl/token/self").with(Credential::This(token.clone()));
         let kept = match self.call(call).await {
@@ -273,14 +290,7 @@ impl ApiClient {
                 .map_err(|error| error.problem())?,
         };
         if kept.auth_method.as_deref() != Some(&*login.settings.method) {
-            login.state().sink_is_others = true;
-            tracing::warn!(
-                method = login.settings.method,
-                file = %sink.path().display(),
-                fix = "remove the file if nobody needs it, or name another as `token_sink_file`",
-                "the token in the login's token_sink_file is not of this auth method: the file is left as it is, and this \
-                 agent's own token is not kept for its next start"
-            );
+            login.leave_sink("holds a token that is not of this auth method");
             return Ok(false);
         }
         login.succeeded_until(kept.expiration_time.as_deref());

@@ -18,6 +18,19 @@ use crate::sources::bounded_file::{self, TOKEN_BYTES};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TokenSink(PathBuf);
 
+/// What a sink holds.
+#[derive(Debug)]
+pub(super) enum Kept {
+    Token(Arc<Redacted<String>>),
+    /// No file, an empty one, or a token that was damaged on disk.
+    Nothing,
+    /// Something else than a token: somebody else's file, which is not touched.
+    Other,
+}
+
+/// Consul's tokens are UUIDs; nobody's are much longer.
+const LONGEST: usize = 512;
+
 impl TokenSink {
     pub(super) fn at(path: PathBuf) -> Self {
         Self(path)
@@ -27,26 +40,32 @@ impl TokenSink {
         &self.0
     }
 
-    /// None: there is none, or what is there cannot be read, which is said.
-    pub(super) async fn read(&self) -> Option<Arc<Redacted<String>>> {
+    /// None: there is none, or what is there cannot be used, which is said.
+    pub(super) async fn read(&self) -> Kept {
         let path = self.0.clone();
         match on_disk(move || bounded_file::read_text(&path, TOKEN_BYTES).map(Redacted::new)).await {
             Ok(text) => {
                 let token = text.expose().trim();
+                if token.is_empty() {
+                    return Kept::Nothing;
+                }
+                if token.len() > LONGEST || token.contains(['\n', '\r']) {
+                    return Kept::Other;
+                }
                 // A disk that lost its power in the middle of a write leaves zeros.
                 if HeaderValue::from_str(token).is_err() {
                     tracing::warn!(
                         file = %self.0.display(),
                         "the token of the last start is damaged (it holds what no token holds): another is asked for"
                     );
-                    return None;
+                    return Kept::Nothing;
                 }
-                (!token.is_empty()).then(|| Arc::new(Redacted::new(token.to_owned())))
+                Kept::Token(Arc::new(Redacted::new(token.to_owned())))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Kept::Nothing,
             Err(error) => {
                 tracing::warn!(file = %self.0.display(), %error, "the token of the last start cannot be read");
-                None
+                Kept::Other
             }
         }
     }
@@ -112,25 +131,38 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("token");
         let sink = TokenSink::at(path.clone());
-        assert_eq!(sink.read().await, None);
+        assert!(matches!(sink.read().await, Kept::Nothing));
         let token = |text: &str| Arc::new(Redacted::new(text.to_owned()));
         // Left by one that was killed in between, open to all.
         std::fs::write(directory.path().join("token.new"), "half").unwrap();
         for text in ["one", "two"] {
             sink.write(&token(text)).await;
-            assert_eq!(sink.read().await, Some(token(text)));
+            assert!(matches!(sink.read().await, Kept::Token(kept) if kept == token(text)));
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
         sink.remove().await;
         sink.remove().await;
-        assert_eq!(sink.read().await, None);
+        assert!(matches!(sink.read().await, Kept::Nothing));
         std::fs::write(&path, " \n").unwrap();
-        assert_eq!(sink.read().await, None, "an empty file is no token");
-        for damaged in ["\0\0\0\0", "one\ntwo", "b1a2c3d4-\0\0\0\0"] {
+        assert!(
+            matches!(sink.read().await, Kept::Nothing),
+            "an empty file is no token"
+        );
+        for damaged in ["\0\0\0\0", "b1a2c3d4-\0\0\0\0"] {
             std::fs::write(&path, damaged).unwrap();
-            assert_eq!(sink.read().await, None, "{damaged:?} would fit no header");
+            let read = sink.read().await;
+            assert!(matches!(read, Kept::Nothing), "{damaged:?} would fit no header");
+        }
+        for others in [
+            "one\ntwo",
+            "-----BEGIN PRIVATE KEY-----\nMC4C\n",
+            &"x".repeat(LONGEST + 1),
+            &"x\n".repeat(70_000),
+        ] {
+            std::fs::write(&path, others).unwrap();
+            assert!(matches!(sink.read().await, Kept::Other), "{} bytes", others.len());
         }
     }
 }
