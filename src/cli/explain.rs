@@ -26,8 +26,8 @@ const SHOWN: usize = 10;
 
 /// Show which listener, host, rule, policies and endpoints a request takes
 ///
-/// Asks a running agent, or with -config reads documents offline. Exit code 0 when a rule takes the request, 1 when
-/// none does.
+/// Asks a running agent, or with -config reads documents offline. Exit code 0 when a rule takes the request, or a route the
+/// connection, 1 when none does.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Of a connection to a tcp listener: any word, such as CONNECT.
@@ -132,7 +132,11 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
             write(explained, arguments, is_offline, terminal)?;
         }
     }
-    let is_taken = explained.iter().any(|explained| explained.route.is_some());
+    // A connection has no 503: where its route leads nowhere it is refused.
+    let is_refused = |explained: &Explained| is_connection(arguments) && explained.answer.is_some();
+    let is_taken = explained
+        .iter()
+        .any(|explained| explained.route.is_some() && !is_refused(explained));
     Ok(ExitCode::from(u8::from(!is_taken)))
 }
 

@@ -162,13 +162,18 @@ fn assumed_gateways(config: &Config) -> Vec<Document> {
         for (name, _) in named {
             let listeners = missing.entry(name).or_default();
             let wanted = route.listeners().iter();
-            listeners.extend(wanted.map(|(listener, _)| (&**listener, protocol)));
+            for (listener, _) in wanted {
+                listeners.entry(listener).or_insert(protocol);
+            }
         }
     }
     let mut text = String::new();
     for (name, listeners) in &mut missing {
-        if listeners.is_empty() {
-            listeners.insert("any", Protocol::Http);
+        // For http_routes that name no listener.
+        if listeners.values().all(|protocol| *protocol != Protocol::Http) {
+            let free = ["any", "any-http", "any-other"].into_iter();
+            let free = free.filter(|name| !listeners.contains_key(name)).take(1);
+            listeners.extend(free.map(|name| (name, Protocol::Http)).collect::<Vec<_>>());
         }
         let _ = writeln!(text, "gateway \"{name}\" {{");
         for (index, (listener, protocol)) in listeners.iter().enumerate() {

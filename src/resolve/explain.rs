@@ -118,7 +118,7 @@ pub fn explain(
             .map(|client_ca| asked_of_clients(snapshot, gateway, listener, client_ca));
     }
     if listener.protocol == Protocol::Tcp {
-        connection(snapshot, gateway, listener, request, &mut explanation);
+        connection(snapshot, gateway, listener, &mut explanation);
         return explanation;
     }
     if let Some(path) = &request.redirected_to {
@@ -314,17 +314,17 @@ fn taken(
     if let Some(path) = route.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
         as_it_arrives.path = rewritten(path, &route.matching.path, &request.path);
     }
-    destinations(snapshot, clusters, &host.targets, &as_it_arrives, explanation);
+    destinations(
+        snapshot,
+        clusters,
+        &host.targets,
+        Some(&as_it_arrives),
+        explanation,
+    );
 }
 
 /// What a tcp listener does with a connection.
-fn connection(
-    snapshot: &Snapshot,
-    gateway: &Gateway,
-    listener: &Listener,
-    request: &Request,
-    explanation: &mut Explanation,
-) {
+fn connection(snapshot: &Snapshot, gateway: &Gateway, listener: &Listener, explanation: &mut Explanation) {
     let resolved = resolve_tcp(snapshot, gateway, listener).map(|resolved| resolved.value);
     let proxy = resolved.as_ref().map(|resolved| &resolved.proxy);
     if let Err(nobody) = serves_tcp(gateway, listener, proxy) {
@@ -334,8 +334,16 @@ fn connection(
     explanation.route = Some(resolved.route.name.clone());
     explanation.origin = Some(resolved.route.origin.clone());
     if let Ok(proxy) = resolved.proxy {
-        destinations(snapshot, &proxy.clusters, &resolved.targets, request, explanation);
+        destinations(snapshot, &proxy.clusters, &resolved.targets, None, explanation);
         explanation.action = Some(Action::Forward(proxy.clusters));
+        return;
+    }
+    // A denial closes the port: by which intention is what one asks for.
+    for target in &resolved.targets {
+        let verdict = verdict_on(snapshot, target, None);
+        explanation
+            .intentions
+            .extend(verdict.map(|verdict| (cluster_name(target), verdict)));
     }
 }
 
@@ -344,7 +352,7 @@ fn destinations(
     snapshot: &Snapshot,
     clusters: &[WeightedCluster],
     targets: &BTreeSet<Destination>,
-    request: &Request,
+    request: Option<&Request>,
     explanation: &mut Explanation,
 ) {
     for cluster in clusters {

@@ -49,8 +49,8 @@ fn in_words(intention: &Intention) -> String {
     }
 }
 
-/// The verdict on one request, for `explain`. `request` as it reaches the destination.
-pub(super) fn verdict(intention: &Intention, protocol: ChainProtocol, request: &Request) -> String {
+/// The verdict on one request, for `explain`. `request` as it reaches the destination; None: a connection is passed on.
+pub(super) fn verdict(intention: &Intention, protocol: ChainProtocol, request: Option<&Request>) -> String {
     let by = |says: &str| match &intention.by {
         Some(by) => format!("{says} by intention {by}"),
         None => format!(
@@ -63,6 +63,9 @@ pub(super) fn verdict(intention: &Intention, protocol: ChainProtocol, request: &
         IntentionRule::Deny => return by("denied"),
         IntentionRule::Permissions(_) if protocol == ChainProtocol::Tcp => return by("denied"),
         IntentionRule::Permissions(permissions) => permissions,
+    };
+    let Some(request) = request else {
+        return by("the service's own proxy checks each request against the HTTP permissions");
     };
     for (index, permission) in permissions.iter().enumerate() {
         if takes(&permission.matching, request) {
@@ -136,7 +139,7 @@ mod tests {
             verdict(
                 &intention(rule.clone()),
                 protocol,
-                &Request::new(method, "a", path, &[]),
+                Some(&Request::new(method, "a", path, &[])),
             )
         };
         let http = ChainProtocol::Http;
@@ -152,6 +155,11 @@ mod tests {
         assert_eq!(
             said(ChainProtocol::Tcp, "GET", "/api"),
             "denied by intention edge-gw => web (x)"
+        );
+        let of_a_connection = verdict(&intention(rule.clone()), http, None);
+        assert!(
+            of_a_connection.starts_with("the service's own proxy"),
+            "{of_a_connection}"
         );
     }
 }

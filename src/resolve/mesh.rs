@@ -455,11 +455,20 @@ pub fn chain_problems(snapshot: &Snapshot, destination: &Destination) -> Option<
     Some(stays.into_iter().flatten().map(say).collect())
 }
 
-/// What the intentions of a target say to a request, as it reaches it.
+/// The intentions that a target asks about, and whether they let nobody of ours in.
+pub(super) fn denial_of(snapshot: &Snapshot, upstream: &str, target: &str) -> Option<(IntentionQuery, bool)> {
+    let found = find(snapshot, upstream, target)?;
+    let query = found.intention();
+    let known = snapshot.intention(&query).and_then(|known| known.value.as_ref());
+    let denies = known.is_some_and(|intention| denies_all(intention, found.chain.protocol));
+    Some((query, denies))
+}
+
+/// What the intentions of a target say to a request, as it reaches it. None: to a connection.
 pub(super) fn verdict_on(
     snapshot: &Snapshot,
     destination: &Destination,
-    request: &Request,
+    request: Option<&Request>,
 ) -> Option<String> {
     let Destination::Mesh { upstream, target } = destination else {
         return None;

@@ -67,7 +67,7 @@ fn lost_port(written: &Redirect, gateway: &Gateway, listener: &Listener) -> Opti
         gateway
             .listeners
             .iter()
-            .filter(|other| scheme(other.protocol) == wanted)
+            .filter(|other| other.protocol.as_str() == wanted)
     };
     let (port, first) = (own_port(wanted), of_scheme().next()?);
     if of_scheme().any(|other| other.port == port) {

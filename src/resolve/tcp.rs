@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::backend::{Backends, choices};
-use super::chain::{Choices, compose};
+use super::chain::{Choices, Leg, compose};
+use super::mesh::denial_of;
 use super::{Destination, Resolved};
 use crate::config::{BackendTarget, Gateway, Listener, Protocol, RouteRef, TcpRoute};
 use crate::diagnostics::{Code, Diagnostic, Severity};
@@ -166,6 +167,9 @@ fn proxy(backends: &mut Backends<'_>, route: &Arc<TcpRoute>) -> Result<TcpProxy,
     if outcome.legs.is_empty() {
         return Err(outcome.left_out.unwrap_or(Unavailable::NoBackend));
     }
+    if is_denied(backends, &outcome.legs) {
+        return Err(Unavailable::MeshUnavailable);
+    }
     Ok(TcpProxy {
         route: route.name.clone(),
         clusters: backends.forward(&outcome.legs),
@@ -175,5 +179,33 @@ fn proxy(backends: &mut Backends<'_>, route: &Arc<TcpRoute>) -> Result<TcpProxy,
             .hash
             .iter()
             .any(|hash| hash.on == HashOn::SourceIp),
+    })
+}
+
+/// No destination would let a connection in. Those that stand would outlive the denial: proxies look at intentions when a
+/// connection begins, and a connection that is passed on does not end with its endpoint, only with its listener.
+fn is_denied(backends: &mut Backends<'_>, legs: &[(Leg, f64)]) -> bool {
+    let mut denied: BTreeSet<Destination> = BTreeSet::new();
+    for destination in &backends.targets {
+        let Destination::Mesh { upstream, target } = destination else {
+            continue;
+        };
+        if let Some((query, denies)) = denial_of(backends.snapshot, upstream, target) {
+            backends.follows.insert(Interest::Intention(query));
+            if denies {
+                denied.insert(destination.clone());
+            }
+        }
+    }
+    legs.iter().all(|(leg, _)| match &leg.destination {
+        Destination::Backend(_) => false,
+        Destination::Mesh { .. } => denied.contains(&leg.destination),
+        Destination::Failover { upstream, .. } => {
+            let mut targets = backends
+                .targets
+                .iter()
+                .filter(|known| matches!(known, Destination::Mesh { upstream: of, .. } if of == upstream));
+            targets.all(|target| denied.contains(target))
+        }
     })
 }

@@ -32,6 +32,16 @@ pub fn at_its_users(
         }
     };
     let mut said = diagnostic.clone();
+    if users(config, gateway, target).all(|(route, _)| matches!(route, RouteRef::Tcp(_))) {
+        // Nobody who uses it could be answered.
+        said.reason = said.reason.map(|reason| {
+            let reason = reason.replace(
+                "requests to it answer 503",
+                "connections to it are closed at once",
+            );
+            reason.replace("clients get 503", "the port is closed")
+        });
+    }
     let mut users = users(config, gateway, target);
     let first = users.next();
     match target {

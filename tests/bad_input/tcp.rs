@@ -2,7 +2,8 @@
 
 use portreeve::diagnostics::Code::{self, *};
 
-use super::case::{Case, GATEWAY, Stays};
+use super::case::{Case, GATEWAY, Stays, service};
+use super::world;
 
 /// The gateway with a tcp listener, with more in it and behind it.
 fn with_listener(more: &str, behind: &str) -> String {
@@ -68,6 +69,15 @@ pub fn all() -> Vec<Case> {
             &[NoBackend, ListenerWithheld],
             Stays::TcpClosed,
         ),
+        case(
+            "a tcp route to an unknown service",
+            with_listener("", &route("\"lines\"", "backend \"consul\" \"ordres\" {}")),
+            &[UnknownService],
+            Stays::TcpOpen,
+        )
+        .then(|snapshot| {
+            world::answer_service(snapshot, &service("ordres"), Vec::new());
+        }),
         case(
             "a tcp route on an http listener",
             with_listener(

@@ -304,6 +304,56 @@ fn explain_says_where_connections_go() {
     insta::assert_snapshot!("explain_tcp_no_port", explain("tcp://db.example.com:5433"));
 }
 
+/// A part of a tree: the gateway is declared elsewhere.
+#[test]
+fn routes_of_both_kinds_are_looked_at_without_their_gateway() {
+    let directory = scratch_directory("cli");
+    let part = r#"
+http_route "shop" {
+  gateways  = ["edge"]
+  hostnames = ["shop.example.com"]
+
+  rule "all" {
+    backend "upstream" "nowhere" {}
+  }
+}
+
+tcp_route "db" {
+  gateways  = ["edge"]
+  listeners = ["db"]
+
+  backend "upstream" "noplace" {}
+}
+"#;
+    write(directory.path(), &[("conf/part.hcl", part)]);
+    let validated = portreeve(directory.path(), &["validate", "conf"]).shown(&[]);
+    for name in ["nowhere", "noplace"] {
+        assert!(
+            validated.contains(&format!("declares the upstream {name:?}")),
+            "{validated}"
+        );
+    }
+    let gateway =
+        "gateway \"edge\" {\n  listener \"db\" {\n    port     = 5432\n    protocol = \"tcp\"\n  }\n}\n";
+    write(directory.path(), &[("conf/gateway.hcl", gateway)]);
+    let refused = portreeve(
+        directory.path(),
+        &[
+            "explain",
+            "CONNECT",
+            "tcp://db.example.com:5432",
+            "-config",
+            "conf",
+        ],
+    );
+    assert_eq!(refused.code, 1, "{}", refused.shown(&[]));
+    assert!(
+        refused.out.contains("the connection is refused"),
+        "{}",
+        refused.shown(&[])
+    );
+}
+
 #[test]
 fn explain() {
     let directory = scratch_directory("cli");

@@ -369,6 +369,17 @@ async fn a_tcp_service_of_the_mesh_is_reached_and_its_intentions_are_known() {
     })
     .await;
     until_explained(&stack, "denied by intention edge-gw => lines").await;
+    // The denial holds for whoever was in, too.
+    wait_for("the connection from before to end", SOON, async || {
+        match kept.says_back("still in").await {
+            Ok(()) => anyhow::bail!("it goes on"),
+            Err(_) => Ok(()),
+        }
+    })
+    .await;
+    until_said(&stack, "has no usable backend and is not opened").await;
+    stack.consul.intention("edge-gw", "lines", "allow").await;
+    until_open(&stack, "one").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
