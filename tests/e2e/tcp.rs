@@ -137,6 +137,12 @@ fn route(backends: &str) -> String {
     )
 }
 
+/// To the service `lines` of the mesh.
+fn meshed() -> String {
+    let to_upstream = route("backend \"upstream\" \"lines\" {}");
+    format!("upstream \"lines\" {{\n  connect {{}}\n}}\n\n{to_upstream}")
+}
+
 async fn follows_catalog_and_documents(options: Options) {
     let stack = Stack::start(options).await;
     stack.put("gateway", GATEWAY).await;
@@ -340,15 +346,7 @@ async fn a_tcp_service_of_the_mesh_is_reached_and_its_intentions_are_known() {
         .await;
     let _sidecar = stack.consul.start_sidecar("lines-one");
     stack.consul.sidecar_passes("lines", "lines-one").await;
-    stack
-        .put(
-            "route",
-            &format!(
-                "upstream \"lines\" {{\n  connect {{}}\n}}\n\n{}",
-                route("backend \"upstream\" \"lines\" {}")
-            ),
-        )
-        .await;
+    stack.put("route", &meshed()).await;
     until_said(&stack, "\"lines\\\" does not let").await;
     stack.consul.intention("edge-gw", "lines", "allow").await;
     let mut kept = until_open(&stack, "one").await;
@@ -391,15 +389,7 @@ async fn a_service_router_is_not_followed_by_connections() {
     ] });
     crate::connect::protocol(&stack, "admin", "http").await;
     stack.consul.config_entry(&router).await;
-    stack
-        .put(
-            "route",
-            &format!(
-                "upstream \"lines\" {{\n  connect {{}}\n}}\n\n{}",
-                route("backend \"upstream\" \"lines\" {}")
-            ),
-        )
-        .await;
+    stack.put("route", &meshed()).await;
     until_said(&stack, "a service router chooses by HTTP request").await;
     until_refused(&stack, "the port stays closed").await;
 }

@@ -11,10 +11,6 @@ pub struct JwtIssuer {
 }
 
 impl JwtIssuer {
-    #[allow(
-        clippy::new_without_default,
-        reason = "a key of its own each time: nothing is the default one"
-    )]
     pub fn new() -> JwtIssuer {
         JwtIssuer {
             key: KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key"),

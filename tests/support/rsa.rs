@@ -14,10 +14,6 @@ pub struct RsaIssuer {
 }
 
 impl RsaIssuer {
-    #[allow(
-        clippy::new_without_default,
-        reason = "a key of its own each time: nothing is the default one"
-    )]
     pub fn new() -> RsaIssuer {
         let made = rsa::PrivateKey::new(&mut getrandom::SysRng, 2048).expect("an RSA key");
         let pem = made.to_pkcs8_pem(rsa::pkcs8::LineEnding::LF).expect("PEM");
