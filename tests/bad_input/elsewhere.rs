@@ -365,9 +365,24 @@ pub const AREAS: &[Area] = &[
         title: "Vault and certificates",
         rows: &[
             row(
-                "a mount that is not there, of another type or version; a path that is not there, or climbs",
+                "a mount of another type or version; a path that is not there, or climbs",
                 "each with words of its own in `certificate-problem`",
                 &["wrong_places_are_told_apart"],
+            ),
+            row(
+                "a mount that is not there: of KV, of PKI, of the authorities of clients",
+                "told apart from a path that is not there and from a missing right, also where Vault answers 403 for both",
+                &[
+                    "wrong_places_are_told_apart",
+                    "a_missing_mount_is_told_apart_from_a_missing_right",
+                    "a_pki_mount_that_is_not_there_has_words_of_its_own",
+                    "authorities_of_a_mount_that_is_not_there_or_another_engine_say_so",
+                ],
+            ),
+            row(
+                "a login at a mount where no auth method is",
+                "the path that was asked, Vault's words, and to look at the mount first",
+                &["a_workload_identity_logs_in_and_rotates"],
             ),
             row(
                 "a field that is missing or no text, a certificate or key that is none, a key that does not fit, an expired certificate",

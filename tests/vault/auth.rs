@@ -208,6 +208,24 @@ async fn a_workload_identity_logs_in_and_rotates() {
     assert_eq!(problem.kind, ProblemKind::Forbidden);
     assert!(problem.message.contains("auth/jwt-nomad/login"), "{problem}");
     assert!(problem.message.contains("aud"), "Vault's own words: {problem}");
+    assert!(problem.fix.unwrap().contains("bound claims"));
+
+    // To a login where no auth method is, Vault says "permission denied" and no more.
+    let elsewhere = VaultAuth::Jwt {
+        mount: "jwt-elsewhere".to_owned(),
+        role: "edge".to_owned(),
+        jwt_file: file.clone(),
+    };
+    let other = tempfile::tempdir().unwrap();
+    let mut misled = Rig::start(&bao.address, elsewhere, other.path());
+    misled.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    let problem = misled.problem().await;
+    assert!(problem.message.contains("auth/jwt-elsewhere/login"), "{problem}");
+    assert!(
+        problem.fix.as_ref().unwrap().contains("vault auth list"),
+        "{problem:?}"
+    );
+    misled.stop().await;
 
     let rotated = jwt(&key, "vault.io");
     std::fs::write(&file, &rotated).unwrap();

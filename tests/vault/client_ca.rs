@@ -169,6 +169,48 @@ async fn a_folder_that_the_policy_does_not_name_is_out_of_reach() {
     rig.stop().await;
 }
 
+/// Of a PKI mount everybody may ask who signs there: a refusal means that it is not one.
+#[tokio::test]
+async fn authorities_of_a_mount_that_is_not_there_or_another_engine_say_so() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    let directory = tempfile::tempdir().unwrap();
+    bao.policy(
+        "nothing",
+        r#"path "auth/token/lookup-self" { capabilities = ["read"] }"#,
+    )
+    .await;
+    let nothing = json!({"policies": ["nothing"], "no_default_policy": true});
+    let token = super::rig::token(&bao.token(nothing).await);
+    for (mount, issuer) in [("nowhere", None), ("nowhere", Some("g1")), ("secret", None)] {
+        let mut rig = Rig::start(&bao.address, token.clone(), directory.path());
+        rig.watch(&[&CertificateQuery::ClientCa(ClientCaQuery::VaultPki {
+            mount: mount.into(),
+            issuer: issuer.map(Into::into),
+            crl: false,
+        })]);
+        let problem = rig.problem().await;
+        assert_eq!(problem.kind, ProblemKind::NotFound, "{problem}");
+        let said = "no secrets engine of type pki is mounted at this path";
+        assert!(problem.message.contains(said), "{problem}");
+        assert!(problem.message.contains(mount), "{problem}");
+        rig.stop().await;
+    }
+    // To those who could read anything Vault says it in its own words.
+    let mut rig = Rig::start(&bao.address, super::rig::token(&bao.root_token), directory.path());
+    rig.watch(&[&CertificateQuery::ClientCa(ClientCaQuery::VaultPki {
+        mount: "nowhere".into(),
+        issuer: None,
+        crl: false,
+    })]);
+    let problem = rig.problem().await;
+    assert!(
+        problem.message.contains("no secrets engine is mounted"),
+        "{problem}"
+    );
+    rig.stop().await;
+}
+
 /// KV version 1 has no versions: what is there is read each time.
 #[tokio::test]
 async fn authorities_in_kv_version_1_are_followed_too() {

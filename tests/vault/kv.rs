@@ -146,7 +146,17 @@ async fn wrong_places_are_told_apart() {
         (
             kv(KvVersion::V2, "nowhere", "www"),
             ProblemKind::NotFound,
-            "nowhere/data/www",
+            "nowhere/data/www: no secrets engine is mounted at this path",
+        ),
+        (
+            kv(KvVersion::V1, "nowhere", "www"),
+            ProblemKind::NotFound,
+            "nowhere/www: no secrets engine is mounted at this path",
+        ),
+        (
+            kv(KvVersion::Detect, "nowhere", "www"),
+            ProblemKind::NotFound,
+            "nowhere/data/www: no secrets engine is mounted at this path",
         ),
         (
             kv(KvVersion::V1, "secret", "www"),
@@ -178,6 +188,97 @@ async fn wrong_places_are_told_apart() {
         rig.silence(Duration::from_millis(400)).await;
         rig.stop().await;
     }
+}
+
+/// Vault tells a mount that is not there only to those who may read where it would be.
+#[tokio::test]
+async fn a_missing_mount_is_told_apart_from_a_missing_right() {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    let rules = r#"
+path "secret/data/team/*" { capabilities = ["read"] }
+path "two/data/*" { capabilities = ["read"] }
+path "one/www" { capabilities = ["read"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }
+"#;
+    bao.policy("reader", rules).await;
+    let reader = bao
+        .token(json!({"policies": ["reader"], "no_default_policy": true}))
+        .await;
+    let directory = tempfile::tempdir().unwrap();
+    let none = "no secrets engine is mounted at this path";
+    let unseen = "there is none, or the token may do nothing below it";
+    let rule = |path: &str| format!("path \"{path}\" {{ capabilities = [\"read\"] }}");
+    let cases = [
+        (
+            kv(KvVersion::Detect, "two", "www"),
+            none,
+            "vault secrets list".to_owned(),
+        ),
+        (
+            kv(KvVersion::Detect, "one", "www"),
+            none,
+            "vault secrets list".to_owned(),
+        ),
+        (
+            kv(KvVersion::V2, "two", "www"),
+            none,
+            "vault secrets list".to_owned(),
+        ),
+        (
+            kv(KvVersion::V1, "one", "www"),
+            none,
+            "vault secrets list".to_owned(),
+        ),
+        (
+            kv(KvVersion::Detect, "three", "www"),
+            unseen,
+            rule("three/data/www"),
+        ),
+        // There, and nothing below it is this token's.
+        (kv(KvVersion::Detect, "kv", "www"), unseen, rule("kv/data/www")),
+        (
+            kv(KvVersion::V1, "kv", "www"),
+            "permission denied",
+            rule("kv/www"),
+        ),
+        (
+            kv(KvVersion::V2, "secret", "www"),
+            "permission denied",
+            rule("secret/data/www"),
+        ),
+        (
+            kv(KvVersion::V2, "secret", "team/www"),
+            "nothing at this path",
+            "vault read".to_owned(),
+        ),
+    ];
+    for (query, message, fix) in cases {
+        let mut rig = Rig::start(&bao.address, token(&reader), directory.path());
+        rig.watch(&[&query]);
+        let problem = rig.problem().await;
+        assert!(problem.message.contains(message), "{query}: {problem}");
+        assert!(
+            problem.fix.as_ref().is_some_and(|said| said.contains(&fix)),
+            "{query}: {problem:?}"
+        );
+        rig.stop().await;
+    }
+
+    // The mount that the document asked for is made, or the right is given: nobody has to touch the agent.
+    let mut rig = Rig::start(&bao.address, token(&reader), directory.path());
+    rig.watch(&[&kv(KvVersion::Detect, "one", "www")]);
+    assert!(rig.problem().await.message.contains(none));
+    bao.write(
+        "sys/mounts/one",
+        json!({"type": "kv", "options": {"version": "1"}}),
+    )
+    .await;
+    let (certificate, key) = self_signed("one.example", 5);
+    bao.write("one/www", json!({"certificate": certificate, "private_key": key}))
+        .await;
+    assert_eq!(rig.eventually().await.names[0].as_ref(), "one.example");
+    rig.stop().await;
 }
 
 /// A rate limit of the server's own: what it refuses is tried again, and nothing is taken back.

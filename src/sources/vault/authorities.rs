@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::answer::Answer;
 use super::client::VaultClient;
 use super::fault::{Reason, VaultFault};
 use super::kv::trim;
@@ -71,10 +72,7 @@ impl VaultClient {
     async fn signing_issuers(&self, mount: &str) -> Result<Vec<String>, VaultFault> {
         let path = format!("{mount}/issuers");
         let call = Call::get(path)?.with_query("list=true");
-        let answer = self.call(&call).await?;
-        if answer.status == 404 {
-            return Err(self.not_found(&call, &answer));
-        }
+        let answer = self.unrestricted(&call).await?;
         let issuers = answer.parse::<Issuers>().and_then(|envelope| envelope.data);
         let issuers = issuers.ok_or_else(|| self.unreadable(&call))?;
         let fault = |what: String| self.shared.transport.fault(&call, Reason::Unusable(what));
@@ -97,11 +95,19 @@ impl VaultClient {
 
     async fn public<T: serde::de::DeserializeOwned>(&self, path: String) -> Result<T, VaultFault> {
         let call = Call::get(path)?;
-        let answer = self.call(&call).await?;
-        if answer.status == 404 {
-            return Err(self.not_found(&call, &answer));
-        }
+        let answer = self.unrestricted(&call).await?;
         let data = answer.parse::<T>().and_then(|envelope| envelope.data);
         data.ok_or_else(|| self.unreadable(&call))
+    }
+    /// Of what a PKI mount answers to everybody: a refusal for want of a right means that there is none.
+    async fn unrestricted(&self, call: &Call) -> Result<Answer, VaultFault> {
+        match self.call(call).await {
+            Ok(answer) if answer.status == 404 => Err(self.not_found(call, &answer)),
+            Err(fault) if matches!(fault.reason, Reason::Forbidden(_)) => Err(VaultFault {
+                reason: Reason::NoPki,
+                ..fault
+            }),
+            result => result,
+        }
     }
 }

@@ -28,6 +28,32 @@ struct Options {
 impl VaultClient {
     /// `V1` or `V2`.
     pub async fn detect_kv(&self, mount: &str, path: &str) -> Result<KvVersion, VaultFault> {
+        match self.mounted_kv(mount, path).await {
+            Err(fault) if matches!(fault.reason, Reason::Forbidden(_)) => self.try_kv(mount, path).await,
+            result => result,
+        }
+    }
+
+    /// Vault answers alike about a mount that is not there, and to a token without a right below it. To read tells
+    /// which, by the rule that the agent needs anyway.
+    async fn try_kv(&self, mount: &str, path: &str) -> Result<KvVersion, VaultFault> {
+        let fault = match self.read_kv2(mount, path).await {
+            Ok(_) => return Ok(KvVersion::V2),
+            Err(fault) if matches!(fault.reason, Reason::Forbidden(_)) => fault,
+            Err(fault) => return Err(fault),
+        };
+        match self.read_kv1(mount, path).await {
+            Ok(_) => Ok(KvVersion::V1),
+            Err(found) if matches!(found.reason, Reason::Forbidden(_)) => Err(VaultFault {
+                reason: Reason::NoMountSeen,
+                ..fault
+            }),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// What is mounted there, where the token may see it.
+    pub(super) async fn mounted_kv(&self, mount: &str, path: &str) -> Result<KvVersion, VaultFault> {
         let call = Call::get(format!("sys/internal/ui/mounts/{}/{}", trim(mount), trim(path)))?;
         let answer = self.call(&call).await?;
         if answer.status == 404 {

@@ -41,6 +41,13 @@ pub enum Reason {
     Forbidden(String),
     #[error("there is nothing at this path{}", said(.0))]
     NotFound(String),
+    #[error("no secrets engine is mounted at this path")]
+    NoMount,
+    /// Vault does not tell these two apart to this token.
+    #[error("Vault shows no mount here: there is none, or the token may do nothing below it")]
+    NoMountSeen,
+    #[error("no secrets engine of type pki is mounted at this path (it would answer this to everybody)")]
+    NoPki,
     #[error("version {version} of the secret is {how}")]
     Deleted { version: u64, how: &'static str },
     #[error("Vault refused ({status}){}", said(.errors))]
@@ -75,10 +82,11 @@ impl VaultFault {
             | Reason::ServerError { .. } => ProblemKind::Unavailable,
             Reason::TokenInvalid(_)
             | Reason::Forbidden(_)
+            | Reason::NoMountSeen
             | Reason::LoginRefused { .. }
             | Reason::Wrapping { .. }
             | Reason::Credential { .. } => ProblemKind::Forbidden,
-            Reason::NotFound(_) => ProblemKind::NotFound,
+            Reason::NotFound(_) | Reason::NoMount | Reason::NoPki => ProblemKind::NotFound,
             Reason::Deleted { .. } => ProblemKind::Deleted,
             Reason::Refused { .. } | Reason::BadPath(_) | Reason::KvVersion { .. } | Reason::NotKv(_) => {
                 ProblemKind::Refused
@@ -158,12 +166,27 @@ impl VaultFault {
             Reason::NotFound(_) => format!(
                 "Check the mount and the path: `vault read {path}` must answer with the agent's policy."
             ),
+            Reason::NoMount | Reason::NoPki => {
+                "Compare the mount's name with `vault secrets list` (in the agent's namespace, if there is one), and correct \
+                 the document or mount the engine."
+                    .to_owned()
+            }
+            Reason::NoMountSeen => format!(
+                "Compare the mount's name with `vault secrets list`; if it is there, add to the policy of the agent's token: \
+                 {} (of KV version 1: without \"data/\")",
+                self.rule()
+            ),
             Reason::Deleted { .. } => {
                 "Write a new version, or undelete this one (`vault kv undelete`).".to_owned()
             }
             Reason::Refused { .. } => {
                 format!("Change the document, or what Vault allows at {path}, by what Vault says.")
             }
+            // Vault's whole answer to a login at a mount that it does not have.
+            Reason::LoginRefused { status: 403, errors } if errors == "permission denied" => format!(
+                "Check that an auth method is mounted there (`vault auth list`: {path:?} is what was asked), then the role \
+                 and the credential."
+            ),
             Reason::LoginRefused { .. } => {
                 "Check the role, its bound claims and the credential (a secret_id may be used up or expired)."
                     .to_owned()

@@ -11,7 +11,7 @@ use super::answer::{Answer, Field, Fields};
 use super::client::VaultClient;
 use super::fault::{Reason, VaultFault};
 use super::transport::Call;
-use crate::model::{KvVersion, ProblemKind, Redacted};
+use crate::model::{KvVersion, Redacted};
 
 /// The fields of one secret.
 pub struct KvSecret {
@@ -89,7 +89,7 @@ impl VaultClient {
             KvVersion::V2 | KvVersion::Detect => self.read_kv2(mount, path).await,
         };
         match result {
-            Err(fault) if matches!(fault.kind(), ProblemKind::NotFound | ProblemKind::Forbidden) => {
+            Err(fault) if matches!(fault.reason, Reason::NotFound(_) | Reason::Forbidden(_)) => {
                 Err(self.explain(fault, version, mount, path).await)
             }
             result => result,
@@ -134,7 +134,7 @@ impl VaultClient {
         }
     }
 
-    async fn read_kv1(&self, mount: &str, path: &str) -> Result<KvSecret, VaultFault> {
+    pub(super) async fn read_kv1(&self, mount: &str, path: &str) -> Result<KvSecret, VaultFault> {
         let call = Call::of(&GetSecretRequest {
             mount: trim(mount),
             path: trim(path),
@@ -149,7 +149,7 @@ impl VaultClient {
         })
     }
 
-    async fn read_kv2(&self, mount: &str, path: &str) -> Result<KvSecret, VaultFault> {
+    pub(super) async fn read_kv2(&self, mount: &str, path: &str) -> Result<KvSecret, VaultFault> {
         let call = Call::of(&ReadSecretRequest {
             mount: trim(mount),
             path: trim(path),
@@ -188,7 +188,7 @@ impl VaultClient {
     /// token may see the mount, say which it is.
     async fn explain(&self, fault: VaultFault, version: KvVersion, mount: &str, path: &str) -> VaultFault {
         let configured = if version == KvVersion::V1 { 1 } else { 2 };
-        match self.detect_kv(mount, path).await {
+        match self.mounted_kv(mount, path).await {
             Ok(found) if found != version => {
                 let found = if found == KvVersion::V1 { 1 } else { 2 };
                 VaultFault {
@@ -205,9 +205,14 @@ impl VaultClient {
     }
 
     pub(super) fn not_found(&self, call: &Call, answer: &Answer) -> VaultFault {
-        self.shared
-            .transport
-            .fault(call, Reason::NotFound(answer.errors()))
+        let errors = answer.errors();
+        // Vault looks for the mount after it looked at the policy: whoever may read there is told.
+        let reason = if errors.starts_with("no handler for route") {
+            Reason::NoMount
+        } else {
+            Reason::NotFound(errors)
+        };
+        self.shared.transport.fault(call, reason)
     }
 
     pub(super) fn unreadable(&self, call: &Call) -> VaultFault {
