@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::run::{Outcome, portreeve};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::consul::Consul;
+use crate::support::nomad::NomadContract;
 use crate::support::rsa::RsaIssuer;
 use crate::support::vault::Vault;
 
@@ -152,6 +153,10 @@ async fn vault_gets_policies_and_a_login_for_the_job_alone() {
     let dry = run(&["-dry-run"]);
     assert_eq!(dry.code, 0, "{}", dry.error);
     assert!(dry.out.contains("5 to do"), "{}", dry.out);
+    let policies = async || vault.read("sys/policies/acl?list=true").await["data"]["keys"].to_string();
+    let (made, mounts) = (policies().await, vault.read("sys/auth").await.to_string());
+    assert!(!made.contains("portreeve"), "a dry run changed {made}");
+    assert!(!mounts.contains("jwt-nomad"), "a dry run changed {mounts}");
     let done = run(&[]);
     assert_eq!(done.code, 0, "{}", done.error);
     assert!(done.out.contains("5 done"), "{}", done.out);
@@ -172,6 +177,111 @@ async fn vault_gets_policies_and_a_login_for_the_job_alone() {
     let policies = &agent.json()["auth"]["token_policies"];
     assert_eq!(*policies, json!(["portreeve-kv", "portreeve-pki"]));
     assert!(login("other").await.status.as_u16() >= 400);
+
+    // What somebody changed by hand is named, left alone by a dry run, and put right.
+    let weak = json!({ "policy": "path \"pki_edge/*\" { capabilities = [\"read\"] }" });
+    vault.write("sys/policies/acl/portreeve-pki", weak.clone()).await;
+    let rules = async || vault.read("sys/policies/acl/portreeve-pki").await["data"]["policy"].clone();
+    let dry = run(&["-dry-run"]);
+    assert!(
+        dry.out
+            .contains("~ policy portreeve-pki would be changed: policy")
+            && dry.out.contains("1 to do"),
+        "{}",
+        dry.out
+    );
+    assert_eq!(rules().await, weak["policy"]);
+    let mended = run(&[]);
+    assert!(mended.out.contains("1 done"), "{}", mended.out);
+    assert!(rules().await.as_str().unwrap().contains("pki_edge/sign/edge"));
+}
+
+/// Nomad's side is `support::nomad`; the real one is asked by `tests/nomad`.
+#[tokio::test(flavor = "multi_thread")]
+async fn nomad_gets_a_policy_that_is_bound_to_the_job() {
+    let nomad = NomadContract::start("management").await;
+    let address = format!("unix://{}", nomad.socket.display());
+    let run = |more: &[&str]| setup("nomad", &address, "management", more);
+    let dry = run(&["-dry-run"]);
+    assert_eq!(dry.code, 0, "{}", dry.error);
+    assert!(
+        dry.out.contains("+ policy portreeve would be created") && dry.out.contains("1 to do"),
+        "{}",
+        dry.out
+    );
+    assert_eq!(nomad.policy("portreeve"), None, "a dry run changed something");
+
+    let done = run(&[]);
+    assert_eq!(done.code, 0, "{}", done.error);
+    assert!(
+        done.out.contains("+ policy portreeve created") && done.out.contains("1 done"),
+        "{}",
+        done.out
+    );
+    let made = nomad.policy("portreeve").unwrap();
+    let job = json!({ "Namespace": "default", "JobID": "portreeve", "Group": "", "Task": "" });
+    assert_eq!(made["JobACL"], job);
+    assert_eq!(
+        made["Rules"],
+        "namespace \"*\" {\n  capabilities = [\"read-job\"]\n}\n"
+    );
+    let again = run(&[]);
+    assert!(
+        again.out.contains("= policy portreeve is there") && again.out.contains("Nothing to do"),
+        "{}",
+        again.out
+    );
+    assert_eq!(nomad.policy("portreeve").unwrap(), made);
+
+    // Variables on top, for a job of another name and namespace.
+    let job = [
+        "-variables=portreeve/*",
+        "-nomad-namespace=ingress",
+        "-nomad-job=edge",
+        "-services-of=shop",
+    ];
+    let dry = run(&[&job[..], &["-dry-run"]].concat());
+    assert!(
+        dry.out
+            .contains("~ policy portreeve would be changed: Rules, JobACL"),
+        "{}",
+        dry.out
+    );
+    assert_eq!(
+        nomad.policy("portreeve").unwrap(),
+        made,
+        "a dry run changed something"
+    );
+    let changed = run(&job);
+    assert!(
+        changed.out.contains("~ policy portreeve changed: Rules, JobACL"),
+        "{}",
+        changed.out
+    );
+    let policy = nomad.policy("portreeve").unwrap();
+    assert_eq!(policy["JobACL"]["JobID"], "edge");
+    let rules = policy["Rules"].as_str().unwrap();
+    assert!(
+        rules.contains("namespace \"ingress\"") && rules.contains("path \"portreeve/*\""),
+        "{rules}"
+    );
+    assert!(run(&job).out.contains("Nothing to do"));
+
+    // What somebody changed by hand is put right, and named.
+    let mut weakened = policy.clone();
+    weakened["Rules"] = "".into();
+    nomad.set_policy("portreeve", weakened);
+    let mended = run(&job);
+    assert!(
+        mended.out.contains("~ policy portreeve changed: Rules"),
+        "{}",
+        mended.out
+    );
+    assert_eq!(nomad.policy("portreeve").unwrap()["Rules"], policy["Rules"]);
+
+    let refused = setup("nomad", &address, "a task's own", &[]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.error.contains("403"), "{}", refused.error);
 }
 
 #[test]

@@ -1,12 +1,13 @@
-//! A server that answers `/v1/service/<name>`, `/v1/services`, `/v1/var/<path>` and `/v1/event/stream` as Nomad 2.0 does,
-//! for where no `nomad` is installed.
+//! A server that answers `/v1/service/<name>`, `/v1/services`, `/v1/var/<path>`, `/v1/event/stream`, `/v1/acl/token/self`
+//! and `/v1/acl/policy/<name>` as Nomad 2.0 does, for where no `nomad` is installed.
 //!
 //! What it holds to: blocking queries on one index for all registrations (any change wakes every watch), `[]` for an
 //! unknown service, 404 with an index for an unknown variable, 403 with plain text for a token it does not know,
 //! `X-Nomad-Index`, the namespace `default` where none is asked for, and no instances for the namespace `*` in
 //! `/v1/service` (state is looked up by the literal name). The event stream begins with a heartbeat and then sends what it
 //! still has from `index` on; to a token without the right it answers 200 and ends, as Nomad does since it takes the
-//! connection over.
+//! connection over. An unknown policy is a 404; one that is written must have the name that it is written to, and is read
+//! with what Nomad adds to it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -38,6 +39,9 @@ pub struct NomadContract {
 struct State {
     index: u64,
     token: String,
+    /// When the token was made and when it ends, RFC 3339; none: it has no end.
+    token_life: Option<(String, String)>,
+    policies: BTreeMap<String, Value>,
     /// (namespace, path) to the items, and the index of the last change, deletions included.
     variables: BTreeMap<(String, String), (u64, Option<Value>)>,
     /// (namespace, service, id) to the registration.
@@ -89,7 +93,7 @@ impl NomadContract {
         nomad.server.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, served.subscribe(), log.clone()));
+                connections.spawn(serve(stream, served.clone(), log.clone()));
             }
         });
         nomad
@@ -105,7 +109,7 @@ impl NomadContract {
         nomad.server.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (state, log, acceptor) = (served.subscribe(), log.clone(), acceptor.clone());
+                let (state, log, acceptor) = (served.clone(), log.clone(), acceptor.clone());
                 connections.spawn(async move {
                     // Who is refused knows it.
                     if let Ok(stream) = acceptor.accept(stream).await {
@@ -166,7 +170,34 @@ impl NomadContract {
     }
 
     pub fn set_token(&self, token: &str) {
-        self.change(|state| state.token = token.to_owned());
+        self.change(|state| {
+            state.token = token.to_owned();
+            state.token_life = None;
+        });
+    }
+
+    /// Another token, which was made so long ago and ends so long from now. Returns its end, in Unix seconds.
+    pub fn set_token_for(&self, token: &str, past: Duration, validity: Duration) -> u64 {
+        let now = std::time::UNIX_EPOCH.elapsed().expect("the time");
+        let at = |time: Duration| {
+            let time = std::time::UNIX_EPOCH + Duration::from_secs(time.as_secs());
+            humantime::format_rfc3339(time).to_string()
+        };
+        self.change(|state| {
+            state.token = token.to_owned();
+            state.token_life = Some((at(now - past), at(now + validity)));
+        });
+        (now + validity).as_secs()
+    }
+
+    /// A policy as it was last written.
+    pub fn policy(&self, name: &str) -> Option<Value> {
+        self.state.borrow().policies.get(name).cloned()
+    }
+
+    /// As by somebody's hand.
+    pub fn set_policy(&self, name: &str, policy: Value) {
+        self.change(|state| drop(state.policies.insert(name.to_owned(), policy)));
     }
 
     pub fn set_event_stream(&self, stream: EventStream) {
@@ -195,7 +226,7 @@ impl NomadContract {
     }
 }
 
-async fn serve<S>(stream: S, state: watch::Receiver<State>, log: Arc<Mutex<Vec<String>>>)
+async fn serve<S>(stream: S, state: watch::Sender<State>, log: Arc<Mutex<Vec<String>>>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -208,9 +239,10 @@ where
 
 async fn answer(
     request: Request<Incoming>,
-    mut state: watch::Receiver<State>,
+    served: watch::Sender<State>,
     log: Arc<Mutex<Vec<String>>>,
 ) -> Result<Response<Body>, Infallible> {
+    let mut state = served.subscribe();
     log.lock().unwrap().push(request.uri().to_string());
     let query: BTreeMap<String, String> =
         url::form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
@@ -227,6 +259,20 @@ async fn answer(
     }
     if request.uri().path() == "/v1/event/stream" {
         return Ok(events(state, &query));
+    }
+    if request.uri().path() == "/v1/acl/token/self" {
+        let now = state.borrow().clone();
+        let (made, ends) = now.token_life.unzip();
+        let made = made.unwrap_or_else(|| "2026-01-01T00:00:00.5Z".to_owned());
+        let mut token = json!({ "AccessorID": "a", "Name": "agent", "Type": "client", "CreateTime": made });
+        if let Some(ends) = ends {
+            token["ExpirationTime"] = ends.into();
+        }
+        return Ok(reply(200, now.index, token.to_string()));
+    }
+    if let Some(name) = request.uri().path().strip_prefix("/v1/acl/policy/") {
+        let name = name.to_owned();
+        return Ok(policy(request, &name, &served).await);
     }
     let index: u64 = query.get("index").and_then(|text| text.parse().ok()).unwrap_or(0);
     let wait = query
@@ -272,6 +318,38 @@ async fn answer(
         }
     };
     Ok(reply(200, now.index, body.to_string()))
+}
+
+async fn policy(request: Request<Incoming>, name: &str, state: &watch::Sender<State>) -> Response<Body> {
+    if request.method() == hyper::Method::GET {
+        let now = state.borrow().clone();
+        return match now.policies.get(name) {
+            Some(policy) => reply(200, now.index, policy.to_string()),
+            None => reply(404, now.index, "ACL policy not found".into()),
+        };
+    }
+    let body = request.into_body().collect().await;
+    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let Ok(mut policy) = serde_json::from_slice::<Value>(&body) else {
+        return reply(400, 0, "not JSON".into());
+    };
+    if policy["Name"] != name {
+        return reply(400, 0, "ACL policy name does not match request path".into());
+    }
+    state.send_modify(|state| {
+        state.index += 1;
+        policy["Hash"] = "8lPo".into();
+        policy["CreateIndex"] = state.index.into();
+        policy["ModifyIndex"] = state.index.into();
+        // It has these whether or not they were written.
+        for part in ["Group", "Task"] {
+            if policy["JobACL"].is_object() && policy["JobACL"][part].is_null() {
+                policy["JobACL"][part] = "".into();
+            }
+        }
+        state.policies.insert(name.to_owned(), policy);
+    });
+    reply(200, state.borrow().index, String::new())
 }
 
 /// Of its own, so that suites that start no programs have it, too. Its path is short: it holds a socket.
