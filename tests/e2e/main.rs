@@ -11,6 +11,7 @@ mod certificate_changes;
 mod client_ca;
 mod connect;
 mod connections;
+mod credentials;
 mod datacenters;
 mod dev;
 mod diagnosis;

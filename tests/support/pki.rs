@@ -71,6 +71,11 @@ impl Ca {
     }
 
     pub fn issue_for(&self, names: &[&str], validity: Duration) -> Pair {
+        self.issue_between(names, Duration::from_secs(60), validity)
+    }
+
+    /// Good since `past` ago, and for `validity` from now on.
+    pub fn issue_between(&self, names: &[&str], past: Duration, validity: Duration) -> Pair {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, names[0]);
         params.subject_alt_names = names.iter().map(|name| subject_alt_name(name)).collect();
@@ -79,7 +84,7 @@ impl Ca {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         let since_epoch = std::time::UNIX_EPOCH.elapsed().unwrap();
-        params.not_before = date_time_ymd(1970, 1, 1) + (since_epoch - Duration::from_secs(60));
+        params.not_before = date_time_ymd(1970, 1, 1) + (since_epoch - past);
         params.not_after = date_time_ymd(1970, 1, 1) + (since_epoch + validity);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
@@ -118,6 +123,12 @@ pub fn mesh_authority(trust_domain: &str) -> Pair {
 }
 
 impl Pair {
+    /// When it ends, in Unix seconds.
+    pub fn not_after(&self) -> i64 {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).unwrap();
+        pem.parse_x509().unwrap().validity().not_after.timestamp()
+    }
+
     fn serial(&self) -> Vec<u8> {
         let (_, pem) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).unwrap();
         pem.parse_x509().unwrap().raw_serial().to_vec()

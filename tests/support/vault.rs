@@ -23,7 +23,12 @@ pub struct Vault {
 
 impl Vault {
     pub async fn start() -> Vault {
-        let mut vault = Vault::launch("vault-1").await;
+        Vault::start_with(&[]).await
+    }
+
+    /// With more listeners (`tcp` blocks) beside the one that tests use.
+    pub async fn start_with(listeners: &[Value]) -> Vault {
+        let mut vault = Vault::launch("vault-1", listeners).await;
         let keys = vault
             .expect(
                 Method::PUT,
@@ -39,7 +44,7 @@ impl Vault {
 
     /// Another node of this one's cluster, on standby. Returns when it votes.
     pub async fn join(&self, name: &str) -> Vault {
-        let mut node = Vault::launch(name).await;
+        let mut node = Vault::launch(name, &[]).await;
         node.root_token.clone_from(&self.root_token);
         node.unseal_key.clone_from(&self.unseal_key);
         let leader = json!({ "leader_api_addr": self.address() });
@@ -68,7 +73,7 @@ impl Vault {
         node
     }
 
-    async fn launch(name: &str) -> Vault {
+    async fn launch(name: &str, listeners: &[Value]) -> Vault {
         let directory = scratch_directory("vault");
         let port = free_port();
         let data = directory.path().join("data");
@@ -90,6 +95,9 @@ impl Vault {
             "cluster_addr": format!("https://{cluster}"),
             "log_level": "info",
         });
+        let tcp = |listener: &Value| json!({ "tcp": listener });
+        let more = listeners.iter().map(tcp);
+        config["listener"].as_array_mut().expect("a list").extend(more);
         if binary.ends_with("vault") {
             config["disable_mlock"] = json!(true); // OpenBao never locks memory
         }

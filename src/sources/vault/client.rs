@@ -92,7 +92,7 @@ impl VaultClient {
 
     pub fn status(&self) -> VaultStatus {
         VaultStatus {
-            client_certificate_expires: self.shared.transport.identity_expires(),
+            client_certificate_expires: self.shared.transport.identity().map(|(_, life)| life.end),
             ..self.shared.freshness.status()
         }
     }

@@ -2,7 +2,7 @@
 //! rotate, and an agent runs for months.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,10 @@ impl Clients {
                 failure: None,
             }),
         })
+    }
+
+    pub(super) fn client_certificate(&self) -> Option<&Path> {
+        self.settings.client_cert.as_deref()
     }
 
     pub(super) fn current(&self) -> Arc<Made> {

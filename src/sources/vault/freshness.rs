@@ -24,8 +24,10 @@ pub struct VaultStatus {
     pub token_expires: Option<i64>,
     /// None: there is no client certificate.
     pub client_certificate_expires: Option<i64>,
-    /// What works now and ends soon, and nobody but its giver can renew it.
+    /// A token that works now and ends soon, and nobody but its giver can renew it.
     pub warning: Option<Problem>,
+    /// The same of the client certificate; it may have ended, too.
+    pub certificate_warning: Option<Problem>,
     /// Rules that the token's policy lacks and that something is done without, by their path.
     pub lacking: BTreeMap<Arc<str>, Problem>,
     pub requests: u64,
@@ -43,7 +45,8 @@ impl VaultStatus {
     /// The worst that there is to say.
     pub fn note(&self) -> Option<&Problem> {
         let lacking = || self.lacking.values().next();
-        self.problem.as_ref().or(self.warning.as_ref()).or_else(lacking)
+        let ending = self.warning.as_ref().or(self.certificate_warning.as_ref());
+        self.problem.as_ref().or(ending).or_else(lacking)
     }
 }
 

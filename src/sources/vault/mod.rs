@@ -19,6 +19,7 @@ mod credential;
 mod detect;
 mod fault;
 mod freshness;
+mod identity_end;
 mod kv;
 mod login;
 mod pki;

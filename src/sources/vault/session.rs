@@ -190,7 +190,9 @@ impl VaultSession {
         let replaceable = login::can_log_in(&self.auth);
         let mut life = life.unwrap_or_default();
         let known = self.state.borrow().may_look_up || replaceable;
-        let mut timer = Timer::start(first_step(life, jitter()), replaceable, known);
+        // A given token is looked at where its last third begins: before that there is nothing to say.
+        let spread = if replaceable { jitter() } else { jitter().abs() };
+        let mut timer = Timer::start(first_step(life, spread), replaceable, known);
         let mut pause = Pause::while_refused();
         self.note_expiry(life);
         loop {
@@ -302,7 +304,8 @@ impl VaultSession {
         if let Some(warning) = &warning
             && self.shared.freshness.status().warning.is_none()
         {
-            tracing::warn!(problem = %warning, "vault token ends soon");
+            let fix = warning.fix.as_deref().unwrap_or_default();
+            tracing::warn!(problem = %warning, fix, "a credential ends soon");
         }
         self.shared.freshness.update(|status| {
             status.token_expires = expires;

@@ -1,6 +1,7 @@
 //! Builds the HTTP clients: whom to trust, which name to expect, and over which socket.
 
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub(super) struct Trust {
     authorities: Vec<Certificate>,
     only_these: bool,
     identity: Option<Identity>,
-    identity_expires: Option<i64>,
+    identity_life: Option<Range<i64>>,
     server_name: Option<String>,
     skip_verify: bool,
     timeouts: super::VaultTimeouts,
@@ -57,15 +58,16 @@ impl Trust {
             authorities,
             only_these,
             identity: identity(settings)?,
-            identity_expires: settings.client_cert.as_deref().and_then(end_of),
+            identity_life: settings.client_cert.as_deref().and_then(life_of),
             server_name: settings.tls_server_name.clone(),
             skip_verify: settings.tls_skip_verify,
             timeouts: settings.timeouts,
         })
     }
 
-    pub(super) fn identity_expires(&self) -> Option<i64> {
-        self.identity_expires
+    /// From when to when the client certificate holds, in Unix seconds.
+    pub(super) fn identity_life(&self) -> Option<Range<i64>> {
+        self.identity_life.clone()
     }
 
     pub(super) fn server_name(&self) -> Option<&str> {
@@ -156,12 +158,13 @@ fn identity(settings: &VaultSettings) -> Result<Option<Identity>, SettingsError>
         })
 }
 
-/// When the first certificate of a PEM file ends, in Unix seconds.
-fn end_of(path: &Path) -> Option<i64> {
+/// Of the first certificate of a PEM file.
+fn life_of(path: &Path) -> Option<Range<i64>> {
     let text = std::fs::read(path).ok()?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&text).ok()?;
     let certificate = pem.parse_x509().ok()?;
-    Some(certificate.validity().not_after.timestamp())
+    let validity = certificate.validity();
+    Some(validity.not_before.timestamp()..validity.not_after.timestamp())
 }
 
 /// Identity of a file's content, without reading it: inode, size, time. None: it is not there.

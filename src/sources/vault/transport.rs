@@ -1,6 +1,7 @@
 //! Sends one request and reads one answer: addresses, headers, one redirect, short retries, bounds.
 
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
@@ -169,9 +170,10 @@ impl Transport {
         self.clients.reread();
     }
 
-    /// When the client certificate ends, in Unix seconds.
-    pub(super) fn identity_expires(&self) -> Option<i64> {
-        self.clients.current().trust.identity_expires()
+    /// The client certificate's file, and from when to when it holds, in Unix seconds.
+    pub(super) fn identity(&self) -> Option<(&Path, Range<i64>)> {
+        let life = self.clients.current().trust.identity_life()?;
+        Some((self.clients.client_certificate()?, life))
     }
 
     /// Sends `call`, again where that helps and does no harm. Every answer that is not a matter of the transport

@@ -1,5 +1,5 @@
 //! Looks at Vault now and then, so that status tells of an outage before a request meets it: an agent whose certificates
-//! are fresh may ask for nothing for days.
+//! are fresh may ask for nothing for days. The end of its own client certificate is looked at on the way.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,6 +15,7 @@ pub(super) async fn watch_health(shared: &Shared) -> Infallible {
     let mut told: Option<VaultFault> = None;
     let mut missed = false;
     loop {
+        shared.note_identity();
         tokio::time::sleep(jittered(LOOK_EVERY)).await;
         let mut outage = shared.outage().await;
         // One probe may be lost on a busy machine. What Vault itself says is not doubted.

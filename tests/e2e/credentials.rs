@@ -1,0 +1,288 @@
+//! Tokens and client certificates that somebody gives the agent: their end is told before it hurts, as metric, in `status`
+//! and in the log, and is over with their successors. Consul's token: `rights`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::ensure;
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::stack::{Options, Stack};
+use crate::support::agent::Agent;
+use crate::support::nomad::NomadContract;
+use crate::support::pki::{Ca, Pair};
+use crate::support::ports::free_port;
+use crate::support::vault::Vault;
+use crate::support::{scratch_directory, wait_for};
+
+const CONSUL: &str = r#"
+key_prefix "portreeve/config/" { policy = "read" }
+service_prefix "" { policy = "read" }
+node_prefix "" { policy = "read" }
+"#;
+
+const MESH: &str = r#"
+service "edge-gw" { policy = "write" }
+service_prefix "" { policy = "read" }
+node_prefix "" { policy = "read" }
+"#;
+
+/// Files are looked at every 10 s where nothing is asked.
+const TAKEN_UP: Duration = Duration::from_secs(60);
+
+/// When the credential ends, by the metric.
+async fn end(agent: &Agent, credential: &str) -> anyhow::Result<Option<i64>> {
+    let metrics = agent.api(Method::GET, "/metrics", "").await?.ok()?.text();
+    let name = format!("portreeve_credential_expiry_timestamp_seconds{{credential=\"{credential}\"}} ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(value.map(str::parse::<f64>).transpose()?.map(|end| end as i64))
+}
+
+async fn until_it_ends_at(agent: &Agent, credential: &str, expected: Option<i64>) {
+    wait_for(&format!("the metric of the {credential}"), TAKEN_UP, async || {
+        let end = end(agent, credential).await?;
+        ensure!(end == expected, "{end:?} in place of {expected:?}");
+        Ok(())
+    })
+    .await;
+}
+
+/// What `status` says of a source.
+async fn note(agent: &Agent, source: &str) -> anyhow::Result<String> {
+    let status = agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
+    let mut sources = status["sources"].as_array().into_iter().flatten();
+    let found = sources.find(|found| found["name"] == source);
+    Ok(found.map_or_else(String::new, Value::to_string))
+}
+
+/// The line of the log, which says which one, from when on it is over, and what to do.
+async fn told(agent: &Agent, what: &str, limit: Duration, parts: &[&str]) {
+    let line = wait_for(&format!("{what} to be told"), limit, async || {
+        let log = agent.process.log();
+        let mut lines = log.lines().filter(|line| line.contains("WARN"));
+        let line = lines.find(|line| parts.iter().all(|part| line.contains(part)));
+        line.map(str::to_owned)
+            .ok_or_else(|| anyhow::anyhow!("no {parts:?} in:\n{log}"))
+    })
+    .await;
+    println!("{}", line.trim());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_for_vault_nomad_and_the_mesh_are_told_before_they_end() {
+    let directory = scratch_directory("tokens");
+    let file = |name: &str| directory.path().join(name);
+    let nomad = NomadContract::start("lasting").await;
+    std::fs::write(file("nomad-token"), "lasting").unwrap();
+    // Until the right one is there the agent logs nothing in.
+    std::fs::write(file("vault-token"), "s.none").unwrap();
+    let stack = Stack::start(Options {
+        consul_policy: Some(CONSUL.to_owned()),
+        mesh_policy: Some(MESH.to_owned()),
+        vault: true,
+        vault_login: Some(format!("token_file = {:?}", file("vault-token"))),
+        more: format!(
+            "nomad {{\n  address    = \"unix://{}\"\n  token_file = {:?}\n}}\n",
+            nomad.socket.display(),
+            file("nomad-token")
+        ),
+        ..Options::default()
+    })
+    .await;
+    let agent = &stack.agent;
+    let vault = stack.vault.as_ref().unwrap();
+    let vault_token = async |ttl: &str| {
+        let token = json!({ "policies": ["default"], "ttl": ttl, "renewable": false, "no_parent": true });
+        let token = vault.write("auth/token/create", token).await["auth"].clone();
+        let accessor = json!({ "accessor": token["accessor"] });
+        let found = vault.write("auth/token/lookup-accessor", accessor).await;
+        let end = humantime::parse_rfc3339(found["data"]["expire_time"].as_str().unwrap()).unwrap();
+        let end = end.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+        (token["client_token"].as_str().unwrap().to_owned(), end)
+    };
+    let mesh_file = stack.data.parent().unwrap().join("mesh-token");
+    let (_backend, request) = stack.shop().await;
+
+    // Nomad's is in its last third when it is given, the others come to it: Consul grants a minute at least, and Vault
+    // makes no token that is older than new.
+    let nomad_end = nomad.set_token_for("short", Duration::from_secs(5 * 3600), Duration::from_secs(3600));
+    std::fs::write(file("nomad-token"), "short").unwrap();
+    let (token, vault_end) = vault_token("90s").await;
+    std::fs::write(file("vault-token"), token).unwrap();
+    let mesh = stack
+        .consul
+        .create_token_for("mesh-short", MESH, Some("60s"))
+        .await;
+    let read = stack
+        .consul
+        .expect(Method::GET, &format!("/v1/acl/token/{}", mesh.accessor), "")
+        .await;
+    let mesh_end = humantime::parse_rfc3339(read["ExpirationTime"].as_str().unwrap()).unwrap();
+    let mesh_end = mesh_end.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64;
+    std::fs::write(&mesh_file, &mesh.secret).unwrap();
+
+    until_it_ends_at(agent, "nomad token", Some(nomad_end as i64)).await;
+    until_it_ends_at(agent, "mesh token", Some(mesh_end)).await;
+    wait_for("the metric of the vault token", TAKEN_UP, async || {
+        // Vault tells how many whole seconds are left.
+        let end = end(agent, "vault token").await?.unwrap_or_default();
+        ensure!((end - vault_end).abs() <= 2, "{end} in place of {vault_end}");
+        Ok(())
+    })
+    .await;
+    told(
+        agent,
+        "Nomad's token",
+        TAKEN_UP,
+        &["a credential ends soon", "the Nomad token ends at", "nomad-token"],
+    )
+    .await;
+    let mesh_told = ["a credential ends soon", "the Consul token ends at", "mesh-token"];
+    told(agent, "the mesh's token", 2 * TAKEN_UP, &mesh_told).await;
+    let vault_told = ["a credential ends soon", "the Vault token ends at", "vault-token"];
+    told(agent, "Vault's token", 3 * TAKEN_UP, &vault_told).await;
+    let said = note(agent, "vault").await.unwrap();
+    assert!(said.contains("cannot be renewed"), "{said}");
+    for source in ["nomad credentials", "mesh credentials"] {
+        let said = note(agent, source).await.unwrap();
+        assert!(said.contains("nobody has replaced it"), "{said}");
+    }
+
+    // Their successors, which end late or never.
+    nomad.set_token("another");
+    std::fs::write(file("nomad-token"), "another").unwrap();
+    let (token, vault_end) = vault_token("10h").await;
+    std::fs::write(file("vault-token"), token).unwrap();
+    let mesh = stack.consul.create_token("mesh-next", MESH).await;
+    std::fs::write(&mesh_file, &mesh.secret).unwrap();
+    until_it_ends_at(agent, "nomad token", None).await;
+    until_it_ends_at(agent, "mesh token", None).await;
+    wait_for("the end of the warnings", TAKEN_UP, async || {
+        let end = end(agent, "vault token").await?.unwrap_or_default();
+        ensure!((end - vault_end).abs() <= 2, "{end} in place of {vault_end}");
+        let said = note(agent, "vault").await?;
+        ensure!(
+            !said.contains("ends at") && said.contains("\"ok\":true"),
+            "{said}"
+        );
+        for source in ["nomad credentials", "mesh credentials"] {
+            let said = note(agent, source).await?;
+            ensure!(said.is_empty(), "{said}");
+        }
+        Ok(())
+    })
+    .await;
+    assert_eq!(stack.client().send(&request).await.unwrap().status, 200);
+}
+
+fn write(directory: &Path, name: &str, pair: &Pair) {
+    std::fs::write(directory.join(format!("{name}.pem")), &pair.certificate).unwrap();
+    std::fs::write(directory.join(format!("{name}.key")), &pair.key).unwrap();
+}
+
+/// Consul and Vault let in nobody without a certificate of their authority.
+#[tokio::test(flavor = "multi_thread")]
+async fn client_certificates_for_consul_and_vault_are_told_before_they_end() {
+    let directory = scratch_directory("identities");
+    let at = |name: &str| directory.path().join(name);
+    let authority = Ca::new("stack");
+    std::fs::write(at("ca.pem"), &authority.certificate).unwrap();
+    write(
+        directory.path(),
+        "server",
+        &authority.issue(&["server.dc1.consul", "127.0.0.1"]),
+    );
+    // In the last third of their lives.
+    let hour = Duration::from_secs(3600);
+    let (old_consul, old_vault) = (
+        authority.issue_between(&["consul-client"], 5 * hour, hour),
+        authority.issue_between(&["vault-client"], 9 * hour, 2 * hour),
+    );
+    write(directory.path(), "consul-client", &old_consul);
+    write(directory.path(), "vault-client", &old_vault);
+    let (consul_tls, vault_tls) = (free_port(), free_port());
+    let vault = Vault::start_with(&[json!({
+        "address": format!("127.0.0.1:{vault_tls}"),
+        "tls_cert_file": at("server.pem"),
+        "tls_key_file": at("server.key"),
+        "tls_client_ca_file": at("ca.pem"),
+        "tls_require_and_verify_client_cert": true,
+    })])
+    .await;
+    std::fs::write(at("vault-token"), &vault.root_token).unwrap();
+    let tls = |name: &str| {
+        format!(
+            "ca_file = {:?}\n  client_cert = {:?}\n  client_key = {:?}\n",
+            at("ca.pem"),
+            at(&format!("{name}.pem")),
+            at(&format!("{name}.key"))
+        )
+    };
+    let stack = Stack::start(Options {
+        consul_settings: Some(json!({
+            "ports": { "https": consul_tls },
+            "ca_file": at("ca.pem"), "cert_file": at("server.pem"), "key_file": at("server.key"),
+            "verify_incoming_https": true,
+        })),
+        consul_block: Some(format!(
+            "address = \"https://127.0.0.1:{consul_tls}\"\n  tls_server_name = \"server.dc1.consul\"\n  {}",
+            tls("consul-client")
+        )),
+        more: format!(
+            "vault {{\n  address = \"https://127.0.0.1:{vault_tls}\"\n  token_file = {:?}\n  {}}}\n",
+            at("vault-token"),
+            tls("vault-client")
+        ),
+        ..Options::default()
+    })
+    .await;
+    let agent = &stack.agent;
+    let (_backend, request) = stack.shop().await;
+
+    let pairs = [
+        ("consul", "consul credentials", "Consul", &old_consul),
+        ("vault", "vault", "Vault", &old_vault),
+    ];
+    for (name, source, product, pair) in pairs {
+        until_it_ends_at(
+            agent,
+            &format!("{name} client certificate"),
+            Some(pair.not_after()),
+        )
+        .await;
+        let says = format!("the client certificate for {product} ends at");
+        let parts = ["a credential ends soon", &says, &format!("{name}-client.pem")];
+        told(agent, &format!("{product}'s certificate"), TAKEN_UP, &parts).await;
+        wait_for("its note in the status", TAKEN_UP, async || {
+            let said = note(agent, source).await?;
+            ensure!(
+                said.contains(&says) && said.contains("nobody has replaced it"),
+                "{said}"
+            );
+            ensure!(said.contains("\"ok\":true"), "it still works: {said}");
+            Ok(())
+        })
+        .await;
+    }
+
+    // Their successors.
+    for (name, source, product, _) in pairs {
+        let next = authority.issue(&[&format!("{name}-client")]);
+        write(directory.path(), &format!("{name}-client"), &next);
+        until_it_ends_at(
+            agent,
+            &format!("{name} client certificate"),
+            Some(next.not_after()),
+        )
+        .await;
+        wait_for("the end of the warning", TAKEN_UP, async || {
+            let said = note(agent, source).await?;
+            ensure!(!said.contains("nobody has replaced it"), "{product}: {said}");
+            ensure!(said.contains("\"ok\":true"), "{product}: {said}");
+            Ok(())
+        })
+        .await;
+    }
+    assert_eq!(stack.client().send(&request).await.unwrap().status, 200);
+}
