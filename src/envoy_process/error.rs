@@ -26,6 +26,10 @@ pub enum Error {
     Locked { directory: PathBuf, holder: String },
     #[error("cannot start {binary}")]
     Spawn { binary: PathBuf, source: io::Error },
+    #[error(
+        "cannot start /bin/sh, under which Envoy runs: every base image has one, an image from scratch needs it"
+    )]
+    Shell { source: io::Error },
     #[error("cannot watch process {pid}")]
     Watch { pid: u32, source: io::Error },
     #[error(

@@ -152,7 +152,7 @@ impl Launch {
             .kill_on_drop(false);
         restrict_environment(&mut command, &self.settings.pass_environment);
         // Dropped at the end of this function: the runtime reaps the shell when it ends.
-        let mut keeper = command.spawn().map_err(spawn)?;
+        let mut keeper = command.spawn().map_err(|source| Error::Shell { source })?;
         let watched = match told_pid(&mut keeper).await {
             Ok(pid) => {
                 // One that is dead already has no start time. It can still be waited for, and says why.
