@@ -140,7 +140,9 @@ fn the_pack_is_the_job() {
             variables.push_str(line);
             variables.push('\n');
             if let Some((key, _)) = line.split_once('=').filter(|(key, _)| key.trim() == "default") {
-                made = format!("{key}= [[ var \"{name}\" . | toJson | replace \"${{\" \"$${{\" ]]");
+                // A text is a text, whatever of it would be a template of the job's.
+                let verbatim = r#"toJson | replace "${" "$${" | replace "%{" "%%{""#;
+                made = format!("{key}= [[ var \"{name}\" . | {verbatim} ]]");
             }
         }
         if line == "}" && name.take().is_some() {

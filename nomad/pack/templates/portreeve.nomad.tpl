@@ -1,155 +1,155 @@
 variable "datacenters" {
   type    = list(string)
-  default = [[ var "datacenters" . | toJson | replace "${" "$${" ]]
+  default = [[ var "datacenters" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "node_pool" {
   type    = string
-  default = [[ var "node_pool" . | toJson | replace "${" "$${" ]]
+  default = [[ var "node_pool" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "namespace" {
   type    = string
-  default = [[ var "namespace" . | toJson | replace "${" "$${" ]]
+  default = [[ var "namespace" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "type" {
   description = "system: on every node of the pool. service: on `count` of them."
   type        = string
-  default     = [[ var "type" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "type" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "count" {
   description = "How many gateways a service job has. A system job has one on each node, whatever this says."
   type        = number
-  default     = [[ var "count" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "count" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "gateway" {
   description = "The gateway that these nodes serve. Its document is in Consul KV."
   type        = string
-  default     = [[ var "gateway" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "gateway" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "http_port" {
   description = "The port of the gateway's http listener, as in its document."
   type        = number
-  default     = [[ var "http_port" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "http_port" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "https_port" {
   description = "The port of the gateway's https listener, as in its document."
   type        = number
-  default     = [[ var "https_port" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "https_port" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "ready_port" {
   description = "A loopback port for /ready and /metrics."
   type        = number
-  default     = [[ var "ready_port" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "ready_port" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "ready_address" {
   description = "The loopback address of it."
   type        = string
-  default     = [[ var "ready_address" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "ready_address" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "bind_address" {
   description = "Where the gateway's listeners bind, if their document does not say. May name the node: \"$${meta.public_ip}\"."
   type        = string
-  default     = [[ var "bind_address" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "bind_address" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "public_address" {
   description = "What the gateway is registered with, such as \"$${attr.unique.platform.aws.public-ipv4}\". Empty: the node's own address."
   type        = string
-  default     = [[ var "public_address" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "public_address" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "driver" {
   description = "exec or raw_exec."
   type        = string
-  default     = [[ var "driver" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "driver" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "user" {
   description = "Who the tasks run as: all three the same."
   type        = string
-  default     = [[ var "user" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "user" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "data_dir" {
   description = "State and sockets. The default is the allocation's directory as a task under exec sees it. Sockets limit its length to 62 bytes."
   type        = string
-  default     = [[ var "data_dir" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "data_dir" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "portreeve" {
   type    = string
-  default = [[ var "portreeve" . | toJson | replace "${" "$${" ]]
+  default = [[ var "portreeve" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "envoy" {
   type    = string
-  default = [[ var "envoy" . | toJson | replace "${" "$${" ]]
+  default = [[ var "envoy" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "consul_address" {
   type    = string
-  default = [[ var "consul_address" . | toJson | replace "${" "$${" ]]
+  default = [[ var "consul_address" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "consul_method" {
   description = "Consul's auth method by which the agent logs in."
   type        = string
-  default     = [[ var "consul_method" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "consul_method" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "vault_address" {
   type    = string
-  default = [[ var "vault_address" . | toJson | replace "${" "$${" ]]
+  default = [[ var "vault_address" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "vault_mount" {
   description = "Where Vault's JWT method for Nomad is mounted."
   type        = string
-  default     = [[ var "vault_mount" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "vault_mount" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "vault_role" {
   type    = string
-  default = [[ var "vault_role" . | toJson | replace "${" "$${" ]]
+  default = [[ var "vault_role" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "vault_paths" {
   description = "Paths of Vault that documents from KV may use."
   type        = list(string)
-  default     = [[ var "vault_paths" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "vault_paths" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "nomad_variables" {
   description = "Nomad variables that documents from KV may use for certificates; those of this job need no more rights."
   type        = list(string)
-  default     = [[ var "nomad_variables" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "nomad_variables" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "more_settings" {
   description = "More of the agent's settings in HCL, such as `nomad {}` or a catalog block."
   type        = string
-  default     = [[ var "more_settings" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "more_settings" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "drain_seconds" {
   description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 5 s more."
   type        = number
-  default     = [[ var "drain_seconds" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "drain_seconds" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 variable "healthy_deadline" {
   description = "How long an updated node may take to pass its checks, before the update is reverted."
   type        = string
-  default     = [[ var "healthy_deadline" . | toJson | replace "${" "$${" ]]
+  default     = [[ var "healthy_deadline" . | toJson | replace "${" "$${" | replace "%{" "%%{" ]]
 }
 
 locals {
