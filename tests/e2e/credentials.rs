@@ -181,26 +181,24 @@ fn write(directory: &Path, name: &str, pair: &Pair) {
     std::fs::write(directory.join(format!("{name}.key")), &pair.key).unwrap();
 }
 
-/// Consul and Vault let in nobody without a certificate of their authority.
+/// Consul, Vault and Nomad let in nobody without a certificate of their authority.
 #[tokio::test(flavor = "multi_thread")]
-async fn client_certificates_for_consul_and_vault_are_told_before_they_end() {
+async fn client_certificates_are_told_before_they_end() {
     let directory = scratch_directory("identities");
     let at = |name: &str| directory.path().join(name);
     let authority = Ca::new("stack");
     std::fs::write(at("ca.pem"), &authority.certificate).unwrap();
-    write(
-        directory.path(),
-        "server",
-        &authority.issue(&["server.dc1.consul", "127.0.0.1"]),
-    );
+    let server = authority.issue(&["server.dc1.consul", "127.0.0.1"]);
+    write(directory.path(), "server", &server);
     // In the last third of their lives.
     let hour = Duration::from_secs(3600);
-    let (old_consul, old_vault) = (
-        authority.issue_between(&["consul-client"], 5 * hour, hour),
-        authority.issue_between(&["vault-client"], 9 * hour, 2 * hour),
-    );
-    write(directory.path(), "consul-client", &old_consul);
-    write(directory.path(), "vault-client", &old_vault);
+    let old = |name: &str, past: u32, left: u32| {
+        let client = format!("{name}-client");
+        let pair = authority.issue_between(&[&client], past * hour, left * hour);
+        write(directory.path(), &client, &pair);
+        pair
+    };
+    let (old_consul, old_vault, old_nomad) = (old("consul", 5, 1), old("vault", 9, 2), old("nomad", 7, 3));
     let (consul_tls, vault_tls) = (free_port(), free_port());
     let vault = Vault::start_with(&[json!({
         "address": format!("127.0.0.1:{vault_tls}"),
@@ -211,6 +209,8 @@ async fn client_certificates_for_consul_and_vault_are_told_before_they_end() {
     })])
     .await;
     std::fs::write(at("vault-token"), &vault.root_token).unwrap();
+    let (_nomad, nomad_tls) = NomadContract::start_tls("t", server.server_config_for(&authority)).await;
+    std::fs::write(at("nomad-token"), "t").unwrap();
     let tls = |name: &str| {
         format!(
             "ca_file = {:?}\n  client_cert = {:?}\n  client_key = {:?}\n",
@@ -230,9 +230,12 @@ async fn client_certificates_for_consul_and_vault_are_told_before_they_end() {
             tls("consul-client")
         )),
         more: format!(
-            "vault {{\n  address = \"https://127.0.0.1:{vault_tls}\"\n  token_file = {:?}\n  {}}}\n",
+            "vault {{\n  address = \"https://127.0.0.1:{vault_tls}\"\n  token_file = {:?}\n  {}}}\n\
+             nomad {{\n  address = \"https://127.0.0.1:{nomad_tls}\"\n  token_file = {:?}\n  {}}}\n",
             at("vault-token"),
-            tls("vault-client")
+            tls("vault-client"),
+            at("nomad-token"),
+            tls("nomad-client")
         ),
         ..Options::default()
     })
@@ -243,6 +246,7 @@ async fn client_certificates_for_consul_and_vault_are_told_before_they_end() {
     let pairs = [
         ("consul", "consul credentials", "Consul", &old_consul),
         ("vault", "vault", "Vault", &old_vault),
+        ("nomad", "nomad credentials", "Nomad", &old_nomad),
     ];
     for (name, source, product, pair) in pairs {
         until_it_ends_at(
