@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The shipped system job on two nodes of a real Nomad, each beside an agent of a real Consul (ACLs that deny by default),
 # and OpenBao: what `portreeve setup` makes is all the rights there are. A client that follows Consul, as a load balancer
-# does, sends requests throughout and counts those that fail.
+# does, sends requests throughout and counts those that fail. Then the job in its other forms: forms.sh.
 #
-# Needs root, `nomad` (1.11.3 or newer) and `python3` on PATH, and what `make setup` fetches. Everything listens on
-# 127.0.0.1 and 127.0.0.2 and lies in one directory under /tmp, which is removed. It is not part of `make test`: Nomad is
-# not packaged where these run. Its last output is in docs/nomad-run.md.
+# Needs root, `nomad` (1.11.3 or newer) and `python3` on PATH, and what `make setup` fetches. Where there is a `nomad-pack`
+# the pack is rendered and run, and where a dockerd runs the docker job; else they are said to be left out. Everything
+# listens on 127.0.0.1 and 127.0.0.2 and lies in one directory under /tmp, which is removed. It is not part of `make test`:
+# Nomad is not packaged where these run. Its last output is in docs/nomad-run.md.
 #
 #   BASE=5000       all ports lie between this number and 5000 above it
 #   PORTREEVE=...   another portreeve than target/debug/portreeve
@@ -32,8 +33,9 @@ export BAO_ADDR=http://127.0.0.1:$VAULT VAULT_ADDR=http://127.0.0.1:$VAULT BAO_T
 export NOMAD_ADDR=http://127.0.0.1:$NOMAD
 cp "$ROOT/tests/nomad/server.py" "$DIR"
 declare -A pid=()
-load=''
+load='' image=''
 
+containers() { [[ -z $image ]] || docker ps -aq --filter "ancestor=$image"; }
 end() {
     local code=$?
     trap - EXIT
@@ -43,7 +45,7 @@ end() {
     # What they started first: the tasks of a Nomad that ends go on without it.
     for name in orders petstore portreeve; do timeout 90 nomad job stop "$name" >/dev/null 2>&1; done
     for _ in $(seq 60); do
-        pgrep -f "nomad executor .*$DIR/" >/dev/null || break
+        pgrep -f "nomad executor .*$DIR/" >/dev/null || [[ -n $(containers) ]] || break
         sleep 0.5
     done
     for name in nomad-n2 nomad-n1 nomad-server bao consul-2 consul-1; do
@@ -56,8 +58,10 @@ end() {
             kill -9 "$left"
         fi
     done 2>/dev/null
-    umount -q "$DIR"/nomad-*/alloc/*/*/secrets "$DIR"/nomad-*/alloc/*/*/private 2>/dev/null
-    if [[ -n ${KEEP:-} ]]; then echo "kept: $DIR"; else rm -rf "$DIR"; fi
+    containers | xargs -r docker rm -f >/dev/null 2>&1
+    [[ -z $image ]] || docker image rm -f "$image" >/dev/null 2>&1
+    awk -v dir="$DIR/" 'index($2, dir) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount
+    if [[ -n ${KEEP:-} ]] || grep -qF " $DIR/" /proc/mounts; then echo "kept: $DIR"; else rm -rf "$DIR"; fi
     exit "$code"
 }
 trap end EXIT
@@ -189,13 +193,38 @@ start_nomad_client() { # node
   options {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
+  # What tasks under exec see: the two programs, and what they are linked to.
+  chroot_env {
+    "'$DIR/root/etc'"   = "/etc"
+    "'$DIR/root/lib'"   = "/lib"
+    "'$DIR/root/lib64'" = "/lib64"
+    "'$DIR/root/usr'"   = "/usr"
+  }
 }
 plugin "raw_exec" {
   config {
     enabled = true
   }
+}
+plugin "docker" {
+  config {
+    gc {
+      image = false
+    }
+  }
 }'
 }
+root_of_tasks() { # a root directory for the driver exec, and for the image
+    local file
+    mkdir -p "$DIR/root/etc" "$DIR/root/usr/local/bin"
+    for file in $(ldd "$PORTREEVE" "$(command -v envoy)" | grep -oE '/lib[^ ]+' | sort -u); do
+        install -D "$file" "$DIR/root$file"
+    done
+    install "$PORTREEVE" "$(command -v envoy)" "$DIR/root/usr/local/bin"
+    printf '%s:/:/bin/false\n' root:x:0:0: portreeve:x:100:100: nobody:x:65534:65534: >"$DIR/root/etc/passwd"
+    printf '%s:\n' root:x:0 portreeve:x:100 nogroup:x:65534 >"$DIR/root/etc/group"
+}
+root_of_tasks
 start_nomad_server
 start_nomad_client 1
 start_nomad_client 2
@@ -210,11 +239,22 @@ until_ok "two ready clients" two_ready
 step "portreeve setup consul, vault, nomad"
 jwks=-nomad-jwks-url=http://127.0.0.1:$NOMAD/.well-known/jwks.json
 member=-mesh-service=edge-gw
+absent() { # after a dry run
+    if "$@" >"$DIR/last.out" 2>&1; then
+        echo "it is there: $*"
+        return 1
+    fi
+}
 "$PORTREEVE" setup consul "$jwks" "$member" -dry-run | grep -E '^[+~=]|to do'
+absent consul acl policy read -name portreeve
 "$PORTREEVE" setup consul "$jwks" "$member" >/dev/null
 "$PORTREEVE" setup consul "$jwks" "$member" | grep -E 'Nothing'
+"$PORTREEVE" setup vault "$jwks" -dry-run | grep 'to do'
+absent bao policy read portreeve-pki
 "$PORTREEVE" setup vault "$jwks"
 "$PORTREEVE" setup vault "$jwks" | grep -E 'Nothing'
+"$PORTREEVE" setup nomad -dry-run | grep 'to do'
+absent nomad acl policy info portreeve
 "$PORTREEVE" setup nomad
 "$PORTREEVE" setup nomad | grep -E 'Nothing'
 
@@ -455,5 +495,8 @@ echo "both nodes run version $((before + 2)), which is $before again"
 for node in 1 2; do until_ok "the gateway on n$node" curl -fsS "http://127.0.0.$node:$READY/ready"; done
 sleep 5
 load_off
+
+# shellcheck source=tests/nomad/forms.sh
+source tests/nomad/forms.sh
 
 step "done"

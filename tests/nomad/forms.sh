@@ -1,0 +1,136 @@
+# The gateway of run.sh in its other forms: as a service job, with the exec driver as nobody, with certificates in Nomad
+# variables that are not its own job's, from a Nomad Pack, and from one image. Sourced by run.sh, whose words it speaks.
+# shellcheck shell=bash disable=SC2154
+
+closed() {
+    local node port
+    for node in 1 2; do
+        for port in "$HTTP" "$HTTPS" "$READY"; do
+            if (exec 3<>"/dev/tcp/127.0.0.$node/$port") 2>/dev/null; then return 1; fi
+        done
+    done
+}
+stop_gateway() { # its kind of job cannot be changed in place
+    nomad job stop -purge portreeve >"$DIR/job.out" 2>&1
+    until_ok "the end of the gateway" closed
+}
+both_ready() { for node in 1 2; do until_ok "the gateway on n$node" curl -fsS "http://127.0.0.$node:$READY/ready"; done; }
+serve() { # addresses...: everything that the system job served
+    local host address
+    for address in "$@"; do
+        for host in "${both[@]}"; do [[ $(ask "$host" "$address") == release* ]] || return 1; done
+    done
+}
+serving() {
+    both_ready
+    until_ok "every service on both nodes" serve 127.0.0.1 127.0.0.2
+}
+kind() { nomad job inspect portreeve | field 'it["Job"]["Type"]'; }
+updated() { # under load, by one drain_seconds more
+    local before
+    load_on "${both[@]}"
+    sleep 2
+    before=$(version_of)
+    "$@" -var drain_seconds=4
+    echo "version $before to $(version_of), deployment $(deployment)"
+    sleep 5
+    load_off
+}
+
+step "the same as a service job of two, updated under load"
+stop_gateway
+as_service() { gateway -var type=service -var count=2 "$@"; }
+as_service
+serving
+echo "ready on both nodes as a $(kind) job; deployment $(deployment)"
+updated as_service
+
+step "the same with the exec driver as nobody, its state in the allocation, updated under load"
+stop_gateway
+in_chroot() {
+    gateway -var driver=exec -var user=nobody -var data_dir=/alloc/data -var portreeve=/usr/local/bin/portreeve \
+        -var envoy=/usr/local/bin/envoy -var 'nomad_variables=["nomad/jobs/portreeve", "portreeve/"]' "$@"
+}
+in_chroot
+serving
+tasks() { pgrep -c "$@" -f '^/usr/local/bin/(portreeve|envoy) '; }
+[[ $(tasks -u nobody) == 6 && $(tasks) == 6 ]]
+echo "ready on both nodes as a $(kind) job; deployment $(deployment); all 6 tasks run as nobody"
+updated in_chroot
+both_ready
+
+step "a certificate in a Nomad variable of another path, before and after portreeve setup nomad -variables"
+put_other() {
+    keep_certificate "$1"
+    nomad var put -force portreeve/kept certificate=@"$DIR/kept.pem" private_key=@"$DIR/kept.key" >"$DIR/variable.out" 2>&1
+}
+put_other fourth
+consul kv get portreeve/config/edge | sed 's|nomad/jobs/portreeve|portreeve/kept|' | consul kv put portreeve/config/edge - >/dev/null
+api_in_chroot() { find "$DIR/nomad-n$1/alloc" -maxdepth 4 -path '*/alloc/data/api.sock'; }
+refused() { "$PORTREEVE" status -api-socket="$(api_in_chroot "$1")" | grep -A 8 -F 'portreeve/kept with 403'; }
+for node in 1 2; do until_ok "the refusal on n$node" refused "$node"; done
+echo "without the policy: $(refused 1 | grep -E 'error|help' | tr -s ' \n' ' ' | sed 's/ $//')"
+"$PORTREEVE" setup nomad '-variables=portreeve/*' -dry-run
+for node in 1 2; do refused "$node" >/dev/null; done
+"$PORTREEVE" setup nomad '-variables=portreeve/*'
+"$PORTREEVE" setup nomad '-variables=portreeve/*' | grep -E 'Nothing'
+for node in 1 2; do until_ok "the certificate on n$node" kept "$node" fourth; done
+put_other fifth
+for node in 1 2; do until_ok "the next one on n$node" kept "$node" fifth; done
+echo "with it both nodes serve the certificate, and the next one"
+
+step "the Nomad Pack, rendered for each driver as a system and as a service job, and run"
+if command -v nomad-pack >/dev/null; then
+    nomad-pack version | sed -n 1p
+    odd='# 100%{x} of ${meta.y}, "quoted" \d <kept> & all' # arrives as it is
+    for form in system service; do
+        for driver in exec raw_exec; do
+            to=$DIR/pack-$form-$driver
+            nomad-pack render nomad/pack --var=type=$form --var=count=2 --var=driver=$driver --var="more_settings=$odd" \
+                --to-dir="$to" >"$DIR/pack.out" 2>&1
+            rendered=$(find "$to" -name '*.nomad')
+            nomad job validate "$rendered" >"$DIR/job.out" 2>&1
+            nomad job run -output "$rendered" | field 'it["Job"]["TaskGroups"][0]["Tasks"][0]["Templates"][0]["EmbeddedTmpl"]' |
+                grep -F "$odd" >/dev/null
+            echo "$driver, $form: $(tail -n 1 "$DIR/job.out")"
+        done
+    done
+    stop_gateway
+    nomad-pack run nomad/pack --var=type=service --var=count=2 --var=driver=exec --var=drain_seconds=3 --var=http_port=$HTTP \
+        --var=https_port=$HTTPS --var=ready_port=$READY --var='bind_address=${meta.address}' \
+        --var='ready_address=${meta.address}' --var='public_address=${meta.address}' \
+        --var="consul_address={{ env \"meta.address\" }}:$CONSUL" --var="vault_address=$VAULT_ADDR" \
+        --var='nomad_variables=["portreeve/"]' --var="more_settings=$(cat "$DIR/more.hcl")" >"$DIR/pack.out" 2>&1
+    serving
+    until_ok "the deployment" bash -c "nomad job deployments -latest portreeve | grep -w successful"
+    for node in 1 2; do until_ok "the certificate on n$node" kept "$node" fifth; done
+    echo "ready on both nodes as a $(kind) job; deployment $(deployment)"
+else
+    echo "left out: there is no nomad-pack on PATH"
+fi
+
+step "the docker job, on one node"
+if docker info >"$DIR/docker.out" 2>&1; then
+    docker version --format 'docker {{.Server.Version}}'
+    stop_gateway
+    # As docs/deploy/Dockerfile makes it, of files that are here: no registry is asked.
+    image=portreeve-run:$BASE
+    cp -r "$DIR/root" "$DIR/image"
+    install -D /bin/sh "$DIR/image/bin/sh" # as every base image has, and the agent keeps Envoy with
+    setcap cap_net_bind_service=+ep "$DIR/image/usr/local/bin/envoy"
+    tar -C "$DIR/image" --xattrs --xattrs-include='*' -c . |
+        docker import --change 'USER portreeve' --change 'ENTRYPOINT ["/usr/local/bin/portreeve"]' - "$image" >"$DIR/docker.out"
+    # It takes its ports on the whole machine unless it is told otherwise, so one node has it.
+    nomad node eligibility -disable "$(nomad node status -json | field '[n["ID"] for n in it if n["Name"] == "n2"][0]')" >/dev/null
+    nomad job run -detach=false -var image="$image" -var type=service -var drain_seconds=3 -var vault_address="$VAULT_ADDR" \
+        -var consul_address="127.0.0.1:$CONSUL" -var http_port=$HTTP -var https_port=$HTTPS -var ready_port=$READY \
+        -var 'nomad_variables=["portreeve/"]' -var more_settings="bind_addr = \"127.0.0.1\"
+$(cat "$DIR/more.hcl")" nomad/portreeve-docker.nomad.hcl >"$DIR/job.out" 2>&1
+    until_ok "the gateway" curl -fsS "http://127.0.0.1:$READY/ready"
+    until_ok "every service" serve 127.0.0.1
+    until_ok "the certificate" kept 1 fifth
+    echo "ready as a $(kind) job, from $(docker ps --format '{{.Image}}' --filter "ancestor=$image"); deployment $(deployment)"
+    for host in "${both[@]}"; do echo "$host: $(ask "$host")"; done
+else
+    echo "left out: no dockerd is running"
+fi
