@@ -32,7 +32,7 @@ certificate "mqtt" {
 tcp_route "postgres" {
   gateways         = ["edge"]
   listeners        = ["postgres"]
-  connect_attempts = 3
+  connect_attempts = 5
 
   backend "consul" "postgres" {}
 }

@@ -23,10 +23,10 @@ pub(super) fn schema() -> BlockSchema {
     .attribute(
         "connect_attempts",
         Type::Integer(1, 10),
-        Some("2"),
-        "3",
-        "Instances tried for one connection, each for the upstream's `connect_timeout`. Nothing was sent to one that did \
-         not answer, so that trying another is safe.",
+        Some("3"),
+        "5",
+        "Instances tried for one connection, each for the upstream's `connect_timeout`, with up to 20 ms, then 40 ms and so \
+         on to 200 ms in between. Nothing was sent to one that did not answer, so that trying another is safe.",
     )
     .block(
         BlockSchema::new(
@@ -62,6 +62,6 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             .children("backend")
             .filter_map(|(block, reader)| decode_backend(decoder, block, &reader))
             .collect(),
-        connect_attempts: reader.unsigned("connect_attempts").unwrap_or(2),
+        connect_attempts: reader.unsigned("connect_attempts").unwrap_or(3),
     }
 }

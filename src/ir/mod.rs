@@ -123,6 +123,8 @@ pub struct Cluster {
     pub options: UpstreamOptions,
     /// In place of the options' own.
     pub balancer: Option<BalancerPolicy>,
+    /// Only tcp_routes lead here: instances that refuse a connection are left out for a while.
+    pub only_connections: bool,
     pub origins: Vec<DocumentId>,
 }
 

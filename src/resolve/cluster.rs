@@ -38,6 +38,7 @@ pub fn resolve_cluster(snapshot: &Snapshot, destination: &Destination) -> Option
         tls: None,
         options,
         balancer: None,
+        only_connections: false,
         origins: match target {
             BackendTarget::Consul(_) => Vec::new(),
             BackendTarget::Upstream(name) => origins(config, name),

@@ -255,6 +255,7 @@ pub(super) fn target_cluster(
         }),
         options,
         balancer,
+        only_connections: false,
         origins: origins(&snapshot.config, upstream),
     })
 }
@@ -282,6 +283,7 @@ pub(super) fn failover_cluster(
         tls: None,
         options: first.options,
         balancer: None,
+        only_connections: false,
         origins: first.origins,
     })
 }

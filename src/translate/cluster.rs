@@ -1,12 +1,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, DnsLookupFamily,
     EdsClusterConfig, LbPolicy,
 };
-use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster};
+use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
     AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
@@ -31,6 +32,7 @@ pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
     let mut bytes = Vec::with_capacity(DISCOVERED.len() + 2 * cluster.name.len() + 16);
     let outside_mesh = cluster.tls.is_none() && cluster.balancer.is_none();
     if outside_mesh
+        && !cluster.only_connections
         && cluster.source == ClusterSource::Discovered
         && cluster.options == UpstreamOptions::default()
     {
@@ -54,6 +56,7 @@ static DISCOVERED: LazyLock<Vec<u8>> = LazyLock::new(|| {
         tls: None,
         options: UpstreamOptions::default(),
         balancer: None,
+        only_connections: false,
         origins: Vec::new(),
     };
     cluster_message(&cluster).encode_to_vec()
@@ -122,6 +125,7 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
     if let Some(balancer) = cluster.balancer {
         apply_balancer(balancer, &mut message);
     }
+    message.outlier_detection = cluster.only_connections.then(refused_connections);
     message.transport_socket = cluster.tls.as_ref().map(mesh_tls);
     match &cluster.source {
         ClusterSource::Failover(members) => {
@@ -129,6 +133,7 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
             // The members' own bounds, protocols and checks hold.
             message.circuit_breakers = None;
             message.health_checks = Vec::new();
+            message.outlier_detection = None;
             message.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
                 name: "envoy.clusters.aggregate".to_owned(),
                 typed_config: Some(any(&AggregateClusterConfig {
@@ -160,6 +165,28 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
         }
     }
     message
+}
+
+/// An instance that takes no connection has none, so that balancing by connections would try it first, time and again. A
+/// retried request goes to another instance; a connection's next try is dealt anew. So Envoy leaves the instance out.
+fn refused_connections() -> OutlierDetection {
+    let seconds = |seconds| Some(duration(Duration::from_secs(seconds)));
+    OutlierDetection {
+        // What an instance answers is not judged here, only that it does not take a connection at all.
+        split_external_local_origin_errors: true,
+        consecutive_local_origin_failure: Some(wrap_u32(1)),
+        enforcing_consecutive_local_origin_failure: Some(wrap_u32(100)),
+        enforcing_consecutive_5xx: Some(wrap_u32(0)),
+        enforcing_success_rate: Some(wrap_u32(0)),
+        enforcing_local_origin_success_rate: Some(wrap_u32(0)),
+        interval: seconds(1),
+        // Grows with each time in a row, to the longest.
+        base_ejection_time: seconds(5),
+        max_ejection_time: seconds(60),
+        // A fault of the network, or the only instance's restart, must not leave nobody.
+        max_ejection_percent: Some(wrap_u32(50)),
+        ..OutlierDetection::default()
+    }
 }
 
 fn fixed<'a>(
@@ -195,7 +222,7 @@ pub(super) fn ads() -> ConfigSource {
     ConfigSource {
         resource_api_version: ApiVersion::V3.into(),
         // Envoy waits this long for a first answer before it goes on without; its default of 15 s stalls a whole update.
-        initial_fetch_timeout: Some(duration(std::time::Duration::from_secs(3))),
+        initial_fetch_timeout: Some(duration(Duration::from_secs(3))),
         config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
         ..ConfigSource::default()
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::BackoffStrategy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
@@ -34,6 +35,11 @@ pub(super) fn tcp_proxy(listener: &str, proxy: &ir::TcpProxy, idle_timeout: Dura
         cluster_specifier: Some(cluster_specifier),
         idle_timeout: Some(duration(idle_timeout)),
         max_connect_attempts: Some(wrap_u32(proxy.connect_attempts)),
+        // By the next try the main thread has told the worker to leave out the instance that refused.
+        backoff_options: Some(BackoffStrategy {
+            base_interval: Some(duration(Duration::from_millis(20))),
+            max_interval: Some(duration(Duration::from_millis(200))),
+        }),
         hash_policy: proxy.hash_source_ip.then(source_ip).into_iter().collect(),
         ..TcpProxy::default()
     }

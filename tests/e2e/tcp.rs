@@ -34,7 +34,11 @@ struct Lines {
 
 impl Lines {
     async fn start(name: &'static str) -> Lines {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Lines::on(0, name).await
+    }
+
+    async fn on(port: u16, name: &'static str) -> Lines {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -240,7 +244,8 @@ async fn weights_share_connections_and_a_dead_instance_costs_none() {
     // Five standard deviations around 100.
     assert!((57..=143).contains(&of_two), "{of_two} of 400");
 
-    // It takes no connection, and nobody has told the catalog: each try is dealt anew.
+    // It takes no connection, and nobody has told the catalog: each try is dealt anew. The others have connections, so
+    // that whoever balances by their number would rather take the dead one, and it is left out.
     let dead = Lines {
         port: free_port(),
         tasks: JoinSet::new(),
@@ -261,10 +266,69 @@ async fn weights_share_connections_and_a_dead_instance_costs_none() {
         Ok(())
     })
     .await;
+    let mut open = Vec::new();
     for _ in 0..100 {
-        Open::to(stack.http).await.unwrap();
+        open.push(Open::to(stack.http).await.unwrap());
     }
+    assert!(left_out(&stack, dead.port).await);
+    for connection in &mut open {
+        connection.says_back("still here").await.unwrap();
+    }
+
+    // An http_route beside it would have slow answers count as well.
+    assert!(watched(&stack, "consul/one").await);
+    let http = crate::stack::route("web", "shop.example.com", "one");
+    let beside = GATEWAY.replace("  listener", "  listener \"web\" { port = $HTTPS }\n  listener");
+    stack.put("gateway", &beside).await;
+    stack.put("web", &http).await;
+    wait_for("the shared cluster", SOON, async || {
+        anyhow::ensure!(!watched(&stack, "consul/one").await && watched(&stack, "consul/two").await);
+        Ok(())
+    })
+    .await;
     drop((one.tasks, two.tasks));
+}
+
+/// Envoy looks for instances of this cluster that refuse connections.
+async fn watched(stack: &Stack, name: &str) -> bool {
+    let dump = stack.envoy().config_dump().await;
+    let configs = dump["configs"].as_array().unwrap().iter();
+    let clusters =
+        configs.flat_map(|config| config["dynamic_active_clusters"].as_array().into_iter().flatten());
+    let mut named = clusters.filter(|known| known["cluster"]["name"] == name);
+    named.next().expect(name)["cluster"]
+        .get("outlier_detection")
+        .is_some()
+}
+
+/// Envoy gives this instance no connections for the time being.
+async fn left_out(stack: &Stack, port: u16) -> bool {
+    let clusters = stack.envoy().clusters().await;
+    let clusters = clusters["cluster_statuses"].as_array().unwrap().iter();
+    let mut hosts = clusters.flat_map(|cluster| cluster["host_statuses"].as_array().into_iter().flatten());
+    hosts.any(|host| {
+        host["address"]["socket_address"]["port_value"] == port
+            && host["health_status"]["failed_outlier_check"] == true
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_instance_is_never_left_out() {
+    let stack = Stack::start(Options::default()).await;
+    let mut one = Lines::start("one").await;
+    one.register(&stack, "one").await;
+    stack.put("gateway", GATEWAY).await;
+    stack.put("route", &route("backend \"consul\" \"one\" {}")).await;
+    until_open(&stack, "one").await;
+    // It starts anew, and nobody has told the catalog.
+    one.tasks.shutdown().await;
+    for _ in 0..5 {
+        assert!(Open::to(stack.http).await.is_err());
+    }
+    assert!(!left_out(&stack, one.port).await);
+    let again = Lines::on(one.port, "again").await;
+    assert_eq!(Open::to(stack.http).await.unwrap().name, "again");
+    drop(again.tasks);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,7 +33,8 @@ impl Consul {
     pub async fn sidecar_passes(&self, service: &str, service_id: &str) {
         let path = format!("/v1/health/checks/{service}-sidecar-proxy");
         let id = format!("{service_id}-sidecar-proxy");
-        wait_for("a sidecar that listens", Duration::from_secs(20), async || {
+        // Consul writes a check's result to its disk before it tells it: on a busy one that takes its time.
+        wait_for("a sidecar that listens", Duration::from_secs(60), async || {
             let found = self.call(Method::GET, &path, "").await?.ok()?.json();
             let checks = found.as_array().into_iter().flatten();
             let mut checks = checks.filter(|check| check["ServiceID"] == *id).peekable();

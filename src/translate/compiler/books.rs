@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Compiled, Compiler, Fetched, HostKey, HostUnit, Work, least};
+use super::{Compiled, Compiler, Fetched, HostKey, HostUnit, NO_HOST, Work, least};
 use crate::envoy::{Resource, ResourceKind};
 use crate::ir::Routing;
 use crate::model::mesh::Interest;
@@ -62,19 +62,16 @@ impl Compiler {
             before.map_or(&none, |unit| &unit.targets),
             after.map_or(&none, |unit| &unit.targets),
         );
-        for target in old.difference(new) {
-            self.target_users
-                .remove(&(target.clone(), listener.clone(), host.clone()));
-            if !self.target_in_use(target) {
+        for target in old.symmetric_difference(new) {
+            let user = (target.clone(), listener.clone(), host.clone());
+            let before = (self.target_in_use(target), self.only_connections(target));
+            match new.contains(target) {
+                true => self.target_users.insert(user),
+                false => self.target_users.remove(&user),
+            };
+            if before != (self.target_in_use(target), self.only_connections(target)) {
                 work.clusters.insert(target.clone());
             }
-        }
-        for target in new.difference(old) {
-            if !self.target_in_use(target) {
-                work.clusters.insert(target.clone());
-            }
-            self.target_users
-                .insert((target.clone(), listener.clone(), host.clone()));
         }
         let no_features = BTreeSet::new();
         let (old, new) = (
@@ -110,6 +107,13 @@ impl Compiler {
             .range((target.clone(), least(), least())..)
             .next()
             .is_some_and(|(used, _, _)| used == target)
+    }
+
+    /// It looks past no more users than there are tcp listeners.
+    pub(super) fn only_connections(&self, target: &Destination) -> bool {
+        let users = self.target_users.range((target.clone(), least(), least())..);
+        let mut users = users.take_while(|(used, _, _)| used == target).peekable();
+        users.peek().is_some() && users.all(|(_, _, host)| **host == *NO_HOST)
     }
 
     pub(super) fn interest_in_use(&self, interest: &Interest) -> bool {

@@ -8,7 +8,7 @@ use crate::config::{Gateway, Listener, ObjectKey, ObjectKind, Protocol, listener
 use crate::diagnostics::Code;
 use crate::envoy::ResourceKind;
 use crate::features::FEATURES;
-use crate::ir::{MESH_LEAF, MESH_ROOTS, Routing};
+use crate::ir::{Cluster, MESH_LEAF, MESH_ROOTS, Routing};
 use crate::model::mesh::Interest;
 use crate::resolve::{
     Destination, certificate_of_secret, chain_problems, client_ca_of, cluster_name, endpoints, first_query,
@@ -34,7 +34,7 @@ impl Compiler {
         self.fed_by(target, interests, compiled);
         let name = cluster_name(target);
         let resolved = (in_use && ready)
-            .then(|| resolve_cluster(snapshot, target))
+            .then(|| self.cluster(snapshot, target))
             .flatten();
         match resolved {
             Some(cluster) => {
@@ -61,7 +61,7 @@ impl Compiler {
         };
         if let Destination::Failover { .. } = target {
             // It has no endpoints; which clusters it falls back on depends on what is known of theirs.
-            if let Some(cluster) = resolve_cluster(snapshot, target) {
+            if let Some(cluster) = self.cluster(snapshot, target) {
                 self.outlived.remove(target);
                 self.put(cluster_resource(&cluster), compiled);
             }
@@ -89,10 +89,17 @@ impl Compiler {
         self.put(endpoint_resource(&name, &resolved.value), compiled);
         let is_outlived = self.outlived.remove(target).is_some();
         if (is_outlived || self.set.get(ResourceKind::Cluster, &name).is_none())
-            && let Some(cluster) = resolve_cluster(snapshot, target)
+            && let Some(cluster) = self.cluster(snapshot, target)
         {
             self.put(cluster_resource(&cluster), compiled);
         }
+    }
+
+    fn cluster(&self, snapshot: &Snapshot, target: &Destination) -> Option<Cluster> {
+        Some(Cluster {
+            only_connections: self.only_connections(target),
+            ..resolve_cluster(snapshot, target)?
+        })
     }
 
     fn without_endpoints(&mut self, target: &Destination, discovered: bool, compiled: &mut Compiled) {
