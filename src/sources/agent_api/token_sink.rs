@@ -10,8 +10,6 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use http::HeaderValue;
-
 use crate::model::Redacted;
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
 
@@ -28,8 +26,14 @@ pub(super) enum Kept {
     Other,
 }
 
-/// Consul's tokens are UUIDs; nobody's are much longer.
-const LONGEST: usize = 512;
+/// As the tokens are that Consul gives for a login.
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
 
 impl TokenSink {
     pub(super) fn at(path: PathBuf) -> Self {
@@ -49,16 +53,17 @@ impl TokenSink {
                 if token.is_empty() {
                     return Kept::Nothing;
                 }
-                if token.len() > LONGEST || token.contains(['\n', '\r']) {
-                    return Kept::Other;
-                }
                 // A disk that lost its power in the middle of a write leaves zeros.
-                if HeaderValue::from_str(token).is_err() {
+                if token.contains('\0') {
                     tracing::warn!(
                         file = %self.0.display(),
                         "the token of the last start is damaged (it holds what no token holds): another is asked for"
                     );
                     return Kept::Nothing;
+                }
+                // Another secret of one line is neither sent to Consul nor written over.
+                if !is_uuid(token) {
+                    return Kept::Other;
                 }
                 Kept::Token(Arc::new(Redacted::new(token.to_owned())))
             }
@@ -135,7 +140,10 @@ mod tests {
         let token = |text: &str| Arc::new(Redacted::new(text.to_owned()));
         // Left by one that was killed in between, open to all.
         std::fs::write(directory.path().join("token.new"), "half").unwrap();
-        for text in ["one", "two"] {
+        for text in [
+            "b1a2c3d4-0000-1111-2222-333344445555",
+            "B1A2C3D4-0000-1111-2222-333344445556",
+        ] {
             sink.write(&token(text)).await;
             assert!(matches!(sink.read().await, Kept::Token(kept) if kept == token(text)));
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
@@ -158,8 +166,11 @@ mod tests {
         for others in [
             "one\ntwo",
             "-----BEGIN PRIVATE KEY-----\nMC4C\n",
-            &"x".repeat(LONGEST + 1),
             &"x\n".repeat(70_000),
+            // Of one line, too.
+            "hvs.CAESIJ",
+            "b1a2c3d4-0000-1111-2222-33334444555\u{e9}",
+            "b1a2c3d4-0000-1111-2222-3333444455556",
         ] {
             std::fs::write(&path, others).unwrap();
             assert!(matches!(sink.read().await, Kept::Other), "{} bytes", others.len());
