@@ -32,17 +32,17 @@ impl fmt::Display for RestartMethod {
     }
 }
 
-/// Chooses the way. `spoiled`: a hot restart of this process failed before. The half-started child leaves the shared
-/// memory marked as "still initializing", and Envoy refuses every later attempt.
+/// Chooses the way. `cannot_hand_over` says why, as after a hot restart that failed: the half-started child leaves the
+/// shared memory marked as "still initializing", and Envoy refuses every later attempt.
 pub(super) async fn choose(
     admin: &AdminClient,
     old: &Process,
     launch: &Launch,
-    spoiled: bool,
+    cannot_hand_over: Option<&str>,
 ) -> RestartMethod {
     let overlap = |reason: String| RestartMethod::Overlap { reason };
-    if spoiled {
-        return overlap("a hot restart of this Envoy failed before".to_owned());
+    if let Some(reason) = cannot_hand_over {
+        return overlap(reason.to_owned());
     }
     match admin.server_info().await {
         Ok(info) if !info.is(old.base_id, old.epoch) => {

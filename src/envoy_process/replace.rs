@@ -124,8 +124,15 @@ impl Supervisor {
         }
         match &self.current {
             None => Some(RestartError::NotRunning),
-            // It refuses to hand over, and is lost for later attempts. One that is spoiled served before.
-            Some(current) if !current.live && !current.spoiled => Some(RestartError::NotLive),
+            // It refuses to hand over, and is lost for later attempts. One that is spoiled served before; one that has not
+            // answered for so long never may, and serves all the same if it was adopted.
+            Some(current)
+                if !current.live
+                    && !current.spoiled
+                    && current.since.elapsed() < self.settings.takeover_deadline =>
+            {
+                Some(RestartError::NotLive)
+            }
             Some(_) => None,
         }
     }
@@ -168,7 +175,12 @@ impl Supervisor {
         let Some(current) = &self.current else {
             return Err(RestartError::NotRunning);
         };
-        let method = planned_restart::choose(&self.admin, &current.process, &launch, current.spoiled).await;
+        let cannot_hand_over = match (current.spoiled, current.live) {
+            (true, _) => Some("a hot restart of this Envoy failed before"),
+            (false, false) => Some("the running Envoy has not said that it is up"),
+            (false, true) => None,
+        };
+        let method = planned_restart::choose(&self.admin, &current.process, &launch, cannot_hand_over).await;
         let process = planned_restart::start(&launch, &current.process, &method).await?;
         Ok((launch, method, process))
     }

@@ -204,6 +204,29 @@ async fn an_envoy_that_does_not_serve_yet_is_not_replaced() {
     handle.stop(StopMode::Now).await;
 }
 
+/// One that never comes up would otherwise be there for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_that_has_not_come_up_for_long_is_replaced() {
+    let gateway = Gateway::new();
+    let mut silent = gateway.settings();
+    silent.bootstrap.initial_fetch_timeout = Duration::ZERO;
+    silent.takeover_deadline = Duration::from_secs(1);
+    let handle = start_or_adopt(silent).await.unwrap();
+    let patience = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            match handle.restart(Some(gateway.settings())).await {
+                Err(RestartError::NotLive) => tokio::time::sleep(Duration::from_millis(100)).await,
+                done => break done.unwrap(),
+            }
+        }
+    });
+    let RestartMethod::Overlap { reason } = patience.await.expect("it is not replaced") else {
+        panic!("it had nothing to hand over")
+    };
+    assert!(reason.contains("has not said that it is up"), "{reason}");
+    handle.stop(StopMode::Now).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_restart_is_told_that_one_is_under_way() {
     let gateway = Gateway::new();
