@@ -25,8 +25,8 @@ pub(super) fn schema() -> BlockSchema {
         Type::Integer(1, 10),
         Some("3"),
         "5",
-        "Instances tried for one connection, each for the upstream's `connect_timeout`, with up to 20 ms, then 40 ms and so \
-         on to 200 ms in between. Nothing was sent to one that did not answer, so that trying another is safe.",
+        "Instances tried for one connection, each for the upstream's `connect_timeout`, with up to 50 ms \
+         in between. Nothing was sent to one that did not answer, so that trying another is safe.",
     )
     .block(
         BlockSchema::new(

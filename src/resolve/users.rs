@@ -39,7 +39,10 @@ pub fn at_its_users(
                 "requests to it answer 503",
                 "connections to it are closed at once",
             );
-            reason.replace("clients get 503", "the port is closed")
+            reason.replace(
+                "clients get 503",
+                "connections to it are closed, or the port is where nobody else is left",
+            )
         });
     }
     let mut users = users(config, gateway, target);

@@ -97,9 +97,10 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
             LoadBalancer::Random => LbPolicy::Random,
         }
         .into(),
-        // No panic routing: with every instance unhealthy the answer is 503, not a gamble.
         common_lb_config: Some(CommonLbConfig {
-            healthy_panic_threshold: Some(Percent { value: 0.0 }),
+            healthy_panic_threshold: Some(Percent {
+                value: panic_threshold(cluster),
+            }),
             ..CommonLbConfig::default()
         }),
         circuit_breakers: Some(CircuitBreakers {
@@ -165,6 +166,15 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
         }
     }
     message
+}
+
+/// No panic routing: with every instance unhealthy the answer is 503, not a gamble. But where unhealthy can only mean left
+/// out for a refused connection, the last ones so left are tried: they may well be back, with nobody else left.
+fn panic_threshold(cluster: &ir::Cluster) -> f64 {
+    match cluster.only_connections && cluster.options.health_check.is_none() {
+        true => 1.0,
+        false => 0.0,
+    }
 }
 
 /// An instance that takes no connection has none, so that balancing by connections would try it first, time and again. A

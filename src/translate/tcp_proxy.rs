@@ -13,6 +13,9 @@ use envoy_types::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
 use crate::envoy::{ResourceKind, ResourceRef, duration, wrap_u32};
 use crate::ir;
 
+/// At most, between two tries of one connection. Envoy draws it anew each time.
+const PAUSE: Duration = Duration::from_millis(50);
+
 pub(super) fn tcp_proxy(listener: &str, proxy: &ir::TcpProxy, idle_timeout: Duration) -> TcpProxy {
     let cluster_specifier = match &proxy.clusters[..] {
         [only] => ClusterSpecifier::Cluster(only.cluster.to_string()),
@@ -35,10 +38,11 @@ pub(super) fn tcp_proxy(listener: &str, proxy: &ir::TcpProxy, idle_timeout: Dura
         cluster_specifier: Some(cluster_specifier),
         idle_timeout: Some(duration(idle_timeout)),
         max_connect_attempts: Some(wrap_u32(proxy.connect_attempts)),
-        // By the next try the main thread has told the worker to leave out the instance that refused.
+        // By the next try the main thread has, most likely, told the worker to leave out the instance that refused. No
+        // more than the first: Envoy counts the tries of all connections together.
         backoff_options: Some(BackoffStrategy {
-            base_interval: Some(duration(Duration::from_millis(20))),
-            max_interval: Some(duration(Duration::from_millis(200))),
+            base_interval: Some(duration(PAUSE)),
+            max_interval: Some(duration(PAUSE)),
         }),
         hash_policy: proxy.hash_source_ip.then(source_ip).into_iter().collect(),
         ..TcpProxy::default()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -97,6 +97,17 @@ impl Open {
         tokio::time::timeout(Duration::from_secs(5), self.stream.read_line(&mut line)).await??;
         anyhow::ensure!(line.trim() == text, "{line:?} and not {text:?}");
         Ok(())
+    }
+}
+
+impl Open {
+    /// Waits until the other side ends it.
+    async fn ends(&mut self) {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(SOON, self.stream.read_to_end(&mut rest)).await;
+        // A reset is an end as well.
+        let _ = ended.expect("the connection goes on");
+        assert!(rest.is_empty(), "{rest:?}");
     }
 }
 
@@ -267,13 +278,12 @@ async fn weights_share_connections_and_a_dead_instance_costs_none() {
     })
     .await;
     let mut open = Vec::new();
+    let mut was_left_out = false;
     for _ in 0..100 {
         open.push(Open::to(stack.http).await.unwrap());
+        was_left_out |= left_out(&stack, dead.port).await;
     }
-    assert!(left_out(&stack, dead.port).await);
-    for connection in &mut open {
-        connection.says_back("still here").await.unwrap();
-    }
+    assert!(was_left_out);
 
     // An http_route beside it would have slow answers count as well.
     assert!(watched(&stack, "consul/one").await);
@@ -286,6 +296,10 @@ async fn weights_share_connections_and_a_dead_instance_costs_none() {
         Ok(())
     })
     .await;
+    // The cluster is another one now.
+    for connection in &mut open {
+        connection.says_back("still here").await.unwrap();
+    }
     drop((one.tasks, two.tasks));
 }
 
@@ -320,6 +334,7 @@ async fn the_only_instance_is_never_left_out() {
     stack.put("gateway", GATEWAY).await;
     stack.put("route", &route("backend \"consul\" \"one\" {}")).await;
     until_open(&stack, "one").await;
+    assert!(watched(&stack, "consul/one").await);
     // It starts anew, and nobody has told the catalog.
     one.tasks.shutdown().await;
     for _ in 0..5 {
@@ -328,7 +343,46 @@ async fn the_only_instance_is_never_left_out() {
     assert!(!left_out(&stack, one.port).await);
     let again = Lines::on(one.port, "again").await;
     assert_eq!(Open::to(stack.http).await.unwrap().name, "again");
+
     drop(again.tasks);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_left_out_serves_when_nobody_else_is_left() {
+    let stack = Stack::start(Options::default()).await;
+    let mut one = Lines::start("one").await;
+    one.register(&stack, "one").await;
+    stack.put("gateway", GATEWAY).await;
+    stack.put("route", &route("backend \"consul\" \"one\" {}")).await;
+    until_open(&stack, "one").await;
+    let other = Lines::start("other").await;
+    other.register(&stack, "one").await;
+    // Each time it is left out for longer, so that even a slow machine finds it so.
+    for _ in 0..6 {
+        other.health(&stack, "one", "passing").await;
+        until_open(&stack, "other").await;
+        one.tasks.shutdown().await;
+        wait_for("the instance to be left out", SOON, async || {
+            let _ = Open::to(stack.http).await;
+            anyhow::ensure!(left_out(&stack, one.port).await);
+            Ok(())
+        })
+        .await;
+        one = Lines::on(one.port, "one").await;
+        other.health(&stack, "one", "critical").await;
+        wait_for("the other to go", SOON, async || {
+            let clusters = stack.envoy().clusters().await.to_string();
+            anyhow::ensure!(!clusters.contains(&other.port.to_string()));
+            Ok(())
+        })
+        .await;
+        let opened = Open::to(stack.http).await.map(|open| open.name);
+        if left_out(&stack, one.port).await {
+            assert_eq!(opened.unwrap(), "one");
+            return;
+        }
+    }
+    panic!("it never was left out for long enough");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -432,13 +486,7 @@ async fn a_tcp_service_of_the_mesh_is_reached_and_its_intentions_are_known() {
     .await;
     until_explained(&stack, "denied by intention edge-gw => lines").await;
     // The denial holds for whoever was in, too.
-    wait_for("the connection from before to end", SOON, async || {
-        match kept.says_back("still in").await {
-            Ok(()) => anyhow::bail!("it goes on"),
-            Err(_) => Ok(()),
-        }
-    })
-    .await;
+    kept.ends().await;
     until_said(&stack, "has no usable backend and is not opened").await;
     stack.consul.intention("edge-gw", "lines", "allow").await;
     until_open(&stack, "one").await;
