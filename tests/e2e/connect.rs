@@ -30,14 +30,15 @@ pub async fn mesh_stack(gateway: &str) -> Stack {
 }
 
 /// An instance of a service and its sidecar.
-struct Meshed {
-    id: String,
+pub struct Meshed {
+    pub id: String,
+    pub backend: Backend,
     /// Running while this lives.
-    _programs: (Backend, Process),
+    _sidecar: Process,
 }
 
 impl Meshed {
-    async fn start(stack: &Stack, service: &str, name: &str, more: Value) -> Meshed {
+    pub async fn start(stack: &Stack, service: &str, name: &str, more: Value) -> Meshed {
         let backend = Backend::start(name).await;
         let id = format!("{service}-{name}");
         stack
@@ -48,7 +49,8 @@ impl Meshed {
         stack.consul.sidecar_passes(service, &id).await;
         Meshed {
             id,
-            _programs: (backend, sidecar),
+            backend,
+            _sidecar: sidecar,
         }
     }
 }
@@ -90,7 +92,7 @@ async fn problems(stack: &Stack) -> anyhow::Result<String> {
 pub async fn until_said(stack: &Stack, text: &str) {
     wait_for(
         &format!("status to say {text:?}"),
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         async || {
             let said = problems(stack).await?;
             anyhow::ensure!(said.contains(text), "{said}");
@@ -102,7 +104,7 @@ pub async fn until_said(stack: &Stack, text: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_enters_the_mesh_and_intentions_are_known_beforehand() {
-    let stack = mesh_stack(GATEWAY).await;
+    let mut stack = mesh_stack(GATEWAY).await;
     protocol(&stack, "pets", "http").await;
     let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
     let request = Request::get("pets.example.com", "/");
@@ -124,11 +126,13 @@ async fn a_request_enters_the_mesh_and_intentions_are_known_beforehand() {
     .await;
 
     stack.consul.intention("edge-gw", "pets", "deny").await;
-    until_said(
-        &stack,
-        &format!("denied by intention edge-gw => pets (deny, precedence 9, id {id})"),
-    )
-    .await;
+    let denied = format!("denied by intention edge-gw => pets (deny, precedence 9, id {id})");
+    until_said(&stack, &denied).await;
+    let line = stack.agent.wait_for_log(&denied).await;
+    assert!(
+        line.contains("intention-denied") && line.contains("-replace -allow edge-gw pets"),
+        "{line}"
+    );
     // New connections are refused by the sidecar.
     until(&stack.client(), &request, "the sidecar to refuse", |reply| {
         reply.status == 503
@@ -152,6 +156,13 @@ async fn a_request_enters_the_mesh_and_intentions_are_known_beforehand() {
     stack
         .until(&request, "the mesh to let us in again", from("one"))
         .await;
+    let line = stack
+        .agent
+        .wait_for_log(&format!(
+            "in order again: \"pets\" does not let \"edge-gw\" in: {denied}"
+        ))
+        .await;
+    assert!(line.contains("intention-denied"), "{line}");
     drop(pets);
 }
 

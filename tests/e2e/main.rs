@@ -25,6 +25,7 @@ mod first_start;
 mod headers;
 mod hostile;
 mod inheritance;
+mod intentions;
 mod large_catalog;
 mod login;
 mod long_streams;

@@ -1,0 +1,139 @@
+//! Intentions that change while requests flow.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use tokio::task::JoinSet;
+
+use crate::connect::{Meshed, document, from, mesh_stack, protocol, until_said};
+use crate::stack::{GATEWAY, Stack, route};
+use crate::support::backend::Backend;
+use crate::support::client::{Client, Reply, Request};
+use crate::support::load::Load;
+use crate::support::wait_for;
+
+/// What a client sees of a denial: the gateway's own answer or, before the gateway has seen what the sidecar knows already,
+/// the end of a connection that the sidecar refused.
+fn is_denial(reply: &Reply) -> bool {
+    let reason = reply.header("x-portreeve-reason");
+    reply.status == 503
+        && reply.backend().is_none()
+        && matches!(
+            reason,
+            Some("no-healthy-instance" | "upstream-connection-closed" | "upstream-connection-failed")
+        )
+}
+
+fn served_or_denied(reply: &Reply) -> bool {
+    from("pets")(reply) || is_denial(reply)
+}
+
+/// Consul's proxy asks its agent about each new connection, which takes 200 from one address: so many requests may be due at
+/// once when a busy machine stands still for a moment.
+const FEW: &str = "circuit_breaker { max_connections = 20 }";
+
+/// Requests of the load, during each denial.
+const LOOKED_AT: u64 = 30;
+
+/// So many requests of the load leave, and none of them comes in.
+async fn denied_to(load: &Load, backend: &Backend) {
+    let (mut came, mut sent) = (backend.requests(), load.so_far().sent);
+    wait_for("a denial that nobody gets past", PATIENCE, async || {
+        if backend.requests() != came {
+            (came, sent) = (backend.requests(), load.so_far().sent);
+        }
+        let seen = load.so_far().sent - sent;
+        anyhow::ensure!(seen >= LOOKED_AT, "{seen} requests since one came in");
+        Ok(())
+    })
+    .await;
+}
+
+/// More at once than there are connections: some are made anew, while the sidecar knows of the denial and the gateway may not.
+async fn rush(stack: &Stack, request: &Request) {
+    let slow = request.clone().header("x-test-delay", "100");
+    let mut under_way = JoinSet::new();
+    for _ in 0..10 {
+        let (client, request) = (patient(stack), slow.clone());
+        under_way.spawn(async move { client.send(&request).await });
+    }
+    for outcome in under_way.join_all().await {
+        let reply = outcome.unwrap();
+        assert!(
+            served_or_denied(&reply),
+            "{} {:?} {}",
+            reply.status,
+            reply.headers,
+            reply.text()
+        );
+    }
+}
+
+async fn until_allowed(stack: &Stack, request: &Request) {
+    let client = patient(stack);
+    wait_for("the mesh to let us in", PATIENCE, async || {
+        let reply = client
+            .send(request)
+            .await
+            .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        anyhow::ensure!(from("pets")(&reply), "{} {}", reply.status, reply.text());
+        Ok(())
+    })
+    .await;
+}
+
+/// A load takes what a busy machine has left: a change may then take its time, and an answer too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn patient(stack: &Stack) -> Client {
+    stack.client().timeout(PATIENCE)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn intentions_that_flip_under_load_touch_one_service_alone() {
+    let stack = mesh_stack(GATEWAY).await;
+    let mut meshed = Vec::new();
+    for service in ["pets", "orders"] {
+        protocol(&stack, service, "http").await;
+        meshed.push(Meshed::start(&stack, service, service, json!({})).await);
+        stack.consul.intention("edge-gw", service, "allow").await;
+        let host = format!("{service}.example.com");
+        stack.put(service, &document(&host, service, FEW)).await;
+    }
+    let plain = Backend::start("plain").await;
+    stack.register("plain", &plain).await;
+    stack
+        .put("plain", &route("plain", "plain.example.com", "plain"))
+        .await;
+    let [pets, orders, outside] =
+        ["pets", "orders", "plain"].map(|name| Request::get(&format!("{name}.example.com"), "/"));
+    until_allowed(&stack, &pets).await;
+    stack.until(&orders, "the other service", from("orders")).await;
+    stack.until(&outside, "who is in no mesh", from("plain")).await;
+
+    let flipped = Load::start_expecting(20, patient(&stack).keep_alive(), pets.clone(), served_or_denied);
+    let allowed = Load::start(40, patient(&stack).keep_alive(), orders);
+    let unmeshed = Load::start(20, patient(&stack).keep_alive(), outside);
+    for _ in 0..4 {
+        stack.consul.intention("edge-gw", "pets", "deny").await;
+        rush(&stack, &pets).await;
+        until_said(&stack, "denied by intention edge-gw => pets").await;
+        denied_to(&flipped, &meshed[0].backend).await;
+        stack.consul.intention("edge-gw", "pets", "allow").await;
+        until_allowed(&stack, &pets).await;
+    }
+    for (what, load) in [
+        ("flipped", flipped),
+        ("allowed", allowed),
+        ("outside the mesh", unmeshed),
+    ] {
+        let report = load.finish().await;
+        println!("{what}: {report}");
+        report.assert_none_lost();
+        if what == "flipped" {
+            let served = report.backends["pets"];
+            assert!(served > 0 && report.sent - served >= 4 * LOOKED_AT, "{report}");
+        }
+    }
+}
