@@ -151,7 +151,14 @@ fn follow(
                 }
             };
             let settings = &mut choice.settings;
-            settings.timeout = settings.timeout.max(resolver.request_timeout);
+            // One route bounds every leg of a split: one without a bound must not be cut.
+            settings.timeout = match choice.legs.is_empty() {
+                true => resolver.request_timeout,
+                false => settings
+                    .timeout
+                    .zip(resolver.request_timeout)
+                    .map(|(one, other)| one.max(other)),
+            };
             for hash in resolver.balancer.iter().flat_map(|balancer| &balancer.hash) {
                 if !settings.hash.contains(hash) {
                     settings.hash.push(hash.clone());
@@ -375,7 +382,54 @@ const COMBINATIONS: usize = 512;
 
 #[cfg(test)]
 mod tests {
-    use super::whole_weights;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::mesh::{ChainQuery, ChainResolver, ChainSplit};
+
+    /// The bound of a route whose chain splits between targets with these.
+    fn bound_of_a_split(timeouts: &[Option<u64>]) -> Option<u64> {
+        let query = ChainQuery {
+            service: "web".into(),
+            datacenter: None,
+            namespace: None,
+            partition: None,
+        };
+        let mut chain = Chain::plain(&query);
+        let splits = timeouts.iter().enumerate().map(|(index, timeout)| {
+            let next: Arc<str> = format!("resolver:{index}").into();
+            let resolver = ChainResolver {
+                target: format!("target-{index}").into(),
+                connect_timeout: None,
+                request_timeout: timeout.map(Duration::from_secs),
+                failover: Vec::new(),
+                balancer: None,
+            };
+            chain.nodes.insert(next.clone(), ChainNode::Resolver(resolver));
+            ChainSplit {
+                weight: 100,
+                next,
+                request_headers: HeaderEdits::default(),
+                response_headers: HeaderEdits::default(),
+            }
+        });
+        let splits = splits.collect();
+        chain.start = "splitter:web".into();
+        chain
+            .nodes
+            .insert(chain.start.clone(), ChainNode::Splitter(splits));
+        let choices = choices_of(&chain, &"web".into()).unwrap();
+        choices[0].settings.timeout.map(|timeout| timeout.as_secs())
+    }
+
+    #[test]
+    fn a_split_is_bounded_as_its_most_patient_leg() {
+        assert_eq!(bound_of_a_split(&[Some(5)]), Some(5));
+        assert_eq!(bound_of_a_split(&[Some(5), Some(60), Some(1)]), Some(60));
+        for unbounded in [&[None, Some(5)], &[Some(5), None]] {
+            assert_eq!(bound_of_a_split(unbounded), None);
+        }
+    }
 
     #[test]
     fn shares_become_the_smallest_whole_numbers() {

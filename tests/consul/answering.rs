@@ -1,5 +1,7 @@
 //! A server that gives the answers kept in `answers/`: Consul of versions that cannot be run here. It keeps the contract of
-//! blocking queries: a poll with the index of the present answer waits until another answer is put in its place.
+//! blocking queries: a poll with the index of the present answer waits until another answer is put in its place. It may stand
+//! before a real Consul, which is asked whatever no answer is kept for.
+#![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -88,6 +90,18 @@ struct State {
     cut: Option<Duration>,
     /// Path and query of every request.
     asked: Vec<String>,
+    behind: Behind,
+}
+
+/// Who answers what no answer is kept for.
+#[derive(Clone, Debug, Default)]
+enum Behind {
+    /// Nobody: 404.
+    #[default]
+    Nobody,
+    /// Its address is not known yet.
+    Awaited,
+    At(String),
 }
 
 pub struct AnsweringServer {
@@ -114,6 +128,17 @@ impl AnsweringServer {
             state,
             _tasks: tasks,
         }
+    }
+
+    /// Before a Consul that is yet to start: requests for it wait until [`AnsweringServer::stand_before`].
+    pub async fn start_before_another() -> Self {
+        let server = Self::start().await;
+        server.state.lock().unwrap().behind = Behind::Awaited;
+        server
+    }
+
+    pub fn stand_before(&self, address: String) {
+        self.state.lock().unwrap().behind = Behind::At(address);
     }
 
     pub fn put(&self, path: &str, answer: Answer) {
@@ -145,8 +170,8 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             return;
         }
     }
-    let head = String::from_utf8_lossy(&head).into_owned();
-    let asked = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    let text = String::from_utf8_lossy(&head).into_owned();
+    let asked = text.split(' ').nth(1).unwrap_or_default().to_owned();
     let (path, query) = asked.split_once('?').unwrap_or((&asked, ""));
     let index: Option<u64> = query
         .split('&')
@@ -164,25 +189,44 @@ async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>) {
             (None, Some(standing)) if index.is_none() || standing.index != index => Turn::Answer(standing),
             (None, Some(_)) if is_cut => Turn::Cut,
             (None, Some(_)) => Turn::Wait,
-            (None, None) => Turn::Answer(Answer {
-                status: 404,
-                index: None,
-                headers: Vec::new(),
-                body: String::new(),
-            }),
+            (None, None) => match &state.behind {
+                Behind::At(address) => Turn::PassOn(address.clone()),
+                Behind::Awaited => Turn::Wait,
+                Behind::Nobody => Turn::Answer(Answer {
+                    status: 404,
+                    index: None,
+                    headers: Vec::new(),
+                    body: String::new(),
+                }),
+            },
         }
     };
     loop {
         match turn(&state) {
             Turn::Answer(answer) => return write(&mut stream, &answer).await,
+            Turn::PassOn(address) => return pass_on(stream, head, &address).await,
             Turn::Cut => return,
             Turn::Wait => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
+/// One request to a connection, so that the next one is looked at here again.
+async fn pass_on(mut client: TcpStream, mut head: Vec<u8>, address: &str) {
+    let end = head.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+    head.splice(end..end, *b"\r\nConnection: close");
+    let Ok(mut consul) = TcpStream::connect(address).await else {
+        return;
+    };
+    if consul.write_all(&head).await.is_ok() {
+        // Either side may hang up, as it may without us.
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut consul).await;
+    }
+}
+
 enum Turn {
     Answer(Answer),
+    PassOn(String),
     Wait,
     Cut,
 }

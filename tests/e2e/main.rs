@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../consul/answering.rs"]
+mod answering;
 mod bounds;
 mod catalog;
 mod central;
@@ -30,6 +32,7 @@ mod large_catalog;
 mod login;
 mod long_streams;
 mod lost_keys;
+mod mesh_balancing;
 mod mesh_gateways;
 mod nomad;
 mod oracle;

@@ -92,7 +92,7 @@ fn needs_nothing_that_is_not_there() {
     }
 }
 
-fn validate(bootstrap: &Value) -> Result<(), String> {
+pub(super) fn validate(bootstrap: &Value) -> Result<(), String> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("envoy.json");
     std::fs::write(&file, bootstrap.to_string()).unwrap();
@@ -118,7 +118,7 @@ fn envoy() -> PathBuf {
         .expect("envoy in target/tools/bin or on PATH: run make setup")
 }
 
-fn static_bootstrap(set: &ResourceSet) -> Value {
+pub(super) fn static_bootstrap(set: &ResourceSet) -> Value {
     let mut shown = render(set);
     let take = |value: &mut Value| -> Vec<Value> {
         let mut items = value.as_array_mut().map(std::mem::take).unwrap_or_default();
