@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::connect::{Meshed, document, mesh_stack, protocol};
 use crate::stack::{GATEWAY, Options, SOON, Stack, id};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::client::Request;
@@ -15,6 +16,9 @@ use crate::support::consul::service;
 use crate::support::wait_for;
 
 const REQUESTS: u64 = 400;
+
+/// A busy machine may take its time.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const ROUTES: &str = r#"
 http_route "split" {
@@ -188,6 +192,69 @@ async fn instances_share_requests_by_their_weights_in_the_catalog() {
         assert!(is_share(counts["one"], REQUESTS, share), "{path}: {counts:?}");
     }
     assert_eq!(three.requests(), 0, "weight 0 gets nothing");
+}
+
+/// Until Envoy has instances of these weights, and no others.
+async fn known_weights(stack: &Stack, upstream: &str, expected: &[u64]) {
+    wait_for("the instances' weights", PATIENCE, async || {
+        let clusters = stack.envoy().get("/clusters?format=json").await?.json();
+        let found = clusters["cluster_statuses"].as_array().into_iter().flatten();
+        let hosts = found
+            .filter(|cluster| {
+                cluster["name"]
+                    .as_str()
+                    .is_some_and(|name| name.contains(upstream))
+            })
+            .flat_map(|cluster| cluster["host_statuses"].as_array().into_iter().flatten());
+        let mut weights: Vec<u64> = hosts.filter_map(|host| host["weight"].as_u64()).collect();
+        weights.sort_unstable();
+        anyhow::ensure!(weights == expected, "{weights:?}");
+        Ok(())
+    })
+    .await;
+}
+
+/// Sidecars are registered with weights of their own, all alike: those of the instances behind them count.
+#[tokio::test(flavor = "multi_thread")]
+async fn sidecars_share_requests_by_the_weights_of_their_instances() {
+    let stack = mesh_stack(GATEWAY).await;
+    protocol(&stack, "pets", "http").await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    let weights =
+        |passing: u32, warning: u32| json!({ "Weights": { "Passing": passing, "Warning": warning } });
+    let three = Meshed::start(&stack, "pets", "three", weights(3, 1)).await;
+    let one = Meshed::start(&stack, "pets", "one", weights(50, 1)).await;
+    let none = Meshed::start(&stack, "pets", "none", weights(50, 0)).await;
+    for warned in [&one, &none] {
+        stack
+            .consul
+            .set_check(&format!("service:{}", warned.id), "warning")
+            .await;
+    }
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    known_weights(&stack, "pets", &[1, 3]).await;
+    let before = none.backend.requests();
+    let shared = answers(&stack, "pets.example.com", "/", REQUESTS).await;
+    let counts = counted(&shared);
+    println!("in the mesh, 3 to 1 to 0: {counts:?}");
+    assert!(is_share(counts["three"], REQUESTS, 0.75), "{counts:?}");
+    assert_eq!(none.backend.requests(), before, "weight 0 gets nothing");
+
+    // The weights change where they are: with the instance.
+    for meshed in [&three, &one] {
+        let mut definition = service("pets", &meshed.id, meshed.backend.port);
+        definition["Weights"] = json!({ "Passing": 4, "Warning": 1 });
+        stack.consul.register(&definition).await;
+        stack
+            .consul
+            .set_check(&format!("service:{}", meshed.id), "passing")
+            .await;
+    }
+    known_weights(&stack, "pets", &[4, 4]).await;
+    let shared = answers(&stack, "pets.example.com", "/", REQUESTS).await;
+    let counts = counted(&shared);
+    println!("in the mesh, 4 to 4 to 0: {counts:?}");
+    assert!(is_share(counts["three"], REQUESTS, 0.5), "{counts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
