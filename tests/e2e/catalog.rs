@@ -2,9 +2,15 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
 use crate::stack::{GATEWAY, Options, Stack, id, route};
 use crate::support::backend::Backend;
 use crate::support::client::Request;
+use crate::support::load::Load;
+use crate::support::wait_for;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_follow_the_catalog_delta() {
@@ -92,6 +98,76 @@ async fn requests_follow_the_catalog(options: Options) {
             reply.backend() == Some("two")
         })
         .await;
+}
+
+/// A load takes what a busy machine has left: a change may then take its time, and an answer too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_deregistered_finishes_what_runs_and_gets_nothing_new() {
+    let stack = Stack::start(Options::default()).await;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    for backend in [&one, &two] {
+        stack.register("orders", backend).await;
+    }
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let client = stack.client().timeout(PATIENCE);
+    let request = Request::get("shop.example.com", "/");
+    for name in ["one", "two"] {
+        stack
+            .until(&request, name, |reply| reply.backend() == Some(name))
+            .await;
+    }
+
+    // Under way on the very instance that goes, and perhaps on the other one too.
+    let mut under_way = JoinSet::new();
+    while one.held() == 0 {
+        let (client, held) = (client.clone(), request.clone().header("x-test-held", "1"));
+        let before = one.held() + two.held();
+        under_way.spawn(async move { client.send(&held).await });
+        wait_for("a request that is held", PATIENCE, async || {
+            anyhow::ensure!(one.held() + two.held() > before);
+            Ok(())
+        })
+        .await;
+    }
+    let load = Load::start(50, client.clone().keep_alive(), request.clone());
+    stack.deregister("orders", &one).await;
+    wait_for("Envoy to have one instance", PATIENCE, async || {
+        let clusters = stack.envoy().get("/clusters?format=json").await?.text();
+        anyhow::ensure!(
+            !clusters.contains(&format!("\"port_value\": {}", one.port))
+                && clusters.contains(&format!("\"port_value\": {}", two.port)),
+            "{clusters}"
+        );
+        Ok(())
+    })
+    .await;
+    let (came, sent) = (one.requests(), load.so_far().sent);
+    wait_for("new requests", PATIENCE, async || {
+        anyhow::ensure!(load.so_far().sent >= sent + 50);
+        Ok(())
+    })
+    .await;
+    assert_eq!(one.requests(), came, "what is deregistered gets nothing new");
+    assert!(
+        one.held() > 0 && under_way.try_join_next().is_none(),
+        "what runs goes on"
+    );
+
+    one.release();
+    two.release();
+    let mut answered_by_one = 0;
+    for outcome in under_way.join_all().await {
+        let reply = outcome.unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        answered_by_one += u32::from(reply.backend() == Some("one"));
+    }
+    assert!(answered_by_one > 0);
+    load.finish().await.assert_none_lost();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,13 +16,14 @@ use hyper_util::server::conn::auto;
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::ports::free_port;
 
 /// How a backend answers. A request may override it with the headers `x-test-status` and `x-test-delay`
-/// (milliseconds).
+/// (milliseconds). One with `x-test-held` waits for [`Backend::release`].
 #[derive(Clone, Debug)]
 pub struct Behaviour {
     pub status: u16,
@@ -54,6 +55,8 @@ struct State {
     name: String,
     behaviour: Mutex<Behaviour>,
     requests: AtomicU64,
+    held: AtomicU64,
+    released: watch::Sender<bool>,
     tls: Option<TlsAcceptor>,
 }
 
@@ -72,6 +75,8 @@ impl Backend {
             name: name.to_owned(),
             behaviour: Mutex::default(),
             requests: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+            released: watch::Sender::new(false),
             tls: tls.map(TlsAcceptor::from),
         };
         let mut backend = Backend {
@@ -107,6 +112,16 @@ impl Backend {
     /// How many requests have come in.
     pub fn requests(&self) -> u64 {
         self.state.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many requests are held here.
+    pub fn held(&self) -> u64 {
+        self.state.held.load(Ordering::Relaxed)
+    }
+
+    /// Answers what is held, now and later.
+    pub fn release(&self) {
+        self.state.released.send_replace(true);
     }
 
     pub fn address(&self) -> String {
@@ -170,6 +185,16 @@ async fn answer(request: Request<Incoming>, state: &State) -> Response<Full<Byte
             .get(name)
             .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
     };
+    if parts.headers.contains_key("x-test-held") {
+        state.held.fetch_add(1, Ordering::Relaxed);
+        state
+            .released
+            .subscribe()
+            .wait_for(|released| *released)
+            .await
+            .ok();
+        state.held.fetch_sub(1, Ordering::Relaxed);
+    }
     tokio::time::sleep(asked("x-test-delay").map_or(behaviour.delay, Duration::from_millis)).await;
     let echo = json!({
         "backend": state.name,
