@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::answering::AnsweringServer;
 use crate::stack::{GATEWAY, Options, Stack, id, route};
 use crate::support::backend::Backend;
 use crate::support::client::Request;
@@ -86,6 +87,50 @@ async fn a_tag_is_enough_and_its_end_is_the_end() {
             reply.status == 404
         })
         .await;
+}
+
+/// The index that a request waits to change; None: it is answered at once.
+fn waits_for(asked: &str) -> Option<u64> {
+    let pairs = asked.split_once('?')?.1.split('&');
+    let value = |name: &str| pairs.clone().find_map(|pair| pair.strip_prefix(name));
+    let minutes = value("wait=")
+        .and_then(|wait| wait.strip_suffix("ms"))
+        .is_some_and(|wait| wait.parse::<u64>().unwrap() >= 60_000);
+    assert_eq!(minutes, value("index=").is_some(), "{asked}");
+    value("index=").map(|index| index.parse().unwrap())
+}
+
+/// How soon a service is reachable is in the benchmarks. Here is why: the question is there before the registration, and
+/// Consul answers it because of that, not because some time is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_is_told_by_the_queries_that_wait_for_it() {
+    let asked_through = AnsweringServer::start_before_another().await;
+    let stack = Stack::start(Options {
+        consul_block: Some(format!("address = {:?}", asked_through.address)),
+        ..options()
+    })
+    .await;
+    asked_through.stand_before(stack.consul.address());
+    stack.put("gateway", GATEWAY).await;
+    let backend = Backend::start("one").await;
+    for name in ["orders", "pets", "bills"] {
+        stack
+            .consul
+            .register(&tagged(name, &backend, &["portreeve.enable=true"]))
+            .await;
+        backend_of(&stack, &format!("{name}.apps.example.com"), "one").await;
+    }
+    for (path, most) in [
+        // A registration moves the index by its service and by its check.
+        ("/v1/catalog/services", 1 + 2 * 3),
+        ("/v1/health/service/pets", 1 + 2),
+    ] {
+        let asked = asked_through.asked(path);
+        let indexes: Vec<Option<u64>> = asked.iter().map(|asked| waits_for(asked)).collect();
+        assert_eq!(indexes[0], None, "{asked:#?}");
+        assert!(indexes.is_sorted_by(|one, next| one < next), "{asked:#?}");
+        assert!(indexes.len() <= 1 + most, "{asked:#?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
