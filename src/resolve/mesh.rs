@@ -250,7 +250,8 @@ pub(super) fn target_cluster(
         tls: Some(MeshTls {
             sni: found.target.sni.clone(),
             peer: spiffe_id(&roots.trust_domain, found.target),
-            // Where the document says HTTP/2 of a service that is plain TCP to Consul, its proxy passes bytes on: no ALPN.
+            // Where the document says HTTP/2 of a service that is plain TCP to Consul, its proxy passes bytes on and is asked
+            // for nothing. Envoy names what it is about to speak all the same, which such a proxy lets pass.
             http2: http2 && matches!(found.chain.protocol, ChainProtocol::Http2 | ChainProtocol::Grpc),
         }),
         options,

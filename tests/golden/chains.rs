@@ -256,7 +256,7 @@ fn alpn_is_offered_where_the_protocol_of_the_chain_says_so() {
         assert_eq!(speaks_http2(&cluster), http2, "{protocol:?}");
     }
 
-    // Said by the document, of a service that is TCP to Consul: its proxy passes bytes on and knows of no ALPN.
+    // Said by the document, of a service that is TCP to Consul: its proxy passes bytes on, and is asked for nothing.
     for (said, http2) in [("http", false), ("http2", true)] {
         let by_document = format!("connect {{}}\n  protocol = {said:?}");
         let document = DOCUMENT.replace("connect {}", &by_document);

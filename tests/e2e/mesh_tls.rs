@@ -1,0 +1,171 @@
+//! What the gateway says in its handshakes with the mesh, as the other side hears it.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hyper::Method;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use serde_json::json;
+
+use crate::connect::{Meshed, document, protocol};
+use crate::stack::{Options, Stack};
+use crate::support::backend::Backend;
+use crate::support::client::{Client, Request};
+use crate::support::consul::service;
+use crate::support::http::install_tls_provider;
+use crate::support::pki::Pair;
+use crate::support::wait_for;
+
+/// A service that speaks the mesh's TLS itself, as a member with a certificate of Consul's.
+struct Native {
+    backend: Backend,
+    heard: Arc<Heard>,
+}
+
+/// Of every handshake: the server name, and the protocols that were offered.
+#[derive(Debug)]
+struct Heard {
+    certificate: Arc<CertifiedKey>,
+    handshakes: Mutex<Vec<(Option<String>, Vec<String>)>>,
+}
+
+impl ResolvesServerCert for Heard {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let offered = hello.alpn().into_iter().flatten();
+        let offered = offered.map(|name| String::from_utf8_lossy(name).into_owned());
+        self.handshakes
+            .lock()
+            .unwrap()
+            .push((hello.server_name().map(str::to_owned), offered.collect()));
+        Some(self.certificate.clone())
+    }
+}
+
+impl Native {
+    async fn start(stack: &Stack, name: &str) -> Native {
+        install_tls_provider();
+        let leaf = stack
+            .consul
+            .expect(Method::GET, &format!("/v1/agent/connect/ca/leaf/{name}"), "")
+            .await;
+        let pem = |field: &str| leaf[field].as_str().expect("PEM").to_owned();
+        let (chain, key) = Pair {
+            certificate: pem("CertPEM"),
+            key: pem("PrivateKeyPEM"),
+        }
+        .parsed();
+        let provider = rustls::crypto::CryptoProvider::get_default().expect("a provider");
+        let certificate = CertifiedKey::from_der(chain, key, provider).expect("a key that fits");
+        let heard = Arc::new(Heard {
+            certificate: Arc::new(certificate),
+            handshakes: Mutex::default(),
+        });
+        let mut config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_cert_resolver(heard.clone());
+        // It would take any of these.
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let backend = Backend::start_tls(name, Arc::new(config)).await;
+        let mut definition = service(name, name, backend.port);
+        definition["Connect"] = json!({ "Native": true });
+        stack.consul.register(&definition).await;
+        Native { backend, heard }
+    }
+
+    /// What each handshake offered, all of them alike.
+    fn offered(&self) -> Vec<String> {
+        let handshakes = self.heard.handshakes.lock().unwrap();
+        let (name, offered) = &handshakes[0];
+        let service = format!("{}.default.dc1.internal.", self.backend.name);
+        assert!(
+            name.as_ref().is_some_and(|name| name.starts_with(&service)),
+            "{name:?}"
+        );
+        assert!(
+            handshakes.iter().all(|other| *other == handshakes[0]),
+            "{handshakes:?}"
+        );
+        offered.clone()
+    }
+}
+
+const GATEWAY: &str = r#"
+gateway "edge" {
+  listener "web" {
+    port = $HTTP
+  }
+
+  listener "bytes" {
+    port     = $HTTPS
+    protocol = "tcp"
+  }
+}
+
+upstream "raw" {
+  connect {}
+}
+
+tcp_route "raw" {
+  gateways  = ["edge"]
+  listeners = ["bytes"]
+
+  backend "upstream" "raw" {}
+}
+"#;
+
+/// Until it is answered; the version of HTTP that the service was asked in.
+async fn version(client: &Client, request: &Request) -> String {
+    wait_for("an answer", Duration::from_secs(60), async || {
+        let reply = client
+            .send(request)
+            .await
+            .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.text());
+        Ok(reply.json()["version"].as_str().unwrap().to_owned())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alpn_h2_is_offered_to_services_that_speak_http2_and_to_no_others() {
+    let stack = Stack::start(Options {
+        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    stack.put("gateway", GATEWAY).await;
+    for (name, spoken, said, offered, asked_in) in [
+        // Not ours: Envoy names what it is about to speak.
+        ("plain", "http", "", "http/1.1", "HTTP/1.1"),
+        ("modern", "http2", "", "h2", "HTTP/2.0"),
+        ("calls", "grpc", "", "h2", "HTTP/2.0"),
+        // Said by the document, of a service that is bytes to Consul.
+        ("old", "tcp", "protocol = \"http\"", "http/1.1", "HTTP/1.1"),
+        ("new", "tcp", "protocol = \"http2\"", "h2", "HTTP/2.0"),
+    ] {
+        protocol(&stack, name, spoken).await;
+        let native = Native::start(&stack, name).await;
+        let host = format!("{name}.example.com");
+        stack.put(name, &document(&host, name, said)).await;
+        let asked = version(&stack.client(), &Request::get(&host, "/")).await;
+        assert_eq!(
+            (native.offered(), &*asked),
+            (vec![offered.to_owned()], asked_in),
+            "{spoken}"
+        );
+    }
+
+    // Consul's own proxy, which passes bytes on, is none the worse for it.
+    let bytes = Meshed::start(&stack, "bytes", "bytes", json!({})).await;
+    let by_document = document("bytes.example.com", "bytes", "protocol = \"http2\"");
+    stack.put("bytes", &by_document).await;
+    let asked = version(&stack.client(), &Request::get("bytes.example.com", "/")).await;
+    assert_eq!(asked, "HTTP/2.0");
+    drop(bytes);
+
+    // Of a connection that is passed on nothing is known: its bytes are between the client and the service.
+    let raw = Native::start(&stack, "raw").await;
+    let asked = version(&Client::http(stack.https), &Request::get("raw.example.com", "/")).await;
+    assert_eq!((raw.offered().len(), &*asked), (0, "HTTP/1.1"));
+}
