@@ -73,7 +73,6 @@ impl Subscription {
                 self.refusals.finish_group();
                 continue;
             }
-            self.share_structure(target);
             if !is_needed {
                 removed.iter().for_each(|name| _ = self.acked.remove(name));
                 if self.in_flight.is_empty() {
@@ -168,6 +167,7 @@ impl Subscription {
     ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
         let mut changed = Vec::new();
         let mut removals = Vec::new();
+        let mut told = Vec::new();
         for (name, dirty) in names {
             match self.judge(name, *dirty, target, holds, now, reports) {
                 Verdict::Wait => continue,
@@ -176,12 +176,12 @@ impl Subscription {
                     self.refusals.forget(name);
                     self.wanted.remove(name);
                     // Envoy has it, but perhaps only told: acknowledged is what an answer says.
-                    self.told.insert(resource.name.clone(), resource);
+                    told.push(resource);
                 }
                 Verdict::Send(resource) => {
                     self.wanted.remove(name);
                     self.unheld.remove(name);
-                    self.told.insert(resource.name.clone(), resource.clone());
+                    told.push(resource.clone());
                     changed.push(resource);
                 }
                 Verdict::Remove => {
@@ -203,7 +203,25 @@ impl Subscription {
                 self.forget_told(name);
             }
         }
+        self.tell(target, told);
         (changed, removals)
+    }
+
+    /// Notes what is told now. Once that is everything, `told` becomes the published map itself: nothing of its own left in
+    /// memory, and the next comparison skips what is shared. An entry of its own, where many streams share a node, would
+    /// first copy the node.
+    fn tell(&mut self, target: &ResourceSet, resources: Vec<Arc<Resource>>) {
+        let published = target.of_kind(self.kind);
+        let is_behind = !self.dirty.is_empty() || !self.refusals.is_empty() || !self.wanted.is_empty();
+        let is_new = |resource: &&Arc<Resource>| !self.told.contains_key(&resource.name);
+        let count = || self.told.len() + resources.iter().filter(is_new).count();
+        if !is_behind && count() == published.len() {
+            self.told = published.clone();
+            return;
+        }
+        for resource in resources {
+            self.told.insert(resource.name.clone(), resource);
+        }
     }
 
     fn judge(
@@ -328,16 +346,6 @@ impl Subscription {
             version,
             resources,
             removed,
-        }
-    }
-
-    /// Once everything is told, `told` becomes the published map itself: nothing of its own left in memory, and the next
-    /// comparison skips what is shared.
-    fn share_structure(&mut self, target: &ResourceSet) {
-        let published = target.of_kind(self.kind);
-        let is_behind = !self.dirty.is_empty() || !self.refusals.is_empty() || !self.wanted.is_empty();
-        if !is_behind && self.told.len() == published.len() {
-            self.told = published.clone();
         }
     }
 }

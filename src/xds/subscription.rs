@@ -303,18 +303,23 @@ impl Subscription {
     /// Settles the response and those before it: Envoy answers in order, and may skip answers while it is busy.
     pub(super) fn acknowledge(&mut self, nonce: u64) -> Vec<InFlight> {
         let settled = self.settle(nonce);
+        // Nothing is on its way any more: what was told is what Envoy has, and need not be noted one by one.
+        let is_all = !settled.is_empty() && self.in_flight.is_empty();
         for response in &settled {
-            self.accept(&response.changed, &response.removed);
+            if is_all {
+                self.accept_told(&response.changed, &response.removed);
+            } else {
+                self.accept(&response.changed, &response.removed);
+            }
             if response.is_trial {
                 self.refusals.finish_group();
             }
         }
         if !settled.is_empty() {
             self.refusals.on_accepted();
-            if self.in_flight.is_empty() {
-                // Equal content by construction; this one shares its structure with the published set.
-                self.acked = self.told.clone();
-            }
+        }
+        if is_all {
+            self.acked = self.told.clone();
         }
         settled
     }
@@ -452,6 +457,16 @@ impl Subscription {
             // Envoy may have unsubscribed meanwhile.
             if self.is_subscribed(&resource.name) {
                 self.acked.insert(resource.name.clone(), resource.clone());
+            }
+        }
+        removed.iter().for_each(|name| _ = self.acked.remove(name));
+        self.accept_told(changed, removed);
+    }
+
+    /// What an answer means for everything but `acked`.
+    fn accept_told(&mut self, changed: &[Arc<Resource>], removed: &[Arc<str>]) {
+        for resource in changed {
+            if self.is_subscribed(&resource.name) {
                 if self.refusals.is_refused(resource) {
                     self.refusals.forget(&resource.name);
                 }
@@ -459,7 +474,6 @@ impl Subscription {
             }
         }
         for name in removed {
-            self.acked.remove(name);
             self.confirm_told(name, None);
         }
     }
