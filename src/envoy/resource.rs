@@ -274,6 +274,14 @@ impl ResourceSet {
         self.kinds[kind as usize] = resources;
     }
 
+    /// Both are one and the same in memory. False says nothing: equal sets may have been made apart.
+    pub fn shares_all(&self, other: &Self) -> bool {
+        self.kinds
+            .iter()
+            .zip(&other.kinds)
+            .all(|(own, other)| own.ptr_eq(other))
+    }
+
     pub fn len(&self) -> usize {
         self.kinds.iter().map(OrdMap::len).sum()
     }

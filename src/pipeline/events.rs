@@ -182,9 +182,7 @@ impl Pipeline {
     fn heard(&mut self, gateway: &str, streams: &[StreamView]) {
         let mut acknowledged = BTreeSet::new();
         if let Some(known) = find(&mut self.gateways, gateway) {
-            for stream in streams {
-                acknowledged.append(&mut known.acknowledged_by(stream));
-            }
+            acknowledged = known.acknowledged_by_any(streams);
         }
         if self.confirm_acknowledged(&acknowledged) {
             // Whoever shares accepted texts looks at the view.
@@ -423,9 +421,7 @@ impl Pipeline {
         for name in names {
             let streams = self.streams.of_gateway(&name);
             if let Some(gateway) = find(&mut self.gateways, &name) {
-                for stream in &streams {
-                    acknowledged.append(&mut gateway.acknowledged_by(stream));
-                }
+                acknowledged.append(&mut gateway.acknowledged_by_any(&streams));
                 // For those that are no longer waited for.
                 if has_others && !gateway.is_awaited(now) {
                     left.extend(gateway.unacknowledged().iter().cloned());

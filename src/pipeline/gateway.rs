@@ -160,6 +160,21 @@ impl Gateway {
         self.compiler.has_part(document) || self.unacknowledged.contains(document)
     }
 
+    /// What some of these Envoys acknowledge first.
+    pub fn acknowledged_by_any(&mut self, streams: &[StreamView]) -> BTreeSet<DocumentId> {
+        let mut acknowledged = BTreeSet::new();
+        let mut last: Option<&StreamView> = None;
+        for stream in streams {
+            // Most Envoys of a gateway run with the very same, and what one of them lacks, they all lack.
+            if last.is_some_and(|last| last.runs_the_same(stream)) {
+                continue;
+            }
+            acknowledged.append(&mut self.acknowledged_by(stream));
+            last = Some(stream);
+        }
+        acknowledged
+    }
+
     /// What this Envoy acknowledges first. A resource that it lacks or refuses speaks against its own documents only.
     pub fn acknowledged_by(&mut self, stream: &StreamView) -> BTreeSet<DocumentId> {
         if self.unacknowledged.is_empty()
@@ -297,6 +312,21 @@ mod tests {
             "it has the older one"
         );
         assert!(!gateway.has_acknowledged(&id("a")) && gateway.has_acknowledged(&id("b")));
+    }
+
+    #[test]
+    fn one_envoy_speaks_for_those_that_run_the_same() {
+        let (_, mut gateway) = published();
+        let all = gateway.published().clone();
+        let mut without = all.clone();
+        without.remove(ResourceKind::ScopedRoute, "web/b.example.com");
+        let behind = StreamView::running("edge", without);
+        let ahead = StreamView::running("edge", all);
+        assert!(behind.runs_the_same(&behind.clone()) && !behind.runs_the_same(&ahead));
+        let streams = [behind.clone(), behind.clone(), behind];
+        assert_eq!(names(&gateway.acknowledged_by_any(&streams)), ["a"]);
+        let streams = [streams[0].clone(), ahead.clone(), ahead];
+        assert_eq!(names(&gateway.acknowledged_by_any(&streams)), ["b", "gateway"]);
     }
 
     #[test]

@@ -65,6 +65,14 @@ impl StreamView {
             || !self.kind(ResourceKind::Listener).subscribed
     }
 
+    /// As far as that is to be seen without comparing the two resource by resource.
+    pub fn runs_the_same(&self, other: &Self) -> bool {
+        self.acked.shares_all(&other.acked)
+            && ResourceKind::ALL
+                .iter()
+                .all(|kind| self.asks_for(*kind) == other.asks_for(*kind))
+    }
+
     /// An Envoy that runs with this, for tests of those who read views.
     #[cfg(test)]
     pub(crate) fn running(gateway: &str, acked: ResourceSet) -> Self {
