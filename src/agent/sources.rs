@@ -13,7 +13,7 @@ use super::service_interests::{Catalog, follow, say_not_connected};
 use super::settings::{ConsulBlock, MeshBlock, NomadBlock, Settings, is_settings};
 use super::supervisor::Tasks;
 use crate::config::CATALOG;
-use crate::model::{Document, DocumentId, Interests, Observation, Redacted};
+use crate::model::{Document, DocumentId, Interests, Observation, Problem, Redacted};
 use crate::pipeline::KeyWishes;
 use crate::sources::agent_api::{ApiAddress, Lifetimes, Product, ServiceWatcher};
 use crate::sources::certificates::{
@@ -105,7 +105,7 @@ impl Readings {
             }
             readings.push(
                 SourceReading::new(format!("{name} credentials"), true, None)
-                    .with_problem(life.warning.as_ref().map(ToString::to_string))
+                    .with_problem(together(&life.warnings))
                     .with_credentials(&credentials),
             );
         }
@@ -127,6 +127,12 @@ impl Readings {
         }
         readings
     }
+}
+
+/// The token's and the certificate's end, where both are near.
+fn together(warnings: &[Problem]) -> Option<String> {
+    let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    Some(said.join("; ")).filter(|said| !said.is_empty())
 }
 
 pub(super) fn environment(name: &str) -> Option<String> {

@@ -209,7 +209,9 @@ async fn client_certificates_are_told_before_they_end() {
     })])
     .await;
     std::fs::write(at("vault-token"), &vault.root_token).unwrap();
-    let (_nomad, nomad_tls) = NomadContract::start_tls("t", server.server_config_for(&authority)).await;
+    let (nomad, nomad_tls) = NomadContract::start_tls("t", server.server_config_for(&authority)).await;
+    // Its token, too: both are told.
+    let nomad_token_end = nomad.set_token_for("t", 5 * hour, hour);
     std::fs::write(at("nomad-token"), "t").unwrap();
     let tls = |name: &str| {
         format!(
@@ -270,7 +272,19 @@ async fn client_certificates_are_told_before_they_end() {
         .await;
     }
 
+    until_it_ends_at(agent, "nomad token", Some(nomad_token_end as i64)).await;
+    let parts = ["a credential ends soon", "the Nomad token ends at", "nomad-token"];
+    told(agent, "Nomad's token", TAKEN_UP, &parts).await;
+    let said = note(agent, "nomad credentials").await.unwrap();
+    let both = [
+        "the Nomad token ends at",
+        "the client certificate for Nomad ends at",
+    ];
+    assert!(both.iter().all(|part| said.contains(part)), "{said}");
+
     // Their successors.
+    nomad.set_token("lasting");
+    std::fs::write(at("nomad-token"), "lasting").unwrap();
     for (name, source, product, _) in pairs {
         let next = authority.issue(&[&format!("{name}-client")]);
         write(directory.path(), &format!("{name}-client"), &next);
@@ -288,5 +302,6 @@ async fn client_certificates_are_told_before_they_end() {
         })
         .await;
     }
+    until_it_ends_at(agent, "nomad token", None).await;
     assert_eq!(stack.client().send(&request).await.unwrap().status, 200);
 }

@@ -42,8 +42,8 @@ struct Known {
 pub struct LifetimesReading {
     pub token: Option<i64>,
     pub client_certificate: Option<i64>,
-    /// One of them is in the last third of its life, or has ended.
-    pub warning: Option<Problem>,
+    /// Of each that is in the last third of its life, or has ended.
+    pub warnings: Vec<Problem>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,15 +127,22 @@ impl Lifetimes {
         let token = known.token.as_ref().map(|(_, life)| *life);
         let now = unix_now();
         let is_ending = |life: &Life| life.last_third() <= now;
-        let ending = match (token.filter(is_ending), certificate.filter(is_ending)) {
-            (Some(life), _) => Some((life, self.token_ends(life, now))),
-            (None, Some(life)) => Some((life, self.certificate_ends(life, now))),
-            (None, None) => None,
-        };
+        let ending: Vec<(Life, Problem)> = [
+            token
+                .filter(is_ending)
+                .map(|life| (life, self.token_ends(life, now))),
+            certificate
+                .filter(is_ending)
+                .map(|life| (life, self.certificate_ends(life, now))),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         let mut reading = self.lock();
-        if let Some((life, problem)) = &ending
-            && reading.warning.as_ref() != Some(problem)
-        {
+        for (life, problem) in &ending {
+            if reading.warnings.contains(problem) {
+                continue;
+            }
             let fix = problem.fix.as_deref().unwrap_or_default();
             match life.has_ended(now) {
                 false => tracing::warn!(%problem, fix, "a credential ends soon"),
@@ -145,7 +152,7 @@ impl Lifetimes {
         *reading = LifetimesReading {
             token: token.map(|life| life.end),
             client_certificate: certificate.map(|life| life.end),
-            warning: ending.map(|(_, problem)| problem),
+            warnings: ending.into_iter().map(|(_, problem)| problem).collect(),
         };
         drop(reading);
         next_look([token, certificate].into_iter().flatten(), now)

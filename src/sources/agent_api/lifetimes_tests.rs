@@ -122,7 +122,9 @@ async fn what_a_look_does_not_find_out_stays_known_of_the_same_token() {
     lifetimes.look(&mut known).await;
     let told = lifetimes.reading();
     assert_eq!(told.token, Some(end));
-    let warning = told.warning.clone().unwrap();
+    let [warning] = told.warnings.as_slice() else {
+        panic!("{told:?}");
+    };
     assert!(
         warning.message.starts_with("the Consul token ends at"),
         "{warning:?}"
