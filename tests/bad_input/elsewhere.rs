@@ -335,6 +335,11 @@ pub const AREAS: &[Area] = &[
                 &["a_request_enters_the_mesh_and_intentions_are_known_beforehand"],
             ),
             row(
+                "an instance of a mesh service that shows another service's certificate, good as such",
+                "no request of the service comes to it; `upstream-connection-failed`, 503, until it shows its own",
+                &["an_instance_with_another_service_s_certificate_gets_no_request"],
+            ),
+            row(
                 "a policy that lacks a rule",
                 "the rule is named; what is known stays",
                 &[

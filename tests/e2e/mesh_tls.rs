@@ -26,7 +26,7 @@ struct Native {
 /// Of every handshake: the server name, and the protocols that were offered.
 #[derive(Debug)]
 struct Heard {
-    certificate: Arc<CertifiedKey>,
+    shown: Mutex<Arc<CertifiedKey>>,
     handshakes: Mutex<Vec<(Option<String>, Vec<String>)>>,
 }
 
@@ -38,27 +38,36 @@ impl ResolvesServerCert for Heard {
             .lock()
             .unwrap()
             .push((hello.server_name().map(str::to_owned), offered.collect()));
-        Some(self.certificate.clone())
+        Some(self.shown.lock().unwrap().clone())
     }
+}
+
+/// The certificate that Consul gives to this service.
+async fn leaf_of(stack: &Stack, service: &str) -> Arc<CertifiedKey> {
+    install_tls_provider();
+    let leaf = stack
+        .consul
+        .expect(Method::GET, &format!("/v1/agent/connect/ca/leaf/{service}"), "")
+        .await;
+    let pem = |field: &str| leaf[field].as_str().expect("PEM").to_owned();
+    let (chain, key) = Pair {
+        certificate: pem("CertPEM"),
+        key: pem("PrivateKeyPEM"),
+    }
+    .parsed();
+    let provider = rustls::crypto::CryptoProvider::get_default().expect("a provider");
+    Arc::new(CertifiedKey::from_der(chain, key, provider).expect("a key that fits"))
 }
 
 impl Native {
     async fn start(stack: &Stack, name: &str) -> Native {
-        install_tls_provider();
-        let leaf = stack
-            .consul
-            .expect(Method::GET, &format!("/v1/agent/connect/ca/leaf/{name}"), "")
-            .await;
-        let pem = |field: &str| leaf[field].as_str().expect("PEM").to_owned();
-        let (chain, key) = Pair {
-            certificate: pem("CertPEM"),
-            key: pem("PrivateKeyPEM"),
-        }
-        .parsed();
-        let provider = rustls::crypto::CryptoProvider::get_default().expect("a provider");
-        let certificate = CertifiedKey::from_der(chain, key, provider).expect("a key that fits");
+        Native::showing(stack, name, leaf_of(stack, name).await).await
+    }
+
+    /// An instance of this service that shows this certificate, be it the service's or not.
+    async fn showing(stack: &Stack, name: &str, shown: Arc<CertifiedKey>) -> Native {
         let heard = Arc::new(Heard {
-            certificate: Arc::new(certificate),
+            shown: Mutex::new(shown),
             handshakes: Mutex::default(),
         });
         let mut config = rustls::ServerConfig::builder()
@@ -71,6 +80,11 @@ impl Native {
         definition["Connect"] = json!({ "Native": true });
         stack.consul.register(&definition).await;
         Native { backend, heard }
+    }
+
+    /// In the handshakes to come.
+    fn show(&self, certificate: Arc<CertifiedKey>) {
+        *self.heard.shown.lock().unwrap() = certificate;
     }
 
     /// What each handshake offered, all of them alike.
@@ -168,4 +182,58 @@ async fn alpn_h2_is_offered_to_services_that_speak_http2_and_to_no_others() {
     let raw = Native::start(&stack, "raw").await;
     let asked = version(&Client::http(stack.https), &Request::get("raw.example.com", "/")).await;
     assert_eq!((raw.offered().len(), &*asked), (0, "HTTP/1.1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_with_another_service_s_certificate_gets_no_request() {
+    let stack = Stack::start(Options {
+        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    stack.put("gateway", GATEWAY).await;
+    protocol(&stack, "cards", "http").await;
+    // A member of the mesh, signed by its authority and in date, registered as an instance of `cards`.
+    let of_another = leaf_of(&stack, "thief").await;
+    let instance = Native::showing(&stack, "cards", of_another).await;
+    let host = "cards.example.com";
+    stack.put("cards", &document(host, "cards", "")).await;
+    let request = Request::get(host, "/").header("authorization", "Bearer secret");
+
+    let refused = async || -> anyhow::Result<u64> {
+        let stats = stack.envoy().get("/stats?filter=ssl.fail_verify_san").await?;
+        let text = stats.ok()?.text();
+        let counts = text.lines().filter_map(|line| line.rsplit(": ").next());
+        Ok(counts.filter_map(|count| count.parse::<u64>().ok()).sum())
+    };
+    let reply = wait_for(
+        "the certificate to be refused for its name",
+        Duration::from_secs(60),
+        async || {
+            let reply = stack.client().send(&request).await;
+            let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+            anyhow::ensure!(refused().await? > 0, "{} {}", reply.status, reply.text());
+            Ok(reply)
+        },
+    )
+    .await;
+    println!("{} {:?} {}", reply.status, reply.headers, reply.text());
+    let handshakes = instance.heard.handshakes.lock().unwrap().len();
+    assert!(handshakes > 0, "it was never dialed");
+    for _ in 0..5 {
+        let reply = stack.client().send(&request).await.unwrap();
+        assert_eq!(reply.status, 503, "{}", reply.text());
+        let reason = reply.header("x-portreeve-reason");
+        assert_eq!(reason, Some("upstream-connection-failed"), "{:?}", reply.headers);
+    }
+    assert_eq!(
+        instance.backend.requests(),
+        0,
+        "a request of ours came to another"
+    );
+
+    // The same instance, as itself.
+    instance.show(leaf_of(&stack, "cards").await);
+    version(&stack.client(), &request).await;
+    assert!(instance.backend.requests() > 0);
 }
