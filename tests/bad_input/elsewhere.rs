@@ -345,6 +345,7 @@ pub const AREAS: &[Area] = &[
                 &[
                     "no_rule_is_superfluous_and_its_loss_is_told_and_survived",
                     "a_mesh_token_without_its_right_says_so",
+                    "a_mesh_token_that_loses_its_right_while_serving_loses_nothing_else",
                 ],
             ),
             row(

@@ -34,6 +34,7 @@ mod long_streams;
 mod lost_keys;
 mod mesh_balancing;
 mod mesh_gateways;
+mod mesh_identity;
 mod mesh_tls;
 mod nomad;
 mod oracle;
