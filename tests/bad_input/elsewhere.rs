@@ -299,6 +299,11 @@ pub const AREAS: &[Area] = &[
                 ],
             ),
             row(
+                "a service whose name is no name (`../../etc`, `a/b`, line breaks, over 128 bytes) asks to be exposed",
+                "it is left out and never asked about; the source says so, with the first such name; every other service is followed",
+                &["hostile_service_names_get_no_host_and_harm_nobody"],
+            ),
+            row(
                 "addresses, ports, weights and metadata that are hostile or too large",
                 "the instance is left out, or the value bounded",
                 &[

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::answering::AnsweringServer;
+use crate::connect::until_said;
 use crate::stack::{GATEWAY, Options, Stack, id, route};
 use crate::support::backend::Backend;
 use crate::support::client::Request;
@@ -342,4 +343,97 @@ async fn consul_that_comes_back_wiped_takes_no_route_away() {
     })
     .await;
     load.finish().await.assert_none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_by_name_hold_and_unknown_ones_close_the_route() {
+    let stack = Stack::start(options()).await;
+    let one = Backend::start("one").await;
+    stack.put("gateway", GATEWAY).await;
+    stack
+        .put(
+            "bundle",
+            "policy \"standard\" {\n  response_headers {\n    set = { \"x-standard\" = \"yes\" }\n  }\n}\n",
+        )
+        .await;
+    let with = |policies: &str| {
+        let policies = format!("portreeve.policies={policies}");
+        tagged("orders", &one, &["portreeve", &policies])
+    };
+    let request = Request::get("orders.apps.example.com", "/");
+    stack.consul.register(&with("standard")).await;
+    stack
+        .until(&request, "the bundle to hold", |reply| {
+            reply.backend() == Some("one") && reply.header("x-standard") == Some("yes")
+        })
+        .await;
+    // Whatever the bundle would have kept out is kept out.
+    stack.consul.register(&with("standard,office-only")).await;
+    stack
+        .until(&request, "the route to close", |reply| reply.status == 503)
+        .await;
+    until_said(&stack, "office-only").await;
+    stack
+        .put(
+            "office",
+            "policy \"office-only\" {\n  client_ip {\n    allow = [\"127.0.0.1\"]\n  }\n}\n",
+        )
+        .await;
+    stack
+        .until(&request, "both bundles to hold", |reply| {
+            reply.backend() == Some("one") && reply.header("x-standard") == Some("yes")
+        })
+        .await;
+}
+
+/// Whoever registers a service chooses its name, and Consul takes any.
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_service_names_get_no_host_and_harm_nobody() {
+    let stack = Stack::start(options()).await;
+    stack.put("gateway", GATEWAY).await;
+    let one = Backend::start("one").await;
+    let long = "x".repeat(200);
+    let names = [
+        "a/b",
+        "../../etc",
+        "a b",
+        "a?index=1&b",
+        "ümlaut",
+        "new\nline",
+        "*",
+        "%2e%2e",
+        "a:80",
+        "..",
+        &*long,
+    ];
+    for (number, name) in names.iter().enumerate() {
+        let mut definition = tagged(name, &one, &["portreeve"]);
+        definition["ID"] = json!(format!("hostile-{number}"));
+        stack.consul.register(&definition).await;
+    }
+    stack
+        .consul
+        .register(&tagged("orders", &one, &["portreeve"]))
+        .await;
+    backend_of(&stack, "orders.apps.example.com", "one").await;
+    until_said(
+        &stack,
+        "and 10 others like it asks to be exposed, and that is no name here",
+    )
+    .await;
+    let host = format!("{long}.apps.example.com");
+    for host in ["a.apps.example.com", "new.apps.example.com", &host] {
+        let reply = stack.client().send(&Request::get(host, "/")).await.unwrap();
+        assert_eq!(reply.status, 404, "{host}");
+    }
+
+    // Nor when they go: what comes after them is seen.
+    for number in 0..names.len() {
+        stack.consul.deregister(&format!("hostile-{number}")).await;
+    }
+    stack
+        .consul
+        .register(&tagged("basket", &one, &["portreeve"]))
+        .await;
+    backend_of(&stack, "basket.apps.example.com", "one").await;
 }

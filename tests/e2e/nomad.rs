@@ -361,3 +361,39 @@ http_route "www" {
     std::fs::write(&token, "a third").unwrap();
     shows(&third_der, "the third, from Nomad again").await;
 }
+
+/// No document says how: a port that takes no connection is found within the default interval.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_are_checked_where_no_document_says_so() {
+    let nomad = NomadContract::start("identity-1").await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("nomad_token");
+    std::fs::write(&token, "identity-1").unwrap();
+    let stack = stack(&nomad, &token).await;
+    let (one, mut two) = (Backend::start("one").await, Backend::start("two").await);
+    nomad.register("default", "orders", one.port);
+    nomad.register("default", "orders", two.port);
+    stack.put("gateway", GATEWAY).await;
+    stack.put("shop", &upstream("shop", "  nomad {}")).await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "an instance", |reply| reply.backend() == Some("two"))
+        .await;
+    two.stop().await;
+    wait_for("Envoy's own check to fail", Duration::from_secs(60), async || {
+        let clusters = stack.envoy().clusters().await;
+        let clusters = clusters["cluster_statuses"].as_array().unwrap().iter();
+        let mut hosts =
+            clusters.flat_map(|cluster| cluster["host_statuses"].as_array().into_iter().flatten());
+        anyhow::ensure!(hosts.any(|host| {
+            host["address"]["socket_address"]["port_value"] == two.port
+                && host["health_status"]["failed_active_health_check"] == true
+        }));
+        Ok(())
+    })
+    .await;
+    for _ in 0..20 {
+        let reply = stack.client().send(&request).await.unwrap();
+        assert_eq!(reply.backend(), Some("one"));
+    }
+}

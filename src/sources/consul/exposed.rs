@@ -38,6 +38,22 @@ pub struct ExposedWatch {
     told: Option<Problem>,
 }
 
+/// What a list comes to.
+struct Asking {
+    names: BTreeSet<Arc<str>>,
+    /// How many more there are than may be.
+    over: usize,
+    /// How many ask under what is no name.
+    misnamed: usize,
+    first_misnamed: Option<String>,
+}
+
+/// Consul takes any text for a name. As a part of a URL some lead elsewhere, and no document could name such a service.
+fn is_service_name(name: &str) -> bool {
+    let is_ok = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=128).contains(&name.len()) && name.bytes().all(is_ok) && !matches!(name, "." | "..")
+}
+
 impl ExposedWatch {
     pub fn new(client: ConsulClient, opt_in: OptIn, observations: mpsc::Sender<Observation>) -> Self {
         Self {
@@ -74,28 +90,38 @@ impl ExposedWatch {
         watch(&client, &mut self, timing, &health, &cancel).await;
     }
 
-    /// Names that ask, and whether some were left out over the bound.
-    fn asking(&self, answer: &Answer) -> Result<(BTreeSet<Arc<str>>, usize), ConsulError> {
+    fn asking(&self, answer: &Answer) -> Result<Asking, ConsulError> {
         #[derive(Deserialize)]
         struct Services<'a>(#[serde(borrow)] BTreeMap<Cow<'a, str>, Option<Vec<Cow<'a, str>>>>);
         let Services(listed) =
             serde_json::from_slice(&answer.body).map_err(|error| answer.unreadable(error))?;
-        let mut asking: BTreeSet<Arc<str>> = listed
+        let asks = |(name, tags): &(&Cow<'_, str>, &Option<Vec<Cow<'_, str>>>)| {
+            self.opt_in.may_ask(name, tags.iter().flatten())
+        };
+        let (named, misnamed): (Vec<_>, Vec<_>) = listed
             .iter()
-            .filter(|(name, tags)| {
-                name.len() <= NAME_BYTES && self.opt_in.may_ask(name, tags.iter().flatten())
-            })
-            .map(|(name, _)| Arc::from(&**name))
-            .collect();
-        let over = asking.len().saturating_sub(SERVICES);
-        while asking.len() > SERVICES {
-            asking.pop_last();
+            .filter(asks)
+            .map(|(name, _)| &**name)
+            .partition(|name| is_service_name(name));
+        let mut names: BTreeSet<Arc<str>> = named.into_iter().map(Arc::from).collect();
+        let over = names.len().saturating_sub(SERVICES);
+        while names.len() > SERVICES {
+            names.pop_last();
         }
-        Ok((asking, over))
+        Ok(Asking {
+            names,
+            over,
+            misnamed: misnamed.len(),
+            first_misnamed: misnamed
+                .first()
+                .map(|name| name.chars().take(NAME_SHOWN).collect()),
+        })
     }
 
     /// Of a few of the names that vanished: may the token still see them?
     async fn doubt(&self, gone: &[&Arc<str>]) -> Result<Option<Problem>, ConsulError> {
+        // One that is no name, from the disk of a former version, cannot be asked about.
+        let gone: Vec<&&Arc<str>> = gone.iter().filter(|name| is_service_name(name)).collect();
         for name in gone.iter().step_by(gone.len().div_ceil(NAMES_ASKED).max(1)) {
             let call = Call::get("config/service-defaults")
                 .segment(name)
@@ -120,7 +146,7 @@ impl ExposedWatch {
     }
 
     /// What is worth saying beside a list that is taken.
-    fn remark(&self, kept: &BTreeSet<Arc<str>>, over: usize) -> Option<Problem> {
+    fn remark(&self, kept: &BTreeSet<Arc<str>>, asking: &Asking) -> Option<Problem> {
         if let Some(name) = kept.first() {
             let others = match kept.len() {
                 1 => String::new(),
@@ -134,6 +160,18 @@ impl ExposedWatch {
             let fix = "restore Consul, or register the services again";
             return Some(Problem::new(ProblemKind::Invalid, message).with_fix(fix));
         }
+        if let Some(first) = &asking.first_misnamed {
+            let others = match asking.misnamed {
+                1 => String::new(),
+                count => format!(" and {} others like it", count - 1),
+            };
+            let message = format!(
+                "the service {first:?}{others} asks to be exposed, and that is no name here: it is left out"
+            );
+            let fix = "register it under a name of 1 to 128 letters, digits, '.', '_' and '-'";
+            return Some(Problem::new(ProblemKind::Invalid, message).with_fix(fix));
+        }
+        let over = asking.over;
         (over > 0).then(|| {
             let message =
                 format!("{over} services ask to be exposed beyond the first {SERVICES}; they are left out");
@@ -159,17 +197,17 @@ impl Watched for ExposedWatch {
     }
 
     async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
-        let (mut asking, mut over) = self.asking(&answer)?;
-        let lacks = |name: &Arc<str>| !asking.contains(name) && !self.kept.contains(name);
+        let mut asking = self.asking(&answer)?;
+        let lacks = |name: &Arc<str>| !asking.names.contains(name) && !self.kept.contains(name);
         if context.waited && self.known.iter().any(lacks) {
             // A poll that ran out shows the rights of its beginning, the probes show those of now: rights that came
             // back meanwhile would pass for the end of all services. So look again first.
             answer = self.client.probe(self.call()).await?;
-            (asking, over) = self.asking(&answer)?;
+            asking = self.asking(&answer)?;
         }
-        let mut kept = &self.kept - &asking;
+        let mut kept = &self.kept - &asking.names;
         let listed_before = &self.known - &kept;
-        let gone: Vec<&Arc<str>> = listed_before.difference(&asking).collect();
+        let gone: Vec<&Arc<str>> = listed_before.difference(&asking.names).collect();
         if let Some(problem) = self.doubt(&gone).await? {
             return Ok(Verdict::Doubted(problem));
         }
@@ -178,8 +216,8 @@ impl Watched for ExposedWatch {
             // What ends in the order of things moves the index on.
             kept.extend(gone.into_iter().cloned());
         }
-        let problem = self.remark(&kept, over);
-        let now = &asking | &kept;
+        let problem = self.remark(&kept, &asking);
+        let now = &asking.names | &kept;
         let mut update = ExposedUpdate {
             added: now.difference(&self.known).cloned().collect(),
             removed: self.known.difference(&now).cloned().collect(),
@@ -227,7 +265,8 @@ impl Watched for ExposedWatch {
 /// Each has a watch of its own, which takes turns beyond the connections that are granted.
 const SERVICES: usize = 10_000;
 
-const NAME_BYTES: usize = 256;
+/// Of a name that is none.
+const NAME_SHOWN: usize = 64;
 
 /// 100,000 names with tags.
 const LIST_BYTES: usize = 16 * 1024 * 1024;
