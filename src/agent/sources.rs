@@ -13,6 +13,7 @@ use super::service_interests::{Catalog, follow, say_not_connected};
 use super::settings::{ConsulBlock, MeshBlock, NomadBlock, Settings, is_settings};
 use super::supervisor::Tasks;
 use crate::config::CATALOG;
+use crate::model::mesh::Interest;
 use crate::model::{Document, DocumentId, Interests, Observation, Problem, Redacted};
 use crate::pipeline::KeyWishes;
 use crate::sources::agent_api::{ApiAddress, Lifetimes, Product, ServiceWatcher};
@@ -82,8 +83,17 @@ impl Readings {
             readings.extend(each.map(|(query, reading)| watched(format!("service {query}"), reading)));
         }
         if let Some(mesh) = &self.mesh {
+            let leaf = mesh.leaf(WallClock::default().now());
             let each = mesh.health().into_iter();
-            readings.extend(each.map(|(interest, reading)| watched(interest.to_string(), reading)));
+            readings.extend(each.map(|(interest, reading)| {
+                let reading = watched(interest.to_string(), reading);
+                match (interest, &leaf) {
+                    (Interest::Mesh, Some(leaf)) => reading
+                        .with_problem(leaf.warning.as_ref().map(ToString::to_string))
+                        .with_credentials(&[("mesh certificate", Some(leaf.ends))]),
+                    _ => reading,
+                }
+            }));
         }
         if let Some(login) = self.consul.as_ref().and_then(|consul| consul.login_status()) {
             let is_ok = login.logins > 0 && login.problem.is_none();

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use hyper::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::answering::{Answer, AnsweringServer};
 use crate::connect::{Meshed, document, from, mesh_stack, protocol, until_said};
-use crate::stack::{GATEWAY, Stack};
+use crate::mesh_tls::Native;
+use crate::stack::{GATEWAY, Options, Stack};
 use crate::support::client::Request;
 use crate::support::load::Load;
+use crate::support::pki::Ca;
 use crate::support::wait_for;
 
 /// When Envoy got each of the secrets of the mesh that it has.
@@ -97,4 +100,94 @@ async fn a_mesh_token_that_loses_its_right_while_serving_loses_nothing_else() {
     println!("right lost and regained: {report}");
     report.assert_none_lost();
     drop((one, two, three));
+}
+
+/// What `status` says of the certificate, and its end by the metric.
+async fn shown(stack: &Stack) -> anyhow::Result<(Value, Option<i64>)> {
+    let status = stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
+    let mut sources = status["sources"].as_array().into_iter().flatten();
+    let source = sources.find(|source| source["name"] == "mesh identity");
+    let metrics = stack.agent.api(Method::GET, "/metrics", "").await?.ok()?.text();
+    let name = "portreeve_credential_expiry_timestamp_seconds{credential=\"mesh certificate\"} ";
+    let end = metrics.lines().find_map(|line| line.strip_prefix(name));
+    let end = end.map(str::parse::<f64>).transpose()?.map(|end| end as i64);
+    Ok((source.cloned().unwrap_or_default(), end))
+}
+
+/// Until both show this end, and the note says this, or nothing.
+async fn until_shown(stack: &Stack, expected: i64, note: Option<&str>) {
+    wait_for(
+        &format!("{expected} to be shown as the end, with {note:?}"),
+        Duration::from_secs(60),
+        async || {
+            let (source, end) = shown(stack).await?;
+            anyhow::ensure!(end == Some(expected), "{end:?}");
+            anyhow::ensure!(source["credentials"]["mesh certificate"] == expected, "{source}");
+            let said = source["problem"].as_str();
+            let fits = match note {
+                Some(note) => said.is_some_and(|said| said.contains(note)),
+                None => said.is_none(),
+            };
+            anyhow::ensure!(fits, "{source}");
+            Ok(())
+        },
+    )
+    .await;
+}
+
+/// A real Consul, whose agent gives the gateway the leafs of the test: it would renew its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_certificate_that_is_not_renewed_is_told_before_it_ends() {
+    const LEAF: &str = "/v1/agent/connect/ca/leaf/edge-gw";
+    const NOTE: &str = "and Consul's agent has not renewed it";
+    let consul = AnsweringServer::start_before_another().await;
+    let authority = Ca::new("mesh");
+    let give = |index: u64, hours_past: u32, hours_left: u32| {
+        let hour = Duration::from_secs(3600);
+        let pair = authority.issue_between(&["edge-gw"], hours_past * hour, hours_left * hour);
+        let leaf = json!({
+            "CertPEM": pair.certificate,
+            "PrivateKeyPEM": pair.key,
+            "ServiceURI": "spiffe://11111111-2222-3333-4444-555555555555.consul/ns/default/dc/dc1/svc/edge-gw",
+        });
+        consul.put(LEAF, Answer::json(index, &leaf));
+        pair.not_after()
+    };
+    let end = give(11, 40, 32);
+    let mut stack = Stack::start(Options {
+        consul_block: Some(format!("address = {:?}", consul.address)),
+        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    consul.stand_before(stack.consul.address());
+    stack.put("gateway", GATEWAY).await;
+    protocol(&stack, "pets", "http").await;
+    // It looks at nobody's certificate.
+    let _pets = Native::start(&stack, "pets").await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let request = Request::get("pets.example.com", "/");
+    stack
+        .until(&request, "the mesh", |reply| reply.status == 200)
+        .await;
+    until_shown(&stack, end, None).await;
+    let load = Load::start(50, stack.client(), request.clone());
+
+    // It should have been renewed with seven hours left.
+    let end = give(12, 70, 2);
+    until_shown(&stack, end, Some(NOTE)).await;
+    let line = stack.agent.wait_for_log(NOTE).await;
+    println!("{}", line.trim());
+    let parts = ["WARN", "mesh-problem", "\"edge-gw\"", "logs of Consul's servers"];
+    assert!(
+        parts.iter().all(|part| line.contains(part)),
+        "{line} without one of {parts:?}"
+    );
+
+    let end = give(13, 1, 71);
+    until_shown(&stack, end, None).await;
+    until_quiet(&stack, NOTE).await;
+    let report = load.finish().await;
+    println!("renewed late: {report}");
+    report.assert_none_lost();
 }

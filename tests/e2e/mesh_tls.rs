@@ -18,8 +18,8 @@ use crate::support::pki::Pair;
 use crate::support::wait_for;
 
 /// A service that speaks the mesh's TLS itself, as a member with a certificate of Consul's.
-struct Native {
-    backend: Backend,
+pub struct Native {
+    pub backend: Backend,
     heard: Arc<Heard>,
 }
 
@@ -60,7 +60,7 @@ async fn leaf_of(stack: &Stack, service: &str) -> Arc<CertifiedKey> {
 }
 
 impl Native {
-    async fn start(stack: &Stack, name: &str) -> Native {
+    pub async fn start(stack: &Stack, name: &str) -> Native {
         Native::showing(stack, name, leaf_of(stack, name).await).await
     }
 

@@ -38,6 +38,6 @@ pub use documents::{DocumentsWatch, KvListing, list_documents};
 pub use exposed::ExposedWatch;
 pub use kv::{KvEntry, TxnWrite};
 pub use leader::{FencedWriteError, LeaderElection, LeaderSettings, Leadership};
-pub use mesh::{MeshWatcher, MeshWatcherTask};
+pub use mesh::{LeafReading, MeshWatcher, MeshWatcherTask};
 pub use session::{SessionBehavior, SessionKeeper, SessionKey, SessionSettings};
 pub use settings::ConsulSettings;

@@ -1,6 +1,6 @@
 //! Who we are in the mesh: the leaf that Consul's agent signs for us and keeps fresh, and the roots that we trust.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -30,6 +30,8 @@ pub(super) struct LeafWatch {
     pub(super) clock: WallClock,
     pub(super) observations: mpsc::Sender<Observation>,
     pub(super) known: Option<Arc<MeshLeaf>>,
+    /// Of the one that was handed on last, for `status` and metrics.
+    pub(super) life: Arc<Mutex<Option<LeafLife>>>,
     pub(super) told: Option<Problem>,
 }
 
@@ -124,28 +126,41 @@ struct RawLeaf {
     uri: Arc<str>,
 }
 
+/// The life of a leaf, in Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LeafLife {
+    pub(super) not_before: i64,
+    pub(super) not_after: i64,
+}
+
+impl LeafLife {
+    fn of(material: &CertificateMaterial) -> Self {
+        Self {
+            not_before: material.not_before,
+            not_after: material.not_after,
+        }
+    }
+
+    /// Consul's agent renews it at 60 to 90 % of its life. What is left below that means it does not.
+    pub(super) fn remark(self, service: &str, now: i64) -> Option<Problem> {
+        let (life, left) = (self.not_after - self.not_before, self.not_after - now);
+        (left * 20 < life).then(|| {
+            let ends = if left > 0 { "ends" } else { "has ended" };
+            let message = format!(
+                "the mesh certificate of {service:?} {ends} at {} and Consul's agent has not renewed it",
+                timestamp(self.not_after)
+            );
+            Problem::new(ProblemKind::Unavailable, message)
+                .with_fix("look for errors about the Connect CA in the logs of Consul's servers")
+        })
+    }
+}
+
 impl LeafWatch {
     fn material(&self, answer: &Answer, raw: &RawLeaf) -> Result<CertificateMaterial, ConsulError> {
         let key = Redacted::new(raw.private_key.clone());
         certificates::parse(&raw.certificate, key.expose(), self.clock.now())
             .map_err(|fault| answer.unreadable(format!("the leaf is not usable: {fault}")))
-    }
-
-    /// Consul's agent renews it at 60 to 90 % of its life. What is left below that means it does not.
-    fn remark(&self, material: &CertificateMaterial) -> Option<Problem> {
-        let (life, left) = (
-            material.not_after - material.not_before,
-            material.not_after - self.clock.now(),
-        );
-        (left * 20 < life).then(|| {
-            let message = format!(
-                "the mesh certificate of {:?} ends {} and Consul's agent has not renewed it",
-                self.service,
-                timestamp(material.not_after)
-            );
-            Problem::new(ProblemKind::Unavailable, message)
-                .with_fix("look for errors about the Connect CA in the logs of Consul's servers")
-        })
     }
 
     async fn hand_on(&mut self, leaf: Arc<MeshLeaf>) -> Result<Verdict, ConsulError> {
@@ -187,7 +202,8 @@ impl Watched for LeafWatch {
     async fn take(&mut self, answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
         let raw: RawLeaf = answer.json()?;
         let material = self.material(&answer, &raw)?;
-        let remark = self.remark(&material);
+        let life = LeafLife::of(&material);
+        let remark = life.remark(&self.service, self.clock.now());
         let same = self
             .known
             .as_ref()
@@ -202,6 +218,7 @@ impl Watched for LeafWatch {
             if let Verdict::Closed = self.hand_on(Arc::new(leaf)).await? {
                 return Ok(Verdict::Closed);
             }
+            *self.life.lock().unwrap_or_else(PoisonError::into_inner) = Some(life);
         }
         Ok(match remark {
             // Doubted, so that it is asked for again soon.
@@ -220,3 +237,41 @@ const ROOTS_BYTES: usize = 4 * 1024 * 1024;
 
 /// The leaf's own end is looked at whenever a poll returns: this bounds how late.
 pub(super) const IDENTITY_WAIT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::LeafLife;
+
+    const HOUR: i64 = 3600;
+    /// As Consul gives them, from 2026-01-01 on.
+    const LEAF: LeafLife = LeafLife {
+        not_before: 1_767_225_600,
+        not_after: 1_767_225_600 + 72 * HOUR,
+    };
+
+    fn remark(hours: i64) -> Option<String> {
+        let problem = LEAF.remark("edge-gw", LEAF.not_before + hours * HOUR)?;
+        assert!(problem.fix.is_some_and(|fix| fix.contains("Connect CA")));
+        Some(problem.message.to_string())
+    }
+
+    #[test]
+    fn a_leaf_is_remarked_on_once_it_should_have_been_renewed() {
+        // Consul's agent renews it at 90 % of its life at the latest: 64.8 h.
+        for hours in [0, 43, 65, 68] {
+            assert_eq!(remark(hours), None, "{hours} h");
+        }
+        let said = remark(69).unwrap();
+        assert_eq!(
+            said,
+            "the mesh certificate of \"edge-gw\" ends at 2026-01-04T00:00:00Z and Consul's agent has not renewed it"
+        );
+        assert!(
+            remark(72)
+                .unwrap()
+                .contains("\"edge-gw\" has ended at 2026-01-04")
+        );
+        // A clock that is behind sees a life that has not begun.
+        assert_eq!(remark(-1), None);
+    }
+}

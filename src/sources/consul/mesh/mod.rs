@@ -20,4 +20,4 @@ mod intention;
 mod intention_answer;
 mod sidecar;
 mod watcher;
-pub use watcher::{MeshWatcher, MeshWatcherTask};
+pub use watcher::{LeafReading, MeshWatcher, MeshWatcherTask};

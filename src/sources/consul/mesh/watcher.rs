@@ -9,10 +9,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::chain::ChainWatch;
-use super::identity::{IDENTITY_WAIT, LeafWatch, RootsWatch};
+use super::identity::{IDENTITY_WAIT, LeafLife, LeafWatch, RootsWatch};
 use super::intention::IntentionWatch;
 use crate::model::mesh::Interest;
-use crate::model::{Needed, Observation};
+use crate::model::{Needed, Observation, Problem};
 use crate::sources::agent_api::blocking_query::{WatchTiming, watch};
 use crate::sources::agent_api::budget::Budget;
 use crate::sources::certificates::WallClock;
@@ -26,6 +26,17 @@ type Healths = Arc<Mutex<BTreeMap<Interest, SourceHealth>>>;
 pub struct MeshWatcher {
     interests: channel::Sender<Needed<Interest>>,
     health: Healths,
+    service: Arc<str>,
+    leaf: Arc<Mutex<Option<LeafLife>>>,
+}
+
+/// The gateway's own certificate in the mesh, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafReading {
+    /// When it ends, in Unix seconds.
+    pub ends: i64,
+    /// Its end is near and no other has come, whatever kept it.
+    pub warning: Option<Problem>,
 }
 
 /// Watches; to be run by whoever owns the agent's tasks.
@@ -39,6 +50,7 @@ pub struct MeshWatcherTask {
     observations: mpsc::Sender<Observation>,
     interests: channel::Receiver<Needed<Interest>>,
     health: Healths,
+    leaf: Arc<Mutex<Option<LeafLife>>>,
     timing: WatchTiming,
 }
 
@@ -52,19 +64,23 @@ impl MeshWatcher {
     ) -> (Self, MeshWatcherTask) {
         let (sender, interests) = channel::channel(OrdMap::new());
         let health = Healths::default();
+        let leaf = Arc::new(Mutex::new(None));
         let task = MeshWatcherTask {
             budget: Budget::new(client.api(), CONNECTIONS, TURN),
             timing: WatchTiming::towards(&client.settings().address),
             client,
             mesh_client,
-            service,
+            service: service.clone(),
             observations,
             interests,
             health: health.clone(),
+            leaf: leaf.clone(),
         };
         let watcher = Self {
             interests: sender,
             health,
+            service,
+            leaf,
         };
         (watcher, task)
     }
@@ -79,6 +95,15 @@ impl MeshWatcher {
             }
             differs
         });
+    }
+
+    /// The certificate that Consul gave last. Its end nears while Consul is away, too, or refuses.
+    pub fn leaf(&self, now: i64) -> Option<LeafReading> {
+        let life = (*self.leaf.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Some(LeafReading {
+            ends: life.not_after,
+            warning: life.remark(&self.service, now),
+        })
     }
 
     /// The freshness of every watch that runs now.
@@ -188,6 +213,7 @@ impl MeshWatcherTask {
             clock: WallClock::default(),
             observations: self.observations.clone(),
             known: None,
+            life: self.leaf.clone(),
             told: None,
         };
         let (client, stop_roots, timing_roots) = (self.mesh_client.clone(), stop.clone(), timing.clone());
