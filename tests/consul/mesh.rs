@@ -429,6 +429,57 @@ async fn a_leaf_that_must_wait_its_turn_comes_later() {
 }
 
 #[tokio::test]
+async fn a_renewed_leaf_follows_the_roots_and_the_same_one_is_not_told_again() {
+    let server = AnsweringServer::start().await;
+    server.put(ROOTS, Answer::kept("roots"));
+    server.put(LEAF, Answer::kept("leaf"));
+    let (mut running, watcher) = watching(&server, quick(), [Interest::Mesh]);
+    let mut first = None;
+    // The roots twice: by their own watch, and before the leaf.
+    for _ in 0..3 {
+        match running.next().await {
+            Observation::Mesh(MeshUpdate::Leaf(Ok(leaf))) => first = Some(leaf),
+            Observation::Mesh(MeshUpdate::Roots(Ok(_))) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let first = first.expect("a leaf");
+    let shown = watcher.leaf(first.material.not_before).expect("its life");
+    assert_eq!((shown.ends, shown.warning), (first.material.not_after, None));
+
+    // Consul woke for something else.
+    server.put(LEAF, Answer::kept("leaf").at(300));
+    running.quiet_for(700).await;
+
+    let renewed = rcgen::generate_simple_self_signed(["edge-gw".to_owned()]).unwrap();
+    let leaf = json!({
+        "CertPEM": renewed.cert.pem(),
+        "PrivateKeyPEM": renewed.signing_key.serialize_pem(),
+        "ServiceURI": &*first.uri,
+    });
+    server.put(LEAF, Answer::json(301, &leaf));
+    let Observation::Mesh(MeshUpdate::Roots(Ok(roots))) = running.next().await else {
+        panic!("a leaf before whom to trust");
+    };
+    assert_eq!(roots.count, 2);
+    let Observation::Mesh(MeshUpdate::Leaf(Ok(second))) = running.next().await else {
+        panic!("no leaf after the roots");
+    };
+    assert!(second.material.private_key.is_some());
+    assert_ne!(second.material, first.material);
+    running.quiet_for(700).await;
+    let shown = watcher.leaf(second.material.not_before).expect("its life");
+    assert_eq!((shown.ends, shown.warning), (second.material.not_after, None));
+    // Nobody renewed it again.
+    let shown = watcher.leaf(second.material.not_after).expect("its life");
+    let warning = shown.warning.expect("that it has ended");
+    assert!(
+        warning.message.contains("\"edge-gw\" has ended at"),
+        "{warning:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_consul_without_connect_says_so() {
     let server = AnsweringServer::start().await;
     server.put(ROOTS, Answer::kept("connect-disabled"));

@@ -11,7 +11,7 @@ use crate::mesh_tls::Native;
 use crate::stack::{GATEWAY, Options, Stack};
 use crate::support::client::Request;
 use crate::support::load::Load;
-use crate::support::pki::Ca;
+use crate::support::pki::{Ca, parse_certificates};
 use crate::support::wait_for;
 
 /// When Envoy got each of the secrets of the mesh that it has.
@@ -151,9 +151,9 @@ async fn a_mesh_certificate_that_is_not_renewed_is_told_before_it_ends() {
             "ServiceURI": "spiffe://11111111-2222-3333-4444-555555555555.consul/ns/default/dc/dc1/svc/edge-gw",
         });
         consul.put(LEAF, Answer::json(index, &leaf));
-        pair.not_after()
+        (pair.not_after(), parse_certificates(&pair.certificate).remove(0))
     };
-    let end = give(11, 40, 32);
+    let (end, first) = give(11, 40, 32);
     let mut stack = Stack::start(Options {
         consul_block: Some(format!("address = {:?}", consul.address)),
         more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
@@ -164,7 +164,7 @@ async fn a_mesh_certificate_that_is_not_renewed_is_told_before_it_ends() {
     stack.put("gateway", GATEWAY).await;
     protocol(&stack, "pets", "http").await;
     // It looks at nobody's certificate.
-    let _pets = Native::start(&stack, "pets").await;
+    let one = Native::start(&stack, "pets").await;
     stack.put("pets", &document("pets.example.com", "pets", "")).await;
     let request = Request::get("pets.example.com", "/");
     stack
@@ -174,7 +174,7 @@ async fn a_mesh_certificate_that_is_not_renewed_is_told_before_it_ends() {
     let load = Load::start(50, stack.client(), request.clone());
 
     // It should have been renewed with seven hours left.
-    let end = give(12, 70, 2);
+    let (end, _) = give(12, 70, 2);
     until_shown(&stack, end, Some(NOTE)).await;
     let line = stack.agent.wait_for_log(NOTE).await;
     println!("{}", line.trim());
@@ -184,10 +184,27 @@ async fn a_mesh_certificate_that_is_not_renewed_is_told_before_it_ends() {
         "{line} without one of {parts:?}"
     );
 
-    let end = give(13, 1, 71);
+    // The leaf alone is another one: neither the authorities nor the service's instances changed.
+    let [before, roots] = secrets(&stack).await.unwrap();
+    let (end, last) = give(13, 1, 71);
     until_shown(&stack, end, None).await;
     until_quiet(&stack, NOTE).await;
+    wait_for("Envoy to hold it", Duration::from_secs(60), async || {
+        let [now, same] = secrets(&stack).await?;
+        anyhow::ensure!(now != before && same == roots, "{now} {same}");
+        Ok(())
+    })
+    .await;
+    // Connections that are there go on with the one they began with; new ones show the new one.
+    let two = Native::start_another(&stack, "pets", "two").await;
+    stack.until(&request, "the new instance", from("two")).await;
     let report = load.finish().await;
     println!("renewed late: {report}");
     report.assert_none_lost();
+    assert_eq!(one.clients().first(), Some(&first));
+    let shown = two.clients();
+    assert!(
+        !shown.is_empty() && shown.iter().all(|one| *one == last),
+        "a certificate of before on a new connection"
+    );
 }

@@ -4,15 +4,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::Method;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use serde_json::json;
 
 use crate::connect::{Meshed, document, protocol};
 use crate::stack::{Options, Stack};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
-use crate::support::consul::service;
 use crate::support::http::install_tls_provider;
 use crate::support::pki::Pair;
 use crate::support::wait_for;
@@ -23,11 +29,58 @@ pub struct Native {
     heard: Arc<Heard>,
 }
 
-/// Of every handshake: the server name, and the protocols that were offered.
+/// Of every handshake: the server name, and the protocols that were offered. It takes any certificate of a client.
 #[derive(Debug)]
 struct Heard {
     shown: Mutex<Arc<CertifiedKey>>,
     handshakes: Mutex<Vec<(Option<String>, Vec<String>)>>,
+    clients: Mutex<Vec<CertificateDer<'static>>>,
+}
+
+impl ClientCertVerifier for Heard {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.clients
+            .lock()
+            .unwrap()
+            .push(certificate.clone().into_owned());
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        algorithms().supported_schemes()
+    }
+}
+
+fn algorithms() -> WebPkiSupportedAlgorithms {
+    let provider = CryptoProvider::get_default().expect("a provider");
+    provider.signature_verification_algorithms
 }
 
 impl ResolvesServerCert for Heard {
@@ -55,31 +108,42 @@ async fn leaf_of(stack: &Stack, service: &str) -> Arc<CertifiedKey> {
         key: pem("PrivateKeyPEM"),
     }
     .parsed();
-    let provider = rustls::crypto::CryptoProvider::get_default().expect("a provider");
+    let provider = CryptoProvider::get_default().expect("a provider");
     Arc::new(CertifiedKey::from_der(chain, key, provider).expect("a key that fits"))
 }
 
 impl Native {
     pub async fn start(stack: &Stack, name: &str) -> Native {
-        Native::showing(stack, name, leaf_of(stack, name).await).await
+        Native::showing(stack, name, name, leaf_of(stack, name).await).await
+    }
+
+    /// Another instance of the service, under a name of its own.
+    pub async fn start_another(stack: &Stack, service: &str, name: &str) -> Native {
+        Native::showing(stack, service, name, leaf_of(stack, service).await).await
     }
 
     /// An instance of this service that shows this certificate, be it the service's or not.
-    async fn showing(stack: &Stack, name: &str, shown: Arc<CertifiedKey>) -> Native {
+    async fn showing(stack: &Stack, service: &str, name: &str, shown: Arc<CertifiedKey>) -> Native {
         let heard = Arc::new(Heard {
             shown: Mutex::new(shown),
             handshakes: Mutex::default(),
+            clients: Mutex::default(),
         });
         let mut config = rustls::ServerConfig::builder()
-            .with_no_client_auth()
+            .with_client_cert_verifier(heard.clone())
             .with_cert_resolver(heard.clone());
         // It would take any of these.
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let backend = Backend::start_tls(name, Arc::new(config)).await;
-        let mut definition = service(name, name, backend.port);
+        let mut definition = crate::support::consul::service(service, name, backend.port);
         definition["Connect"] = json!({ "Native": true });
         stack.consul.register(&definition).await;
         Native { backend, heard }
+    }
+
+    /// The certificates that clients showed, one for each handshake.
+    pub fn clients(&self) -> Vec<CertificateDer<'static>> {
+        self.heard.clients.lock().unwrap().clone()
     }
 
     /// In the handshakes to come.
@@ -195,7 +259,7 @@ async fn an_instance_with_another_service_s_certificate_gets_no_request() {
     protocol(&stack, "cards", "http").await;
     // A member of the mesh, signed by its authority and in date, registered as an instance of `cards`.
     let of_another = leaf_of(&stack, "thief").await;
-    let instance = Native::showing(&stack, "cards", of_another).await;
+    let instance = Native::showing(&stack, "cards", "cards", of_another).await;
     let host = "cards.example.com";
     stack.put("cards", &document(host, "cards", "")).await;
     let request = Request::get(host, "/").header("authorization", "Bearer secret");
