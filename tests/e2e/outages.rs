@@ -341,3 +341,96 @@ async fn a_cold_start_without_consul_and_vault_serves_what_needs_no_key_state_of
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bad_certificate_costs_its_own_name_alone() {
+    let stack = Stack::start(Options {
+        vault: true,
+        ..Options::default()
+    })
+    .await;
+    let vault = stack.vault.as_ref().unwrap();
+    let ca = crate::support::pki::Ca::new("shop");
+    let day = Duration::from_secs(86_400);
+    let put = async |name: &str, certificate: &str, key: &str| {
+        let secret = serde_json::json!({ "certificate": certificate, "private_key": key });
+        vault.put_kv2("secret", &format!("edge/{name}"), secret).await;
+    };
+    let good = ca.issue(&["unfit.example.org"]);
+    put("unfit", &good.certificate, &ca.issue(&["unfit.example.org"]).key).await;
+    put("malformed", "hello", &good.key).await;
+    let ended = ca.issue_between(&["expired.example.org"], 2 * day, Duration::ZERO);
+    put("expired", &ended.certificate, &ended.key).await;
+    put("version", &good.certificate, &good.key).await;
+    // What each is called, where it is, what is said of it, and what to do.
+    let bad = [
+        (
+            "mount",
+            "mount = \"nowhere\"",
+            "no secrets engine is mounted",
+            "secrets list",
+        ),
+        (
+            "version",
+            "mount = \"secret\"\n    kv_version = 1",
+            "is KV version 2, and the document says version 1",
+            "kv_version = 2",
+        ),
+        ("malformed", "mount = \"secret\"", "no CERTIFICATE block", "PEM"),
+        (
+            "unfit",
+            "mount = \"secret\"",
+            "does not belong to any certificate",
+            "together",
+        ),
+        ("expired", "mount = \"secret\"", "expired at", "renewed"),
+    ];
+    let mut documents = document();
+    for (name, mount, _, _) in bad {
+        documents = documents
+            .replace("[\"www\"", &format!("[\"www\", \"{name}\""))
+            .replace(
+                "[\"www.example.com\"",
+                &format!("[\"www.example.com\", \"{name}.example.org\""),
+            );
+        documents.push_str(&format!(
+            "certificate \"{name}\" {{\n  vault_kv {{\n    {mount}\n    path = \"edge/{name}\"\n  }}\n}}\n"
+        ));
+    }
+    stack.put("www", &documents).await;
+    let client = stack.https_client().await;
+    let request = Request::get("www.example.com", "/");
+    until(&client, &request, "the good certificate", |reply| {
+        reply.status == 200
+    })
+    .await;
+    until_status(&stack, "each to be told", |status| {
+        let said = status["diagnostics"].as_array().into_iter().flatten();
+        let said: Vec<&Value> = said.filter(|one| one["code"] == "certificate-problem").collect();
+        bad.iter().all(|(name, _, words, fix)| {
+            let (named, words) = (format!("certificate \"{name}\": "), *words);
+            said.iter().any(|one| {
+                let message = one["message"].as_str().unwrap_or_default();
+                let right = message.starts_with(&named) && message.contains(words);
+                right && one["fix"].as_str().is_some_and(|said| said.contains(fix))
+            })
+        })
+    })
+    .await;
+    for (name, _, _, _) in bad {
+        let other = Request::get(&format!("{name}.example.org"), "/");
+        assert!(client.send(&other).await.is_err(), "{name} has no certificate");
+    }
+    let fresh = stack.https_client().await;
+    assert_eq!(fresh.send(&request).await.unwrap().status, 200);
+
+    // One that is mended serves, and the others still harm nobody.
+    put("unfit", &good.certificate, &good.key).await;
+    let trusting = Client::https(stack.https, &ca.certificate);
+    let mended = Request::get("unfit.example.org", "/");
+    until(&trusting, &mended, "the mended one", |reply| reply.status == 200).await;
+    assert_eq!(
+        stack.https_client().await.send(&request).await.unwrap().status,
+        200
+    );
+}

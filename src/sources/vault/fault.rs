@@ -202,7 +202,7 @@ impl VaultFault {
                  used it, the secret id is known to somebody else: destroy it by its accessor."
                     .to_owned()
             }
-            Reason::KvVersion { found, .. } => format!("Set version = {found} in the document."),
+            Reason::KvVersion { found, .. } => format!("Set kv_version = {found} in the document, or leave it out."),
             Reason::NotKv(_) => "Name the mount of a kv secrets engine.".to_owned(),
         }
     }
