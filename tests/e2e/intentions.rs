@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::json;
-
 use tokio::task::JoinSet;
 
+use crate::answering::{Answer, AnsweringServer};
 use crate::connect::{Meshed, document, from, mesh_stack, protocol, until_said};
-use crate::stack::{GATEWAY, Stack, route};
+use crate::stack::{GATEWAY, Options, SOON, Stack, route};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Reply, Request};
 use crate::support::load::Load;
@@ -135,5 +136,78 @@ async fn intentions_that_flip_under_load_touch_one_service_alone() {
             let served = report.backends["pets"];
             assert!(served > 0 && report.sent - served >= 4 * LOOKED_AT, "{report}");
         }
+    }
+}
+
+/// Of a newer Consul, whose service's proxy decides request by request: foretold for the path as it gets there.
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_of_an_intention_are_foretold_request_by_request() {
+    let newer = AnsweringServer::start_before_another().await;
+    newer.put(
+        "/v1/connect/intentions/match",
+        Answer::kept("intentions-with-permissions"),
+    );
+    let stack = Stack::start(Options {
+        consul_block: Some(format!("address = {:?}", newer.address)),
+        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
+        ..Options::default()
+    })
+    .await;
+    newer.stand_before(stack.consul.address());
+    stack.put("gateway", GATEWAY).await;
+    protocol(&stack, "web", "http").await;
+    let _web = Meshed::start(&stack, "web", "one", json!({})).await;
+    let moved = "  rule \"moved\" {\n    match { path_prefix = \"/shop\" }\n    rewrite { path_prefix = \"/api\" }\n    \
+                 backend \"upstream\" \"web\" {}\n  }\n\n  rule \"all\"";
+    let documents = document("web.example.com", "web", "").replace("  rule \"all\"", moved);
+    stack.put("web", &documents).await;
+    stack
+        .until(&Request::get("web.example.com", "/"), "the service", from("one"))
+        .await;
+    for (method, path, verdict) in [
+        (
+            "GET",
+            "/api/x",
+            "allowed by intention edge-gw => web (2 permissions, precedence 9), permission 1",
+        ),
+        (
+            "POST",
+            "/api/x",
+            "denied by intention edge-gw => web (2 permissions, precedence 9), none of whose permissions",
+        ),
+        (
+            "GET",
+            "/login",
+            "allowed with a valid JWT by intention edge-gw => web (2 permissions, precedence 9), permission 2",
+        ),
+        (
+            "GET",
+            "/login/x",
+            "denied by intention edge-gw => web (2 permissions, precedence 9), none of whose permissions",
+        ),
+        // As the rule rewrites it, and as the gateway normalises it.
+        (
+            "GET",
+            "/shop/x",
+            "allowed by intention edge-gw => web (2 permissions, precedence 9), permission 1",
+        ),
+        (
+            "GET",
+            "/other/../api/x",
+            "allowed by intention edge-gw => web (2 permissions, precedence 9), permission 1",
+        ),
+        (
+            "GET",
+            "/api/../other",
+            "denied by intention edge-gw => web (2 permissions, precedence 9), none of whose permissions",
+        ),
+    ] {
+        wait_for(&format!("{method} {path} to be foretold"), SOON, async || {
+            let url = format!("/v1/explain?gateway=edge&method={method}&url=http://web.example.com{path}");
+            let said = stack.agent.api(Method::GET, &url, "").await?.text();
+            anyhow::ensure!(said.contains(verdict), "{said}");
+            Ok(())
+        })
+        .await;
     }
 }
