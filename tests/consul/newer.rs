@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use imbl::OrdMap;
-use portreeve::model::ServiceQuery;
+use portreeve::model::{ProblemKind, ServiceQuery};
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{
     ConsulClient, ConsulSettings, DocumentsWatch, LeaderElection, LeaderSettings, ServiceWatcher, TxnWrite,
 };
+use portreeve::translate::Compiler;
 use regex::Regex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answering::{Answer, AnsweringServer};
 use crate::server::{Running, Server, quick};
+use crate::world;
 
 fn client(address: &str) -> ConsulClient {
     let address = ApiAddress::parse(Product::Consul, address, false).unwrap();
@@ -66,6 +68,92 @@ async fn each_of_several_ports_is_known_by_its_name() {
         (instances[0].port, instances[0].ports.get("http")),
         (8090, Some(&8090))
     );
+}
+
+/// Since 1.10 health is served from a stream: no word of a leader or of its age, and now and then an error that means nothing.
+#[tokio::test]
+async fn a_stream_that_ends_behind_a_query_costs_nothing() {
+    const PATH: &str = "/v1/health/service/web";
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let server = AnsweringServer::start().await;
+    server.put(PATH, Answer::kept("health-service-multi-port"));
+    let (mut running, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::new(client(&server.address), sender);
+    watcher.set_interests(OrdMap::unit(ServiceQuery::named("web"), 0u64));
+    running
+        .tasks
+        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    assert_eq!(running.service().await.result.unwrap().len(), 2);
+    server.put(PATH, Answer::kept("health-service-stream-cancelled"));
+    // It does not stand for "no instances".
+    let problem = running.service().await.result.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Unavailable, "{problem}");
+    assert!(problem.message.contains("context canceled"), "{problem}");
+    let moved = Answer::kept("health-service-multi-port")
+        .with("\"port\":8080", "\"port\":8090")
+        .at(9);
+    server.put(PATH, moved);
+    assert_eq!(running.service().await.result.unwrap()[0].port, 8090);
+}
+
+/// Consul CE refuses both, so that nothing may be sent that no document says.
+#[tokio::test]
+async fn a_namespace_and_a_partition_are_asked_for_where_a_document_says_so() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let server = AnsweringServer::start().await;
+    for name in ["web", "plain"] {
+        let path = format!("/v1/health/service/{name}");
+        server.put(&path, Answer::kept("health-service-multi-port"));
+    }
+    let (mut running, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::new(client(&server.address), sender);
+    let document = r#"
+upstream "web" {
+  consul {
+    namespace = "shop"
+    partition = "edge"
+  }
+}
+
+upstream "plain" {
+  consul {}
+}
+
+gateway "edge" {
+  listener "web" { port = 8080 }
+}
+
+http_route "both" {
+  gateways  = ["edge"]
+  hostnames = ["www.example.com"]
+
+  rule "all" {
+    backend "upstream" "web" {}
+    backend "upstream" "plain" {}
+  }
+}
+"#;
+    let mut snapshot = world::empty();
+    world::put(&mut snapshot, [world::file("web.hcl", document)]);
+    let compiler = Compiler::compile("edge", world::settings(), &snapshot);
+    watcher.set_interests(compiler.services().into_iter().map(|query| (query, 0u64)).collect());
+    running
+        .tasks
+        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    for _ in 0..2 {
+        running.service().await.result.unwrap();
+    }
+    for asked in server.asked("/v1/health/service/web") {
+        assert!(
+            asked.contains("ns=shop") && asked.contains("partition=edge"),
+            "{asked}"
+        );
+    }
+    let plain = server.asked("/v1/health/service/plain");
+    assert!(!plain.is_empty());
+    for asked in plain {
+        assert!(!asked.contains("ns=") && !asked.contains("partition="), "{asked}");
+    }
 }
 
 /// A real Consul behind a door that refuses keys as 1.21.5 does.
