@@ -136,7 +136,13 @@ http_route "both" {
     let mut snapshot = world::empty();
     world::put(&mut snapshot, [world::file("web.hcl", document)]);
     let compiler = Compiler::compile("edge", world::settings(), &snapshot);
-    watcher.set_interests(compiler.services().into_iter().map(|query| (query, 0u64)).collect());
+    watcher.set_interests(
+        compiler
+            .services()
+            .into_iter()
+            .map(|query| (query, 0u64))
+            .collect(),
+    );
     running
         .tasks
         .spawn(task.with_timing(quick()).run(running.cancel.clone()));
