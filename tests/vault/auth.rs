@@ -11,12 +11,10 @@ use serde_json::{Value, json};
 use super::bao::Bao;
 use super::rig::{Rig, app_role, kv, self_signed, token};
 
-const READER: &str = "path \"secret/*\" { capabilities = [\"read\"] }";
-
 async fn with_secret() -> Bao {
     let bao = Bao::start().await;
     bao.mount_kv().await;
-    bao.policy("reader", READER).await;
+    bao.reader().await;
     store(&bao, "one.example").await;
     bao
 }
@@ -39,7 +37,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Duration {
 #[tokio::test]
 async fn an_app_role_token_is_renewed_replaced_and_given_back() {
     let bao = with_secret().await;
-    let settings = json!({"token_policies": ["reader"], "token_ttl": "8s", "token_max_ttl": "14s"});
+    let settings = json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "8s", "token_max_ttl": "14s"});
     let (role_id, secret_id) = bao.app_role(settings).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("secret_id");
@@ -72,7 +70,7 @@ async fn an_app_role_token_is_renewed_replaced_and_given_back() {
 async fn a_revoked_token_is_replaced_without_a_gap() {
     let bao = with_secret().await;
     let (role_id, secret_id) = bao
-        .app_role(json!({"token_policies": ["reader"], "token_ttl": "1h"}))
+        .app_role(json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "1h"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
@@ -96,7 +94,7 @@ async fn a_revoked_token_is_replaced_without_a_gap() {
     assert!(!rig.vault.status().is_ok());
     bao.write(
         "auth/approle/role/edge",
-        json!({"token_policies": ["reader"], "role_id": role_id}),
+        json!({"token_no_default_policy": true, "token_policies": ["reader"], "role_id": role_id}),
     )
     .await;
     bao.write(
@@ -157,14 +155,18 @@ async fn a_token_file_is_read_again_when_it_changes() {
     let bao = with_secret().await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("vault_token");
-    let first = bao.token(json!({"policies": ["reader"], "ttl": "1h"})).await;
+    let first = bao
+        .token(json!({"no_default_policy": true, "policies": ["reader"], "ttl": "1h"}))
+        .await;
     std::fs::write(&file, &first).unwrap();
     let mut rig = Rig::start(&bao.address, VaultAuth::TokenFile(file.clone()), directory.path());
     rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
     rig.material().await;
 
     // As Nomad and Vault Agent do: a new file over the old one. The old token ends a moment later.
-    let second = bao.token(json!({"policies": ["reader"], "ttl": "1h"})).await;
+    let second = bao
+        .token(json!({"no_default_policy": true, "policies": ["reader"], "ttl": "1h"}))
+        .await;
     std::fs::write(directory.path().join("new"), &second).unwrap();
     std::fs::rename(directory.path().join("new"), &file).unwrap();
     bao.revoke(&first).await;
@@ -174,7 +176,12 @@ async fn a_token_file_is_read_again_when_it_changes() {
     bao.revoke(&second).await;
     let problem = rig.problem().await;
     assert!(problem.message.contains("token is invalid"), "{problem}");
-    std::fs::write(&file, bao.token(json!({"policies": ["reader"]})).await).unwrap();
+    std::fs::write(
+        &file,
+        bao.token(json!({"no_default_policy": true, "policies": ["reader"]}))
+            .await,
+    )
+    .unwrap();
     rig.material().await;
     let third = std::fs::read_to_string(&file).unwrap();
     rig.stop().await;
@@ -191,7 +198,7 @@ async fn a_workload_identity_logs_in_and_rotates() {
     bao.write("auth/jwt-nomad/config", public).await;
     let role = json!({
         "role_type": "jwt", "bound_audiences": ["vault.io"], "user_claim": "sub",
-        "token_policies": ["reader"], "token_ttl": "1h"
+        "token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "1h"
     });
     bao.write("auth/jwt-nomad/role/edge", role).await;
     let directory = tempfile::tempdir().unwrap();
@@ -246,7 +253,7 @@ async fn a_workload_identity_logs_in_and_rotates() {
 async fn batch_and_periodic_tokens_live_on() {
     let bao = with_secret().await;
     let directory = tempfile::tempdir().unwrap();
-    let batch = json!({"token_policies": ["reader"], "token_type": "batch", "token_ttl": "8s"});
+    let batch = json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_type": "batch", "token_ttl": "8s"});
     let (role_id, secret_id) = bao.app_role(batch).await;
     let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
     rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
@@ -257,7 +264,9 @@ async fn batch_and_periodic_tokens_live_on() {
     assert_eq!(rig.vault.status().errors, 0);
     rig.stop().await;
 
-    let periodic = bao.token(json!({"policies": ["reader"], "period": "7s"})).await;
+    let periodic = bao
+        .token(json!({"no_default_policy": true, "policies": ["reader"], "period": "7s"}))
+        .await;
     let mut rig = Rig::start(&bao.address, token(&periodic), directory.path());
     rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
     rig.material().await;

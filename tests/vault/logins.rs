@@ -17,8 +17,7 @@ use super::rig::{Rig, kv, self_signed};
 async fn with_secret() -> Bao {
     let bao = Bao::start().await;
     bao.mount_kv().await;
-    bao.policy("reader", "path \"secret/*\" { capabilities = [\"read\"] }")
-        .await;
+    bao.reader().await;
     store(&bao, "one.example").await;
     bao
 }
@@ -47,7 +46,7 @@ async fn wrap(bao: &Bao, path: &str) -> String {
 async fn a_wrapped_secret_id_is_unwrapped_once() {
     let bao = with_secret().await;
     let (role_id, _) = bao
-        .app_role(json!({"token_policies": ["reader"], "token_ttl": "1h"}))
+        .app_role(json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "1h"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("wrapped");
@@ -87,7 +86,9 @@ async fn a_wrapped_secret_id_is_unwrapped_once() {
 #[tokio::test]
 async fn a_wrapping_token_of_something_else_is_not_used() {
     let bao = with_secret().await;
-    let (role_id, _) = bao.app_role(json!({"token_policies": ["reader"]})).await;
+    let (role_id, _) = bao
+        .app_role(json!({"token_no_default_policy": true, "token_policies": ["reader"]}))
+        .await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("wrapped");
     // Whoever swaps the token for one of his own wraps it elsewhere.
@@ -109,7 +110,7 @@ async fn a_wrapping_token_of_something_else_is_not_used() {
 async fn a_password_file_is_read_again_on_each_login() {
     let bao = with_secret().await;
     bao.write("sys/auth/userpass", json!({"type": "userpass"})).await;
-    let user = |password: &str| json!({"password": password, "token_policies": ["reader"]});
+    let user = |password: &str| json!({"password": password, "token_no_default_policy": true, "token_policies": ["reader"]});
     bao.write("auth/userpass/users/edge", user("first")).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("password");
@@ -200,7 +201,7 @@ async fn a_service_account_logs_in_and_its_token_rotates() {
     bao.write(
         "auth/kubernetes/role/edge",
         json!({"bound_service_account_names": ["portreeve"], "bound_service_account_namespaces": ["gateways"],
-               "token_policies": ["reader"], "token_ttl": "1h"}),
+               "token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "1h"}),
     )
     .await;
     let directory = tempfile::tempdir().unwrap();
@@ -241,7 +242,7 @@ async fn a_service_account_logs_in_and_its_token_rotates() {
 async fn a_given_token_that_nobody_renews_is_told_before_it_ends() {
     let bao = with_secret().await;
     let text = bao
-        .token(json!({"policies": ["reader"], "ttl": "9s", "renewable": false}))
+        .token(json!({"no_default_policy": true, "policies": ["reader"], "ttl": "9s", "renewable": false}))
         .await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");
@@ -271,7 +272,9 @@ async fn a_given_token_that_nobody_renews_is_told_before_it_ends() {
     assert!(warning.fix.as_deref().unwrap().contains("token"), "{warning:?}");
     assert!(rig.vault.status().is_ok(), "it still works");
     assert!(rig.vault.status().token_expires.unwrap() <= end + 1);
-    let next = bao.token(json!({"policies": ["reader"], "ttl": "1h"})).await;
+    let next = bao
+        .token(json!({"no_default_policy": true, "policies": ["reader"], "ttl": "1h"}))
+        .await;
     std::fs::write(&file, next).unwrap();
     while rig.vault.status().warning.is_some() {
         assert!(

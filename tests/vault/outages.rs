@@ -25,8 +25,7 @@ async fn keeps_knocking(bao: &Bao) {
 async fn sealed_down_and_back() {
     let mut bao = Bao::start().await;
     bao.mount_kv().await;
-    bao.policy("reader", "path \"secret/*\" { capabilities = [\"read\"] }")
-        .await;
+    bao.reader().await;
     let (certificate, key) = self_signed("one.example", 5);
     bao.write(
         "secret/data/www",
@@ -34,7 +33,7 @@ async fn sealed_down_and_back() {
     )
     .await;
     let (role_id, secret_id) = bao
-        .app_role(json!({"token_policies": ["reader"], "token_ttl": "1h"}))
+        .app_role(json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "1h"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
