@@ -29,6 +29,16 @@ fn client(address: &str) -> ConsulClient {
     .unwrap()
 }
 
+fn watching(server: &AnsweringServer, queries: OrdMap<ServiceQuery, u64>) -> (Running, ServiceWatcher) {
+    let (mut running, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::new(client(&server.address), sender);
+    watcher.set_interests(queries);
+    running
+        .tasks
+        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    (running, watcher)
+}
+
 #[tokio::test]
 async fn each_of_several_ports_is_known_by_its_name() {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -37,12 +47,7 @@ async fn each_of_several_ports_is_known_by_its_name() {
         "/v1/health/service/web",
         Answer::kept("health-service-multi-port"),
     );
-    let (mut running, sender) = Running::new();
-    let (watcher, task) = ServiceWatcher::new(client(&server.address), sender);
-    watcher.set_interests(OrdMap::unit(ServiceQuery::named("web"), 0u64));
-    running
-        .tasks
-        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    let (mut running, _watcher) = watching(&server, OrdMap::unit(ServiceQuery::named("web"), 0));
     let instances = running.service().await.result.unwrap();
     // The default port is the port, as one that was registered alone is.
     let ports: Vec<(&str, u16)> = instances.iter().map(|one| (&*one.address, one.port)).collect();
@@ -77,12 +82,7 @@ async fn a_stream_that_ends_behind_a_query_costs_nothing() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let server = AnsweringServer::start().await;
     server.put(PATH, Answer::kept("health-service-multi-port"));
-    let (mut running, sender) = Running::new();
-    let (watcher, task) = ServiceWatcher::new(client(&server.address), sender);
-    watcher.set_interests(OrdMap::unit(ServiceQuery::named("web"), 0u64));
-    running
-        .tasks
-        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    let (mut running, _watcher) = watching(&server, OrdMap::unit(ServiceQuery::named("web"), 0));
     assert_eq!(running.service().await.result.unwrap().len(), 2);
     server.put(PATH, Answer::kept("health-service-stream-cancelled"));
     // It does not stand for "no instances".
@@ -105,8 +105,6 @@ async fn a_namespace_and_a_partition_are_asked_for_where_a_document_says_so() {
         let path = format!("/v1/health/service/{name}");
         server.put(&path, Answer::kept("health-service-multi-port"));
     }
-    let (mut running, sender) = Running::new();
-    let (watcher, task) = ServiceWatcher::new(client(&server.address), sender);
     let document = r#"
 upstream "web" {
   consul {
@@ -136,16 +134,8 @@ http_route "both" {
     let mut snapshot = world::empty();
     world::put(&mut snapshot, [world::file("web.hcl", document)]);
     let compiler = Compiler::compile("edge", world::settings(), &snapshot);
-    watcher.set_interests(
-        compiler
-            .services()
-            .into_iter()
-            .map(|query| (query, 0u64))
-            .collect(),
-    );
-    running
-        .tasks
-        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    let asked = compiler.services().into_iter().map(|query| (query, 0u64));
+    let (mut running, _watcher) = watching(&server, asked.collect());
     for _ in 0..2 {
         running.service().await.result.unwrap();
     }
