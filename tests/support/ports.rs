@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -43,7 +44,8 @@ fn is_free(port: u16) -> bool {
 
 fn lock_a_block() -> Block {
     let uid = rustix::process::geteuid().as_raw();
-    let directory = std::env::temp_dir().join(format!("portreeve-test-ports-{uid}"));
+    // Not TMPDIR: tests with different ones share the machine's ports all the same.
+    let directory = Path::new("/tmp").join(format!("portreeve-test-ports-{uid}"));
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
