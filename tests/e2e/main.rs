@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+use support::stack;
+
 #[path = "../consul/answering.rs"]
 mod answering;
 mod bounds;
@@ -54,7 +56,6 @@ mod rights;
 mod same_bytes;
 mod settings;
 mod signals;
-mod stack;
 mod status;
 mod stopping;
 mod survival;

@@ -29,6 +29,13 @@ pub struct AgentLaunch {
     directory: TempDir,
 }
 
+#[derive(Clone, Copy)]
+pub struct SmallDisk {
+    pub kib: u32,
+    /// What Envoy writes is on another one.
+    pub without_envoy: bool,
+}
+
 impl Agent {
     /// An agent with a scratch directory of its own, where its API's socket is expected as `api.sock`.
     pub fn prepare() -> AgentLaunch {
@@ -133,6 +140,29 @@ impl AgentLaunch {
         self.launch
             .args
             .splice(0..0, ["-c".into(), script.into(), program.into_os_string()]);
+        self
+    }
+
+    /// This directory is a tmpfs, which the agent and its children alone see.
+    pub fn on_disk(mut self, directory: &Path, disk: SmallDisk) -> AgentLaunch {
+        std::fs::create_dir_all(directory).expect("a directory to mount on");
+        let program = std::mem::replace(&mut self.launch.program, "unshare".into());
+        let mut script = format!(
+            "set -e; mount -t tmpfs -o size={}k,mode=0700 tmpfs {}; ",
+            disk.kib,
+            directory.display()
+        );
+        if disk.without_envoy {
+            let envoy = directory.join("envoy");
+            script.push_str(&format!(
+                "mkdir -m 0700 {0}; mount -t tmpfs -o mode=0700 tmpfs {0}; ",
+                envoy.display()
+            ));
+        }
+        script.push_str("exec \"$0\" \"$@\"");
+        let within = ["--mount", "bash", "-c", &script].map(std::ffi::OsString::from);
+        let within = within.into_iter().chain([program.into_os_string()]);
+        self.launch.args.splice(0..0, within);
         self
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::http::{Answer, api_client};
+use super::network::FarNetwork;
 use super::ports::free_port;
 use super::process::{Launch, Process};
 use super::{START_LIMIT, program, scratch_directory, wait_for};
@@ -18,6 +19,7 @@ pub const MASTER_TOKEN: &str = "b1a2c3d4-0000-4000-8000-00000000feed";
 
 pub struct Consul {
     pub process: Process,
+    host: &'static str,
     pub port: u16,
     acl: bool,
     client: reqwest::Client,
@@ -37,6 +39,46 @@ impl Consul {
 
     /// `settings` are laid over the agent's configuration, key by key of the top level and of the objects in it.
     pub async fn start_with(acl: bool, settings: Value) -> Consul {
+        let mut this = Consul::launch(acl, settings, None);
+        this.wait_ready().await;
+        this
+    }
+
+    /// Without ACLs, in another network: it is asked across the link, and on its own loopback.
+    pub async fn start_in(network: &FarNetwork) -> Consul {
+        let addresses = format!("{} 127.0.0.1", FarNetwork::ADDRESS);
+        let mut this = Consul::launch(false, json!({ "client_addr": addresses }), Some(network));
+        this.wait_ready().await;
+        this
+    }
+
+    /// A client agent, as programs have beside them, and three servers, which elect one of them.
+    pub async fn start_cluster() -> (Consul, Vec<Consul>) {
+        let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
+        let addresses: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let servers = ports.iter().zip(1..).map(|(serf, number)| {
+            let settings = json!({
+                "bootstrap_expect": 3, "node_name": format!("server-{number}"),
+                "retry_join": addresses, "retry_interval": "1s", "ports": { "serf_lan": serf },
+            });
+            Consul::launch(false, settings, None)
+        });
+        let servers = servers.collect();
+        let settings = json!({
+            "server": false, "bootstrap_expect": null, "retry_join": addresses, "retry_interval": "1s",
+        });
+        let mut client = Consul::launch(false, settings, None);
+        client.wait_ready().await;
+        (client, servers)
+    }
+
+    /// Whether this server leads the others.
+    pub async fn is_leader(&self) -> bool {
+        let own = self.call(Method::GET, "/v1/agent/self", "").await;
+        own.is_ok_and(|own| own.json()["Stats"]["consul"]["leader"] == "true")
+    }
+
+    fn launch(acl: bool, settings: Value, network: Option<&FarNetwork>) -> Consul {
         let directory = scratch_directory("consul");
         let consul = program("consul");
         let port = free_port();
@@ -73,6 +115,10 @@ impl Consul {
             });
         }
         for (key, value) in settings.as_object().expect("settings are an object") {
+            if value.is_null() {
+                config.as_object_mut().expect("an object").remove(key);
+                continue;
+            }
             match (config[key].as_object_mut(), value.as_object()) {
                 (Some(here), Some(over)) => here.extend(over.clone()),
                 _ => config[key] = value.clone(),
@@ -84,15 +130,18 @@ impl Consul {
             .arg("agent")
             .arg("-config-file")
             .arg(&file);
-        let mut this = Consul {
+        let (launch, host) = match network {
+            Some(network) => (network.launch(launch), FarNetwork::ADDRESS),
+            None => (launch, "127.0.0.1"),
+        };
+        Consul {
             process: launch.start(),
+            host,
             port,
             acl,
             client: api_client(),
             directory,
-        };
-        this.wait_ready().await;
-        this
+        }
     }
 
     /// Waits for a leader, for the node in the catalog (sessions need it), and for the Connect CA.
@@ -132,9 +181,9 @@ impl Consul {
         self.wait_ready().await;
     }
 
-    /// `127.0.0.1:port`, as in CONSUL_HTTP_ADDR.
+    /// `host:port`, as in CONSUL_HTTP_ADDR.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// The management token, if ACLs are on.

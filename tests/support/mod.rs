@@ -17,14 +17,17 @@ pub mod envoy;
 pub mod failure;
 pub mod http;
 pub mod jwt;
+pub mod line;
 pub mod load;
 pub mod message;
+pub mod network;
 pub mod nomad;
 pub mod orphans;
 pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod rsa;
+pub mod stack;
 pub mod vault;
 
 use std::path::{Path, PathBuf};

@@ -1,19 +1,22 @@
 //! A whole gateway: Consul, OpenBao, backends, and an agent that keeps an Envoy.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::acl::AclToken;
-use crate::support::agent::{Agent, AgentLaunch};
-use crate::support::backend::Backend;
-use crate::support::client::{Client, Reply, Request};
-use crate::support::consul::{Consul, service};
-use crate::support::envoy::EnvoyAdmin;
-use crate::support::ports::free_port;
-use crate::support::vault::Vault;
-use crate::support::{program, wait_for};
+use super::acl::AclToken;
+use super::agent::{Agent, AgentLaunch, SmallDisk};
+use super::backend::Backend;
+use super::client::{Client, Reply, Request};
+use super::consul::{Consul, service};
+use super::envoy::EnvoyAdmin;
+use super::line::Line;
+use super::network::FarNetwork;
+use super::ports::free_port;
+use super::vault::Vault;
+use super::{program, wait_for};
 
 /// How soon a change must be seen. Generous against a busy machine; the benchmarks measure the real figure.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -21,12 +24,16 @@ pub const SOON: Duration = Duration::from_secs(10);
 pub struct Stack {
     pub agent: Agent,
     pub consul: Consul,
+    /// Where Consul is a client agent.
+    pub consul_servers: Vec<Consul>,
     pub vault: Option<Vault>,
     /// Other nodes of its cluster; the agent talks to the first of them.
     pub standbys: Vec<Vault>,
     pub http: u16,
     pub https: u16,
+    /// The agent's data directory, as it is seen from here.
     pub data: PathBuf,
+    own_data: PathBuf,
     /// The agent's own, where Consul has ACLs.
     pub consul_token: Option<AclToken>,
 }
@@ -43,7 +50,13 @@ pub struct Options {
     pub consul_block: Option<String>,
     /// The login keeps its token beside the identity.
     pub keeps_consul_token: bool,
-    /// Laid over Consul's configuration, where it has no ACLs.
+    /// Consul is a client agent of three servers.
+    pub consul_cluster: bool,
+    /// Consul is in another network, and the agent reaches it there by itself, whatever the line.
+    pub consul_network: Option<Arc<FarNetwork>>,
+    /// The agent reaches Consul through this one.
+    pub line: Option<Arc<Line>>,
+    /// Laid over Consul's configuration.
     pub consul_settings: Option<serde_json::Value>,
     /// The gateway is `edge-gw` in the mesh, with a token of its own that has this policy alone.
     pub mesh_policy: Option<String>,
@@ -63,6 +76,10 @@ pub struct Options {
     pub leave_envoy: bool,
     /// What a file of the agent's may hold, in KiB.
     pub file_size_limit: Option<u32>,
+    /// Its data directory is a file system of its own, that nobody else sees (takes CAP_SYS_ADMIN).
+    pub small_disk: Option<SmallDisk>,
+    /// In place of 2 s.
+    pub drain_time: Option<&'static str>,
     /// More settings of its `envoy` block.
     pub envoy_settings: &'static str,
     /// What the `kv_documents` block holds, in place of leave to name loopback addresses.
@@ -77,6 +94,10 @@ pub const POLICY: &str = "portreeve";
 impl Stack {
     pub async fn start(options: Options) -> Stack {
         let (consul, consul_token) = start_consul(&options).await;
+        let (consul, consul_servers) = match options.consul_cluster {
+            true => Consul::start_cluster().await,
+            false => (consul, Vec::new()),
+        };
         let vault = if options.vault {
             Some(start_vault().await)
         } else {
@@ -88,6 +109,9 @@ impl Stack {
             standbys.push(leader.join(&format!("vault-{}", number + 2)).await);
         }
         let launch = Agent::prepare();
+        if let Some(line) = &options.line {
+            line.lead_to(consul.port);
+        }
         let mut settings = settings(&launch, &consul, &options);
         if let Some((method, identity)) = &options.consul_login {
             let sink = match options.keeps_consul_token {
@@ -119,17 +143,30 @@ impl Stack {
             Some(limit) => launch.file_size_limit(limit),
             None => launch,
         };
+        let own_data = launch.directory().join("data");
+        let launch = launch
+            .arg("agent")
+            .arg("-config")
+            .arg(&settings)
+            .args(&options.arguments);
+        let (agent, data) = match options.small_disk {
+            None => (launch.start(), own_data.clone()),
+            Some(disk) => {
+                let agent = launch.on_disk(&own_data, disk).start();
+                let root = PathBuf::from(format!("/proc/{}/root", agent.process.pid()));
+                let seen_from_here = own_data.strip_prefix("/").expect("an absolute path");
+                let data = root.join(seen_from_here);
+                (agent, data)
+            }
+        };
         Stack {
-            data: launch.directory().join("data"),
+            data,
+            own_data,
             http: free_port(),
             https: free_port(),
-            agent: launch
-                .arg("agent")
-                .arg("-config")
-                .arg(&settings)
-                .args(&options.arguments)
-                .start(),
+            agent,
             consul,
+            consul_servers,
             vault,
             standbys,
             consul_token,
@@ -182,6 +219,11 @@ impl Stack {
 
     pub async fn deregister(&self, name: &str, backend: &Backend) {
         self.consul.deregister(&id(name, backend)).await;
+    }
+
+    /// The agent's data directory by its own name for it.
+    pub fn data_directory(&self) -> &Path {
+        &self.own_data
     }
 
     pub fn client(&self) -> Client {
@@ -257,13 +299,14 @@ fn find_pid(value: &serde_json::Value) -> Option<i32> {
 }
 
 async fn start_consul(options: &Options) -> (Consul, Option<AclToken>) {
+    if let Some(network) = &options.consul_network {
+        return (Consul::start_in(network).await, None);
+    }
+    let settings = options.consul_settings.clone().unwrap_or_else(|| json!({}));
     match options.consul_policy.as_deref() {
-        None => {
-            let settings = options.consul_settings.clone().unwrap_or_else(|| json!({}));
-            (Consul::start_with(false, settings).await, None)
-        }
+        None => (Consul::start_with(false, settings).await, None),
         Some(rules) => {
-            let consul = Consul::start_with_acl().await;
+            let consul = Consul::start_with(true, settings).await;
             let token = consul.create_token(POLICY, rules).await;
             (consul, Some(token))
         }
@@ -297,7 +340,7 @@ envoy {{
   supervise       = {supervise}
   binary          = "{envoy}"
   concurrency     = 1
-  drain_time      = "2s"
+  drain_time      = "{drain_time}"
   variant         = "{variant}"
   {leave_envoy}
   {envoy_settings}
@@ -308,10 +351,11 @@ api {{
 }}
 "#,
         data = launch.directory().join("data").display(),
-        consul = options
-            .consul_block
-            .clone()
-            .unwrap_or_else(|| format!("address = {:?}", consul.address())),
+        consul = options.consul_block.clone().unwrap_or_else(|| {
+            let line = options.line.as_ref().filter(|_| options.consul_network.is_none());
+            let line = line.map(|line| line.address());
+            format!("address = {:?}", line.unwrap_or_else(|| consul.address()))
+        }),
         kv_documents = options.kv_documents.as_deref().unwrap_or("allow_loopback = true"),
         supervise = !options.no_envoy,
         leave_envoy = if options.leave_envoy {
@@ -320,6 +364,7 @@ api {{
             ""
         },
         envoy_settings = options.envoy_settings,
+        drain_time = options.drain_time.unwrap_or("2s"),
         envoy = options
             .envoy
             .clone()
