@@ -26,6 +26,12 @@ pub struct Answer {
 impl Answer {
     /// `answers/<name>.json`.
     pub fn kept(name: &str) -> Self {
+        Self::kept_with(name, CERTIFICATE, KEY)
+    }
+
+    /// The same with another certificate in it, for what is said of the days that a certificate has left: those cannot be
+    /// kept.
+    pub fn kept_with(name: &str, certificate: &str, key: &str) -> Self {
         let path = format!("{}/tests/consul/answers/{name}.json", env!("CARGO_MANIFEST_DIR"));
         let kept: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         for said in ["source", "version"] {
@@ -49,17 +55,8 @@ impl Answer {
                 .map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned()))
                 .collect(),
             body: body
-                .replace("{{certificate}}", &as_json(CERTIFICATE))
-                .replace("{{key}}", &as_json(KEY)),
-        }
-    }
-
-    pub fn json(index: u64, body: &Value) -> Self {
-        Self {
-            status: 200,
-            index: Some(index),
-            headers: Vec::new(),
-            body: body.to_string(),
+                .replace("{{certificate}}", &as_json(certificate))
+                .replace("{{key}}", &as_json(key)),
         }
     }
 

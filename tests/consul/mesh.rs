@@ -13,7 +13,6 @@ use portreeve::model::{Lookup, MeshUpdate, Observation, Problem, ProblemKind, Se
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ConsulClient, ConsulSettings, MeshWatcher, ServiceWatcher, WatchTiming};
 use portreeve::translate::Compiler;
-use serde_json::json;
 
 use crate::answering::{Answer, AnsweringServer};
 use crate::server::{Running, quick};
@@ -169,10 +168,10 @@ async fn enterprise_parameters_are_sent_where_they_are_set() {
     let server = AnsweringServer::start().await;
     server.put(CHAIN, Answer::kept("chain-enterprise"));
     server.put(MATCH, Answer::kept("intentions-none"));
-    server.put(CHECK, Answer::json(1, &json!({ "Allowed": true })));
+    server.put(CHECK, Answer::kept("intentions-check-allowed"));
     server.put(ROOTS, Answer::kept("roots"));
     server.put(LEAF, Answer::kept("leaf"));
-    server.put("/v1/health/service/web", Answer::json(3, &json!([])));
+    server.put("/v1/health/service/web", Answer::kept("health-service-none"));
     server.put(SIDECARS, Answer::kept("health-connect-multi-port"));
     let document = r#"
 gateway "edge" {
@@ -289,7 +288,7 @@ async fn a_denial_holds_only_where_consul_says_it_twice() {
     let server = AnsweringServer::start().await;
     let deny = Answer::kept("intentions-deny");
     server.put(MATCH, deny.clone());
-    server.put(CHECK, Answer::json(1, &json!({ "Allowed": false })));
+    server.put(CHECK, Answer::kept("intentions-check-denied"));
     let (mut running, _watcher) = watching(&server, quick(), [intentions()]);
     let said = intention(running.next().await).unwrap();
     assert_eq!(said.rule, IntentionRule::Deny);
@@ -304,17 +303,20 @@ async fn a_denial_holds_only_where_consul_says_it_twice() {
     assert!(problem.message.contains("intentions/check"), "{problem:?}");
 
     // Consul lets us in by a rule that its list does not show.
-    server.put(CHECK, Answer::json(1, &json!({ "Allowed": true })));
+    server.put(CHECK, Answer::kept("intentions-check-allowed"));
     let said = intention(running.next().await).unwrap();
     assert_eq!((&said.rule, &said.by), (&IntentionRule::Allow, &None));
 }
 
 #[tokio::test]
 async fn where_no_intention_is_the_default_decides() {
-    for (allowed, rule) in [(true, IntentionRule::Allow), (false, IntentionRule::Deny)] {
+    for (check, rule) in [
+        ("intentions-check-allowed", IntentionRule::Allow),
+        ("intentions-check-denied", IntentionRule::Deny),
+    ] {
         let server = AnsweringServer::start().await;
         server.put(MATCH, Answer::kept("intentions-none"));
-        server.put(CHECK, Answer::json(1, &json!({ "Allowed": allowed })));
+        server.put(CHECK, Answer::kept(check));
         let (mut running, _watcher) = watching(&server, quick(), [intentions()]);
         let said = intention(running.next().await).unwrap();
         assert_eq!((&said.rule, &said.by), (&rule, &None));
@@ -451,13 +453,11 @@ async fn a_renewed_leaf_follows_the_roots_and_the_same_one_is_not_told_again() {
     server.put(LEAF, Answer::kept("leaf").at(300));
     running.quiet_for(700).await;
 
+    // The form of the answer is kept; this pair is made here, because the test needs a certificate other than the one that
+    // is kept, with an end of its own.
     let renewed = rcgen::generate_simple_self_signed(["edge-gw".to_owned()]).unwrap();
-    let leaf = json!({
-        "CertPEM": renewed.cert.pem(),
-        "PrivateKeyPEM": renewed.signing_key.serialize_pem(),
-        "ServiceURI": &*first.uri,
-    });
-    server.put(LEAF, Answer::json(301, &leaf));
+    let (certificate, key) = (renewed.cert.pem(), renewed.signing_key.serialize_pem());
+    server.put(LEAF, Answer::kept_with("leaf", &certificate, &key).at(301));
     let Observation::Mesh(MeshUpdate::Roots(Ok(roots))) = running.next().await else {
         panic!("a leaf before whom to trust");
     };

@@ -13,18 +13,21 @@ use crate::support::ports::free_port;
 use crate::support::process::Process;
 use crate::support::wait_for;
 
-fn shipped(path: &str) -> String {
+pub fn shipped(path: &str) -> String {
     std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// A stack with exactly the policies that are shipped.
-pub async fn mesh_stack(gateway: &str) -> Stack {
-    let stack = Stack::start(Options {
+/// Consul denies by default, and the gateway is a member of its mesh with exactly the policies that are shipped.
+pub fn mesh_options() -> Options {
+    Options {
         consul_policy: Some(shipped("docs/deploy/consul-acl-policy.hcl")),
         mesh_policy: Some(shipped("docs/deploy/consul-mesh-policy.hcl")),
         ..Options::default()
-    })
-    .await;
+    }
+}
+
+pub async fn mesh_stack(gateway: &str) -> Stack {
+    let stack = Stack::start(mesh_options()).await;
     stack.put("gateway", gateway).await;
     stack
 }
@@ -211,11 +214,23 @@ async fn a_service_that_speaks_tcp_is_no_backend_of_http() {
     let stack = mesh_stack(GATEWAY).await;
     let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
     stack.consul.intention("edge-gw", "pets", "allow").await;
+    let (_plain, other) = stack.shop().await;
     stack.put("pets", &document("pets.example.com", "pets", "")).await;
     let request = Request::get("pets.example.com", "/");
     let reply = stack.until(&request, "503", |reply| reply.status == 503).await;
     assert_eq!(reply.header("x-portreeve-reason"), Some("protocol-mismatch"));
     until_said(&stack, "protocol-mismatch").await;
+    // Nobody else's requests are the worse for it, nor are changes of theirs.
+    let reply = stack.client().timeout(SOON).send(&other).await.unwrap();
+    assert!(from("one")(&reply), "{} {}", reply.status, reply.text());
+    stack
+        .put(
+            "later",
+            &crate::stack::route("later", "later.example.com", "orders"),
+        )
+        .await;
+    let later = Request::get("later.example.com", "/");
+    stack.until(&later, "a route that came later", from("one")).await;
     // Said by whoever knows better than Consul.
     stack
         .put(
@@ -463,7 +478,7 @@ http_route "pets" {
 }
 
 /// The registration of the gateway's own sidecar, which dials `pets` for whoever comes to this port.
-fn own_sidecar(port: u16, upstreams: Value) -> Value {
+pub fn own_sidecar(port: u16, upstreams: Value) -> Value {
     json!({ "Connect": { "SidecarService": { "Port": port, "Proxy": { "Upstreams": upstreams } } } })
 }
 

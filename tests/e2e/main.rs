@@ -35,6 +35,8 @@ mod login;
 mod long_streams;
 mod lost_keys;
 mod mesh_balancing;
+mod mesh_chain;
+mod mesh_failover;
 mod mesh_gateways;
 mod mesh_identity;
 mod mesh_tls;

@@ -7,13 +7,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::answering::{Answer, AnsweringServer};
-use crate::connect::{Meshed, document, from, protocol};
+use crate::connect::{Meshed, document, from, mesh_options, mesh_stack, protocol};
 use crate::stack::{GATEWAY, Options, Stack};
 use crate::support::client::Request;
 use crate::support::load::Load;
 use crate::support::wait_for;
-
-const MESH: &str = "\nmesh {\n  service = \"edge-gw\"\n}\n";
 
 /// A busy machine may take its time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -59,13 +57,9 @@ async fn times_out(stack: &Stack, request: Request) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn timeouts_of_the_chain_reach_envoy() {
-    let stack = Stack::start(Options {
-        more: MESH.to_owned(),
-        ..Options::default()
-    })
-    .await;
-    stack.put("gateway", GATEWAY).await;
+    let stack = mesh_stack(GATEWAY).await;
     protocol(&stack, "pets", "http").await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
     let pets = Meshed::start(&stack, "pets", "one", json!({})).await;
     stack.put("pets", &document("pets.example.com", "pets", "")).await;
     let request = Request::get("pets.example.com", "/");
@@ -128,11 +122,11 @@ async fn the_chain_s_load_balancer_keeps_clients_on_their_instance() {
     newer.put(CHAIN, Answer::kept("chain-load-balancer"));
     let stack = Stack::start(Options {
         consul_block: Some(format!("address = {:?}", newer.address)),
-        more: MESH.to_owned(),
-        ..Options::default()
+        ..mesh_options()
     })
     .await;
     newer.stand_before(stack.consul.address());
+    stack.consul.intention("edge-gw", "pets", "allow").await;
     stack.put("gateway", GATEWAY).await;
     protocol(&stack, "pets", "http").await;
     let one = Meshed::start(&stack, "pets", "one", json!({})).await;

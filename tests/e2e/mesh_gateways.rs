@@ -4,22 +4,22 @@
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::connect::{from, protocol};
+use crate::connect::{from, mesh_options, mesh_stack, protocol};
 use crate::stack::{GATEWAY, Options, Stack};
 use crate::support::backend::Backend;
 use crate::support::client::Request;
-use crate::support::consul::Consul;
+use crate::support::consul::{Consul, MASTER_TOKEN};
 use crate::support::envoy::Envoy;
 use crate::support::ports::free_port;
 use crate::support::wait_for;
 
-const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
+pub const EXTENSIONS: &str = "type.googleapis.com/envoy.extensions";
 
-fn address(port: u16) -> Value {
+pub fn address(port: u16) -> Value {
     json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } })
 }
 
-fn cluster(name: &str, port: u16) -> Value {
+pub fn cluster(name: &str, port: u16) -> Value {
     let endpoint = json!({ "endpoint": { "address": address(port) } });
     json!({
         "name": name, "type": "STATIC", "connect_timeout": "1s",
@@ -28,7 +28,7 @@ fn cluster(name: &str, port: u16) -> Value {
 }
 
 /// Passes each connection on by its SNI, and decrypts nothing.
-fn mesh_gateway(port: u16, sni: &str, next: u16) -> Value {
+pub fn mesh_gateway(port: u16, sni: &str, next: u16) -> Value {
     let typed = |name: &str| json!({ "@type": format!("{EXTENSIONS}.{name}") });
     let mut proxy = typed("filters.network.tcp_proxy.v3.TcpProxy");
     proxy["stat_prefix"] = json!("passed");
@@ -48,6 +48,21 @@ fn mesh_gateway(port: u16, sni: &str, next: u16) -> Value {
     } })
 }
 
+/// The TLS of a member of the mesh: it shows its certificate, and takes clients that are members too.
+pub fn member(leaf: &Value, roots: &str) -> Value {
+    json!({
+        "@type": format!("{EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext"),
+        "require_client_certificate": true,
+        "common_tls_context": {
+            "tls_certificates": [{
+                "certificate_chain": { "inline_string": leaf["CertPEM"] },
+                "private_key": { "inline_string": leaf["PrivateKeyPEM"] },
+            }],
+            "validation_context": { "trusted_ca": { "inline_string": roots } },
+        },
+    })
+}
+
 /// Shows the certificate of an external service, takes clients of the mesh alone, and sends plain HTTP on.
 fn terminating_gateway(port: u16, leaf: &Value, roots: &str, next: u16) -> Value {
     let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "external" } });
@@ -58,27 +73,16 @@ fn terminating_gateway(port: u16, leaf: &Value, roots: &str, next: u16) -> Value
         "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [route] }] },
         "http_filters": [{ "name": "router", "typed_config": router }],
     });
-    let context = json!({
-        "@type": format!("{EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext"),
-        "require_client_certificate": true,
-        "common_tls_context": {
-            "tls_certificates": [{
-                "certificate_chain": { "inline_string": leaf["CertPEM"] },
-                "private_key": { "inline_string": leaf["PrivateKeyPEM"] },
-            }],
-            "validation_context": { "trusted_ca": { "inline_string": roots } },
-        },
-    });
     json!({ "static_resources": {
         "listeners": [{ "name": "gateway", "address": address(port), "filter_chains": [{
             "filters": [{ "name": "http", "typed_config": manager }],
-            "transport_socket": { "name": "tls", "typed_config": context },
+            "transport_socket": { "name": "tls", "typed_config": member(leaf, roots) },
         }] }],
         "clusters": [cluster("external", next)],
     } })
 }
 
-async fn register_mesh_gateway(consul: &Consul, port: u16) {
+pub async fn register_mesh_gateway(consul: &Consul, port: u16) {
     let place = json!({ "Address": "127.0.0.1", "Port": port });
     consul
         .register(&json!({
@@ -88,7 +92,7 @@ async fn register_mesh_gateway(consul: &Consul, port: u16) {
         .await;
 }
 
-async fn connections(gateway: &Envoy) -> u64 {
+pub async fn connections(gateway: &Envoy) -> u64 {
     gateway.admin.stat("tcp.passed.downstream_cx_total").await
 }
 
@@ -99,13 +103,17 @@ async fn another_datacenter_is_reached_through_mesh_gateways() {
         consul_settings: Some(json!({
             "ports": { "serf_wan": wan }, "advertise_addr_wan": "127.0.0.1", "primary_datacenter": "dc1",
         })),
-        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
-        ..Options::default()
+        ..mesh_options()
     })
     .await;
+    // Tokens, policies and intentions are those of the first.
     let far = Consul::start_with(
-        false,
+        true,
         json!({
+            "acl": {
+                "enable_token_replication": true,
+                "tokens": { "agent": MASTER_TOKEN, "replication": MASTER_TOKEN },
+            },
             "ports": { "serf_wan": far_wan }, "advertise_addr_wan": "127.0.0.1", "datacenter": "dc2",
             "primary_datacenter": "dc1", "retry_join_wan": [format!("127.0.0.1:{wan}")], "retry_interval_wan": "1s",
         }),
@@ -118,6 +126,7 @@ async fn another_datacenter_is_reached_through_mesh_gateways() {
     let _sidecar = far.start_sidecar("pets-far");
     far.sidecar_passes("pets", "pets-far").await;
     protocol(&stack, "pets", "http").await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
     let redirect = json!({ "Service": "pets", "Datacenter": "dc2" });
     stack
         .consul
@@ -176,13 +185,10 @@ async fn another_datacenter_is_reached_through_mesh_gateways() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_external_service_is_reached_through_a_terminating_gateway() {
-    let stack = Stack::start(Options {
-        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
-        ..Options::default()
-    })
-    .await;
+    let stack = mesh_stack(GATEWAY).await;
     let external = Backend::start("external").await;
     protocol(&stack, "legacy", "http").await;
+    stack.consul.intention("edge-gw", "legacy", "allow").await;
     stack
         .consul
         .catalog_register(&json!({
@@ -214,7 +220,6 @@ async fn an_external_service_is_reached_through_a_terminating_gateway() {
             "Kind": "terminating-gateway", "Name": "way-out", "ID": "way-out", "Address": "127.0.0.1", "Port": port,
         }))
         .await;
-    stack.put("gateway", GATEWAY).await;
     stack
         .put(
             "legacy",

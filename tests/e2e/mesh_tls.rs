@@ -15,8 +15,8 @@ use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use serde_json::json;
 
-use crate::connect::{Meshed, document, protocol};
-use crate::stack::{Options, Stack};
+use crate::connect::{Meshed, document, mesh_stack, protocol};
+use crate::stack::Stack;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::http::install_tls_provider;
@@ -146,6 +146,12 @@ impl Native {
         self.heard.clients.lock().unwrap().clone()
     }
 
+    /// The name that each handshake asked for.
+    pub fn server_names(&self) -> Vec<Option<String>> {
+        let handshakes = self.heard.handshakes.lock().unwrap();
+        handshakes.iter().map(|(name, _)| name.clone()).collect()
+    }
+
     /// In the handshakes to come.
     fn show(&self, certificate: Arc<CertifiedKey>) {
         *self.heard.shown.lock().unwrap() = certificate;
@@ -207,12 +213,7 @@ async fn version(client: &Client, request: &Request) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn alpn_h2_is_offered_to_services_that_speak_http2_and_to_no_others() {
-    let stack = Stack::start(Options {
-        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
-        ..Options::default()
-    })
-    .await;
-    stack.put("gateway", GATEWAY).await;
+    let stack = mesh_stack(GATEWAY).await;
     for (name, spoken, said, offered, asked_in) in [
         // Not ours: Envoy names what it is about to speak.
         ("plain", "http", "", "http/1.1", "HTTP/1.1"),
@@ -223,6 +224,7 @@ async fn alpn_h2_is_offered_to_services_that_speak_http2_and_to_no_others() {
         ("new", "tcp", "protocol = \"http2\"", "h2", "HTTP/2.0"),
     ] {
         protocol(&stack, name, spoken).await;
+        stack.consul.intention("edge-gw", name, "allow").await;
         let native = Native::start(&stack, name).await;
         let host = format!("{name}.example.com");
         stack.put(name, &document(&host, name, said)).await;
@@ -236,6 +238,7 @@ async fn alpn_h2_is_offered_to_services_that_speak_http2_and_to_no_others() {
 
     // Consul's own proxy, which passes bytes on, is none the worse for it.
     let bytes = Meshed::start(&stack, "bytes", "bytes", json!({})).await;
+    stack.consul.intention("edge-gw", "bytes", "allow").await;
     let by_document = document("bytes.example.com", "bytes", "protocol = \"http2\"");
     stack.put("bytes", &by_document).await;
     let asked = version(&stack.client(), &Request::get("bytes.example.com", "/")).await;
@@ -244,19 +247,16 @@ async fn alpn_h2_is_offered_to_services_that_speak_http2_and_to_no_others() {
 
     // Of a connection that is passed on nothing is known: its bytes are between the client and the service.
     let raw = Native::start(&stack, "raw").await;
+    stack.consul.intention("edge-gw", "raw", "allow").await;
     let asked = version(&Client::http(stack.https), &Request::get("raw.example.com", "/")).await;
     assert_eq!((raw.offered().len(), &*asked), (0, "HTTP/1.1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_with_another_service_s_certificate_gets_no_request() {
-    let stack = Stack::start(Options {
-        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
-        ..Options::default()
-    })
-    .await;
-    stack.put("gateway", GATEWAY).await;
+    let stack = mesh_stack(GATEWAY).await;
     protocol(&stack, "cards", "http").await;
+    stack.consul.intention("edge-gw", "cards", "allow").await;
     // A member of the mesh, signed by its authority and in date, registered as an instance of `cards`.
     let of_another = leaf_of(&stack, "thief").await;
     let instance = Native::showing(&stack, "cards", "cards", of_another).await;

@@ -15,7 +15,7 @@ use crate::support::client::Request;
 use crate::support::consul::service;
 use crate::support::wait_for;
 
-const REQUESTS: u64 = 400;
+pub const REQUESTS: u64 = 400;
 
 /// A busy machine may take its time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -110,7 +110,7 @@ async fn known(stack: &Stack, upstreams: &[&str], instances: usize) {
 }
 
 /// Who answered, one request after the other.
-async fn answers(stack: &Stack, host: &str, path: &str, count: u64) -> Vec<String> {
+pub async fn answers(stack: &Stack, host: &str, path: &str, count: u64) -> Vec<String> {
     stack
         .until(&Request::get(host, path), "the route", |reply| {
             reply.status == 200
@@ -126,7 +126,7 @@ async fn answers(stack: &Stack, host: &str, path: &str, count: u64) -> Vec<Strin
     answers
 }
 
-fn counted(answers: &[String]) -> BTreeMap<&str, u64> {
+pub fn counted(answers: &[String]) -> BTreeMap<&str, u64> {
     let mut counts = BTreeMap::new();
     for answer in answers {
         *counts.entry(answer.as_str()).or_default() += 1;
@@ -146,7 +146,7 @@ async fn arrives(arrived: impl Fn() -> bool) {
 }
 
 /// So many of so many requests are this share, give or take five standard deviations.
-fn is_share(count: u64, of: u64, share: f64) -> bool {
+pub fn is_share(count: u64, of: u64, share: f64) -> bool {
     let (of, count) = (of as f64, count as f64);
     (count - of * share).abs() <= 5.0 * (of * share * (1.0 - share)).sqrt()
 }
