@@ -216,6 +216,17 @@ impl Subscription {
         let is_new = |resource: &&Arc<Resource>| !self.told.contains_key(&resource.name);
         let count = || self.told.len() + resources.iter().filter(is_new).count();
         if !is_behind && count() == published.len() {
+            let is_newest = |(name, told): (&Arc<str>, &Arc<Resource>)| {
+                let is_told_now = resources.iter().any(|resource| resource.name == *name);
+                is_told_now
+                    || published
+                        .get(name)
+                        .is_some_and(|resource| resource.version == told.version)
+            };
+            debug_assert!(
+                self.told.iter().all(is_newest),
+                "told something else, and nothing dirty"
+            );
             self.told = published.clone();
             return;
         }
@@ -246,6 +257,9 @@ impl Subscription {
                     return Verdict::Remove;
                 }
                 self.removal_held_since = self.removal_held_since.into_iter().chain([dirty.since]).min();
+                if published.is_none() {
+                    self.refusals.forget(name);
+                }
                 return Verdict::Wait;
             }
             self.refusals.forget(name);
@@ -368,6 +382,32 @@ mod tests {
             set.insert(Arc::new(Resource::new(ResourceKind::Cluster, name, &bytes)));
         }
         set
+    }
+
+    #[test]
+    fn what_an_envoy_has_is_the_published_map_itself_once_it_has_everything() {
+        let mut state = StreamState::new(Variant::StateOfTheWorld, &Limits::default());
+        let mut set = clusters(1);
+        let first = DiscoveryRequest::default().into_request(ResourceKind::Cluster);
+        let mut actions = state.on_request(first, Duration::ZERO).unwrap();
+        for version in 1..=3 {
+            let bytes = [8, version];
+            let changed = Resource::new(ResourceKind::Cluster, "c1".into(), &bytes);
+            set.insert(Arc::new(changed));
+            actions
+                .responses
+                .extend(state.on_set(&set, Duration::ZERO).responses);
+            let response = actions.responses.pop().unwrap();
+            assert!(!state.acked().shares_all(&set), "not answered yet");
+            let answer = DiscoveryRequest {
+                response_nonce: response.nonce.to_string(),
+                version_info: response.version,
+                ..DiscoveryRequest::default()
+            };
+            let answer = answer.into_request(ResourceKind::Cluster);
+            assert!(state.on_request(answer, Duration::ZERO).is_ok());
+            assert!(state.acked().shares_all(&set), "version {version}");
+        }
     }
 
     #[test]

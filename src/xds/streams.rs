@@ -227,3 +227,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Values are replaced whole: a panic elsewhere cannot leave them half written.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn envoys_that_ask_for_different_kinds_do_not_run_the_same() {
+        let with_runtime = StreamView::running("edge", ResourceSet::default());
+        let mut without = with_runtime.clone();
+        without.kinds[ResourceKind::Listener as usize].subscribed = true;
+        assert!(with_runtime.asks_for(ResourceKind::Runtime) && !without.asks_for(ResourceKind::Runtime));
+        assert!(with_runtime.runs_the_same(&with_runtime.clone()));
+        assert!(!with_runtime.runs_the_same(&without) && !without.runs_the_same(&with_runtime));
+    }
+}

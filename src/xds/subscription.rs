@@ -357,15 +357,17 @@ impl Subscription {
         let is_rest_applied = proven && order::is_blame_complete(self.kind);
         for resource in &refused.changed {
             if proven && blamed.contains(&resource.name) {
-                self.take_back(resource);
-                let said = said_of(self.kind, &message, &resource.name, &blamed);
-                self.refusals.refuse(resource, said, now);
+                // Told something newer since, with nothing left to look at: nobody would ever forget the refusal.
+                if self.take_back(resource) || self.dirty.contains_key(&resource.name) {
+                    let said = said_of(self.kind, &message, &resource.name, &blamed);
+                    self.refusals.refuse(resource, said, now);
+                }
                 continue;
             }
             if is_rest_applied {
                 self.accept(std::slice::from_ref(resource), &[]);
             } else {
-                self.take_back(resource);
+                _ = self.take_back(resource);
             }
             self.mark(resource.name.clone(), now, true);
         }
@@ -494,20 +496,21 @@ impl Subscription {
         }
     }
 
-    /// Back to what Envoy acknowledged, unless it was told something else since.
-    fn take_back(&mut self, refused: &Resource) {
+    /// Back to what Envoy acknowledged, unless (false) it was told something else since.
+    fn take_back(&mut self, refused: &Resource) -> bool {
         let name = &refused.name;
         if self
             .told
             .get(name)
             .is_none_or(|told| told.version != refused.version)
         {
-            return;
+            return false;
         }
         match self.acked.get(name) {
             Some(old) => _ = self.told.insert(name.clone(), old.clone()),
             None => self.forget_told(name),
         }
+        true
     }
 
     fn drop_name(&mut self, name: &str) {

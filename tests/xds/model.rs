@@ -563,6 +563,22 @@ impl Envoy {
         }
         let acked = self.server.acked();
         for kind in KINDS {
+            for (name, refusal) in self.server.refused(kind) {
+                let published = set.get(kind, name).map(|resource| &resource.version);
+                prop_assert_eq!(
+                    published,
+                    Some(&refusal.version),
+                    "a refusal outlives {:?} {}",
+                    kind,
+                    name
+                );
+            }
+            for resource in set.of_kind(kind).values().filter(|_| !self.refuses) {
+                if self.held.contains_key(&(kind, resource.name.clone())) {
+                    let noted = acked.get(kind, &resource.name).map(|noted| &noted.version);
+                    prop_assert_eq!(noted, Some(&resource.version), "not acknowledged: {:?}", resource);
+                }
+            }
             // A version that Envoy brought along is what it says; what it applied of a refused response it does not say.
             for resource in acked
                 .of_kind(kind)

@@ -12,6 +12,7 @@
 //! ack CDS                               the oldest response open, or `ack CDS 3`
 //! nack CDS message…
 //! wait 2s                               in steps of the deadlines that the stream asks for
+//! refused CDS                           shows what counts as refused on this stream
 //!   -> ...                              expected: a response      (kind, nonce, +resource@version, -removed)
 //!   !! ...                              expected: a report
 //! ```
@@ -150,6 +151,11 @@ impl Stage {
                     self.show(actions);
                 }
                 self.now = end;
+            }
+            "refused" => {
+                let refused = self.state.refused(kind(words[0]));
+                let refused = refused.map(|(name, refusal)| format!(" {name}@{}", refusal.version));
+                writeln!(self.shown, "  refused:{}", refused.collect::<String>()).unwrap();
             }
             _ => panic!("unknown step: {line}"),
         }
