@@ -6,6 +6,7 @@ pub mod bootstrap;
 mod json;
 mod message;
 mod resource;
+mod scope_keeper;
 
 pub use json::{descriptors, render, render_resource};
 pub use message::{any, duration, wrap_bool, wrap_u32};

@@ -61,6 +61,8 @@ async fn main_path(version: &str, state_of_the_world: bool) {
     .await;
     let (one, two) = (Backend::start("one").await, Backend::start("two").await);
     stack.register("orders", &one).await;
+    // Before 1.38, a listener that came after Envoy's start never got its scopes by itself.
+    stack.agent.wait_for_log("Envoy serves").await;
     let gateway = GATEWAY.trim_end().trim_end_matches('}').to_owned()
         + "\n  listener \"secure\" {\n    port     = $HTTPS\n    protocol = \"https\"\n    tls { certificates = [\"www\"] }\n  }\n}\n";
     stack.put("gateway", &gateway).await;

@@ -36,13 +36,23 @@ fn refuses_what_is_wrong() {
     assert!(said.contains("unknown cluster"), "{said}");
 }
 
+/// Asked for in other words, Envoy would open a second subscription to scopes, which the bootstrap does not keep open.
+#[test]
+fn listeners_ask_for_scopes_in_the_words_of_the_bootstrap() {
+    let set = examples::compile(Path::new("hcl-examples/quickstart.hcl"))
+        .remove("edge")
+        .unwrap();
+    let listener = render(&set)["listeners"][0].clone();
+    let kept = bootstrap()["static_resources"]["listeners"][0].clone();
+    let words = "/filter_chains/0/filters/0/typed_config/scoped_routes/scoped_rds";
+    assert!(kept.pointer(words).is_some(), "{kept}");
+    assert_eq!(listener.pointer(words), kept.pointer(words));
+}
+
 /// What the language lets through as a regular expression, Envoy takes: with the bootstrap that we give it.
 #[test]
 fn accepts_every_regular_expression_of_ours() {
-    let endpoint = portreeve::envoy::bootstrap::XdsEndpoint::Unix("/run/portreeve/xds.sock".into());
-    let ours =
-        portreeve::envoy::bootstrap::Bootstrap::new("test", "edge", endpoint, Path::new("/run/admin.sock"));
-    let runtime = ours.render().unwrap().bootstrap["layered_runtime"].clone();
+    let runtime = bootstrap()["layered_runtime"].clone();
     let patterns = [
         format!("/{}", "a".repeat(1000)),
         "/[a-z]{1,1000}".to_owned(),
@@ -116,6 +126,14 @@ fn envoy() -> PathBuf {
         .map(|directory| directory.join("envoy"))
         .find(|candidate| candidate.is_file())
         .expect("envoy in target/tools/bin or on PATH: run make setup")
+}
+
+/// Ours.
+fn bootstrap() -> Value {
+    let endpoint = portreeve::envoy::bootstrap::XdsEndpoint::Unix("/run/portreeve/xds.sock".into());
+    let ours =
+        portreeve::envoy::bootstrap::Bootstrap::new("test", "edge", endpoint, Path::new("/run/admin.sock"));
+    ours.render().unwrap().bootstrap
 }
 
 pub(super) fn static_bootstrap(set: &ResourceSet) -> Value {
