@@ -3,7 +3,7 @@
 //! The maps are persistent: a `Config` is cloned in constant time, and a change costs what it touches.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use imbl::{OrdMap, OrdSet};
 
@@ -33,10 +33,10 @@ pub struct Config {
     users: OrdSet<(ObjectKey, ObjectKey)>,
     /// (destination, route) over the holders: who sends requests or connections there.
     destinations: OrdSet<(BackendTarget, ObjectKey)>,
-    /// (gateway, host) to the routes that claim it, by document and by the place in it.
-    hosts: OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>>,
-    /// (gateway, listener) to the TCP routes that claim it, in the same order.
-    tcp_listeners: OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>>,
+    /// (gateway, host, route that claims it), by document and by the place in it.
+    hosts: OrdSet<(Arc<str>, Arc<str>, Claim)>,
+    /// (gateway, listener, TCP route that claims it), in the same order.
+    tcp_listeners: OrdSet<(Arc<str>, Arc<str>, Claim)>,
     permissions: Arc<Permissions>,
     limits: LimitsByValue,
 }
@@ -313,14 +313,8 @@ impl Config {
                 self.destinations.remove(&(backend.target.clone(), key.clone()));
             }
             let claim = (rank.clone(), object.place(), route.name().clone());
-            for place in places(route) {
-                let claimed = self.claimed_by(route);
-                if let Some(routes) = claimed.get_mut(&place) {
-                    routes.remove(&claim);
-                    if routes.is_empty() {
-                        claimed.remove(&place);
-                    }
-                }
+            for (gateway, place) in places(route) {
+                self.claimed_by(route).remove(&(gateway, place, claim.clone()));
             }
         }
         if let Some((_, object)) = after {
@@ -332,14 +326,14 @@ impl Config {
             for backend in route.backends() {
                 self.destinations.insert((backend.target.clone(), key.clone()));
             }
-            for place in places(route) {
-                let claim = (rank.clone(), object.place(), route.name().clone());
-                self.claimed_by(route).entry(place).or_default().insert(claim);
+            let claim = (rank.clone(), object.place(), route.name().clone());
+            for (gateway, place) in places(route) {
+                self.claimed_by(route).insert((gateway, place, claim.clone()));
             }
         }
     }
 
-    fn claimed_by(&mut self, route: RouteRef<'_>) -> &mut OrdMap<(Arc<str>, Arc<str>), OrdSet<Claim>> {
+    fn claimed_by(&mut self, route: RouteRef<'_>) -> &mut OrdSet<(Arc<str>, Arc<str>, Claim)> {
         match route {
             RouteRef::Http(_) => &mut self.hosts,
             RouteRef::Tcp(_) => &mut self.tcp_listeners,
@@ -452,11 +446,7 @@ impl Config {
         gateway: &Arc<str>,
         listener: &Arc<str>,
     ) -> impl Iterator<Item = &Arc<TcpRoute>> {
-        self.tcp_listeners
-            .get(&(gateway.clone(), listener.clone()))
-            .into_iter()
-            .flatten()
-            .filter_map(|(_, _, name)| self.tcp_route(name))
+        claims_on(&self.tcp_listeners, gateway, listener).filter_map(|(_, _, name)| self.tcp_route(name))
     }
 
     /// Routes of one host of one gateway, oldest document first.
@@ -465,18 +455,17 @@ impl Config {
         gateway: &Arc<str>,
         host: &Arc<str>,
     ) -> impl Iterator<Item = (&Rank, &Arc<HttpRoute>)> {
-        self.hosts
-            .get(&(gateway.clone(), host.clone()))
-            .into_iter()
-            .flatten()
+        claims_on(&self.hosts, gateway, host)
             .filter_map(|(rank, _, name)| Some((rank, self.http_route(name)?)))
     }
 
     pub fn hosts_of_gateway<'a>(&'a self, gateway: &'a Arc<str>) -> impl Iterator<Item = &'a Arc<str>> + 'a {
+        let mut before = None;
         self.hosts
-            .range((gateway.clone(), "".into())..)
-            .take_while(move |((name, _), _)| name == gateway)
-            .map(|((_, host), _)| host)
+            .range((gateway.clone(), "".into(), FIRST_CLAIM.clone())..)
+            .take_while(move |(name, _, _)| name == gateway)
+            .map(|(_, host, _)| host)
+            .filter(move |&host| before.replace(host) != Some(host))
     }
 
     /// Every declaration of a name, the holder first.
@@ -516,6 +505,22 @@ pub fn text_hash(text: &str) -> String {
 fn route_of(held: Option<&(Rank, Object)>) -> Option<(&Rank, RouteRef<'_>, &Object)> {
     let (rank, object) = held?;
     Some((rank, object.route()?, object))
+}
+
+/// Sorts before every other.
+static FIRST_CLAIM: LazyLock<Claim> = LazyLock::new(|| ((0, 0, DocumentId::File("".into())), 0, "".into()));
+
+/// The claims on one host or listener of one gateway, oldest document first.
+fn claims_on<'a>(
+    claims: &'a OrdSet<(Arc<str>, Arc<str>, Claim)>,
+    gateway: &Arc<str>,
+    place: &Arc<str>,
+) -> impl Iterator<Item = &'a Claim> + use<'a> {
+    let (gateway, place) = (gateway.clone(), place.clone());
+    claims
+        .range((gateway.clone(), place.clone(), FIRST_CLAIM.clone())..)
+        .take_while(move |(of, at, _)| *of == gateway && *at == place)
+        .map(|(_, _, claim)| claim)
 }
 
 /// What a route claims of each gateway: hosts, or listeners.
