@@ -7,7 +7,7 @@ use super::chain::{Choices, Composed, Outcome, compose};
 use super::policies::effective;
 use super::redirect::Place;
 use super::virtual_host::Placed;
-use crate::config::{Backend, HttpRoute, Rank, RouteRef, Rule, RuleAction};
+use crate::config::{Backend, HttpRoute, RouteRef, Rule, RuleAction};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::ir::{Action, ChainSettings, Route, Unavailable, WeightedCluster};
 use crate::model::Policies;
@@ -48,7 +48,6 @@ impl<'a> Builder<'a> {
         rule: &Rule,
         outer: Option<&Policies>,
         wide: &Result<Policies, Vec<Diagnostic>>,
-        rank: &Rank,
         routes: &mut Vec<Placed>,
     ) {
         let own = match wide {
@@ -81,20 +80,15 @@ impl<'a> Builder<'a> {
                 // One copy fewer than there are matches, of which most rules have one.
                 let same = std::iter::repeat_n((policies, action), rule.matches.len());
                 for ((index, matching), (policies, action)) in matches.zip(same) {
-                    routes.push(Placed {
-                        rank: rank.clone(),
-                        index: routes.len(),
-                        rule_match: None,
-                        route: Route {
-                            name: name(index).into(),
-                            matching: matching.clone(),
-                            rewrite: rule.rewrite.clone(),
-                            action,
-                            chain: ChainSettings::default(),
-                            policies,
-                            origin: rule.origin.clone(),
-                        },
-                    });
+                    routes.push(Placed::new(Route {
+                        name: name(index).into(),
+                        matching: matching.clone(),
+                        rewrite: rule.rewrite.clone(),
+                        action,
+                        chain: ChainSettings::default(),
+                        policies,
+                        origin: rule.origin.clone(),
+                    }));
                 }
             }
             Plan::Mesh(backends) => {
@@ -106,19 +100,18 @@ impl<'a> Builder<'a> {
                         if several {
                             name = format!("{name}~{}", number + 1);
                         }
-                        routes.push(Placed {
-                            rank: rank.clone(),
-                            index: routes.len(),
-                            rule_match: several.then(|| matching.clone()),
-                            route: Route {
-                                name: name.into(),
-                                matching: part.matching,
-                                rewrite: part.rewrite,
-                                action: part.action,
-                                chain: part.chain,
-                                policies: policies.clone(),
-                                origin: rule.origin.clone(),
-                            },
+                        let made = Route {
+                            name: name.into(),
+                            matching: part.matching,
+                            rewrite: part.rewrite,
+                            action: part.action,
+                            chain: part.chain,
+                            policies: policies.clone(),
+                            origin: rule.origin.clone(),
+                        };
+                        routes.push(match several {
+                            true => Placed::as_part_of(matching, made),
+                            false => Placed::new(made),
                         });
                     }
                 }

@@ -1,11 +1,11 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::policies::{documents_of, effective};
 use super::redirect::Place;
 use super::rule::Builder;
 use super::{Destination, Resolved};
-use crate::config::{BackendTarget, Gateway, Listener, Protocol, Rank};
+use crate::config::{BackendTarget, Gateway, Listener, Protocol};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::ir::{Route, VirtualHost};
 use crate::model::DocumentId;
@@ -56,7 +56,7 @@ pub fn resolve_virtual_host(
         .ok();
     let mut routes: Vec<Placed> = Vec::new();
     let mut attached = false;
-    for (rank, route) in config.routes_of_host(&gateway.name, host) {
+    for (_, route) in config.routes_of_host(&gateway.name, host) {
         if !route.listeners.is_empty() && !route.listeners.iter().any(|(name, _)| *name == listener.name) {
             continue;
         }
@@ -64,9 +64,10 @@ pub fn resolve_virtual_host(
         origins.insert(route.origin.document.clone());
         origins.extend(documents_of(config, &route.scope));
         let wide = effective(config, &route.scope);
+        routes.reserve(route.rules.len());
         for rule in &route.rules {
             origins.extend(documents_of(config, &rule.scope));
-            builder.rule(route, rule, outer.as_ref(), &wide, rank, &mut routes);
+            builder.rule(route, rule, outer.as_ref(), &wide, &mut routes);
         }
     }
     if !attached {
@@ -80,11 +81,8 @@ pub fn resolve_virtual_host(
             origins.insert(upstream.origin.document.clone());
         }
     }
-    routes.sort_by(|one, other| {
-        precedence(one.place(), other.place())
-            .then_with(|| one.rank.cmp(&other.rank))
-            .then_with(|| one.index.cmp(&other.index))
-    });
+    // Of two with the same precedence the first stays the first: the one of the older document, the earlier in a document.
+    routes.sort_by_cached_key(|placed| placed.precedence);
     let mut shadowed = Vec::new();
     let routes = drop_shadowed(routes, host, &mut shadowed, &mut diagnostics);
     let host = VirtualHost {
@@ -106,35 +104,43 @@ pub fn resolve_virtual_host(
 
 /// A route and where it stands among the others.
 pub(super) struct Placed {
-    pub(super) rank: Rank,
-    pub(super) index: usize,
-    /// One that stands for its rule's match together with others, in an order of their own.
-    pub(super) rule_match: Option<RequestMatch>,
-    pub(super) route: Route,
+    precedence: Precedence,
+    route: Route,
 }
 
 impl Placed {
-    fn place(&self) -> &RequestMatch {
-        self.rule_match.as_ref().unwrap_or(&self.route.matching)
+    pub(super) fn new(route: Route) -> Self {
+        Self {
+            precedence: precedence(&route.matching),
+            route,
+        }
+    }
+
+    /// One of several that stand for their rule's match together, in an order of their own.
+    pub(super) fn as_part_of(rule_match: &RequestMatch, route: Route) -> Self {
+        Self {
+            precedence: precedence(rule_match),
+            route,
+        }
     }
 }
 
-/// Gateway API's order of matches: `Less` is tried first.
-fn precedence(one: &RequestMatch, other: &RequestMatch) -> std::cmp::Ordering {
-    let path = |request: &RequestMatch| match &request.path {
-        PathMatch::Exact(path) => (0, usize::MAX - path.len()),
-        PathMatch::Regex(regex) => (1, usize::MAX - regex.len()),
-        PathMatch::Prefix(prefix) | PathMatch::StartsWith(prefix) => (2, usize::MAX - prefix.len()),
+/// Gateway API's order of matches: what is less is tried first. By kind of path, its length, methods, headers, query.
+type Precedence = (u8, usize, bool, usize, usize);
+
+fn precedence(request: &RequestMatch) -> Precedence {
+    let (kind, path) = match &request.path {
+        PathMatch::Exact(path) => (0, path),
+        PathMatch::Regex(regex) => (1, regex),
+        PathMatch::Prefix(prefix) | PathMatch::StartsWith(prefix) => (2, prefix),
     };
-    let key = |request: &RequestMatch| {
-        (
-            path(request),
-            request.methods.is_empty(),
-            usize::MAX - request.headers.len(),
-            usize::MAX - request.query.len(),
-        )
-    };
-    key(one).cmp(&key(other))
+    (
+        kind,
+        usize::MAX - path.len(),
+        request.methods.is_empty(),
+        usize::MAX - request.headers.len(),
+        usize::MAX - request.query.len(),
+    )
 }
 
 fn drop_shadowed(
@@ -146,27 +152,34 @@ fn drop_shadowed(
     if routes.len() < 2 {
         return routes.into_iter().map(|placed| placed.route).collect();
     }
-    let mut kept: Vec<Route> = Vec::with_capacity(routes.len());
-    let mut seen: HashMap<RequestMatch, usize> = HashMap::with_capacity(routes.len());
-    for Placed { route, .. } in routes {
-        if let Some(holder) = seen.get(&route.matching).map(|index| &kept[*index]) {
-            shadowed.push((route.name.clone(), holder.name.clone()));
-            diagnostics.push(
-                Diagnostic::warning(
-                    Code::ShadowedRule,
-                    format!("{:?} never takes a request for {host:?}", route.name),
-                )
-                .at(route.origin.clone())
-                .because(format!(
-                    "{:?} ({}) matches exactly the same and comes first",
-                    holder.name, holder.origin
-                ))
-                .fix("take one of the two away, or tell them apart by method, header or query"),
-            );
-        } else {
-            seen.insert(route.matching.clone(), kept.len());
-            kept.push(route);
+    // Compared, not hashed: most paths differ in their first bytes.
+    let mut holders: BTreeMap<&RequestMatch, usize> = BTreeMap::new();
+    let holder_of: Vec<usize> = routes
+        .iter()
+        .enumerate()
+        .map(|(at, placed)| *holders.entry(&placed.route.matching).or_insert(at))
+        .collect();
+    for (at, holder) in holder_of.iter().enumerate() {
+        if *holder == at {
+            continue;
         }
+        let (route, holder) = (&routes[at].route, &routes[*holder].route);
+        shadowed.push((route.name.clone(), holder.name.clone()));
+        diagnostics.push(
+            Diagnostic::warning(
+                Code::ShadowedRule,
+                format!("{:?} never takes a request for {host:?}", route.name),
+            )
+            .at(route.origin.clone())
+            .because(format!(
+                "{:?} ({}) matches exactly the same and comes first",
+                holder.name, holder.origin
+            ))
+            .fix("take one of the two away, or tell them apart by method, header or query"),
+        );
     }
-    kept
+    let kept = routes.into_iter().zip(holder_of).enumerate();
+    kept.filter(|(at, (_, holder))| at == holder)
+        .map(|(_, (placed, _))| placed.route)
+        .collect()
 }
