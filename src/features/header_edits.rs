@@ -47,8 +47,9 @@ pub(super) fn decode(reader: &Reader<'_>) -> HeaderEdits {
 pub fn additions(edits: &HeaderEdits) -> Vec<HeaderValueOption> {
     let option = |(name, value): &(Arc<str>, Arc<str>), action: HeaderAppendAction| HeaderValueOption {
         header: Some(HeaderValue {
-            key: name.to_string(),
-            value: value.to_string(),
+            // Not by `to_string`, which goes through the formatter.
+            key: String::from(&**name),
+            value: String::from(&**value),
             ..HeaderValue::default()
         }),
         append_action: action.into(),

@@ -9,20 +9,32 @@ use std::collections::BTreeMap;
 
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::encoding::{WireType, encode_varint};
 
 /// A string, bytes or finished message.
 pub(super) fn put_bytes(buffer: &mut Vec<u8>, tag: u32, value: &[u8]) {
-    encode_key(tag, WireType::LengthDelimited, buffer);
-    encode_varint(value.len() as u64, buffer);
+    put_key(buffer, tag, WireType::LengthDelimited);
+    put_varint(buffer, value.len() as u64);
     buffer.extend_from_slice(value);
+}
+
+fn put_key(buffer: &mut Vec<u8>, tag: u32, wire_type: WireType) {
+    put_varint(buffer, u64::from(tag << 3 | wire_type as u32));
+}
+
+/// Almost every key, length and number here is one byte: the general loop is for the others.
+fn put_varint(buffer: &mut Vec<u8>, value: u64) {
+    match u8::try_from(value) {
+        Ok(short) if short < 0x80 => buffer.push(short),
+        _ => encode_varint(value, buffer),
+    }
 }
 
 /// A number; 0 is what an absent one means.
 pub(super) fn put_number(buffer: &mut Vec<u8>, tag: u32, value: u64) {
     if value != 0 {
-        encode_key(tag, WireType::Varint, buffer);
-        encode_varint(value, buffer);
+        put_key(buffer, tag, WireType::Varint);
+        put_varint(buffer, value);
     }
 }
 
@@ -32,7 +44,7 @@ pub(super) fn put_struct(buffer: &mut Vec<u8>, tag: u32, message: &impl Message)
 
 /// A message whose fields `write` appends.
 pub(super) fn put_message(buffer: &mut Vec<u8>, tag: u32, write: impl FnOnce(&mut Vec<u8>)) {
-    encode_key(tag, WireType::LengthDelimited, buffer);
+    put_key(buffer, tag, WireType::LengthDelimited);
     // Most are shorter than 128 bytes, whose length is one byte.
     let start = buffer.len();
     buffer.push(0);

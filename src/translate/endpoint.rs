@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,26 +24,47 @@ pub(super) fn endpoint_resource(cluster: &Arc<str>, endpoints: &[ir::Endpoint]) 
 
 /// What a [`ClusterLoadAssignment`] with one locality per priority encodes to.
 fn encode_assignment(cluster: &str, endpoints: &[ir::Endpoint]) -> Vec<u8> {
-    let mut by_priority: BTreeMap<u32, Vec<&ir::Endpoint>> = BTreeMap::new();
-    for endpoint in endpoints {
-        by_priority.entry(endpoint.priority).or_default().push(endpoint);
-    }
+    // Mostly one.
+    let mut priorities: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.priority).collect();
+    priorities.sort_unstable();
+    priorities.dedup();
     let mut buffer = Vec::with_capacity(cluster.len() + 16 + 48 * endpoints.len());
     put_bytes(&mut buffer, 1, cluster.as_bytes());
     let mut address = String::new();
     // Envoy wants priorities without gaps: a datacenter without a healthy instance is none.
-    for (priority, group) in (0..).zip(by_priority.into_values()) {
+    for (priority, of) in (0..).zip(priorities) {
         put_message(&mut buffer, 2, |locality| {
-            for endpoint in group {
+            for endpoint in endpoints.iter().filter(|endpoint| endpoint.priority == of) {
                 address.clear();
-                // Writing to a string does not fail.
-                let _ = write!(address, "{}", endpoint.address);
+                put_address(&mut address, endpoint.address);
                 put_endpoint(locality, &address, endpoint);
             }
             put_number(locality, 5, priority);
         });
     }
     buffer
+}
+
+/// As it is displayed. The formatter behind `Display` costs as much as everything else that is written of an endpoint.
+fn put_address(text: &mut String, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            for (at, octet) in address.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push('.');
+                }
+                for unit in [100, 10, 1] {
+                    if octet >= unit || unit == 1 {
+                        text.push(char::from(b'0' + octet / unit % 10));
+                    }
+                }
+            }
+        }
+        IpAddr::V6(address) => {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{address}");
+        }
+    }
 }
 
 fn put_endpoint(locality: &mut Vec<u8>, address: &str, endpoint: &ir::Endpoint) {
@@ -143,6 +163,18 @@ mod tests {
                 encode_assignment("consul/web", endpoints),
                 assignment("consul/web", structs.collect()).encode_to_vec()
             );
+        }
+    }
+
+    #[test]
+    fn addresses_are_written_as_they_are_displayed() {
+        for octet in 0..=255 {
+            for octets in [[octet, 0, 9, 255], [10, octet, 100, octet]] {
+                let address = IpAddr::from(octets);
+                let mut text = String::new();
+                put_address(&mut text, address);
+                assert_eq!(text, address.to_string());
+            }
         }
     }
 
