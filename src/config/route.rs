@@ -188,10 +188,11 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             );
         }
     }
-    let rules = reader
-        .children("rule")
-        .map(|(block, reader)| decode_rule(decoder, block, &reader))
-        .collect();
+    let rules = fitted(
+        reader
+            .children("rule")
+            .map(|(block, reader)| decode_rule(decoder, block, &reader)),
+    );
     HttpRoute {
         name: block.label(0).into(),
         origin: reader.origin(),
@@ -204,12 +205,13 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
 }
 
 fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Rule {
-    let mut matches: Vec<RequestMatch> = reader
-        .children("match")
-        .map(|(_, reader)| decode_match(decoder, &reader))
-        .collect();
+    let mut matches = fitted(
+        reader
+            .children("match")
+            .map(|(_, reader)| decode_match(decoder, &reader)),
+    );
     if matches.is_empty() {
-        matches.push(RequestMatch::any());
+        matches = vec![RequestMatch::any()];
     }
     let rewrite = reader.child("rewrite").map(|rewrite| Rewrite {
         path: path_rewrite(decoder, &rewrite, &matches),
@@ -233,12 +235,11 @@ fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) ->
             body,
         })
     } else {
-        RuleAction::Forward(
+        RuleAction::Forward(fitted(
             reader
                 .children("backend")
-                .filter_map(|(block, reader)| decode_backend(decoder, block, &reader))
-                .collect(),
-        )
+                .filter_map(|(block, reader)| decode_backend(decoder, block, &reader)),
+        ))
     };
     if rewrite.is_some() && !matches!(action, RuleAction::Forward(_)) {
         decoder.problems.push(
@@ -259,6 +260,14 @@ fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) ->
         action,
         scope: decoder.scope(reader),
     }
+}
+
+/// A list that is kept for as long as its document serves, and never grows: it holds no room for more. A rule's lists are
+/// mostly of one, and a list that grew has room for four.
+fn fitted<T>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = items.collect();
+    list.shrink_to_fit();
+    list
 }
 
 pub(super) fn decode_backend(
@@ -416,4 +425,17 @@ fn path_rewrite(
         );
     }
     Some(PathRewrite::Prefix(normal_prefix(&prefix)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fitted;
+
+    #[test]
+    fn lists_that_are_kept_hold_no_room_for_more() {
+        for count in [1, 2, 5, 17] {
+            let list = fitted((0..count).filter(|_| true));
+            assert_eq!((list.len(), list.capacity()), (count, count));
+        }
+    }
 }

@@ -10,4 +10,4 @@ mod scope_keeper;
 
 pub use json::{descriptors, render, render_resource};
 pub use message::{any, duration, wrap_bool, wrap_u32};
-pub use resource::{Resource, ResourceChange, ResourceKind, ResourceRef, ResourceSet};
+pub use resource::{Changed, Resource, ResourceChange, ResourceKind, ResourceRef, ResourceSet};

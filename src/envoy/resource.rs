@@ -101,21 +101,24 @@ enum Body {
 impl Resource {
     /// Wraps an encoded message. The version is a hash of its bytes.
     pub fn new(kind: ResourceKind, name: Arc<str>, message: &[u8]) -> Self {
-        let version = content_version(message);
-        Self::with_version(kind, name, version, message)
+        Self::encoded(kind, name, content_version(message), message)
     }
 
     /// For secrets, whose version must not be a hash of the key.
     pub fn with_version(kind: ResourceKind, name: Arc<str>, version: String, message: &[u8]) -> Self {
+        Self::encoded(kind, name, version.into(), message)
+    }
+
+    fn encoded(kind: ResourceKind, name: Arc<str>, version: Arc<str>, message: &[u8]) -> Self {
         let (delta, any) = encode_resource(kind, &name, &version, message);
         Self {
             kind,
             name,
-            version: version.into(),
+            version,
             body: Body::Encoded { delta, any },
-            needs: Arc::new([]),
+            needs: Arc::default(),
             needs_one_of: Arc::default(),
-            origins: Arc::new([]),
+            origins: Arc::default(),
         }
     }
 
@@ -126,9 +129,9 @@ impl Resource {
             name,
             version,
             body: Body::HeldByEnvoy,
-            needs: Arc::new([]),
+            needs: Arc::default(),
             needs_one_of: Arc::default(),
-            origins: Arc::new([]),
+            origins: Arc::default(),
         }
     }
 
@@ -190,9 +193,9 @@ impl PartialEq for Resource {
     }
 }
 
-fn content_version(bytes: &[u8]) -> String {
+fn content_version(bytes: &[u8]) -> Arc<str> {
     // 64 bits per resource name: a collision would need two versions of one resource to share them.
-    blake3::hash(bytes).to_hex()[..16].to_owned()
+    blake3::hash(bytes).to_hex()[..16].into()
 }
 
 /// Writes `Resource { version = 1, resource = 2 (Any), name = 3 }` by hand, so that the `Any` is a slice of it.
@@ -230,6 +233,13 @@ pub struct ResourceSet {
     kinds: [OrdMap<Arc<str>, Arc<Resource>>; 7],
 }
 
+/// What putting a resource into a set did.
+#[derive(Clone, Debug)]
+pub enum Changed {
+    No,
+    Yes { before: Option<Arc<Resource>> },
+}
+
 /// How one resource differs between two sets.
 #[derive(Clone, Debug)]
 pub enum ResourceChange {
@@ -248,21 +258,23 @@ impl ResourceSet {
 
     /// Keeps the old `Arc` when nothing differs, so that a later comparison sees no change.
     pub fn insert(&mut self, resource: Arc<Resource>) -> bool {
+        matches!(self.replace(resource), Changed::Yes { .. })
+    }
+
+    /// The same, and tells what was there before.
+    pub fn replace(&mut self, resource: Arc<Resource>) -> Changed {
         let map = &mut self.kinds[resource.kind as usize];
-        match map.get(&resource.name) {
-            Some(old)
-                if **old == *resource
-                    && old.needs == resource.needs
-                    && old.needs_one_of == resource.needs_one_of
-                    && old.origins == resource.origins =>
-            {
-                false
-            }
-            _ => {
-                map.insert(resource.name.clone(), resource);
-                true
-            }
+        let is_same = map.get(&resource.name).is_some_and(|old| {
+            **old == *resource
+                && old.needs == resource.needs
+                && old.needs_one_of == resource.needs_one_of
+                && old.origins == resource.origins
+        });
+        if is_same {
+            return Changed::No;
         }
+        let before = map.insert(resource.name.clone(), resource);
+        Changed::Yes { before }
     }
 
     pub fn remove(&mut self, kind: ResourceKind, name: &str) -> bool {

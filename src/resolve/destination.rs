@@ -1,7 +1,6 @@
 //! Destinations: what has a cluster of its own. A rule names a backend; a backend in the mesh unfolds into the targets of
 //! its discovery chain.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 
 use super::mesh;
@@ -76,20 +75,25 @@ pub(super) fn connect_source<'a>(config: &'a Config, upstream: &str) -> Option<&
     }
 }
 
-/// What must be watched for a destination.
-pub fn interests_of(snapshot: &Snapshot, destination: &Destination) -> BTreeSet<Interest> {
-    match destination {
+/// What must be watched for a destination, in order and each once. Mostly one: kept for every destination, a set would
+/// hold room for eleven.
+pub fn interests_of(snapshot: &Snapshot, destination: &Destination) -> Box<[Interest]> {
+    let interests = match destination {
         Destination::Backend(target) => match resolve_target(&snapshot.config, target) {
             Some((UpstreamSource::Connect(source), _)) => mesh::interests_of_chain(&source),
             Some((source, _)) => {
                 let queries = source.queries().into_iter().cloned();
-                queries.map(Interest::Service).collect()
+                let mut interests: Vec<Interest> = queries.map(Interest::Service).collect();
+                interests.sort();
+                interests.dedup();
+                return interests.into();
             }
-            None => BTreeSet::new(),
+            None => return Box::default(),
         },
         Destination::Mesh { upstream, target } => mesh::interests_of_target(snapshot, upstream, target),
         Destination::Failover { upstream, resolver } => {
             mesh::interests_of_failover(snapshot, upstream, resolver)
         }
-    }
+    };
+    interests.into_iter().collect()
 }

@@ -80,7 +80,7 @@ fn needs(cluster: &ir::Cluster) -> Arc<[ResourceRef]> {
             need(ResourceKind::Secret, MESH_LEAF),
             need(ResourceKind::Secret, MESH_ROOTS),
         ]),
-        (_, None) => Arc::new([]),
+        (_, None) => Arc::default(),
     }
 }
 

@@ -58,7 +58,8 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     EncodedHost {
         listener: host.listener.clone(),
         host: host.host.clone(),
-        bytes: buffer.into(),
+        // Kept for as long as the host: without the room that was for more.
+        bytes: buffer.into_boxed_slice().into(),
         needs: clusters(host),
         origins: host.origins.clone().into(),
     }

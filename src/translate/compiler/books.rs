@@ -4,17 +4,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Compiled, Compiler, Fetched, HostKey, HostUnit, NO_HOST, Work, least};
-use crate::envoy::{Resource, ResourceKind};
+use crate::envoy::{Changed, Resource, ResourceKind};
 use crate::ir::Routing;
 use crate::model::mesh::Interest;
 use crate::model::{CertificateQuery, DocumentId};
 use crate::resolve::Destination;
 
+/// Who sends to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    None,
+    /// Nobody but tcp listeners.
+    Connections,
+    Requests,
+}
+
+/// No scope has a key for it.
+pub(super) fn is_wildcard(host: &str) -> bool {
+    host.starts_with('*')
+}
+
 impl Compiler {
     pub(super) fn put(&mut self, resource: Resource, compiled: &mut Compiled) {
-        let before = self.set.get(resource.kind, &resource.name).cloned();
         let resource = Arc::new(resource);
-        if self.set.insert(resource.clone()) {
+        if let Changed::Yes { before } = self.set.replace(resource.clone()) {
             compiled.changed = true;
             self.made_from(before.as_deref(), Some(&resource), compiled);
         }
@@ -30,22 +43,27 @@ impl Compiler {
 
     /// Keeps the book of which documents have a part in the set, and notes whose part changed.
     fn made_from(&mut self, before: Option<&Resource>, after: Option<&Resource>, compiled: &mut Compiled) {
-        let origins = |resource: Option<&Resource>| resource.map(|resource| resource.origins.clone());
+        fn origins(resource: Option<&Resource>) -> &[DocumentId] {
+            resource.map_or(&[], |resource| &resource.origins)
+        }
         let (old, new) = (origins(before), origins(after));
-        let documents =
-            |side: &Option<Arc<[DocumentId]>>| side.iter().flat_map(|ids| ids.iter().cloned()).collect();
-        let (old, new): (BTreeSet<DocumentId>, BTreeSet<DocumentId>) = (documents(&old), documents(&new));
-        for id in old.difference(&new) {
-            match self.parts.get(id).copied() {
-                Some(2..) => *self.parts.entry(id.clone()).or_default() -= 1,
-                _ => _ = self.parts.remove(id),
+        if old != new {
+            let (was, is): (BTreeSet<&DocumentId>, BTreeSet<&DocumentId>) =
+                (old.iter().collect(), new.iter().collect());
+            for &id in was.difference(&is) {
+                match self.parts.get_mut(id) {
+                    Some(parts @ 2..) => *parts -= 1,
+                    _ => _ = self.parts.remove(id),
+                }
+            }
+            for &id in is.difference(&was) {
+                match self.parts.get_mut(id) {
+                    Some(parts) => *parts += 1,
+                    None => _ = self.parts.insert(id.clone(), 1),
+                }
             }
         }
-        for id in new.difference(&old) {
-            *self.parts.entry(id.clone()).or_default() += 1;
-        }
-        compiled.documents.extend(old);
-        compiled.documents.extend(new);
+        compiled.documents.extend(old.iter().chain(new).cloned());
     }
 
     /// Keeps the books of who uses what, and notes the clusters, watches and listeners that this starts or ends.
@@ -57,19 +75,29 @@ impl Compiler {
         work: &mut Work,
     ) {
         let (listener, host) = key;
-        let none = BTreeSet::new();
-        let (old, new) = (
-            before.map_or(&none, |unit| &unit.targets),
-            after.map_or(&none, |unit| &unit.targets),
+        let (old, new): (&[Destination], &[Destination]) = (
+            before.map_or(&[], |unit| &unit.targets),
+            after.map_or(&[], |unit| &unit.targets),
         );
-        for target in old.symmetric_difference(new) {
-            let user = (target.clone(), listener.clone(), host.clone());
-            let before = (self.target_in_use(target), self.only_connections(target));
-            match new.contains(target) {
-                true => self.target_users.insert(user),
-                false => self.target_users.remove(&user),
+        for target in missing_in(old, new) {
+            let before = self.use_of(target);
+            self.target_users
+                .remove(&(target.clone(), listener.clone(), host.clone()));
+            if self.use_of(target) != before {
+                work.clusters.insert(target.clone());
+            }
+        }
+        for target in missing_in(new, old) {
+            let before = self.use_of(target);
+            self.target_users
+                .insert((target.clone(), listener.clone(), host.clone()));
+            // One more user changes the use only where it is of another kind than those before.
+            let is_new = match before {
+                Use::Requests => false,
+                Use::Connections => **host != *NO_HOST,
+                Use::None => true,
             };
-            if before != (self.target_in_use(target), self.only_connections(target)) {
+            if is_new {
                 work.clusters.insert(target.clone());
             }
         }
@@ -92,7 +120,7 @@ impl Compiler {
             self.filters_used
                 .insert((listener.clone(), feature, host.clone()));
         }
-        if before.is_some() != after.is_some() && host.starts_with('*') {
+        if before.is_some() != after.is_some() && is_wildcard(host) {
             let count = self.wildcards.entry(listener.clone()).or_default();
             *count = if after.is_some() {
                 *count + 1
@@ -102,31 +130,37 @@ impl Compiler {
         }
     }
 
-    pub(super) fn target_in_use(&self, target: &Destination) -> bool {
-        self.target_users
-            .range((target.clone(), least(), least())..)
-            .next()
-            .is_some_and(|(used, _, _)| used == target)
+    /// It looks past no more users than there are tcp listeners.
+    pub(super) fn use_of(&self, target: &Destination) -> Use {
+        let from = (target.clone(), least(), least());
+        match self.target_users.get_next(&from) {
+            Some((used, _, host)) if used == target && **host != *NO_HOST => return Use::Requests,
+            Some((used, _, _)) if used == target => {}
+            _ => return Use::None,
+        }
+        let mut users = self
+            .target_users
+            .range(from..)
+            .take_while(|(used, _, _)| used == target);
+        match users.all(|(_, _, host)| **host == *NO_HOST) {
+            true => Use::Connections,
+            false => Use::Requests,
+        }
     }
 
-    /// It looks past no more users than there are tcp listeners.
-    pub(super) fn only_connections(&self, target: &Destination) -> bool {
-        let users = self.target_users.range((target.clone(), least(), least())..);
-        let mut users = users.take_while(|(used, _, _)| used == target).peekable();
-        users.peek().is_some() && users.all(|(_, _, host)| **host == *NO_HOST)
+    pub(super) fn target_in_use(&self, target: &Destination) -> bool {
+        self.use_of(target) != Use::None
     }
 
     pub(super) fn interest_in_use(&self, interest: &Interest) -> bool {
         self.targets_of
-            .range((interest.clone(), Destination::first())..)
-            .next()
+            .get_next(&(interest.clone(), Destination::first()))
             .is_some_and(|(used, _)| used == interest)
     }
 
     pub(super) fn filter_in_use(&self, listener: &Arc<str>, feature: &'static str) -> bool {
         self.filters_used
-            .range((listener.clone(), feature, least())..)
-            .next()
+            .get_next(&(listener.clone(), feature, least()))
             .is_some_and(|(l, f, _)| l == listener && *f == feature)
     }
 
@@ -158,21 +192,20 @@ impl Compiler {
     pub(super) fn fed_by(
         &mut self,
         target: &Destination,
-        interests: BTreeSet<Interest>,
+        interests: Box<[Interest]>,
         compiled: &mut Compiled,
     ) {
-        let none = BTreeSet::new();
-        let old = self.interests_of.get(target).unwrap_or(&none).clone();
-        if old == interests {
+        let old = self.interests_of.get(target).cloned().unwrap_or_default();
+        if *old == *interests {
             return;
         }
-        for gone in old.difference(&interests) {
+        for gone in missing_in(&old, &interests) {
             self.targets_of.remove(&(gone.clone(), target.clone()));
             if !self.interest_in_use(gone) {
                 compiled.dropped.insert(gone.clone());
             }
         }
-        for new in interests.difference(&old) {
+        for new in missing_in(&interests, &old) {
             if !self.interest_in_use(new) {
                 compiled.added.insert(new.clone());
             }
@@ -181,7 +214,7 @@ impl Compiler {
         if interests.is_empty() {
             self.interests_of.remove(target);
         } else {
-            self.interests_of.insert(target.clone(), interests);
+            self.interests_of.insert(target.clone(), interests.into());
         }
     }
 
@@ -226,4 +259,9 @@ impl Compiler {
             self.certificates.insert(name.clone(), fetched);
         }
     }
+}
+
+/// Of two lists in order.
+fn missing_in<'a, T: Ord>(list: &'a [T], other: &'a [T]) -> impl Iterator<Item = &'a T> {
+    list.iter().filter(|one| other.binary_search(one).is_err())
 }

@@ -97,11 +97,12 @@ impl Compiler {
                 Some(before) => (before.made.clone(), before.features.clone()),
                 None => (None, resolved.features),
             };
-            let targets = before
+            let both: BTreeSet<Destination> = before
                 .iter()
                 .flat_map(|before| before.targets.iter().cloned())
                 .chain(resolved.targets)
                 .collect();
+            let targets = both.into_iter().collect();
             HostUnit {
                 made,
                 targets,
@@ -111,7 +112,7 @@ impl Compiler {
         } else {
             HostUnit {
                 made: Some(resolved.value.made()),
-                targets: resolved.targets,
+                targets: resolved.targets.into_iter().collect(),
                 features: resolved.features,
                 follows,
             }

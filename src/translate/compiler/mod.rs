@@ -62,7 +62,7 @@ pub struct Compiler {
     target_users: OrdSet<(Destination, Arc<str>, Arc<str>)>,
     /// Destinations in use, by the watches that feed them, and the other way round.
     targets_of: OrdSet<(Interest, Destination)>,
-    interests_of: OrdMap<Destination, BTreeSet<Interest>>,
+    interests_of: OrdMap<Destination, Arc<[Interest]>>,
     /// Hosts to look at again when a watch answers: those that wait for it, and those whose routes are made from it.
     hosts_of: OrdSet<(Interest, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
@@ -91,7 +91,8 @@ const NO_HOST: &str = "";
 struct HostUnit {
     /// None: held back, with nothing that stood before.
     made: Option<Made>,
-    targets: BTreeSet<Destination>,
+    /// In order, each once.
+    targets: Box<[Destination]>,
     features: BTreeSet<&'static str>,
     /// Its entries in `hosts_of`.
     follows: BTreeSet<Interest>,
@@ -156,8 +157,8 @@ struct Shown {
 pub struct Compiled {
     /// Something that reaches Envoy differs.
     pub changed: bool,
-    /// Whose part in the resources differs, be it held back still.
-    pub documents: BTreeSet<DocumentId>,
+    /// Whose part in the resources differs, be it held back still. In order, each once.
+    pub documents: Vec<DocumentId>,
     /// Watches that are needed now and were not, and the other way round.
     pub added: BTreeSet<Interest>,
     pub dropped: BTreeSet<Interest>,
@@ -419,6 +420,8 @@ impl Compiler {
         if work.mesh_secrets || begins_or_ends(&compiled.added) || begins_or_ends(&compiled.dropped) {
             self.mesh_secrets(snapshot, &mut compiled);
         }
+        compiled.documents.sort_unstable();
+        compiled.documents.dedup();
         compiled
     }
 

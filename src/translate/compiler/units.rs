@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::books::Use;
 use super::{Compiled, Compiler, Expecting, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
 use crate::config::{Gateway, Listener, ObjectKey, ObjectKind, Protocol, listener_of_client_ca};
 use crate::diagnostics::Code;
@@ -28,9 +29,10 @@ impl Compiler {
         let in_use = self.target_in_use(target);
         let interests = match in_use {
             true => interests_of(snapshot, target),
-            false => BTreeSet::new(),
+            false => Box::default(),
         };
         let ready = is_ready(snapshot, target, &interests);
+        let is_fed = !interests.is_empty();
         self.fed_by(target, interests, compiled);
         let name = cluster_name(target);
         let resolved = (in_use && ready)
@@ -49,16 +51,34 @@ impl Compiler {
                 self.withdraw(ResourceKind::Cluster, &name, compiled);
             }
         }
-        self.endpoints(snapshot, target, compiled);
+        if is_fed {
+            self.assignment(snapshot, target, &name, ready, compiled);
+        } else {
+            self.without_endpoints(target, &name, false, compiled);
+        }
     }
 
     /// The endpoint lane: one assignment and nothing else, but for a watch's first answer, which brings the cluster.
     pub(super) fn endpoints(&mut self, snapshot: &Snapshot, target: &Destination, compiled: &mut Compiled) {
         let name = cluster_name(target);
-        let Some(interests) = self.interests_of.get(target).cloned() else {
-            self.without_endpoints(target, false, compiled);
-            return;
-        };
+        match self.interests_of.get(target) {
+            Some(interests) => {
+                let ready = is_ready(snapshot, target, interests);
+                self.assignment(snapshot, target, &name, ready, compiled);
+            }
+            None => self.without_endpoints(target, &name, false, compiled),
+        }
+    }
+
+    /// Of a destination that is fed by watches.
+    fn assignment(
+        &mut self,
+        snapshot: &Snapshot,
+        target: &Destination,
+        name: &Arc<str>,
+        ready: bool,
+        compiled: &mut Compiled,
+    ) {
         if let Destination::Failover { .. } = target {
             // It has no endpoints; which clusters it falls back on depends on what is known of theirs.
             if let Some(cluster) = self.cluster(snapshot, target) {
@@ -71,9 +91,8 @@ impl Compiler {
             self.say(UnitKey::Cluster(target.clone()), problems);
             return;
         }
-        let ready = is_ready(snapshot, target, &interests);
         let Some(resolved) = ready.then(|| endpoints(snapshot, target)).flatten() else {
-            self.without_endpoints(target, true, compiled);
+            self.without_endpoints(target, name, true, compiled);
             return;
         };
         if resolved
@@ -86,9 +105,9 @@ impl Compiler {
             self.unregistered.remove(target);
         }
         self.say(UnitKey::Cluster(target.clone()), resolved.diagnostics);
-        self.put(endpoint_resource(&name, &resolved.value), compiled);
+        self.put(endpoint_resource(name, &resolved.value), compiled);
         let is_outlived = self.outlived.remove(target).is_some();
-        if (is_outlived || self.set.get(ResourceKind::Cluster, &name).is_none())
+        if (is_outlived || self.set.get(ResourceKind::Cluster, name).is_none())
             && let Some(cluster) = self.cluster(snapshot, target)
         {
             self.put(cluster_resource(&cluster), compiled);
@@ -97,19 +116,24 @@ impl Compiler {
 
     fn cluster(&self, snapshot: &Snapshot, target: &Destination) -> Option<Cluster> {
         Some(Cluster {
-            only_connections: self.only_connections(target),
+            only_connections: self.use_of(target) == Use::Connections,
             ..resolve_cluster(snapshot, target)?
         })
     }
 
-    fn without_endpoints(&mut self, target: &Destination, discovered: bool, compiled: &mut Compiled) {
-        let name = cluster_name(target);
+    fn without_endpoints(
+        &mut self,
+        target: &Destination,
+        name: &str,
+        discovered: bool,
+        compiled: &mut Compiled,
+    ) {
         self.diagnostics.remove(&UnitKey::Cluster(target.clone()));
         self.unregistered.remove(target);
         if !(self.target_in_use(target) && self.is_held(target)) {
-            self.withdraw(ResourceKind::Endpoint, &name, compiled);
+            self.withdraw(ResourceKind::Endpoint, name, compiled);
             if discovered {
-                self.withdraw(ResourceKind::Cluster, &name, compiled);
+                self.withdraw(ResourceKind::Cluster, name, compiled);
             }
         }
     }
@@ -271,8 +295,7 @@ impl Compiler {
     ) {
         let is_named = self
             .secrets_of
-            .range((name.clone(), least())..)
-            .next()
+            .get_next(&(name.clone(), least()))
             .is_some_and(|(named, _)| named == name);
         let secret = gateway
             .filter(|_| is_named)
@@ -332,7 +355,7 @@ fn shows(snapshot: &Snapshot, gateway: &Gateway, certificate: &str) -> bool {
 }
 
 /// What its cluster is made from is known. A failover's members are looked at one by one.
-fn is_ready(snapshot: &Snapshot, target: &Destination, interests: &BTreeSet<Interest>) -> bool {
+fn is_ready(snapshot: &Snapshot, target: &Destination, interests: &[Interest]) -> bool {
     match target {
         Destination::Failover { .. } => true,
         // Other datacenters are for when the first one has nobody: they need not have answered.
