@@ -194,8 +194,11 @@ impl Gateway {
             .into_iter()
             .filter(|kind| stream.asks_for(*kind))
         {
-            for change in self.published.changes_since(&stream.acked, kind) {
-                // All of them are: the rest of a first delivery need not be walked.
+            // All of them are: the rest of a first delivery need not be walked.
+            if behind.len() == self.unacknowledged.len() {
+                return BTreeSet::new();
+            }
+            for change in self.published.changes_that_count_since(&stream.acked, kind) {
                 if behind.len() == self.unacknowledged.len() {
                     return BTreeSet::new();
                 }

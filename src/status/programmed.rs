@@ -56,7 +56,12 @@ pub(super) fn settled(current: &ResourceSet, streams: &[StreamView], gateway: &s
             && ResourceKind::ALL
                 .iter()
                 .filter(|kind| stream.asks_for(**kind))
-                .all(|kind| current.changes_since(&stream.acked, *kind).next().is_none())
+                .all(|kind| {
+                    current
+                        .changes_that_count_since(&stream.acked, *kind)
+                        .next()
+                        .is_none()
+                })
     };
     Programmed {
         acknowledged: of_gateway(streams, gateway).filter(is_current).count(),
@@ -83,7 +88,7 @@ fn behind(current: &ResourceSet, stream: &StreamView) -> BTreeSet<DocumentId> {
         .into_iter()
         .filter(|kind| stream.asks_for(*kind))
     {
-        for change in current.changes_since(acknowledged, kind) {
+        for change in current.changes_that_count_since(acknowledged, kind) {
             let resource = match change {
                 ResourceChange::Set(resource) => Some(resource),
                 // The former version knows its documents; one of them let it go.

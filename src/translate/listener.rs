@@ -16,7 +16,7 @@ use super::endpoint::socket_address;
 use super::http_connection_manager::http_connection_manager;
 use super::tcp_proxy::{clusters_of, tcp_proxy};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, any, duration, wrap_bool, wrap_u32};
-use crate::ir::{self, Serves, Tls, TlsChain};
+use crate::ir::{self, Routing, Serves, Tls, TlsChain};
 
 pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
     let mut needs: Vec<ResourceRef> = listener
@@ -31,8 +31,13 @@ pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
             name: secret.clone(),
         })
         .collect();
-    if let Serves::Tcp(proxy) = &listener.serves {
-        needs.extend(clusters_of(proxy));
+    match &listener.serves {
+        Serves::Tcp(proxy) => needs.extend(clusters_of(proxy)),
+        Serves::Http(http) if http.routing == Routing::Table => needs.push(ResourceRef {
+            kind: ResourceKind::Route,
+            name: listener.name.clone(),
+        }),
+        Serves::Http(_) => {}
     }
     needs.sort();
     let chains = listener.tls.iter().flat_map(|tls| &tls.chains);

@@ -18,7 +18,7 @@ use prost::Message;
 use super::encoding::{put_any_map, put_bytes, put_message, put_struct};
 use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
 use super::mesh::{hash_policies, put_chain_settings};
-use crate::envoy::{Resource, ResourceKind, ResourceRef, duration, wrap_bool, wrap_u32};
+use crate::envoy::{Resource, ResourceKind, ResourceRef, duration, scope_name, wrap_bool, wrap_u32};
 use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry, header_additions, header_removals};
 use crate::ir::{self, Action};
 use crate::model::DocumentId;
@@ -65,11 +65,6 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     }
 }
 
-/// What a host's routes are called at Envoy.
-pub(super) fn scope_name(listener: &str, host: &str) -> String {
-    [listener, "/", host].concat()
-}
-
 /// A host of its own scope: Envoy reads this one alone when it changes.
 pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {
     let name = scope_name(&host.listener, &host.host);
@@ -86,7 +81,7 @@ pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {
         .from_documents(host.origins.clone())
 }
 
-/// All hosts of a listener in one table: what wildcards need.
+/// All hosts of a listener in one table: what wildcards need. Exact hosts keep their scopes beside it.
 pub(super) fn table_resource(listener: &Arc<str>, hosts: &[&EncodedHost]) -> Resource {
     let mut buffer = Vec::new();
     put_table(&mut buffer, listener, hosts.iter().copied());

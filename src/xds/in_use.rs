@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::forms::Forms;
 use super::order::REMOVAL_PATIENCE;
 use super::subscription::Subscription;
 use crate::envoy::{Resource, ResourceKind, ResourceRef, ResourceSet};
@@ -15,7 +16,8 @@ use crate::envoy::{Resource, ResourceKind, ResourceRef, ResourceSet};
 pub(super) struct InUse {
     /// Needed by something whose change Envoy has not acknowledged yet.
     for_now: HashSet<ResourceRef>,
-    /// Needed by the old version of something whose new version Envoy refuses.
+    /// Needed by the old version of something whose new version Envoy refuses, or by what stays for connections from
+    /// before.
     lasting: HashSet<ResourceRef>,
     /// A route or listener at Envoy is from another stream: nobody knows which clusters and routes it needs.
     are_clusters_unknown: bool,
@@ -25,14 +27,19 @@ pub(super) struct InUse {
 }
 
 impl InUse {
-    pub(super) fn of(subscriptions: &[Subscription; 7], target: &ResourceSet, not_before: Duration) -> Self {
+    pub(super) fn of(
+        subscriptions: &[Subscription; 7],
+        target: &ResourceSet,
+        forms: &Forms,
+        not_before: Duration,
+    ) -> Self {
         let mut in_use = Self {
             not_before,
             ..Self::default()
         };
         if !subscriptions
             .iter()
-            .any(|subscription| has_removal(subscription, target))
+            .any(|subscription| has_removal(subscription, target, forms))
         {
             return in_use;
         }
@@ -40,6 +47,13 @@ impl InUse {
             for name in subscription.refusals.all().keys() {
                 for resource in held(subscription, name) {
                     in_use.lasting.extend(resource.needs.iter().cloned());
+                }
+            }
+            for name in subscription.dirty.keys() {
+                if forms.holds_removal(subscription.kind, name, target) {
+                    for resource in held(subscription, name) {
+                        in_use.lasting.extend(resource.needs.iter().cloned());
+                    }
                 }
             }
             let in_flight = subscription.in_flight.iter().flat_map(|response| {
@@ -112,11 +126,13 @@ impl InUse {
     }
 }
 
-fn has_removal(subscription: &Subscription, target: &ResourceSet) -> bool {
-    subscription
-        .dirty
-        .keys()
-        .any(|name| target.get(subscription.kind, name).is_none() && subscription.told.contains_key(name))
+/// One that nobody is known to keep.
+fn has_removal(subscription: &Subscription, target: &ResourceSet, forms: &Forms) -> bool {
+    subscription.dirty.keys().any(|name| {
+        target.get(subscription.kind, name).is_none()
+            && subscription.told.contains_key(name)
+            && !forms.holds_removal(subscription.kind, name, target)
+    })
 }
 
 /// What Envoy may have under this name: the last acknowledged, and what was sent since.

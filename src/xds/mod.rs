@@ -26,6 +26,7 @@ mod access;
 mod delivery;
 mod event;
 mod exchange;
+mod forms;
 #[cfg(test)]
 mod fuzz_tests;
 mod gate;

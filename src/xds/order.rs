@@ -21,6 +21,10 @@ pub const GATE_PATIENCE_SILENT: Duration = Duration::from_secs(10);
 /// too early costs requests; Envoy needs 1.4 s for a table of 100,000 hosts.
 pub const REMOVAL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long what only connections from before use is kept after a listener changed the form of its routes. Three times as
+/// long as an Envoy of ours drains them unless it is told otherwise; too late costs memory, too early requests.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
+
 /// After a reconnect, nothing used is removed before Envoy had time to name everything it holds: its first requests
 /// for the different kinds arrive within milliseconds of each other, but one after the other.
 pub const RECONNECT_SETTLE: Duration = Duration::from_secs(1);

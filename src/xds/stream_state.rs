@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::delivery::Holds;
 use super::exchange::{Actions, Asked, Report, Request, Variant};
+use super::forms::Forms;
 use super::gate::Gates;
 use super::in_use::InUse;
 use super::keyless::{Keyless, Standing};
@@ -26,6 +27,7 @@ pub struct StreamState {
     /// The newest published set. None: not complete yet, so nothing is answered.
     target: Option<ResourceSet>,
     gates: Gates,
+    forms: Forms,
     keyless: Keyless,
     /// Clusters sent whose endpoints must follow, even unchanged: Envoy forgets them when a cluster changes and does
     /// not ask again (without this it waits 15 s).
@@ -43,6 +45,7 @@ impl StreamState {
             subscriptions: ResourceKind::ALL.map(|kind| Subscription::new(kind, variant)),
             target: None,
             gates: Gates::default(),
+            forms: Forms::default(),
             keyless: Keyless::default(),
             endpoints_due: BTreeSet::new(),
             last_nonce: 0,
@@ -149,6 +152,7 @@ impl StreamState {
             .filter_map(|subscription| subscription.deadline(now));
         let keyless = self.keyless.deadline(now);
         own.chain(gates)
+            .chain(self.forms.deadline(now))
             .chain(settle)
             .chain(keyless)
             .filter(|at| *at > now)
@@ -185,7 +189,24 @@ impl StreamState {
             .iter()
             .map(|response| response.changed.len() + response.removed.len())
             .sum();
-        in_flight + subscription.dirty.len() + subscription.wanted.len()
+        in_flight + subscription.dirty.len() - self.leftover(subscription) + subscription.wanted.len()
+    }
+
+    /// What is kept for connections from before: nobody waits for it to go.
+    fn leftover(&self, subscription: &Subscription) -> usize {
+        let kind = subscription.kind;
+        let Some(target) = self.target.as_ref().filter(|_| !self.forms.is_at_rest()) else {
+            return 0;
+        };
+        // Clusters, endpoints and secrets stay because what is kept needs them.
+        let is_needed = matches!(
+            kind,
+            ResourceKind::Cluster | ResourceKind::Endpoint | ResourceKind::Secret
+        );
+        let is_left = |name: &&Arc<str>| {
+            target.get(kind, name).is_none() && (is_needed || self.forms.holds_removal(kind, name, target))
+        };
+        subscription.dirty.keys().filter(is_left).count()
     }
 
     pub fn refused(&self, kind: ResourceKind) -> impl Iterator<Item = (&Arc<str>, &Refusal)> {
@@ -272,7 +293,13 @@ impl StreamState {
                 now,
             );
         }
-        let in_use = InUse::of(&self.subscriptions, &target, self.removals_not_before);
+        self.forms.review(&self.subscriptions, &target, &self.gates, now);
+        let in_use = InUse::of(
+            &self.subscriptions,
+            &target,
+            &self.forms,
+            self.removals_not_before,
+        );
         for kind in ResourceKind::ALL {
             if kind == ResourceKind::Endpoint {
                 self.send_due_endpoints(now);
@@ -286,8 +313,10 @@ impl StreamState {
             let holds = StreamHolds {
                 kind,
                 gates: &self.gates,
+                forms: &self.forms,
                 keyless: &self.keyless,
                 in_use: &in_use,
+                target: &target,
                 now,
             };
             let subscription = &mut self.subscriptions[kind as usize];
@@ -302,6 +331,11 @@ impl StreamState {
                 self.gates.on_sent(sent.fresh(), sent.nonce);
                 self.endpoints_due
                     .extend(sent.fresh().iter().map(|cluster| cluster.name.clone()));
+            }
+            if kind == ResourceKind::Listener
+                && let Some(sent) = subscription.in_flight.back()
+            {
+                self.forms.on_sent(sent.fresh(), now);
             }
             actions.responses.push(response);
         }
@@ -323,18 +357,21 @@ impl StreamState {
 struct StreamHolds<'a> {
     kind: ResourceKind,
     gates: &'a Gates,
+    forms: &'a Forms,
     keyless: &'a Keyless,
     in_use: &'a InUse,
+    target: &'a ResourceSet,
     now: Duration,
 }
 
 impl Holds for StreamHolds<'_> {
     fn withholds(&self, resource: &Resource) -> bool {
-        order::is_gated(self.kind) && self.gates.withholds(resource)
+        order::is_gated(self.kind) && (self.gates.withholds(resource) || self.forms.withholds(resource))
     }
 
     fn holds_removal(&self, name: &Arc<str>, since: Duration) -> bool {
-        self.in_use.holds_removal(self.kind, name, since, self.now)
+        self.forms.holds_removal(self.kind, name, self.target)
+            || self.in_use.holds_removal(self.kind, name, since, self.now)
     }
 
     fn standing(&self, resource: &Resource) -> Standing {

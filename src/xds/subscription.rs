@@ -405,6 +405,22 @@ impl Subscription {
         dirty.forced |= forced;
     }
 
+    /// Something by such a name is to be sent, or was and is not answered.
+    pub(super) fn is_awaited(&self, target: &ResourceSet, is_meant: impl Fn(&str) -> bool) -> bool {
+        let is_to_be_sent = |name: &&Arc<str>| {
+            let told = self.told.get(*name).map(|told| &told.version);
+            target.get(self.kind, name).is_some_and(|published| {
+                told != Some(&published.version) && !self.refusals.is_refused(published)
+            })
+        };
+        let unanswered = self
+            .in_flight
+            .iter()
+            .flat_map(|response| response.changed.iter().map(|resource| &resource.name));
+        let mut to_be_sent = self.dirty.keys().filter(|name| is_meant(name));
+        to_be_sent.any(|name| is_to_be_sent(&name)) || unanswered.into_iter().any(|name| is_meant(name))
+    }
+
     /// Keeps a name that Envoy was told to drop as asked for, unless only the wildcard covered it.
     pub(super) fn forget_told(&mut self, name: &Arc<str>) {
         self.told.remove(name);

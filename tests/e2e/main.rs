@@ -71,3 +71,4 @@ mod vault_cluster;
 mod vault_tokens;
 mod versions;
 mod weights;
+mod wildcards;

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::books::is_wildcard;
 use super::{Compiled, Compiler, HostUnit, Made, NO_HOST, UnitKey, Work};
 use crate::config::{Gateway, Listener};
 use crate::diagnostics::Diagnostic;
-use crate::envoy::ResourceKind;
+use crate::envoy::{ResourceKind, scope_name};
 use crate::ir::{Routing, Serves, TcpProxy, Unavailable, VirtualHost};
 use crate::model::DocumentId;
 use crate::model::mesh::Interest;
@@ -14,7 +15,7 @@ use crate::resolve::{
     Destination, ResolvedHost, ResolvedTcp, attached_features, resolve_tcp, resolve_virtual_host, serves_tcp,
 };
 use crate::snapshot::Snapshot;
-use crate::translate::route::{encode_virtual_host, scope_name, scoped_resource};
+use crate::translate::route::{encode_virtual_host, scoped_resource};
 
 /// A unit as it is resolved, and what it depends on.
 struct Resolved {
@@ -128,11 +129,12 @@ impl Compiler {
         let Some(encoded) = unit.host().filter(|_| !hold) else {
             return;
         };
-        match self.routing(&listener_name) {
-            Routing::Scoped => self.put(scoped_resource(encoded), compiled),
-            Routing::Table => {
-                work.tables.insert(listener_name);
-            }
+        // Also where new connections look it up in a table: those from before the table came do not.
+        if !is_wildcard(&host) {
+            self.put(scoped_resource(encoded), compiled);
+        }
+        if self.routing(&listener_name) == Routing::Table {
+            work.tables.insert(listener_name);
         }
     }
 

@@ -377,7 +377,6 @@ impl Compiler {
         }
         for (listener, routing) in self.routings() {
             if routing_before.get(&listener) != Some(&routing) {
-                self.reroute(&listener, routing, &mut compiled);
                 work.listeners.insert(listener.clone());
                 work.tables.insert(listener);
             }

@@ -20,7 +20,7 @@ use crate::snapshot::Snapshot;
 use crate::translate::cluster::cluster_resource;
 use crate::translate::endpoint::endpoint_resource;
 use crate::translate::listener::listener_resource;
-use crate::translate::route::{EncodedHost, scope_name, scoped_resource, table_resource};
+use crate::translate::route::{EncodedHost, table_resource};
 use crate::translate::secret::secret_resource;
 
 impl Compiler {
@@ -304,17 +304,6 @@ impl Compiler {
         match secret {
             Some(secret) => self.put(secret_resource(&secret), compiled),
             None => self.withdraw(ResourceKind::Secret, name, compiled),
-        }
-    }
-
-    /// A listener got its first wildcard, or lost its last: all its hosts move.
-    pub(super) fn reroute(&mut self, listener: &Arc<str>, routing: Routing, compiled: &mut Compiled) {
-        for ((_, host), unit) in self.hosts_of(listener) {
-            compiled.units += 1;
-            match (routing, unit.host()) {
-                (Routing::Scoped, Some(encoded)) => self.put(scoped_resource(encoded), compiled),
-                _ => self.withdraw(ResourceKind::ScopedRoute, &scope_name(listener, &host), compiled),
-            }
         }
     }
 

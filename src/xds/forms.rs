@@ -1,0 +1,118 @@
+//! A listener changes the form in which it looks its hosts up: the new form is in place before the old one goes, and the old
+//! one stays for those who still look there.
+//!
+//! To scopes: Envoy waits for none, since its one subscription to scopes is open, so the listener waits here until all of
+//! its own are there. To a table: Envoy keeps the old listener while it waits for its first one, but for 3 s only, so the
+//! listener waits here while its table waits for new clusters, or has not replaced an older one. Then connections from before stay with the former listener
+//! until Envoy has drained them: what would go with the former form, and what it needs, goes later.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::gate::Gates;
+use super::order::{DRAIN_PATIENCE, GATE_PATIENCE_SILENT};
+use super::subscription::Subscription;
+use crate::envoy::{Resource, ResourceKind, ResourceSet, listener_of_scope};
+
+#[derive(Default)]
+pub(super) struct Forms {
+    /// Listeners that are kept from Envoy for now, and until when.
+    waiting: BTreeMap<Arc<str>, Duration>,
+    /// Listeners that have one form at Envoy, and are to have the other one.
+    turning: BTreeSet<Arc<str>>,
+    /// Those that were sent in their new form, and when.
+    turned: BTreeMap<Arc<str>, Duration>,
+}
+
+impl Forms {
+    pub(super) fn review(
+        &mut self,
+        subscriptions: &[Subscription; 7],
+        target: &ResourceSet,
+        gates: &Gates,
+        now: Duration,
+    ) {
+        self.waiting.clear();
+        self.turning.clear();
+        self.turned.retain(|_, since| now < *since + DRAIN_PATIENCE);
+        let listeners = &subscriptions[ResourceKind::Listener as usize];
+        for (name, dirty) in &listeners.dirty {
+            // A new one goes at once, in one response with one that leaves its port to it.
+            let told = listeners.told.get(name).filter(|told| !told.is_held_by_envoy());
+            let (Some(told), Some(published)) = (told, target.get(ResourceKind::Listener, name)) else {
+                continue;
+            };
+            if told.has_table() == published.has_table() {
+                continue;
+            }
+            self.turning.insert(name.clone());
+            let is_early = match published.has_table() {
+                true => is_table_early(subscriptions, target, gates, name),
+                false => are_scopes_early(subscriptions, target, name),
+            };
+            let until = dirty.since + GATE_PATIENCE_SILENT;
+            if is_early && now < until {
+                self.waiting.insert(name.clone(), until);
+            }
+        }
+    }
+
+    pub(super) fn on_sent(&mut self, listeners: &[Arc<Resource>], now: Duration) {
+        for listener in listeners {
+            if self.turning.contains(&listener.name) {
+                self.turned.insert(listener.name.clone(), now);
+            }
+        }
+    }
+
+    pub(super) fn withholds(&self, resource: &Resource) -> bool {
+        resource.kind == ResourceKind::Listener && self.waiting.contains_key(&resource.name)
+    }
+
+    /// It is of the former form of a listener that has turned, or is about to.
+    pub(super) fn holds_removal(&self, kind: ResourceKind, name: &str, target: &ResourceSet) -> bool {
+        if self.is_at_rest() {
+            return false;
+        }
+        let (listener, is_table) = match kind {
+            ResourceKind::ScopedRoute => (listener_of_scope(name), false),
+            ResourceKind::Route => (Some(name), true),
+            _ => return false,
+        };
+        listener
+            .filter(|listener| self.turned.contains_key(*listener) || self.turning.contains(*listener))
+            .and_then(|listener| target.get(ResourceKind::Listener, listener))
+            .is_some_and(|listener| listener.has_table() != is_table)
+    }
+
+    /// No listener has turned, or is about to.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.turned.is_empty() && self.turning.is_empty()
+    }
+
+    pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
+        let ends = self.turned.values().map(|since| *since + DRAIN_PATIENCE);
+        let all = self.waiting.values().copied().chain(ends);
+        all.filter(|at| *at > now).min()
+    }
+}
+
+/// It waits for new clusters, or Envoy still has an older one, and would go on with that at once.
+fn is_table_early(
+    subscriptions: &[Subscription; 7],
+    target: &ResourceSet,
+    gates: &Gates,
+    listener: &Arc<str>,
+) -> bool {
+    let tables = &subscriptions[ResourceKind::Route as usize];
+    let waits = |table: &Arc<Resource>| gates.withholds(table);
+    target.get(ResourceKind::Route, listener).is_some_and(waits)
+        || (tables.is_subscribed(listener) && tables.is_awaited(target, |name| *name == **listener))
+}
+
+/// Envoy has asked for scopes, and some of this listener's are not there.
+fn are_scopes_early(subscriptions: &[Subscription; 7], target: &ResourceSet, listener: &Arc<str>) -> bool {
+    let scopes = &subscriptions[ResourceKind::ScopedRoute as usize];
+    scopes.wildcard && scopes.is_awaited(target, |scope| listener_of_scope(scope) == Some(listener))
+}
