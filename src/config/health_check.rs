@@ -46,7 +46,7 @@ pub(super) fn schema() -> BlockSchema {
         Type::Duration(500, 600_000),
         Some("\"5s\""),
         "\"2s\"",
-        "Between two checks of one instance, from each Envoy.",
+        "Between two checks of one instance, from each Envoy. One that is out is checked every second at least.",
     )
     .attribute(
         "timeout",

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::core::v3::HealthCheck;
 use envoy_types::pb::envoy::config::core::v3::health_check::{
     GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck,
@@ -30,11 +32,21 @@ pub(super) fn health_checks(cluster: &Cluster) -> Vec<HealthCheck> {
             ..GrpcHealthCheck::default()
         }),
     };
+    // One that is registered before it listens fails its first check, as one does that is restarted: it is not left out for
+    // longer than it takes to come up.
+    let of_the_unhealthy = Some(duration(check.interval.min(OF_THE_UNHEALTHY)));
     vec![HealthCheck {
         timeout: Some(duration(check.timeout)),
         interval: Some(duration(check.interval)),
+        unhealthy_interval: of_the_unhealthy,
+        // Between the failures that take one out: Envoy would take the interval above for it.
+        unhealthy_edge_interval: Some(duration(check.interval)),
+        // Between the successes that bring one back.
+        healthy_edge_interval: of_the_unhealthy,
         // Its default of 60 s for a cluster without traffic would leave a service that just came up unknown for long.
-        no_traffic_interval: Some(duration(check.interval)),
+        // Without traffic it is the pause between those failures, too.
+        no_traffic_interval: of_the_unhealthy,
+        no_traffic_healthy_interval: Some(duration(check.interval)),
         // Replicas of a gateway must not ask in step.
         interval_jitter_percent: 20,
         unhealthy_threshold: Some(wrap_u32(check.unhealthy_threshold)),
@@ -43,3 +55,6 @@ pub(super) fn health_checks(cluster: &Cluster) -> Vec<HealthCheck> {
         ..HealthCheck::default()
     }]
 }
+
+/// A connection a second to each instance that is down.
+const OF_THE_UNHEALTHY: Duration = Duration::from_secs(1);
