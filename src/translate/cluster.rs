@@ -101,6 +101,9 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
             healthy_panic_threshold: Some(Percent {
                 value: panic_threshold(cluster),
             }),
+            // Envoy holds changes of health back, for 1 s by default, where an endpoint changed shortly before: an
+            // instance that is gone right after a deployment would be tried by connection after connection.
+            update_merge_window: cluster.only_connections.then(|| duration(Duration::ZERO)),
             ..CommonLbConfig::default()
         }),
         circuit_breakers: Some(CircuitBreakers {
