@@ -60,8 +60,19 @@ codes! {
     PortClash => "port-clash",
     /// No usable certificate, nobody knows whose client certificates are good, or no backend for a tcp listener: it is not opened.
     ListenerWithheld => "listener-withheld",
-    /// A certificate that could not be fetched, read or used.
+    /// A certificate that could not be fetched, read or used, for another reason than the ones below.
     CertificateProblem => "certificate-problem",
+    /// What a certificate, its key or the authorities of clients should be read from holds none, or in a form that cannot be
+    /// used: no PEM, damaged, encrypted, too large.
+    CertificateMalformed => "certificate-malformed",
+    /// A private key that belongs to another certificate than the one beside it.
+    CertificateKeyMismatch => "certificate-key-mismatch",
+    /// The certificate, authority or revocation list at its source had expired when it was read: it is not taken up.
+    CertificateExpired => "certificate-expired",
+    /// Nothing is mounted in Vault where a document says, or another secrets engine.
+    VaultWrongMount => "vault-wrong-mount",
+    /// The mount is of another version of KV than the document says.
+    VaultWrongKvVersion => "vault-wrong-kv-version",
     /// A certificate near or past its end.
     CertificateExpiry => "certificate-expiry",
     /// A document from KV reaches for something that the agent's settings do not allow it.

@@ -15,8 +15,18 @@ pub enum ProblemKind {
     NotFound,
     /// There, and deleted (a KV v2 version).
     Deleted,
-    /// Answered, and unusable: wrong shape, malformed certificate, key that does not fit, expired.
+    /// Answered, and unusable: wrong shape, a field that is not there, not valid yet.
     Invalid,
+    /// A certificate, its key, an authority or a revocation list that is none, or not in a form that can be used.
+    Malformed,
+    /// A private key that belongs to another certificate.
+    KeyMismatch,
+    /// A certificate, an authority or a revocation list whose time is over.
+    Expired,
+    /// Nothing is mounted there, or another engine.
+    WrongMount,
+    /// The mount is of another version of KV than the document says.
+    WrongKvVersion,
     /// The request itself was refused (bad role, name not allowed): the document or the server's set-up must change.
     Refused,
     /// A bound of ours or of the server was reached.
@@ -52,6 +62,11 @@ impl Problem {
             ProblemKind::NotFound => "create it, or name another one",
             ProblemKind::Deleted => "write it again, or name another one",
             ProblemKind::Invalid => "mend what is stored there",
+            ProblemKind::Malformed => "store it again as it was issued, in PEM",
+            ProblemKind::KeyMismatch => "store the key and the certificate that were issued together",
+            ProblemKind::Expired => "store one that is in date",
+            ProblemKind::WrongMount => "name the mount of the right secrets engine, or mount it",
+            ProblemKind::WrongKvVersion => "name the mount's version in the document, or none",
             ProblemKind::Refused => "change what the document asks for, or what the server allows",
             ProblemKind::Limit => "stay below the bound, or raise it where it is set",
         })

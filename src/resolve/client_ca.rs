@@ -3,6 +3,7 @@
 //! The authorities go by a name beside those of certificates, `client_ca/<listener>`, and are fetched, published and
 //! awaited as those are.
 
+use super::certificate::code_of;
 use crate::config::{ClientCa, Gateway, Listener, client_ca_name, listener_of_client_ca};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::model::{CertificateMaterial, CertificateQuery, DocumentId};
@@ -82,7 +83,7 @@ pub(super) fn authorities(
         }),
         (true, Some(problem)) => Some(
             Diagnostic::warning(
-                Code::CertificateProblem,
+                code_of(problem.kind),
                 format!("client_ca of listener {:?}: {problem}", listener.name),
             )
             .because("the authorities and revocation lists that could be used when they were read last are in force")

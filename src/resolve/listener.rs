@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Resolved;
+use super::certificate::code_of;
 use super::client_ca::{authorities, client_ca_of, named};
 use super::ports::port_clash;
 use crate::config::{Gateway, Listener, ListenerTls, ObjectKind, client_ca_name, listener_of_client_ca};
@@ -255,12 +256,9 @@ fn not_renewed(snapshot: &Snapshot, name: &str) -> Option<Diagnostic> {
     let known = snapshot.certificate(&snapshot.config.certificate(name)?.query)?;
     let problem = known.problem.as_ref()?;
     known.value.is_some().then(|| {
-        Diagnostic::warning(
-            Code::CertificateProblem,
-            format!("certificate {name:?}: {problem}"),
-        )
-        .because("the one that was fetched before stays in service, as long as it lasts")
-        .fix(problem.advice())
+        Diagnostic::warning(code_of(problem.kind), format!("certificate {name:?}: {problem}"))
+            .because("the one that was fetched before stays in service, as long as it lasts")
+            .fix(problem.advice())
     })
 }
 
@@ -328,12 +326,11 @@ impl Meanwhile<'_> {
             });
         }
         Some(match known.and_then(|known| known.problem.as_ref()) {
-            Some(problem) => Diagnostic::error(
-                Code::CertificateProblem,
-                format!("certificate {name:?}: {problem}"),
-            )
-            .because(meanwhile)
-            .fix(problem.advice()),
+            Some(problem) => {
+                Diagnostic::error(code_of(problem.kind), format!("certificate {name:?}: {problem}"))
+                    .because(meanwhile)
+                    .fix(problem.advice())
+            }
             None => Diagnostic::warning(
                 Code::NotYetKnown,
                 format!("certificate {name:?} has not arrived yet ({})", declared.query),

@@ -3,6 +3,7 @@
 //! Pure. A problem is a diagnostic beside a value that says what to do instead; it never stops another unit.
 
 mod backend;
+mod certificate;
 mod chain;
 mod chain_match;
 mod client_ca;

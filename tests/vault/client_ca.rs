@@ -100,31 +100,47 @@ async fn bad_authorities_are_told_apart_and_the_last_good_stay() {
     rig.watch(&[&from_kv(Some("crl"))]);
     let first = rig.material().await;
     let cases = [
-        (json!({"crl": list}), "no field \"certificate\""),
+        (
+            json!({"crl": list}),
+            "no field \"certificate\"",
+            ProblemKind::Invalid,
+        ),
         (
             json!({"certificate": "hello", "crl": list}),
             "no CERTIFICATE block",
+            ProblemKind::Malformed,
         ),
-        (json!({"certificate": leaf, "crl": list}), "is no authority"),
-        (json!({"certificate": authority}), "no field \"crl\""),
+        (
+            json!({"certificate": leaf, "crl": list}),
+            "is no authority",
+            ProblemKind::Invalid,
+        ),
+        (
+            json!({"certificate": authority}),
+            "no field \"crl\"",
+            ProblemKind::Invalid,
+        ),
         (
             json!({"certificate": authority, "crl": ""}),
             "has no revocation list",
+            ProblemKind::Invalid,
         ),
         (
             json!({"certificate": authority, "crl": strange}),
             "signed by none of the authorities",
+            ProblemKind::Invalid,
         ),
         (
             json!({"certificate": authority, "crl": "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"}),
             "not a valid X.509 CRL",
+            ProblemKind::Malformed,
         ),
     ];
-    for (fields, expected) in cases {
+    for (fields, expected, kind) in cases {
         bao.write("secret/data/portreeve/clients", json!({"data": fields}))
             .await;
         let problem = rig.problem().await;
-        assert_eq!(problem.kind, ProblemKind::Invalid, "{problem}");
+        assert_eq!(problem.kind, kind, "{problem}");
         assert!(problem.message.contains(expected), "{problem}");
         assert!(problem.message.contains("secret/portreeve/clients"), "{problem}");
     }
@@ -190,7 +206,7 @@ async fn authorities_of_a_mount_that_is_not_there_or_another_engine_say_so() {
             crl: false,
         })]);
         let problem = rig.problem().await;
-        assert_eq!(problem.kind, ProblemKind::NotFound, "{problem}");
+        assert_eq!(problem.kind, ProblemKind::WrongMount, "{problem}");
         let said = "no secrets engine of type pki is mounted at this path";
         assert!(problem.message.contains(said), "{problem}");
         assert!(problem.message.contains(mount), "{problem}");

@@ -72,32 +72,39 @@ async fn each_bad_case_has_its_own_message_and_keeps_the_last_good() {
         (
             json!({"certificate": certificate}),
             "no field \"private_key\"; there is \"certificate\"",
+            ProblemKind::Invalid,
         ),
         (
             json!({"certificate": 7, "private_key": key}),
             "is a number, not a text",
+            ProblemKind::Invalid,
         ),
         (
             json!({"certificate": "hello", "private_key": key}),
             "no CERTIFICATE block",
+            ProblemKind::Malformed,
         ),
         (
             json!({"certificate": certificate, "private_key": "hello"}),
             "no PRIVATE KEY block",
+            ProblemKind::Malformed,
         ),
         (
             json!({"certificate": certificate, "private_key": other_key}),
             "does not belong to any certificate",
+            ProblemKind::KeyMismatch,
         ),
         (
             json!({"certificate": expired, "private_key": expired_key}),
             "expired at",
+            ProblemKind::Expired,
         ),
     ];
-    for (fields, expected) in cases {
-        bao.write("secret/data/www", json!({"data": fields})).await;
+    for (fields, expected, kind) in cases {
+        bao.write("secret/data/portreeve/www", json!({"data": fields}))
+            .await;
         let problem = rig.problem().await;
-        assert_eq!(problem.kind, ProblemKind::Invalid);
+        assert_eq!(problem.kind, kind, "{problem}");
         assert!(problem.message.contains(expected), "{problem}");
         assert!(problem.message.contains("secret/www"), "{problem}");
         assert!(problem.fix.is_some());

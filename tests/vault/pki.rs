@@ -226,7 +226,7 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
     let query = pki("www.example.com", 60);
     rig.watch(&[&query]);
     let problem = rig.problem().await;
-    assert_eq!(problem.kind, ProblemKind::NotFound, "{problem}");
+    assert_eq!(problem.kind, ProblemKind::WrongMount, "{problem}");
     let said = "pki_int/sign/edge: no secrets engine is mounted at this path";
     assert!(problem.message.contains(said), "{problem}");
     assert!(problem.fix.unwrap().contains("vault secrets list"));

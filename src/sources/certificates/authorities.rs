@@ -52,7 +52,23 @@ pub(super) enum AuthorityFault {
 
 impl AuthorityFault {
     pub(super) fn problem(&self, source: &ClientCaQuery, place: &str) -> Problem {
-        Problem::new(ProblemKind::Invalid, format!("{place}: {self}")).with_fix(self.fix(source))
+        Problem::new(self.kind(), format!("{place}: {self}")).with_fix(self.fix(source))
+    }
+
+    fn kind(&self) -> ProblemKind {
+        match self {
+            Self::TooLarge
+            | Self::ListsTooLarge
+            | Self::NoCertificate
+            | Self::Broken(_)
+            | Self::BrokenList(_)
+            | Self::NoListBlock => ProblemKind::Malformed,
+            Self::Expired(_) | Self::ListExpired(..) => ProblemKind::Expired,
+            Self::NotAnAuthority(..)
+            | Self::StrangeList(_)
+            | Self::UnsupportedSignature(..)
+            | Self::NoList(_) => ProblemKind::Invalid,
+        }
     }
 
     fn fix(&self, source: &ClientCaQuery) -> String {

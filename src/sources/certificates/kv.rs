@@ -183,7 +183,7 @@ impl KvWatch<'_> {
                 Ok(None)
             }
             // The read of the data says more (a wrong version, a deleted one).
-            Err(fault) if fault.kind() == ProblemKind::NotFound => Ok(None),
+            Err(fault) if matches!(fault.kind(), ProblemKind::NotFound | ProblemKind::WrongMount) => Ok(None),
             Err(fault) => Err(fault),
         }
     }

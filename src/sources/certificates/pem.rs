@@ -113,7 +113,23 @@ impl PemFault {
 
     /// As a problem of what was read, `place` naming it.
     pub fn problem(&self, place: &str) -> Problem {
-        Problem::new(ProblemKind::Invalid, format!("{place}: {self}")).with_fix(self.fix())
+        Problem::new(self.kind(), format!("{place}: {self}")).with_fix(self.fix())
+    }
+
+    fn kind(&self) -> ProblemKind {
+        match self {
+            Self::ChainTooLarge
+            | Self::KeyTooLarge
+            | Self::NoCertificate
+            | Self::BrokenPem(_)
+            | Self::BrokenCertificate(_)
+            | Self::NoKey
+            | Self::EncryptedKey
+            | Self::UnsupportedKey => ProblemKind::Malformed,
+            Self::KeyMismatch => ProblemKind::KeyMismatch,
+            Self::Expired(_) => ProblemKind::Expired,
+            Self::NotYetValid(_) => ProblemKind::Invalid,
+        }
     }
 }
 

@@ -338,7 +338,7 @@ mod tests {
         publisher.unchanged().await.unwrap();
         publisher.unchanged().await.unwrap();
         let expired = next().unwrap().unwrap_err();
-        assert_eq!(expired.kind, ProblemKind::Invalid);
+        assert_eq!(expired.kind, ProblemKind::Expired);
         assert_eq!(next(), None);
         assert_eq!(
             publisher.good().unwrap().serial.as_ref(),

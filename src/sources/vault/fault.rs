@@ -86,11 +86,11 @@ impl VaultFault {
             | Reason::LoginRefused { .. }
             | Reason::Wrapping { .. }
             | Reason::Credential { .. } => ProblemKind::Forbidden,
-            Reason::NotFound(_) | Reason::NoMount | Reason::NoPki => ProblemKind::NotFound,
+            Reason::NotFound(_) => ProblemKind::NotFound,
+            Reason::NoMount | Reason::NoPki | Reason::NotKv(_) => ProblemKind::WrongMount,
+            Reason::KvVersion { .. } => ProblemKind::WrongKvVersion,
             Reason::Deleted { .. } => ProblemKind::Deleted,
-            Reason::Refused { .. } | Reason::BadPath(_) | Reason::KvVersion { .. } | Reason::NotKv(_) => {
-                ProblemKind::Refused
-            }
+            Reason::Refused { .. } | Reason::BadPath(_) => ProblemKind::Refused,
             Reason::Unusable(_) => ProblemKind::Invalid,
             Reason::TooLarge => ProblemKind::Limit,
         }

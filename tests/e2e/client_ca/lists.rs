@@ -217,7 +217,7 @@ async fn a_list_that_has_run_out_holds_up_no_revocation_by_another_authority() {
         let status = files.stack.agent.api(Method::GET, "/v1/status", "").await?.text();
         let said = "the revocation list of \\\"CN=stale\\\" expired at";
         anyhow::ensure!(
-            status.contains(said) && status.contains("certificate-problem"),
+            status.contains(said) && status.contains("certificate-expired"),
             "{status}"
         );
         Ok(())
