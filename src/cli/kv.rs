@@ -227,6 +227,7 @@ mod tests {
             body: body.into(),
             index: None,
             retry_after: None,
+            anonymous: false,
             fix: None,
         };
         for (status, body, lost) in [

@@ -90,6 +90,16 @@ codes! {
     /// What a discovery chain asks for cannot be done behind a rule: those requests answer 503. Behind a tcp route: its ports
     /// are closed.
     NotExpressible => "not-expressible",
-    /// Consul, Vault or the file system did not answer as needed: what was last known stays.
+    /// Consul, Vault or Nomad does not know the agent's token: it was deleted or revoked, or has ended. What was last known stays.
+    TokenNotAccepted => "token-not-accepted",
+    /// Consul or Vault knows the agent's token, and it lacks the right that the message names. What was last known stays.
+    MissingPermission => "missing-permission",
+    /// The agent has no token for Consul or Nomad, and their ACLs do not let everybody do what was asked. What was last known stays.
+    NoToken => "no-token",
+    /// The settings of the Consul agent that was asked refuse the request, whatever the token: `http_config.block_endpoints` or
+    /// `http_config.allow_write_http_from`. What was last known stays.
+    RequestBlocked => "request-blocked",
+    /// Consul, Vault, Nomad or the file system did not answer as needed, for another reason than the four above: what was last known
+    /// stays.
     SourceProblem => "source-problem",
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use code::Code;
 pub use render::render;
 
-use crate::model::{Origin, Problem};
+use crate::model::{Origin, Problem, ProblemKind};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,7 +77,16 @@ impl Diagnostic {
     }
 
     /// What a source says of itself, with its advice.
+    /// With this code, unless the agent was turned away for its token, for having none, or by the server's settings: that has
+    /// codes of its own, whatever was asked for.
     pub fn of_problem(code: Code, problem: &Problem) -> Self {
+        let code = match problem.kind {
+            ProblemKind::TokenNotAccepted => Code::TokenNotAccepted,
+            ProblemKind::MissingPermission => Code::MissingPermission,
+            ProblemKind::NoToken => Code::NoToken,
+            ProblemKind::Blocked => Code::RequestBlocked,
+            _ => code,
+        };
         Self::error(code, problem.message.to_string()).fix(problem.advice())
     }
 

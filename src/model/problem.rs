@@ -9,8 +9,17 @@ use serde::{Deserialize, Serialize};
 pub enum ProblemKind {
     /// Not reachable, sealed, standby, without a leader, overloaded: waiting helps.
     Unavailable,
-    /// The token may not, or is no longer known.
+    /// Turned away, for another reason than the four below or without a word of which it is: a refused login, a file that may
+    /// not be read, a server that says the same of a token that it does not know and of a right that is missing.
     Forbidden,
+    /// The server does not know the token: never one, deleted, revoked, or past its end.
+    TokenNotAccepted,
+    /// The server knows the token, and it may not do this.
+    MissingPermission,
+    /// The server was asked without a token, and does not let everybody do this.
+    NoToken,
+    /// The server's own settings keep the request out, whatever the token.
+    Blocked,
     /// Answered, and it is not there.
     NotFound,
     /// There, and deleted (a KV v2 version).
@@ -31,6 +40,20 @@ pub enum ProblemKind {
     Refused,
     /// A bound of ours or of the server was reached.
     Limit,
+}
+
+impl ProblemKind {
+    /// Asking again changes nothing until somebody grants something, or brings another token.
+    pub fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::Forbidden
+                | Self::TokenNotAccepted
+                | Self::MissingPermission
+                | Self::NoToken
+                | Self::Blocked
+        )
+    }
 }
 
 /// One problem of one watch. It is a value: it travels beside the last good data, it never replaces it.
@@ -58,7 +81,12 @@ impl Problem {
             ProblemKind::Unavailable => {
                 "see that it runs and can be reached from here; it is asked again until it answers"
             }
-            ProblemKind::Forbidden => "give the agent's token the right to read it",
+            ProblemKind::TokenNotAccepted => "give the agent a token that the server knows",
+            ProblemKind::Forbidden | ProblemKind::MissingPermission => {
+                "give the agent's token the right to read it"
+            }
+            ProblemKind::NoToken => "give the agent a token that has the right to read it",
+            ProblemKind::Blocked => "let the request in where the server's settings keep it out",
             ProblemKind::NotFound => "create it, or name another one",
             ProblemKind::Deleted => "write it again, or name another one",
             ProblemKind::Invalid => "mend what is stored there",

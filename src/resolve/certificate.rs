@@ -10,6 +10,10 @@ pub(super) fn code_of(kind: ProblemKind) -> Code {
         ProblemKind::Expired => Code::CertificateExpired,
         ProblemKind::WrongMount => Code::VaultWrongMount,
         ProblemKind::WrongKvVersion => Code::VaultWrongKvVersion,
+        ProblemKind::TokenNotAccepted => Code::TokenNotAccepted,
+        ProblemKind::MissingPermission => Code::MissingPermission,
+        ProblemKind::NoToken => Code::NoToken,
+        ProblemKind::Blocked => Code::RequestBlocked,
         ProblemKind::Unavailable
         | ProblemKind::Forbidden
         | ProblemKind::NotFound

@@ -136,6 +136,66 @@ pub fn world_around() -> Vec<Case> {
             },
             &[SourceProblem],
         ),
+        orders_are(
+            "a service that the token may not read (the last known instances stay)",
+            |snapshot| {
+                let problem = Problem::new(
+                    ProblemKind::MissingPermission,
+                    "Consul at http://127.0.0.1:8500 answered GET /v1/health/service/orders with 403: Permission denied",
+                )
+                .with_fix("grant the token: service \"orders\" { policy = \"read\" } and node_prefix \"\" { policy = \"read\" }");
+                snapshot.apply(Observation::Service(ServiceUpdate {
+                    query: service("orders"),
+                    result: Err(problem),
+                }));
+            },
+            &[MissingPermission],
+        ),
+        orders_are(
+            "a service that Consul's ACLs show to nobody without a token, and the agent has none (the last known instances stay)",
+            |snapshot| {
+                let problem = Problem::new(
+                    ProblemKind::NoToken,
+                    "Consul at http://127.0.0.1:8500 answered GET /v1/health/service/orders without a token with 403: Permission denied",
+                )
+                .with_fix("no token is set; put one into CONSUL_HTTP_TOKEN that may: service \"orders\" { policy = \"read\" } and node_prefix \"\" { policy = \"read\" }");
+                snapshot.apply(Observation::Service(ServiceUpdate {
+                    query: service("orders"),
+                    result: Err(problem),
+                }));
+            },
+            &[NoToken],
+        ),
+        orders_are(
+            "a service that the settings of the Consul agent keep out of reach (the last known instances stay)",
+            |snapshot| {
+                let problem = Problem::new(
+                    ProblemKind::Blocked,
+                    "Consul at http://127.0.0.1:8500 answered GET /v1/health/service/orders with 403: Endpoint is blocked by agent configuration",
+                )
+                .with_fix("take it out of http_config.block_endpoints of that Consul agent, or name another agent (CONSUL_HTTP_ADDR); no right of a token mends it");
+                snapshot.apply(Observation::Service(ServiceUpdate {
+                    query: service("orders"),
+                    result: Err(problem),
+                }));
+            },
+            &[RequestBlocked],
+        ),
+        orders_are(
+            "a token that Consul does not know, or no longer (the last known instances stay)",
+            |snapshot| {
+                let problem = Problem::new(
+                    ProblemKind::TokenNotAccepted,
+                    "Consul at http://127.0.0.1:8500 answered GET /v1/health/service/orders with 403: ACL not found",
+                )
+                .with_fix("Consul no longer knows this token (deleted or expired): put a valid one into /etc/portreeve/consul-token");
+                snapshot.apply(Observation::Service(ServiceUpdate {
+                    query: service("orders"),
+                    result: Err(problem),
+                }));
+            },
+            &[TokenNotAccepted],
+        ),
         Case::new(
             "a prepared query that Consul does not have",
             prepared_query("orders-nearest"),
@@ -160,12 +220,12 @@ pub fn world_around() -> Vec<Case> {
         Case::new(
             "a prepared query whose service the agent's token may not read",
             prepared_query("orders-secret"),
-            &[SourceProblem],
+            &[MissingPermission],
             Stays::ApiWithoutAddress,
         )
         .then(|snapshot| {
             let problem = Problem::new(
-                ProblemKind::Forbidden,
+                ProblemKind::MissingPermission,
                 "the token may not see instances of orders-secret (prepared query)",
             )
             .with_fix("grant the token: service \"orders\" { policy = \"read\" }");
@@ -243,13 +303,13 @@ pub fn world_around() -> Vec<Case> {
         Case::new(
             "a Nomad variable whose key does not fit (the certificate of before stays)",
             in_a_variable(GATEWAY, "nomad/jobs/portreeve"),
-            &[CertificateProblem],
+            &[CertificateKeyMismatch],
             Stays::Everything,
         )
         .in_document("gateway")
         .then(|snapshot| {
             let problem = Problem::new(
-                ProblemKind::Invalid,
+                ProblemKind::KeyMismatch,
                 "nomad_variable nomad/jobs/portreeve: the private key does not belong to any certificate of the chain",
             );
             refuse_certificates(snapshot, Err(problem));
@@ -320,7 +380,7 @@ pub fn world_around() -> Vec<Case> {
 }
 
 /// The https listener is another one, with another certificate: nothing that served before stands in for it.
-fn another_certificate(mount: &str) -> String {
+pub fn another_certificate(mount: &str) -> String {
     GATEWAY
         .replace("\"tls\"", "\"secure\"")
         .replace("\"www\"", "\"new\"")
@@ -360,7 +420,7 @@ fn tell_query(snapshot: &mut Snapshot, name: &str, result: Result<Arc<[Instance]
 }
 
 /// Every certificate asked for and not answered yet gets this.
-fn refuse_certificates(snapshot: &mut Snapshot, result: Result<Vec<Arc<str>>, Problem>) {
+pub fn refuse_certificates(snapshot: &mut Snapshot, result: Result<Vec<Arc<str>>, Problem>) {
     let compiler = Compiler::compile("edge", world::settings(), snapshot);
     for query in &compiler.certificate_queries() {
         let material = |names| CertificateMaterial {

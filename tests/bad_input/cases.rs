@@ -14,6 +14,7 @@ pub fn all() -> Vec<Case> {
         json(),
         super::around::between_documents(),
         super::around::world_around(),
+        super::certificates::all(),
         super::mesh::all(),
         super::tcp::all(),
     ]

@@ -346,7 +346,7 @@ pub const AREAS: &[Area] = &[
             ),
             row(
                 "a policy that lacks a rule",
-                "the rule is named; what is known stays",
+                "`missing-permission`: the rule is named; what is known stays",
                 &[
                     "no_rule_is_superfluous_and_its_loss_is_told_and_survived",
                     "a_mesh_token_without_its_right_says_so",
@@ -355,8 +355,9 @@ pub const AREAS: &[Area] = &[
             ),
             row(
                 "a token that was deleted or has ended",
-                "a new login, or `put a valid one into` its file; what is known stays",
+                "a new login, or `token-not-accepted`: `put a valid one into` its file; what is known stays",
                 &[
+                    "a_token_that_ends_in_use_is_told_and_a_new_one_in_its_file_mends_it",
                     "a_deleted_token_empties_nothing_and_a_new_one_in_its_file_mends_it",
                     "a_login_serves_and_survives_what_may_happen_to_its_token",
                     "requests_follow_nomad_and_the_health_that_envoy_finds",
@@ -376,13 +377,22 @@ pub const AREAS: &[Area] = &[
         title: "Vault and certificates",
         rows: &[
             row(
-                "a mount of another type or version; a path that is not there, or climbs",
+                "a mount of another type or version",
+                "`vault-wrong-mount`, `vault-wrong-kv-version`; every other certificate serves",
+                &[
+                    "wrong_places_are_told_apart",
+                    "every_bad_certificate_costs_its_own_name_alone",
+                ],
+            ),
+            row(
+                "a path that is not there, or climbs",
                 "each with words of its own in `certificate-problem`",
                 &["wrong_places_are_told_apart"],
             ),
             row(
                 "a mount that is not there: of KV, of PKI, of the authorities of clients",
-                "told apart from a path that is not there and from a missing right, also where Vault answers 403 for both",
+                "`vault-wrong-mount`: told apart from a path that is not there and from a missing right, also where Vault answers 403 \
+                 for both. Where Vault itself does not tell them apart to this token, the message says so (`certificate-problem`)",
                 &[
                     "wrong_places_are_told_apart",
                     "a_missing_mount_is_told_apart_from_a_missing_right",
@@ -397,8 +407,10 @@ pub const AREAS: &[Area] = &[
             ),
             row(
                 "a field that is missing or no text, a certificate or key that is none, a key that does not fit, an expired certificate",
-                "each with words of its own, none of which quotes a key; the last good pair stays",
+                "`certificate-problem`, `certificate-malformed`, `certificate-key-mismatch`, `certificate-expired`, with words that \
+                 never quote a key; the last good pair stays, and every other certificate serves",
                 &[
+                    "every_bad_certificate_costs_its_own_name_alone",
                     "each_bad_case_has_its_own_message_and_keeps_the_last_good",
                     "every_fault_has_its_own_message_and_fix",
                     "no_fault_quotes_a_key",

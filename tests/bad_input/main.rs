@@ -9,6 +9,7 @@ mod world;
 mod around;
 mod case;
 mod cases;
+mod certificates;
 mod complete;
 mod elsewhere;
 mod mesh;

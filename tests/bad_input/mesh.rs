@@ -90,13 +90,28 @@ pub fn all() -> Vec<Case> {
                 identity_fails(
                     snapshot,
                     Problem::new(
-                        ProblemKind::Forbidden,
+                        ProblemKind::MissingPermission,
                         "Consul refuses (403) /v1/agent/connect/ca/leaf/edge-gw: Permission denied",
                     )
                     .with_fix("give the token service \"edge-gw\" { policy = \"write\" }"),
                 );
             },
-            &[MeshProblem],
+            &[MissingPermission],
+            Stays::ApiAnswers503("mesh-unavailable"),
+        ),
+        orders(
+            "a mesh token that Consul does not know, or no longer",
+            |snapshot| {
+                identity_fails(
+                    snapshot,
+                    Problem::new(
+                        ProblemKind::TokenNotAccepted,
+                        "Consul refuses (403) /v1/agent/connect/ca/leaf/edge-gw: ACL not found",
+                    )
+                    .with_fix("Consul no longer knows this token (deleted or expired): put a valid one into /etc/portreeve/mesh-token"),
+                );
+            },
+            &[TokenNotAccepted],
             Stays::ApiAnswers503("mesh-unavailable"),
         ),
         orders(
@@ -105,13 +120,13 @@ pub fn all() -> Vec<Case> {
                 chain_fails(
                     snapshot,
                     Problem::new(
-                        ProblemKind::Forbidden,
+                        ProblemKind::MissingPermission,
                         "Consul refuses (403) /v1/discovery-chain/orders: Permission denied",
                     )
                     .with_fix("give the token service \"orders\" { policy = \"read\" }"),
                 );
             },
-            &[MeshProblem],
+            &[MissingPermission],
             Stays::ApiAnswers503("mesh-unavailable"),
         ),
         orders(

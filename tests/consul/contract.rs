@@ -5,11 +5,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use imbl::OrdMap;
-use portreeve::model::{DocumentsUpdate, ProblemKind, ServiceQuery};
+use portreeve::model::{DocumentsUpdate, ProblemKind, Redacted, ServiceQuery};
 use portreeve::sources::SourceHealth;
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ConsulClient, ConsulSettings, DocumentsWatch, ServiceWatcher, WatchTiming};
 
+use crate::answering::Answer;
 use crate::contract_server::{ContractServer, Step};
 use crate::server::{Running, quick};
 
@@ -17,6 +18,7 @@ fn client(server: &ContractServer) -> ConsulClient {
     let address = ApiAddress::parse(Product::Consul, &server.address, false).unwrap();
     ConsulClient::new(&ConsulSettings {
         address,
+        token: Some(Redacted::new("played".to_owned())),
         ..ConsulSettings::default()
     })
     .unwrap()
@@ -167,14 +169,18 @@ async fn a_cut_poll_is_benign_and_habitual_cuts_shorten_the_wait() {
 #[tokio::test]
 async fn refusals_keep_what_is_known_and_end_with_the_next_answer() {
     for (status, text, kind) in [
-        (403, "Permission denied", ProblemKind::Forbidden),
+        (403, "Permission denied", ProblemKind::MissingPermission),
+        (403, "ACL not found", ProblemKind::TokenNotAccepted),
         (401, "", ProblemKind::Forbidden),
-        (429, "slow down", ProblemKind::Unavailable),
+        (429, "", ProblemKind::Unavailable),
         (500, "No cluster leader", ProblemKind::Unavailable),
         (503, "", ProblemKind::Unavailable),
         (301, "", ProblemKind::Refused),
     ] {
-        let refusal = || Step::Answer(status, Some("1"), text.to_owned());
+        let refusal = || match status {
+            429 => Step::Kept(Answer::kept("rate-limited")),
+            _ => Step::Answer(status, Some("1"), text.to_owned()),
+        };
         let server = ContractServer::start([ok("7", &[("a", "1", 5)]), refusal(), refusal()]).await;
         let (mut running, health) = watch(&server, quick());
         running.documents().await;
@@ -183,7 +189,11 @@ async fn refusals_keep_what_is_known_and_end_with_the_next_answer() {
             told.changed.is_empty() && told.removed.is_empty() && told.complete,
             "{status}"
         );
-        assert_eq!(told.problem.unwrap().kind, kind, "{status}");
+        let problem = told.problem.unwrap();
+        assert_eq!(problem.kind, kind, "{status}");
+        if status == 429 {
+            assert!(problem.message.contains("rate limit exceeded"), "{problem}");
+        }
         assert!(!health.reading().ok && health.reading().last_success.is_some());
         running.quiet_for(300).await;
         if status == 301 {
@@ -252,12 +262,11 @@ async fn a_server_that_resets_connections_is_told_once() {
 async fn results_that_acls_filtered_do_not_empty_a_service() {
     let entry = |node: &str| {
         format!(
-            r#"{{"Node":{{"Node":"{node}","Address":"10.0.0.1"}},"Service":{{"ID":"w","Port":1}},"Checks":null}}"#
+            r#"{{"Node":{{"Node":"{node}","Address":"10.0.0.1"}},"Service":{{"ID":"web-1","Port":8080}},"Checks":null}}"#
         )
     };
-    let filtered = "X-Consul-Results-Filtered-By-ACLs: true";
-    let one = || Step::AnswerWith(filtered, 8, format!("[{}]", entry("a")));
-    let none = || Step::AnswerWith(filtered, 9, "[]".to_owned());
+    let one = || Step::Kept(Answer::kept("health-service-filtered"));
+    let none = || Step::Kept(Answer::kept("health-service-filtered-to-nothing"));
     let both = Step::Answer(200, Some("7"), format!("[{},{}]", entry("a"), entry("b")));
     // Twice each: what vanished from a poll is looked at once more.
     let server = ContractServer::start([both, one(), one(), none(), none()]).await;
@@ -269,7 +278,7 @@ async fn results_that_acls_filtered_do_not_empty_a_service() {
     watcher.set_interests(OrdMap::unit(ServiceQuery::named("web"), 0));
     assert_eq!(running.service().await.result.unwrap().len(), 2);
     let problem = running.service().await.result.unwrap_err();
-    assert_eq!(problem.kind, ProblemKind::Forbidden);
+    assert_eq!(problem.kind, ProblemKind::MissingPermission);
     running.quiet_for(700).await;
     for _ in 0..2 {
         server.add(Step::Answer(200, Some("10"), format!("[{}]", entry("a"))));

@@ -8,13 +8,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::answering::Answer;
+
 /// What the next listing meets.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Status, index header, body.
     Answer(u16, Option<&'static str>, String),
-    /// One more header line in an answer of 200.
-    AnswerWith(&'static str, u64, String),
+    /// One of `answers/`.
+    Kept(Answer),
     /// The connection ends after so many milliseconds, without a byte.
     CutAfter(u64),
     /// Half of an answer, then the end.
@@ -84,7 +86,7 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<VecDeque<Step>>>, log: A
     log.lock().unwrap().push(asked.clone());
     if !is_listing(&asked) {
         // A probe: the right is there, the thing is not.
-        return answer(&mut stream, 404, Some("1"), "", "").await;
+        return answer(&mut stream, 404, Some("1"), "").await;
     }
     loop {
         let step = script.lock().unwrap().pop_front();
@@ -103,28 +105,19 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<VecDeque<Step>>>, log: A
                 return;
             }
             Some(Step::Answer(status, index, body)) => {
-                return answer(&mut stream, status, index, "", &body).await;
+                return answer(&mut stream, status, index, &body).await;
             }
-            Some(Step::AnswerWith(header, index, body)) => {
-                return answer(
-                    &mut stream,
-                    200,
-                    Some(&index.to_string()),
-                    &format!("{header}\r\n"),
-                    &body,
-                )
-                .await;
-            }
+            Some(Step::Kept(kept)) => return crate::answering::write(&mut stream, &kept).await,
         }
     }
 }
 
-async fn answer(stream: &mut TcpStream, status: u16, index: Option<&str>, more: &str, body: &str) {
+async fn answer(stream: &mut TcpStream, status: u16, index: Option<&str>, body: &str) {
     let index = index
         .map(|index| format!("X-Consul-Index: {index}\r\n"))
         .unwrap_or_default();
     let text = format!(
-        "HTTP/1.1 {status} X\r\n{index}{more}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status} X\r\n{index}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
     let _ = stream.write_all(text.as_bytes()).await;

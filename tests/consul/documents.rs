@@ -69,12 +69,16 @@ async fn end_poll(server: &Server, running: &mut Running) {
 
 /// Nothing removed, a problem that says so, and still complete.
 fn assert_kept(update: &DocumentsUpdate) {
+    assert_kept_with(update, ProblemKind::MissingPermission);
+}
+
+fn assert_kept_with(update: &DocumentsUpdate, kind: ProblemKind) {
     assert!(
         update.removed.is_empty() && update.changed.is_empty() && update.complete,
         "{update:?}"
     );
     let problem = update.problem.as_ref().expect("a problem");
-    assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    assert_eq!(problem.kind, kind, "{problem}");
     assert!(problem.fix.is_some(), "{problem:?}");
 }
 
@@ -175,7 +179,7 @@ async fn a_deleted_token_keeps_everything_and_a_new_file_mends_it() {
         put(&server, "a", "3").await;
         update = running.documents().await;
     }
-    assert_kept(&update);
+    assert_kept_with(&update, ProblemKind::TokenNotAccepted);
     let problem = update.problem.unwrap();
     assert!(problem.fix.unwrap().contains(&file.display().to_string()));
 
@@ -225,7 +229,7 @@ async fn a_narrowed_policy_keeps_what_it_hides_and_shows_the_rest() {
         (vec![("team/b", "changed")], vec![])
     );
     let problem = update.problem.unwrap();
-    assert_eq!(problem.kind, ProblemKind::Forbidden);
+    assert_eq!(problem.kind, ProblemKind::MissingPermission);
     assert!(problem.message.contains("portreeve/config/a"), "{problem}");
 
     // A document deleted meanwhile is removed when the rights are back, and only then.
@@ -268,7 +272,7 @@ async fn a_token_that_sees_nothing_or_a_part_at_start_is_not_an_answer() {
         let (_, secret) = server.token(policy).await;
         let client = server.client(Some(&secret));
         let error = list_documents(&client, PREFIX).await.unwrap_err();
-        assert_eq!(error.kind(), ProblemKind::Forbidden, "{error}");
+        assert_eq!(error.kind(), ProblemKind::MissingPermission, "{error}");
         let mut running = watch(client);
         let first = running.documents().await;
         assert!(!first.complete, "{policy}");

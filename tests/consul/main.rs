@@ -19,6 +19,7 @@ mod event_stream;
 mod leader;
 mod mesh;
 mod newer;
+mod refusals;
 mod server;
 mod services;
 mod transport;

@@ -9,7 +9,7 @@ use portreeve::model::mesh::{
     BalancerPolicy, Chain, ChainNode, ChainPath, ChainQuery, HashOn, Intention, IntentionQuery,
     IntentionRule, Interest, PermissionPath,
 };
-use portreeve::model::{Lookup, MeshUpdate, Observation, Problem, ProblemKind, ServiceQuery};
+use portreeve::model::{Lookup, MeshUpdate, Observation, Problem, ProblemKind, Redacted, ServiceQuery};
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ConsulClient, ConsulSettings, MeshWatcher, ServiceWatcher, WatchTiming};
 use portreeve::translate::Compiler;
@@ -29,6 +29,7 @@ fn client(server: &AnsweringServer) -> ConsulClient {
     let address = ApiAddress::parse(Product::Consul, &server.address, false).unwrap();
     ConsulClient::new(&ConsulSettings {
         address,
+        token: Some(Redacted::new("played".to_owned())),
         ..ConsulSettings::default()
     })
     .unwrap()
@@ -299,7 +300,7 @@ async fn a_denial_holds_only_where_consul_says_it_twice() {
     server.put(CHECK, refused);
     server.put(MATCH, deny.clone().at(22));
     let problem = intention(running.next().await).unwrap_err();
-    assert_eq!(problem.kind, ProblemKind::Forbidden);
+    assert_eq!(problem.kind, ProblemKind::MissingPermission);
     assert!(problem.message.contains("intentions/check"), "{problem:?}");
 
     // Consul lets us in by a rule that its list does not show.
@@ -339,7 +340,7 @@ async fn a_refusal_in_place_of_an_empty_list_keeps_the_sidecars() {
 
     server.put(SIDECARS, Answer::kept("health-connect-forbidden").at(6));
     let problem = running.service().await.result.unwrap_err();
-    assert_eq!(problem.kind, ProblemKind::Forbidden);
+    assert_eq!(problem.kind, ProblemKind::MissingPermission);
     assert!(
         problem
             .fix

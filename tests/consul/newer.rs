@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use imbl::OrdMap;
-use portreeve::model::{ProblemKind, ServiceQuery};
+use portreeve::model::{ProblemKind, Redacted, ServiceQuery};
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{
     ConsulClient, ConsulSettings, DocumentsWatch, LeaderElection, LeaderSettings, ServiceWatcher, TxnWrite,
@@ -24,6 +24,7 @@ fn client(address: &str) -> ConsulClient {
     let address = ApiAddress::parse(Product::Consul, address, false).unwrap();
     ConsulClient::new(&ConsulSettings {
         address,
+        token: Some(Redacted::new("played".to_owned())),
         ..ConsulSettings::default()
     })
     .unwrap()

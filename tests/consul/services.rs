@@ -157,7 +157,7 @@ async fn lost_rights_keep_the_endpoints() {
         port += 1;
         server.register("web", "web-1", port).await;
         let problem = running.problem().await;
-        assert_eq!(problem.kind, ProblemKind::Forbidden, "{rules}: {problem}");
+        assert_eq!(problem.kind, ProblemKind::MissingPermission, "{rules}: {problem}");
         assert!(
             problem.message.contains("kept") && problem.fix.is_some(),
             "{problem:?}"
@@ -179,7 +179,7 @@ async fn lost_rights_keep_the_endpoints() {
         server.register("web", "web-1", 92).await;
         update = running.service().await;
     }
-    assert_eq!(update.result.unwrap_err().kind, ProblemKind::Forbidden);
+    assert_eq!(update.result.unwrap_err().kind, ProblemKind::TokenNotAccepted);
 }
 
 #[tokio::test]
@@ -194,7 +194,7 @@ async fn without_coordinates_the_loss_of_all_nodes_is_still_seen() {
         .policy("reader", "service_prefix \"\" { policy = \"read\" }")
         .await;
     server.register("web", "web-1", 81).await;
-    assert_eq!(running.problem().await.kind, ProblemKind::Forbidden);
+    assert_eq!(running.problem().await.kind, ProblemKind::MissingPermission);
     server.policy("reader", READ).await;
     assert_eq!(running.instances().await[0].port, 81);
     server.put("agent/service/deregister/web-1", "").await;
@@ -212,7 +212,7 @@ async fn rights_that_come_back_while_a_poll_runs_do_not_empty_the_endpoints() {
     for round in 0..8 {
         server.policy("reader", "").await;
         server.register("web", "web-1", 81 + round).await;
-        assert_eq!(running.problem().await.kind, ProblemKind::Forbidden);
+        assert_eq!(running.problem().await.kind, ProblemKind::MissingPermission);
         // Somewhere within a poll that began without rights and will run out with what it saw then.
         tokio::time::sleep(Duration::from_millis(500 + 130 * u64::from(round))).await;
         server.policy("reader", READ).await;
@@ -238,7 +238,7 @@ async fn a_part_of_the_nodes_out_of_sight_is_kept_and_a_removed_node_is_not() {
         )
         .await;
     server.register("web", "web-1", 81).await;
-    assert_eq!(running.problem().await.kind, ProblemKind::Forbidden);
+    assert_eq!(running.problem().await.kind, ProblemKind::MissingPermission);
     server.policy("reader", READ).await;
     assert_eq!(running.instances().await.len(), 3);
     server.put("catalog/deregister", json!({ "Node": "x1" })).await;
@@ -260,7 +260,7 @@ async fn no_rights_at_start_is_not_no_instances() {
         let (_, secret) = server.token("poor").await;
         let (mut running, _watcher) = watch(server.client(Some(&secret)), &["web"]);
         let problem = running.problem().await;
-        assert_eq!(problem.kind, ProblemKind::Forbidden, "{rules}");
+        assert_eq!(problem.kind, ProblemKind::MissingPermission, "{rules}");
         server.policy("poor", READ).await;
         assert_eq!(running.instances().await.len(), 1, "{rules}");
     }
@@ -346,7 +346,7 @@ async fn a_prepared_query_is_executed_and_what_vanishes_is_doubted() {
     ] {
         server.policy("reader", rules).await;
         let problem = running.problem().await;
-        assert_eq!(problem.kind, ProblemKind::Forbidden, "{rules}: {problem}");
+        assert_eq!(problem.kind, ProblemKind::MissingPermission, "{rules}: {problem}");
         assert!(problem.message.contains("kept"), "{problem}");
         // Not the query's name: rights are on services.
         let fix = problem.fix.as_deref().unwrap_or_default();

@@ -148,10 +148,10 @@ async fn a_right_taken_away_keeps_the_certificate_and_names_the_rule() {
         .policy("edge", "path \"secret/other\" { capabilities = [\"read\"] }")
         .await;
     let status = until_status(&stack, "the refusal", |status| {
-        says(status, "certificate-problem").is_some()
+        says(status, "missing-permission").is_some()
     })
     .await;
-    let said = says(&status, "certificate-problem").unwrap();
+    let said = says(&status, "missing-permission").unwrap();
     println!("{said}");
     for part in ["secret/data/edge/www", "read", "permission denied"] {
         assert!(said.contains(part), "{part}: {said}");
@@ -171,7 +171,7 @@ async fn a_right_taken_away_keeps_the_certificate_and_names_the_rule() {
     })
     .await;
     let status = until_status(&stack, "the refusal again", |status| {
-        says(status, "certificate-problem").is_some()
+        says(status, "missing-permission").is_some()
     })
     .await;
     assert!(says(&status, "listener-withheld").is_none(), "{status:#}");
@@ -179,7 +179,7 @@ async fn a_right_taken_away_keeps_the_certificate_and_names_the_rule() {
     let vault = stack.vault.as_ref().unwrap();
     vault.policy("edge", &rule).await;
     until_status(&stack, "the right to be back", |status| {
-        says(status, "certificate-problem").is_none()
+        says(status, "missing-permission").is_none()
     })
     .await;
     load.finish().await.assert_none_lost();
@@ -362,31 +362,53 @@ async fn every_bad_certificate_costs_its_own_name_alone() {
     let ended = ca.issue_between(&["expired.example.org"], 2 * day, Duration::ZERO);
     put("expired", &ended.certificate, &ended.key).await;
     put("version", &good.certificate, &good.key).await;
-    // What each is called, where it is, what is said of it, and what to do.
+    // What each is called, where it is, its diagnostic, what that says, and what to do.
     let bad = [
         (
             "mount",
             "mount = \"nowhere\"",
+            "vault-wrong-mount",
             "no secrets engine is mounted",
             "secrets list",
         ),
         (
+            "engine",
+            "mount = \"pki_int\"",
+            "vault-wrong-mount",
+            "is of type \"pki\", not kv",
+            "kv secrets engine",
+        ),
+        (
             "version",
             "mount = \"secret\"\n    kv_version = 1",
+            "vault-wrong-kv-version",
             "is KV version 2, and the document says version 1",
             "kv_version = 2",
         ),
-        ("malformed", "mount = \"secret\"", "no CERTIFICATE block", "PEM"),
+        (
+            "malformed",
+            "mount = \"secret\"",
+            "certificate-malformed",
+            "no CERTIFICATE block",
+            "PEM",
+        ),
         (
             "unfit",
             "mount = \"secret\"",
+            "certificate-key-mismatch",
             "does not belong to any certificate",
             "together",
         ),
-        ("expired", "mount = \"secret\"", "expired at", "renewed"),
+        (
+            "expired",
+            "mount = \"secret\"",
+            "certificate-expired",
+            "expired at",
+            "renewed",
+        ),
     ];
     let mut documents = document();
-    for (name, mount, _, _) in bad {
+    for (name, mount, ..) in bad {
         documents = documents
             .replace("[\"www\"", &format!("[\"www\", \"{name}\""))
             .replace(
@@ -406,18 +428,18 @@ async fn every_bad_certificate_costs_its_own_name_alone() {
     .await;
     until_status(&stack, "each to be told", |status| {
         let said = status["diagnostics"].as_array().into_iter().flatten();
-        let said: Vec<&Value> = said.filter(|one| one["code"] == "certificate-problem").collect();
-        bad.iter().all(|(name, _, words, fix)| {
+        let said: Vec<&Value> = said.collect();
+        bad.iter().all(|(name, _, code, words, fix)| {
             let (named, words) = (format!("certificate \"{name}\": "), *words);
             said.iter().any(|one| {
                 let message = one["message"].as_str().unwrap_or_default();
-                let right = message.starts_with(&named) && message.contains(words);
+                let right = one["code"] == *code && message.starts_with(&named) && message.contains(words);
                 right && one["fix"].as_str().is_some_and(|said| said.contains(fix))
             })
         })
     })
     .await;
-    for (name, _, _, _) in bad {
+    for (name, ..) in bad {
         let other = Request::get(&format!("{name}.example.org"), "/");
         assert!(client.send(&other).await.is_err(), "{name} has no certificate");
     }

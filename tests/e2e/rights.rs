@@ -167,6 +167,63 @@ async fn a_token_that_nobody_replaces_is_told_before_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ends_in_use_is_told_and_a_new_one_in_its_file_mends_it() {
+    const CODE: &str = "token-not-accepted";
+    let (stack, _backend) = serving().await;
+    let file = stack.data.parent().unwrap().join("consul-token");
+    let load = Load::start(50, stack.client(), get("shop"));
+    let short = stack.consul.create_token_for("short", ALL, Some("60s")).await;
+    std::fs::write(&file, &short.secret).unwrap();
+    wait_for("the short token to be in use", DOUBT, async || {
+        let metrics = stack.agent.api(Method::GET, "/metrics", "").await?.text();
+        anyhow::ensure!(metrics.contains("{credential=\"consul token\"}"), "{metrics}");
+        Ok(())
+    })
+    .await;
+    let told = async || -> anyhow::Result<Vec<serde_json::Value>> {
+        let status = stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
+        let said = status["diagnostics"].as_array().cloned().unwrap_or_default();
+        Ok(said.into_iter().filter(|one| one["code"] == CODE).collect())
+    };
+    assert_eq!(told().await.unwrap(), [] as [serde_json::Value; 0], "it is good");
+
+    let mut round = 0;
+    let said = wait_for("the token's end to be told", 2 * DOUBT, async || {
+        // Polls end: each keeps the rights that it began with.
+        round += 1;
+        stack.put("team/noise", &format!("# {round}\n")).await;
+        let said = told().await?;
+        said.into_iter()
+            .find(|one| one["object"]["kind"] == "documents")
+            .ok_or_else(|| anyhow::anyhow!("no {CODE}"))
+    })
+    .await;
+    println!("{said}");
+    assert!(
+        said["message"].as_str().unwrap().contains("ACL not found"),
+        "{said}"
+    );
+    assert!(said["fix"].as_str().unwrap().contains("consul-token"), "{said}");
+    still_serves(&stack).await;
+
+    let next = stack.consul.create_token("next", ALL).await;
+    std::fs::write(&file, &next.secret).unwrap();
+    stack
+        .put("late", &route("late", "late.example.com", "orders"))
+        .await;
+    wait_for("the new token", 2 * DOUBT, async || {
+        let reply = stack.client().send(&get("late")).await;
+        anyhow::ensure!(reply.is_ok_and(|reply| reply.status == 200));
+        let said = told().await?;
+        anyhow::ensure!(said.is_empty(), "{said:?}");
+        Ok(())
+    })
+    .await;
+    still_serves(&stack).await;
+    load.finish().await.assert_none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_policy_empties_nothing() {
     let (stack, _backend) = serving().await;
     let load = Load::start(100, stack.client(), get("shop"));

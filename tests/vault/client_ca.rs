@@ -179,7 +179,7 @@ async fn a_folder_that_the_policy_does_not_name_is_out_of_reach() {
         crl_field: None,
     })]);
     let problem = rig.problem().await;
-    assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    assert_eq!(problem.kind, ProblemKind::MissingPermission, "{problem}");
     let fix = problem.fix.unwrap();
     assert!(fix.contains("secret/data/elsewhere/clients"), "{fix}");
     rig.stop().await;

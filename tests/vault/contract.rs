@@ -212,7 +212,7 @@ async fn each_state_of_a_server_has_its_kind() {
         (
             403,
             json!({"errors": ["permission denied"]}),
-            ProblemKind::Forbidden,
+            ProblemKind::MissingPermission,
             "www: permission denied",
         ),
         (

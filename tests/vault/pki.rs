@@ -238,7 +238,7 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
     }
     rig.watch(&[&elsewhere]);
     let problem = rig.problem().await;
-    assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    assert_eq!(problem.kind, ProblemKind::MissingPermission, "{problem}");
     let rule = r#"path "pki_ext/sign/edge" { capabilities = ["update"] }"#;
     assert!(problem.fix.as_ref().unwrap().contains(rule), "{problem:?}");
 

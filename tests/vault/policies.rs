@@ -83,7 +83,7 @@ async fn kv_version_2() {
     ] {
         rig.watch(&[&query]);
         let problem = rig.problem().await;
-        assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+        assert_eq!(problem.kind, ProblemKind::MissingPermission, "{problem}");
         assert!(problem.fix.as_deref().unwrap().contains(fix), "{problem:?}");
     }
     rig.watch(&[]);
@@ -128,7 +128,7 @@ async fn pki_role() {
     }
     rig.watch(&[&other]);
     let problem = rig.problem().await;
-    assert_eq!(problem.kind, ProblemKind::Forbidden);
+    assert_eq!(problem.kind, ProblemKind::MissingPermission);
     let fix = problem.fix.as_deref().unwrap();
     assert!(
         fix.contains("path \"pki_int/sign/other\" { capabilities = [\"update\"] }"),
@@ -222,7 +222,7 @@ async fn each_rule_is_needed(bao: &Bao, policy: &str, query: &CertificateQuery, 
             rig.problem().await
         };
         let said = format!("{problem} {}", problem.fix.as_deref().unwrap_or_default());
-        assert_eq!(problem.kind, ProblemKind::Forbidden);
+        assert_eq!(problem.kind, ProblemKind::MissingPermission);
         assert!(said.contains(&rule(&asked)), "{said}");
         // The rest goes on: what is read with another rule is read.
         if own || path.contains("/metadata/") {

@@ -1,6 +1,5 @@
 use std::time::Duration;
 
-use crate::model::ProblemKind;
 use crate::sources::consul::ConsulError;
 use crate::sources::retry::jittered;
 
@@ -52,7 +51,7 @@ impl Trouble {
 
 /// Transactions say it inside of an answer.
 fn is_denied(error: &ConsulError) -> bool {
-    error.kind() == ProblemKind::Forbidden
+    error.kind().is_refusal()
         || matches!(error, ConsulError::TxnFailed { failures } if failures
             .iter()
             .any(|failure| failure.what.to_ascii_lowercase().contains("permission denied")))

@@ -16,13 +16,13 @@ use url::Url;
 
 use super::call::{Call, Credential};
 use super::connector::Lanes;
-use super::error::{ApiError, TransportFailure, innermost_reason};
+use super::error::{ApiError, Block, TransportFailure, innermost_reason, is_unknown_token};
 use super::lines::Lines;
 use super::login::Login;
 use super::product::{Product, Server};
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
-use crate::model::Redacted;
+use crate::model::{Problem, ProblemKind, Redacted};
 
 /// A cheap handle: clones share connections and token.
 #[derive(Clone, Debug)]
@@ -145,10 +145,11 @@ impl ApiClient {
         Box::pin(self.credential(&asked)).await?;
         let token = self.0.token.current();
         let answer = self.send(lane, &call, asked.clone(), token.clone()).await;
-        let Some(login) = self
-            .login()
-            .filter(|_| answer.as_ref().is_err_and(is_unknown_token))
-        else {
+        let Some(login) = self.login().filter(|_| {
+            answer
+                .as_ref()
+                .is_err_and(|error| error.kind() == ProblemKind::TokenNotAccepted)
+        }) else {
             return answer;
         };
         // Consul has forgotten the token: what it refused has not been done, and is asked again with another.
@@ -167,9 +168,10 @@ impl ApiClient {
         let asked = call.to_string();
         self.credential(&asked).await?;
         let token = self.0.token.current();
+        let with_token = token.is_some();
         let response = self.open(CALL_LANE, &call, &asked, token, None).await?;
         if !response.status().is_success() {
-            return Err(self.refusal(response, &call, asked).await);
+            return Err(self.refusal(response, &call, asked, with_token).await);
         }
         Ok(Lines::new(self.clone(), asked, response, longest))
     }
@@ -181,8 +183,9 @@ impl ApiClient {
         asked: String,
         token: Option<Arc<Redacted<String>>>,
     ) -> Result<Answer, ApiError> {
+        let with_token = token.is_some();
         let response = self.open(lane, call, &asked, token, Some(call.timeout)).await?;
-        self.read(response, call, asked).await
+        self.read(response, call, asked, with_token).await
     }
 
     /// `limit` is for all of it, the answer's body included.
@@ -227,13 +230,19 @@ impl ApiClient {
         Ok(response)
     }
 
-    async fn read(&self, mut response: Response, call: &Call, asked: String) -> Result<Answer, ApiError> {
+    async fn read(
+        &self,
+        mut response: Response,
+        call: &Call,
+        asked: String,
+        with_token: bool,
+    ) -> Result<Answer, ApiError> {
         let status = response.status();
         let index = self.index(&response);
         let found = status.is_success();
         let is_answer = found || (call.not_found_is_answer && status == StatusCode::NOT_FOUND);
         if !is_answer {
-            return Err(self.refusal(response, call, asked).await);
+            return Err(self.refusal(response, call, asked, with_token).await);
         }
         let filtered_by_acls = header(&response, "x-consul-results-filtered-by-acls") == Some("true");
         let mut body = BytesMut::new();
@@ -261,12 +270,18 @@ impl ApiClient {
         })
     }
 
-    async fn refusal(&self, mut response: Response, call: &Call, asked: String) -> ApiError {
+    async fn refusal(
+        &self,
+        mut response: Response,
+        call: &Call,
+        asked: String,
+        with_token: bool,
+    ) -> ApiError {
         let status = response.status();
         let index = self.index(&response);
         let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());
         let body = self.error_text(&mut response).await;
-        if matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
+        if is_turned_away(status, &body) {
             self.0.token.refresh(true).await;
         }
         ApiError::Status {
@@ -274,6 +289,9 @@ impl ApiClient {
             status: status.as_u16(),
             index,
             retry_after: retry_after.map(Duration::from_secs),
+            anonymous: status == StatusCode::FORBIDDEN
+                && !with_token
+                && matches!(call.credential, Credential::Own),
             fix: self.rights_fix(status, &body, call).map(Into::into),
             asked,
             body: body.into(),
@@ -306,30 +324,70 @@ impl ApiClient {
     }
 
     fn rights_fix(&self, status: StatusCode, body: &str, call: &Call) -> Option<String> {
-        if !matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) {
+        if !is_turned_away(status, body) {
             return None;
         }
         let product = self.0.settings.product;
+        if let Some(block) = Block::of(product, body) {
+            return Some(block.fix());
+        }
+        if is_unknown_token(body) {
+            let place = self.token_place();
+            return self.login().is_none().then(|| {
+                format!(
+                    "{product} no longer knows this token (deleted or expired): put a valid one into {place}"
+                )
+            });
+        }
+        match &call.needs {
+            Some(rule) => Some(self.grant(rule)),
+            None if self.has_token() => None,
+            None => Some(format!("no token is set; put one into {}", self.token_place())),
+        }
+    }
+
+    /// What to do about a right that is missing.
+    fn grant(&self, rule: &str) -> String {
         if self.login().is_some() {
-            let rule = call.needs.as_ref().filter(|_| !is_unknown(body))?;
-            return Some(format!(
-                "grant it to what the auth method binds the agent to: {rule}"
-            ));
+            format!("grant it to what the auth method binds the agent to: {rule}")
+        } else if self.has_token() {
+            format!("grant the token: {rule}")
+        } else {
+            format!(
+                "no token is set; put one into {} that may: {rule}",
+                self.token_place()
+            )
         }
-        let place = match self.0.token.file() {
+    }
+
+    fn token_place(&self) -> String {
+        match self.0.token.file() {
             Some(file) => file.display().to_string(),
-            None => product.token_variable().to_owned(),
-        };
-        if is_unknown(body) {
-            return Some(format!(
-                "{product} no longer knows this token (deleted or expired): put a valid one into {place}"
-            ));
+            None => self.0.settings.product.token_variable().to_owned(),
         }
-        let rule = call.needs.as_ref()?;
-        Some(match self.0.token.current() {
-            Some(_) => format!("grant the token: {rule}"),
-            None => format!("no token is set; put one into {place} that may: {rule}"),
-        })
+    }
+
+    fn has_token(&self) -> bool {
+        self.login().is_some() || self.0.token.current().is_some()
+    }
+
+    /// Whom the server sees ask, as messages name it.
+    pub(in crate::sources) fn asker(&self) -> &'static str {
+        if self.has_token() {
+            "the token"
+        } else {
+            "the agent, which has no token,"
+        }
+    }
+
+    /// Something that the server has and does not show, for want of this rule.
+    pub(in crate::sources) fn unseen(&self, message: String, rule: &str) -> Problem {
+        let kind = if self.has_token() {
+            ProblemKind::MissingPermission
+        } else {
+            ProblemKind::NoToken
+        };
+        Problem::new(kind, message).with_fix(self.grant(rule))
     }
 
     pub(super) fn transport_error(&self, asked: &str, error: reqwest::Error) -> ApiError {
@@ -357,12 +415,10 @@ impl Answer {
     }
 }
 
-fn is_unknown(body: &str) -> bool {
-    body.contains("ACL not found") || body.contains("ACL token not found")
-}
-
-fn is_unknown_token(error: &ApiError) -> bool {
-    matches!(error, ApiError::Status { status: 401 | 403, body, .. } if is_unknown(body))
+/// For its token. Nomad answers 500 to one that has ended.
+fn is_turned_away(status: StatusCode, body: &str) -> bool {
+    matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED)
+        || status == StatusCode::INTERNAL_SERVER_ERROR && is_unknown_token(body)
 }
 
 fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {

@@ -22,7 +22,7 @@ pub enum ApiError {
         #[source]
         source: reqwest::Error,
     },
-    #[error("{server} answered {asked} with {status}: {body}")]
+    #[error("{server} answered {asked}{} with {status}: {body}", without_token(*anonymous))]
     Status {
         server: Server,
         asked: String,
@@ -31,6 +31,8 @@ pub enum ApiError {
         body: Box<str>,
         index: Option<u64>,
         retry_after: Option<Duration>,
+        /// Refused with 403 to an agent that has no token to show.
+        anonymous: bool,
         fix: Option<Box<str>>,
     },
     #[error("{server} answered {asked} with more than {limit} bytes")]
@@ -86,7 +88,18 @@ impl ApiError {
     pub fn kind(&self) -> ProblemKind {
         match self {
             Self::Transport { .. } => ProblemKind::Unavailable,
-            Self::Status { status, body, .. } => match status {
+            Self::Status {
+                server,
+                status,
+                body,
+                anonymous,
+                ..
+            } => match status {
+                403 if Block::of(server.product, body).is_some() => ProblemKind::Blocked,
+                401 | 403 | 500 if is_unknown_token(body) => ProblemKind::TokenNotAccepted,
+                403 if *anonymous => ProblemKind::NoToken,
+                // Nomad says the same of a token that it does not know.
+                403 if server.product == Product::Consul => ProblemKind::MissingPermission,
                 401 | 403 => ProblemKind::Forbidden,
                 404 => ProblemKind::NotFound,
                 413 => ProblemKind::Limit,
@@ -98,9 +111,20 @@ impl ApiError {
             },
             Self::TooLarge { .. } | Self::TxnTooLarge { .. } => ProblemKind::Limit,
             Self::Unreadable { .. } => ProblemKind::Invalid,
+            // What was refused is a login: there is no token yet that could be unknown or lack a right.
+            Self::NoToken { problem, .. }
+                if problem.kind.is_refusal() && problem.kind != ProblemKind::Blocked =>
+            {
+                ProblemKind::Forbidden
+            }
             Self::NoToken { problem, .. } => problem.kind,
             Self::NotSent { .. } | Self::TxnFailed { .. } => ProblemKind::Refused,
         }
+    }
+
+    /// It says something about what the agent may do, not about what everybody may.
+    pub(in crate::sources) fn is_lack_of_rights(&self) -> bool {
+        self.status() == Some(403) && self.kind() != ProblemKind::Blocked
     }
 
     pub fn status(&self) -> Option<u16> {
@@ -192,6 +216,51 @@ pub(in crate::sources) fn innermost_reason(error: &reqwest::Error) -> String {
     reason.to_string()
 }
 
+fn without_token(anonymous: bool) -> &'static str {
+    if anonymous { " without a token" } else { "" }
+}
+
+/// What in the settings of an agent of Consul refuses a request before anybody looks at the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    Endpoint,
+    Writer,
+}
+
+impl Block {
+    /// By the agent's words: a refusal of the ACLs has others.
+    pub(super) fn of(product: Product, body: &str) -> Option<Self> {
+        match body {
+            _ if product != Product::Consul => None,
+            "Endpoint is blocked by agent configuration" => Some(Self::Endpoint),
+            "Access is restricted" => Some(Self::Writer),
+            _ => None,
+        }
+    }
+
+    pub(super) fn fix(self) -> String {
+        let address = Product::Consul.address_variable();
+        match self {
+            Self::Endpoint => format!(
+                "take it out of http_config.block_endpoints of that Consul agent, or name another agent ({address}); no \
+                 right of a token mends it"
+            ),
+            Self::Writer => format!(
+                "add the address that this agent asks from to http_config.allow_write_http_from of that Consul agent, or \
+                 name another agent ({address}); no right of a token mends it"
+            ),
+        }
+    }
+}
+
+/// In the words of Consul (deleted, ended or never one; also from a server behind the agent) and of Nomad, which answers 500 to
+/// a token that has ended.
+pub(super) fn is_unknown_token(body: &str) -> bool {
+    ["ACL not found", "ACL token not found", "ACL token expired"]
+        .iter()
+        .any(|words| body.contains(words))
+}
+
 fn is_bad_filter(body: &str) -> bool {
     ["filter", "Selector", "selector"]
         .iter()
@@ -203,9 +272,17 @@ mod tests {
     use super::*;
 
     fn status(status: u16, body: &str) -> ApiError {
+        status_of(Product::Consul, status, body)
+    }
+
+    fn status_of(product: Product, status: u16, body: &str) -> ApiError {
+        refusal(product, status, body, false)
+    }
+
+    fn refusal(product: Product, status: u16, body: &str, anonymous: bool) -> ApiError {
         ApiError::Status {
             server: Server {
-                product: Product::Consul,
+                product,
                 address: "http://c".into(),
             },
             asked: "GET /v1/x".to_owned(),
@@ -213,6 +290,7 @@ mod tests {
             body: body.into(),
             index: None,
             retry_after: None,
+            anonymous,
             fix: None,
         }
     }
@@ -222,7 +300,13 @@ mod tests {
         for (code, body, kind) in [
             (400, "Invalid", ProblemKind::Refused),
             (401, "ACL support disabled", ProblemKind::Forbidden),
-            (403, "Permission denied", ProblemKind::Forbidden),
+            (403, "Permission denied", ProblemKind::MissingPermission),
+            (403, "ACL not found", ProblemKind::TokenNotAccepted),
+            (
+                403,
+                "rpc error making call: ACL not found",
+                ProblemKind::TokenNotAccepted,
+            ),
             (404, "", ProblemKind::NotFound),
             (413, "", ProblemKind::Limit),
             (429, "", ProblemKind::Unavailable),
@@ -236,6 +320,67 @@ mod tests {
             (301, "", ProblemKind::Refused),
         ] {
             assert_eq!(status(code, body).kind(), kind, "{code} {body}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_without_a_token_and_one_by_the_settings_lack_no_right() {
+        for product in [Product::Consul, Product::Nomad] {
+            let error = refusal(product, 403, "Permission denied", true);
+            assert_eq!(error.kind(), ProblemKind::NoToken);
+            let said = format!(
+                "{product} at http://c answered GET /v1/x without a token with 403: Permission denied"
+            );
+            assert_eq!(error.to_string(), said);
+            assert!(error.is_lack_of_rights());
+        }
+        for (body, named) in [
+            ("Endpoint is blocked by agent configuration", "block_endpoints"),
+            ("Access is restricted", "allow_write_http_from"),
+        ] {
+            for anonymous in [true, false] {
+                let error = refusal(Product::Consul, 403, body, anonymous);
+                assert_eq!(error.kind(), ProblemKind::Blocked, "{body}");
+                assert!(!error.is_lack_of_rights());
+                let block = Block::of(Product::Consul, body).unwrap();
+                assert!(block.fix().contains(named), "{}", block.fix());
+            }
+            assert_eq!(
+                status_of(Product::Nomad, 403, body).kind(),
+                ProblemKind::Forbidden
+            );
+        }
+        let login = ApiError::NoToken {
+            asked: "GET /v1/x".to_owned(),
+            problem: Box::new(status(403, "Access is restricted").problem()),
+        };
+        assert_eq!(login.kind(), ProblemKind::Blocked);
+    }
+
+    #[test]
+    fn nomad_tells_a_token_that_has_ended_and_no_other_from_a_missing_right() {
+        for (code, body, kind) in [
+            (403, "Permission denied", ProblemKind::Forbidden),
+            (403, "ACL token not found", ProblemKind::TokenNotAccepted),
+            (500, "ACL token expired", ProblemKind::TokenNotAccepted),
+            (500, "No cluster leader", ProblemKind::Unavailable),
+        ] {
+            assert_eq!(
+                status_of(Product::Nomad, code, body).kind(),
+                kind,
+                "{code} {body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_refused_login_is_neither_an_unknown_token_nor_a_missing_right() {
+        for refused in ["Permission denied", "ACL not found"] {
+            let error = ApiError::NoToken {
+                asked: "GET /v1/x".to_owned(),
+                problem: Box::new(status(403, refused).problem()),
+            };
+            assert_eq!(error.kind(), ProblemKind::Forbidden, "{refused}");
         }
     }
 

@@ -247,10 +247,13 @@ impl ApiClient {
                     file.display()
                 )
                 .into(),
-                fix: Some(
-                    "see that the auth method is there, verifies this identity, and has a binding rule that takes it"
-                        .into(),
-                ),
+                fix: match problem.kind {
+                    ProblemKind::Blocked => problem.fix,
+                    _ => Some(
+                        "see that the auth method is there, verifies this identity, and has a binding rule that takes it"
+                            .into(),
+                    ),
+                },
                 ..problem
             }
         })?;

@@ -178,7 +178,7 @@ impl KvWatch<'_> {
         let KvQuery { mount, path, .. } = self.query;
         match self.vault.kv2_stamp(mount, path).await {
             Ok(stamp) => Ok(Some(stamp)),
-            Err(fault) if fault.kind() == ProblemKind::Forbidden => {
+            Err(fault) if fault.kind().is_refusal() => {
                 self.polls_without_metadata = ASK_FOR_METADATA_AGAIN;
                 Ok(None)
             }

@@ -239,7 +239,7 @@ impl Documents {
             .await
         {
             Ok(_) => Ok(None),
-            Err(error) if error.status() == Some(403) => Ok(Some(error.problem())),
+            Err(error) if error.is_lack_of_rights() => Ok(Some(error.problem())),
             Err(error) => Err(error),
         }
     }
@@ -262,7 +262,7 @@ impl Documents {
             match read {
                 Ok(answer) if answer.found => not_gone = Some(key),
                 Ok(_) => {}
-                Err(error) if error.status() == Some(403) => {
+                Err(error) if error.is_lack_of_rights() => {
                     return Ok(Disappearance::RightsLost(lost_rights(
                         &error,
                         listing.vanished.len(),

@@ -129,10 +129,11 @@ impl ExposedWatch {
                 .not_found_is_answer();
             match self.client.probe(call).await {
                 Ok(_) => {}
-                Err(error) if error.status() == Some(403) => {
+                Err(error) if error.is_lack_of_rights() => {
                     let problem = error.problem();
                     let message = format!(
-                        "the service {name:?} vanished from the catalog because the token may no longer read it; its routes are kept. {problem}"
+                        "the service {name:?} vanished from the catalog because {} may no longer read it; its routes are kept. {problem}",
+                        self.client.asker()
                     );
                     return Ok(Some(Problem {
                         message: message.into(),

@@ -15,7 +15,6 @@ use super::ConsulError;
 use super::client::ConsulClient;
 use super::kv::TxnWrite;
 use super::session::{DENIED_RETRY, SessionBehavior, SessionKeeper, SessionSettings, say_once};
-use crate::model::ProblemKind;
 use crate::sources::retry::jittered;
 
 #[derive(Clone, Debug)]
@@ -140,7 +139,7 @@ impl LeaderElection {
                 Ok(held) => held,
                 Err(error) => {
                     say_once(&mut told, &error, &self.settings.key, "lock not tried");
-                    let denied = error.kind() == ProblemKind::Forbidden;
+                    let denied = error.kind().is_refusal();
                     tokio::time::sleep(jittered(if denied { DENIED_RETRY } else { RETRY })).await;
                     continue;
                 }

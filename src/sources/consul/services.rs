@@ -224,7 +224,10 @@ impl Watch {
             .scope(self.scope.clone())
             .needs(NODE_RULE);
         match self.probe(call).await {
-            Err(error) if error.status() == Some(401) => self.probe_all_nodes().await,
+            // Coordinates are off, or kept from everybody.
+            Err(error) if error.status() == Some(401) || error.kind() == ProblemKind::Blocked => {
+                self.probe_all_nodes().await
+            }
             probed => probed,
         }
     }
@@ -249,34 +252,36 @@ impl Watch {
         let sees_none = answer.body.trim_ascii().len() <= 2;
         Ok(sees_none.then(|| {
             let message = format!(
-                "Consul at {} shows the token no node, and so no instance of {}; what was known is kept",
+                "Consul at {} shows {} no node, and so no instance of {}; what was known is kept",
                 self.client.address(),
+                self.client.asker(),
                 self.query
             );
-            Problem::new(ProblemKind::Forbidden, message).with_fix(format!("grant the token: {NODE_RULE}"))
+            self.client.unseen(message, NODE_RULE)
         }))
     }
 
-    /// Only 403 means lost rights; 404 is "no such entry". Anything else (an agent that cannot say) leaves the question
+    /// Only 403 of the ACLs means lost rights; 404 is "no such entry". Anything else (an agent that cannot say) leaves the question
     /// open, and so the answer unbelieved.
     async fn probe(&self, call: Call) -> Result<Option<Problem>, ConsulError> {
         match self.client.probe(call.not_found_is_answer()).await {
             Ok(_) => Ok(None),
-            Err(error) if error.status() == Some(403) => Ok(Some(self.lost_rights(&error))),
+            Err(error) if error.is_lack_of_rights() => Ok(Some(self.lost_rights(&error))),
             Err(error) => Err(error),
         }
     }
 
     fn lost_rights(&self, error: &ConsulError) -> Problem {
         let problem = error.problem();
+        let asker = self.client.asker();
         let message = match self.believed.as_deref().map(<[Instance]>::len) {
             Some(count) if count > 0 => {
                 format!(
-                    "instances of {} vanished because the token may no longer read them; kept. {problem}",
+                    "instances of {} vanished because {asker} may no longer read them; kept. {problem}",
                     self.query
                 )
             }
-            _ => format!("the token may not see instances of {}. {problem}", self.query),
+            _ => format!("{asker} may not see instances of {}. {problem}", self.query),
         };
         Problem {
             message: message.into(),
@@ -304,11 +309,12 @@ impl Watch {
 
     fn hidden(&self) -> Problem {
         let message = format!(
-            "Consul at {} hides instances of {} from the token; the last known ones are kept",
+            "Consul at {} hides instances of {} from {}; the last known ones are kept",
             self.client.address(),
-            self.query
+            self.query,
+            self.client.asker().trim_end_matches(',')
         );
-        Problem::new(ProblemKind::Forbidden, message).with_fix(format!("grant the token: {}", self.rule()))
+        self.client.unseen(message, &self.rule())
     }
 
     fn rule(&self) -> String {

@@ -17,7 +17,6 @@ use super::ConsulError;
 use super::call::Call;
 use super::client::ConsulClient;
 use super::kv::KvEntry;
-use crate::model::ProblemKind;
 use crate::sources::SourceHealth;
 use crate::sources::retry::{Intervals, jittered};
 
@@ -122,7 +121,7 @@ impl SessionKeeper {
                 }
                 Err(error) => {
                     self.health.failed();
-                    let denied = error.kind() == ProblemKind::Forbidden;
+                    let denied = error.kind().is_refusal();
                     say_once(&mut told, &error, &self.settings.name, "session not created");
                     let pause = if denied {
                         jittered(DENIED_RETRY)

@@ -121,7 +121,12 @@ impl VaultClient {
             .await
             .map_err(VaultFault::before_sending)?;
         let answer = self.shared.send(call, &state).await?;
-        Ok((self.shared.accept(call, answer)?, state.generation))
+        let accepted = self.shared.accept(call, answer);
+        let accepted = accepted.map_err(|fault| VaultFault {
+            told_apart: state.from_login,
+            ..fault
+        })?;
+        Ok((accepted, state.generation))
     }
 
     async fn token(&self, call: &Call) -> Result<TokenState, VaultFault> {
@@ -158,10 +163,15 @@ impl VaultClient {
             return Err(forbidden());
         }
         match login::inspect(&self.shared, &used).await {
-            Ok(_) => return Err(forbidden()),
+            Ok(_) => return Err(forbidden().told_apart()),
             Err(fault) if !matches!(fault.reason, Reason::TokenInvalid(_)) => return Err(fault),
-            // A token that may not look itself up tells nothing by failing to.
-            Err(_) if !used.may_look_up && used.is_fresh() => return Err(forbidden()),
+            // A token that may not look itself up tells nothing by failing to. Fresh from a login it is good.
+            Err(_) if !used.looked_up && used.is_fresh() => {
+                return Err(VaultFault {
+                    told_apart: used.from_login,
+                    ..forbidden()
+                });
+            }
             Err(_) => {}
         }
         let (reply, replaced) = oneshot::channel();
@@ -173,10 +183,13 @@ impl VaultClient {
         match (asked, tokio::time::timeout(TOKEN_WAIT, replaced).await) {
             (Ok(()), Ok(Ok(Ok(())))) => Ok(self.state.borrow().clone()),
             (Ok(()), Ok(Ok(Err(fault)))) => Err(fault),
-            _ => Err(self
-                .shared
-                .transport
-                .fault(call, Reason::TokenInvalid(answer.errors()))),
+            _ => {
+                let reason = Reason::TokenInvalid(answer.errors());
+                Err(VaultFault {
+                    told_apart: used.looked_up,
+                    ..self.shared.transport.fault(call, reason)
+                })
+            }
         }
     }
 

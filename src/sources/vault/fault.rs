@@ -17,6 +17,8 @@ pub struct VaultFault {
     pub reason: Reason,
     /// It never came to the request itself: there was no token to send it with, or Vault turned the token away.
     pub(super) not_sent: bool,
+    /// Vault knew the token before, or knows it still: it is clear whether the token or a right is what is missing.
+    pub(super) told_apart: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +82,8 @@ impl VaultFault {
             | Reason::Standby(_)
             | Reason::Overloaded
             | Reason::ServerError { .. } => ProblemKind::Unavailable,
+            Reason::TokenInvalid(_) if self.told_apart => ProblemKind::TokenNotAccepted,
+            Reason::Forbidden(_) if self.told_apart => ProblemKind::MissingPermission,
             Reason::TokenInvalid(_)
             | Reason::Forbidden(_)
             | Reason::NoMountSeen
@@ -113,6 +117,11 @@ impl VaultFault {
         self
     }
 
+    pub(super) fn told_apart(mut self) -> Self {
+        self.told_apart = true;
+        self
+    }
+
     pub fn problem(&self) -> Problem {
         Problem::new(self.kind(), self.to_string()).with_fix(self.fix())
     }
@@ -123,7 +132,7 @@ impl VaultFault {
             "the policy of the agent's Vault token lacks {}: {consequence}",
             self.rule()
         );
-        Problem::new(ProblemKind::Forbidden, message).with_fix("Add the rule to the policy.")
+        Problem::new(ProblemKind::MissingPermission, message).with_fix("Add the rule to the policy.")
     }
 
     fn rule(&self) -> String {
@@ -236,7 +245,28 @@ mod tests {
             capability: "read",
             reason,
             not_sent: false,
+            told_apart: false,
         }
+    }
+
+    #[test]
+    fn an_unknown_token_is_told_from_a_missing_right_where_vault_tells() {
+        let reasons = [
+            (Reason::TokenInvalid(String::new()), ProblemKind::TokenNotAccepted),
+            (
+                Reason::Forbidden("permission denied".to_owned()),
+                ProblemKind::MissingPermission,
+            ),
+        ];
+        for (reason, told) in reasons {
+            assert_eq!(fault(reason.clone()).kind(), ProblemKind::Forbidden);
+            assert_eq!(fault(reason).told_apart().kind(), told);
+        }
+        let login = Reason::LoginRefused {
+            status: 403,
+            errors: String::new(),
+        };
+        assert_eq!(fault(login).told_apart().kind(), ProblemKind::Forbidden);
     }
 
     #[test]

@@ -225,6 +225,7 @@ mod tests {
                 capability: "update",
                 reason,
                 not_sent: false,
+                told_apart: false,
             }
             .key_demanded(sent)
         };

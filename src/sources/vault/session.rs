@@ -37,6 +37,10 @@ pub(super) struct TokenState {
     pub(super) generation: u64,
     pub(super) received: Option<Instant>,
     pub(super) may_look_up: bool,
+    /// It could once: Vault knew it.
+    pub(super) looked_up: bool,
+    /// Vault made it, at the agent's last login.
+    pub(super) from_login: bool,
     /// Why there is no token, or no better one.
     pub(super) fault: Option<VaultFault>,
 }
@@ -179,7 +183,13 @@ impl VaultSession {
             }
             // Given to us, it may be good all the same (no default policy): requests will tell.
             Err(fault) if matches!(fault.reason, Reason::TokenInvalid(_)) => {
-                self.report(Some(&fault));
+                let known = self.state.borrow();
+                let looked_up = known.looked_up && known.token == received.token;
+                drop(known);
+                self.report(Some(&VaultFault {
+                    told_apart: looked_up,
+                    ..fault
+                }));
                 Ok((received, false))
             }
             Err(fault) => Err(fault),
@@ -229,7 +239,7 @@ impl VaultSession {
                             self.note_expiry(life);
                             self.report(None);
                         }
-                        Err(fault) if fault.kind() == ProblemKind::Forbidden && replaceable => {
+                        Err(fault) if fault.kind().is_refusal() && replaceable => {
                             if matches!(fault.reason, Reason::Forbidden(_)) {
                                 self.shared.lacks(&fault, "the agent logs in again where it would renew its token");
                             }
@@ -265,6 +275,7 @@ impl VaultSession {
         let old = self.state.borrow().clone();
         // A file touched without a new token in it is not a new token.
         let same = old.ready && old.token == received.token;
+        let looked_up = may_look_up || (old.looked_up && old.token == received.token);
         if may_look_up || login::can_log_in(&self.auth) {
             self.report(None);
         }
@@ -278,6 +289,8 @@ impl VaultSession {
                 Some(Instant::now())
             };
             state.may_look_up = may_look_up;
+            state.looked_up = looked_up;
+            state.from_login = login::can_log_in(&self.auth);
         });
     }
 
@@ -338,7 +351,8 @@ impl VaultSession {
     }
 
     fn invalid(&self) -> VaultFault {
-        let asked = match &self.state.borrow().fault {
+        let state = self.state.borrow();
+        let asked = match &state.fault {
             Some(fault) if matches!(fault.reason, Reason::TokenInvalid(_)) => return fault.clone(),
             _ => "auth/token/lookup-self",
         };
@@ -348,6 +362,7 @@ impl VaultSession {
             capability: "read",
             reason: Reason::TokenInvalid(String::new()),
             not_sent: true,
+            told_apart: state.looked_up,
         }
     }
 }

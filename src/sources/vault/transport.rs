@@ -379,6 +379,7 @@ fn fault(method: &Method, place: &str, path: &str, reason: Reason) -> VaultFault
         capability: if *method == Method::GET { "read" } else { "update" },
         reason,
         not_sent: false,
+        told_apart: false,
     }
 }
 
