@@ -4,6 +4,8 @@
 //! values are names of gateways and sources, which the agent's settings bound, and of the certificates that end first.
 //! Services are counted together: there may be ten thousand.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -18,7 +20,7 @@ use super::answer::ApiError;
 use super::recorder::Labels;
 use super::resources::kind_name;
 use super::{Api, StatusReport, read};
-use crate::diagnostics::Severity;
+use crate::diagnostics::{Code, Severity};
 use crate::envoy::ResourceKind;
 use crate::status::{DocumentPhase, SourceReading};
 
@@ -72,7 +74,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("portreeve_source_requests", Kind::Counter, &["source"], "Requests made of the source"),
     family("portreeve_source_errors", Kind::Counter, &["source"], "Requests of the source that failed"),
     family("portreeve_documents", Kind::Gauge, &["phase"], "Documents by phase: in_service, last_good (the present text is bad), out_of_service"),
-    family("portreeve_diagnostics", Kind::Gauge, &["severity"], "Problems there are now"),
+    family("portreeve_diagnostics", Kind::Gauge, &["severity", "code"], "Problems there are now, by each code of the reference of diagnostics"),
     family("portreeve_services", Kind::Gauge, &["state"], "Watched services by state: healthy, unhealthy (no instance to send requests to), unanswered"),
     family("portreeve_credential_expiry_timestamp_seconds", Kind::Gauge, &["credential"], "When a token or client certificate of the agent's own ends, or `mesh certificate`: the gateway's in the mesh, in Unix seconds"),
     family("portreeve_certificate_expiry_timestamp_seconds", Kind::Gauge, &["certificate"], "When the certificate in service ends, in Unix seconds; the 100 that end first, and the first to end of the rest as (others)"),
@@ -196,12 +198,18 @@ impl Samples {
             );
         }
         for (severity, name) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
-            let count = status.count(severity) as f64;
-            self.add(
-                "portreeve_diagnostics",
-                vec![("severity", name.to_owned())],
-                count,
-            );
+            let mut counts: BTreeMap<Code, usize> = BTreeMap::new();
+            for diagnostic in &status.diagnostics {
+                if diagnostic.severity == severity {
+                    *counts.entry(diagnostic.code).or_default() += 1;
+                }
+            }
+            // All of them, so that a sum is a number when there are none.
+            for &code in Code::ALL {
+                let labels = vec![("severity", name.to_owned()), ("code", code.as_str().to_owned())];
+                let count = counts.get(&code).copied().unwrap_or_default();
+                self.add("portreeve_diagnostics", labels, count as f64);
+            }
         }
         let services = &status.services;
         let healthy = services

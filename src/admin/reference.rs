@@ -48,7 +48,7 @@ pub fn metrics_reference() -> String {
     let mut page = format!(
         "# Metrics\n\n{MADE}\n\n\
          `/metrics` and `/v1/metrics` answer in the OpenMetrics text format. Label values are names of gateways,\n\
-         certificates and sources: there are as many series as documents declare, whatever clients send. Services are\n\
+         certificates and sources, and words of the agent's own, such as codes: there are as many series as documents declare, whatever clients send. Services are\n\
          counted together. Gauges are made from the present state: what is gone leaves no series behind.\n\n\
          | Metric | Type | Labels | Meaning |\n|---|---|---|---|\n"
     );
@@ -74,6 +74,7 @@ pub fn metrics_reference() -> String {
          | `portreeve_stale == 1` | the document source has not answered since the agent started |\n\
          | `portreeve_source_up == 0` for five minutes | changes do not arrive; what was known stays in service |\n\
          | `portreeve_documents{phase!=\"in_service\"} > 0` | somebody's change is not in effect |\n\
+         | `portreeve_diagnostics{code=\"token-not-accepted\"} > 0`, or `missing-permission`, `no-token`, `request-blocked` | Consul, Vault or Nomad refuse the agent; what was known stays in service |\n\
          | `portreeve_xds_refused > 0` | an Envoy refuses a configuration |\n\
          | `portreeve_certificate_expiry_timestamp_seconds - time() < 86400` | a certificate is not renewed |\n\
          | `portreeve_credential_expiry_timestamp_seconds - time() < 300` | the agent's token or client certificate is not renewed |\n\
