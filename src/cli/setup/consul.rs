@@ -28,13 +28,14 @@ pub struct Arguments {
     mesh_service: Option<String>,
 }
 
+const NEEDS: &str = "a token with `acl = \"write\"`, such as a management token";
 const RULES: &str = include_str!("../../../docs/deploy/consul-acl-policy.hcl");
 const MESH_RULES: &str = include_str!("../../../docs/deploy/consul-mesh-policy.hcl");
 
 pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<()> {
     let common = &arguments.common;
     let client = common.client(Product::Consul)?;
-    let mut server = Server::new(&client, common.dry_run, terminal);
+    let mut server = Server::new(&client, common.dry_run, terminal, NEEDS);
     let mut policies = vec![(common.name.clone(), rules(&arguments.prefix))];
     if let Some(service) = &arguments.mesh_service {
         policies.push((format!("{}-mesh", common.name), mesh_rules(service)?));

@@ -11,6 +11,8 @@ pub(super) struct Server<'a> {
     pub client: &'a ApiClient,
     pub dry_run: bool,
     pub terminal: &'a mut Terminal,
+    /// The right that all of it takes, for whoever is refused.
+    needs: &'static str,
     changes: usize,
 }
 
@@ -26,17 +28,23 @@ pub(super) struct Desired<'a> {
 }
 
 impl<'a> Server<'a> {
-    pub fn new(client: &'a ApiClient, dry_run: bool, terminal: &'a mut Terminal) -> Self {
+    pub fn new(
+        client: &'a ApiClient,
+        dry_run: bool,
+        terminal: &'a mut Terminal,
+        needs: &'static str,
+    ) -> Self {
         Self {
             client,
             dry_run,
             terminal,
+            needs,
             changes: 0,
         }
     }
 
     pub async fn read(&self, path: &str) -> anyhow::Result<Option<Value>> {
-        Ok(self.client.read_json(path, &[]).await.map_err(failure)?)
+        self.read_with(path, &[]).await
     }
 
     pub async fn read_with(
@@ -44,7 +52,8 @@ impl<'a> Server<'a> {
         path: &str,
         query: &[(&'static str, &str)],
     ) -> anyhow::Result<Option<Value>> {
-        Ok(self.client.read_json(path, query).await.map_err(failure)?)
+        let read = self.client.read_json(path, query).await;
+        Ok(read.map_err(|error| failure(&error, self.needs))?)
     }
 
     /// Writes what is missing or differs, and says so.
@@ -69,7 +78,7 @@ impl<'a> Server<'a> {
             self.client
                 .write_json(desired.path, &desired.wanted)
                 .await
-                .map_err(failure)?;
+                .map_err(|error| failure(&error, self.needs))?;
         }
         self.changes += 1;
         let which = differs.map(|differs| format!(": {differs}")).unwrap_or_default();
@@ -121,12 +130,12 @@ fn same(found: &Value, wanted: &Value) -> bool {
     }
 }
 
-fn failure(error: ApiError) -> Failure {
+fn failure(error: &ApiError, needs: &str) -> Failure {
     let problem = error.problem();
     let failure = Failure::new(problem.message.to_string());
     match &problem.fix {
         Some(fix) => failure.fix(fix.to_string()),
-        None => failure.fix("setup needs a management token; the agent itself does not"),
+        None => failure.fix(format!("setup needs {needs}; the agent itself does not")),
     }
 }
 

@@ -33,10 +33,12 @@ pub struct Arguments {
     nomad_job: String,
 }
 
+const NEEDS: &str = "a management token";
+
 pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<()> {
     let common = &arguments.common;
     let client = common.client(Product::Nomad)?;
-    let mut server = Server::new(&client, common.dry_run, terminal);
+    let mut server = Server::new(&client, common.dry_run, terminal, NEEDS);
     let variables_of = arguments
         .variables_of
         .as_ref()

@@ -34,13 +34,14 @@ pub struct Arguments {
     jwt_mount: String,
 }
 
+const NEEDS: &str = "a token that may read and write `sys/policies/acl/*`, and with -nomad-jwks-url also read `sys/auth`, create `sys/auth/MOUNT` (with `sudo`), and read and write `auth/MOUNT/*`";
 const PKI: &str = include_str!("../../../vault-policies/portreeve-pki.hcl");
 const KV: &str = include_str!("../../../vault-policies/portreeve-kv.hcl");
 
 pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<()> {
     let common = &arguments.common;
     let client = common.client(Product::Vault)?;
-    let mut server = Server::new(&client, common.dry_run, terminal);
+    let mut server = Server::new(&client, common.dry_run, terminal, NEEDS);
     let pki = PKI.replace(
         "pki_int/sign/edge",
         &format!("{}/sign/{}", arguments.pki_mount, arguments.pki_role),
