@@ -196,6 +196,88 @@ async fn vault_gets_policies_and_a_login_for_the_job_alone() {
     assert!(rules().await.as_str().unwrap().contains("pki_edge/sign/edge"));
 }
 
+/// Documents that name an issuer need a right at a path of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_gets_a_policy_for_the_issuers_that_are_named_and_keeps_it() {
+    let vault = Vault::start().await;
+    let named = ["-pki-issuer=g2", "-pki-issuer=g3"];
+    let run = |more: &[&str]| setup("vault", &vault.address(), &vault.root_token, more);
+    // Not asked for, not made.
+    let first = run(&[]);
+    assert!(
+        first.out.contains("2 done") && !first.out.contains("issuer"),
+        "{}",
+        first.out
+    );
+
+    let dry = run(&[&named[..], &["-dry-run"]].concat());
+    assert!(
+        dry.out.contains("+ policy portreeve-pki-issuer would be created") && dry.out.contains("1 to do"),
+        "{}",
+        dry.out
+    );
+    let policies = vault.read("sys/policies/acl?list=true").await.to_string();
+    assert!(
+        !policies.contains("portreeve-pki-issuer"),
+        "a dry run changed {policies}"
+    );
+    let done = run(&named);
+    assert!(done.out.contains("1 done"), "{}", done.out);
+    assert!(run(&named).out.contains("Nothing to do"));
+
+    // With it, and no more than it, a certificate may be had from both.
+    vault.enable_pki("pki_int", "example.com").await;
+    let issuers = async || vault.read("pki_int/issuers?list=true").await["data"]["keys"].clone();
+    let root = issuers().await[0].as_str().unwrap().to_owned();
+    vault
+        .write(&format!("pki_int/issuer/{root}"), json!({ "issuer_name": "g2" }))
+        .await;
+    let more = json!({ "common_name": "g3", "ttl": "8760h", "key_type": "ec", "key_bits": 256, "issuer_name": "g3" });
+    vault.write("pki_int/root/generate/internal", more).await;
+    let token = vault.create_token(&["portreeve-pki-issuer"], "5m").await;
+    let mut request = rcgen::CertificateParams::new(vec!["www.example.com".to_owned()]).unwrap();
+    request.distinguished_name = rcgen::DistinguishedName::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = request.serialize_request(&key).unwrap().pem().unwrap();
+    let sign = async |path: &str| {
+        let body = json!({ "csr": csr, "common_name": "www.example.com" });
+        vault.call_as(&token, Method::POST, path, body).await.unwrap()
+    };
+    for (path, status) in [
+        ("pki_int/issuer/g2/sign/edge", 200),
+        ("pki_int/issuer/g3/sign/edge", 200),
+        ("pki_int/issuer/default/sign/edge", 403),
+        ("pki_int/sign/edge", 403),
+    ] {
+        let answer = sign(path).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.text());
+    }
+
+    let keys = Backend::start("keys").await;
+    keys.behave(Behaviour {
+        body: Some(RsaIssuer::new().jwks().into()),
+        ..Behaviour::default()
+    });
+    let url = format!("-nomad-jwks-url=http://{}/jwks.json", keys.address());
+    let policies = async || {
+        let role = vault.read("auth/jwt-nomad/role/portreeve").await;
+        role["data"]["token_policies"].to_string()
+    };
+    // The policy may be there for somebody else.
+    let role = run(&[url.as_str()]);
+    assert!(role.out.contains("3 done"), "{} {}", role.out, role.error);
+    let held = policies().await;
+    assert!(!held.contains("portreeve-pki-issuer"), "{held}");
+    // A role that has it keeps it when it is set up again by somebody who does not name the issuers.
+    let role = run(&[&named[..], &[url.as_str()]].concat());
+    assert!(role.out.contains("1 done"), "{} {}", role.out, role.error);
+    for _ in 0..2 {
+        let held = policies().await;
+        assert!(held.contains("portreeve-pki-issuer"), "{held}");
+        assert!(run(&[url.as_str()]).out.contains("Nothing to do"));
+    }
+}
+
 /// Nomad's side is `support::nomad`; the real one is asked by `tests/nomad`.
 #[tokio::test(flavor = "multi_thread")]
 async fn nomad_gets_a_policy_that_is_bound_to_the_job() {
@@ -282,10 +364,59 @@ async fn nomad_gets_a_policy_that_is_bound_to_the_job() {
     let refused = setup("nomad", &address, "a task's own", &[]);
     assert_eq!(refused.code, 1);
     assert!(refused.error.contains("403"), "{}", refused.error);
+    assert!(
+        refused.error.contains("needs a management token"),
+        "{}",
+        refused.error
+    );
+}
+
+/// A token that is good for something, though not for this.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_says_what_is_needed() {
+    let consul = Consul::start_with_acl().await;
+    let weak = consul
+        .create_token("weak", "key_prefix \"\" { policy = \"write\" }")
+        .await;
+    let policies = async || consul.expect(Method::GET, "/v1/acl/policies", "").await;
+    let before = policies().await;
+    let refused = setup("consul", &consul.address(), &weak.secret, &[]);
+    assert_eq!(refused.code, 1, "{}", refused.out);
+    for said in ["GET /v1/acl/policies", "Permission denied", "acl = \"write\""] {
+        assert!(refused.error.contains(said), "{said}: {}", refused.error);
+    }
+    assert!(!refused.error.contains(&weak.secret), "{}", refused.error);
+    assert_eq!(policies().await, before);
+
+    // To read is enough for a dry run, and not for the rest.
+    let reader = consul.create_token("reader", "acl = \"read\"").await;
+    let dry = setup("consul", &consul.address(), &reader.secret, &["-dry-run"]);
+    assert_eq!(dry.code, 0, "{}", dry.error);
+    let refused = setup("consul", &consul.address(), &reader.secret, &[]);
+    assert_eq!(refused.code, 1, "{}", refused.out);
+    for said in ["PUT /v1/acl/policy", "Permission denied", "acl = \"write\""] {
+        assert!(refused.error.contains(said), "{said}: {}", refused.error);
+    }
+
+    let vault = Vault::start().await;
+    vault
+        .policy("weak", "path \"secret/*\" { capabilities = [\"read\"] }")
+        .await;
+    let weak = vault.create_token(&["weak"], "1h").await;
+    let refused = setup("vault", &vault.address(), &weak, &[]);
+    assert_eq!(refused.code, 1, "{}", refused.out);
+    for said in [
+        "/v1/sys/policies/acl/portreeve-pki",
+        "permission denied",
+        "`sys/policies/acl/*`",
+    ] {
+        assert!(refused.error.contains(said), "{said}: {}", refused.error);
+    }
+    assert!(!refused.error.contains(&weak), "{}", refused.error);
 }
 
 #[test]
-fn a_wrong_token_says_what_is_needed() {
+fn a_server_that_is_not_there_is_named() {
     let refused = setup("consul", "127.0.0.1:1", "x", &[]);
     assert_eq!(refused.code, 1);
     assert!(

@@ -23,6 +23,10 @@ pub struct Arguments {
     /// Its role.
     #[arg(long, value_name = "NAME", default_value = "edge")]
     pki_role: String,
+    /// An issuer that documents name in `vault_pki`, as they name it: a policy lets the agent ask it for the role's certificates.
+    /// Once for each. Left out: no such policy is made, and one that is there is left as it is.
+    #[arg(long, value_name = "NAME")]
+    pki_issuer: Vec<String>,
     /// The KV version 2 mount that holds certificates.
     #[arg(long, value_name = "MOUNT", default_value = "secret")]
     kv_mount: String,
@@ -36,6 +40,7 @@ pub struct Arguments {
 
 const NEEDS: &str = "a token that may read and write `sys/policies/acl/*`, and with -nomad-jwks-url also read `sys/auth`, create `sys/auth/MOUNT` (with `sudo`), and read and write `auth/MOUNT/*`";
 const PKI: &str = include_str!("../../../vault-policies/portreeve-pki.hcl");
+const PKI_ISSUER: &str = include_str!("../../../vault-policies/portreeve-pki-issuer.hcl");
 const KV: &str = include_str!("../../../vault-policies/portreeve-kv.hcl");
 
 pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<()> {
@@ -53,33 +58,71 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
             "secret/metadata/portreeve/",
             &format!("{mount}/metadata/{folder}/"),
         );
-    let names = [format!("{}-pki", common.name), format!("{}-kv", common.name)];
+    let mut names = vec![format!("{}-pki", common.name), format!("{}-kv", common.name)];
     for (name, rules) in names.iter().zip([pki, kv]) {
-        let path = format!("sys/policies/acl/{name}");
-        let found = data(server.read(&path).await?);
-        let wanted = json!({ "policy": rules });
-        let what = format!("policy {name}");
-        server
-            .ensure(Desired {
-                what,
-                found,
-                wanted,
-                path: &path,
-            })
-            .await?;
+        let found = policy(&server, name).await?;
+        ensure_policy(&mut server, name, found, &rules).await?;
+    }
+    let issuers = format!("{}-pki-issuer", common.name);
+    if !arguments.pki_issuer.is_empty() {
+        let found = policy(&server, &issuers).await?;
+        ensure_policy(&mut server, &issuers, found, &issuer_rules(arguments)).await?;
+        names.push(issuers.clone());
     }
     let Some(url) = &arguments.workload.nomad_jwks_url else {
         return server.finish();
     };
-    login(&mut server, arguments, url, &names).await?;
+    login(&mut server, arguments, url, names, &issuers).await?;
     server.finish()
+}
+
+/// The shipped rule for one issuer, once for each.
+fn issuer_rules(arguments: &Arguments) -> String {
+    let shipped = PKI_ISSUER.find("path \"").map(|start| PKI_ISSUER.split_at(start));
+    let parts = shipped.and_then(|(before, rest)| Some((before, rest.split_once("\n\n")?)));
+    let Some((before, (rule, after))) = parts else {
+        return PKI_ISSUER.to_owned();
+    };
+    let rules: Vec<String> = arguments
+        .pki_issuer
+        .iter()
+        .map(|issuer| {
+            let path = format!(
+                "{}/issuer/{issuer}/sign/{}",
+                arguments.pki_mount, arguments.pki_role
+            );
+            rule.replace("pki_int/issuer/g2/sign/edge", &path)
+        })
+        .collect();
+    format!("{before}{}\n\n{after}", rules.join("\n\n"))
+}
+
+async fn policy(server: &Server<'_>, name: &str) -> anyhow::Result<Option<Value>> {
+    Ok(data(server.read(&format!("sys/policies/acl/{name}")).await?))
+}
+
+async fn ensure_policy(
+    server: &mut Server<'_>,
+    name: &str,
+    found: Option<Value>,
+    rules: &str,
+) -> anyhow::Result<()> {
+    server
+        .ensure(Desired {
+            what: format!("policy {name}"),
+            found,
+            wanted: json!({ "policy": rules }),
+            path: &format!("sys/policies/acl/{name}"),
+        })
+        .await
 }
 
 async fn login(
     server: &mut Server<'_>,
     arguments: &Arguments,
     url: &str,
-    policies: &[String],
+    mut policies: Vec<String>,
+    issuers: &String,
 ) -> anyhow::Result<()> {
     let mount = &arguments.jwt_mount;
     let mounts = data(server.read("sys/auth").await?);
@@ -99,6 +142,13 @@ async fn login(
         true => (None, None),
         false => (data(server.read(&config).await?), data(server.read(&role).await?)),
     };
+    // A role that may use issuers which are not named this time keeps them.
+    let held = found_role
+        .as_ref()
+        .and_then(|role| role["token_policies"].as_array());
+    if held.is_some_and(|held| held.iter().any(|policy| policy == issuers)) && !policies.contains(issuers) {
+        policies.push(issuers.clone());
+    }
     // An auth mount answers with an empty configuration until it has one.
     let found_config =
         found_config.filter(|found| found["jwks_url"].as_str().is_some_and(|url| !url.is_empty()));
@@ -138,4 +188,40 @@ fn data(answer: Option<Value>) -> Option<Value> {
         Some(data) => data.take(),
         None => answer,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn the_policy_of_one_issuer_is_the_shipped_one_and_of_two_has_one_rule_each() {
+        let rules = |more: &[&str]| {
+            let line = Line::parse_from([&["setup"], more].concat());
+            issuer_rules(&line.arguments)
+        };
+        assert_eq!(rules(&["--pki-issuer=g2"]), PKI_ISSUER);
+        let two = rules(&[
+            "--pki-issuer=g2",
+            "--pki-issuer=g3",
+            "--pki-mount=pki_edge",
+            "--pki-role=web",
+        ]);
+        let rule = |issuer: &str| {
+            format!("path \"pki_edge/issuer/{issuer}/sign/web\" {{\n  capabilities = [\"update\"]\n}}\n\n")
+        };
+        assert!(two.contains(&format!("{}{}", rule("g2"), rule("g3"))), "{two}");
+        assert_eq!(
+            two.matches("path \"").count(),
+            PKI_ISSUER.matches("path \"").count() + 1
+        );
+    }
 }
