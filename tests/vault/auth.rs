@@ -22,13 +22,14 @@ async fn with_secret() -> Bao {
 async fn store(bao: &Bao, name: &str) {
     let (certificate, key) = self_signed(name, 5);
     let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("secret/data/www", json!({"data": fields})).await;
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
 }
 
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Duration {
     let started = Instant::now();
     while !holds().await {
-        assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     started.elapsed()
@@ -37,7 +38,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Duration {
 #[tokio::test]
 async fn an_app_role_token_is_renewed_replaced_and_given_back() {
     let bao = with_secret().await;
-    let settings = json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "8s", "token_max_ttl": "14s"});
+    let settings = json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "16s", "token_max_ttl": "28s"});
     let (role_id, secret_id) = bao.app_role(settings).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("secret_id");
@@ -48,12 +49,12 @@ async fn an_app_role_token_is_renewed_replaced_and_given_back() {
         secret_id: SecretId::File(file),
     };
     let mut rig = Rig::start(&bao.address, auth, directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
     assert_eq!(rig.vault.status().logins, 1);
     assert!(rig.vault.status().token_expires.is_some());
 
-    // 8 s of life, 14 s at most: renewed once in full, or cut short, and replaced before its end.
+    // 16 s of life, 28 s at most: renewed once in full, or cut short, and replaced before its end.
     until("another login", async || rig.vault.status().logins == 2).await;
     let status = rig.vault.status();
     assert!(status.renewals >= 1, "{status:?}");
@@ -74,7 +75,7 @@ async fn a_revoked_token_is_replaced_without_a_gap() {
         .await;
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
     bao.write("sys/leases/revoke-prefix/auth/approle", json!({}))
         .await;
@@ -119,7 +120,7 @@ async fn a_missing_right_is_told_from_a_lost_token() {
             .await;
         let directory = tempfile::tempdir().unwrap();
         let mut rig = Rig::start(&bao.address, token(&token_text), directory.path());
-        rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+        rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
         let problem = rig.problem().await;
         // Of a token that never could look itself up, Vault does not tell.
         let told = if no_default {
@@ -129,12 +130,14 @@ async fn a_missing_right_is_told_from_a_lost_token() {
         };
         assert_eq!(problem.kind, told, "{problem}");
         assert!(
-            problem.message.contains("secret/data/www: permission denied"),
+            problem
+                .message
+                .contains("secret/data/portreeve/www: permission denied"),
             "{problem}"
         );
         let fix = problem.fix.clone().unwrap();
         assert!(
-            fix.contains("path \"secret/data/www\" { capabilities = [\"read\"] }"),
+            fix.contains("path \"secret/data/portreeve/www\" { capabilities = [\"read\"] }"),
             "{fix}"
         );
         // The fix works as it is written.
@@ -167,7 +170,7 @@ async fn a_token_file_is_read_again_when_it_changes() {
         .await;
     std::fs::write(&file, &first).unwrap();
     let mut rig = Rig::start(&bao.address, VaultAuth::TokenFile(file.clone()), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
 
     // As Nomad and Vault Agent do: a new file over the old one. The old token ends a moment later.
@@ -217,7 +220,7 @@ async fn a_workload_identity_logs_in_and_rotates() {
         jwt_file: file.clone(),
     };
     let mut rig = Rig::start(&bao.address, auth, directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Forbidden);
     assert!(problem.message.contains("auth/jwt-nomad/login"), "{problem}");
@@ -232,7 +235,7 @@ async fn a_workload_identity_logs_in_and_rotates() {
     };
     let other = tempfile::tempdir().unwrap();
     let mut misled = Rig::start(&bao.address, elsewhere, other.path());
-    misled.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    misled.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let problem = misled.problem().await;
     assert!(problem.message.contains("auth/jwt-elsewhere/login"), "{problem}");
     assert!(
@@ -263,7 +266,7 @@ async fn batch_and_periodic_tokens_live_on() {
     let batch = json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_type": "batch", "token_ttl": "8s"});
     let (role_id, secret_id) = bao.app_role(batch).await;
     let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
     let first = until("another batch token", async || rig.vault.status().logins == 2).await;
     assert!(first < Duration::from_secs(8), "{first:?}");
@@ -275,7 +278,7 @@ async fn batch_and_periodic_tokens_live_on() {
         .token(json!({"no_default_policy": true, "policies": ["reader"], "period": "7s"}))
         .await;
     let mut rig = Rig::start(&bao.address, token(&periodic), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
     until("two renewals", async || rig.vault.status().renewals == 2).await;
     assert_eq!(rig.vault.status().errors, 0);
@@ -288,16 +291,16 @@ async fn a_credential_that_cannot_be_read_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("late_token");
     let mut rig = Rig::start(&bao.address, VaultAuth::TokenFile(file.clone()), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let problem = rig.problem().await;
     assert!(problem.message.contains("late_token cannot be read"), "{problem}");
-    std::fs::write(&file, &bao.root_token).unwrap();
+    std::fs::write(&file, bao.kv_token().await).unwrap();
     rig.material().await;
     rig.stop().await;
 
     let odd = VaultAuth::Token(Arc::new(Redacted::new("s.hu\nsh".to_owned())));
     let mut rig = Rig::start(&bao.address, odd, directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.remembered().await;
     let problem = rig.problem().await;
     assert!(problem.message.contains("characters no token has") && !problem.message.contains("hu"));

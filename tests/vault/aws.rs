@@ -145,7 +145,9 @@ fn judge(login: &Value, server_id: &str, session: Option<&str>) -> Option<String
         .map(|name| (name.to_owned(), headers.get(name).cloned().unwrap_or_default()))
         .collect();
     // A header that is not signed could be anybody's.
-    for wanted in ["host", "x-amz-date", "x-vault-aws-iam-server-id"] {
+    let mut wanted = vec!["host", "x-amz-date", "x-vault-aws-iam-server-id"];
+    wanted.extend(session.map(|_| "x-amz-security-token"));
+    for wanted in wanted {
         if !signed.iter().any(|(name, _)| name == wanted) {
             return Some(format!("{wanted} is not signed"));
         }

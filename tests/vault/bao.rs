@@ -210,14 +210,6 @@ cluster_addr = "https://127.0.0.1:{cluster}"
         assert!(status < 300, "DELETE {path}: {status} {answer}");
     }
 
-    /// `reader`: the shipped policy, for certificates that lie in no folder.
-    pub async fn reader(&self) {
-        let shipped = include_str!("../../vault-policies/portreeve-kv.hcl");
-        let rules = shipped.replace("/portreeve/*", "/*");
-        assert_ne!(rules, shipped);
-        self.policy("reader", &rules).await;
-    }
-
     pub async fn policy(&self, name: &str, text: &str) {
         self.write(&format!("sys/policies/acl/{name}"), json!({"policy": text}))
             .await;

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::bao::Bao;
 use super::rig::{Rig, app_role, self_signed};
+use super::shipped::shipped;
 
 fn from_pki(mount: &str, issuer: Option<&str>, crl: bool) -> CertificateQuery {
     CertificateQuery::ClientCa(ClientCaQuery::VaultPki {
@@ -28,8 +29,7 @@ fn from_kv(crl_field: Option<&str>) -> CertificateQuery {
 
 async fn rig(bao: &Bao, directory: &tempfile::TempDir) -> Rig {
     for name in ["portreeve-kv", "portreeve-pki"] {
-        let path = format!("{}/vault-policies/{name}.hcl", env!("CARGO_MANIFEST_DIR"));
-        bao.policy(name, &std::fs::read_to_string(path).unwrap()).await;
+        bao.policy(name, &shipped(name)).await;
     }
     let role = json!({"token_policies": ["portreeve-kv", "portreeve-pki"], "token_no_default_policy": true});
     let (role_id, secret_id) = bao.app_role(role).await;
@@ -245,11 +245,7 @@ async fn authorities_in_kv_version_1_are_followed_too() {
     );
     bao.write("kv/portreeve/clients", json!({"certificate": one}))
         .await;
-    let rules = std::fs::read_to_string(format!(
-        "{}/vault-policies/portreeve-kv1.hcl",
-        env!("CARGO_MANIFEST_DIR")
-    ));
-    bao.policy("portreeve-kv1", &rules.unwrap()).await;
+    bao.policy("portreeve-kv1", &shipped("portreeve-kv1")).await;
     let role = json!({"token_policies": ["portreeve-kv1"], "token_no_default_policy": true});
     let (role_id, secret_id) = bao.app_role(role).await;
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
 //! What one server in a test never does: standby redirects, quotas, consistency misses, odd answers.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::rig::{Rig, pki, token};
+use super::rig::{Rig, kv, pki, self_signed, token};
 
 type Seen = Arc<Mutex<Vec<(String, Option<String>, Option<String>, bool)>>>;
 
@@ -295,4 +296,54 @@ async fn an_attempt_is_written_down_before_it_is_sent() {
         1,
         "five starts within a minute, one request"
     );
+}
+
+/// The certificate and key of KV version 2 leave Vault when there is a new version, not at each poll.
+#[tokio::test]
+async fn polls_of_an_unchanged_secret_read_no_data() {
+    let version = Arc::new(AtomicU64::new(1));
+    let current = version.clone();
+    let pairs = ["one.example", "two.example"].map(|name| self_signed(name, 5));
+    let (address, seen) = mock(move |path, _| {
+        let version = current.load(Ordering::SeqCst);
+        let (certificate, key) = &pairs[version as usize - 1];
+        let data = json!({"certificate": certificate, "private_key": key});
+        match path {
+            "/v1/secret/metadata/www" => body(
+                200,
+                json!({"data": {"current_version": version, "versions": {version.to_string(): {}}}}),
+            ),
+            _ => body(
+                200,
+                json!({"data": {"data": data, "metadata": {"version": version}}}),
+            ),
+        }
+    })
+    .await;
+    let asked = |path: &str| {
+        let seen = seen.lock().unwrap();
+        seen.iter().filter(|(asked, ..)| asked == path).count()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let often = CertificateSettings {
+        kv_poll: Duration::from_millis(20),
+        ..super::rig::fast()
+    };
+    let mut rig = Rig::with(&address, token("s.token"), directory.path(), often);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    for (number, name) in [(1, "one.example"), (2, "two.example")] {
+        version.store(number, Ordering::SeqCst);
+        assert_eq!(rig.material().await.names[0].as_ref(), name);
+        let before = asked("/v1/secret/metadata/www");
+        let ten_polls = async {
+            while asked("/v1/secret/metadata/www") < before + 10 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), ten_polls)
+            .await
+            .expect("ten polls");
+        assert_eq!(asked("/v1/secret/data/www"), number as usize);
+    }
+    rig.stop().await;
 }

@@ -1,27 +1,45 @@
 use std::time::Duration;
 
-use portreeve::model::{KvVersion, ProblemKind};
+use portreeve::model::KvVersion::{Detect, V1, V2};
+use portreeve::model::{CertificateQuery, KvVersion, Problem, ProblemKind};
 use serde_json::json;
 
 use super::bao::Bao;
 use super::rig::{Rig, kv, self_signed, token};
+use super::shipped::{named, shipped};
+
+/// A version, a mount and a path below it.
+type Place<'a> = (KvVersion, &'a str, &'a str);
+
+/// What a token's owner is told of a certificate that cannot be had, once.
+async fn told_of(bao: &Bao, of: &str, query: CertificateQuery) -> Problem {
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, token(of), directory.path());
+    rig.watch(&[&query]);
+    let problem = rig.problem().await;
+    rig.silence(Duration::from_millis(400)).await;
+    rig.stop().await;
+    problem
+}
 
 #[tokio::test]
 async fn both_engines_deliver_and_follow_changes() {
     let bao = Bao::start().await;
+    let held = bao.kv_token().await;
     bao.mount_kv().await;
     let directory = tempfile::tempdir().unwrap();
     let (certificate, key) = self_signed("one.example", 5);
     let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("kv/www", fields.clone()).await;
-    bao.write("secret/data/a/www", json!({"data": fields})).await;
+    bao.write("kv/portreeve/www", fields.clone()).await;
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
     for query in [
-        kv(KvVersion::V1, "kv", "www"),
-        kv(KvVersion::Detect, "kv", "www"),
-        kv(KvVersion::V2, "secret", "a/www"),
-        kv(KvVersion::Detect, "secret/", "/a/www"),
+        kv(V1, "kv", "portreeve/www"),
+        kv(Detect, "kv", "portreeve/www"),
+        kv(V2, "secret", "portreeve/www"),
+        kv(Detect, "secret/", "/portreeve/www"),
     ] {
-        let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+        let mut rig = Rig::start(&bao.address, token(&held), directory.path());
         rig.watch(&[&query]);
         let material = rig.material().await;
         assert_eq!(material.names[0].as_ref(), "one.example", "{query:?}");
@@ -30,19 +48,17 @@ async fn both_engines_deliver_and_follow_changes() {
         rig.stop().await;
     }
 
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
-    let (one, two) = (
-        kv(KvVersion::V1, "kv", "www"),
-        kv(KvVersion::V2, "secret", "a/www"),
-    );
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
+    let (one, two) = (kv(V1, "kv", "portreeve/www"), kv(V2, "secret", "portreeve/www"));
     rig.watch(&[&one, &two]);
     rig.material().await;
     rig.material().await;
     let (certificate, key) = self_signed("two.example", 5);
     let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("kv/www", fields.clone()).await;
+    bao.write("kv/portreeve/www", fields.clone()).await;
     assert_eq!(rig.material().await.names[0].as_ref(), "two.example");
-    bao.write("secret/data/a/www", json!({"data": fields})).await;
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
     assert_eq!(rig.material().await.names[0].as_ref(), "two.example");
 
     // No longer wanted: no longer read.
@@ -56,15 +72,17 @@ async fn both_engines_deliver_and_follow_changes() {
 #[tokio::test]
 async fn each_bad_case_has_its_own_message_and_keeps_the_last_good() {
     let bao = Bao::start().await;
+    let held = bao.kv_token().await;
     bao.mount_kv().await;
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     let (certificate, key) = self_signed("one.example", 5);
     let (_, other_key) = self_signed("other.example", 5);
     let (expired, expired_key) = self_signed("expired.example", -1);
     let good = json!({"certificate": certificate, "private_key": key});
-    bao.write("secret/data/www", json!({"data": good})).await;
-    let query = kv(KvVersion::V2, "secret", "www");
+    bao.write("secret/data/portreeve/www", json!({"data": good}))
+        .await;
+    let query = kv(V2, "secret", "portreeve/www");
     rig.watch(&[&query]);
     rig.material().await;
 
@@ -106,23 +124,26 @@ async fn each_bad_case_has_its_own_message_and_keeps_the_last_good() {
         let problem = rig.problem().await;
         assert_eq!(problem.kind, kind, "{problem}");
         assert!(problem.message.contains(expected), "{problem}");
-        assert!(problem.message.contains("secret/www"), "{problem}");
+        assert!(problem.message.contains("secret/portreeve/www"), "{problem}");
         assert!(problem.fix.is_some());
         rig.silence(Duration::from_millis(500)).await;
-        bao.write("secret/data/www", json!({"data": good})).await;
+        bao.write("secret/data/portreeve/www", json!({"data": good}))
+            .await;
         rig.material().await;
     }
 
-    bao.delete("secret/data/www").await;
+    bao.delete("secret/data/portreeve/www").await;
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Deleted, "{problem}");
     assert!(
         problem.message.contains("version 13 of the secret is deleted"),
         "{problem}"
     );
-    bao.write("secret/undelete/www", json!({"versions": [13]})).await;
+    bao.write("secret/undelete/portreeve/www", json!({"versions": [13]}))
+        .await;
     rig.material().await;
-    bao.write("secret/destroy/www", json!({"versions": [13]})).await;
+    bao.write("secret/destroy/portreeve/www", json!({"versions": [13]}))
+        .await;
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Deleted);
     assert!(problem.message.contains("destroyed"), "{problem}");
@@ -134,66 +155,64 @@ async fn wrong_places_are_told_apart() {
     let bao = Bao::start().await;
     bao.mount_kv().await;
     bao.mount_pki(json!({"allow_any_name": true})).await;
-    let directory = tempfile::tempdir().unwrap();
     let (certificate, key) = self_signed("one.example", 5);
     let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("kv/www", fields.clone()).await;
-    bao.write("secret/data/www", json!({"data": fields})).await;
-    let cases = [
+    bao.write("kv/portreeve/www", fields.clone()).await;
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
+    let held = bao
+        .token_of(&[
+            shipped("portreeve-kv"),
+            shipped("portreeve-kv1"),
+            named("portreeve-kv", &[("secret", "nowhere")]),
+            named("portreeve-kv1", &[("kv", "nowhere")]),
+            named("portreeve-pki", &[("pki_int", "pki")]),
+        ])
+        .await;
+    let is_told = async |(version, mount, path): Place<'_>, kind, expected: &str| {
+        let problem = told_of(&bao, &held, kv(version, mount, path)).await;
+        assert!(problem.message.contains(expected), "{problem}");
+        assert_eq!(problem.kind, kind, "{problem}");
+    };
+    for place in [(V2, "secret", "portreeve/absent"), (V1, "kv", "portreeve/absent")] {
+        is_told(place, ProblemKind::NotFound, "nothing at this path").await;
+    }
+    for (version, asked) in [
+        (V2, "nowhere/data/portreeve/www"),
+        (V1, "nowhere/portreeve/www"),
+        (Detect, "nowhere/data/portreeve/www"),
+    ] {
+        let expected = format!("{asked}: no secrets engine is mounted at this path");
+        is_told(
+            (version, "nowhere", "portreeve/www"),
+            ProblemKind::WrongMount,
+            &expected,
+        )
+        .await;
+    }
+    for (place, kind, expected) in [
         (
-            kv(KvVersion::V2, "secret", "absent"),
-            ProblemKind::NotFound,
-            "nothing at this path",
-        ),
-        (
-            kv(KvVersion::V1, "kv", "absent"),
-            ProblemKind::NotFound,
-            "nothing at this path",
-        ),
-        (
-            kv(KvVersion::V2, "nowhere", "www"),
-            ProblemKind::NotFound,
-            "nowhere/data/www: no secrets engine is mounted at this path",
-        ),
-        (
-            kv(KvVersion::V1, "nowhere", "www"),
-            ProblemKind::NotFound,
-            "nowhere/www: no secrets engine is mounted at this path",
-        ),
-        (
-            kv(KvVersion::Detect, "nowhere", "www"),
-            ProblemKind::NotFound,
-            "nowhere/data/www: no secrets engine is mounted at this path",
-        ),
-        (
-            kv(KvVersion::V1, "secret", "www"),
-            ProblemKind::Refused,
+            (V1, "secret", "portreeve/www"),
+            ProblemKind::WrongKvVersion,
             "is KV version 2, and the document says version 1",
         ),
         (
-            kv(KvVersion::V2, "kv", "www"),
-            ProblemKind::Refused,
+            (V2, "kv", "portreeve/www"),
+            ProblemKind::WrongKvVersion,
             "is KV version 1, and the document says version 2",
         ),
         (
-            kv(KvVersion::Detect, "pki", "www"),
-            ProblemKind::Refused,
+            (Detect, "pki", "portreeve/www"),
+            ProblemKind::WrongMount,
             "is of type \"pki\", not kv",
         ),
         (
-            kv(KvVersion::V2, "secret", "../sys/raw"),
+            (V2, "secret", "../sys/raw"),
             ProblemKind::Refused,
             "not one that Vault can hold",
         ),
-    ];
-    for (query, kind, expected) in cases {
-        let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
-        rig.watch(&[&query]);
-        let problem = rig.problem().await;
-        assert!(problem.message.contains(expected), "{problem}");
-        assert_eq!(problem.kind, kind, "{problem}");
-        rig.silence(Duration::from_millis(400)).await;
-        rig.stop().await;
+    ] {
+        is_told(place, kind, expected).await;
     }
 }
 
@@ -202,79 +221,47 @@ async fn wrong_places_are_told_apart() {
 async fn a_missing_mount_is_told_apart_from_a_missing_right() {
     let bao = Bao::start().await;
     bao.mount_kv().await;
-    let rules = r#"
-path "secret/data/team/*" { capabilities = ["read"] }
-path "two/data/*" { capabilities = ["read"] }
-path "one/www" { capabilities = ["read"] }
-path "auth/token/lookup-self" { capabilities = ["read"] }
-"#;
-    bao.policy("reader", rules).await;
     let reader = bao
-        .token(json!({"policies": ["reader"], "no_default_policy": true}))
+        .token_of(&[
+            named("portreeve-kv", &[("portreeve", "team")]),
+            named("portreeve-kv", &[("secret", "two")]),
+            named("portreeve-kv1", &[("kv", "one")]),
+        ])
         .await;
-    let directory = tempfile::tempdir().unwrap();
     let none = "no secrets engine is mounted at this path";
     let unseen = "there is none, or the token may do nothing below it";
     let rule = |path: &str| format!("path \"{path}\" {{ capabilities = [\"read\"] }}");
-    let cases = [
-        (
-            kv(KvVersion::Detect, "two", "www"),
-            none,
-            "vault secrets list".to_owned(),
-        ),
-        (
-            kv(KvVersion::Detect, "one", "www"),
-            none,
-            "vault secrets list".to_owned(),
-        ),
-        (
-            kv(KvVersion::V2, "two", "www"),
-            none,
-            "vault secrets list".to_owned(),
-        ),
-        (
-            kv(KvVersion::V1, "one", "www"),
-            none,
-            "vault secrets list".to_owned(),
-        ),
-        (
-            kv(KvVersion::Detect, "three", "www"),
-            unseen,
-            rule("three/data/www"),
-        ),
-        // There, and nothing below it is this token's.
-        (kv(KvVersion::Detect, "kv", "www"), unseen, rule("kv/data/www")),
-        (
-            kv(KvVersion::V1, "kv", "www"),
-            "permission denied",
-            rule("kv/www"),
-        ),
-        (
-            kv(KvVersion::V2, "secret", "www"),
-            "permission denied",
-            rule("secret/data/www"),
-        ),
-        (
-            kv(KvVersion::V2, "secret", "team/www"),
-            "nothing at this path",
-            "vault read".to_owned(),
-        ),
-    ];
-    for (query, message, fix) in cases {
-        let mut rig = Rig::start(&bao.address, token(&reader), directory.path());
-        rig.watch(&[&query]);
-        let problem = rig.problem().await;
-        assert!(problem.message.contains(message), "{query}: {problem}");
-        assert!(
-            problem.fix.as_ref().is_some_and(|said| said.contains(&fix)),
-            "{query}: {problem:?}"
-        );
-        rig.stop().await;
+    let is_told = async |(version, mount, path): Place<'_>, message: &str, fix: &str| {
+        let problem = told_of(&bao, &reader, kv(version, mount, path)).await;
+        assert!(problem.message.contains(message), "{mount}/{path}: {problem}");
+        let said = problem.fix.as_deref().unwrap_or_default();
+        assert!(said.contains(fix), "{mount}/{path}: {problem:?}");
+    };
+    for (version, mount) in [(Detect, "two"), (Detect, "one"), (V2, "two"), (V1, "one")] {
+        is_told((version, mount, "portreeve/www"), none, "vault secrets list").await;
     }
+    // The second is there, and nothing below it is this token's.
+    for mount in ["three", "kv"] {
+        is_told(
+            (Detect, mount, "www"),
+            unseen,
+            &rule(&format!("{mount}/data/www")),
+        )
+        .await;
+    }
+    is_told((V1, "kv", "www"), "permission denied", &rule("kv/www")).await;
+    is_told(
+        (V2, "secret", "portreeve/www"),
+        "permission denied",
+        &rule("secret/data/portreeve/www"),
+    )
+    .await;
+    is_told((V2, "secret", "team/www"), "nothing at this path", "vault read").await;
 
+    let directory = tempfile::tempdir().unwrap();
     // The mount that the document asked for is made, or the right is given: nobody has to touch the agent.
     let mut rig = Rig::start(&bao.address, token(&reader), directory.path());
-    rig.watch(&[&kv(KvVersion::Detect, "one", "www")]);
+    rig.watch(&[&kv(Detect, "one", "portreeve/www")]);
     assert!(rig.problem().await.message.contains(none));
     bao.write(
         "sys/mounts/one",
@@ -282,8 +269,11 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
     )
     .await;
     let (certificate, key) = self_signed("one.example", 5);
-    bao.write("one/www", json!({"certificate": certificate, "private_key": key}))
-        .await;
+    bao.write(
+        "one/portreeve/www",
+        json!({"certificate": certificate, "private_key": key}),
+    )
+    .await;
     assert_eq!(rig.eventually().await.names[0].as_ref(), "one.example");
     rig.stop().await;
 }
@@ -292,16 +282,18 @@ path "auth/token/lookup-self" { capabilities = ["read"] }
 #[tokio::test]
 async fn a_quota_that_is_used_up_is_waited_out() {
     let bao = Bao::start().await;
+    let held = bao.kv_token().await;
     bao.mount_kv().await;
     let store = async |name: &str| {
         let (certificate, key) = self_signed(name, 5);
         let fields = json!({"certificate": certificate, "private_key": key});
-        bao.write("secret/data/www", json!({"data": fields})).await;
+        bao.write("secret/data/portreeve/www", json!({"data": fields}))
+            .await;
     };
     store("one.example").await;
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
+    rig.watch(&[&kv(V2, "secret", "portreeve/www")]);
     assert_eq!(rig.material().await.names[0].as_ref(), "one.example");
     // Five polls a second, and one request in a minute.
     let quota = json!({"path": "secret", "rate": 1, "interval": "60s"});
@@ -329,13 +321,17 @@ async fn a_quota_that_is_used_up_is_waited_out() {
 #[tokio::test]
 async fn a_restart_without_the_source_remembers_the_public_half() {
     let mut bao = Bao::start().await;
+    let held = bao.kv_token().await;
     bao.mount_kv().await;
     let directory = tempfile::tempdir().unwrap();
     let (certificate, key) = self_signed("one.example", 5);
-    bao.write("kv/www", json!({"certificate": certificate, "private_key": key}))
-        .await;
-    let query = kv(KvVersion::V1, "kv", "www");
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    bao.write(
+        "kv/portreeve/www",
+        json!({"certificate": certificate, "private_key": key}),
+    )
+    .await;
+    let query = kv(V1, "kv", "portreeve/www");
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     rig.watch(&[&query]);
     let before = rig.material().await;
     rig.stop().await;
@@ -347,7 +343,7 @@ async fn a_restart_without_the_source_remembers_the_public_half() {
     );
 
     bao.kill();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     rig.watch(&[&query]);
     let remembered = rig.material().await;
     assert_eq!(remembered.version(), before.version());

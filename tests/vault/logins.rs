@@ -25,7 +25,8 @@ async fn with_secret() -> Bao {
 async fn store(bao: &Bao, name: &str) {
     let (certificate, key) = self_signed(name, 5);
     let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("secret/data/www", json!({"data": fields})).await;
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
 }
 
 fn wrapped(role_id: &str, file: &Path) -> VaultAuth {
@@ -53,7 +54,7 @@ async fn a_wrapped_secret_id_is_unwrapped_once() {
     let wrapping = wrap(&bao, "auth/approle/role/edge/secret-id").await;
     std::fs::write(&file, &wrapping).unwrap();
     let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
 
     // Logged in again with what was unwrapped: the wrapping token is used up.
@@ -66,7 +67,7 @@ async fn a_wrapped_secret_id_is_unwrapped_once() {
 
     // A restarted agent has the used token only, and says what that may mean.
     let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     assert_eq!(rig.remembered().await.names[0].as_ref(), "two.example");
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
@@ -95,7 +96,7 @@ async fn a_wrapping_token_of_something_else_is_not_used() {
     let swapped = wrap(&bao, "auth/token/create").await;
     std::fs::write(&file, &swapped).unwrap();
     let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let problem = rig.problem().await;
     assert!(
         problem.message.contains("made at \"auth/token/create\""),
@@ -121,7 +122,7 @@ async fn a_password_file_is_read_again_on_each_login() {
         password_file: file.clone(),
     };
     let mut rig = Rig::start(&bao.address, auth, directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Forbidden);
     assert!(problem.message.contains("auth/userpass/login/edge"), "{problem}");
@@ -215,7 +216,7 @@ async fn a_service_account_logs_in_and_its_token_rotates() {
         jwt_file: file.clone(),
     };
     let mut rig = Rig::start(&bao.address, auth, directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
     assert!(problem.message.contains("auth/kubernetes/login"), "{problem}");
@@ -248,7 +249,7 @@ async fn a_given_token_that_nobody_renews_is_told_before_it_ends() {
     let file = directory.path().join("token");
     std::fs::write(&file, &text).unwrap();
     let mut rig = Rig::start(&bao.address, VaultAuth::TokenFile(file.clone()), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
     assert!(
         rig.vault.status().warning.is_none(),

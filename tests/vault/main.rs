@@ -20,4 +20,5 @@ mod policies;
 mod proxy;
 mod rig;
 mod rotation;
+mod shipped;
 mod tls;

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::bao::Bao;
 use super::rig::{Rig, app_role, fast, kv, pki, self_signed};
+use super::shipped::shipped;
 
 #[tokio::test]
 async fn everything_happens_in_the_namespace() {
@@ -14,13 +15,6 @@ async fn everything_happens_in_the_namespace() {
     bao.mount_kv().await;
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec"}))
         .await;
-    let shipped = |name: &str| {
-        std::fs::read_to_string(format!(
-            "{}/vault-policies/{name}.hcl",
-            env!("CARGO_MANIFEST_DIR")
-        ))
-        .unwrap()
-    };
     for name in ["portreeve-kv", "portreeve-pki"] {
         bao.policy(name, &shipped(name)).await;
     }

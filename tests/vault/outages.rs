@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::bao::Bao;
 use super::rig::{Rig, app_role, kv, pki, self_signed, token};
+use super::shipped::shipped;
 
 /// How soon a Vault that is back is noticed rests on how often its door is knocked at while it is away: twice a second,
 /// and not less and less often. In this time pauses that grow to a minute would come to some nine.
@@ -28,7 +29,7 @@ async fn sealed_down_and_back() {
     bao.reader().await;
     let (certificate, key) = self_signed("one.example", 5);
     bao.write(
-        "secret/data/www",
+        "secret/data/portreeve/www",
         json!({"data": {"certificate": certificate, "private_key": key}}),
     )
     .await;
@@ -37,7 +38,7 @@ async fn sealed_down_and_back() {
         .await;
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let before = rig.material().await;
 
     bao.seal().await;
@@ -65,12 +66,8 @@ async fn an_agent_that_starts_first_waits_for_vault_and_then_issues_once() {
     let mut bao = Bao::start().await;
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
         .await;
-    let settings = json!({"token_policies": ["issuer"], "token_ttl": "1h"});
-    bao.policy(
-        "issuer",
-        "path \"pki_int/sign/edge\" { capabilities = [\"update\"] }",
-    )
-    .await;
+    bao.policy("signer", &shipped("portreeve-pki")).await;
+    let settings = json!({"token_policies": ["signer"], "token_no_default_policy": true, "token_ttl": "1h"});
     let (role_id, secret_id) = bao.app_role(settings).await;
     bao.kill();
     let directory = tempfile::tempdir().unwrap();
@@ -99,7 +96,7 @@ async fn a_certificate_that_ends_while_vault_is_down_stays_and_is_told() {
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "not_before_duration": "1s"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&bao.pki_token().await), directory.path());
     rig.watch(&[&pki("www.example.com", 5)]);
     rig.material().await;
     bao.kill();

@@ -10,14 +10,17 @@ use serde_json::json;
 
 use super::bao::Bao;
 use super::rig::{Rig, pki, token};
+use super::shipped::{named, shipped};
 
 #[tokio::test]
 async fn issues_a_servable_chain_and_renews_at_two_thirds() {
     let bao = Bao::start().await;
+    let rules = named("portreeve-pki-issuer", &[("g2", "default")]);
+    let held = bao.token_of(&[rules]).await;
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "not_before_duration": "1s"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     let query = CertificateQuery::VaultPki {
         mount: "pki_int".into(),
         role: "edge".into(),
@@ -57,17 +60,18 @@ async fn issues_a_servable_chain_and_renews_at_two_thirds() {
 #[tokio::test]
 async fn a_restart_issues_nothing_until_a_key_is_wanted() {
     let bao = Bao::start().await;
+    let held = bao.pki_token().await;
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
     let query = pki("www.example.com", 3600);
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     rig.watch(&[&query]);
     let first = rig.material().await;
     rig.stop().await;
 
     for _ in 0..3 {
-        let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+        let mut rig = Rig::start(&bao.address, token(&held), directory.path());
         rig.watch(&[&query]);
         let again = rig.material().await;
         assert_eq!(
@@ -81,7 +85,7 @@ async fn a_restart_issues_nothing_until_a_key_is_wanted() {
     }
     assert_eq!(bao.issued().await, 1);
 
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     rig.watch(&[&query]);
     rig.material().await;
     assert!(rig.watcher.want_key(&query));
@@ -102,6 +106,7 @@ async fn a_restart_issues_nothing_until_a_key_is_wanted() {
 #[tokio::test]
 async fn a_crash_loop_that_loses_every_answer_asks_once_per_interval() {
     let bao = Bao::start().await;
+    let held = bao.pki_token().await;
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
@@ -111,7 +116,7 @@ async fn a_crash_loop_that_loses_every_answer_asks_once_per_interval() {
         ..super::rig::fast()
     };
     for round in 0..6 {
-        let mut rig = Rig::with(&bao.address, token(&bao.root_token), directory.path(), slow);
+        let mut rig = Rig::with(&bao.address, token(&held), directory.path(), slow);
         rig.watch(&[&query]);
         // The process dies while its first request is on the way.
         while round == 0 && bao.issued().await == 0 {
@@ -150,11 +155,12 @@ impl CertificateStore for FullDisk {
 #[tokio::test]
 async fn a_crash_loop_on_a_full_disk_issues_nothing_and_one_that_lives_issues_once_per_interval() {
     let bao = Bao::start().await;
+    let held = bao.pki_token().await;
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
         .await;
     let query = pki("www.example.com", 3600);
     let start = |interval: u64| {
-        let vault = VaultSettings::new(&bao.address, token(&bao.root_token));
+        let vault = VaultSettings::new(&bao.address, token(&held));
         let settings = CertificateSettings {
             issue_interval: Duration::from_secs(interval),
             ..super::rig::fast()
@@ -187,10 +193,11 @@ async fn a_crash_loop_on_a_full_disk_issues_nothing_and_one_that_lives_issues_on
 #[tokio::test]
 async fn refusals_name_the_rule_and_heal() {
     let bao = Bao::start().await;
+    let held = bao.pki_token().await;
     let role = json!({"allowed_domains": ["example.com"], "allow_subdomains": true, "max_ttl": "1h"});
     bao.mount_pki(role.clone()).await;
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
 
     let query = pki("www.elsewhere.org", 60);
     rig.watch(&[&query]);
@@ -216,13 +223,7 @@ async fn refusals_name_the_rule_and_heal() {
 async fn a_pki_mount_that_is_not_there_has_words_of_its_own() {
     let bao = Bao::start().await;
     let directory = tempfile::tempdir().unwrap();
-    let rules = r#"
-path "pki_int/sign/edge" { capabilities = ["update"] }
-path "auth/token/lookup-self" { capabilities = ["read"] }
-"#;
-    bao.policy("signer", rules).await;
-    let signer = json!({"policies": ["signer"], "no_default_policy": true});
-    let mut rig = Rig::start(&bao.address, token(&bao.token(signer).await), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&bao.pki_token().await), directory.path());
     let query = pki("www.example.com", 60);
     rig.watch(&[&query]);
     let problem = rig.problem().await;
@@ -275,11 +276,12 @@ fn with_key(name: &str, key: Option<KeyType>) -> CertificateQuery {
 #[tokio::test]
 async fn the_key_is_as_the_role_or_the_document_says() {
     let bao = Bao::start().await;
+    let held = bao.pki_token().await;
     // Vault's default role takes RSA keys only, and keeps that to itself until it refuses another.
     bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h"}))
         .await;
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     let cases = [
         (json!({}), None, Ok("rsa 2048")),
         (json!({"key_bits": 3072}), None, Ok("rsa 3072")),
@@ -350,7 +352,14 @@ async fn each_issuer_signs_what_names_it_and_no_root_is_served() {
     bao.write("pki/roles/edge", role).await;
 
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let held = bao
+        .token_of(&[
+            shipped("portreeve-pki"),
+            named("portreeve-pki", &[("pki_int", "pki")]),
+            shipped("portreeve-pki-issuer"),
+        ])
+        .await;
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
     for (mount, issuer, issued_by, length) in [
         ("pki_int", None, "CN=intermediate", 2),
         ("pki_int", Some("g2"), "CN=generation 2", 2),
@@ -382,6 +391,19 @@ async fn each_issuer_signs_what_names_it_and_no_root_is_served() {
     }
     rig.watch(&[&query]);
     let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::MissingPermission, "{problem}");
+    let rule = r#"path "pki_int/issuer/g3/sign/edge" { capabilities = ["update"] }"#;
+    assert!(problem.fix.as_ref().unwrap().contains(rule), "{problem:?}");
+    rig.stop().await;
+
+    // Allowed by name, and not there.
+    let held = bao
+        .token_of(&[named("portreeve-pki-issuer", &[("g2", "g3")])])
+        .await;
+    let mut rig = Rig::start(&bao.address, token(&held), directory.path());
+    rig.watch(&[&query]);
+    let problem = rig.problem().await;
+    assert!(!problem.kind.is_refusal(), "{problem}");
     assert!(
         problem.message.contains("pki_int/issuer/g3/sign/edge"),
         "{problem}"
@@ -389,14 +411,15 @@ async fn each_issuer_signs_what_names_it_and_no_root_is_served() {
     rig.stop().await;
 }
 
-/// A role that makes leases, and a login for tokens of this life that may sign with it and nothing else.
+/// A role that makes leases, and a login for tokens of this life with the shipped policy.
 async fn with_leases(bao: &Bao, seconds: u64) -> portreeve::sources::vault::VaultAuth {
     let role = json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec", "generate_lease": true});
     bao.mount_pki(role).await;
-    let policy = "path \"pki_int/sign/edge\" { capabilities = [\"update\"] }";
-    bao.policy("signer", policy).await;
+    bao.policy("signer", &shipped("portreeve-pki")).await;
     let life = format!("{seconds}s");
-    let login = json!({"token_policies": ["signer"], "token_ttl": life, "token_max_ttl": life});
+    let login = json!({
+        "token_policies": ["signer"], "token_no_default_policy": true, "token_ttl": life, "token_max_ttl": life
+    });
     let (role_id, secret_id) = bao.app_role(login).await;
     super::rig::app_role(&role_id, &secret_id)
 }
@@ -453,6 +476,27 @@ async fn a_certificate_whose_lease_is_gone_is_replaced_within_its_budget() {
     rig.stop().await;
 }
 
+/// Why a certificate is replaced and its lease never renewed.
+#[tokio::test]
+async fn the_lease_of_a_certificate_cannot_be_renewed() {
+    let bao = Bao::start().await;
+    let auth = with_leases(&bao, 3600).await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, auth, directory.path());
+    rig.watch(&[&pki("www.example.com", 3600)]);
+    rig.material().await;
+    let place = "pki_int/sign/edge";
+    let leases = bao.read(&format!("sys/leases/lookup/{place}?list=true")).await;
+    let lease = format!("{place}/{}", leases["data"]["keys"][0].as_str().unwrap());
+    let lookup = bao.write("sys/leases/lookup", json!({"lease_id": lease})).await;
+    assert_eq!(lookup["data"]["renewable"], false, "{lookup}");
+    let renewal = json!({"lease_id": lease});
+    let (status, answer) = bao.send("PUT", "sys/leases/renew", Some(renewal)).await;
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer.to_string().contains("not renewable"), "{answer}");
+    rig.stop().await;
+}
+
 /// Nobody renews the token of a process that is gone, be it killed: what was leased with it will be revoked.
 #[tokio::test]
 async fn a_leased_certificate_does_not_outlive_a_restart() {
@@ -483,10 +527,11 @@ async fn a_leased_certificate_does_not_outlive_a_restart() {
 #[tokio::test]
 async fn a_leased_certificate_of_a_given_token_outlives_a_restart() {
     let bao = Bao::start().await;
+    let held = bao.pki_token().await;
     with_leases(&bao, 3600).await;
     let directory = tempfile::tempdir().unwrap();
     let query = pki("www.example.com", 3600);
-    let start = || Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    let start = || Rig::start(&bao.address, token(&held), directory.path());
     let mut rig = start();
     rig.watch(&[&query]);
     let first = rig.material().await;

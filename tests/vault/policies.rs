@@ -8,11 +8,7 @@ use serde_json::{Value, json};
 
 use super::bao::Bao;
 use super::rig::{Rig, app_role, kv, pki, self_signed};
-
-fn shipped(name: &str) -> String {
-    let path = format!("{}/vault-policies/{name}.hcl", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(path).unwrap()
-}
+use super::shipped::shipped;
 
 async fn rig_with(bao: &Bao, policy: &str, directory: &tempfile::TempDir) -> Rig {
     bao.policy(policy, &shipped(policy)).await;
@@ -26,6 +22,27 @@ async fn rig_with(bao: &Bao, policy: &str, directory: &tempfile::TempDir) -> Rig
 fn fields(name: &str) -> Value {
     let (certificate, key) = self_signed(name, 5);
     json!({"certificate": certificate, "private_key": key})
+}
+
+/// What is signed for the gateway.
+fn role() -> Value {
+    json!({
+        "allowed_domains": ["example.com"], "allow_subdomains": true, "max_ttl": "1h", "key_type": "any"
+    })
+}
+
+async fn with_pki() -> Bao {
+    let bao = Bao::start().await;
+    bao.mount_pki(role()).await;
+    bao
+}
+
+/// The issuer is called `g2`.
+async fn with_named_issuer() -> Bao {
+    let bao = with_pki().await;
+    bao.write("pki_int/issuer/default", json!({"issuer_name": "g2"}))
+        .await;
+    bao
 }
 
 /// Renewed with the policy's own right, and given back.
@@ -111,12 +128,8 @@ async fn kv_version_1() {
 
 #[tokio::test]
 async fn pki_role() {
-    let bao = Bao::start().await;
-    let role = json!({
-        "allowed_domains": ["example.com"], "allow_subdomains": true, "max_ttl": "1h", "key_type": "any"
-    });
-    bao.mount_pki(role.clone()).await;
-    bao.write("pki_int/roles/other", role).await;
+    let bao = with_pki().await;
+    bao.write("pki_int/roles/other", role()).await;
     let directory = tempfile::tempdir().unwrap();
     let mut rig = rig_with(&bao, "portreeve-pki", &directory).await;
     rig.watch(&[&pki("www.example.com", 600)]);
@@ -137,14 +150,58 @@ async fn pki_role() {
     assert_eq!(bao.issued().await, 1);
     lives_and_ends(rig, &bao).await;
 
-    // The policy has no way to a key that Vault made and saw.
+    // The policy has no way to a key that Vault made and saw, nor to an issuer of one's choice.
     let held = bao
         .token(json!({"policies": ["portreeve-pki"], "no_default_policy": true}))
         .await;
     for path in [
+        "pki_int/issuer/default/sign/edge",
         "pki_int/issue/edge",
         "pki_int/sign-verbatim/edge",
         "pki_int/roles/edge",
+    ] {
+        let body = json!({"common_name": "www.example.com"});
+        let (status, answer) = bao.send_as(&held, "POST", path, Some(body)).await;
+        assert_eq!(status, 403, "{path}: {answer}");
+    }
+    assert_eq!(bao.issued().await, 1);
+}
+
+fn by_issuer(issuer: &str, ttl: u64) -> CertificateQuery {
+    let mut query = pki("www.example.com", ttl);
+    if let CertificateQuery::VaultPki { issuer: by, .. } = &mut query {
+        *by = Some(issuer.into());
+    }
+    query
+}
+
+#[tokio::test]
+async fn pki_issuer() {
+    let bao = with_named_issuer().await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = rig_with(&bao, "portreeve-pki-issuer", &directory).await;
+    rig.watch(&[&by_issuer("g2", 600)]);
+    rig.material().await;
+    assert_eq!(rig.vault.status().errors, 0);
+    // Neither another name of the same issuer, nor the role without one.
+    for (query, path) in [
+        (by_issuer("default", 600), "pki_int/issuer/default/sign/edge"),
+        (pki("www.example.com", 600), "pki_int/sign/edge"),
+    ] {
+        rig.watch(&[&query]);
+        let problem = rig.problem().await;
+        assert_eq!(problem.kind, ProblemKind::MissingPermission, "{problem}");
+        let rule = format!("path \"{path}\" {{ capabilities = [\"update\"] }}");
+        assert!(problem.fix.as_deref().unwrap().contains(&rule), "{problem:?}");
+    }
+    assert_eq!(bao.issued().await, 1);
+    lives_and_ends(rig, &bao).await;
+
+    let held = bao.token_of(&[shipped("portreeve-pki-issuer")]).await;
+    for path in [
+        "pki_int/issuer/g2/issue/edge",
+        "pki_int/issuer/g2/sign-verbatim/edge",
+        "pki_int/issuer/g2",
     ] {
         let body = json!({"common_name": "www.example.com"});
         let (status, answer) = bao.send_as(&held, "POST", path, Some(body)).await;
@@ -277,12 +334,15 @@ async fn no_rule_of_kv_version_1_is_superfluous() {
 
 #[tokio::test]
 async fn no_rule_of_pki_is_superfluous() {
-    let bao = Bao::start().await;
-    let role = json!({
-        "allowed_domains": ["example.com"], "allow_subdomains": true, "max_ttl": "1h", "key_type": "any"
-    });
-    bao.mount_pki(role).await;
+    let bao = with_pki().await;
     // A life so short that it is always about to be renewed.
     let query = pki("www.example.com", 12);
     each_rule_is_needed(&bao, "portreeve-pki", &query, async || {}).await;
+}
+
+#[tokio::test]
+async fn no_rule_of_a_named_issuer_is_superfluous() {
+    let bao = with_named_issuer().await;
+    let query = by_issuer("g2", 12);
+    each_rule_is_needed(&bao, "portreeve-pki-issuer", &query, async || {}).await;
 }

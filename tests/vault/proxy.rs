@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::bao::{Bao, binary, free_port};
 use super::rig::{Rig, kv, pki, self_signed};
+use super::shipped::shipped;
 
 struct Proxy {
     address: String,
@@ -101,10 +102,9 @@ async fn a_proxy_that_demands_the_request_header_adds_its_token() {
     bao.write("secret/data/portreeve/www", json!({"data": fields}))
         .await;
     for name in ["portreeve-kv", "portreeve-pki"] {
-        let path = format!("{}/vault-policies/{name}.hcl", env!("CARGO_MANIFEST_DIR"));
-        bao.policy(name, &std::fs::read_to_string(path).unwrap()).await;
+        bao.policy(name, &shipped(name)).await;
     }
-    let role = json!({"token_policies": ["portreeve-kv", "portreeve-pki"]});
+    let role = json!({"token_policies": ["portreeve-kv", "portreeve-pki"], "token_no_default_policy": true});
     let (role_id, secret_id) = bao.app_role(role).await;
     let directory = tempfile::tempdir().unwrap();
     let proxy = Proxy::start(&bao, directory.path(), &role_id, &secret_id).await;

@@ -58,7 +58,8 @@ fn replace(path: &Path, text: &str) {
 async fn store(bao: &Bao, name: &str) {
     let (certificate, key) = self_signed(name, 5);
     let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("secret/data/www", json!({"data": fields})).await;
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
 }
 
 #[tokio::test]
@@ -67,15 +68,14 @@ async fn a_client_certificate_logs_in_and_logs_in_again_when_it_is_renewed() {
     let (certificate, key) = servers.issue("127.0.0.1");
     let bao = Bao::start_tls(&certificate, &key, &servers.pem).await;
     bao.mount_kv().await;
-    bao.policy("reader", "path \"secret/*\" { capabilities = [\"read\"] }")
-        .await;
+    bao.reader().await;
     store(&bao, "one.example").await;
     let clients = Authority::new("clients");
     bao.write("sys/auth/cert", json!({"type": "cert"})).await;
     bao.write(
         "auth/cert/certs/edge",
         json!({"certificate": clients.pem, "allowed_common_names": ["gateway-1", "gateway-2"],
-               "token_policies": ["reader"], "token_ttl": "1h"}),
+               "token_policies": ["reader"], "token_no_default_policy": true, "token_ttl": "1h"}),
     )
     .await;
 
@@ -94,7 +94,7 @@ async fn a_client_certificate_logs_in_and_logs_in_again_when_it_is_renewed() {
     settings.client_cert = Some(at("client.pem"));
     settings.client_key = Some(at("client.key"));
     let mut rig = Rig::of(settings, directory.path(), fast());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
     let first = rig.vault.status();
     assert!(first.client_certificate_expires.is_some(), "{first:?}");
@@ -140,10 +140,10 @@ async fn another_authority_of_vault_is_taken_up_while_running() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ca.pem");
     std::fs::write(&file, &servers.pem).unwrap();
-    let mut settings = VaultSettings::new(&bao.address, token(&bao.root_token));
+    let mut settings = VaultSettings::new(&bao.address, token(&bao.kv_token().await));
     settings.ca_file = Some(file.clone());
     let mut rig = Rig::of(settings, directory.path(), fast());
-    rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     rig.material().await;
 
     // Another authority alone is another Vault: it is no longer trusted, and said so.
