@@ -268,7 +268,7 @@ async fn results_that_acls_filtered_do_not_empty_a_service() {
     let one = || Step::Kept(Answer::kept("health-service-filtered"));
     let none = || Step::Kept(Answer::kept("health-service-filtered-to-nothing"));
     let both = Step::Answer(200, Some("7"), format!("[{},{}]", entry("a"), entry("b")));
-    // Twice each: what vanished from a poll is looked at once more.
+    // Twice each: the answer that is hidden, and the next one that still is.
     let server = ContractServer::start([both, one(), one(), none(), none()]).await;
     let (mut running, sender) = Running::new();
     let (watcher, task) = ServiceWatcher::new(client(&server), sender);
@@ -288,4 +288,31 @@ async fn results_that_acls_filtered_do_not_empty_a_service() {
         1,
         "unfiltered: the other one is gone"
     );
+}
+
+/// An answer may be from before the rights came, and what is asked to see whether it can be believed from after.
+#[tokio::test]
+async fn an_end_of_all_instances_is_believed_when_it_is_seen_twice() {
+    let answer = |index: &'static str, body: &str| Step::Answer(200, Some(index), body.to_owned());
+    let one = r#"[{"Node":{"Node":"a","Address":"10.0.0.1"},"Service":{"ID":"w","Port":1},"Checks":null}]"#;
+    // The first answer was not waited for, the second was.
+    let server = ContractServer::start([
+        answer("7", "[]"),
+        answer("8", one),
+        answer("9", "[]"),
+        answer("9", one),
+    ])
+    .await;
+    let (mut running, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::new(client(&server), sender);
+    running
+        .tasks
+        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    watcher.set_interests(OrdMap::unit(ServiceQuery::named("web"), 0));
+    assert_eq!(running.service().await.result.unwrap().len(), 1);
+    running.quiet_for(700).await;
+    for _ in 0..2 {
+        server.add(answer("10", "[]"));
+    }
+    assert_eq!(running.service().await.result.unwrap().len(), 0);
 }

@@ -130,7 +130,7 @@ impl Watched for Watch {
         self.claim.admit(first).await
     }
 
-    async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
+    async fn take(&mut self, mut answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
         if !answer.found {
             return Ok(Verdict::Doubted(self.no_such_query()));
         }
@@ -139,15 +139,21 @@ impl Watched for Watch {
         }
         let mut instances = health_answer::parse(&answer.body, self.query.lookup)
             .map_err(|error| answer.unreadable(error))?;
-        if context.waited && self.lacks_something(&instances.list) {
-            // A poll that ran out shows the rights of its beginning, the probes show those of now: rights that came
-            // back meanwhile would pass for an end of all instances. So look again first.
+        if self.lacks_something(&instances.list) {
+            if let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await? {
+                return Ok(Verdict::Doubted(problem));
+            }
+            // The answer shows the rights of its own time, which for a poll may be long ago, and the probes those of now:
+            // rights that came back in between would pass for an end of all instances. So what lacks must lack twice.
+            let first = instances;
             answer = self.client.probe(self.call()).await?;
             instances = health_answer::parse(&answer.body, self.query.lookup)
                 .map_err(|error| answer.unreadable(error))?;
-        }
-        if let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await? {
-            return Ok(Verdict::Doubted(problem));
+            if (instances != first || answer.filtered_by_acls)
+                && let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await?
+            {
+                return Ok(Verdict::Doubted(problem));
+            }
         }
         if let Some(problem) = self.lost_state(&instances.list, answer.index) {
             return Ok(Verdict::Doubted(problem));
