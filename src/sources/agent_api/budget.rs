@@ -211,4 +211,111 @@ mod tests {
             }
         }
     }
+
+    /// Claims that found no place, each with the moment of its next look. A clock of the test's own: whoever looks comes
+    /// again when the rest is over that it was told.
+    struct Queue {
+        budget: Arc<Budget>,
+        seated: Vec<Claim>,
+        waiting: Vec<Claim>,
+        due: BTreeSet<(Duration, usize)>,
+    }
+
+    impl Queue {
+        const SEATS: usize = 3;
+
+        async fn of(waiting: usize) -> Queue {
+            let client = ApiClient::new(&ApiSettings::of(Product::Consul)).unwrap();
+            let budget = Budget::new(client, Self::SEATS, Duration::from_secs(10));
+            let mut seated: Vec<Claim> = (0..Self::SEATS).map(|_| budget.claim()).collect();
+            for claim in &mut seated {
+                assert!(claim.admit(true).await.may_block);
+            }
+            Queue {
+                waiting: (0..waiting).map(|_| budget.claim()).collect(),
+                // Ones that began at one moment, as they do at the agent's start.
+                due: (0..waiting).map(|at| (Duration::ZERO, at)).collect(),
+                budget,
+                seated,
+            }
+        }
+
+        /// All looks before that moment, counted.
+        async fn until(&mut self, end: Duration) -> usize {
+            let mut looks = 0;
+            while let Some((now, at)) = self.due.first().copied().filter(|(now, _)| *now < end) {
+                self.due.remove(&(now, at));
+                let pass = self.waiting[at].admit(false).await;
+                assert!(!pass.may_block, "there is no place");
+                self.due.insert((now + pass.rest, at));
+                looks += 1;
+            }
+            looks
+        }
+    }
+
+    #[tokio::test]
+    async fn all_without_a_place_look_200_times_a_second_together_however_many_they_are() {
+        let span = Duration::from_secs(600);
+        for (waiting, turn) in [
+            (1, 10_000),
+            (1_999, 10_000),
+            (2_000, 10_000),
+            (2_001, 10_005),
+            (4_850, 24_250),
+            (20_000, 100_000),
+        ] {
+            let turn = Duration::from_millis(turn);
+            let mut queue = Queue::of(waiting).await;
+            // Whoever came early saw fewer before it; by then each has looked when all are there.
+            queue.until(turn + turn).await;
+            assert_eq!(queue.waiting[0].turn(), Some(turn));
+            let looks = queue.until(turn + turn + span).await;
+            let at_most = 200.0 * span.as_secs_f64();
+            assert!(looks as f64 <= at_most + waiting as f64, "{waiting}: {looks}");
+            // And no slower than that needs: each as often as its turn comes.
+            let turns = span.as_secs_f64() / turn.as_secs_f64();
+            assert!(
+                looks as f64 >= (turns - 1.0) * waiting as f64,
+                "{waiting}: {looks}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn who_leaves_makes_the_turns_of_the_others_shorter() {
+        let mut queue = Queue::of(6_000).await;
+        queue.until(Duration::from_secs(60)).await;
+        let turn = |queue: &Queue| queue.waiting[0].turn();
+        assert_eq!(turn(&queue), Some(Duration::from_secs(30)));
+        queue.waiting.truncate(3_000);
+        assert_eq!(turn(&queue), Some(Duration::from_secs(15)));
+        // A place that is free goes to whoever looks next, who waits no more.
+        queue.seated.pop();
+        assert!(queue.waiting[2_999].admit(false).await.may_block);
+        assert_eq!(
+            (turn(&queue), queue.waiting[2_999].turn()),
+            (Some(Duration::from_millis(14_995)), None)
+        );
+        queue.waiting.clear();
+        assert_eq!(queue.budget.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn few_of_those_without_a_place_look_at_one_moment() {
+        let mut queue = Queue::of(TURNS_IN_FLIGHT + 1).await;
+        let (last, others) = queue.waiting.split_last_mut().unwrap();
+        let mut passes = Vec::new();
+        for claim in others {
+            passes.push(claim.admit(false).await);
+        }
+        let mut asked = std::pin::pin!(last.admit(false));
+        tokio::select! {
+            biased;
+            _ = &mut asked => panic!("one more than there are connections for"),
+            () = std::future::ready(()) => {}
+        }
+        passes.pop();
+        assert!(!asked.await.may_block);
+    }
 }

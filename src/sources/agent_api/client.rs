@@ -92,7 +92,8 @@ impl ApiClient {
     /// one, a poll that opens a connection may be given another's that is freed first, and the one it opened is one too
     /// many. With hundreds that begin at once these passed what Consul grants one client.
     pub(in crate::sources) fn polls_per_lane(&self) -> usize {
-        if self.is_multiplexed() || self.0.settings.address.is_tls() {
+        let shared = self.0.settings.address.is_tls() && self.product().speaks_http_2();
+        if self.is_multiplexed() || shared {
             STREAMS_PER_LANE
         } else {
             1

@@ -33,6 +33,14 @@ impl Product {
         }
     }
 
+    /// On its own port, over TLS. Nomad offers HTTP/1.1 alone.
+    pub(super) fn speaks_http_2(self) -> bool {
+        match self {
+            Self::Consul | Self::Vault => true,
+            Self::Nomad => false,
+        }
+    }
+
     pub fn address_variable(self) -> &'static str {
         match self {
             Self::Consul => "CONSUL_HTTP_ADDR",
