@@ -364,6 +364,14 @@ pub const AREAS: &[Area] = &[
                 ],
             ),
             row(
+                "towards Consul or Nomad: no client certificate where one is asked for, one that has ended, a server of another authority or name",
+                "the problem names `client_cert`, or `ca_file` and `tls_server_name`; what is known stays",
+                &[
+                    "tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection_limit",
+                    "what_tls_says_of_certificates_is_told_apart",
+                ],
+            ),
+            row(
                 "a Consul without Connect, an agent without `nomad {}`",
                 "said at the upstream; 503 for its rules",
                 &[

@@ -155,6 +155,11 @@ async fn tls_verifies_and_http_2_carries_hundreds_of_watches_past_the_connection
         .unwrap_err();
     assert_eq!(error.kind(), ProblemKind::Unavailable, "{error}");
     assert!(error.to_string().to_lowercase().contains("cert"), "{error}");
+    let fix = error.problem().fix.unwrap();
+    assert!(
+        fix.contains("tls_server_name") && fix.contains("CONSUL_CACERT"),
+        "{fix}"
+    );
     let skipped = ConsulSettings {
         tls_skip_verify: true,
         ..unverified

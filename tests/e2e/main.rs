@@ -58,6 +58,7 @@ mod rights;
 mod same_bytes;
 mod settings;
 mod signals;
+mod source_tls;
 mod status;
 mod stopping;
 mod survival;

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -31,8 +32,18 @@ pub struct NomadContract {
     pub socket: std::path::PathBuf,
     state: watch::Sender<State>,
     asked: Arc<Mutex<Vec<String>>>,
+    connections: Arc<Connections>,
+    /// None on a unix socket.
+    tls: Option<mpsc::Sender<(TlsAcceptor, oneshot::Sender<()>)>>,
     server: JoinSet<()>,
     _directory: tempfile::TempDir,
+}
+
+/// Over TLS alone.
+#[derive(Default)]
+struct Connections {
+    open: AtomicUsize,
+    most: AtomicUsize,
 }
 
 #[derive(Clone, Default)]
@@ -103,22 +114,48 @@ impl NomadContract {
     pub async fn start_tls(token: &str, config: Arc<rustls::ServerConfig>) -> (Self, u16) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
-        let acceptor = TlsAcceptor::from(config);
         let mut nomad = Self::prepare(token, Default::default(), scratch_directory());
+        let (sender, mut restarts) = mpsc::channel::<(TlsAcceptor, oneshot::Sender<()>)>(1);
+        nomad.tls = Some(sender);
         let (served, log) = (nomad.state.clone(), nomad.asked.clone());
+        let (counted, mut acceptor) = (nomad.connections.clone(), TlsAcceptor::from(config));
         nomad.server.spawn(async move {
             let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let (state, log, acceptor) = (served.clone(), log.clone(), acceptor.clone());
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    Some((next, done)) = restarts.recv() => {
+                        acceptor = next;
+                        connections.shutdown().await;
+                        counted.open.store(0, Ordering::Relaxed);
+                        let _ = done.send(());
+                        continue;
+                    }
+                };
+                let Ok((stream, _)) = accepted else { return };
+                let acceptor = acceptor.clone();
+                let (state, log, counted) = (served.clone(), log.clone(), counted.clone());
+                let open = counted.open.fetch_add(1, Ordering::Relaxed) + 1;
+                counted.most.fetch_max(open, Ordering::Relaxed);
                 connections.spawn(async move {
                     // Who is refused knows it.
                     if let Ok(stream) = acceptor.accept(stream).await {
                         serve(stream, state, log).await;
                     }
+                    counted.open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
         });
         (nomad, port)
+    }
+
+    /// With another certificate, or for other clients: no connection of before is left.
+    pub async fn restart_tls(&self, config: Arc<rustls::ServerConfig>) {
+        let (done, restarted) = oneshot::channel();
+        let restarts = self.tls.as_ref().expect("a server over TLS");
+        let sent = restarts.send((TlsAcceptor::from(config), done)).await;
+        sent.expect("the server runs");
+        restarted.await.expect("the server restarts");
     }
 
     fn prepare(token: &str, socket: std::path::PathBuf, directory: tempfile::TempDir) -> Self {
@@ -131,6 +168,8 @@ impl NomadContract {
             socket,
             state: watch::Sender::new(state),
             asked: Arc::default(),
+            connections: Arc::default(),
+            tls: None,
             server: JoinSet::new(),
             _directory: directory,
         }
@@ -211,6 +250,11 @@ impl NomadContract {
             .iter()
             .filter_map(|path| path.strip_prefix("/v1/event/stream?"));
         queries.map(str::to_owned).collect()
+    }
+
+    /// How many there were at once, at most.
+    pub fn most_connections(&self) -> usize {
+        self.connections.most.load(Ordering::Relaxed)
     }
 
     /// Paths with queries, in the order asked.

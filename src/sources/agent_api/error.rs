@@ -77,8 +77,12 @@ pub struct TxnFailure {
 /// How a request ended without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransportFailure {
-    /// No connection came about: refused, unreachable, no such name, TLS refused.
+    /// No connection came about: refused, unreachable, no such name.
     Connect,
+    /// Its certificate is not one to believe.
+    Untrusted,
+    /// It wants a client certificate, and has none of ours or refuses it.
+    Unwelcome,
     TimedOut,
     /// The connection was there and ended before the answer did.
     Cut,
@@ -174,13 +178,35 @@ impl ApiError {
                 server.product.address_variable()
             )),
             Self::Transport {
-                failure: TransportFailure::Cut,
+                failure: TransportFailure::Untrusted,
                 server,
                 ..
             } => Some(format!(
-                "if this repeats, raise limits.http_max_conns_per_client of the {} agent or use its HTTPS port",
+                "ca_file ({}) names the authority that signed its certificate; tls_server_name the name in it, if the address has another",
+                server.product.ca_variable()
+            )),
+            Self::Transport {
+                failure: TransportFailure::Unwelcome,
+                server,
+                ..
+            } => Some(format!(
+                "{} asks for client certificates: client_cert and client_key name one of an authority that it trusts, and that has not ended",
                 server.product
             )),
+            Self::Transport {
+                failure: TransportFailure::Cut,
+                server,
+                ..
+            } => Some(match server.product {
+                // HTTP/2, where one connection carries many polls.
+                Product::Consul => {
+                    "if this repeats, raise limits.http_max_conns_per_client of the Consul agent or use its HTTPS port".to_owned()
+                }
+                Product::Nomad | Product::Vault => format!(
+                    "if this repeats, raise limits.http_max_conns_per_client of the {} agent",
+                    server.product
+                ),
+            }),
             Self::NoToken { problem, .. } => problem.fix.as_ref().map(ToString::to_string),
             Self::TxnTooLarge { .. } => Some("write fewer or smaller documents at a time".to_owned()),
             _ => None,
@@ -191,13 +217,47 @@ impl ApiError {
 impl TransportFailure {
     pub(in crate::sources) fn of(error: &reqwest::Error) -> Self {
         // Connect first: a connect that timed out is no sign of a long poll gone wrong.
-        if error.is_connect() {
+        if let Some(rustls::Error::InvalidCertificate(_)) = tls_error(error) {
+            Self::Untrusted
+        } else if is_about_our_certificate(&innermost_reason(error)) {
+            Self::Unwelcome
+        } else if error.is_connect() {
             Self::Connect
         } else if error.is_timeout() {
             Self::TimedOut
         } else {
             Self::Cut
         }
+    }
+}
+
+/// With TLS 1.3 a server says so after the handshake, and HTTP/2 hands on no more than the words.
+fn is_about_our_certificate(reason: &str) -> bool {
+    let alert = reason.strip_prefix("received fatal alert: ");
+    alert.is_some_and(|alert| OUR_CERTIFICATE.contains(&alert))
+}
+
+const OUR_CERTIFICATE: [&str; 7] = [
+    "CertificateRequired",
+    "BadCertificate",
+    "UnsupportedCertificate",
+    "CertificateRevoked",
+    "CertificateExpired",
+    "CertificateUnknown",
+    "UnknownCA",
+];
+
+/// What TLS says, wherever it is among the causes: an `io::Error` keeps what it holds from them.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(found);
+    }
+    let held = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    match held {
+        Some(held) => tls_error(held),
+        None => tls_error(error.source()?),
     }
 }
 
@@ -391,5 +451,27 @@ mod tests {
             &*problem.message,
             "Consul at http://c answered GET /v1/x with 403: Permission denied"
         );
+    }
+
+    #[test]
+    fn what_tls_says_of_certificates_is_told_apart() {
+        use rustls::{AlertDescription as Alert, CertificateError, Error};
+        for alert in [
+            Alert::CertificateRequired,
+            Alert::BadCertificate,
+            Alert::UnsupportedCertificate,
+            Alert::CertificateRevoked,
+            Alert::CertificateExpired,
+            Alert::CertificateUnknown,
+            Alert::UnknownCA,
+        ] {
+            let said = Error::AlertReceived(alert).to_string();
+            assert!(is_about_our_certificate(&said), "{said}");
+        }
+        let other = Error::AlertReceived(Alert::InternalError).to_string();
+        assert!(!is_about_our_certificate(&other), "{other}");
+        let unbelieved = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let wrapped = std::io::Error::other(std::io::Error::other(unbelieved.clone()));
+        assert_eq!(tls_error(&wrapped), Some(&unbelieved));
     }
 }
