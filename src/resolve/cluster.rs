@@ -220,6 +220,11 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
         ));
     }
     let (catalog, fix) = match query.lookup {
+        // Of a namespace that the token may not read, Nomad's list says nothing.
+        Lookup::Nomad if query.namespace.as_deref() == Some("*") => (
+            "Nomad",
+            "check the service's name, that its job has `provider = \"nomad\"`, and that the agent's token has read-job in its namespace (portreeve setup nomad)",
+        ),
         Lookup::Nomad => (
             "Nomad",
             "check the service's name and namespace, and that its job has `provider = \"nomad\"`",

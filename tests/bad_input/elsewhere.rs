@@ -309,6 +309,8 @@ pub const AREAS: &[Area] = &[
                 &[
                     "hostile_registrations_are_bounded_or_left_out",
                     "fuzz_health_answers",
+                    "hostile_registrations_of_nomad_are_bounded_or_left_out",
+                    "fuzz_answers_of_nomad",
                 ],
             ),
             row(

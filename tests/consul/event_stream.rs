@@ -14,7 +14,7 @@ use crate::server::{Running, quick};
 
 const TURN_THAT_NEVER_COMES: Duration = Duration::from_secs(3600);
 
-fn named(name: &str, namespace: Option<&str>) -> ServiceQuery {
+pub fn named(name: &str, namespace: Option<&str>) -> ServiceQuery {
     ServiceQuery {
         lookup: Lookup::Nomad,
         namespace: namespace.map(Into::into),
@@ -22,7 +22,7 @@ fn named(name: &str, namespace: Option<&str>) -> ServiceQuery {
     }
 }
 
-fn watch(nomad: &NomadContract, places: usize, turn: Duration) -> (Running, ServiceWatcher) {
+pub fn watch(nomad: &NomadContract, places: usize, turn: Duration) -> (Running, ServiceWatcher) {
     watch_at(nomad, places, turn, quick())
 }
 
@@ -46,7 +46,7 @@ fn watch_at(
     (running, watcher)
 }
 
-fn want(watcher: &ServiceWatcher, queries: &[ServiceQuery]) {
+pub fn want(watcher: &ServiceWatcher, queries: &[ServiceQuery]) {
     watcher.set_interests(queries.iter().cloned().map(|query| (query, 0u64)).collect());
 }
 

@@ -19,6 +19,7 @@ mod event_stream;
 mod leader;
 mod mesh;
 mod newer;
+mod nomad_rights;
 mod refusals;
 mod server;
 mod services;

@@ -4,7 +4,7 @@
 //! What it holds to: blocking queries on one index for all registrations (any change wakes every watch), `[]` for an
 //! unknown service, 404 with an index for an unknown variable, 403 with plain text for a token it does not know,
 //! `X-Nomad-Index`, the namespace `default` where none is asked for, and no instances for the namespace `*` in
-//! `/v1/service` (state is looked up by the literal name). The event stream begins with a heartbeat and then sends what it
+//! `/v1/service` (state is looked up by the literal name). In `*` of `/v1/services` what the token may not see is left out. The event stream begins with a heartbeat and then sends what it
 //! still has from `index` on; to a token without the right it answers 200 and ends, as Nomad does since it takes the
 //! connection over. An unknown policy is a 404; one that is written must have the name that it is written to, and is read
 //! with what Nomad adds to it.
@@ -50,6 +50,8 @@ struct Connections {
 struct State {
     index: u64,
     token: String,
+    /// Others, and the one namespace of which each may read the services.
+    narrow: BTreeMap<String, String>,
     /// When the token was made and when it ends, RFC 3339; none: it has no end.
     token_life: Option<(String, String)>,
     policies: BTreeMap<String, Value>,
@@ -215,6 +217,20 @@ impl NomadContract {
         });
     }
 
+    /// One more token, that may read the services of one namespace.
+    pub fn add_token(&self, token: &str, namespace: &str) {
+        self.change(|state| drop(state.narrow.insert(token.to_owned(), namespace.to_owned())));
+    }
+
+    /// The same token loses what it may see beyond one namespace; None: it has all rights again. No index moves, as none does
+    /// in Nomad when a policy is changed.
+    pub fn narrow_token(&self, token: &str, to: Option<&str>) {
+        self.state.send_modify(|state| match to {
+            Some(namespace) => drop(state.narrow.insert(token.to_owned(), namespace.to_owned())),
+            None => drop(state.narrow.remove(token)),
+        });
+    }
+
     /// Another token, which was made so long ago and ends so long from now. Returns its end, in Unix seconds.
     pub fn set_token_for(&self, token: &str, past: Duration, validity: Duration) -> u64 {
         let now = std::time::UNIX_EPOCH.elapsed().expect("the time");
@@ -298,7 +314,8 @@ async fn answer(
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
         .to_owned();
-    if token != state.borrow().token {
+    let only = state.borrow().narrow.get(&token).cloned();
+    if token != state.borrow().token && only.is_none() {
         return Ok(reply(403, 0, "Permission denied".into()));
     }
     if request.uri().path() == "/v1/event/stream" {
@@ -327,6 +344,10 @@ async fn answer(
     let _ = tokio::time::timeout(Duration::from_millis(wait.unwrap_or(0)), moved).await;
     let now = state.borrow().clone();
     let namespace = query.get("namespace").map_or("default", String::as_str);
+    let may_see = |namespace: &str| only.as_ref().is_none_or(|only| only == namespace);
+    if namespace != "*" && !may_see(namespace) {
+        return Ok(reply(403, 0, "Permission denied".into()));
+    }
     if let Some(path) = request.uri().path().strip_prefix("/v1/var/") {
         let key = (namespace.to_owned(), path.to_owned());
         return Ok(match now.variables.get(&key) {
@@ -350,7 +371,7 @@ async fn answer(
         None => {
             let mut by_namespace: BTreeMap<&str, BTreeMap<&str, Value>> = BTreeMap::new();
             for (ns, service, _) in now.registered.keys() {
-                if namespace == "*" || ns == namespace {
+                if (namespace == "*" && may_see(ns)) || ns == namespace {
                     let listed = json!({ "ServiceName": service, "Tags": ["v1"] });
                     by_namespace.entry(ns).or_default().insert(service, listed);
                 }

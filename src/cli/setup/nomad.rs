@@ -10,7 +10,8 @@ use crate::sources::agent_api::Product;
 
 /// A policy to read Nomad's services, bound to the agent's job
 ///
-/// Only where Nomad's ACLs are on. A task may read the services of its own namespace without it.
+/// Only where Nomad's ACLs are on. A task may read the services of a namespace that an upstream names without it; it is for
+/// `namespace = "*"` and for the event stream.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

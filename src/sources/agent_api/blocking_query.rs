@@ -27,7 +27,7 @@ pub struct WatchTiming {
     pub wait: Duration,
     /// The first wait after a failure: the watch shows itself healthy soon, without reading everything again.
     pub recovery_wait: Duration,
-    /// The waits while an answer is not believed: restored rights do not wake a poll.
+    /// The waits while an answer is not believed, or lacks a part that was refused: restored rights do not wake a poll.
     pub doubt_wait: (Duration, Duration),
     /// Between polls of an endpoint that sends no index.
     pub poll_interval: Duration,
@@ -88,6 +88,8 @@ impl WatchTiming {
 pub(in crate::sources) enum Polled {
     /// Read, understood, and handed on if it differs.
     Taken { index: Option<u64> },
+    /// The same, but for a part that the token may not see.
+    Partial { index: Option<u64> },
     /// Read and understood, and not believed.
     Doubted { index: Option<u64> },
     /// 200, and not what it should be.
@@ -127,6 +129,7 @@ pub(in crate::sources) struct WatchState {
     refusals: Intervals,
     doubt_waits: Intervals,
     doubting: bool,
+    partial: bool,
 }
 
 impl WatchState {
@@ -141,6 +144,7 @@ impl WatchState {
             refusals: Intervals::new(timing.retry.0, timing.refused),
             doubt_waits: Intervals::new(timing.doubt_wait.0, timing.doubt_wait.1),
             doubting: false,
+            partial: false,
             timing,
         }
     }
@@ -158,18 +162,30 @@ impl WatchState {
         self.failures > 0 || self.doubting || index.is_none_or(|index| index < self.index)
     }
 
+    /// What was answered is no answer to what is asked next.
+    fn forget(&mut self) {
+        self.index = 0;
+    }
+
     /// A new token may be all that was missing.
     pub(in crate::sources) fn is_troubled(&self) -> bool {
-        self.doubting || self.failures > 0
+        self.doubting || self.partial || self.failures > 0
     }
 
     pub(in crate::sources) fn on_answer(&mut self, polled: &Polled) -> Next {
         match polled {
-            Polled::Taken { index } => {
+            Polled::Taken { index } | Polled::Partial { index } => {
                 self.settle();
                 self.doubting = false;
-                self.doubt_waits.reset();
-                self.advance(*index)
+                self.partial = matches!(polled, Polled::Partial { .. });
+                let next = self.advance(*index);
+                if self.partial {
+                    // As long as any refusal is waited out, at most.
+                    self.next_wait = Some(self.doubt_waits.next_interval().min(self.timing.refused));
+                } else {
+                    self.doubt_waits.reset();
+                }
+                next
             }
             Polled::Doubted { index } => {
                 self.settle();
@@ -288,6 +304,12 @@ pub(in crate::sources) trait Watched: Send {
         true
     }
 
+    /// Its answers leave out what the token may not see, without a word: what another token may see is asked for at once,
+    /// and not when something changes.
+    fn shows_rights(&self) -> bool {
+        false
+    }
+
     /// Waits for a place among the connections.
     fn admit(&mut self, first: bool) -> impl Future<Output = Pass> + Send;
 
@@ -321,6 +343,10 @@ pub(in crate::sources) struct Context {
 pub(in crate::sources) enum Verdict {
     Taken {
         /// It differs from the last one.
+        news: bool,
+    },
+    /// Taken, and told with what was refused of it: that is asked for again before long.
+    Partial {
         news: bool,
     },
     Doubted(Problem),
@@ -380,6 +406,10 @@ async fn drive<W: Watched>(
     let mut seated = true;
     loop {
         let pass = watched.admit(first).await;
+        if watched.shows_rights() && token.has_changed().is_ok_and(|changed| changed) {
+            state.forget();
+        }
+        token.mark_unchanged();
         // A watch that just got a place looks once more at once, to say so; then it waits.
         let blocking = if pass.may_block && seated {
             state.poll()
@@ -392,12 +422,14 @@ async fn drive<W: Watched>(
             call = call.timeout(READ_TIMEOUT);
         }
         health.requested();
-        token.mark_unchanged();
         let started = Instant::now();
         let answer = tokio::select! {
             answer = client.call_on(pass.lane, call) => answer,
             // A poll that was asked with a token in trouble is not worth waiting for.
-            true = changed(&mut token), if state.is_troubled() => {
+            () = another_token(client, &mut token), if state.is_troubled() || watched.shows_rights() => {
+                if watched.shows_rights() {
+                    state.forget();
+                }
                 tokio::time::sleep(pace.after(false)).await;
                 continue;
             }
@@ -422,6 +454,10 @@ async fn drive<W: Watched>(
                     Ok(Verdict::Taken { news: differs }) => {
                         news = differs;
                         Ok((Polled::Taken { index }, None))
+                    }
+                    Ok(Verdict::Partial { news: differs }) => {
+                        news = differs;
+                        Ok((Polled::Partial { index }, None))
                     }
                     Ok(Verdict::Doubted(problem)) => Ok((Polled::Doubted { index }, Some(problem))),
                     Ok(Verdict::Closed) => return Closed,
@@ -454,25 +490,38 @@ async fn drive<W: Watched>(
             watched.hinted().await;
         };
         tokio::select! {
-            () = rest_or_new_token(rest.max(least), client, &mut token, state.is_troubled()) => {}
+            is_new = rest_or_new_token(rest.max(least), client, &mut token, state.is_troubled()) => {
+                if is_new && watched.shows_rights() {
+                    state.forget();
+                }
+            }
             () = hinted, if rest > least => {}
         }
     }
 }
 
-/// Sleeps; in trouble, a token file that changes ends the sleep.
+/// Sleeps; in trouble, another token ends the sleep. Whether it did.
 async fn rest_or_new_token<T>(
     rest: Duration,
     client: &ApiClient,
     token: &mut tokio::sync::watch::Receiver<T>,
     troubled: bool,
-) {
+) -> bool {
     if rest.is_zero() {
-        return;
+        return false;
     }
     if !troubled || (client.token().file().is_none() && client.login_status().is_none()) {
-        return tokio::time::sleep(rest).await;
+        tokio::time::sleep(rest).await;
+        return false;
     }
+    tokio::select! {
+        () = tokio::time::sleep(rest) => false,
+        () = another_token(client, token) => true,
+    }
+}
+
+/// Ends when there is another token. Its file is looked at meanwhile: who waits makes no request, before which it would be.
+async fn another_token<T>(client: &ApiClient, token: &mut tokio::sync::watch::Receiver<T>) {
     let look = async {
         loop {
             tokio::time::sleep(TOKEN_LOOK).await;
@@ -480,7 +529,6 @@ async fn rest_or_new_token<T>(
         }
     };
     tokio::select! {
-        () = tokio::time::sleep(rest) => {}
         true = changed(token) => {}
         () = look => {}
     }

@@ -117,6 +117,26 @@ fn an_early_cut_is_a_failure_told_when_it_repeats() {
 }
 
 #[test]
+fn a_part_that_is_refused_is_asked_for_again_before_long_and_only_as_long_as_it_is() {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    let mut longest = Duration::ZERO;
+    for index in [8, 8, 8, 8, 8, 8, 8, 8] {
+        let next = state.on_answer(&Polled::Partial { index: Some(index) });
+        assert!(next.after.is_zero() && !next.tell, "{next:?}");
+        assert!(!state.must_compare_whole(Some(8)), "what is answered is believed");
+        let blocking = state.poll().expect("blocks");
+        assert_eq!(blocking.index, 8);
+        assert!(blocking.wait >= Duration::from_millis(2500), "{blocking:?}");
+        longest = longest.max(blocking.wait);
+    }
+    assert_eq!(longest, Duration::from_secs(30));
+    state.on_answer(&taken(8));
+    assert_eq!(poll_at(&state), (8, 300));
+    assert!(!state.is_troubled());
+}
+
+#[test]
 fn unreachable_keeps_the_index_for_a_while() {
     let mut state = state();
     state.on_answer(&taken(7));

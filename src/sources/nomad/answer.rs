@@ -129,6 +129,36 @@ mod tests {
         assert!(parse(b"{}").is_err());
     }
 
+    /// Whoever registers chooses all of it.
+    #[test]
+    fn hostile_registrations_of_nomad_are_bounded_or_left_out() {
+        let long = "x".repeat(NAME_BYTES + 1);
+        let registration =
+            |id: &str, address: &str| serde_json::json!([{ "ID": id, "Address": address, "Port": 80 }]);
+        for (id, address) in [
+            ("a", "10.0.0.1\n10.0.0.2"),
+            ("a\u{0}b", "10.0.0.1"),
+            ("a", &*long),
+            (&*long, "10.0.0.1"),
+            ("a", "10.0.0.1 10.0.0.2"),
+            ("a", "\u{3000}"),
+        ] {
+            let found = parse(registration(id, address).to_string().as_bytes()).unwrap();
+            assert!(found.list.is_empty(), "{id:?} {address:?}");
+            assert_eq!(found.unusable, 1, "{id:?} {address:?}");
+        }
+        let longest = &long[1..];
+        let found = parse(registration(longest, longest).to_string().as_bytes()).unwrap();
+        assert_eq!((found.list.len(), found.unusable), (1, 0));
+
+        let tags: Vec<String> = (0..200).map(|number| format!("tag-{number}")).collect();
+        let tags = [vec![long.clone()], tags].concat();
+        let tagged = serde_json::json!([{ "ID": "a", "Address": "10.0.0.1", "Port": 80, "Tags": tags }]);
+        let found = parse(tagged.to_string().as_bytes()).unwrap();
+        assert_eq!(found.list[0].tags.len(), TAGS);
+        assert_eq!(&*found.list[0].tags[0], "tag-0");
+    }
+
     #[test]
     fn namespaces_that_have_the_service() {
         let body = br#"[{"Namespace":"shop","Services":[{"ServiceName":"web","Tags":[]}]},

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::NomadClient;
 use super::hints::{Hints, Place};
+use super::services::read_rule;
 use crate::model::{Problem, ProblemKind};
 use crate::sources::agent_api::call::{Call, Scope};
 use crate::sources::agent_api::lines::Line;
@@ -245,10 +246,7 @@ struct Service {
 
 /// For `*`, Nomad wants it in each namespace that there is.
 fn right(place: &Place) -> String {
-    format!(
-        "namespace \"{}\" {{ capabilities = [\"read-job\"] }}",
-        place.namespace
-    )
+    read_rule(&place.namespace)
 }
 
 /// Ends when something else is wanted.

@@ -1,8 +1,10 @@
 //! Instances of Nomad's native services: one blocking query per service that a route uses.
 //!
 //! Lost rights are a 403 here, never an empty list, so an instance that vanishes is believed. In the namespace `*`
-//! they are not: there the list of services is watched, which leaves out what the token may not see.
+//! they are not: there the list of services is watched, which leaves out what the token may not see. So a namespace that
+//! vanishes from it is asked for by its name: what answers 403 then is kept.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -64,6 +66,7 @@ impl ServiceSource for NomadServices {
             query,
             observations: self.observations.clone(),
             known: None,
+            by_namespace: BTreeMap::new(),
             told: None,
             hints: self.hints.clone(),
             waiter: None,
@@ -84,6 +87,8 @@ struct Watch {
     query: ServiceQuery,
     observations: mpsc::Sender<Observation>,
     known: Option<Arc<[Instance]>>,
+    /// Of `*`: what each namespace had that had any.
+    by_namespace: BTreeMap<Arc<str>, Instances>,
     /// The problem that the receiver believes in.
     told: Option<Problem>,
     hints: Hints,
@@ -97,9 +102,13 @@ impl Watched for Watch {
             return Call::get("services")
                 .scope(self.scope(Some(EVERY_NAMESPACE)))
                 .max_body(ANSWER_BYTES)
-                .needs(READ_RULE);
+                .needs(read_rule(EVERY_NAMESPACE));
         }
         self.of_namespace(self.query.namespace.as_deref())
+    }
+
+    fn shows_rights(&self) -> bool {
+        self.everywhere()
     }
 
     async fn admit(&mut self, first: bool) -> Pass {
@@ -120,13 +129,17 @@ impl Watched for Watch {
     }
 
     async fn take(&mut self, answer: Answer, _context: Context) -> Result<Verdict, ApiError> {
-        let found = if self.everywhere() {
+        let (found, refused) = if self.everywhere() {
             self.of_all_namespaces(&answer).await?
         } else {
-            answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?
+            let found = answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
+            (found, None)
         };
-        let problem = self.remark(&found);
+        // A right that is given back moves nothing in the list that is waited for.
+        let is_partial = refused.is_some();
+        let problem = refused.or_else(|| self.remark(&found));
         Ok(match self.publish(found.list, problem).await {
+            Ok(news) if is_partial => Verdict::Partial { news },
             Ok(news) => Verdict::Taken { news },
             Err(Closed) => Verdict::Closed,
         })
@@ -162,31 +175,49 @@ impl Watch {
     }
 
     fn of_namespace(&self, namespace: Option<&str>) -> Call {
+        let asked = namespace.or(self.client.namespace());
         let call = Call::get("service")
             .segment(&self.query.name)
             .scope(self.scope(namespace))
             .max_body(ANSWER_BYTES)
-            .needs(READ_RULE);
+            .needs(read_rule(asked.unwrap_or(DEFAULT_NAMESPACE)));
         match &self.query.filter {
             Some(filter) => call.query("filter", filter),
             None => call,
         }
     }
 
-    /// The list is watched, the instances are read: `/v1/service` takes one namespace only.
-    async fn of_all_namespaces(&self, listed: &Answer) -> Result<Instances, ApiError> {
-        let namespaces = answer::namespaces_of(&listed.body, &self.query.name)
+    /// The list is watched, the instances are read: `/v1/service` takes one namespace only. With the first refusal, of
+    /// which what was known before is kept.
+    async fn of_all_namespaces(&mut self, listed: &Answer) -> Result<(Instances, Option<Problem>), ApiError> {
+        let listed = answer::namespaces_of(&listed.body, &self.query.name)
             .map_err(|error| listed.unreadable(error))?;
-        let mut all = Instances::default();
-        for namespace in namespaces {
-            let answer = self.client.probe(self.of_namespace(Some(&namespace))).await?;
-            let found = answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?;
-            all.list.extend(found.list);
-            all.unusable += found.unusable;
-            all.cut += found.cut;
+        let known = self.by_namespace.keys().cloned();
+        let all: BTreeSet<Arc<str>> = listed.into_iter().chain(known).collect();
+        let mut refused = None;
+        for namespace in all {
+            let found = match self.client.probe(self.of_namespace(Some(&namespace))).await {
+                Ok(answer) => answer::parse(&answer.body).map_err(|error| answer.unreadable(error))?,
+                Err(error) if matches!(error.kind(), ProblemKind::Forbidden | ProblemKind::NoToken) => {
+                    refused.get_or_insert_with(|| error.problem());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if found == Instances::default() {
+                self.by_namespace.remove(&namespace);
+            } else {
+                self.by_namespace.insert(namespace, found);
+            }
         }
-        all.list.sort();
-        Ok(all)
+        let mut together = Instances::default();
+        for found in self.by_namespace.values() {
+            together.list.extend(found.list.iter().cloned());
+            together.unusable += found.unusable;
+            together.cut += found.cut;
+        }
+        together.list.sort();
+        Ok((together, refused))
     }
 
     /// What is worth saying beside an answer that is taken.
@@ -212,7 +243,8 @@ impl Watch {
             self.connections,
             turn.as_secs_f32().round()
         );
-        let fix = "use Nomad's HTTPS address, where watches share connections (NOMAD_ADDR=https://…)";
+        // Nomad's own port speaks HTTP/1.1 alone, over TLS too.
+        let fix = "while Nomad's event stream names what changes, for which the token needs read-job, they are prompt all the same";
         Some(Problem::new(ProblemKind::Limit, message).with_fix(fix))
     }
 
@@ -254,4 +286,7 @@ const CONNECTIONS: usize = 70;
 /// 10,000 instances at some 500 bytes each, with room for many tags.
 const ANSWER_BYTES: usize = 32 * 1024 * 1024;
 
-const READ_RULE: &str = "namespace \"*\" { capabilities = [\"read-job\"] }";
+/// What a token needs for the services of a namespace.
+pub(super) fn read_rule(namespace: &str) -> String {
+    format!("namespace \"{namespace}\" {{ capabilities = [\"read-job\"] }}")
+}
