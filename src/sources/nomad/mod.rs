@@ -6,6 +6,8 @@
 mod answer;
 mod client;
 mod event_stream;
+#[cfg(test)]
+mod fuzz_tests;
 mod hints;
 mod services;
 mod settings;
