@@ -81,9 +81,19 @@ async fn no_index_and_index_zero_are_polled_with_pauses() {
             ContractServer::start((0..100).map(|_| Step::Answer(200, index, body(&[("a", "1", 5)])))).await;
         let (mut running, _) = watch(&server, quick());
         running.documents().await;
+        // On a busy machine it may take more than a second for as many.
+        let begun = std::time::Instant::now();
         running.quiet_for(1000).await;
+        while indexes(&server).len() < 3 {
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "{index:?} is not polled"
+            );
+            running.quiet_for(100).await;
+        }
         let asked = indexes(&server);
-        assert!((3..=12).contains(&asked.len()), "{index:?}: {}", asked.len());
+        let most = 12 * begun.elapsed().as_secs() as usize;
+        assert!(asked.len() <= most, "{index:?}: {}", asked.len());
         assert!(asked.iter().all(|index| *index == 0));
     }
 }
@@ -143,18 +153,26 @@ async fn a_cut_poll_is_benign_and_habitual_cuts_shorten_the_wait() {
         ..quick()
     };
     let first = ok("7", &[("a", "1", 5)]);
-    let server = ContractServer::start([first, Step::CutAfter(300), Step::CutAfter(300)]).await;
+    // Two in a row at one age make a habit: on a busy machine that may be later ones than the first two.
+    let cuts = (0..12).map(|_| Step::CutAfter(300));
+    let server = ContractServer::start([first].into_iter().chain(cuts)).await;
     let (mut running, _) = watch(&server, timing);
     running.documents().await;
-    tokio::time::sleep(Duration::from_millis(1000)).await;
-    running.quiet_for(100).await;
+    let is_long = |asked: &String| asked.contains("wait=300000ms");
+    let begun = std::time::Instant::now();
+    while server.listings().iter().skip(1).all(is_long) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{:?}",
+            server.listings()
+        );
+        running.quiet_for(100).await;
+    }
     let asked = server.listings();
-    assert_eq!(indexes(&server), [0, 7, 7, 7], "{asked:?}");
-    assert!(
-        asked[1].contains("wait=300000ms") && asked[2].contains("wait=300000ms"),
-        "{asked:?}"
-    );
-    let wait: u64 = asked[3]
+    assert!(indexes(&server)[1..].iter().all(|index| *index == 7), "{asked:?}");
+    assert!(is_long(&asked[1]) && is_long(&asked[2]), "{asked:?}");
+    let shorter = asked.iter().skip(1).find(|asked| !is_long(asked)).unwrap();
+    let wait: u64 = shorter
         .split("wait=")
         .nth(1)
         .unwrap()

@@ -112,6 +112,8 @@ pub(in crate::sources) struct Next {
     pub(in crate::sources) woken: bool,
     /// The failure is worth telling: it repeats, or it will not mend by waiting.
     pub(in crate::sources) tell: bool,
+    /// The pause is to be kept, whoever else is answered: the server named it, or has enough of requests.
+    pub(in crate::sources) is_kept: bool,
 }
 
 /// The memory of one watch. It belongs to one endpoint with its arguments; indexes are never shared.
@@ -172,6 +174,10 @@ impl WatchState {
         self.doubting || self.partial || self.failures > 0
     }
 
+    pub(in crate::sources) fn is_failing(&self) -> bool {
+        self.failures > 0
+    }
+
     pub(in crate::sources) fn on_answer(&mut self, polled: &Polled) -> Next {
         match polled {
             Polled::Taken { index } | Polled::Partial { index } => {
@@ -213,12 +219,18 @@ impl WatchState {
                     self.fail(Some(pause), true)
                 }
                 // Bounded: a header must not silence a watch for a day.
-                429 | 500.. => self.fail(
-                    retry_after.map(|after| after.min(self.timing.wait)),
-                    self.failures > 0,
-                ),
+                429 | 500.. => {
+                    let named = retry_after.map(|after| after.min(self.timing.wait));
+                    Next {
+                        is_kept: named.is_some() || *status == 429,
+                        ..self.fail(named, self.failures > 0)
+                    }
+                }
                 // A request that Consul will not take stays as it is until the configuration changes.
-                _ => self.fail(Some(self.timing.refused), true),
+                _ => Next {
+                    is_kept: true,
+                    ..self.fail(Some(self.timing.refused), true)
+                },
             },
             Polled::Lost { failure, after } => self.on_lost(*failure, *after),
         }
@@ -289,8 +301,8 @@ impl WatchState {
         }
         Next {
             after: self.retries.next_interval().max(at_least.unwrap_or_default()),
-            woken: false,
             tell,
+            ..Next::default()
         }
     }
 }
@@ -404,6 +416,8 @@ async fn drive<W: Watched>(
     let mut token = client.token().changes();
     let mut first = true;
     let mut seated = true;
+    let mut failing = None;
+    let mut ear = client.recovery().ear();
     loop {
         let pass = watched.admit(first).await;
         if watched.shows_rights() && token.has_changed().is_ok_and(|changed| changed) {
@@ -422,6 +436,7 @@ async fn drive<W: Watched>(
             call = call.timeout(READ_TIMEOUT);
         }
         health.requested();
+        ear.listen();
         let started = Instant::now();
         let answer = tokio::select! {
             answer = client.call_on(pass.lane, call) => answer,
@@ -472,8 +487,14 @@ async fn drive<W: Watched>(
         };
         let next = state.on_answer(&polled);
         match &problem {
-            None => health.succeeded(next.woken),
+            None => {
+                client.recovery().answered(failing.take().is_some());
+                health.succeeded(next.woken);
+            }
             Some(problem) => {
+                // A doubted answer is one.
+                failing = (state.is_failing() && !next.is_kept)
+                    .then(|| failing.unwrap_or_else(|| client.recovery().begin()));
                 health.failed();
                 tracing::debug!(%problem, retry_in = ?next.after, "watch");
             }
@@ -489,6 +510,12 @@ async fn drive<W: Watched>(
             tokio::time::sleep(least).await;
             watched.hinted().await;
         };
+        let mended = async {
+            match failing {
+                Some(since) => client.recovery().due(since, &mut ear).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             is_new = rest_or_new_token(rest.max(least), client, &mut token, state.is_troubled()) => {
                 if is_new && watched.shows_rights() {
@@ -496,6 +523,7 @@ async fn drive<W: Watched>(
                 }
             }
             () = hinted, if rest > least => {}
+            () = mended => {}
         }
     }
 }

@@ -40,7 +40,7 @@ fn first_poll_asks_at_once_then_blocks_five_minutes() {
         Next {
             after: Duration::ZERO,
             woken: true,
-            tell: false
+            ..Next::default()
         }
     );
     assert_eq!(poll_at(&state), (7, 300));
@@ -124,6 +124,7 @@ fn a_part_that_is_refused_is_asked_for_again_before_long_and_only_as_long_as_it_
     for index in [8, 8, 8, 8, 8, 8, 8, 8] {
         let next = state.on_answer(&Polled::Partial { index: Some(index) });
         assert!(next.after.is_zero() && !next.tell, "{next:?}");
+        assert!(state.is_troubled() && !state.is_failing(), "it is answered");
         assert!(!state.must_compare_whole(Some(8)), "what is answered is believed");
         let blocking = state.poll().expect("blocks");
         assert_eq!(blocking.index, 8);
@@ -240,4 +241,85 @@ fn doubt_polls_with_short_waits_until_it_ends() {
     state.on_answer(&taken(9));
     assert_eq!(poll_at(&state), (9, 300));
     assert!(!state.is_troubled());
+}
+
+/// Cuts of one age each, twice in a row. With the figures that a watch begins with, wherever its agent is.
+#[test]
+fn the_figures_that_are_shipped_tell_a_habit_from_a_restart_and_from_a_failure() {
+    for address in ["127.0.0.1:8500", "https://consul.example.com:8501"] {
+        let address = ApiAddress::parse(Product::Consul, address, true).unwrap();
+        for (cut_at, wait, failed) in [
+            // Below a second it is a failure.
+            (0.0, 1.0, true),
+            (0.999, 1.0, true),
+            // Below ten it is a restart, or something that is broken in another way: no shorter wait mends it.
+            (1.0, 300.0, false),
+            (9.999, 300.0, false),
+            (10.0, 8.333, false),
+            // Consul of late 1.2x, nginx, and balancers that allow five minutes.
+            (30.0, 25.0, false),
+            (60.0, 50.0, false),
+            (300.0, 250.0, false),
+        ] {
+            let mut state = WatchState::new(WatchTiming::towards(&address));
+            state.on_answer(&taken(7));
+            let lost = Polled::Lost {
+                failure: TransportFailure::Cut,
+                after: Duration::from_secs_f64(cut_at),
+            };
+            assert!(!state.on_answer(&lost).tell, "{cut_at}");
+            assert_eq!(state.on_answer(&lost).tell, failed, "{cut_at}");
+            assert_eq!(state.is_troubled(), failed, "{cut_at}");
+            let polled = state.poll().expect("the index stands");
+            assert_eq!(polled.index, 7, "{cut_at}");
+            let asked = polled.wait.as_secs_f64();
+            assert!((asked - wait).abs() < 0.001, "{cut_at}: {asked}");
+        }
+    }
+}
+
+/// What an hour costs in which nothing changes, behind whoever cuts polls at this age.
+fn an_hour(cut_at: Duration) -> (u32, u32, u32) {
+    let mut state = state();
+    state.on_answer(&taken(7));
+    let (mut polls, mut cuts, mut told) = (0, 0, 0);
+    let mut clock = Duration::ZERO;
+    while clock < Duration::from_secs(3600) {
+        // Consul adds up to a sixteenth, so that not all polls end at once.
+        let held = state.poll().expect("blocks").wait * 17 / 16;
+        polls += 1;
+        let polled = if held < cut_at {
+            taken(7)
+        } else {
+            cuts += 1;
+            Polled::Lost {
+                failure: TransportFailure::Cut,
+                after: cut_at,
+            }
+        };
+        let next = state.on_answer(&polled);
+        assert!(!next.woken && !state.is_troubled(), "nothing happened");
+        told += u32::from(next.tell);
+        clock += held.min(cut_at) + next.after;
+    }
+    (polls, cuts, told)
+}
+
+#[test]
+fn an_hour_behind_a_proxy_that_cuts_polls_is_told_to_nobody_and_costs_little() {
+    // Nobody cuts: one poll in 300 s and a sixteenth.
+    assert_eq!(an_hour(Duration::MAX), (12, 0, 0));
+    for (seconds, polls) in [(10, 400..=430), (30, 130..=140), (60, 67..=70), (300, 13..=15)] {
+        let (asked, cuts, told) = an_hour(Duration::from_secs(seconds));
+        assert_eq!(
+            (cuts, told),
+            (2, 0),
+            "{seconds}: two make a habit, and then it is met"
+        );
+        assert!(polls.contains(&asked), "{seconds}: {asked}");
+    }
+    // So early that no wait is short enough to trust: each is cut, and the next one follows it.
+    let (polls, cuts, told) = an_hour(Duration::from_secs(5));
+    assert_eq!((cuts, told), (polls, 0));
+    assert!((650..=720).contains(&polls), "{polls}");
 }

@@ -20,6 +20,7 @@ use super::error::{ApiError, Block, TransportFailure, innermost_reason, is_unkno
 use super::lines::Lines;
 use super::login::Login;
 use super::product::{Product, Server};
+use super::recovery::Recovery;
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
 use crate::model::{Problem, ProblemKind, Redacted};
@@ -40,6 +41,7 @@ struct Inner {
     allotted: AtomicUsize,
     /// The last answer came over HTTP/2.
     multiplexed: AtomicBool,
+    recovery: Recovery,
     /// Bounds the small reads that guard a disappearance, so that a mass deletion cannot eat the connection limit.
     probes: Semaphore,
 }
@@ -73,6 +75,7 @@ impl ApiClient {
             lanes: Mutex::new(Lanes::new(settings, CALL_LANE)?),
             allotted: AtomicUsize::new(0),
             multiplexed: AtomicBool::new(false),
+            recovery: Recovery::default(),
             probes: Semaphore::new(PROBES_IN_FLIGHT),
             settings: settings.clone(),
         })))
@@ -121,6 +124,10 @@ impl ApiClient {
 
     pub(in crate::sources) fn token(&self) -> &TokenSource {
         &self.0.token
+    }
+
+    pub(super) fn recovery(&self) -> &Recovery {
+        &self.0.recovery
     }
 
     /// A one-shot call.

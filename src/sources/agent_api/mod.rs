@@ -17,6 +17,7 @@ mod lifetimes;
 pub(super) mod lines;
 mod login;
 mod product;
+mod recovery;
 pub(super) mod service_watcher;
 mod settings;
 mod stamp;
