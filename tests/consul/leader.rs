@@ -152,3 +152,32 @@ async fn a_session_key_falls_with_its_session() {
             .is_none()
     );
 }
+
+/// Consul hangs for longer than a session is trusted, and takes its time once more for the next one.
+#[tokio::test]
+async fn a_session_that_nobody_renewed_in_time_is_replaced_by_one_that_is_kept() {
+    let server = Server::start().await;
+    let keeper = SessionKeeper::new(
+        server.client(None),
+        SessionSettings::new("portreeve node n1", SessionBehavior::Delete),
+    );
+    let (mut session, cancel) = (keeper.session(), CancellationToken::new());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(keeper.run(cancel.clone()));
+    let patience = Duration::from_secs(40);
+    let first = session.wait_for(Option::is_some).await.unwrap().clone();
+    server.freeze(true);
+    let lost = tokio::time::timeout(patience, session.wait_for(Option::is_none));
+    lost.await.expect("it is trusted no longer").unwrap();
+    // It is being asked for another one already, and answers some seconds later.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    server.freeze(false);
+    let found = tokio::time::timeout(patience, session.wait_for(Option::is_some));
+    let second = found.await.expect("another session").unwrap().clone();
+    assert_ne!(first, second);
+    // Renewed or lost before that: only who renews it has it for longer.
+    let gone = tokio::time::timeout(Duration::from_secs(15), session.wait_for(Option::is_none));
+    assert!(gone.await.is_err(), "it is renewed");
+    cancel.cancel();
+    while tasks.join_next().await.is_some() {}
+}

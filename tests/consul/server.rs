@@ -88,6 +88,13 @@ impl Server {
         let _ = self.child.wait();
     }
 
+    /// Keeps it from answering, with its connections open.
+    pub fn freeze(&self, frozen: bool) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.child), signal).expect("a process");
+    }
+
     /// Kills, forgets everything, starts again.
     pub async fn restart_wiped(&mut self) {
         self.stop();

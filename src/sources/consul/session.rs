@@ -50,7 +50,7 @@ impl SessionSettings {
     }
 }
 
-/// Creates a session, renews it at half its TTL, and makes a new one when it is lost.
+/// Creates a session, renews it at a third of its TTL, and makes a new one when it is lost.
 #[derive(Debug)]
 pub struct SessionKeeper {
     client: ConsulClient,
@@ -114,9 +114,11 @@ impl SessionKeeper {
                     told = false;
                     let session: Arc<str> = session.into();
                     tracing::info!(%session, name = self.settings.name, "session created");
-                    self.current.send_replace(Some(session.clone()));
-                    self.renew_until_lost(&session, asked_at).await;
-                    self.current.send_replace(None);
+                    if asked_at.elapsed() < self.settings.ttl * 2 / 3 {
+                        self.current.send_replace(Some(session.clone()));
+                        self.renew_until_lost(&session, asked_at).await;
+                        self.current.send_replace(None);
+                    }
                     tracing::warn!(%session, name = self.settings.name, "session lost");
                 }
                 Err(error) => {
@@ -138,30 +140,32 @@ impl SessionKeeper {
         // Consul may grant more than was asked; trusting it for the shorter time is always safe.
         let ttl = self.settings.ttl;
         let mut trusted_until = created_at + ttl * 2 / 3;
-        let mut pause = ttl / 2;
-        loop {
-            tokio::time::sleep(jittered(pause).min(pause)).await;
+        // Counted from when the last one was asked for: a slow answer takes none of the time that is left for the next.
+        let mut next = created_at + jittered(ttl / 3).min(ttl / 3);
+        while next < trusted_until {
+            tokio::time::sleep_until(next).await;
             let started = Instant::now();
             self.health.requested();
             match tokio::time::timeout_at(trusted_until, self.client.renew_session(session)).await {
                 Ok(Ok(true)) => {
                     self.health.succeeded(false);
                     trusted_until = started + ttl * 2 / 3;
-                    pause = ttl / 2;
+                    next = started + jittered(ttl / 3).min(ttl / 3);
                 }
                 Ok(Ok(false)) => return,
                 Ok(Err(error)) => {
                     self.health.failed();
                     tracing::debug!(%error, session, "session not renewed");
-                    pause = ttl / 20;
+                    next = Instant::now() + ttl / 20;
                 }
-                Err(_elapsed) => self.health.failed(),
-            }
-            if Instant::now() + pause >= trusted_until && pause != ttl / 2 {
-                tokio::time::sleep_until(trusted_until).await;
-                return;
+                // Not answered for as long as it was trusted.
+                Err(_elapsed) => {
+                    self.health.failed();
+                    return;
+                }
             }
         }
+        tokio::time::sleep_until(trusted_until).await;
     }
 }
 
