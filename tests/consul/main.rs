@@ -23,4 +23,5 @@ mod nomad_rights;
 mod refusals;
 mod server;
 mod services;
+mod shards;
 mod transport;

@@ -4,12 +4,14 @@
 //! on the word of a listing: the watch asks first (see `documents`).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use serde::Deserialize;
 
 use super::kv::{VALUE_BYTES, check_key};
@@ -29,6 +31,40 @@ pub(super) struct Listing {
     /// Present, and cannot be taken; a last good version stands. Sorted.
     pub(super) rejected: Vec<Rejected>,
     pub(super) present: usize,
+}
+
+/// The names of everything under the prefix; all that is known is there.
+#[derive(Debug)]
+pub(super) struct Names<'a> {
+    keys: Vec<Text<'a>>,
+    /// So many of them are not known.
+    unknown: usize,
+}
+
+impl Names<'_> {
+    pub(super) fn keys(&self) -> Vec<&str> {
+        self.keys.iter().map(|key| &*key.0).collect()
+    }
+
+    pub(super) fn are_known(&self) -> bool {
+        self.unknown == 0
+    }
+}
+
+impl Listing {
+    fn take(&mut self, row: &Row<'_>, known: Option<&Document>, compare_whole: bool) {
+        if known.is_some_and(|known| !compare_whole && row.is_version_of(known)) {
+            return;
+        }
+        match row.document() {
+            Ok(document) if known == Some(&document) => {}
+            Ok(document) => self.changed.push(document),
+            Err(reason) => self.rejected.push(Rejected {
+                key: row.key.as_ref().into(),
+                reason,
+            }),
+        }
+    }
 }
 
 /// A key that is no document, and why.
@@ -52,41 +88,101 @@ impl DocumentLedger {
     /// Reads a listing. `compare_whole` looks at texts even where the version number is known: a Consul that lost its
     /// past may count to the same number again.
     pub(super) fn compare(&self, body: &[u8], compare_whole: bool) -> Result<Listing, serde_json::Error> {
-        let rows: Vec<Row<'_>> = if body.is_empty() {
+        let mut rows: Vec<Row<'_>> = if body.is_empty() {
             Vec::new()
         } else {
             serde_json::from_slice(body)?
         };
         let mut listing = Listing::default();
-        let mut seen = BTreeSet::new();
+        // Side by side: Consul sorts its keys as the ledger does, and ten thousand keys that begin alike are dear to look up.
+        let mut known = self.known.iter().peekable();
+        if !rows.is_sorted_by(|a, b| a.key <= b.key) {
+            rows.sort_by(|a, b| a.key.cmp(&b.key));
+        }
         for row in &rows {
             // Consul's UI makes "folders": keys that end in a slash and hold nothing.
             if row.key.ends_with('/') {
                 continue;
             }
             listing.present += 1;
-            let known = self.known.get(&*row.key);
-            seen.insert(&*row.key);
-            if known.is_some_and(|known| !compare_whole && row.is_version_of(known)) {
-                continue;
+            while let Some((key, _)) = known.next_if(|(key, _)| ***key < *row.key) {
+                listing.vanished.push(key.clone());
             }
-            match row.document() {
-                Ok(document) if known == Some(&document) => {}
-                Ok(document) => listing.changed.push(document),
-                Err(reason) => listing.rejected.push(Rejected {
-                    key: row.key.as_ref().into(),
-                    reason,
-                }),
+            let known = known.next_if(|(key, _)| ***key == *row.key);
+            let known = known.map(|(_, document)| document);
+            listing.take(row, known, compare_whole);
+        }
+        listing.vanished.extend(known.map(|(key, _)| key.clone()));
+        Ok(listing)
+    }
+
+    /// The highest version that was seen from the first to the last of these keys; 0 if none of them is known.
+    pub(super) fn newest_among(&self, keys: &[&str]) -> u64 {
+        let (Some(first), Some(last)) = (keys.first(), keys.last()) else {
+            return 0;
+        };
+        let known = self
+            .known
+            .range::<str, _>((Bound::Included(*first), Bound::Included(*last)));
+        known.map(|(_, document)| document.version).max().unwrap_or(0)
+    }
+
+    /// Reads the names of all keys, sorted, without Consul's "folders". None: one that is known is not among them.
+    pub(super) fn names<'a>(&self, body: &'a [u8]) -> Result<Option<Names<'a>>, serde_json::Error> {
+        let mut keys: Vec<Text<'a>> = serde_json::from_slice(body)?;
+        keys.retain(|key| !key.0.ends_with('/'));
+        if !keys.is_sorted_by(|a, b| a.0 < b.0) {
+            keys.sort_by(|a, b| a.0.cmp(&b.0));
+            keys.dedup_by(|a, b| a.0 == b.0);
+        }
+        let mut known = self.known.keys().peekable();
+        let mut unknown = 0;
+        for key in &keys {
+            if known.next_if(|known| ***known == *key.0).is_none() {
+                unknown += 1;
             }
         }
-        listing.vanished = self
-            .known
-            .keys()
-            .filter(|key| !seen.contains(&***key))
-            .cloned()
-            .collect();
+        let gone = known.next().is_some();
+        Ok((!gone).then_some(Names { keys, unknown }))
+    }
+
+    /// Reads what a few shards of the prefix hold: `(body, how many documents have to be in it)`. None: what was read is
+    /// not the prefix of these names at this index.
+    pub(super) fn compare_some(
+        &self,
+        bodies: impl IntoIterator<Item = (Bytes, usize)>,
+        names: &Names<'_>,
+        index: u64,
+    ) -> Result<Option<Listing>, serde_json::Error> {
+        let mut listing = Listing {
+            present: names.keys.len(),
+            ..Listing::default()
+        };
+        let (mut newest, mut unknown) = (0, 0);
+        for (body, keys) in bodies {
+            let rows: Vec<Row<'_>> = serde_json::from_slice(&body)?;
+            let mut documents = 0;
+            for row in &rows {
+                newest = newest.max(row.modify_index);
+                if row.key.ends_with('/') {
+                    continue;
+                }
+                documents += 1;
+                let known = self.known.get(&*row.key);
+                if known.is_some_and(|known| row.modify_index < known.version) {
+                    // Versions only rise, unless Consul was restored: what else it took back is not in these parts.
+                    return Ok(None);
+                }
+                unknown += usize::from(known.is_none());
+                listing.take(row, known, false);
+            }
+            if documents != keys {
+                return Ok(None);
+            }
+        }
         listing.rejected.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(listing)
+        // What moved the index has been seen, and everything that is new.
+        Ok((newest == index && unknown == names.unknown).then_some(listing))
     }
 
     pub(super) fn apply(&mut self, changed: &[Document], removed: &[DocumentId]) {
@@ -111,8 +207,8 @@ struct Row<'a> {
     modify_index: u64,
 }
 
-/// serde borrows inside an `Option` only through a type of one's own.
-#[derive(Deserialize)]
+/// serde borrows inside an `Option` or a `Vec` only through a type of one's own.
+#[derive(Debug, Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl Row<'_> {
@@ -258,6 +354,38 @@ mod tests {
                 .unwrap()
                 .rejected
                 .is_empty()
+        );
+    }
+
+    #[test]
+    fn parts_are_believed_only_if_they_are_of_these_names_at_this_index() {
+        let ledger = filled(&[row("p/a", "x", 1, 2), row("p/b", "y", 3, 7)]);
+        let listed = br#"["p/a","p/b","p/dir/","p/new"]"#;
+        let names = ledger.names(listed).unwrap().unwrap();
+        assert_eq!(names.keys(), ["p/a", "p/b", "p/new"]);
+        let some = |rows: &[String], index| {
+            let bodies = [(Bytes::from(body(rows)), rows.len())];
+            ledger.compare_some(bodies, &names, index).unwrap()
+        };
+        let (changed, new) = (row("p/b", "other", 3, 9), row("p/new", "z", 9, 9));
+        let listing = some(&[changed.clone(), new.clone()], 9).unwrap();
+        assert_eq!(texts(&listing), [("p/b", "other"), ("p/new", "z")]);
+        assert_eq!((listing.present, listing.vanished.len()), (3, 0));
+        // A new name unread; nothing that moved the index; a version that fell.
+        assert!(some(&[changed], 9).is_none());
+        assert!(some(std::slice::from_ref(&new), 10).is_none());
+        assert!(some(&[row("p/b", "older", 3, 5), new.clone()], 9).is_none());
+        // A row is hidden from the token by now.
+        let bodies = [(Bytes::from(body(&[new])), 2)];
+        assert!(ledger.compare_some(bodies, &names, 9).unwrap().is_none());
+        // One that is known is not listed any more.
+        assert!(ledger.names(br#"["p/a","p/new"]"#).unwrap().is_none());
+        assert_eq!(
+            (
+                ledger.newest_among(&["p/a", "p/b"]),
+                ledger.newest_among(&["p/a"])
+            ),
+            (7, 2)
         );
     }
 

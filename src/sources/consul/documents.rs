@@ -1,11 +1,15 @@
 //! Documents in KV: one blocking query on `<prefix>/config/`, each answer one update, each disappearance doubted.
 //!
+//! While there are few documents the query brings them all. From [`SHARDED_FROM`] on it brings their names, and what changed
+//! is read in parts (see `shards`); whatever is out of the ordinary is still decided by a reading of the whole.
+//!
 //! A listing lies when rights are lost: Consul leaves out what the token may not read and answers 200, or 404 as if the
 //! prefix were empty. So a vanished key is read singly (403: rights were lost, keep; 404: deleted), and the first
 //! answer counts as complete only if the token may read the prefix itself.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt};
 use tokio::sync::mpsc;
@@ -18,6 +22,7 @@ use super::call::Call;
 use super::client::{Answer, ConsulClient};
 use super::document_ledger::{DocumentLedger, Listing, Rejected};
 use super::kv::read_call;
+use super::shards::{self, Part, Span};
 use crate::model::{Document, DocumentId, DocumentsUpdate, Observation, Problem, ProblemKind};
 use crate::sources::SourceHealth;
 
@@ -43,6 +48,8 @@ impl DocumentsWatch {
             told_complete: false,
             told: None,
             believed_index: 0,
+            read_whole: None,
+            crowded: 0,
             wiped: false,
             unlisted_reads: 0,
         };
@@ -103,7 +110,7 @@ pub struct KvListing {
 /// The same care as the watch: an empty or partial listing with a token that may not read the prefix is an error.
 pub async fn list_documents(client: &ConsulClient, prefix: &str) -> Result<KvListing, ConsulError> {
     let prefix = format!("{}/", prefix.trim_end_matches('/'));
-    let answer = client.call(list_call(&prefix)).await?;
+    let answer = client.call(list_call(&prefix).timeout(LISTING_TIME)).await?;
     client
         .probe(read_call(&prefix).needs(prefix_rule(&prefix)))
         .await?;
@@ -127,8 +134,14 @@ struct Documents {
     told_complete: bool,
     /// The problem that the receiver believes in.
     told: Option<Problem>,
-    /// To tell an emptied prefix from an emptied Consul.
+    /// Of the last answer that was believed: all that is known is of it. Also tells an emptied prefix from an emptied
+    /// Consul.
     believed_index: u64,
+    /// When the whole prefix was last read and believed.
+    read_whole: Option<Instant>,
+    /// So many polls bring everything, because parts did not show the change: mostly somebody writes faster than they can be
+    /// read.
+    crowded: u8,
     /// Consul came back without its state. It stays so until a document is seen: our own writes (status, the lock) soon
     /// lift the new index over the old one.
     wiped: bool,
@@ -148,18 +161,35 @@ enum Disappearance {
 
 impl Watched for Documents {
     fn call(&self) -> Call {
-        list_call(&self.prefix)
+        if self.may_read_shards() {
+            names_call(&self.prefix)
+        } else {
+            list_call(&self.prefix)
+        }
     }
 
     async fn admit(&mut self, _first: bool) -> Pass {
         Pass::granted()
     }
 
-    async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
-        let mut listing = self.compare(&answer, context)?;
+    async fn take(&mut self, mut answer: Answer, mut context: Context) -> Result<Verdict, ConsulError> {
+        let mut in_shards = None;
+        self.crowded = self.crowded.saturating_sub(1);
+        if holds_names(&answer.body) {
+            in_shards = self.read_shards(&answer, context).await;
+            if in_shards.is_none() {
+                answer = self.list_again().await?;
+                context.waited = false;
+            }
+        }
+        let is_whole = in_shards.is_none();
+        let mut listing = match in_shards {
+            Some(listing) => listing,
+            None => self.compare(&answer, context)?,
+        };
         if context.waited && (!self.complete || !listing.vanished.is_empty()) {
             // The probes below show the rights of now, a poll those of its beginning: look again before comparing them.
-            answer = self.client.call(self.call()).await?;
+            answer = self.list_again().await?;
             listing = self.compare(&answer, context)?;
         }
         if listing.present > DOCUMENTS {
@@ -199,6 +229,9 @@ impl Watched for Documents {
             self.complete = true;
             self.believed_index = answer.index.unwrap_or(0);
             self.wiped = false;
+            if is_whole {
+                self.read_whole = Some(Instant::now());
+            }
         }
         let rejected = doubt
             .is_none()
@@ -221,6 +254,62 @@ impl Watched for Documents {
 }
 
 impl Documents {
+    /// Everything, in place of what a poll brought: not older than that, whoever leads by now.
+    async fn list_again(&self) -> Result<Answer, ConsulError> {
+        self.client
+            .call(list_call(&self.prefix).flag("consistent").timeout(LISTING_TIME))
+            .await
+    }
+
+    /// Many documents, and nothing is wrong.
+    fn may_read_shards(&self) -> bool {
+        self.complete
+            && !self.wiped
+            && self.told.is_none()
+            && self.crowded == 0
+            && self.ledger.len() >= SHARDED_FROM
+    }
+
+    /// What the shards that changed say; None where only the whole prefix can tell.
+    async fn read_shards(&mut self, names: &Answer, context: Context) -> Option<Listing> {
+        let at = names.index?;
+        // Now and then the whole is read whatever the indexes say: nothing here may rest on them for ever.
+        let is_due = self.read_whole.is_none_or(|read| read.elapsed() >= WHOLE_EVERY);
+        if !self.may_read_shards() || context.compare_whole || at < self.believed_index || is_due {
+            return None;
+        }
+        let known = self.ledger.names(&names.body).ok()??;
+        if at == self.believed_index {
+            return known.are_known().then(|| Listing {
+                present: self.ledger.len(),
+                ..Listing::default()
+            });
+        }
+        let needs = prefix_rule(&self.prefix);
+        let keys = known.keys();
+        let span = Span {
+            since: self.believed_index,
+            at,
+            ledger: &self.ledger,
+        };
+        let listing = match shards::read_changes(&self.client, &needs, &keys, span).await {
+            Ok(parts) => parts.and_then(|parts| {
+                let body = |part: &Part<'_>| (part.answer.body.clone(), part.shard.keys().len());
+                self.ledger
+                    .compare_some(parts.iter().map(body), &known, at)
+                    .ok()?
+            }),
+            Err(error) => {
+                tracing::debug!(%error, "a part of the documents could not be read: all of them are");
+                None
+            }
+        };
+        if listing.is_none() {
+            self.crowded = CROWDED;
+        }
+        listing
+    }
+
     fn compare(&self, answer: &Answer, context: Context) -> Result<Listing, ConsulError> {
         self.ledger
             .compare(&answer.body, context.compare_whole)
@@ -250,7 +339,11 @@ impl Documents {
             let client = self.client.clone();
             async move {
                 let read = client
-                    .probe(read_call(&key).needs(prefix_rule(&self.prefix)))
+                    .probe(
+                        read_call(&key)
+                            .flag("consistent")
+                            .needs(prefix_rule(&self.prefix)),
+                    )
                     .await;
                 (key, read)
             }
@@ -359,6 +452,21 @@ fn list_call(prefix: &str) -> Call {
         .needs(prefix_rule(prefix))
 }
 
+fn names_call(prefix: &str) -> Call {
+    Call::get("kv")
+        .key(prefix)
+        .flag("keys")
+        .not_found_is_answer()
+        .max_body(LISTING_BYTES)
+        .needs(prefix_rule(prefix))
+}
+
+/// A listing of names has texts where one of documents has objects.
+fn holds_names(body: &[u8]) -> bool {
+    let mut signs = body.iter().filter(|byte| !byte.is_ascii_whitespace());
+    signs.next() == Some(&b'[') && signs.next() == Some(&b'"')
+}
+
 fn prefix_rule(prefix: &str) -> String {
     format!("key_prefix {prefix:?} {{ policy = \"read\" }} (\"list\" where acl.enable_key_list_policy is on)")
 }
@@ -388,6 +496,18 @@ fn sample(vanished: &[Arc<str>]) -> Vec<Arc<str>> {
 
 /// 90 documents of the largest size, or 25,000 of 2 KiB, with base64 around them; a bound on memory.
 const LISTING_BYTES: usize = 64 * 1024 * 1024;
+
+/// As a poll of it may take.
+const LISTING_TIME: Duration = Duration::from_secs(60);
+
+/// Below it, one read of everything costs no more than finding out what changed.
+const SHARDED_FROM: usize = 2_000;
+
+/// Polls that bring everything after an attempt that failed.
+const CROWDED: u8 = 4;
+
+/// Less than a poll takes when nothing changes: each that runs out is followed by a reading of the whole.
+const WHOLE_EVERY: Duration = Duration::from_secs(240);
 
 /// Far above any known installation; below it every step is bounded.
 const DOCUMENTS: usize = 100_000;

@@ -25,6 +25,7 @@ mod mesh;
 mod services;
 mod session;
 mod settings;
+mod shards;
 
 pub use super::agent_api::{
     ApiError as ConsulError, Endpoint, ServiceWatcher, ServiceWatcherTask, SettingsError, TransportFailure,
