@@ -161,7 +161,7 @@ impl Running {
             (Some(store), restored)
         };
         let (observations, observed) = mpsc::channel(OBSERVATIONS);
-        let sources = Sources::prepare(settings, &restored.documents, observations.clone())?;
+        let sources = Sources::prepare(settings, &restored, observations.clone())?;
         let consul = sources.consul_client();
         let mut facts = sources.facts.clone();
         let gateways = xds::Gateways::default();

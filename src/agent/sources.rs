@@ -13,9 +13,9 @@ use super::service_interests::{Catalog, follow, say_not_connected};
 use super::settings::{ConsulBlock, MeshBlock, NomadBlock, Settings, is_settings};
 use super::supervisor::Tasks;
 use crate::config::CATALOG;
-use crate::model::mesh::Interest;
-use crate::model::{Document, DocumentId, Interests, Observation, Problem, Redacted};
-use crate::pipeline::KeyWishes;
+use crate::model::mesh::{Interest, MeshLeaf};
+use crate::model::{DocumentId, Interests, Observation, Problem, Redacted};
+use crate::pipeline::{KeyWishes, Restored};
 use crate::sources::agent_api::{ApiAddress, Lifetimes, Product, ServiceWatcher};
 use crate::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
@@ -37,6 +37,8 @@ pub(super) struct Sources {
     exposed: Option<ExposedWatch>,
     /// The gateway's place in the mesh, and the client that may ask for its certificate.
     mesh: Option<(MeshBlock, ConsulClient)>,
+    /// The gateway's certificate there, from before a restart.
+    known_leaf: Option<Arc<MeshLeaf>>,
     nomad: Option<NomadClient>,
     vault: Option<(VaultClient, VaultSession)>,
     certificate_store: Arc<dyn CertificateStore>,
@@ -152,9 +154,10 @@ pub(super) fn environment(name: &str) -> Option<String> {
 impl Sources {
     pub fn prepare(
         settings: &Settings,
-        known: &[Document],
+        restored: &Restored,
         observations: mpsc::Sender<Observation>,
     ) -> anyhow::Result<Self> {
+        let known = restored.documents.as_slice();
         let consul = match &settings.consul {
             Some(block) => {
                 Some(ConsulClient::new(&consul_settings(block)?).context("the consul settings do not work")?)
@@ -204,6 +207,7 @@ impl Sources {
             consul,
             exposed: None,
             mesh,
+            known_leaf: restored.mesh.as_ref().map(|(leaf, _)| leaf.clone()),
             nomad,
             vault,
             certificate_store,
@@ -339,6 +343,7 @@ impl Sources {
                 sidecar = Some(of_sidecar);
                 let (watcher, task) =
                     MeshWatcher::new(client, mesh_client, mesh.service, self.observations.clone());
+                let watcher = watcher.with_known(self.known_leaf.as_deref());
                 readings.mesh = Some(watcher.clone());
                 tasks.spawn_plain("mesh", task.run(stop.clone()));
                 let following = follow_mesh(watcher, interests.clone(), stop.clone());

@@ -135,6 +135,46 @@ async fn until_shown(stack: &Stack, expected: i64, note: Option<&str>) {
     .await;
 }
 
+/// What is public of the certificate lies on the disk, and with it its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_certificate_s_end_is_known_from_the_disk_while_consul_is_away() {
+    let mut stack = mesh_stack(GATEWAY).await;
+    protocol(&stack, "pets", "http").await;
+    let one = Meshed::start(&stack, "pets", "one", json!({})).await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let request = Request::get("pets.example.com", "/");
+    stack.until(&request, "the mesh", from("one")).await;
+    let end = wait_for("its end", Duration::from_secs(60), async || {
+        let (_, end) = shown(&stack).await?;
+        end.ok_or_else(|| anyhow::anyhow!("no end"))
+    })
+    .await;
+
+    stack.consul.kill();
+    // In order, so that all that was to be saved is.
+    stack.agent.terminate();
+    stack.agent.process.start_again();
+    let (source, shown_end) = wait_for("its end without Consul", Duration::from_secs(60), async || {
+        let (source, end) = shown(&stack).await?;
+        anyhow::ensure!(end.is_some() && source["errors_total"] != 0, "{source}");
+        Ok((source, end))
+    })
+    .await;
+    assert_eq!(shown_end, Some(end), "{source}");
+    assert_eq!(source["credentials"]["mesh certificate"], end, "{source}");
+    assert_eq!(source["ok"], false, "Consul is away: {source}");
+
+    stack.consul.restart().await;
+    wait_for("Consul's word", Duration::from_secs(60), async || {
+        let (source, end) = shown(&stack).await?;
+        anyhow::ensure!(end.is_some() && source["ok"] == true, "{source} {end:?}");
+        Ok(())
+    })
+    .await;
+    drop(one);
+}
+
 /// A real Consul, whose agent gives the gateway the leafs of the test: it would renew its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_certificate_that_is_not_renewed_is_told_before_it_ends() {

@@ -134,7 +134,7 @@ pub(super) struct LeafLife {
 }
 
 impl LeafLife {
-    fn of(material: &CertificateMaterial) -> Self {
+    pub(super) fn of(material: &CertificateMaterial) -> Self {
         Self {
             not_before: material.not_before,
             not_after: material.not_after,

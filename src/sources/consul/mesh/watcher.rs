@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::chain::ChainWatch;
 use super::identity::{IDENTITY_WAIT, LeafLife, LeafWatch, RootsWatch};
 use super::intention::IntentionWatch;
-use crate::model::mesh::Interest;
+use crate::model::mesh::{Interest, MeshLeaf};
 use crate::model::{Needed, Observation, Problem};
 use crate::sources::agent_api::blocking_query::{WatchTiming, watch};
 use crate::sources::agent_api::budget::Budget;
@@ -85,6 +85,15 @@ impl MeshWatcher {
         (watcher, task)
     }
 
+    /// The certificate from before a restart: its end is known though Consul has not answered yet.
+    pub fn with_known(self, leaf: Option<&MeshLeaf>) -> Self {
+        if let Some(leaf) = leaf.filter(|leaf| leaf.service == self.service) {
+            let known = Some(LeafLife::of(&leaf.material));
+            *self.leaf.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        }
+        self
+    }
+
     /// Replaces what is watched: new interests start, missing ones stop, those wanted anew start over, the others are not
     /// disturbed.
     pub fn set_interests(&self, interests: Needed<Interest>) {
@@ -97,7 +106,7 @@ impl MeshWatcher {
         });
     }
 
-    /// The certificate that Consul gave last. Its end nears while Consul is away, too, or refuses.
+    /// The certificate that Consul gave last, before a restart if it has given none since. Its end nears while Consul is away, too, or refuses.
     pub fn leaf(&self, now: i64) -> Option<LeafReading> {
         let life = (*self.leaf.lock().unwrap_or_else(PoisonError::into_inner))?;
         Some(LeafReading {
