@@ -12,6 +12,7 @@ pub mod directory;
 mod health;
 pub mod nomad;
 pub mod retry;
+mod stamp;
 pub mod vault;
 
 pub use health::{HealthReading, SourceHealth};

@@ -19,8 +19,8 @@ use tokio::time::Instant;
 use super::error::innermost_reason;
 use super::product::Product;
 use super::settings::{ApiSettings, Endpoint, SettingsError};
-use super::stamp::{Stamp, stamp_of};
 use crate::sources::bounded_file;
+use crate::sources::stamp::{Stamp, stamp_of};
 
 /// HTTP clients by lane: each is a pool of connections of its own.
 #[derive(Debug)]

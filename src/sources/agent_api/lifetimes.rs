@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::call::{Call, Credential};
 use super::client::ApiClient;
-use super::stamp::{Stamp, stamp_of};
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file;
 use crate::sources::certificates::{self, MAX_CHAIN_BYTES, PemFault, timestamp};
+use crate::sources::stamp::{Stamp, stamp_of};
 
 /// A cheap handle: clones share what was found.
 #[derive(Clone, Debug)]

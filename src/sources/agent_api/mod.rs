@@ -20,7 +20,6 @@ mod product;
 mod recovery;
 pub(super) mod service_watcher;
 mod settings;
-mod stamp;
 pub(super) mod token;
 mod token_sink;
 

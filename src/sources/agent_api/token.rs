@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use super::product::Product;
 use super::settings::{ApiSettings, SettingsError};
-use super::stamp::{Stamp, stamp_of};
 use crate::model::Redacted;
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
+use crate::sources::stamp::{Stamp, stamp_of};
 
 /// Where the current token comes from.
 #[derive(Debug)]
