@@ -111,6 +111,7 @@ impl Readings {
             let credentials = [
                 (format!("{name} token"), life.token),
                 (format!("{name} client certificate"), life.client_certificate),
+                (format!("{name} login identity"), life.login_identity),
             ];
             if credentials.iter().all(|(_, end)| end.is_none()) {
                 continue;

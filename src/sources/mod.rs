@@ -10,6 +10,8 @@ pub mod certificates;
 pub mod consul;
 pub mod directory;
 mod health;
+mod identity;
+mod life;
 pub mod nomad;
 pub mod retry;
 mod stamp;

@@ -1,5 +1,5 @@
 //! Tokens and client certificates that somebody gives the agent: their end is told before it hurts, as metric, in `status`
-//! and in the log, and is over with their successors. Consul's token: `rights`.
+//! and in the log, and is over with their successors. Consul's token: `rights`. What logins show: `login`, `vault_tokens`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -174,6 +174,69 @@ async fn tokens_for_vault_nomad_and_the_mesh_are_told_before_they_end() {
     })
     .await;
     assert_eq!(stack.client().send(&request).await.unwrap().status, 200);
+}
+
+/// The identity that a login shows, which its issuer leaves to its end and then renews. `sign` gives one by its beginning and
+/// its end.
+pub async fn an_identity_is_told_before_it_ends(
+    agent: &Agent,
+    (product, source): (&str, &str),
+    file: &Path,
+    sign: impl Fn(i64, i64) -> String,
+) {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() as i64;
+    let credential = format!("{} login identity", product.to_lowercase());
+    // As Nomad and Kubernetes do it.
+    let put = |start: i64, end: i64| {
+        let next = file.with_extension("next");
+        std::fs::write(&next, sign(start, end)).unwrap();
+        std::fs::rename(&next, file).unwrap();
+        end
+    };
+    let logs_in = format!("with which the agent logs in to {product}");
+    let name = file.file_name().unwrap().to_string_lossy().into_owned();
+    let until_noted = async |verb: Option<&str>| {
+        wait_for(&format!("the note {verb:?}"), TAKEN_UP, async || {
+            let said = note(agent, source).await?;
+            let fits = match verb {
+                Some(verb) => said.contains(&logs_in) && said.contains(&format!("{product}, {verb} at ")),
+                None => !said.contains(&logs_in),
+            };
+            ensure!(fits && said.contains("\"ok\":true"), "{said}");
+            Ok(())
+        })
+        .await;
+    };
+    // Four fifths are over: an issuer may take as long.
+    let early = put(now - 8000, now + 2000);
+    until_it_ends_at(agent, &credential, Some(early)).await;
+    until_noted(None).await;
+    let late = put(now - 9200, now + 800);
+    until_it_ends_at(agent, &credential, Some(late)).await;
+    until_noted(Some("ends")).await;
+    let parts = [
+        "a credential ends soon",
+        &logs_in,
+        &name,
+        "its issuer does not renew it",
+    ];
+    told(agent, "its end", TAKEN_UP, &parts).await;
+    let ended = put(now - 10_000, now - 10);
+    until_it_ends_at(agent, &credential, Some(ended)).await;
+    until_noted(Some("ended")).await;
+    told(
+        agent,
+        "that it has ended",
+        TAKEN_UP,
+        &["a credential has ended", &logs_in, &name],
+    )
+    .await;
+    let fresh = put(now, now + 3600);
+    until_it_ends_at(agent, &credential, Some(fresh)).await;
+    until_noted(None).await;
+    let status = agent.api(Method::GET, "/v1/status", "").await.unwrap().text();
+    let identity = std::fs::read_to_string(file).unwrap();
+    assert!(!status.contains(&identity) && !agent.process.log().contains(&identity));
 }
 
 fn write(directory: &Path, name: &str, pair: &Pair) {

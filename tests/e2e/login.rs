@@ -6,17 +6,21 @@ use std::time::Duration;
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::credentials::an_identity_is_told_before_it_ends;
 use crate::stack::{GATEWAY, Options, Stack, route};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::client::Request;
 use crate::support::consul::Consul;
 use crate::support::load::Load;
 use crate::support::rsa::RsaIssuer;
-use crate::support::wait_for;
+use crate::support::{START_LIMIT, wait_for};
 
 const METHOD: &str = "workloads";
 
-/// A gateway whose agent has no token, and what it logs in with.
+/// Tries to log in come up to 22 s apart, and those of a watch that is refused up to 45 s.
+const TRIED_AGAIN: Duration = Duration::from_secs(120);
+
+/// A gateway whose agent was up before there was anything to log in at, and what it logs in with.
 struct LoggingIn {
     stack: Stack,
     issuer: RsaIssuer,
@@ -71,6 +75,13 @@ async fn start_keeping(token_life: &str, keeps_token: bool) -> LoggingIn {
         .consul
         .expect(Method::PUT, "/v1/acl/binding-rule", rule.to_string())
         .await;
+    // Until now there was nothing to log in at, and each try waits longer than the one before.
+    wait_for("the login", TRIED_AGAIN, async || {
+        let source = source(&stack).await?;
+        anyhow::ensure!(source["ok"] == true, "{source}");
+        Ok(())
+    })
+    .await;
     LoggingIn {
         stack,
         issuer,
@@ -103,6 +114,22 @@ async fn revoke_all(consul: &Consul) {
     }
 }
 
+/// Another token than the one that was revoked may have to be got before that.
+async fn until_served_by(stack: &Stack, request: &Request, what: &str, backend: &str) {
+    wait_for(what, TRIED_AGAIN, async || {
+        let reply = stack.client().send(request).await;
+        let reply = reply.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+        anyhow::ensure!(
+            reply.backend() == Some(backend),
+            "{} of {:?}",
+            reply.status,
+            reply.backend()
+        );
+        Ok(())
+    })
+    .await;
+}
+
 async fn source(stack: &Stack) -> anyhow::Result<Value> {
     let status = stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
     let sources = status["sources"].as_array().into_iter().flatten();
@@ -112,11 +139,30 @@ async fn source(stack: &Stack) -> anyhow::Result<Value> {
     login.cloned().ok_or_else(|| anyhow::anyhow!("{status:#}"))
 }
 
+/// The token of the last login hides for a while that there will be no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_identity_that_a_login_shows_is_told_before_it_ends() {
+    let test = start("24h").await;
+    let (_backend, request) = test.stack.shop().await;
+    let agent = &test.stack.agent;
+    let sign = |start: i64, end: i64| {
+        let mut claims = claims("portreeve");
+        (claims["iat"], claims["nbf"], claims["exp"]) = (start.into(), start.into(), end.into());
+        test.issuer.sign(claims)
+    };
+    let shown = ("Consul", "consul credentials");
+    an_identity_is_told_before_it_ends(agent, shown, &test.identity, sign).await;
+    // A new login takes the last of them.
+    revoke_all(&test.stack.consul).await;
+    let two = Backend::start("two").await;
+    test.stack.register("orders", &two).await;
+    until_served_by(&test.stack, &request, "an instance that came later", "two").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_serves_and_survives_what_may_happen_to_its_token() {
     let mut test = start("24h").await;
     let (stack, issuer, identity) = (&mut test.stack, &test.issuer, &test.identity);
-    // It was up before there was anything to log in at.
     let (one, two) = (Backend::start("one").await, Backend::start("two").await);
     stack.register("orders", &one).await;
     stack.put("gateway", GATEWAY).await;
@@ -124,9 +170,7 @@ async fn a_login_serves_and_survives_what_may_happen_to_its_token() {
         .put("shop", &route("shop", "shop.example.com", "orders"))
         .await;
     let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "the route", |reply| reply.backend() == Some("one"))
-        .await;
+    until_served_by(stack, &request, "the route", "one").await;
     assert_eq!(
         tokens(&stack.consul).await.len(),
         1,
@@ -143,11 +187,7 @@ async fn a_login_serves_and_survives_what_may_happen_to_its_token() {
     let load = Load::start(100, stack.client(), request.clone());
     revoke_all(&stack.consul).await;
     stack.register("orders", &two).await;
-    stack
-        .until(&request, "a change after that", |reply| {
-            reply.backend() == Some("two")
-        })
-        .await;
+    until_served_by(stack, &request, "a change after that", "two").await;
     assert_eq!(tokens(&stack.consul).await.len(), 1);
 
     // Forgotten while the identity is one that no rule takes: told, everything is kept.
@@ -189,21 +229,17 @@ async fn a_login_serves_and_survives_what_may_happen_to_its_token() {
     std::fs::remove_file(identity).unwrap();
     stack.agent.wait_for_log("cannot log in: ").await;
     std::fs::write(identity, issuer.sign(claims("portreeve"))).unwrap();
-    wait_for(
-        "the deregistration to be seen",
-        Duration::from_secs(60),
-        async || {
-            for _ in 0..20 {
-                let reply = stack
-                    .client()
-                    .send(&request)
-                    .await
-                    .map_err(|e| anyhow::anyhow!("{e:?}"))?;
-                anyhow::ensure!(reply.backend() == Some("two"), "{:?}", reply.backend());
-            }
-            Ok(())
-        },
-    )
+    wait_for("the deregistration to be seen", TRIED_AGAIN, async || {
+        for _ in 0..20 {
+            let reply = stack
+                .client()
+                .send(&request)
+                .await
+                .map_err(|e| anyhow::anyhow!("{e:?}"))?;
+            anyhow::ensure!(reply.backend() == Some("two"), "{:?}", reply.backend());
+        }
+        Ok(())
+    })
     .await;
     let report = load.finish().await;
     println!("consul tokens forgotten: {report}");
@@ -227,11 +263,11 @@ async fn a_token_is_replaced_before_it_ends() {
         .put("shop", &route("shop", "shop.example.com", "orders"))
         .await;
     let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "the route", |reply| reply.backend() == Some("one"))
-        .await;
+    until_served_by(stack, &request, "the route", "one").await;
     let first = tokens(&stack.consul).await;
     assert_eq!(first.len(), 1);
+    // Those of the time when there was nothing to log in at.
+    let failures = source(stack).await.unwrap()["errors_total"].clone();
     wait_for(
         "another token in its place",
         Duration::from_secs(120),
@@ -245,7 +281,7 @@ async fn a_token_is_replaced_before_it_ends() {
     let source = source(stack).await.unwrap();
     assert_eq!(
         (&source["ok"], &source["errors_total"]),
-        (&json!(true), &json!(0)),
+        (&json!(true), &failures),
         "{source:#}"
     );
 }
@@ -263,9 +299,7 @@ async fn a_killed_agent_s_token_is_taken_up_by_the_next() {
         .put("shop", &route("shop", "shop.example.com", "orders"))
         .await;
     let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "the route", |reply| reply.backend() == Some("one"))
-        .await;
+    until_served_by(stack, &request, "the route", "one").await;
     let first = tokens(&stack.consul).await;
     assert_eq!(first.len(), 1);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&sink).unwrap().permissions());
@@ -277,11 +311,7 @@ async fn a_killed_agent_s_token_is_taken_up_by_the_next() {
         assert_eq!(tokens(&stack.consul).await, first);
     }
     stack.register("orders", &two).await;
-    stack
-        .until(&request, "a change with that token", |reply| {
-            reply.backend() == Some("two")
-        })
-        .await;
+    until_served_by(stack, &request, "a change with that token", "two").await;
 
     // Forgotten meanwhile, or damaged by a machine that lost its power: another takes its place.
     revoke_all(&stack.consul).await;
@@ -323,6 +353,6 @@ async fn start_again(stack: &mut Stack, line: &str) {
     let start = stack.agent.process.log_length();
     stack.agent.process.start_again();
     let log = &mut stack.agent.process;
-    log.wait_for_log_after(start, line, crate::stack::SOON).await;
+    log.wait_for_log_after(start, line, START_LIMIT).await;
     stack.agent.wait_ready().await;
 }

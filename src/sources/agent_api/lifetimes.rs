@@ -1,17 +1,14 @@
-//! When the token and the client certificate end, so that operators hear of it before anything is refused.
+//! When the token, the identity of a login and the client certificate end, so that operators hear of it before anything is
+//! refused.
 //!
-//! A login's token is [`super::login`]'s own business: it is replaced in time. One that was given is not, and neither is a
-//! certificate: whoever gave them has to.
+//! A login's token is [`super::login`]'s own business: it is replaced in time. One that was given is not, and neither are a
+//! certificate and the identity that the login shows: whoever gave them has to.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +16,9 @@ use super::call::{Call, Credential};
 use super::client::ApiClient;
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file;
-use crate::sources::certificates::{self, MAX_CHAIN_BYTES, PemFault, timestamp};
+use crate::sources::certificates::{self, MAX_CHAIN_BYTES, PemFault};
+use crate::sources::identity::{self, IdentityFile, RENEWED};
+use crate::sources::life::{GIVEN, Life, unix_seconds};
 use crate::sources::stamp::{Stamp, stamp_of};
 
 /// A cheap handle: clones share what was found.
@@ -35,6 +34,8 @@ pub struct Lifetimes {
 struct Known {
     token: Option<(Arc<Redacted<String>>, Life)>,
     certificate: Option<Life>,
+    /// None: the agent does not log in.
+    identity: Option<IdentityFile>,
 }
 
 /// In Unix seconds. None: there is none, or it has no end.
@@ -42,29 +43,10 @@ struct Known {
 pub struct LifetimesReading {
     pub token: Option<i64>,
     pub client_certificate: Option<i64>,
-    /// Of each that is in the last third of its life, or has ended.
+    /// What the agent logs in with.
+    pub login_identity: Option<i64>,
+    /// Of each that is near its end, or has ended.
     pub warnings: Vec<Problem>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Life {
-    start: i64,
-    end: i64,
-}
-
-impl Life {
-    fn last_third(self) -> i64 {
-        self.end - (self.end - self.start) / 3
-    }
-
-    fn has_ended(self, now: i64) -> bool {
-        self.end <= now
-    }
-
-    fn ending(self, now: i64) -> String {
-        let verb = if self.has_ended(now) { "ended" } else { "ends" };
-        format!("{verb} at {} and nobody has replaced it", timestamp(self.end))
-    }
 }
 
 impl Lifetimes {
@@ -79,40 +61,53 @@ impl Lifetimes {
         self.lock().clone()
     }
 
-    /// Looks now, whenever token or certificate are replaced, when one enters the last third of its life, and when it ends.
+    /// Looks now, whenever one of them is replaced, when one nears its end, and when it ends.
     pub async fn follow(self, stop: CancellationToken) {
         let mut changes = self.client.token().changes();
-        let mut known = Known::default();
+        let mut known = Known {
+            identity: self.identity().map(|file| IdentityFile::at(file.to_owned())),
+            ..Known::default()
+        };
         loop {
             changes.mark_unchanged();
-            // Before it is read: what is put there meanwhile is read once more, not missed.
-            let certificate = self.certificate_stamp().await;
+            // Before they are read: what is put there meanwhile is read once more, not missed.
+            let files = self.stamps().await;
             let pause = self.look(&mut known).await;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
                 () = sleep(pause) => {}
-                () = self.certificate_replaced(certificate) => {}
+                () = self.file_replaced(files) => {}
             }
         }
     }
 
-    /// Looks at both files meanwhile. The token's is looked at before each request, too; while every watch waits in a long
+    /// Looks at the token's file meanwhile, too. It is looked at before each request, but while every watch waits in a long
     /// poll there is none.
-    async fn certificate_replaced(&self, known: Option<Stamp>) {
+    async fn file_replaced(&self, known: [Option<Stamp>; 2]) {
         loop {
             sleep(FRESH).await;
             self.client.token().refresh(false).await;
-            if self.certificate_stamp().await != known {
+            if self.stamps().await != known {
                 return;
             }
         }
     }
 
-    /// None also while the file is away.
-    async fn certificate_stamp(&self) -> Option<Stamp> {
-        let metadata = tokio::fs::metadata(self.client.client_certificate()?).await;
-        Some(stamp_of(&metadata.ok()?))
+    fn identity(&self) -> Option<&Path> {
+        Some(self.client.login()?.identity())
+    }
+
+    /// Of the certificate and of the identity. None also while a file is away.
+    async fn stamps(&self) -> [Option<Stamp>; 2] {
+        let stamp = async |file: Option<&Path>| {
+            let metadata = tokio::fs::metadata(file?).await;
+            Some(stamp_of(&metadata.ok()?))
+        };
+        [
+            stamp(self.client.client_certificate()).await,
+            stamp(self.identity()).await,
+        ]
     }
 
     /// Returns when to look again.
@@ -122,11 +117,20 @@ impl Lifetimes {
             Some(path) => certificate_life(path, known.certificate).await,
             None => None,
         };
+        let identity = match &mut known.identity {
+            Some(file) => file.look().await,
+            None => None,
+        };
         known.certificate = certificate;
         known.token = token;
         let token = known.token.as_ref().map(|(_, life)| *life);
         let now = unix_now();
-        let is_ending = |life: &Life| life.last_third() <= now;
+        let is_ending = |life: &Life| life.last(GIVEN) <= now;
+        let identity_ends = |life: Life| {
+            let product = self.client.product().to_string();
+            let problem = known.identity.as_ref()?.ending(life, &product, now)?;
+            Some((life, problem))
+        };
         let ending: Vec<(Life, Problem)> = [
             token
                 .filter(is_ending)
@@ -134,28 +138,28 @@ impl Lifetimes {
             certificate
                 .filter(is_ending)
                 .map(|life| (life, self.certificate_ends(life, now))),
+            identity.and_then(identity_ends),
         ]
         .into_iter()
         .flatten()
         .collect();
         let mut reading = self.lock();
         for (life, problem) in &ending {
-            if reading.warnings.contains(problem) {
-                continue;
-            }
-            let fix = problem.fix.as_deref().unwrap_or_default();
-            match life.has_ended(now) {
-                false => tracing::warn!(%problem, fix, "a credential ends soon"),
-                true => tracing::warn!(%problem, fix, "a credential has ended"),
-            }
+            life.log(problem, &reading.warnings, now);
         }
         *reading = LifetimesReading {
             token: token.map(|life| life.end),
             client_certificate: certificate.map(|life| life.end),
+            login_identity: identity.map(|life| life.end),
             warnings: ending.into_iter().map(|(_, problem)| problem).collect(),
         };
         drop(reading);
-        next_look([token, certificate].into_iter().flatten(), now)
+        let moments = [(token, GIVEN), (certificate, GIVEN), (identity, RENEWED)];
+        let moments = moments.into_iter().filter_map(|(life, part)| {
+            let life = life?;
+            Some([life.last(part), life.end])
+        });
+        next_look(moments.flatten(), now)
     }
 
     async fn token_life(
@@ -168,7 +172,7 @@ impl Lifetimes {
         // A file that was replaced meanwhile counts, whoever asks next.
         self.client.token().refresh(false).await;
         let token = self.client.token().current()?;
-        if let Some(life) = life_of_identity(&token) {
+        if let Some(life) = identity::life_of(token.expose()) {
             return Some((token, life));
         }
         // This one's, whatever the settings give by the time of the answer.
@@ -218,28 +222,10 @@ impl Lifetimes {
 }
 
 /// What is past is known: a life in its last third is no reason to ask every few seconds for the rest of it.
-fn next_look(lives: impl Iterator<Item = Life>, now: i64) -> Duration {
-    let moments = lives.flat_map(|life| [life.last_third(), life.end]);
+fn next_look(moments: impl Iterator<Item = i64>, now: i64) -> Duration {
     let to_come = moments.filter_map(|moment| u64::try_from(moment - now).ok().filter(|left| *left > 0));
     let soonest = to_come.min().map_or(LONGEST_PAUSE, Duration::from_secs);
     soonest.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
-}
-
-/// A workload identity says it itself. Its signature is for those to check who take it.
-fn life_of_identity(token: &Redacted<String>) -> Option<Life> {
-    #[derive(Deserialize)]
-    struct Claims {
-        iat: i64,
-        exp: i64,
-    }
-    let mut parts = token.expose().split('.');
-    let (_, claims, _) = (parts.next()?, parts.next()?, parts.next()?);
-    let claims = Redacted::new(BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?);
-    let claims: Claims = serde_json::from_slice(claims.expose()).ok()?;
-    Some(Life {
-        start: claims.iat,
-        end: claims.exp,
-    })
 }
 
 /// As Consul and Nomad answer about a token; the secret in it is not read.
@@ -255,12 +241,6 @@ fn life_of_token(answer: TokenAnswer) -> Option<Life> {
         start: unix_seconds(&answer.create_time)?,
         end: unix_seconds(answer.expiration_time.as_deref()?)?,
     })
-}
-
-/// As both products write times: RFC 3339, in the zone of the server's machine.
-pub(super) fn unix_seconds(text: &str) -> Option<i64> {
-    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-    Some(time.unix_timestamp())
 }
 
 /// A file that cannot be read, or holds no certificate, is a rotation half done: connections go on with the former one.

@@ -5,26 +5,16 @@ use std::net::TcpListener;
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use super::*;
 use crate::sources::agent_api::{ApiAddress, ApiSettings, Product};
 
 #[test]
-fn an_identity_tells_its_own_life() {
-    let identity = |claims: &str| {
-        let claims = BASE64_URL_SAFE_NO_PAD.encode(claims);
-        life_of_identity(&Redacted::new(format!("e30.{claims}.c2ln")))
-    };
-    let life = identity(r#"{"iat":1000,"exp":4000,"sub":"x"}"#).unwrap();
-    assert_eq!((life.start, life.end, life.last_third()), (1000, 4000, 3000));
-    assert_eq!(identity(r#"{"sub":"x"}"#), None);
-    let plain = Redacted::new("b1a2c3d4-0000-4000-8000-00000000feed".to_owned());
-    assert_eq!(life_of_identity(&plain), None);
-}
-
-#[test]
 fn a_life_is_looked_at_when_its_last_third_begins_when_it_ends_and_seldom_otherwise() {
-    let life = Life { start: 0, end: 900 };
-    let pause = |now| next_look([life].into_iter(), now).as_secs();
+    let moments = [600, 900];
+    let pause = |now| next_look(moments.into_iter(), now).as_secs();
     assert_eq!(pause(0), 300, "far off");
     assert_eq!(pause(590), 10, "until the last third");
     assert_eq!(pause(599), 5, "never more often");
@@ -32,22 +22,9 @@ fn a_life_is_looked_at_when_its_last_third_begins_when_it_ends_and_seldom_otherw
     assert_eq!(pause(880), 20, "until the end");
     assert_eq!(pause(900), 300, "ended");
     assert_eq!(pause(100_000), 300);
-    let other = Life { start: 0, end: 750 };
-    assert_eq!(next_look([life, other].into_iter(), 610).as_secs(), 140);
+    let with_another = [600, 900, 500, 750];
+    assert_eq!(next_look(with_another.into_iter(), 610).as_secs(), 140);
     assert_eq!(next_look(std::iter::empty(), 0), LONGEST_PAUSE);
-}
-
-#[test]
-fn times_as_consul_writes_them() {
-    assert_eq!(
-        unix_seconds("2026-11-26T02:03:04.123456789Z"),
-        Some(1_795_658_584)
-    );
-    assert_eq!(
-        unix_seconds("2026-11-26T03:03:04.123456789+01:00"),
-        Some(1_795_658_584)
-    );
-    assert_eq!(unix_seconds("soon"), None);
 }
 
 #[test]
@@ -143,13 +120,6 @@ async fn what_a_look_does_not_find_out_stays_known_of_the_same_token() {
     thread.join().unwrap();
 }
 
-#[test]
-fn an_end_that_is_over_is_told_as_such() {
-    let life = Life { start: 0, end: 900 };
-    assert!(life.ending(899).starts_with("ends at 1970-01-01T00:15:00Z"));
-    assert!(life.ending(900).starts_with("ended at 1970-01-01T00:15:00Z"));
-}
-
 #[tokio::test]
 async fn a_certificate_that_has_ended_is_known_and_half_a_file_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
@@ -172,5 +142,5 @@ async fn a_certificate_that_has_ended_is_known_and_half_a_file_changes_nothing()
     write(now - 600, now - 10);
     let ended = certificate_life(&path, Some(life)).await.unwrap();
     assert_eq!(ended.end, now - 10);
-    assert!(ended.last_third() <= now && ended.has_ended(now));
+    assert!(ended.last(GIVEN) <= now && ended.has_ended(now));
 }

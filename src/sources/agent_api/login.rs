@@ -5,7 +5,7 @@
 //! it. Whoever has a token goes on with it meanwhile. A token is given back once a newer one has taken its place, and at
 //! the end, so that none piles up; one that a killed agent left in its file is taken up by the next.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,10 +18,11 @@ use tokio::time::Instant;
 use super::call::{Call, Credential};
 use super::client::{Answer, ApiClient};
 use super::error::ApiError;
-use super::lifetimes::{unix_now, unix_seconds};
+use super::lifetimes::unix_now;
 use super::token_sink::{self, TokenSink};
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
+use crate::sources::life::unix_seconds;
 use crate::sources::retry::Intervals;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +103,11 @@ impl Login {
 
     pub(super) fn refused(&self) {
         self.state().refused = true;
+    }
+
+    /// The file with what the auth method verifies.
+    pub(super) fn identity(&self) -> &Path {
+        &self.settings.bearer_token_file
     }
 
     /// None: the token is not kept for the next start.
