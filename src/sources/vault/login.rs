@@ -18,7 +18,7 @@ use super::aws::{self, AwsKeySource, AwsLogin};
 use super::client::Shared;
 use super::credential;
 use super::fault::{Reason, VaultFault};
-use super::schedule::TokenLife;
+use super::schedule::{TokenLife, left};
 use super::session::TokenState;
 use super::settings::{SecretId, VaultAuth};
 use super::transport::Call;
@@ -178,9 +178,10 @@ pub(super) async fn inspect(shared: &Shared, state: &TokenState) -> Result<Token
     } else {
         data.creation_ttl
     };
+    let full = full.max(data.ttl);
     Ok(TokenLife {
-        ttl: data.ttl,
-        full: full.max(data.ttl),
+        ttl: left(data.ttl, full),
+        full,
         renewable: data.renewable,
     })
 }
@@ -205,7 +206,7 @@ pub(super) async fn renew(
     shared.lacks_no_more(call.path());
     let auth = auth(shared, &call, &shared.accept(&call, answer)?)?;
     shared.freshness.update(|status| status.renewals += 1);
-    Ok((auth.lease_duration, auth.renewable))
+    Ok((left(auth.lease_duration, life.full), auth.renewable))
 }
 
 /// Ends a token that this process asked for, unless certificates would be revoked with it.

@@ -20,6 +20,12 @@ pub(super) struct TokenLife {
     pub(super) renewable: bool,
 }
 
+/// What is left of a token with a life of `full` seconds, of which the server says `told`: it rounds down, so in its last second
+/// a token that ends looks like one that does not.
+pub(super) fn left(told: u64, full: u64) -> u64 {
+    if full > 0 { told.max(1) } else { told }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// It does not end.
@@ -99,6 +105,24 @@ mod tests {
             first_step(life(300, false), 0.0),
             Step::Replace(Duration::from_secs(200))
         );
+    }
+
+    #[test]
+    fn a_token_in_its_last_second_is_not_taken_for_one_without_end() {
+        let rooted = left(0, 0);
+        assert_eq!(first_step(life(rooted, false), 0.0), Step::Rest);
+        let ending = TokenLife {
+            ttl: left(0, 20),
+            full: 20,
+            renewable: false,
+        };
+        assert_eq!(first_step(ending, 0.0), Step::Replace(Duration::from_millis(900)));
+        let granted = left(0, 20);
+        assert!(matches!(
+            after_renewal(ending, granted, true, 0.0),
+            Step::Replace(_)
+        ));
+        assert_eq!(left(7, 20), 7);
     }
 
     #[test]
