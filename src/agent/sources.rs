@@ -118,7 +118,7 @@ impl Readings {
             }
             readings.push(
                 SourceReading::new(format!("{name} credentials"), true, None)
-                    .with_problem(together(&life.warnings))
+                    .with_problem(together(life.warnings.iter()))
                     .with_credentials(&credentials),
             );
         }
@@ -130,11 +130,13 @@ impl Readings {
             let credentials = [
                 ("vault token", status.token_expires),
                 ("vault client certificate", status.client_certificate_expires),
+                ("vault login identity", status.login_identity_expires),
+                ("vault secret id", status.secret_id_expires),
             ];
             readings.push(
                 SourceReading::new("vault", status.is_ok(), age)
                     .counted(status.requests, status.errors)
-                    .with_problem(status.note().map(ToString::to_string))
+                    .with_problem(together(status.notes()))
                     .with_credentials(&credentials),
             );
         }
@@ -142,9 +144,9 @@ impl Readings {
     }
 }
 
-/// The token's and the certificate's end, where both are near.
-fn together(warnings: &[Problem]) -> Option<String> {
-    let said: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+/// Several warnings, none of which hides another.
+fn together<'a>(warnings: impl Iterator<Item = &'a Problem>) -> Option<String> {
+    let said: Vec<String> = warnings.map(ToString::to_string).collect();
     Some(said.join("; ")).filter(|said| !said.is_empty())
 }
 

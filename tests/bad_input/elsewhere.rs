@@ -460,6 +460,7 @@ pub const AREAS: &[Area] = &[
                 &[
                     "a_revoked_token_is_replaced_without_a_gap",
                     "a_given_token_that_nobody_renews_is_told_before_it_ends",
+                    "a_given_token_that_ends_in_use_costs_nothing_that_is_served_and_another_in_its_file_mends_it",
                 ],
             ),
             row(
@@ -468,6 +469,7 @@ pub const AREAS: &[Area] = &[
                 &[
                     "a_wrapped_secret_id_is_unwrapped_once",
                     "a_wrapping_token_of_something_else_is_not_used",
+                    "a_login_is_done_with_the_secret_id_of_before_where_the_file_gives_none",
                 ],
             ),
         ],

@@ -108,6 +108,40 @@ async fn a_revoked_token_is_replaced_without_a_gap() {
     rig.stop().await;
 }
 
+/// It is replaced before its end, unless nobody lets the agent in.
+#[tokio::test]
+async fn a_login_s_token_that_ends_while_no_login_is_to_be_had_is_told_and_the_next_login_mends_it() {
+    let bao = with_secret().await;
+    let role = json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "9s", "token_max_ttl": "9s"});
+    let (role_id, secret_id) = bao.app_role(role.clone()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
+    rig.material().await;
+    bao.delete("auth/approle/role/edge").await;
+    // Told by the session first, while the token is good; then its end, by who needs it.
+    until("word of the login", async || !rig.vault.status().is_ok()).await;
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    assert!(problem.message.contains("auth/approle/login"), "{problem}");
+    assert!(problem.message.contains("refused the login"), "{problem}");
+
+    let mut role = role;
+    role["role_id"] = role_id.into();
+    bao.write("auth/approle/role/edge", role).await;
+    bao.write(
+        "auth/approle/role/edge/custom-secret-id",
+        json!({"secret_id": secret_id}),
+    )
+    .await;
+    store(&bao, "two.example").await;
+    // What was refused is tried again within a minute.
+    let mended = rig.eventually_within(Duration::from_secs(120)).await;
+    assert_eq!(mended.names[0].as_ref(), "two.example");
+    assert!(rig.vault.status().is_ok());
+    rig.stop().await;
+}
+
 #[tokio::test]
 async fn a_missing_right_is_told_from_a_lost_token() {
     let bao = with_secret().await;

@@ -8,8 +8,8 @@ use axum::Router;
 use axum::extract::Json;
 use axum::routing::post;
 use portreeve::model::{KvVersion, ProblemKind};
-use portreeve::sources::vault::{SecretId, VaultAuth};
 use serde_json::{Value, json};
+use portreeve::sources::vault::{SecretId, VaultAuth, VaultStatus};
 
 use super::bao::Bao;
 use super::rig::{Rig, kv, self_signed};
@@ -29,7 +29,7 @@ async fn store(bao: &Bao, name: &str) {
         .await;
 }
 
-fn wrapped(role_id: &str, file: &Path) -> VaultAuth {
+pub fn wrapped(role_id: &str, file: &Path) -> VaultAuth {
     VaultAuth::AppRole {
         mount: "approle".to_owned(),
         role_id: role_id.to_owned(),
@@ -38,7 +38,7 @@ fn wrapped(role_id: &str, file: &Path) -> VaultAuth {
 }
 
 /// A wrapping token of what `path` answers.
-async fn wrap(bao: &Bao, path: &str) -> String {
+pub async fn wrap(bao: &Bao, path: &str) -> String {
     let answer = bao.write_wrapped(path, "120s").await;
     answer["wrap_info"]["token"].as_str().unwrap().to_owned()
 }
@@ -82,6 +82,88 @@ async fn a_wrapped_secret_id_is_unwrapped_once() {
     std::fs::write(&file, next).unwrap();
     rig.material().await;
     rig.stop().await;
+}
+
+/// Its end is told with what the answer in the wrapping says: the policy gives no right to ask. A successor is unwrapped while
+/// its wrapping token is good, though the next login is an hour away.
+#[tokio::test]
+async fn a_wrapped_secret_id_is_told_before_it_ends_and_its_successor_unwrapped_at_once() {
+    let bao = with_secret().await;
+    let lives = |ttl: &str| {
+        json!({
+            "token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "1h", "secret_id_ttl": ttl,
+        })
+    };
+    let (role_id, _) = bao.app_role(lives("30s")).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("wrapped");
+    let secret_id = "auth/approle/role/edge/secret-id";
+    let before = now();
+    std::fs::write(&file, wrap(&bao, secret_id).await).unwrap();
+    let after = now();
+    let mut rig = Rig::start(&bao.address, wrapped(&role_id, &file), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
+    rig.material().await;
+    let status = until(&rig, "its end", |status| status.secret_id_expires.is_some()).await;
+    let end = status.secret_id_expires.unwrap();
+    assert!((before + 30..=after + 30).contains(&end), "{end}");
+    let status = until(&rig, "the warning", |status| !status.ending.is_empty()).await;
+    let [warning] = status.ending.as_slice() else {
+        panic!("{status:?}");
+    };
+    assert!(
+        warning.message.contains("the secret id that came wrapped in") && warning.message.contains("nobody"),
+        "{warning}"
+    );
+    assert!(warning.fix.as_ref().unwrap().contains("it is unwrapped at once"));
+
+    // Somebody else's puts nothing in its place, and costs neither the token nor what is known.
+    let swapped = wrap(&bao, "auth/token/create").await;
+    std::fs::write(&file, swapped).unwrap();
+    let status = until(&rig, "the refusal", |status| status.wrapping.is_some()).await;
+    assert!(status.wrapping.unwrap().message.contains("auth/token/create"));
+    assert_eq!(status.secret_id_expires, Some(end));
+
+    bao.write("auth/approle/role/edge", lives("1h")).await;
+    let next = wrap(&bao, secret_id).await;
+    std::fs::write(&file, &next).unwrap();
+    let status = until(&rig, "its successor", |status| {
+        status.ending.is_empty() && status.wrapping.is_none()
+    })
+    .await;
+    let later = status.secret_id_expires.unwrap();
+    assert!(later - end > 3000, "{later} after {end}");
+    assert_eq!(status.logins, 1, "the token is good for an hour");
+    let (status, _) = bao.send_as(&next, "POST", "sys/wrapping/unwrap", None).await;
+    assert_ne!(status, 200, "it is used up");
+    // With it the next login is done.
+    bao.write("sys/leases/revoke-prefix/auth/approle", json!({}))
+        .await;
+    store(&bao, "two.example").await;
+    assert_eq!(rig.material().await.names[0].as_ref(), "two.example");
+    assert_eq!(rig.vault.status().logins, 2);
+    rig.stop().await;
+}
+
+fn now() -> i64 {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+    since.as_secs() as i64
+}
+
+/// Until this is so of the connection.
+pub async fn until(rig: &Rig, what: &str, expected: impl Fn(&VaultStatus) -> bool) -> VaultStatus {
+    let found = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let status = rig.vault.status();
+            if expected(&status) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    found
+        .await
+        .unwrap_or_else(|_| panic!("not {what}: {:?}", rig.vault.status()))
 }
 
 #[tokio::test]

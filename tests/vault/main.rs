@@ -5,12 +5,14 @@
     reason = "a test that cannot set up its world has failed"
 )]
 
+mod ahead;
 mod auth;
 mod aws;
 mod bao;
 mod client_ca;
 mod contract;
 mod files;
+mod gate;
 mod kv;
 mod logins;
 mod namespaces;

@@ -115,6 +115,24 @@ impl Rig {
         }
     }
 
+    /// The same, where pauses have grown.
+    pub async fn eventually_within(&mut self, limit: Duration) -> Arc<CertificateMaterial> {
+        let material = async {
+            loop {
+                match self.updates.recv().await.expect("the watcher runs") {
+                    Observation::Certificate(update) => {
+                        if let Ok(material) = update.result {
+                            return material;
+                        }
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let found = tokio::time::timeout(limit, material).await;
+        found.expect("material in time")
+    }
+
     pub async fn silence(&mut self, time: Duration) {
         if let Ok(update) = tokio::time::timeout(time, self.updates.recv()).await {
             panic!("unexpected: {update:?}");

@@ -14,6 +14,7 @@ use super::login;
 use super::session::{Doubt, TokenState, VaultSession};
 use super::settings::{SettingsError, VaultAuth, VaultSettings};
 use super::transport::{Call, Transport};
+use super::wrapped::SecretIds;
 
 /// How long a request waits for the first token or for one that replaces a rejected one: a login is one request.
 const TOKEN_WAIT: Duration = Duration::from_secs(15);
@@ -35,8 +36,8 @@ pub(super) struct Shared {
     pub(super) freshness: VaultFreshness,
     /// Set once something was handed out that ends with the token: then the token is not revoked on the way out.
     pub(super) token_carries_leases: std::sync::atomic::AtomicBool,
-    /// What a wrapped secret id turned out to be.
-    pub(super) unwrapped: tokio::sync::Mutex<Option<super::wrapped::Unwrapped>>,
+    /// What wrapped secret ids turned out to be.
+    pub(super) secret_ids: watch::Sender<SecretIds>,
     /// One probe at a time, whoever waits: a hundred certificates must not knock a hundred times.
     probe: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -48,7 +49,7 @@ impl VaultClient {
             transport: Transport::new(&settings)?,
             freshness: VaultFreshness::default(),
             token_carries_leases: false.into(),
-            unwrapped: tokio::sync::Mutex::default(),
+            secret_ids: watch::Sender::default(),
             probe: tokio::sync::Mutex::default(),
         });
         let credential = match &settings.auth {

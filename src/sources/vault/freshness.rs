@@ -18,16 +18,23 @@ pub struct VaultStatus {
     pub problem: Option<Problem>,
     /// Why Vault serves nobody, as its health tells. Part of `problem` in every copy that is handed out.
     pub outage: Option<Problem>,
+    /// Why the wrapping token that came last gives no secret id: logins are done with the one of before. The token and the
+    /// logins are told of in `problem`.
+    pub wrapping: Option<Problem>,
     /// When Vault last answered a request of ours as asked.
     pub last_success: Option<i64>,
     /// None: there is no token, it does not end, or nobody may look it up.
     pub token_expires: Option<i64>,
     /// None: there is no client certificate.
     pub client_certificate_expires: Option<i64>,
+    /// None: the agent does not log in with a JWT, or it has no end.
+    pub login_identity_expires: Option<i64>,
+    /// None: there is none, it has no end, or it came as it is: its end is then known to those alone who may look it up.
+    pub secret_id_expires: Option<i64>,
     /// A token that works now and ends soon, and nobody but its giver can renew it.
     pub warning: Option<Problem>,
-    /// The same of the client certificate; it may have ended, too.
-    pub certificate_warning: Option<Problem>,
+    /// The same of what the agent shows and somebody else has to replace: each may have ended, too.
+    pub ending: Vec<Problem>,
     /// Rules that the token's policy lacks and that something is done without, by their path.
     pub lacking: BTreeMap<Arc<str>, Problem>,
     pub requests: u64,
@@ -42,11 +49,14 @@ impl VaultStatus {
         self.problem.is_none() && self.last_success.is_some()
     }
 
-    /// The worst that there is to say.
-    pub fn note(&self) -> Option<&Problem> {
-        let lacking = || self.lacking.values().next();
-        let ending = self.warning.as_ref().or(self.certificate_warning.as_ref());
-        self.problem.as_ref().or(ending).or_else(lacking)
+    /// All that there is to say, the worst first.
+    pub fn notes(&self) -> impl Iterator<Item = &Problem> {
+        let ending = self.warning.iter().chain(&self.ending);
+        self.problem
+            .iter()
+            .chain(&self.wrapping)
+            .chain(ending)
+            .chain(self.lacking.values())
     }
 }
 
@@ -83,5 +93,39 @@ pub fn timestamp(seconds: i64) -> String {
             humantime::format_rfc3339_seconds(time).to_string()
         }
         _ => format!("second {seconds} of the Unix epoch"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ProblemKind;
+
+    #[test]
+    fn no_note_hides_another() {
+        let problem = |said: &str| Problem::new(ProblemKind::Forbidden, said);
+        let mut status = VaultStatus::default();
+        assert_eq!(status.notes().count(), 0);
+        status.wrapping = Some(problem("no secret id"));
+        status.warning = Some(problem("the token ends"));
+        status.ending = vec![problem("the certificate ends"), problem("the identity ends")];
+        for path in ["a", "b"] {
+            let lacks = problem(&format!("the policy lacks {path}"));
+            status.lacking.insert(path.into(), lacks);
+        }
+        status.problem = Some(problem("no token"));
+        let said: Vec<&str> = status.notes().map(|note| &*note.message).collect();
+        assert_eq!(
+            said,
+            [
+                "no token",
+                "no secret id",
+                "the token ends",
+                "the certificate ends",
+                "the identity ends",
+                "the policy lacks a",
+                "the policy lacks b"
+            ]
+        );
     }
 }

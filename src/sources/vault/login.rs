@@ -89,7 +89,7 @@ pub(super) async fn obtain(shared: &Shared, auth: &VaultAuth) -> Result<Received
             let secret_id = match secret_id {
                 SecretId::Value(value) => value.clone(),
                 SecretId::File(path) => Arc::new(credential::read(shared, "secret_id", path).await?),
-                SecretId::Wrapped(path) => wrapped::secret_id(shared, mount, path).await?,
+                SecretId::Wrapped(path) => wrapped::for_login(shared, mount, path).await?,
             };
             let request = LoginWithApproleRequest {
                 mount: mount.clone(),

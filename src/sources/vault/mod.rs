@@ -9,6 +9,7 @@
 //! bound on bodies, follows no standby, retries nothing, turns a deleted KV v2 version into an opaque error and
 //! reads `VAULT_SKIP_VERIFY=""` as "skip"; and its answers print secrets when debugged.
 
+mod ahead;
 mod answer;
 mod authorities;
 mod aws;
@@ -17,9 +18,9 @@ mod client;
 mod clients;
 mod credential;
 mod detect;
+mod ends;
 mod fault;
 mod freshness;
-mod identity_end;
 mod kv;
 mod login;
 mod pki;

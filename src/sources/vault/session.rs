@@ -1,7 +1,7 @@
 //! The life of the one token: got, renewed, replaced before it ends or when Vault no longer knows it, and given
 //! back on the way out. Watches see the newest through a `watch` channel.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,19 +9,18 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::Ahead;
 use super::backoff::{Pause, Pauses, jitter};
 use super::client::Shared;
+use super::credential::Stamp;
+use super::ends::Ends;
 use super::fault::{Reason, VaultFault};
 use super::freshness::{timestamp, unix_now};
 use super::login::{self, Received};
 use super::schedule::{Step, TokenLife, after_renewal, first_step};
 use super::settings::VaultAuth;
-use super::tls::{self, FileStamp};
 use super::watch_health::watch_health;
 use crate::model::{Problem, ProblemKind, Redacted};
-
-/// How often a credential file is looked at: one `stat` of a local file.
-const FILE_POLL: Duration = Duration::from_secs(1);
 
 /// How long a token that cannot look itself up is taken as good after it was received, and how often it is asked
 /// about. Keeps a 403 of a policy from becoming a login per request.
@@ -92,9 +91,13 @@ impl VaultSession {
     /// Returns when cancelled, after giving back a token that it logged in for.
     pub async fn run(self, cancel: CancellationToken) {
         let shared = self.shared.clone();
+        let ends = Ends::of(&self.auth);
+        let ahead = Ahead::of(&self.auth);
+        // Beside the token's life: what hangs here holds up neither a renewal nor the way out.
         tokio::select! {
             () = self.keep(cancel) => {}
-            never = watch_health(&shared) => match never {},
+            never = watch_health(&shared, ends) => match never {},
+            never = ahead.keep(&shared) => match never {},
         }
     }
 
@@ -415,48 +418,5 @@ impl Timer {
             Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
         }
-    }
-}
-
-/// Identity of a credential file's content, without reading it.
-struct Stamp {
-    path: Option<std::path::PathBuf>,
-    seen: FileStamp,
-}
-
-impl Stamp {
-    async fn of(path: Option<&Path>) -> Self {
-        let seen = match path {
-            Some(path) => Self::look(path).await,
-            None => None,
-        };
-        Self {
-            path: path.map(Path::to_owned),
-            seen,
-        }
-    }
-
-    async fn changed(&self) -> bool {
-        match &self.path {
-            Some(path) => Self::look(path).await != self.seen,
-            None => false,
-        }
-    }
-
-    async fn wait_for_change(&self) {
-        loop {
-            tokio::time::sleep(FILE_POLL).await;
-            if self.changed().await {
-                return;
-            }
-        }
-    }
-
-    async fn look(path: &Path) -> FileStamp {
-        let path = path.to_owned();
-        tokio::task::spawn_blocking(move || tls::stamp(&path))
-            .await
-            .ok()
-            .flatten()
     }
 }

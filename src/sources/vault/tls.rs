@@ -1,7 +1,6 @@
 //! Builds the HTTP clients: whom to trust, which name to expect, and over which socket.
 
 use std::net::IpAddr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +10,8 @@ use zeroize::Zeroizing;
 
 use super::settings::{FileError, SettingsError, VaultSettings};
 use crate::sources::bounded_file;
+use crate::sources::life::Life;
+use crate::sources::stamp::{Stamp, stamp_of};
 
 /// What one client connects to.
 pub(super) enum Route<'a> {
@@ -24,7 +25,7 @@ pub(super) struct Trust {
     authorities: Vec<Certificate>,
     only_these: bool,
     identity: Option<Identity>,
-    identity_life: Option<Range<i64>>,
+    identity_life: Option<Life>,
     server_name: Option<String>,
     skip_verify: bool,
     timeouts: super::VaultTimeouts,
@@ -65,9 +66,9 @@ impl Trust {
         })
     }
 
-    /// From when to when the client certificate holds, in Unix seconds.
-    pub(super) fn identity_life(&self) -> Option<Range<i64>> {
-        self.identity_life.clone()
+    /// Of the client certificate.
+    pub(super) fn identity_life(&self) -> Option<Life> {
+        self.identity_life
     }
 
     pub(super) fn server_name(&self) -> Option<&str> {
@@ -159,22 +160,23 @@ fn identity(settings: &VaultSettings) -> Result<Option<Identity>, SettingsError>
 }
 
 /// Of the first certificate of a PEM file.
-fn life_of(path: &Path) -> Option<Range<i64>> {
+fn life_of(path: &Path) -> Option<Life> {
     let text = std::fs::read(path).ok()?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(&text).ok()?;
     let certificate = pem.parse_x509().ok()?;
     let validity = certificate.validity();
-    Some(validity.not_before.timestamp()..validity.not_after.timestamp())
+    Some(Life {
+        start: validity.not_before.timestamp(),
+        end: validity.not_after.timestamp(),
+    })
 }
 
 /// Identity of a file's content, without reading it: inode, size, time. None: it is not there.
-pub(super) type FileStamp = Option<(u64, u64, i64, i64)>;
+pub(super) type FileStamp = Option<Stamp>;
 
-/// A rename brings another inode, a rewrite another time or size; a symlink is followed.
+/// None: there is none. A symlink is followed.
 pub(super) fn stamp(path: &Path) -> FileStamp {
-    use std::os::unix::fs::MetadataExt;
-    let data = std::fs::metadata(path).ok()?;
-    Some((data.ino(), data.size(), data.mtime(), data.mtime_nsec()))
+    Some(stamp_of(&std::fs::metadata(path).ok()?))
 }
 
 /// Of every file that the clients are made from.

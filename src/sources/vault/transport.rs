@@ -1,6 +1,5 @@
 //! Sends one request and reads one answer: addresses, headers, one redirect, short retries, bounds.
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use super::clients::{Clients, Made};
 use super::fault::{Reason, VaultFault};
 use super::settings::{SettingsError, VaultSettings};
 use crate::model::Redacted;
+use crate::sources::life::Life;
 
 /// As Go's client: two more tries.
 const RETRIES: u32 = 2;
@@ -170,8 +170,8 @@ impl Transport {
         self.clients.reread();
     }
 
-    /// The client certificate's file, and from when to when it holds, in Unix seconds.
-    pub(super) fn identity(&self) -> Option<(&Path, Range<i64>)> {
+    /// The client certificate's file, and how long it holds.
+    pub(super) fn identity(&self) -> Option<(&Path, Life)> {
         let life = self.clients.current().trust.identity_life()?;
         Some((self.clients.client_certificate()?, life))
     }

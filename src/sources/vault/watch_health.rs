@@ -1,21 +1,22 @@
 //! Looks at Vault now and then, so that status tells of an outage before a request meets it: an agent whose certificates
-//! are fresh may ask for nothing for days. The end of its own client certificate is looked at on the way.
+//! are fresh may ask for nothing for days. The ends of what it shows are looked at on the way.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
 use super::client::Shared;
+use super::ends::Ends;
 use super::fault::{Reason, VaultFault};
 use crate::sources::retry::jittered;
 
 /// `sys/health` costs Vault next to nothing, needs no token and counts against no quota.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-pub(super) async fn watch_health(shared: &Shared) -> Infallible {
+pub(super) async fn watch_health(shared: &Shared, mut ends: Ends) -> Infallible {
     let mut told: Option<VaultFault> = None;
     let mut missed = false;
     loop {
-        shared.note_identity();
+        ends.note(shared).await;
         tokio::time::sleep(jittered(LOOK_EVERY)).await;
         let mut outage = shared.outage().await;
         // One probe may be lost on a busy machine. What Vault itself says is not doubted.
