@@ -39,6 +39,14 @@ pub(super) fn schema() -> BlockSchema {
         "The name that mesh gateways are registered under; used for targets in another datacenter, where Consul's config entries say so.",
     )
     .attribute(
+        "port",
+        Type::Name,
+        None,
+        "\"admin\"",
+        "A named port of the service (Consul Enterprise 2.0 and newer). Its sidecars are asked for it, and the discovery chain is \
+         not followed: Consul does so for the default port alone. Left out: the default port.",
+    )
+    .attribute(
         "namespace",
         Type::Name,
         None,
@@ -110,6 +118,26 @@ pub(super) fn decode(
             .fix("take one of the two away"),
         );
     }
+    for (other, why) in [
+        (
+            "sidecar",
+            "the gateway's own sidecar is asked for default ports alone",
+        ),
+        ("datacenter", "Consul's mesh gateways know the default port alone"),
+        (
+            "mesh_gateway",
+            "Consul's mesh gateways know the default port alone",
+        ),
+    ] {
+        if connect.has("port") && connect.has(other) {
+            decoder.problems.push(
+                Diagnostic::error(Code::Conflict, format!("`port` and `{other}` exclude each other"))
+                    .at(connect.origin_of("port"))
+                    .because(why)
+                    .fix(format!("take `port` or `{other}` away")),
+            );
+        }
+    }
     if through_sidecar {
         return UpstreamSource::Sidecar {
             query: ServiceQuery {
@@ -134,6 +162,7 @@ pub(super) fn decode(
         mesh_gateway: connect
             .string("mesh_gateway")
             .unwrap_or_else(|| "mesh-gateway".into()),
+        port: connect.string("port"),
         protocol: upstream.has("protocol").then_some(said.protocol),
         load_balancer: upstream.has("load_balancer").then_some(said.load_balancer),
         connect_timeout: upstream.has("connect_timeout").then_some(said.connect_timeout),

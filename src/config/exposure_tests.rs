@@ -25,6 +25,7 @@ fn instance(id: &str, created: u64, tags: &[&str]) -> Instance {
         address: "10.0.0.1".into(),
         port: 80,
         ports: BTreeMap::new(),
+        tells_ports_apart: false,
         health: Health::Critical,
         weights: Weights::default(),
         tags: tags.iter().map(|tag| Arc::from(*tag)).collect(),

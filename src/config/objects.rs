@@ -401,6 +401,8 @@ pub struct ConnectSource {
     pub query: ChainQuery,
     /// The name that mesh gateways are registered under.
     pub mesh_gateway: Arc<str>,
+    /// A named port, dialed past the discovery chain (Consul Enterprise 2.0 and newer).
+    pub port: Option<Arc<str>>,
     /// Set by the document over what the discovery chain says.
     pub protocol: Option<UpstreamProtocol>,
     pub load_balancer: Option<LoadBalancer>,

@@ -148,6 +148,8 @@ pub struct MeshTls {
     pub peer: Arc<str>,
     /// Only where the destination says that it speaks HTTP/2: a proxy of plain TCP may offer it and not understand it.
     pub http2: bool,
+    /// The named port that the other side is asked for.
+    pub port: Option<Arc<str>>,
 }
 
 /// One address that serves.

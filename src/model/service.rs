@@ -143,6 +143,9 @@ pub struct Instance {
     /// Named ports (Consul 1.22 and newer).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<Arc<str>, u16>,
+    /// A sidecar's: it can be asked for each of them (Consul Enterprise 2.0 and newer). Others know the default port alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tells_ports_apart: bool,
     pub health: Health,
     pub weights: Weights,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

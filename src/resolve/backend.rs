@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::chain::{Choice, Choices, Leg, choices_of, targets_behind, whole_weights};
 use super::destination::interests_of;
 use super::mesh::{chain_of, is_ready, members, resolver_of};
+use super::named_port::target_of_port;
 use super::{Destination, cluster_name, resolve_target};
 use crate::config::{Backend, BackendTarget, ConnectSource, ObjectKind, RouteRef, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic};
-use crate::ir::{ChainSettings, Unavailable, WeightedCluster};
+use crate::ir::{Unavailable, WeightedCluster};
 use crate::model::Problem;
 use crate::model::mesh::{Chain, ChainProtocol, Interest};
 use crate::snapshot::Snapshot;
@@ -142,15 +143,32 @@ impl<'a> Backends<'a> {
             let problem = identity.leaf.problem.as_ref().or(identity.roots.problem.as_ref());
             return Err(self.mesh_problem(route, backend, problem));
         }
-        let mut choices = choices_of(chain, name).map_err(|reason| {
+        let walked = match &source.port {
+            None => choices_of(chain, name).map_err(|reason| {
+                let fix = "simplify the service's config entries: `consul config list -kind service-splitter`";
+                (reason, fix.to_owned())
+            }),
+            Some(port) => match target_of_port(chain, &source.query, port) {
+                Some((target, _)) => Ok(vec![Choice::whole(Destination::Mesh {
+                    upstream: name.clone(),
+                    target,
+                })]),
+                None => Err((
+                    format!(
+                        "a named port is dialed past the discovery chain, and that of {:?} leads to other services only",
+                        chain.service
+                    ),
+                    "name the service that it leads to in `connect { service = ... }`, with its namespace and partition; or leave `port` out".to_owned(),
+                )),
+            },
+        };
+        let mut choices = walked.map_err(|(reason, fix)| {
             self.diagnostics.push(
                 Diagnostic::error(Code::NotExpressible, reason)
                     .at(backend.origin.clone())
                     .about(route.kind().as_str(), route.name())
                     .because(without(route))
-                    .fix(
-                        "simplify the service's config entries: `consul config list -kind service-splitter`",
-                    ),
+                    .fix(fix),
             );
             Unavailable::NotExpressible
         })?;
@@ -268,12 +286,7 @@ impl<'a> Backends<'a> {
 pub(super) fn choices<'a>(backend: &Backend, how: Usable<'a>) -> Choices<'a> {
     let mut all = match how {
         Usable::Mesh(choices) => choices,
-        Usable::Plain(_) => vec![Choice {
-            route: None,
-            legs: vec![Leg::whole(Destination::Backend(backend.target.clone()))],
-            left_out: None,
-            settings: ChainSettings::default(),
-        }],
+        Usable::Plain(_) => vec![Choice::whole(Destination::Backend(backend.target.clone()))],
     };
     for leg in all.iter_mut().flat_map(|choice| &mut choice.legs) {
         leg.policies = backend.policies.clone();

@@ -29,6 +29,18 @@ pub(super) struct Choice<'a> {
     pub(super) settings: ChainSettings,
 }
 
+impl Choice<'_> {
+    /// All of the share to one destination, whatever the request.
+    pub(super) fn whole(destination: Destination) -> Self {
+        Self {
+            route: None,
+            legs: vec![Leg::whole(destination)],
+            left_out: None,
+            settings: ChainSettings::default(),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Leg {
     pub(super) destination: Destination,

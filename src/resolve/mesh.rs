@@ -1,6 +1,7 @@
 //! Destinations in the mesh: one cluster for each target of a discovery chain, with the certificate that the other side
 //! must show, and the sidecars in front of its instances.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use super::cluster::{LEFT_OUT_SHOWN, endpoint, origins};
 use super::destination::{Destination, cluster_name, connect_source};
 use super::intention::{denies_all, intention_diagnostic, verdict};
 use super::matching::Request;
+use super::named_port::{fix_for_none, may_be_asked, target_of_port};
 use crate::config::{BackendTarget, ConnectSource};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::ir::{Cluster, ClusterSource, Endpoint, MeshTls};
@@ -24,7 +26,7 @@ use crate::snapshot::Snapshot;
 struct Target<'a> {
     source: &'a ConnectSource,
     chain: &'a Chain,
-    target: &'a ChainTarget,
+    target: Cow<'a, ChainTarget>,
 }
 
 pub(super) fn chain_of<'a>(snapshot: &'a Snapshot, source: &ConnectSource) -> Option<&'a Arc<Chain>> {
@@ -34,7 +36,13 @@ pub(super) fn chain_of<'a>(snapshot: &'a Snapshot, source: &ConnectSource) -> Op
 fn find<'a>(snapshot: &'a Snapshot, upstream: &str, target: &str) -> Option<Target<'a>> {
     let source = connect_source(&snapshot.config, upstream)?;
     let chain = chain_of(snapshot, source)?;
-    let target = chain.targets.get(target)?;
+    let target = match &source.port {
+        Some(port) => {
+            let (id, own) = target_of_port(chain, &source.query, port)?;
+            Cow::Owned((*id == *target).then_some(own)?)
+        }
+        None => Cow::Borrowed(chain.targets.get(target)?),
+    };
     Some(Target {
         source,
         chain,
@@ -98,7 +106,7 @@ pub(super) fn is_ready(snapshot: &Snapshot, upstream: &str, target: &str) -> boo
 
 impl Target<'_> {
     fn scoped(&self, lookup: Lookup) -> ServiceQuery {
-        let target = self.target;
+        let target = &self.target;
         ServiceQuery {
             lookup,
             name: target.service.clone(),
@@ -249,10 +257,11 @@ pub(super) fn target_cluster(
         source: ClusterSource::Discovered,
         tls: Some(MeshTls {
             sni: found.target.sni.clone(),
-            peer: spiffe_id(&roots.trust_domain, found.target),
+            peer: spiffe_id(&roots.trust_domain, &found.target),
             // Where the document says HTTP/2 of a service that is plain TCP to Consul, its proxy passes bytes on and is asked
             // for nothing. Envoy names what it is about to speak all the same, which such a proxy lets pass.
             http2: http2 && matches!(found.chain.protocol, ChainProtocol::Http2 | ChainProtocol::Grpc),
+            port: found.source.port.clone(),
         }),
         options,
         balancer,
@@ -371,7 +380,11 @@ pub(super) fn endpoints(
         if weight == 0 {
             continue;
         }
-        match endpoint(sidecar, None, weight) {
+        let asked = match &found.source.port {
+            Some(port) => may_be_asked(port, sidecar, application),
+            None => Ok(()),
+        };
+        match asked.and_then(|()| endpoint(sidecar, None, weight)) {
             Ok(endpoint) => endpoints.push(endpoint),
             Err((why, fix)) => {
                 unusable += 1;
@@ -417,7 +430,10 @@ pub(super) fn endpoints(
             .because(format!(
                 "requests to it answer 503: {unusable} are left out, for the reasons told beside"
             ))
-            .fix("register them with an IP address and a port")
+            .fix(match &found.source.port {
+                Some(port) => fix_for_none(port, applications.and_then(|known| known.value.as_deref()).unwrap_or_default()),
+                None => "register them with an IP address and a port".to_owned(),
+            })
         } else {
             Diagnostic::warning(
                 Code::NoHealthyInstance,

@@ -15,6 +15,7 @@ mod intention;
 mod listener;
 mod matching;
 mod mesh;
+mod named_port;
 mod policies;
 mod ports;
 mod redirect;

@@ -58,10 +58,11 @@ pub(super) fn mesh_tls(tls: &MeshTls) -> TransportSocket {
             validation_context_type: Some(
                 common_tls_context::ValidationContextType::CombinedValidationContext(validation),
             ),
-            alpn_protocols: if tls.http2 {
-                vec!["h2".to_owned()]
-            } else {
-                Vec::new()
+            alpn_protocols: match &tls.port {
+                // In place of the protocol's own name, as Consul's proxies do it: what is spoken is known beforehand.
+                Some(port) => vec![format!("consul~{port}")],
+                None if tls.http2 => vec!["h2".to_owned()],
+                None => Vec::new(),
             },
             ..CommonTlsContext::default()
         }),

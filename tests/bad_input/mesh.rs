@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use portreeve::diagnostics::Code::{self, *};
-use portreeve::model::http::HeaderEdits;
 use portreeve::model::mesh::{
-    Chain, ChainMatch, ChainNode, ChainPath, ChainProtocol, ChainQuery, ChainRoute, Intention,
-    IntentionQuery, IntentionRule, Interest,
+    Chain, ChainNode, ChainPath, ChainProtocol, ChainQuery, Intention, IntentionQuery, IntentionRule,
+    Interest,
 };
 use portreeve::model::{
     ChainUpdate, Health, IntentionUpdate, Lookup, MeshUpdate, Observation, Problem, ProblemKind, ServiceQuery,
@@ -25,6 +24,21 @@ fn meshed() -> String {
 
 fn through_sidecar(how: &str) -> String {
     meshed().replacen("  connect {}\n", &format!("  connect {{\n    {how}\n  }}\n"), 1)
+}
+
+fn named_port(more: &str) -> String {
+    through_sidecar(&format!("port = \"admin\"\n    {more}"))
+}
+
+/// An instance with a port of this name, and its sidecar.
+fn a_sidecar_before(snapshot: &mut Snapshot, port: &str, tells_ports_apart: bool) {
+    let mut behind = world::instance("orders", 1, "10.0.0.1", Health::Passing);
+    behind.ports = [(Arc::from(port), 9000)].into();
+    let mut sidecar = world::instance("orders-proxy", 1, "10.0.0.1", Health::Passing);
+    sidecar.destination = Some(behind.id.clone());
+    sidecar.tells_ports_apart = tells_ports_apart;
+    world::answer_service(snapshot, &ServiceQuery::named("orders"), vec![behind]);
+    world::answer_service(snapshot, &dialed(), vec![sidecar]);
 }
 
 fn rewritten() -> String {
@@ -221,6 +235,45 @@ pub fn all() -> Vec<Case> {
             Stays::LastGood,
         ),
         Case::new(
+            "a named port of a mesh service that none of its instances has",
+            named_port(""),
+            &[UnusableInstance, UnusableInstance],
+            Stays::ApiWithoutAddress,
+        )
+        .then(|snapshot| a_sidecar_before(snapshot, "http", true)),
+        Case::new(
+            "a named port of the mesh at a Consul that does not tell ports apart",
+            named_port(""),
+            &[UnusableInstance, UnusableInstance],
+            Stays::ApiWithoutAddress,
+        )
+        .then(|snapshot| a_sidecar_before(snapshot, "admin", false)),
+        Case::new(
+            "a named port of a mesh service whose discovery chain leads to another",
+            named_port(""),
+            &[NotExpressible],
+            Stays::ApiAnswers503("not-expressible"),
+        )
+        .then(|snapshot| {
+            let mut chain = Chain::plain(&query());
+            for target in chain.targets.values_mut() {
+                target.service = "new-orders".into();
+            }
+            chain_is(snapshot, chain);
+        }),
+        Case::new(
+            "a named port of a mesh service in another datacenter",
+            named_port("datacenter = \"dc2\""),
+            &[Conflict],
+            Stays::LastGood,
+        ),
+        Case::new(
+            "a named port of the mesh and the gateway's own sidecar at once",
+            named_port("sidecar = true"),
+            &[Conflict],
+            Stays::LastGood,
+        ),
+        Case::new(
             "every service at once as an upstream in the mesh",
             format!("{SHOP}\nupstream \"orders\" {{\n  connect {{ service = \"*\" }}\n}}\n"),
             &[InvalidValue],
@@ -283,22 +336,7 @@ fn intention_is(snapshot: &mut Snapshot, rule: IntentionRule, by: Option<&str>) 
 /// A service router in front of the plain chain.
 fn routed_by(regex: &str) -> Chain {
     let plain = Chain::plain(&query());
-    let route = ChainRoute {
-        matching: ChainMatch {
-            path: ChainPath::Regex(regex.into()),
-            case_insensitive: false,
-            methods: Vec::new(),
-            headers: Vec::new(),
-            query: Vec::new(),
-        },
-        next: plain.start.clone(),
-        prefix_rewrite: None,
-        timeout: None,
-        idle_timeout: None,
-        retry: None,
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-    };
+    let route = world::plain_route(ChainPath::Regex(regex.into()), &plain.start);
     let start: Arc<str> = "router:orders.default".into();
     let mut nodes: BTreeMap<Arc<str>, ChainNode> = plain.nodes.clone();
     nodes.insert(start.clone(), ChainNode::Router(vec![route]));

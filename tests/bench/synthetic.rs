@@ -149,6 +149,7 @@ pub fn answer(service: &str, instances: usize, edition: usize) -> Observation {
         address: format!("10.0.{}.{}", number / 250, number % 250 + 1).into(),
         port: 8000 + if number == 0 { edition % 1000 } else { 0 } as u16,
         ports: BTreeMap::new(),
+        tells_ports_apart: false,
         health: Health::Passing,
         weights: Weights::default(),
         tags: Vec::new(),

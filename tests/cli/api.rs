@@ -150,6 +150,7 @@ fn instance(id: &str, health: Health) -> Instance {
         address: "10.0.0.1".into(),
         port: 80,
         ports: BTreeMap::new(),
+        tells_ports_apart: false,
         health,
         weights: Weights::default(),
         tags: Vec::new(),

@@ -18,6 +18,8 @@ mod documents;
 mod event_stream;
 mod leader;
 mod mesh;
+mod mesh_roots;
+mod named_ports;
 mod newer;
 mod nomad_rights;
 mod refusals;

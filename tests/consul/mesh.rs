@@ -18,14 +18,14 @@ use crate::answering::{Answer, AnsweringServer};
 use crate::server::{Running, quick};
 use crate::world;
 
-const CHAIN: &str = "/v1/discovery-chain/web";
-const MATCH: &str = "/v1/connect/intentions/match";
-const CHECK: &str = "/v1/connect/intentions/check";
-const LEAF: &str = "/v1/agent/connect/ca/leaf/edge-gw";
-const ROOTS: &str = "/v1/agent/connect/ca/roots";
-const SIDECARS: &str = "/v1/health/connect/web";
+pub const CHAIN: &str = "/v1/discovery-chain/web";
+pub const MATCH: &str = "/v1/connect/intentions/match";
+pub const CHECK: &str = "/v1/connect/intentions/check";
+pub const LEAF: &str = "/v1/agent/connect/ca/leaf/edge-gw";
+pub const ROOTS: &str = "/v1/agent/connect/ca/roots";
+pub const SIDECARS: &str = "/v1/health/connect/web";
 
-fn client(server: &AnsweringServer) -> ConsulClient {
+pub fn client(server: &AnsweringServer) -> ConsulClient {
     let address = ApiAddress::parse(Product::Consul, &server.address, false).unwrap();
     ConsulClient::new(&ConsulSettings {
         address,
@@ -36,7 +36,7 @@ fn client(server: &AnsweringServer) -> ConsulClient {
 }
 
 /// A member of the mesh that watches these.
-fn watching(
+pub fn watching(
     server: &AnsweringServer,
     timing: WatchTiming,
     interests: impl IntoIterator<Item = Interest>,
@@ -51,7 +51,7 @@ fn watching(
 }
 
 /// What is wanted, all of it from the beginning.
-fn wishes<T: Ord + Clone>(all: impl IntoIterator<Item = T>) -> OrdMap<T, u64> {
+pub fn wishes<T: Ord + Clone>(all: impl IntoIterator<Item = T>) -> OrdMap<T, u64> {
     all.into_iter().map(|one| (one, 0u64)).collect()
 }
 

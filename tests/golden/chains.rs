@@ -7,8 +7,8 @@ use std::time::Duration;
 use portreeve::envoy::{ResourceKind, ResourceSet, render, render_resource};
 use portreeve::model::http::{HeaderEdits, TextMatch, ValueMatch};
 use portreeve::model::mesh::{
-    BalancerPolicy, Chain, ChainBalancer, ChainMatch, ChainNode, ChainPath, ChainProtocol, ChainQuery,
-    ChainResolver, ChainRetry, ChainRoute, ChainSplit, ChainTarget, HashOn, HashPolicy,
+    BalancerPolicy, Chain, ChainBalancer, ChainNode, ChainPath, ChainProtocol, ChainQuery, ChainResolver,
+    ChainRetry, ChainRoute, ChainSplit, ChainTarget, HashOn, HashPolicy,
 };
 use portreeve::translate::Compiler;
 use serde_json::{Value, json};
@@ -148,22 +148,6 @@ fn elaborate() -> Chain {
         request_headers,
         response_headers: HeaderEdits::default(),
     };
-    let route = |path, next: &str| ChainRoute {
-        matching: ChainMatch {
-            path,
-            case_insensitive: false,
-            methods: Vec::new(),
-            headers: Vec::new(),
-            query: Vec::new(),
-        },
-        next: next.into(),
-        prefix_rewrite: None,
-        timeout: None,
-        idle_timeout: None,
-        retry: None,
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-    };
     let slow = ChainRoute {
         prefix_rewrite: Some("/v1/".into()),
         timeout: seconds(3),
@@ -175,9 +159,9 @@ fn elaborate() -> Chain {
         }),
         request_headers: edits(&[("x-from", "100%%edge")], &[("x-via", "router")], &["x-secret"]),
         response_headers: edits(&[], &[], &["x-internal"]),
-        ..route(ChainPath::StartsWith("/reports/".into()), "falling")
+        ..world::plain_route(ChainPath::StartsWith("/reports/".into()), "falling")
     };
-    let mut chosen = route(ChainPath::Any, "second");
+    let mut chosen = world::plain_route(ChainPath::Any, "second");
     chosen.matching.methods = vec!["GET".into()];
     chosen.matching.headers = vec![ValueMatch {
         name: "x-version".into(),
@@ -191,7 +175,7 @@ fn elaborate() -> Chain {
     let nodes = [
         (
             "router",
-            ChainNode::Router(vec![slow, chosen, route(ChainPath::Any, "shares")]),
+            ChainNode::Router(vec![slow, chosen, world::plain_route(ChainPath::Any, "shares")]),
         ),
         ("shares", ChainNode::Splitter(shares)),
         ("first", ChainNode::Resolver(first)),

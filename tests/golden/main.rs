@@ -9,4 +9,5 @@ mod chains;
 mod descriptors;
 mod envoy;
 mod examples;
+mod named_ports;
 mod reference;

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use portreeve::model::http::HeaderEdits;
 use portreeve::model::mesh::{
-    BalancerPolicy, Chain, ChainBalancer, ChainMatch, ChainNode, ChainPath, ChainProtocol, ChainResolver,
-    ChainRetry, ChainRoute, ChainSplit, ChainTarget, HashOn, HashPolicy, MeshGatewayMode,
+    BalancerPolicy, Chain, ChainBalancer, ChainNode, ChainPath, ChainProtocol, ChainResolver, ChainRetry,
+    ChainRoute, ChainSplit, ChainTarget, HashOn, HashPolicy, MeshGatewayMode,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
+
+use super::world;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -171,14 +173,6 @@ pub fn chain(service: &str, shape: Shape) -> Chain {
     };
     let of_route = shape.route;
     let route = |path, next: &str, rewrite: bool| ChainRoute {
-        matching: ChainMatch {
-            path,
-            case_insensitive: false,
-            methods: Vec::new(),
-            headers: Vec::new(),
-            query: Vec::new(),
-        },
-        next: next.into(),
         prefix_rewrite: rewrite.then(|| "/new".into()),
         timeout: of_route.timeout.map(Duration::from_millis),
         idle_timeout: of_route.second_timeout.map(Duration::from_millis),
@@ -189,6 +183,7 @@ pub fn chain(service: &str, shape: Shape) -> Chain {
         }),
         request_headers: of_route.edits("x-route"),
         response_headers: of_route.edits("x-route-answer"),
+        ..world::plain_route(path, next)
     };
     let splits = vec![split(shape.weight, "one"), split(100 - shape.weight, "two")];
     let routes = vec![

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use portreeve::config::{Config, Permissions};
 use portreeve::hcl::Limits;
-use portreeve::model::mesh::{Chain, ChainQuery, Interest, MeshLeaf, MeshRoots};
+use portreeve::model::http::HeaderEdits;
+use portreeve::model::mesh::{
+    Chain, ChainMatch, ChainPath, ChainQuery, ChainRoute, Interest, MeshLeaf, MeshRoots,
+};
 use portreeve::model::{
     CertificateMaterial, CertificateQuery, CertificateUpdate, ChainUpdate, Document, DocumentId,
     DocumentsUpdate, Health, Instance, MeshUpdate, Observation, Redacted, ServiceQuery, ServiceUpdate,
@@ -152,6 +155,26 @@ pub fn answer_chain(snapshot: &mut Snapshot, query: &ChainQuery, chain: Chain) -
     }))
 }
 
+/// A route of a service router that asks for this path alone and changes nothing.
+pub fn plain_route(path: ChainPath, next: &str) -> ChainRoute {
+    ChainRoute {
+        matching: ChainMatch {
+            path,
+            case_insensitive: false,
+            methods: Vec::new(),
+            headers: Vec::new(),
+            query: Vec::new(),
+        },
+        next: next.into(),
+        prefix_rewrite: None,
+        timeout: None,
+        idle_timeout: None,
+        retry: None,
+        request_headers: HeaderEdits::default(),
+        response_headers: HeaderEdits::default(),
+    }
+}
+
 /// Three instances that serve, by name always the same, and one that does not.
 pub fn instances(service: &str) -> Vec<Instance> {
     let last = service.bytes().fold(0u8, u8::wrapping_add);
@@ -174,6 +197,7 @@ pub fn instance(service: &str, number: u16, address: &str, health: Health) -> In
         address: address.into(),
         port: 8000 + number,
         ports: BTreeMap::from([("grpc".into(), 9000 + number)]),
+        tells_ports_apart: false,
         health,
         weights: Weights::default(),
         tags: Vec::new(),

@@ -72,6 +72,15 @@ struct Node {
     node: Arc<str>,
     #[serde(default)]
     address: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    meta: NodeMeta,
+}
+
+#[derive(Default, Deserialize)]
+struct NodeMeta {
+    /// Of the node's own agent, since 1.16. Nodes without an agent, such as those that stand for Kubernetes, say none.
+    #[serde(rename = "consul-version", default)]
+    version: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +91,9 @@ struct Service {
     kind: String,
     #[serde(rename = "Service", default)]
     name: String,
+    /// Consul Enterprise says it of each, even of the default one; Consul CE has none.
+    #[serde(rename = "Namespace", default)]
+    namespace: String,
     #[serde(rename = "Address", default)]
     address: String,
     #[serde(rename = "Port", default)]
@@ -176,6 +188,9 @@ impl Entry {
             service,
             checks,
         } = self;
+        let tells_ports_apart = service.kind == "connect-proxy"
+            && !service.namespace.is_empty()
+            && node.meta.version.as_deref().is_none_or(is_2_0_or_newer);
         let address = if service.address.is_empty() {
             node.address
         } else {
@@ -219,6 +234,7 @@ impl Entry {
             address: address.into(),
             port,
             ports,
+            tells_ports_apart,
             weights: Weights {
                 passing: weight(service.weights.passing),
                 warning: weight(service.weights.warning),
@@ -228,6 +244,11 @@ impl Entry {
             meta: bounded_meta(service.meta),
         })
     }
+}
+
+fn is_2_0_or_newer(version: &str) -> bool {
+    let major = version.split('.').next().and_then(|major| major.parse().ok());
+    major.is_some_and(|major: u32| major >= 2)
 }
 
 fn worst(checks: &[Check]) -> Health {
@@ -329,6 +350,35 @@ mod tests {
         assert_eq!(sidecar.unwrap().destination.as_deref(), Some("web-1"));
         let plain = one(r#""Port":1,"Proxy":{"MeshGateway":{},"Expose":{}}"#, "[]");
         assert_eq!(plain.unwrap().destination, None);
+    }
+
+    #[test]
+    fn sidecars_of_enterprise_2_0_tell_ports_apart() {
+        let tells = |kind: &str, namespace: &str, meta: &str| {
+            let body = format!(
+                r#"[{{"Node":{{"Node":"n1","Address":"10.0.0.1","Meta":{meta}}},"Service":{{"Kind":"{kind}","ID":"p",{namespace}"Service":"p","Port":1}},"Checks":[]}}]"#
+            );
+            let list = parse(body.as_bytes(), Lookup::Connect).unwrap().list;
+            list[0].tells_ports_apart
+        };
+        let enterprise = r#""Namespace":"default","Partition":"default","#;
+        for meta in [
+            r#"{"consul-version":"2.0.4"}"#,
+            r#"{"consul-version":"10.1.0+ent"}"#,
+            "{}",
+            "null",
+        ] {
+            assert!(tells("connect-proxy", enterprise, meta), "{meta}");
+            assert!(
+                !tells("connect-proxy", "", meta),
+                "CE passes all to the default port: {meta}"
+            );
+            assert!(!tells("", enterprise, meta), "no sidecar: {meta}");
+        }
+        for version in ["1.22.3", "1.22.3+ent", "", "newest"] {
+            let meta = format!(r#"{{"consul-version":"{version}"}}"#);
+            assert!(!tells("connect-proxy", enterprise, &meta), "{meta}");
+        }
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl Registration {
             address: self.address,
             port,
             ports: BTreeMap::new(),
+            tells_ports_apart: false,
             // Nomad does not say: a failing check leaves the registration as it is.
             health: Health::Passing,
             weights: Weights::default(),

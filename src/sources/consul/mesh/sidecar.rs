@@ -166,6 +166,8 @@ struct Upstream {
     datacenter: String,
     local_bind_address: String,
     local_bind_port: u16,
+    /// A named port (Consul Enterprise 2.0 and newer).
+    destination_port: serde_json::Value,
 }
 
 impl Upstream {
@@ -177,6 +179,8 @@ impl Upstream {
         };
         matches!(&*self.destination_type, "" | "service")
             && self.destination_name == *query.name
+            // Who asks for no port is not answered by another than the default one.
+            && (self.destination_port.is_null() || self.destination_port == "")
             && same(&self.destination_namespace, &query.namespace)
             && same(&self.destination_partition, &query.partition)
             && self.destination_peer == query.peer.as_deref().unwrap_or_default()
@@ -210,6 +214,7 @@ fn listeners_for(
             address: upstream.address(),
             port: upstream.local_bind_port,
             ports: Default::default(),
+            tells_ports_apart: false,
             health: Health::Passing,
             weights: Weights::default(),
             tags: Vec::new(),
@@ -239,7 +244,8 @@ mod tests {
     const REGISTRATION: &str = r#"{"Kind":"connect-proxy","ID":"edge-gw-sidecar-proxy","Service":"edge-gw-sidecar-proxy","Port":21000,
       "ContentHash":"1b3b0b95c2b70784","Proxy":{"DestinationServiceName":"edge-gw","DestinationServiceID":"edge-gw","Upstreams":[
         {"DestinationType":"service","DestinationName":"web","LocalBindPort":9191,"MeshGateway":{}},
-        {"DestinationType":"service","DestinationName":"web","Datacenter":"dc2","LocalBindAddress":"0.0.0.0","LocalBindPort":9192,"MeshGateway":{}},
+        {"DestinationType":"service","DestinationName":"web","DestinationPort":"admin","LocalBindPort":9195,"MeshGateway":{}},
+        {"DestinationType":"service","DestinationName":"web","DestinationPort":"","Datacenter":"dc2","LocalBindAddress":"0.0.0.0","LocalBindPort":9192,"MeshGateway":{}},
         {"DestinationType":"service","DestinationName":"web","DestinationNamespace":"default","DestinationPartition":"default","DestinationPeer":"west","LocalBindAddress":"127.0.0.2","LocalBindPort":9193,"MeshGateway":{}},
         {"DestinationType":"prepared_query","DestinationName":"web","LocalBindPort":9194,"MeshGateway":{}}]}}"#;
 
