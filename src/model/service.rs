@@ -23,7 +23,7 @@ pub enum Lookup {
     MeshGateway,
     /// Mesh gateways of another datacenter, by the addresses that they are reached at from outside.
     MeshGatewayWan,
-    /// Where the gateway's own sidecar listens for it: `/v1/agent/service`. Nothing is known of its health.
+    /// Where the gateway's own sidecar listens for it: `/v1/agent/service`. A check that fails is told, and leaves it in service.
     Sidecar,
 }
 

@@ -22,6 +22,7 @@ mod mesh_roots;
 mod named_ports;
 mod newer;
 mod nomad_rights;
+mod own_sidecar;
 mod refusals;
 mod server;
 mod services;

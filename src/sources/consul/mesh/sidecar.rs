@@ -1,8 +1,11 @@
 //! What the gateway's own sidecar dials for it: the upstreams of its registration at the local agent, as instances with the
 //! addresses where it listens.
 //!
-//! The agent's answer has no index; it is looked at in turns. That the sidecar runs nobody says: Envoy finds out.
+//! The agent's answer has no index; it is looked at in turns. Whether the sidecar runs, Envoy finds out. What Consul's own
+//! checks of it say is told beside, so that somebody knows why, and changes no endpoint: they look at the port where the
+//! sidecar takes connections for the gateway, not at those where it dials, and they are late.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,20 +72,25 @@ impl ServiceSource for Sidecar {
             query,
             claim,
             observations: self.observations.clone(),
+            client: self.client.clone(),
             known: None,
             told: None,
+            failing: None,
         }
     }
 }
 
 /// One upstream of the sidecar.
 struct SidecarWatch {
+    client: ConsulClient,
     id: Arc<str>,
     query: ServiceQuery,
     claim: Claim,
     observations: mpsc::Sender<Observation>,
     known: Option<Arc<[Instance]>>,
     told: Option<Problem>,
+    /// The id of the check that was told. Its output may be another one at each look.
+    failing: Option<String>,
 }
 
 impl SidecarWatch {
@@ -90,6 +98,13 @@ impl SidecarWatch {
         let query = self.query.clone();
         let update = Observation::Service(ServiceUpdate { query, result });
         self.observations.send(update).await.map_err(|_| Closed)
+    }
+
+    async fn hand_on(&mut self, instances: Arc<[Instance]>) -> Result<(), Closed> {
+        self.known = Some(instances.clone());
+        self.told = None;
+        self.failing = None;
+        self.send(Ok(instances)).await
     }
 
     fn with_fix(&self, problem: Problem) -> Problem {
@@ -100,6 +115,39 @@ impl SidecarWatch {
             )),
             _ => problem,
         }
+    }
+
+    /// The first check of the sidecar that fails.
+    async fn failing_check(&self) -> Result<Option<Check>, ConsulError> {
+        if self.known.as_ref().is_none_or(|dialed| dialed.is_empty()) {
+            // Of a sidecar that dials nobody for us there is something else to say.
+            return Ok(None);
+        }
+        let call = Call::get("agent/checks")
+            .query("filter", format!("ServiceID == {:?}", self.id))
+            .max_body(REGISTRATION_BYTES);
+        let answer = self.client.api().probe(call).await?;
+        let checks: BTreeMap<String, Check> = answer.json()?;
+        let mut checks = checks.into_values();
+        // An agent before 1.5 knows no filters.
+        Ok(checks.find(|check| check.service_id == *self.id && check.fails()))
+    }
+
+    fn problem_of(&self, check: &Check) -> Problem {
+        let Self { client, id, .. } = self;
+        let output: String = check.output.trim().chars().take(OUTPUT_SHOWN).collect();
+        let message = format!(
+            "the gateway's sidecar {id:?} does not pass the check {:?} of Consul's agent at {}: {output:?}",
+            check.name,
+            client.address()
+        );
+        let fix = match id.strip_suffix("-sidecar-proxy") {
+            Some(service) => {
+                format!("start it beside the gateway: `consul connect envoy -sidecar-for {service}`")
+            }
+            None => "start it beside the gateway".to_owned(),
+        };
+        Problem::new(ProblemKind::Unavailable, message).with_fix(fix)
     }
 }
 
@@ -118,14 +166,30 @@ impl Watched for SidecarWatch {
     async fn take(&mut self, answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
         let instances =
             listeners_for(&answer.body, &self.id, &self.query).map_err(|error| answer.unreadable(error))?;
-        if self.told.is_none() && self.known.as_deref() == Some(&*instances) {
-            return Ok(Verdict::Taken { news: false });
+        let mut news = self.known.as_deref() != Some(&*instances);
+        if news && self.hand_on(instances.into()).await.is_err() {
+            return Ok(Verdict::Closed);
         }
-        let instances: Arc<[Instance]> = instances.into();
-        self.known = Some(instances.clone());
-        self.told = None;
-        Ok(match self.send(Ok(instances)).await {
-            Ok(()) => Verdict::Taken { news: true },
+        let told = match self.failing_check().await {
+            Ok(Some(check)) if self.failing.as_ref() == Some(&check.check_id) => Ok(()),
+            Ok(Some(check)) => {
+                news = true;
+                let problem = self.problem_of(&check);
+                self.told = Some(problem.clone());
+                self.failing = Some(check.check_id);
+                self.send(Err(problem)).await
+            }
+            // An agent that does not say is no news.
+            Err(_) if self.failing.is_some() => Ok(()),
+            _ if self.told.is_none() => Ok(()),
+            _ => {
+                news = true;
+                let instances = self.known.clone().unwrap_or_default();
+                self.hand_on(instances).await
+            }
+        };
+        Ok(match told {
+            Ok(()) => Verdict::Taken { news },
             Err(Closed) => Verdict::Closed,
         })
     }
@@ -136,7 +200,29 @@ impl Watched for SidecarWatch {
             return Ok(());
         }
         self.told = Some(problem.clone());
+        self.failing = None;
         self.send(Err(problem)).await
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Check {
+    #[serde(rename = "CheckID")]
+    check_id: String,
+    #[serde(rename = "ServiceID")]
+    service_id: String,
+    name: String,
+    status: String,
+    output: String,
+    #[serde(rename = "Type")]
+    kind: String,
+}
+
+impl Check {
+    fn fails(&self) -> bool {
+        // Without an output it was not made yet; an alias repeats the checks of the gateway's own service.
+        self.status == "critical" && !self.output.is_empty() && self.kind != "alias"
     }
 }
 
@@ -235,6 +321,9 @@ const CONNECTIONS: usize = 8;
 
 const REGISTRATION_BYTES: usize = 1024 * 1024;
 
+/// Characters of a check's output.
+const OUTPUT_SHOWN: usize = 200;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,6 +365,29 @@ mod tests {
         assert_eq!(dialed(|query| query.peer = Some("east".into())), [""; 0]);
         assert_eq!(dialed(|query| query.namespace = Some("shop".into())), [""; 0]);
         assert_eq!(dialed(|query| query.name = "api".into()), [""; 0]);
+    }
+
+    /// As 1.8.7 answers.
+    #[test]
+    fn a_check_that_was_made_and_is_the_sidecar_s_own_counts() {
+        let check = |status: &str, output: &str, kind: &str| {
+            let body = format!(
+                r#"{{"Node":"vm","CheckID":"service:edge-gw-sidecar-proxy:1","Name":"Connect Sidecar Listening","Status":"{status}",
+                "Notes":"","Output":"{output}","ServiceID":"edge-gw-sidecar-proxy","ServiceName":"edge-gw-sidecar-proxy","ServiceTags":[],
+                "Type":"{kind}","Definition":{{}},"CreateIndex":0,"ModifyIndex":0}}"#
+            );
+            serde_json::from_str::<Check>(&body).unwrap().fails()
+        };
+        assert!(check(
+            "critical",
+            "dial tcp 127.0.0.1:21000: connect: connection refused",
+            "tcp"
+        ));
+        assert!(check("critical", "Maintenance mode is enabled", ""));
+        assert!(!check("critical", "", "tcp"), "not made yet");
+        assert!(!check("critical", "Service edge-gw is failing.", "alias"));
+        assert!(!check("warning", "slow", "tcp"));
+        assert!(!check("passing", "TCP connect 127.0.0.1:21000: Success", "tcp"));
     }
 
     #[test]
