@@ -45,6 +45,7 @@ mod nomad;
 mod oracle;
 mod other_users;
 mod outages;
+mod peering;
 mod planned_restart;
 mod ports;
 mod private_keys;
