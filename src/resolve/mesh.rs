@@ -166,7 +166,9 @@ impl Target<'_> {
 /// Consul CE answers 400 to a namespace or partition, even to the default one.
 fn enterprise(of_target: &Arc<str>, asked: &Option<Arc<str>>) -> Option<Arc<str>> {
     match &**of_target {
-        "" | "default" => asked.clone(),
+        "" => asked.clone(),
+        // A chain may lead out of the namespace that was asked for.
+        "default" => asked.as_ref().map(|_| of_target.clone()),
         _ => Some(of_target.clone()),
     }
 }
@@ -504,6 +506,19 @@ pub(super) fn verdict_on(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chain_may_lead_out_of_the_namespace_that_was_asked_for() {
+        let asked = |of_target: &str, asked: Option<&str>| {
+            let found = enterprise(&of_target.into(), &asked.map(Arc::from));
+            found.map(|name| name.to_string())
+        };
+        assert_eq!(asked("default", Some("shop")).as_deref(), Some("default"));
+        assert_eq!(asked("other", Some("shop")).as_deref(), Some("other"));
+        assert_eq!(asked("", Some("shop")).as_deref(), Some("shop"));
+        // Consul CE refuses to be told any.
+        assert_eq!((asked("default", None), asked("", None)), (None, None));
+    }
 
     #[test]
     fn the_identity_is_the_target_s_without_its_subset() {

@@ -15,6 +15,7 @@ mod answering;
 mod contract;
 mod contract_server;
 mod documents;
+mod enterprise;
 mod event_stream;
 mod leader;
 mod mesh;

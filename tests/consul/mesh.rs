@@ -232,12 +232,28 @@ http_route "web" {
         peer.contains("spiffe://11111111-2222-3333-4444-555555555555.consul/ap/edge/ns/shop/dc/dc1/svc/web"),
         "{tls:#}"
     );
-    for path in [CHAIN, SIDECARS, "/v1/health/service/web"] {
+    // The cluster does not wait for what intentions say.
+    while server.asked(CHECK).is_empty() {
+        assert!(matches!(
+            running.next().await,
+            Observation::Intention(_) | Observation::Mesh(_)
+        ));
+    }
+    for path in [CHAIN, SIDECARS, "/v1/health/service/web", MATCH, CHECK] {
+        for asked in server.asked(path) {
+            assert!(
+                asked.contains("ns=shop") && asked.contains("partition=edge"),
+                "{asked}"
+            );
+        }
+    }
+    // Our own name stands elsewhere, and is looked for where the destination is unless it says so.
+    let asked = &server.asked(CHECK)[0];
+    assert!(asked.contains("source=default%2Fdefault%2Fedge-gw"), "{asked}");
+    // Who we are is asked for where we are.
+    for path in [LEAF, ROOTS] {
         let asked = &server.asked(path)[0];
-        assert!(
-            asked.contains("ns=shop") && asked.contains("partition=edge"),
-            "{asked}"
-        );
+        assert!(!asked.contains("ns=") && !asked.contains("partition="), "{asked}");
     }
 }
 

@@ -22,6 +22,7 @@ mod diagnosis;
 mod disk;
 mod edge;
 mod edge_node;
+mod enterprise;
 mod exposure;
 mod fail_closed;
 mod faults;

@@ -33,6 +33,10 @@ impl ConsulClient {
         self.settings.namespace.as_deref()
     }
 
+    pub(super) fn partition(&self) -> Option<&str> {
+        self.settings.partition.as_deref()
+    }
+
     /// Without what is Consul's own.
     pub(super) fn api(&self) -> ApiClient {
         self.api.clone()

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::intention_answer;
+use super::intention_source::Source;
 use crate::model::mesh::{Intention, IntentionQuery, IntentionRule};
 use crate::model::{IntentionUpdate, Observation, Problem};
 use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
@@ -15,9 +16,7 @@ use crate::sources::consul::client::{Answer, ConsulClient};
 /// What the destination's proxy will say to us. Consul before 1.9 sends no index here: it is polled then.
 pub(super) struct IntentionWatch {
     pub(super) client: ConsulClient,
-    pub(super) source: Arc<str>,
-    /// Where our own name stands.
-    pub(super) namespace: Arc<str>,
+    pub(super) source: Source,
     pub(super) query: IntentionQuery,
     pub(super) claim: Claim,
     pub(super) observations: mpsc::Sender<Observation>,
@@ -44,17 +43,18 @@ impl IntentionWatch {
 
     /// Consul's own verdict, over plain TCP. Where no intention is about us the default decides, which only Consul knows.
     async fn checked(&self) -> Result<IntentionRule, ConsulError> {
-        let call = Call::get("connect/intentions/check")
-            .query("source", &self.source)
-            .query("destination", &self.query.destination)
-            .scope(self.scope())
-            .needs(self.rule());
-        let check: Check = self.client.call(call).await?.json()?;
-        Ok(if check.allowed {
-            IntentionRule::Allow
-        } else {
-            IntentionRule::Deny
-        })
+        for source in self.source.all_towards(&self.query) {
+            let call = Call::get("connect/intentions/check")
+                .query("source", source)
+                .query("destination", &self.query.destination)
+                .scope(self.scope())
+                .needs(self.rule());
+            let check: Check = self.client.call(call).await?.json()?;
+            if check.allowed {
+                return Ok(IntentionRule::Allow);
+            }
+        }
+        Ok(IntentionRule::Deny)
     }
 
     async fn send(&self, result: Result<Arc<Intention>, Problem>) -> Result<(), Closed> {
@@ -79,18 +79,23 @@ impl Watched for IntentionWatch {
     }
 
     async fn take(&mut self, answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
-        let deciding = intention_answer::parse(&answer.body, &self.source, &self.namespace)
+        let deciding = intention_answer::parse(&answer.body, &self.source)
             .map_err(|reason| answer.unreadable(reason))?;
         let (by, rule) = match deciding {
-            // A denial takes the gateway's connections away: only if Consul itself says the same.
-            Some((_, IntentionRule::Deny)) if self.checked().await? == IntentionRule::Allow => {
+            // A denial takes the gateway's connections away: only if Consul itself says the same. Where it is a guess whose
+            // intention this is, permissions are asked about, too: for connections that are not HTTP they are a denial.
+            Some((_, rule))
+                if (rule == IntentionRule::Deny
+                    || self.source.is_guessed && rule != IntentionRule::Allow)
+                    && self.checked().await? == IntentionRule::Allow =>
+            {
                 (None, IntentionRule::Allow)
             }
             Some((by, rule)) => (Some(by), rule),
             None => (None, self.checked().await?),
         };
         let intention = Intention {
-            source: self.source.clone(),
+            source: self.source.name.clone(),
             destination: self.query.destination.clone(),
             rule,
             by,

@@ -10,14 +10,11 @@ use serde::Deserialize;
 
 use super::chain_answer::{RawValueMatch, null_is_default};
 use super::checks::{bounded, header_match, methods};
+use super::intention_source::Source;
 use crate::model::mesh::{IntentionRule, Permission, PermissionMatch, PermissionPath};
 
 /// The deciding intention, in words, and what it says. None: none matches, the default decides.
-pub(super) fn parse(
-    body: &[u8],
-    source: &str,
-    namespace: &str,
-) -> Result<Option<(Arc<str>, IntentionRule)>, String> {
+pub(super) fn parse(body: &[u8], source: &Source) -> Result<Option<(Arc<str>, IntentionRule)>, String> {
     let answer: Option<BTreeMap<String, Option<Vec<RawIntention>>>> =
         serde_json::from_slice(body).map_err(|error| error.to_string())?;
     let mut matching: Vec<RawIntention> = answer
@@ -25,7 +22,7 @@ pub(super) fn parse(
         .into_values()
         .flatten()
         .flatten()
-        .filter(|intention| intention.is_about(source, namespace))
+        .filter(|intention| intention.is_about(source))
         .collect();
     matching.sort_by_key(|intention| std::cmp::Reverse(intention.precedence));
     let Some(deciding) = matching.into_iter().next() else {
@@ -44,10 +41,12 @@ struct RawIntention {
     source_name: String,
     #[serde(rename = "SourceNS")]
     source_namespace: String,
+    source_partition: String,
     /// A peer's service of our name is not us.
     source_peer: String,
     source_type: String,
     destination_name: String,
+    destination_partition: String,
     action: String,
     precedence: i64,
     #[serde(deserialize_with = "null_is_default")]
@@ -80,10 +79,23 @@ struct RawHttp {
 }
 
 impl RawIntention {
-    fn is_about(&self, source: &str, namespace: &str) -> bool {
-        let is_ours = self.source_name == source || self.source_name == "*";
-        let is_here = matches!(&*self.source_namespace, "" | "*") || self.source_namespace == namespace;
-        is_ours && is_here && self.source_peer.is_empty() && matches!(&*self.source_type, "" | "consul")
+    /// Namespaces and partitions may hold a service of our name each: only ours is us.
+    fn is_about(&self, source: &Source) -> bool {
+        let or_default = |text: &str| match text {
+            "" => "default".to_owned(),
+            text => text.to_owned(),
+        };
+        let is_ours = self.source_name == *source.name || self.source_name == "*";
+        let is_here =
+            matches!(&*self.source_namespace, "" | "*") || self.source_namespace == *source.namespace;
+        let partition = source.partition.as_deref().unwrap_or(&self.destination_partition);
+        let is_in_partition =
+            self.source_partition == "*" || or_default(&self.source_partition) == or_default(partition);
+        is_ours
+            && is_here
+            && is_in_partition
+            && self.source_peer.is_empty()
+            && matches!(&*self.source_type, "" | "consul")
     }
 
     fn in_words(&self) -> String {
@@ -154,12 +166,25 @@ mod tests {
         {"ID":"a1","SourceNS":"default","SourceName":"edge-gw","DestinationNS":"default","DestinationName":"web","SourceType":"consul","Action":"deny","Precedence":9},
         {"ID":"b2","SourceName":"*","DestinationName":"web","SourceType":"consul","Action":"allow","Precedence":8}]}"#;
 
+    fn parse(body: &[u8], name: &str) -> Result<Option<(Arc<str>, IntentionRule)>, String> {
+        super::parse(body, &source(name, None))
+    }
+
+    fn source(name: &str, partition: Option<&str>) -> Source {
+        Source {
+            name: name.into(),
+            namespace: "default".into(),
+            partition: partition.map(Arc::from),
+            is_guessed: false,
+        }
+    }
+
     #[test]
     fn the_nearest_intention_decides() {
-        let (by, rule) = parse(OF_1_8_7, "edge-gw", "default").unwrap().unwrap();
+        let (by, rule) = parse(OF_1_8_7, "edge-gw").unwrap().unwrap();
         assert_eq!(rule, IntentionRule::Deny);
         assert_eq!(&*by, "edge-gw => web (deny, precedence 9, id a1)");
-        let (by, rule) = parse(OF_1_8_7, "other", "default").unwrap().unwrap();
+        let (by, rule) = parse(OF_1_8_7, "other").unwrap().unwrap();
         assert_eq!(rule, IntentionRule::Allow);
         assert!(by.starts_with("* => web"), "{by}");
     }
@@ -173,9 +198,29 @@ mod tests {
             br#"{"web":[{"SourceName":"edge-gw","SourceNS":"other","DestinationName":"web","Action":"deny","Precedence":9}]}"#,
             br#"{"web":[{"SourceName":"edge-gw","SourcePeer":"west","DestinationName":"web","Action":"allow","Precedence":9}]}"#,
         ] {
-            assert_eq!(parse(body, "edge-gw", "default").unwrap(), None);
+            assert_eq!(parse(body, "edge-gw").unwrap(), None);
         }
-        assert!(parse(b"[]", "edge-gw", "default").is_err());
+        assert!(parse(b"[]", "edge-gw").is_err());
+    }
+
+    #[test]
+    fn another_partition_s_service_of_our_name_is_not_us() {
+        let body = |of: &str, to: &str| {
+            format!(
+                r#"{{"web":[{{"SourceName":"edge-gw","SourcePartition":{of:?},"DestinationName":"web","DestinationPartition":{to:?},"Action":"deny","Precedence":9}}]}}"#
+            )
+        };
+        let denies = |own: Option<&str>, of: &str, to: &str| {
+            super::parse(body(of, to).as_bytes(), &source("edge-gw", own))
+                .unwrap()
+                .is_some()
+        };
+        assert!(denies(Some("edge"), "edge", "default") && !denies(Some("edge"), "other", "default"));
+        assert!(!denies(Some("edge"), "", "default") && !denies(Some("edge"), "default", "edge"));
+        assert!(denies(Some("default"), "", "edge") && denies(Some("edge"), "*", "edge"));
+        // Nobody named one: the destination was looked for where we are.
+        assert!(denies(None, "edge", "edge") && !denies(None, "other", "edge"));
+        assert!(denies(None, "default", "") && denies(None, "", "default") && !denies(None, "other", ""));
     }
 
     #[test]
@@ -183,7 +228,7 @@ mod tests {
         let body = br#"{"web":[{"SourceName":"edge-gw","DestinationName":"web","SourceType":"consul","Precedence":9,"Permissions":[
             {"Action":"allow","HTTP":{"PathPrefix":"/api","Methods":["GET"],"Header":[{"Name":"X-A","Exact":"1"}]},"JWT":{"Providers":[{"Name":"okta"}]}},
             {"Action":"deny","HTTP":{"PathExact":"/x"}}]}]}"#;
-        let (by, rule) = parse(body, "edge-gw", "default").unwrap().unwrap();
+        let (by, rule) = parse(body, "edge-gw").unwrap().unwrap();
         assert_eq!(&*by, "edge-gw => web (2 permissions, precedence 9)");
         let IntentionRule::Permissions(permissions) = rule else {
             panic!("{rule:?}")

@@ -18,6 +18,7 @@ mod go_duration;
 mod identity;
 mod intention;
 mod intention_answer;
+mod intention_source;
 mod sidecar;
 mod watcher;
 pub use watcher::{LeafReading, MeshWatcher, MeshWatcherTask};

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::chain::ChainWatch;
 use super::identity::{IDENTITY_WAIT, LeafLife, LeafWatch, RootsWatch};
 use super::intention::IntentionWatch;
+use super::intention_source::Source;
 use crate::model::mesh::{Interest, MeshLeaf};
 use crate::model::{Needed, Observation, Problem};
 use crate::sources::agent_api::blocking_query::{WatchTiming, watch};
@@ -188,8 +189,7 @@ impl MeshWatcherTask {
             Interest::Intention(query) => {
                 let mut watched = IntentionWatch {
                     client: client.clone(),
-                    source: self.service.clone(),
-                    namespace: self.client.namespace().unwrap_or("default").into(),
+                    source: Source::new(&self.service, &self.client, query),
                     query: query.clone(),
                     claim: self.budget.claim(),
                     observations,
