@@ -4,7 +4,9 @@ use regex::Regex;
 
 use super::matching::{Request, holds};
 use crate::diagnostics::{Code, Diagnostic, Severity};
-use crate::model::mesh::{ChainProtocol, Intention, IntentionRule, PermissionMatch, PermissionPath};
+use crate::model::mesh::{
+    ChainProtocol, Intention, IntentionRule, Permission, PermissionMatch, PermissionPath,
+};
 use crate::snapshot::Known;
 
 /// Said once for each target that every request of ours will be refused by.
@@ -17,6 +19,24 @@ pub(super) fn intention_diagnostic(known: &Known<Intention>, protocol: ChainProt
     }
     let intention = known.value.as_ref()?;
     let (source, destination) = (&intention.source, &intention.destination);
+    if let IntentionRule::Permissions(permissions) = &intention.rule
+        && protocol != ChainProtocol::Tcp
+        && deny_every_request(permissions)
+    {
+        let by = intention.by.as_deref().unwrap_or_default();
+        let said = Diagnostic::error(
+            Code::IntentionDenied,
+            format!(
+                "{destination:?} takes no request of {source:?}: all are denied by the permissions of intention {by}"
+            ),
+        );
+        return Some(
+            said.because("its proxy answers them with 403")
+                .fix(format!(
+                    "let a permission with the action allow stand before the one that denies, in the service-intentions entry of {destination}"
+                )),
+        );
+    }
     denies_all(intention, protocol).then(|| {
         Diagnostic::error(
             Code::IntentionDenied,
@@ -30,6 +50,21 @@ pub(super) fn intention_diagnostic(known: &Known<Intention>, protocol: ChainProt
             "`consul intention create -replace -allow {source} {destination}`"
         ))
     })
+}
+
+/// The first permission that matches decides. Where none does, the mesh's default, which is not known here: it takes one
+/// that matches everything before anything is allowed.
+fn deny_every_request(permissions: &[Permission]) -> bool {
+    let matches_all = |matching: &PermissionMatch| {
+        let any_path = match &matching.path {
+            PermissionPath::AnyPath => true,
+            PermissionPath::PathPrefix(prefix) => **prefix == *"/",
+            PermissionPath::PathExact(_) | PermissionPath::PathRegex(_) => false,
+        };
+        any_path && matching.methods.is_empty() && matching.headers.is_empty()
+    };
+    let mut denials = permissions.iter().take_while(|permission| !permission.allow);
+    denials.any(|denial| matches_all(&denial.matching))
 }
 
 /// Whatever a request looks like.
@@ -77,7 +112,10 @@ pub(super) fn verdict(intention: &Intention, protocol: ChainProtocol, request: O
             return format!("{}, permission {}", by(says), index + 1);
         }
     }
-    format!("{}, none of whose permissions matches", by("denied"))
+    format!(
+        "{}, none of whose permissions matches, unless the mesh allows what no intention speaks of",
+        by("denied")
+    )
 }
 
 fn takes(condition: &PermissionMatch, request: &Request) -> bool {
@@ -108,8 +146,9 @@ fn takes(condition: &PermissionMatch, request: &Request) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::mesh::Permission;
 
     fn intention(rule: IntentionRule) -> Intention {
         Intention {
@@ -117,6 +156,85 @@ mod tests {
             destination: "web".into(),
             rule,
             by: Some("edge-gw => web (x)".into()),
+        }
+    }
+
+    #[test]
+    fn permissions_that_let_nothing_in_are_told() {
+        let permission = |allow, path, methods: &[&str]| Permission {
+            allow,
+            matching: PermissionMatch {
+                path,
+                methods: methods.iter().map(|method| Arc::from(*method)).collect(),
+                headers: Vec::new(),
+            },
+            needs_jwt: false,
+        };
+        let root = || PermissionPath::PathPrefix("/".into());
+        let admin = || PermissionPath::PathPrefix("/admin".into());
+        let any = || PermissionPath::AnyPath;
+        let http = ChainProtocol::Http;
+        for (permissions, protocol, message) in [
+            (
+                vec![permission(false, root(), &[])],
+                http,
+                Some("takes no request"),
+            ),
+            (
+                vec![permission(false, admin(), &[]), permission(false, any(), &[])],
+                http,
+                Some("takes no request"),
+            ),
+            (
+                vec![permission(false, any(), &[]), permission(true, any(), &[])],
+                http,
+                Some("takes no request"),
+            ),
+            (
+                vec![permission(true, admin(), &[]), permission(false, any(), &[])],
+                http,
+                None,
+            ),
+            // The rest is the default's.
+            (vec![permission(false, admin(), &[])], http, None),
+            (vec![permission(false, root(), &["GET"])], http, None),
+            (
+                vec![permission(false, PermissionPath::PathExact("/".into()), &[])],
+                http,
+                None,
+            ),
+            // What sees no HTTP closes the connection.
+            (
+                vec![permission(true, any(), &[])],
+                ChainProtocol::Tcp,
+                Some("does not let"),
+            ),
+            (
+                vec![permission(false, any(), &[])],
+                ChainProtocol::Tcp,
+                Some("does not let"),
+            ),
+        ] {
+            let known = Known {
+                value: Some(Arc::new(intention(IntentionRule::Permissions(
+                    permissions.clone(),
+                )))),
+                ..Known::default()
+            };
+            let said = intention_diagnostic(&known, protocol).map(|said| said.message.to_string());
+            match message {
+                Some(message) => assert!(
+                    said.as_ref().is_some_and(|said| said.contains(message)),
+                    "{said:?}"
+                ),
+                None => assert_eq!(said, None, "{permissions:?}"),
+            }
+            let closes = denies_all(&intention(IntentionRule::Permissions(permissions)), protocol);
+            assert_eq!(
+                closes,
+                protocol == ChainProtocol::Tcp,
+                "its proxy answers requests itself"
+            );
         }
     }
 

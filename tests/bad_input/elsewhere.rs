@@ -342,6 +342,19 @@ pub const AREAS: &[Area] = &[
                 &["a_request_enters_the_mesh_and_intentions_are_known_beforehand"],
             ),
             row(
+                "HTTP permissions that let no request of the gateway in",
+                "`intention-denied` before a client meets it; 403 from the service's proxy",
+                &[
+                    "permissions_of_an_intention_are_foretold_request_by_request",
+                    "permissions_that_let_nothing_in_are_told",
+                ],
+            ),
+            row(
+                "authorities of the mesh that are no certificates, or none at all",
+                "`mesh-problem` with what is wrong; those of before stay",
+                &["authorities_that_cannot_be_used_leave_those_of_before"],
+            ),
+            row(
                 "an instance of a mesh service that shows another service's certificate, good as such",
                 "no request of the service comes to it; `upstream-connection-failed`, 503, until it shows its own",
                 &["an_instance_with_another_service_s_certificate_gets_no_request"],

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::answering::{Answer, AnsweringServer};
-use crate::connect::{Meshed, document, from, mesh_stack, protocol, until_said};
+use crate::connect::{Meshed, document, from, mesh_options, mesh_stack, protocol, until_said};
 use crate::stack::{GATEWAY, Options, SOON, Stack, route};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Reply, Request};
@@ -139,24 +139,29 @@ async fn intentions_that_flip_under_load_touch_one_service_alone() {
     }
 }
 
+const MATCH: &str = "/v1/connect/intentions/match";
+
 /// Of a newer Consul, whose service's proxy decides request by request: foretold for the path as it gets there.
 #[tokio::test(flavor = "multi_thread")]
 async fn permissions_of_an_intention_are_foretold_request_by_request() {
     let newer = AnsweringServer::start_before_another().await;
-    newer.put(
-        "/v1/connect/intentions/match",
-        Answer::kept("intentions-with-permissions"),
-    );
-    let stack = Stack::start(Options {
+    newer.put(MATCH, Answer::kept("intentions-with-permissions"));
+    let mut stack = Stack::start(Options {
         consul_block: Some(format!("address = {:?}", newer.address)),
-        more: "\nmesh {\n  service = \"edge-gw\"\n}\n".to_owned(),
-        ..Options::default()
+        ..mesh_options()
     })
     .await;
     newer.stand_before(stack.consul.address());
     stack.put("gateway", GATEWAY).await;
     protocol(&stack, "web", "http").await;
     let _web = Meshed::start(&stack, "web", "one", json!({})).await;
+    // What the service's proxy asks is the real Consul's.
+    stack.consul.intention("edge-gw", "web", "allow").await;
+    let cut = json!({
+        "Kind": "service-router", "Name": "web",
+        "Routes": [{ "Match": { "HTTP": { "PathPrefix": "/cut" } }, "Destination": { "PrefixRewrite": "/" } }],
+    });
+    stack.consul.config_entry(&cut).await;
     let moved = "  rule \"moved\" {\n    match { path_prefix = \"/shop\" }\n    rewrite { path_prefix = \"/api\" }\n    \
                  backend \"upstream\" \"web\" {}\n  }\n\n  rule \"all\"";
     let documents = document("web.example.com", "web", "").replace("  rule \"all\"", moved);
@@ -185,6 +190,22 @@ async fn permissions_of_an_intention_are_foretold_request_by_request() {
             "/login/x",
             "denied by intention edge-gw => web (2 permissions, precedence 9), none of whose permissions",
         ),
+        // As the service's router rewrites it.
+        (
+            "GET",
+            "/cut/api/x",
+            "allowed by intention edge-gw => web (2 permissions, precedence 9), permission 1",
+        ),
+        (
+            "GET",
+            "/cut../api/x",
+            "allowed by intention edge-gw => web (2 permissions, precedence 9), permission 1",
+        ),
+        (
+            "GET",
+            "/cut/other",
+            "denied by intention edge-gw => web (2 permissions, precedence 9), none of whose permissions",
+        ),
         // As the rule rewrites it, and as the gateway normalises it.
         (
             "GET",
@@ -210,4 +231,22 @@ async fn permissions_of_an_intention_are_foretold_request_by_request() {
         })
         .await;
     }
+    // One that lets no request in is told without being asked, and the connections stay: the service's proxy answers.
+    let any = Request::get("web.example.com", "/");
+    let first = "\"Action\":\"allow\",\"HTTP\":{\"PathPrefix\":\"/api\",\"Methods\":[\"GET\"]}";
+    let denial = "\"Action\":\"deny\",\"HTTP\":{\"PathPrefix\":\"/\"}";
+    let kept = Answer::kept("intentions-with-permissions");
+    newer.put(MATCH, kept.clone().with(first, denial).at(13));
+    let denied = "takes no request of \"edge-gw\": all are denied by the permissions of intention edge-gw => web (2 \
+                  permissions, precedence 9)";
+    until_said(&stack, &denied.replace('"', "\\\"")).await;
+    let line = stack.agent.wait_for_log(denied).await;
+    assert!(line.contains("intention-denied"), "{line}");
+    let reply = stack.client().timeout(PATIENCE).send(&any).await.unwrap();
+    assert!(from("one")(&reply), "{} {}", reply.status, reply.text());
+    newer.put(MATCH, kept.at(14));
+    stack
+        .agent
+        .wait_for_log(&format!("in order again: \"web\" {denied}"))
+        .await;
 }
