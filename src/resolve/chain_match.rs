@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use super::matching::PATH_HEADER;
+use super::matching::{PATH_HEADER, normal_path};
 use crate::model::http::{PathMatch, PathRewrite, RequestMatch, Rewrite, TextMatch, ValueMatch};
 use crate::model::mesh::{ChainMatch, ChainPath};
 
@@ -129,36 +129,31 @@ impl Front<'_> {
         }
     }
 
-    fn both_rewrites(&self, route: &ChainMatch, with: &Arc<str>) -> Result<PathRewrite, Inexpressible> {
+    fn both_rewrites(&self, route: &ChainMatch, with: &str) -> Result<PathRewrite, Inexpressible> {
         let shift = self.shift();
-        match &route.path {
+        let text = match &route.path {
             // The whole path was matched, and all of it is replaced.
-            ChainPath::Exact(_) | ChainPath::Regex(_) => Ok(PathRewrite::Full(with.clone())),
-            ChainPath::Any | ChainPath::StartsWith(_) => {
-                let text = match &route.path {
-                    ChainPath::StartsWith(text) => &**text,
-                    _ => "/",
-                };
-                if let Some(PathRewrite::Full(fixed)) = self.path_rewrite() {
-                    let rest = fixed.get(text.len()..).unwrap_or_default();
-                    return Ok(PathRewrite::Full(format!("{with}{rest}").into()));
-                }
-                if route.case_insensitive {
-                    if shift.from != shift.to {
-                        return Err("the chain ignores the case of a path that the rule rewrites".to_owned());
-                    }
-                    let pattern = format!("^(?i:{})", regex::escape(text));
-                    return Ok(substitute(&pattern, with));
-                }
-                match (shift.to.strip_prefix(text), text.strip_prefix(&*shift.to)) {
-                    (Some(rest), _) => Ok(substitute(&shift.pattern(), &format!("{with}{rest}"))),
-                    (None, Some(rest)) => {
-                        let start = format!("{}{rest}", shift.from);
-                        Ok(substitute(&format!("^{}", regex::escape(&start)), with))
-                    }
-                    (None, None) => Err("the chain's route never takes what the rule rewrites".to_owned()),
-                }
+            ChainPath::Exact(_) | ChainPath::Regex(_) => return Ok(PathRewrite::Full(normal(with).into())),
+            ChainPath::StartsWith(text) => &**text,
+            ChainPath::Any => "/",
+        };
+        if let Some(PathRewrite::Full(fixed)) = self.path_rewrite() {
+            let rest = fixed.get(text.len()..).unwrap_or_default();
+            return Ok(PathRewrite::Full(normal(&format!("{with}{rest}")).into()));
+        }
+        if route.case_insensitive {
+            if shift.from != shift.to {
+                return Err("the chain ignores the case of a path that the rule rewrites".to_owned());
             }
+            return Ok(replaced(&format!("^(?i:{})", regex::escape(text)), with));
+        }
+        match (shift.to.strip_prefix(text), text.strip_prefix(&*shift.to)) {
+            (Some(rest), _) => Ok(replaced(&shift.pattern(), &format!("{with}{rest}"))),
+            (None, Some(rest)) => {
+                let start = format!("{}{rest}", shift.from);
+                Ok(replaced(&format!("^{}", regex::escape(&start)), with))
+            }
+            (None, None) => Err("the chain's route never takes what the rule rewrites".to_owned()),
         }
     }
 }
@@ -177,6 +172,25 @@ fn substitute(pattern: &str, with: &str) -> PathRewrite {
         pattern: pattern.into(),
         with: with.into(),
     }
+}
+
+/// A path's beginning in place of what the pattern takes. Consul's prefixes are text, so a segment may begin in what is
+/// taken and end behind it: what is left of it after a slash must not be a doubled slash or `..`, because paths were
+/// normalised before, and the destination's intentions compare text.
+fn replaced(pattern: &str, with: &str) -> PathRewrite {
+    let with = normal(with);
+    match with.ends_with('/') {
+        true => substitute(&format!("{pattern}{NO_SEGMENT}"), &with),
+        false => substitute(pattern, &with),
+    }
+}
+
+/// Slashes and dot segments, where a segment begins.
+const NO_SEGMENT: &str = r"(?:/|\.{1,2}(?:/|$))*";
+
+/// As Envoy would have normalised it, had a client sent it.
+fn normal(path: &str) -> String {
+    normal_path(&format!("/{}", path.trim_start_matches('/')))
 }
 
 fn insensitive(route: &ChainMatch) -> Result<ChainPath, Inexpressible> {

@@ -215,5 +215,78 @@ fn case_is_ignored_where_the_chain_says_so() {
     assert!(matches(&both, &Request::new("GET", "h", "/x", &[])).is_err());
     let with: Arc<str> = "/".into();
     let rewrite = front.rewrite(Some((&insensitive, &with)), &both.path).unwrap();
-    assert_eq!(applied(&rewrite, "/", "/aDMIN/x"), "//x");
+    assert_eq!(applied(&rewrite, "/", "/aDMIN/x"), "/x");
+}
+
+/// What an intention of the destination looks at is a path as it would be normalised, whatever was cut off it.
+#[test]
+fn what_a_router_rewrites_stays_normalised() {
+    let rewritten = |rule: (&str, Option<&str>), text: &str, with: &str, path: &str| {
+        let rewrite = rule.1.map(|to| Rewrite {
+            path: Some(PathRewrite::Prefix(to.into())),
+            hostname: None,
+        });
+        let path_match = prefix(rule.0);
+        let front = Front {
+            path: &path_match,
+            rewrite: rewrite.as_ref(),
+        };
+        let with: Arc<str> = with.into();
+        let both = front
+            .rewrite(Some((&route(starts(text)), &with)), &path_match)
+            .unwrap();
+        applied(&both, rule.0, path)
+    };
+    for (rule, text, with, path, expected) in [
+        (("/", None), "/admin", "/", "/admin/users", "/users"),
+        (("/", None), "/admin", "/", "/admin", "/"),
+        (("/", None), "/admin", "/", "/admin/", "/"),
+        (("/", None), "/admin/", "/", "/admin/users", "/users"),
+        (("/", None), "/admin", "/v2/", "/admin/users", "/v2/users"),
+        // A segment that the prefix cuts in two.
+        (("/", None), "/admin", "/", "/administer", "/ister"),
+        (("/", None), "/admin", "/", "/admin.json", "/.json"),
+        (("/", None), "/admin", "/", "/admin...", "/..."),
+        (("/", None), "/admin", "/", "/admin../users", "/users"),
+        (("/", None), "/admin", "/", "/admin./users", "/users"),
+        (("/", None), "/admin", "/v2/", "/admin../users", "/v2/users"),
+        (("/", None), "/admin", "/v2/", "/admin..", "/v2/"),
+        (("/", None), "/admin", "/v2", "/admin../users", "/v2../users"),
+        // What the router itself says.
+        (("/", None), "/admin", "/a//b/../c", "/admin/users", "/a/c/users"),
+        (("/", None), "/admin", "v2", "/admin/users", "/v2/users"),
+        (("/", None), "/admin", "/v2/.", "/admin./users", "/v2/users"),
+        // Behind a rewrite of the rule's own.
+        (("/shop", Some("/api")), "/api", "/", "/shop/users", "/users"),
+        (
+            ("/shop", Some("/api")),
+            "/api/ad",
+            "/",
+            "/shop/ad../users",
+            "/users",
+        ),
+        (("/shop", Some("/")), "/ad", "/", "/shop/ad../users", "/users"),
+    ] {
+        assert_eq!(
+            rewritten(rule, text, with, path),
+            expected,
+            "{rule:?} {text} {with} {path}"
+        );
+    }
+    let path = prefix("/");
+    let whole = PathRewrite::Full("/admin/users".into());
+    for (path_rewrite, chain_path) in [(None, exact("/x")), (Some(whole), starts("/admin"))] {
+        let rewrite = path_rewrite.map(|rewrite| Rewrite {
+            path: Some(rewrite),
+            hostname: None,
+        });
+        let front = Front {
+            path: &path,
+            rewrite: rewrite.as_ref(),
+        };
+        let with: Arc<str> = "/v2//".into();
+        let both = front.rewrite(Some((&route(chain_path), &with)), &path).unwrap();
+        let seen = applied(&both, "/", "/x");
+        assert!(matches!(&*seen, "/v2/" | "/v2/users"), "{seen}");
+    }
 }

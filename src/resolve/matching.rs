@@ -93,7 +93,7 @@ fn unescaped_slashes(path: &str) -> String {
 }
 
 /// What Envoy's normalisation does: one spelling for every character, then dot segments, then doubled slashes.
-fn normal_path(path: &str) -> String {
+pub(super) fn normal_path(path: &str) -> String {
     let path = one_spelling(path);
     let mut segments: Vec<&str> = Vec::new();
     let mut is_dot = false;

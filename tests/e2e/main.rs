@@ -40,6 +40,7 @@ mod mesh_chain;
 mod mesh_failover;
 mod mesh_gateways;
 mod mesh_identity;
+mod mesh_newer_chain;
 mod mesh_tls;
 mod named_ports;
 mod nomad;
