@@ -60,6 +60,24 @@ variable "ready_port" {
   default     = 7480
 }
 
+variable "ready_address" {
+  description = "The loopback address of it."
+  type        = string
+  default     = "127.0.0.1"
+}
+
+variable "bind_address" {
+  description = "Where the gateway's listeners bind, if their document does not say. May name the node: \"$${meta.public_ip}\"."
+  type        = string
+  default     = "0.0.0.0"
+}
+
+variable "public_address" {
+  description = "What the gateway is registered with, such as \"$${attr.unique.platform.aws.public-ipv4}\". Empty: the node's own address."
+  type        = string
+  default     = ""
+}
+
 variable "consul_address" {
   type    = string
   default = "127.0.0.1:8500"
@@ -105,6 +123,12 @@ variable "more_settings" {
   default     = ""
 }
 
+variable "healthy_deadline" {
+  description = "How long an updated node may take to pass its checks, before the update is reverted."
+  type        = string
+  default     = "2m"
+}
+
 variable "drain_seconds" {
   description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 10 s more."
   type        = number
@@ -124,11 +148,12 @@ job "portreeve" {
     max_parallel     = 1
     health_check     = "checks"
     min_healthy_time = "10s"
-    healthy_deadline = "2m"
+    healthy_deadline = var.healthy_deadline
     auto_revert      = true
   }
 
   group "gateway" {
+    # A node has each port once, so no two of them are on one node.
     count = var.type == "service" ? var.count : 1
 
     # Out of Consul first, so that load balancers and DNS let go; then drain; then stop.
@@ -169,6 +194,7 @@ job "portreeve" {
       name     = "portreeve-${var.gateway}"
       provider = "consul"
       port     = "https"
+      address  = var.public_address
 
       check {
         name     = "listener"
@@ -183,7 +209,7 @@ job "portreeve" {
       name     = "portreeve-${var.gateway}-agent"
       provider = "consul"
       port     = "ready"
-      address  = "127.0.0.1"
+      address  = var.ready_address
 
       check {
         name     = "ready"
@@ -221,6 +247,12 @@ job "portreeve" {
         change_mode = "noop"
       }
 
+      # Here, and not in the settings, because Nomad fills in the node's values here.
+      env {
+        BIND_ADDRESS  = var.bind_address
+        READY_ADDRESS = var.ready_address
+      }
+
       config {
         image        = var.image
         network_mode = "host"
@@ -238,6 +270,7 @@ job "portreeve" {
           gateways  = ["${var.gateway}"]
           node_name = "{{ env "node.unique.name" }}"
           data_dir  = "/alloc/data"
+          bind_addr = "{{ env "BIND_ADDRESS" }}"
 
           envoy {
             supervise  = true
@@ -271,7 +304,7 @@ job "portreeve" {
           }
 
           api {
-            address = "127.0.0.1:${var.ready_port}"
+            address = "{{ env "READY_ADDRESS" }}:${var.ready_port}"
           }
 
           ${var.more_settings}
