@@ -1,5 +1,5 @@
 # The gateway of run.sh in its other forms: as a service job, with the exec driver as nobody, with certificates in Nomad
-# variables that are not its own job's, from a Nomad Pack, and from one image. Sourced by run.sh, whose words it speaks.
+# variables that are not its own job's, and from a Nomad Pack. Sourced by run.sh, whose words it speaks.
 # shellcheck shell=bash disable=SC2154
 
 closed() {
@@ -36,6 +36,23 @@ updated() { # under load, by one drain_seconds more
     sleep 5
     load_off
 }
+
+step "every form of the job files, as Nomad validates it"
+for form in system service; do
+    for driver in exec raw_exec docker; do
+        given=(-var "type=$form")
+        case $driver in
+            docker) given+=(-var image=portreeve:0 nomad/portreeve-docker.nomad.hcl) ;;
+            *) given+=(-var "driver=$driver" nomad/portreeve.nomad.hcl) ;;
+        esac
+        nomad job validate "${given[@]}" >"$DIR/job.out" 2>&1
+        # It is no success with a warning.
+        grep -qx 'Job validation successful' "$DIR/job.out"
+        nomad job run -output "${given[@]}" >"$DIR/form.json"
+        [[ $(field 'it["Job"]["Type"], {t["Driver"] for g in it["Job"]["TaskGroups"] for t in g["Tasks"]}' <"$DIR/form.json") == "('$form', {'$driver'})" ]]
+        echo "$driver, $form: $(tail -n 1 "$DIR/job.out")"
+    done
+done
 
 step "the same as a service job of two, updated under load"
 stop_gateway
@@ -107,30 +124,4 @@ if command -v nomad-pack >/dev/null; then
     echo "ready on both nodes as a $(kind) job; deployment $(deployment)"
 else
     echo "left out: there is no nomad-pack on PATH"
-fi
-
-step "the docker job, on one node"
-if docker info >"$DIR/docker.out" 2>&1; then
-    docker version --format 'docker {{.Server.Version}}'
-    stop_gateway
-    # As docs/deploy/Dockerfile makes it, of files that are here: no registry is asked.
-    image=portreeve-run:$BASE
-    cp -r "$DIR/root" "$DIR/image"
-    install -D /bin/sh "$DIR/image/bin/sh" # as every base image has, and the agent keeps Envoy with
-    setcap cap_net_bind_service=+ep "$DIR/image/usr/local/bin/envoy"
-    tar -C "$DIR/image" --xattrs --xattrs-include='*' -c . |
-        docker import --change 'USER portreeve' --change 'ENTRYPOINT ["/usr/local/bin/portreeve"]' - "$image" >"$DIR/docker.out"
-    # It takes its ports on the whole machine unless it is told otherwise, so one node has it.
-    nomad node eligibility -disable "$(nomad node status -json | field '[n["ID"] for n in it if n["Name"] == "n2"][0]')" >/dev/null
-    nomad job run -detach=false -var image="$image" -var type=service -var drain_seconds=3 -var vault_address="$VAULT_ADDR" \
-        -var consul_address="127.0.0.1:$CONSUL" -var http_port=$HTTP -var https_port=$HTTPS -var ready_port=$READY \
-        -var 'nomad_variables=["portreeve/"]' -var more_settings="bind_addr = \"127.0.0.1\"
-$(cat "$DIR/more.hcl")" nomad/portreeve-docker.nomad.hcl >"$DIR/job.out" 2>&1
-    until_ok "the gateway" curl -fsS "http://127.0.0.1:$READY/ready"
-    until_ok "every service" serve 127.0.0.1
-    until_ok "the certificate" kept 1 fifth
-    echo "ready as a $(kind) job, from $(docker ps --format '{{.Image}}' --filter "ancestor=$image"); deployment $(deployment)"
-    for host in "${both[@]}"; do echo "$host: $(ask "$host")"; done
-else
-    echo "left out: no dockerd is running"
 fi

@@ -3,6 +3,7 @@ keeps, until told to end. Then says how many were answered otherwise than with 2
 closed.
 
 Usage: load.py RATE CONSUL SERVICE PORT HOST...       (the token is in CONSUL_HTTP_TOKEN)
+       load.py RATE - ADDRESS PORT HOST...            (one gateway, that no Consul shows)
 
 A HOST@PORT is asked over TLS on that port, with a handshake of its own for each request.
 """
@@ -117,11 +118,17 @@ def note(what, address):
 
 threads = [threading.Thread(target=follow), threading.Thread(target=knock)]
 threads += [threading.Thread(target=send, args=(number,)) for number in range(WORKERS)]
-threads[0].start()
+if consul == "-":
+    passing.append((service, port))
+    seen[passing[0]] = 0.0
+    threads.pop(0)
+else:
+    threads[0].start()
 while not passing and not stopped.is_set():
     time.sleep(0.05)
-for thread in threads[1:]:
-    thread.start()
+for thread in threads:
+    if not thread.ident:
+        thread.start()
 for thread in threads:
     thread.join()
 good = counts.pop("200", 0)

@@ -39,7 +39,10 @@ job "orders" {
         type     = "http"
         path     = "/"
         interval = "1s"
-        timeout  = "1s"
+        timeout  = "5s"
+
+        # A machine that runs all of this stalls now and then.
+        failures_before_critical = 3
       }
     }
 
@@ -76,7 +79,7 @@ job "orders" {
         type     = "http"
         path     = "/"
         interval = "1s"
-        timeout  = "1s"
+        timeout  = "5s"
       }
     }
 

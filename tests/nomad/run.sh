@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
 # The shipped system job on two nodes of a real Nomad, each beside an agent of a real Consul (ACLs that deny by default),
 # and OpenBao: what `portreeve setup` makes is all the rights there are. A client that follows Consul, as a load balancer
-# does, sends requests throughout and counts those that fail. Then the job in its other forms: forms.sh.
+# does, sends requests throughout and counts those that fail. Then the job in its other forms (forms.sh, containers.sh), and
+# Nomad's own catalog over TLS (discovery.sh).
 #
 # Needs root, `nomad` (1.11.3 or newer) and `python3` on PATH, and what `make setup` fetches. Where there is a `nomad-pack`
-# the pack is rendered and run, and where a dockerd runs the docker job; else they are said to be left out. Everything
-# listens on 127.0.0.1 and 127.0.0.2 and lies in one directory under /tmp, which is removed. It is not part of `make test`:
-# Nomad is not packaged where these run. Its last output is in docs/nomad-run.md.
+# the pack is rendered and run, and where there is a `dockerd` (with `docker`) one is started, without a network of its own,
+# and the docker job run; else they are said to be left out. Everything listens on 127.0.0.1 and 127.0.0.2 and lies in one
+# directory under /tmp, which is removed. It is not part of `make test`: Nomad is not packaged where these run. Its last
+# output is in docs/nomad-run.md.
 #
 #   BASE=5000       all ports lie between this number and 5000 above it
 #   PORTREEVE=...   another portreeve than target/debug/portreeve
+#   ONLY=discovery  the last part alone, which needs no Consul
 #   KEEP=1          leaves the directory, logs included
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -27,7 +30,7 @@ CONSUL=$((BASE + 500)) VAULT=$((BASE + 200)) NOMAD=$((BASE + 646))
 for name in "${!CONSUL_@}" "${!VAULT_@}" "${!BAO_@}" "${!NOMAD_@}"; do
     case $name in CONSUL | VAULT | NOMAD) ;; *) unset "$name" ;; esac
 done
-unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
+unset DOCKER_HOST DOCKER_CONTEXT http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
 export CONSUL_HTTP_ADDR=127.0.0.1:$CONSUL CONSUL_HTTP_TOKEN=00000000-0000-4000-8000-0000000000de
 export BAO_ADDR=http://127.0.0.1:$VAULT VAULT_ADDR=http://127.0.0.1:$VAULT BAO_TOKEN=root VAULT_TOKEN=root
 export NOMAD_ADDR=http://127.0.0.1:$NOMAD
@@ -44,11 +47,13 @@ end() {
     [[ -z $load ]] || kill "$load" 2>/dev/null
     # What they started first: the tasks of a Nomad that ends go on without it.
     for name in orders petstore portreeve; do timeout 90 nomad job stop "$name" >/dev/null 2>&1; done
+    timeout 90 nomad job stop -namespace=shop parcels >/dev/null 2>&1
     for _ in $(seq 60); do
         pgrep -f "nomad executor .*$DIR/" >/dev/null || [[ -n $(containers) ]] || break
         sleep 0.5
     done
-    for name in nomad-n2 nomad-n1 nomad-server bao consul-2 consul-1; do
+    containers | xargs -r docker rm -f >/dev/null 2>&1
+    for name in discovery nomad-tls dockerd nomad-n2 nomad-n1 nomad-server bao consul-2 consul-1; do
         [[ -z ${pid[$name]:-} ]] || kill "${pid[$name]}" 2>/dev/null
     done
     sleep 1
@@ -58,8 +63,6 @@ end() {
             kill -9 "$left"
         fi
     done 2>/dev/null
-    containers | xargs -r docker rm -f >/dev/null 2>&1
-    [[ -z $image ]] || docker image rm -f "$image" >/dev/null 2>&1
     awk -v dir="$DIR/" 'index($2, dir) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount
     if [[ -n ${KEEP:-} ]] || grep -qF " $DIR/" /proc/mounts; then echo "kept: $DIR"; else rm -rf "$DIR"; fi
     exit "$code"
@@ -111,6 +114,13 @@ consul version | sed -n 1p
 bao version | cut -d ' ' -f 1,2
 nomad version | sed -n 1p
 envoy --version | grep -oE '/1\.[0-9.]+/' | tr -d / | sed 's/^/Envoy /'
+
+if [[ ${ONLY:-} == discovery ]]; then
+    # shellcheck source=tests/nomad/discovery.sh
+    source tests/nomad/discovery.sh
+    step "done"
+    exit
+fi
 
 step "Consul with ACLs, an agent on each of two nodes; OpenBao with a PKI"
 key=initial_management
@@ -208,6 +218,7 @@ plugin "raw_exec" {
 }
 plugin "docker" {
   config {
+    endpoint = "'"${DOCKER_HOST:-unix:///var/run/docker.sock}"'"
     gc {
       image = false
     }
@@ -224,6 +235,13 @@ root_of_tasks() { # a root directory for the driver exec, and for the image
     printf '%s:/:/bin/false\n' root:x:0:0: portreeve:x:100:100: nobody:x:65534:65534: >"$DIR/root/etc/passwd"
     printf '%s:\n' root:x:0 portreeve:x:100 nogroup:x:65534 >"$DIR/root/etc/group"
 }
+start_dockerd() { # with its own socket, data and containerd; the job's containers have the node's network
+    export DOCKER_HOST=unix://$DIR/docker.sock
+    start dockerd dockerd --host="$DOCKER_HOST" --data-root="$DIR/docker" --exec-root="$DIR/docker-run" \
+        --pidfile="$DIR/dockerd.pid" --bridge=none --iptables=false --ip6tables=false
+    until_ok "dockerd" docker info
+}
+if command -v dockerd >/dev/null && command -v docker >/dev/null; then start_dockerd; fi
 root_of_tasks
 start_nomad_server
 start_nomad_client 1
@@ -236,7 +254,7 @@ export NOMAD_TOKEN
 two_ready() { [[ $(nomad node status | grep -cw ready) == 2 ]]; }
 until_ok "two ready clients" two_ready
 
-step "portreeve setup consul, vault, nomad"
+step "portreeve setup consul and vault, and not yet nomad"
 jwks=-nomad-jwks-url=http://127.0.0.1:$NOMAD/.well-known/jwks.json
 member=-mesh-service=edge-gw
 absent() { # after a dry run
@@ -253,10 +271,6 @@ absent consul acl policy read -name portreeve
 absent bao policy read portreeve-pki
 "$PORTREEVE" setup vault "$jwks"
 "$PORTREEVE" setup vault "$jwks" | grep -E 'Nothing'
-"$PORTREEVE" setup nomad -dry-run | grep 'to do'
-absent nomad acl policy info portreeve
-"$PORTREEVE" setup nomad
-"$PORTREEVE" setup nomad | grep -E 'Nothing'
 
 # ---- The gateway ---------------------------------------------------------------------------------------------------------
 
@@ -310,6 +324,38 @@ upstream "native" {
     interval = "1s"
   }
 }
+
+http_route "shop" {
+  gateways  = ["edge"]
+  hostnames = ["shop.example.com"]
+
+  rule "all" {
+    backend "upstream" "shop" {}
+  }
+}
+
+upstream "shop" {
+  nomad {
+    service   = "parcels"
+    namespace = "shop"
+  }
+}
+
+http_route "any" {
+  gateways  = ["edge"]
+  hostnames = ["any.example.com"]
+
+  rule "all" {
+    backend "upstream" "any" {}
+  }
+}
+
+upstream "any" {
+  nomad {
+    service   = "parcels"
+    namespace = "*"
+  }
+}
 HCL
 consul kv put portreeve/config/petstore - >/dev/null <<'HCL'
 upstream "petstore" {
@@ -348,7 +394,7 @@ gateway() {
         -var consul_address="{{ env \"meta.address\" }}:$CONSUL" -var vault_address="$VAULT_ADDR" \
         -var portreeve="$PORTREEVE" -var envoy="$(command -v envoy)" -var http_port=$HTTP -var https_port=$HTTPS \
         -var ready_port=$READY -var drain_seconds=3 -var more_settings="$(cat "$DIR/more.hcl")" \
-        "$@" nomad/portreeve.nomad.hcl >"$DIR/job.out" 2>&1
+        "$@" "${JOB:-nomad/portreeve.nomad.hcl}" >"$DIR/job.out" 2>&1
 }
 version_of() { nomad job inspect portreeve | field 'it["Job"]["Version"]'; }
 deployment() { nomad job deployments -json portreeve | field 'max(it, key=lambda one: one["CreateIndex"])["Status"]'; }
@@ -369,6 +415,42 @@ for node in 1 2; do
         "$(curl -sS -k --connect-to "::127.0.0.$node:$HTTPS" https://native.example.com/)"
 done
 
+step "a service in another of Nomad's namespaces, by the job's own identity, before and after portreeve setup nomad"
+nomad namespace apply shop >/dev/null
+nomad job run -var namespace=shop -var name=parcels -var count=2 -var release=1 -var server="$DIR/server.py" \
+    tests/nomad/stock.nomad.hcl >"$DIR/job.out" 2>&1
+code() { ask "$1" "127.0.0.$2" -o /dev/null -w '%{http_code}'; }
+missed() { "$PORTREEVE" status -api-socket="$DIR/gateway-$1/api.sock" | grep -A 8 -F 'no instance of the service "parcels"'; }
+# Nomad shows any workload the services of a namespace that it names. The list of all, and the event stream, take the rule.
+without() { missed "$1" && [[ $(code any.example.com "$1") == 503 && $(ask shop.example.com "127.0.0.$1") == "release 1" ]]; }
+stream() { # with the agent's identity: whether anything comes, if only a sign of life, before it ends
+    grep -qF '{' < <(curl -sN -m 30 -H "X-Nomad-Token: $(cat "$DIR"/nomad-n1/alloc/*/agent/secrets/nomad_token)" \
+        "$NOMAD_ADDR/v1/event/stream?topic=Service&namespace=*")
+}
+agents() { pgrep -f "^$PORTREEVE agent .*$DIR/" | sort | tr '\n' ' '; }
+for node in 1 2; do until_ok "what n$node has without the policy" without "$node"; done
+for node in 1 2; do
+    echo "n$node, without the policy: namespace = \"shop\": $(ask shop.example.com 127.0.0.$node), namespace = \"*\": $(code any.example.com $node)"
+done
+missed 1 | grep -E 'warning|help' | tr -s ' \n' ' ' | sed 's/ $/\n/'
+absent stream
+echo "the event stream, with the agent's identity: ended by Nomad"
+had=$(agents)
+[[ $(wc -w <<<"$had") == 2 ]]
+"$PORTREEVE" setup nomad -dry-run | grep 'to do'
+absent nomad acl policy info portreeve
+for node in 1 2; do without "$node" >/dev/null; done
+"$PORTREEVE" setup nomad
+"$PORTREEVE" setup nomad | grep -E 'Nothing'
+until_ok "the other namespace's service by the wildcard" answers any.example.com "release 1"
+for node in 1 2; do
+    echo "n$node, with it: namespace = \"shop\": $(ask shop.example.com 127.0.0.$node), namespace = \"*\": $(ask any.example.com 127.0.0.$node)"
+done
+until_ok "the event stream" stream
+echo "the event stream, with the agent's identity: goes on"
+[[ $(version_of) == 0 && $(agents) == "$had" ]]
+echo "nothing was restarted: the job has version 0, and both agents are the same processes"
+
 step "a service in Consul's mesh, with a token by its own workload identity, that the gateway enters as edge-gw"
 petstore() { nomad job run -var release="$1" -var server="$DIR/server.py" tests/nomad/petstore.nomad.hcl >"$DIR/job.out" 2>&1; }
 explain() { "$PORTREEVE" explain -api-socket="$DIR/gateway-$1/api.sock" GET http://petstore.example.com:$HTTP/; }
@@ -384,7 +466,7 @@ echo "both nodes, after consul intention create -allow edge-gw petstore: $(ask p
 # ---- Under load ----------------------------------------------------------------------------------------------------------
 
 step "both services rolled to a new release under load, then the one in the mesh"
-both+=(petstore.example.com)
+both+=(petstore.example.com shop.example.com any.example.com)
 load_on "${both[@]}"
 sleep 2
 orders 2
@@ -435,22 +517,79 @@ done
 
 step "the agents' Consul and Vault tokens revoked under load: they log in again, with identities that Nomad keeps fresh"
 load_on "${both[@]}"
-old=$(consul_tokens)
-for accessor in $(consul_tokens | tr -d "[],'"); do consul acl token delete -id "$accessor" >/dev/null; done
 logins() { bao list -format=json auth/token/accessors | field 'len(it)'; }
-before=$(logins)
-for accessor in $(bao list -format=json auth/token/accessors | field '" ".join(it)'); do
-    if bao token lookup -format=json -accessor "$accessor" | grep -q portreeve-pki; then bao token revoke -accessor "$accessor" >/dev/null; fi
+revoke() { # every token that the agents have of Consul and of Vault
+    local accessor
+    old=$(consul_tokens) before=$(logins)
+    for accessor in $(tr -d "[],'" <<<"$old"); do consul acl token delete -id "$accessor" >/dev/null; done
+    for accessor in $(bao list -format=json auth/token/accessors | field '" ".join(it)'); do
+        if bao token lookup -format=json -accessor "$accessor" | grep -q portreeve-pki; then bao token revoke -accessor "$accessor" >/dev/null; fi
+    done
+    echo "Vault's tokens before: $before, after the revocation: $(logins)"
+}
+name_certificate() { # a common name: a certificate that takes a new login
+    consul kv get portreeve/config/edge | sed -E "s/(common_name = )\"[^\"]*\"/\1\"$1\"/" | consul kv put portreeve/config/edge - >/dev/null
+}
+logged_in_anew() { # a certificate of this name on both nodes, and two tokens of Consul in place of the two that were revoked
+    name_certificate "$1"
+    shows() { subject "$1" "$2" | grep -q "CN *= *$2\$"; }
+    for node in 1 2; do until_ok "a certificate that takes a new login on n$node" shows "$node" "$1"; done
+    echo "a document changed, and a certificate of another name issued on both nodes; Vault's tokens now: $(logins)"
+    new=$(consul_tokens)
+    [[ $(field 'len(it)' <<<"${new//\'/\"}") == 2 && $new != "$old" ]]
+    echo "two new tokens of Consul in place of two"
+}
+revoke
+logged_in_anew www.native.example.com
+load_off
+
+step "the same with identities that last 30 s: Nomad renews them, and the agents log in with the new ones under load"
+# As shipped but for that.
+JOB=$DIR/short.nomad.hcl
+sed -E 's/( ttl +=) "1h"/\1 "30s"/' nomad/portreeve.nomad.hcl >"$JOB"
+[[ $(grep -cE ' ttl += "30s"' "$JOB") == 2 ]]
+gateway
+unset JOB
+for node in 1 2; do until_ok "the gateway on n$node" curl -fsS "http://127.0.0.$node:$READY/ready"; done
+running() { nomad job allocs -json portreeve | field '" ".join(a["NodeName"] + "/alloc/" + a["ID"] for a in it if a["ClientStatus"] == "running")'; }
+identities() { # of both agents, for both logins: the file, and when what is in it ends
+    local alloc name
+    for alloc in $(running); do
+        for name in consul vault; do
+            python3 - "$DIR/nomad-$alloc/agent/secrets/nomad_$name.jwt" <<'PYTHON'
+import base64, json, sys
+claims = open(sys.argv[1]).read().split(".")[1]
+print(sys.argv[1], json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
+PYTHON
+        done
+    done | sort
+}
+load_on "${both[@]}"
+identities >"$DIR/identities"
+[[ $(wc -l <"$DIR/identities") == 4 ]]
+cp "$(sed -n '/_consul/s/ .*//p' "$DIR/identities" | sed -n 1p)" "$DIR/first_consul.jwt"
+cp "$(sed -n '/_vault/s/ .*//p' "$DIR/identities" | sed -n 1p)" "$DIR/first_vault.jwt"
+renewed() { # every one of them, and once more
+    identities >"$DIR/identities-now"
+    [[ $(join "$DIR/$1" "$DIR/identities-now" | awk '$3 > $2' | wc -l) == 4 ]]
+}
+until_ok "Nomad to renew the identities" renewed identities
+cp "$DIR/identities-now" "$DIR/identities-second"
+until_ok "Nomad to renew them again" renewed identities-second
+echo "Nomad has renewed all four identities, and each of them again"
+# Both take one for a minute longer than it says.
+ended=$(awk '$2 > most { most = $2 } END { print most }' "$DIR/identities")
+sleep $((ended + 61 > $(date +%s) ? ended + 61 - $(date +%s) : 0))
+with_first_consul() { consul login -method portreeve -bearer-token-file "$DIR/first_consul.jwt" -token-sink-file "$DIR/sink"; }
+with_first_vault() { bao write auth/jwt-nomad/login role=portreeve jwt=@"$DIR/first_vault.jwt"; }
+for product in consul vault; do
+    absent "with_first_$product"
+    grep -qi expired "$DIR/last.out"
 done
-echo "Vault's tokens before: $before, after the revocation: $(logins)"
-more_than() { (($(logins) > $1)); }
-consul kv get portreeve/config/edge | sed 's/common_name = "native/common_name = "www.native/' | consul kv put portreeve/config/edge - >/dev/null
-shows() { subject "$1" www.native.example.com | grep -q www.native; }
-for node in 1 2; do until_ok "a certificate that takes a new login on n$node" shows "$node"; done
-echo "a document changed, and a certificate of another name issued on both nodes; Vault's tokens now: $(logins)"
-new=$(consul_tokens)
-[[ $(field 'len(it)' <<<"${new//\'/\"}") == 2 && $new != "$old" ]]
-echo "two new tokens of Consul in place of two"
+echo "the first ones have ended: neither Consul nor Vault takes one any more"
+revoke
+logged_in_anew native.example.com
+sleep 2
 load_off
 
 step "a certificate in a Nomad variable replaced under load, a handshake for each request; then the variable deleted"
@@ -498,5 +637,9 @@ load_off
 
 # shellcheck source=tests/nomad/forms.sh
 source tests/nomad/forms.sh
+# shellcheck source=tests/nomad/containers.sh
+source tests/nomad/containers.sh
+# shellcheck source=tests/nomad/discovery.sh
+source tests/nomad/discovery.sh
 
 step "done"
