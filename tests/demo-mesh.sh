@@ -238,9 +238,4 @@ requests
 split
 finish_asking
 what_next
-while true; do
-    for name in consul agent petstore-sidecar; do
-        is_running "$name" || die "$name has ended"
-    done
-    sleep 1
-done
+stay consul agent petstore-sidecar

@@ -165,13 +165,15 @@ nomad_leads() {
 }
 node_is_ready() { nomad node status | grep -qw ready; }
 
-# setup PRODUCT ARGUMENTS...: the dry run is shown, the run is done, and a second one must find nothing to do.
+# setup PRODUCT ARGUMENTS...: a dry run says how much there is to do, the run what it did, and a second one must find nothing.
 setup() {
     local status=wrong
-    echo "    \$ portreeve setup $*"
+    echo "    \$ portreeve setup $* -dry-run"
     "$PORTREEVE" setup "$@" -dry-run >"$DEMO/setup.out" || die "$(<"$DEMO/setup.out")"
-    grep -E '^[+~=]' "$DEMO/setup.out" | sed 's/ would be created/ created/; s/^/    /'
+    grep -F ' to do at ' "$DEMO/setup.out" | sed 's/^/    /'
+    echo "    \$ portreeve setup $*"
     "$PORTREEVE" setup "$@" >"$DEMO/setup.out" || die "$(<"$DEMO/setup.out")"
+    grep -E '^[+~=]| done at ' "$DEMO/setup.out" | sed 's/^/    /'
     "$PORTREEVE" setup "$@" >"$DEMO/setup.out" || die "$(<"$DEMO/setup.out")"
     if grep -q 'Nothing to do' "$DEMO/setup.out"; then status=ok; fi
     verdict "$status" "a second run finds nothing to do"
@@ -336,9 +338,4 @@ title "Portreeve's agent is killed, and the service rolled once more while Nomad
 under_load "no request fails" kill_agent
 finish_asking
 what_next
-while true; do
-    for name in consul vault nomad; do
-        is_running "$name" || die "$name has ended"
-    done
-    sleep 1
-done
+stay consul vault nomad

@@ -21,7 +21,7 @@ export PATH="$PWD/target/tools/bin:$PATH"
 export CONSUL_HTTP_ADDR=127.0.0.1:${PORT[consul]}
 export CONSUL_HTTP_TOKEN=00000000-0000-4000-8000-0000000000de # of whoever runs this demo, and of nobody else's Consul
 
-declare -A PID=()
+declare -A PID=() ENDED=()
 started=() # names, in the order of start
 
 # ---- Saying ----------------------------------------------------------------------------------------------------------
@@ -66,6 +66,32 @@ start() {
 
 is_running() { [[ -n ${PID[$1]:-} ]] && kill -0 "${PID[$1]}" 2>/dev/null; }
 
+# how_it_ended NAME: of one that no longer runs, into ENDED: a status can be asked for once, and not from a subshell.
+how_it_ended() {
+    local name=$1 status=0
+    [[ -z ${ENDED[$name]:-} ]] || return 0
+    wait "${PID[$name]}" 2>/dev/null || status=$?
+    if ((status > 128)); then
+        ENDED[$name]="$name was ended by SIG$(kill -l $((status - 128)))"
+    else
+        ENDED[$name]="$name ended with exit status $status"
+    fi
+    ENDED[$name]+="; its log is $SHOWN/$name.log"
+}
+
+# stay NAMES...: until one of them ends, and with it the demo.
+stay() {
+    local name
+    while true; do
+        for name in "$@"; do
+            is_running "$name" && continue
+            how_it_ended "$name"
+            die "${ENDED[$name]}"
+        done
+        sleep 1
+    done
+}
+
 # stop NAME SECONDS: SIGTERM, then SIGKILL.
 stop() {
     local name=$1 deadline=$((SECONDS + $2))
@@ -77,6 +103,7 @@ stop() {
         kill -KILL -- "-${PID[$name]}" 2>/dev/null || true
     fi
     wait "${PID[$name]}" 2>/dev/null || true
+    unset "PID[$name]" # whoever has one and does not run ended by itself
 }
 
 # An Envoy outlives a killed agent, by design; here nobody would come back for it.
@@ -99,6 +126,14 @@ finish() {
     exec 1>&8
     if ((${#started[@]})); then
         echo
+        # Whatever failed, this may be why; and it comes after the logs.
+        local name
+        for name in "${started[@]}"; do
+            [[ -n ${PID[$name]:-} ]] || continue
+            is_running "$name" && continue
+            how_it_ended "$name"
+            say "${ENDED[$name]}"
+        done
         say "stopping: ${started[*]}"
         # The agent first: it drains its Envoy while everything is still there.
         stop agent 40
@@ -116,7 +151,10 @@ wait_for() {
     local what=$1 limit=$2 process=$3 begin=$SECONDS said=$SECONDS
     shift 3
     until "$@" >"$DEMO/wait.out" 2>&1; do
-        is_running "$process" || die "$process ended while waiting for $what"
+        if ! is_running "$process"; then
+            how_it_ended "$process"
+            die "no $what: ${ENDED[$process]}"
+        fi
         if ((SECONDS - begin >= limit)); then
             cat "$DEMO/wait.out" >&2
             die "no $what within $limit s"

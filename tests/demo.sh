@@ -351,9 +351,4 @@ live_change
 bad_document
 finish_asking
 what_next
-while true; do
-    for name in consul vault agent; do
-        is_running "$name" || die "$name has ended"
-    done
-    sleep 1
-done
+stay consul vault agent

@@ -1,6 +1,7 @@
 //! The documentation does what it says: commands run, documents are valid, links lead somewhere, the demo answers.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod demo;
 mod deploy;
 mod guide;
 mod proofs;
@@ -204,80 +205,4 @@ fn links_lead_somewhere() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
-}
-
-/// `make demo` in a directory and on ports of its own.
-#[test]
-fn the_demo_answers_right() {
-    run_demo("demo.sh", "target/demo-test", ["7000", "5000", "6000", "9000"]);
-}
-
-#[test]
-fn the_mesh_demo_answers_right() {
-    run_demo(
-        "demo-mesh.sh",
-        "target/demo-mesh-test",
-        ["4000", "8000", "3000", "2000"],
-    );
-}
-
-/// Nomad is not packaged where CI runs.
-#[test]
-fn the_nomad_demo_answers_right() {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if !std::env::split_paths(&path).any(|directory| directory.join("nomad").is_file()) {
-        println!("no nomad here: not checked");
-        return;
-    }
-    run_demo(
-        "demo-nomad.sh",
-        "target/demo-nomad-test",
-        ["62000", "63000", "61000", "64000"],
-    );
-}
-
-#[test]
-fn without_a_nomad_its_demo_says_where_to_get_one() {
-    let directory = tempfile::tempdir().unwrap();
-    for program in ["bash", "dirname", "cat"] {
-        let found = ["/bin", "/usr/bin"].map(|place| Path::new(place).join(program));
-        let found = found.iter().find(|path| path.exists()).unwrap();
-        std::os::unix::fs::symlink(found, directory.path().join(program)).unwrap();
-    }
-    let output = Command::new(root().join("tests/demo-nomad.sh"))
-        .env_clear()
-        .env("PATH", directory.path())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(3), "{said}");
-    assert!(
-        said.contains("nomad is not on PATH") && said.contains("https://") && said.contains("1.11.3"),
-        "{said}"
-    );
-}
-
-fn run_demo(script: &str, directory: &str, bases: [&str; 4]) {
-    for base in bases {
-        let output = Command::new(root().join("tests").join(script))
-            .env("CI", "true")
-            .env("DEMO_DIR", directory)
-            .env("DEMO_PORTREEVE", PORTREEVE)
-            .env("DEMO_PORT_BASE", base)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let said = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        if said.contains("taken on 127.0.0.1") {
-            println!("{said}");
-            continue;
-        }
-        assert!(output.status.success(), "{said}");
-        return;
-    }
-    panic!("no free ports for the demo");
 }
