@@ -199,6 +199,29 @@ fn commands_of_the_container_are_ours() {
         "{all:?}"
     );
     assert_understood("Dockerfile", &all[1..]);
+
+    // A container that is told to stop is killed after 10 s unless its run said otherwise, while Envoy still drains.
+    let unit = std::fs::read_to_string(root().join("docs/deploy/portreeve.service")).unwrap();
+    let granted = |text: &str, before: &str| {
+        let seconds = text.split_once(before).map(|(_, after)| after);
+        let digits = seconds
+            .unwrap_or_default()
+            .chars()
+            .take_while(char::is_ascii_digit);
+        digits.collect::<String>()
+    };
+    let (seconds, by_systemd) = (
+        granted(&text, "docker run --network host --stop-timeout "),
+        granted(&unit, "\nTimeoutStopSec="),
+    );
+    assert!(
+        !seconds.is_empty() && seconds == by_systemd,
+        "{seconds:?}, {by_systemd:?}"
+    );
+
+    // `COPY . .` is of the source.
+    let left_out = std::fs::read_to_string(root().join(".dockerignore")).unwrap();
+    assert!(left_out.lines().any(|line| line == "/target"), "{left_out}");
 }
 
 /// systemd's own check, where it is installed: in CI it is.
