@@ -37,6 +37,15 @@ pub enum StoreError {
         path: PathBuf,
         source: redb::DatabaseError,
     },
+    #[error(
+        "{path}: another agent uses it; stop that one first (its Envoy may stay: envoy.stop_with_agent), or give this \
+         one a data_dir of its own. Do not delete the file"
+    )]
+    InUse { path: PathBuf },
+    #[error(
+        "{path}: cannot open the agent's state, which changes with every change: data_dir must be writable"
+    )]
+    Disk { path: PathBuf, source: std::io::Error },
     #[error("{path}: cannot make the agent's data directory")]
     Directory { path: PathBuf, source: std::io::Error },
     #[error(
@@ -105,6 +114,11 @@ impl Write {
     }
 }
 
+fn is_of_the_disk(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | StorageFull)
+}
+
 /// How often what could not be saved is tried again when nothing else is to be saved.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -117,9 +131,19 @@ impl Store {
         };
         std::fs::create_dir_all(data_directory).map_err(directory_error)?;
         let path = data_directory.join("state.redb");
-        let database = Database::create(&path).map_err(|source| StoreError::Open {
-            path: path.clone(),
-            source,
+        let database = Database::create(&path).map_err(|source| match source {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
+            // Nothing is wrong with the file itself.
+            redb::DatabaseError::Storage(redb::StorageError::Io(source)) if is_of_the_disk(&source) => {
+                StoreError::Disk {
+                    path: path.clone(),
+                    source,
+                }
+            }
+            source => StoreError::Open {
+                path: path.clone(),
+                source,
+            },
         })?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(directory_error)?;
         let restored = read(&database).map_err(|source| StoreError::Read {
