@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::answering::AnsweringServer;
 use crate::connect::until_said;
-use crate::stack::{GATEWAY, Options, Stack, id, route};
+use crate::stack::{GATEWAY, Options, Stack, id, route, until};
 use crate::support::backend::Backend;
-use crate::support::client::Request;
+use crate::support::client::{Client, Request};
 use crate::support::consul::service;
 use crate::support::load::Load;
 
@@ -223,6 +223,131 @@ async fn the_oldest_holds_a_hostname_whatever_its_health_and_a_document_before_i
         line.contains("catalog service thief:2:1") && line.contains("hostnames"),
         "{line}"
     );
+}
+
+/// Whoever may register services is held to what the agent's settings say.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_settings_bound_who_is_exposed_and_how() {
+    let stack = Stack::start(Options {
+        more: r#"
+catalog {
+  default_host  = "{service}.apps.example.com"
+  services      = ["web-*"]
+  required_tags = ["public"]
+  policies      = ["standard"]
+  listeners     = ["web"]
+  tag_prefix    = "edge"
+}
+"#
+        .to_owned(),
+        ..Options::default()
+    })
+    .await;
+    let one = Backend::start("one").await;
+    let second = "  listener \"inner\" {\n    port = $HTTPS\n  }\n}\n";
+    let gateway = format!("{}{second}", GATEWAY.trim_end().strip_suffix('}').unwrap());
+    stack.put("gateway", &gateway).await;
+    stack
+        .put(
+            "bundle",
+            "policy \"standard\" {\n  response_headers {\n    set = { \"x-standard\" = \"yes\" }\n  }\n}\n",
+        )
+        .await;
+    for (name, tags) in [
+        ("billing", &["edge", "public"][..]),
+        ("web-inside", &["edge"]),
+        ("web-foreign", &["portreeve", "public"]),
+        ("web-shop", &["edge", "public"]),
+    ] {
+        stack.consul.register(&tagged(name, &one, tags)).await;
+    }
+    let shop = Request::get("web-shop.apps.example.com", "/");
+    stack
+        .until(&shop, "the service that may, with the bundle", |reply| {
+            reply.backend() == Some("one") && reply.header("x-standard") == Some("yes")
+        })
+        .await;
+    until_said(&stack, r#"the service \"billing\" may not be exposed"#).await;
+    until_said(
+        &stack,
+        r#"an instance of \"web-inside\" has not the tag \"public\""#,
+    )
+    .await;
+    for name in ["billing", "web-inside", "web-foreign"] {
+        let host = format!("{name}.apps.example.com");
+        let reply = stack.client().send(&Request::get(&host, "/")).await.unwrap();
+        assert_eq!(reply.status, 404, "{name}: {}", reply.text());
+    }
+    let elsewhere = Client::http(stack.https);
+    until(
+        &elsewhere,
+        &shop,
+        "the other listener has nothing of it",
+        |reply| reply.status == 404,
+    )
+    .await;
+
+    // What was lacking comes: only that was in the way.
+    stack
+        .consul
+        .register(&tagged("web-inside", &one, &["edge", "public"]))
+        .await;
+    backend_of(&stack, "web-inside.apps.example.com", "one").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_protocol_that_a_service_names_is_spoken_to_it() {
+    let stack = Stack::start(options()).await;
+    stack.put("gateway", GATEWAY).await;
+    let one = Backend::start("one").await;
+    for (name, protocol, version) in [
+        ("plain", "http", "HTTP/1.1"),
+        ("second", "http2", "HTTP/2.0"),
+        ("remote", "grpc", "HTTP/2.0"),
+    ] {
+        let protocol = format!("portreeve.protocol={protocol}");
+        stack
+            .consul
+            .register(&tagged(name, &one, &["portreeve", &protocol]))
+            .await;
+        // The client speaks HTTP/1.1 whatever the service does.
+        let request = Request::get(&format!("{name}.apps.example.com"), "/");
+        let reply = stack
+            .until(&request, name, |reply| reply.backend() == Some("one"))
+            .await;
+        assert_eq!(reply.json()["version"], version, "{name}");
+    }
+}
+
+/// Another replica, or one that lost its disk, meets both at once: what it met first decides nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_a_past_finds_the_same_oldest() {
+    let mut stack = Stack::start(options()).await;
+    stack.put("gateway", GATEWAY).await;
+    let (older, younger) = (Backend::start("older").await, Backend::start("younger").await);
+    let host = "portreeve.host=shop.example.com";
+    // By name the younger comes first. What it claims beside the clash tells that it was taken.
+    let tags = ["portreeve", host];
+    stack.consul.register(&tagged("zebra", &older, &tags)).await;
+    backend_of(&stack, "shop.example.com", "older").await;
+    let more = "portreeve.host=shop.example.com,ant.apps.example.com";
+    stack
+        .consul
+        .register(&tagged("ant", &younger, &["portreeve", more]))
+        .await;
+    backend_of(&stack, "ant.apps.example.com", "younger").await;
+
+    stack.agent.terminate();
+    std::fs::remove_dir_all(&stack.data).unwrap();
+    stack.agent.restart().await;
+    backend_of(&stack, "ant.apps.example.com", "younger").await;
+    backend_of(&stack, "shop.example.com", "older").await;
+    until_said(&stack, "shadowed-rule").await;
+    let request = Request::get("shop.example.com", "/");
+    for _ in 0..20 {
+        let reply = stack.client().send(&request).await.unwrap();
+        assert_eq!(reply.backend(), Some("older"));
+    }
 }
 
 fn rules(service: &str) -> String {

@@ -24,6 +24,7 @@ mod edge;
 mod edge_node;
 mod enterprise;
 mod exposure;
+mod exposure_gateways;
 mod fail_closed;
 mod faults;
 mod first_start;
