@@ -74,6 +74,7 @@ mod tls_versions;
 mod traffic;
 mod upstreams;
 mod vault_cluster;
+mod vault_logins;
 mod vault_tokens;
 mod versions;
 mod weights;

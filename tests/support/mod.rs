@@ -28,6 +28,7 @@ pub mod ports;
 pub mod process;
 pub mod rsa;
 pub mod stack;
+pub mod token_review;
 pub mod vault;
 
 use std::path::{Path, PathBuf};

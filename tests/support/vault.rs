@@ -16,6 +16,8 @@ pub struct Vault {
     pub process: Process,
     pub port: u16,
     pub root_token: String,
+    /// Where calls go from now on; empty: the root namespace.
+    pub namespace: String,
     unseal_key: String,
     client: reqwest::Client,
     _directory: TempDir,
@@ -113,6 +115,7 @@ impl Vault {
             process,
             port,
             root_token,
+            namespace: String::new(),
             unseal_key,
             client: api_client(),
             _directory: directory,
@@ -181,6 +184,9 @@ impl Vault {
         if !token.is_empty() {
             request = request.header("x-vault-token", token);
         }
+        if !self.namespace.is_empty() {
+            request = request.header("x-vault-namespace", &self.namespace);
+        }
         if !body.is_null() {
             request = request.json(&body);
         }
@@ -197,6 +203,21 @@ impl Vault {
 
     pub async fn write(&self, path: &str, body: Value) -> Value {
         self.expect(Method::POST, path, body).await
+    }
+
+    /// A write whose answer comes wrapped: its wrapping token.
+    pub async fn wrap(&self, path: &str) -> String {
+        let request = self
+            .client
+            .post(format!("{}/v1/{path}", self.address()))
+            .header("x-vault-token", &self.root_token)
+            .header("x-vault-wrap-ttl", "10m");
+        let answer = Answer::read(request.send().await.expect("an answer of vault")).await;
+        let wrapped = answer.and_then(Answer::ok).expect("a wrapped answer").json();
+        wrapped["wrap_info"]["token"]
+            .as_str()
+            .expect("a token")
+            .to_owned()
     }
 
     pub async fn read(&self, path: &str) -> Value {
@@ -243,6 +264,23 @@ impl Vault {
             .as_str()
             .expect("a root certificate")
             .to_owned()
+    }
+
+    /// What is known of each token that is there, the root token included.
+    pub async fn tokens(&self) -> Vec<Value> {
+        let list = Method::from_bytes(b"LIST").expect("a method");
+        let accessors = self.expect(list, "auth/token/accessors", Value::Null).await;
+        let mut tokens = Vec::new();
+        for accessor in accessors["data"]["keys"].as_array().into_iter().flatten() {
+            let body = json!({ "accessor": accessor });
+            let found = self
+                .call(Method::POST, "auth/token/lookup-accessor", body)
+                .await
+                .and_then(Answer::ok);
+            // One that ended meanwhile is none.
+            tokens.extend(found.map(|found| found.json()["data"].clone()));
+        }
+        tokens
     }
 
     /// How many certificates a PKI mount has issued and stored, its root included.

@@ -5,6 +5,9 @@
     reason = "a test that cannot set up its world has failed"
 )]
 
+#[path = "../support/token_review.rs"]
+mod token_review;
+
 mod ahead;
 mod auth;
 mod aws;
