@@ -1,11 +1,17 @@
 //! Envoy dies.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
-use portreeve::envoy_process::{Status, StopMode, start_or_adopt};
+use portreeve::envoy_process::{Error, Status, StopMode, start_or_adopt};
 
-use crate::gateway::{Gateway, alone, eventually, is_served, signal, wait_for, wait_until_running};
+use crate::gateway::{
+    DIRECTORY, Gateway, PORT, alone, eventually, is_served, not_checked, settings, signal, wait_for,
+    wait_until_running,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_starts_serves_and_answers_its_owner_only() {
@@ -104,6 +110,52 @@ async fn an_envoy_that_cannot_start_says_why_and_is_tried_again() {
     println!("tried again after {delays:?} ms");
     handle.stop(StopMode::Drain).await;
     assert!(gateway.envoys().is_empty());
+}
+
+/// As in an image from scratch: this test's program, in a view of the machine where `/bin` is empty, starts Envoy.
+#[test]
+fn a_missing_shell_is_named_and_not_envoy() {
+    let can_unshare = Command::new("unshare").args(["--mount", "true"]).output();
+    if !can_unshare.is_ok_and(|output| output.status.success()) {
+        return not_checked("no mounts of its own: that takes root with CAP_SYS_ADMIN");
+    }
+    let gateway = Gateway::new();
+    let within = r#"
+        mount -t tmpfs none /bin || exit 77
+        exec "$0" --ignored --exact crash::an_agent_without_a_shell --nocapture
+    "#;
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", within])
+        .arg(std::env::current_exe().unwrap())
+        .env(DIRECTORY, gateway.directory.path())
+        .env(PORT, gateway.port.to_string())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    println!("{text}");
+    if output.status.code() == Some(77) {
+        return not_checked("this machine lets nobody mount");
+    }
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[tokio::test]
+#[ignore = "what the test above runs where there is no /bin/sh"]
+async fn an_agent_without_a_shell() {
+    let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else {
+        return;
+    };
+    let settings = settings(&directory, std::env::var(PORT).unwrap().parse().unwrap());
+    let error = start_or_adopt(settings).await.unwrap_err();
+    let Error::Shell { source } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(source.kind(), ErrorKind::NotFound);
+    let text = error.to_string();
+    assert!(
+        text.contains("/bin/sh") && text.contains("an image from scratch needs it"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,6 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
+/// Where an agent that is this test executable, run again with one test, finds its gateway.
+pub const DIRECTORY: &str = "PORTREEVE_TEST_AGENT_DIRECTORY";
+pub const PORT: &str = "PORTREEVE_TEST_AGENT_PORT";
+
 pub struct Gateway {
     pub directory: TempDir,
     pub port: u16,
@@ -68,6 +72,16 @@ pub fn settings(directory: &Path, port: u16) -> Settings {
     settings.drain_time = Duration::from_secs(2);
     settings.finish_time = Duration::from_secs(2);
     settings
+}
+
+/// Where CI runs, nothing may be left out unseen.
+pub fn not_checked(why: &str) {
+    println!("not checked: {why}");
+    assert_ne!(
+        std::env::var("CI").as_deref(),
+        Ok("true"),
+        "CI must check this: {why}"
+    );
 }
 
 /// Held by the tests that send a thousand requests a second or measure milliseconds: two at once on two cores would measure

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portreeve::envoy_process::{Handle, RestartError, RestartMethod, Settings, StopMode, start_or_adopt};
 
-use crate::gateway::{Gateway, all_envoys, alone, eventually, is_served, wait_until_running};
+use crate::gateway::{Gateway, all_envoys, alone, eventually, is_served, not_checked, wait_until_running};
 use crate::load;
 
 const PER_SECOND: u32 = 1000;
@@ -107,16 +107,6 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
 fn migrates() -> bool {
     let set = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
     set.is_ok_and(|set| set.trim() == "1")
-}
-
-/// Where CI runs, nothing may be left out unseen.
-fn not_checked(why: &str) {
-    println!("not checked: {why}");
-    assert_ne!(
-        std::env::var("CI").as_deref(),
-        Ok("true"),
-        "CI must check this: {why}"
-    );
 }
 
 /// The test above, in a network of its own where the kernel is told to.

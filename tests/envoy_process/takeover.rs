@@ -11,11 +11,10 @@ use portreeve::envoy_process::{Error, ExecOptions, Status, StopMode, exec_envoy,
 use portreeve::agent::log_format::{self, LogFormat};
 
 use crate::gateway::{
-    Gateway, alone, envoys, eventually, is_served, settings, signal, wait_for, wait_until_running,
+    DIRECTORY, Gateway, PORT, alone, envoys, eventually, is_served, settings, signal, wait_for,
+    wait_until_running,
 };
 
-const DIRECTORY: &str = "PORTREEVE_TEST_AGENT_DIRECTORY";
-const PORT: &str = "PORTREEVE_TEST_AGENT_PORT";
 const MODE: &str = "PORTREEVE_TEST_AGENT_MODE";
 
 fn spawn_agent(gateway: &Gateway, mode: &str) -> Child {
