@@ -201,6 +201,17 @@ pub fn all() -> Vec<Case> {
             Stays::ApiWithoutAddress,
         ),
         orders(
+            "a mesh service all of whose instances are critical, behind sidecars that pass",
+            |snapshot| {
+                let sidecar = world::instance("orders", 1, "10.0.0.1", Health::Passing);
+                world::answer_service(snapshot, &dialed(), vec![sidecar]);
+                let instance = world::instance("orders", 1, "10.0.0.1", Health::Critical);
+                world::answer_service(snapshot, &super::case::service("orders"), vec![instance]);
+            },
+            &[NoHealthyInstance],
+            Stays::ApiWithoutAddress,
+        ),
+        orders(
             "a sidecar whose address is a host name",
             |snapshot| {
                 let sidecar = world::instance("orders", 1, "node-1.internal", Health::Passing);

@@ -37,6 +37,28 @@ fn source<'a>(status: &'a Value, name: &str) -> &'a Value {
         .unwrap_or(&Value::Null)
 }
 
+/// When the certificate `www` ends: in the metric, and in status with its serial. None: not known.
+async fn end_of_www(stack: &Stack) -> anyhow::Result<Option<(i64, Value)>> {
+    let metrics = stack.agent.api(Method::GET, "/metrics", "").await?.ok()?.text();
+    let name = "portreeve_certificate_expiry_timestamp_seconds{certificate=\"www\"} ";
+    let metric = metrics.lines().find_map(|line| line.strip_prefix(name));
+    let metric = metric.map(str::parse::<f64>).transpose()?;
+    let status = status(stack).await?;
+    let certificates = status["certificates"].as_array().into_iter().flatten();
+    let www = certificates
+        .into_iter()
+        .find(|certificate| certificate["name"] == "www");
+    let (Some(metric), Some(www)) = (metric, www.filter(|www| www["expires"].is_i64())) else {
+        return Ok(None);
+    };
+    anyhow::ensure!(
+        www["expires"] == metric as i64,
+        "{metric} is not the end of {www}"
+    );
+    let told = serde_json::json!({ "not_after": www["not_after"], "serial": www["serial"] });
+    Ok(Some((metric as i64, told)))
+}
+
 fn says(status: &Value, code: &str) -> Option<String> {
     let diagnostics = status["diagnostics"].as_array().into_iter().flatten();
     diagnostics
@@ -268,6 +290,7 @@ async fn cold_start(options: Options) {
         status["readiness"]["ready"] == true && status["readiness"]["stale"] == false
     })
     .await;
+    let end = end_of_www(&stack).await.unwrap().expect("its end");
     // Settled and on disk.
     tokio::time::sleep(Duration::from_millis(500)).await;
 
@@ -287,6 +310,13 @@ async fn cold_start(options: Options) {
     })
     .await;
     assert_eq!(source(&status, "kv portreeve/config/")["ok"], false, "{status:#}");
+    // Its public half is on the disk, so its end is known although nobody can be asked.
+    let known = wait_for("the certificate's end", Duration::from_secs(30), async || {
+        let end = end_of_www(&stack).await?;
+        end.ok_or_else(|| anyhow::anyhow!("it is not known"))
+    })
+    .await;
+    assert_eq!(known, end);
     let ready = stack.agent.api(Method::GET, "/v1/ready", "").await.unwrap();
     assert_eq!(ready.json()["stale"], true, "{}", ready.text());
     let socket = format!("-api-socket={}", stack.agent.api.display());

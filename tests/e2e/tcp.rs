@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::connect::{mesh_stack, until_said};
+use crate::connect::{mesh_stack, own_sidecar, until_said};
 use crate::stack::{Options, SOON, Stack};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
@@ -303,6 +303,17 @@ async fn weights_share_connections_and_a_dead_instance_costs_none() {
     drop((one.tasks, two.tasks));
 }
 
+/// A gateway whose port leads to the service `one`, and its instance.
+async fn serving_one() -> (Stack, Lines) {
+    let stack = Stack::start(Options::default()).await;
+    let one = Lines::start("one").await;
+    one.register(&stack, "one").await;
+    stack.put("gateway", GATEWAY).await;
+    stack.put("route", &route("backend \"consul\" \"one\" {}")).await;
+    until_open(&stack, "one").await;
+    (stack, one)
+}
+
 /// Envoy looks for instances of this cluster that refuse connections.
 async fn watched(stack: &Stack, name: &str) -> bool {
     let dump = stack.envoy().config_dump().await;
@@ -328,12 +339,7 @@ async fn left_out(stack: &Stack, port: u16) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_only_instance_is_never_left_out() {
-    let stack = Stack::start(Options::default()).await;
-    let mut one = Lines::start("one").await;
-    one.register(&stack, "one").await;
-    stack.put("gateway", GATEWAY).await;
-    stack.put("route", &route("backend \"consul\" \"one\" {}")).await;
-    until_open(&stack, "one").await;
+    let (stack, mut one) = serving_one().await;
     assert!(watched(&stack, "consul/one").await);
     // It starts anew, and nobody has told the catalog.
     one.tasks.shutdown().await;
@@ -349,12 +355,7 @@ async fn the_only_instance_is_never_left_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_was_left_out_serves_when_nobody_else_is_left() {
-    let stack = Stack::start(Options::default()).await;
-    let mut one = Lines::start("one").await;
-    one.register(&stack, "one").await;
-    stack.put("gateway", GATEWAY).await;
-    stack.put("route", &route("backend \"consul\" \"one\" {}")).await;
-    until_open(&stack, "one").await;
+    let (stack, mut one) = serving_one().await;
     let other = Lines::start("other").await;
     other.register(&stack, "one").await;
     // Each time it is left out for longer, so that even a slow machine finds it so.
@@ -387,13 +388,9 @@ async fn one_that_was_left_out_serves_when_nobody_else_is_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_routes_of_one_listener_and_routes_of_another_protocol_are_told() {
-    let stack = Stack::start(Options::default()).await;
-    let (one, two) = (Lines::start("one").await, Lines::start("two").await);
-    one.register(&stack, "one").await;
+    let (stack, _one) = serving_one().await;
+    let two = Lines::start("two").await;
     two.register(&stack, "two").await;
-    stack.put("gateway", GATEWAY).await;
-    stack.put("route", &route("backend \"consul\" \"one\" {}")).await;
-    until_open(&stack, "one").await;
     let second = route("backend \"consul\" \"two\" {}").replace("\"lines\" {", "\"second\" {");
     stack.put("a-second", &second).await;
     until_said(&stack, "the listener \\\"lines\\\" has a tcp_route already").await;
@@ -504,4 +501,52 @@ async fn a_service_router_is_not_followed_by_connections() {
     stack.put("route", &meshed()).await;
     until_said(&stack, "a service router chooses by HTTP request").await;
     until_refused(&stack, "the port stays closed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tcp_service_is_reached_through_the_gateway_s_own_sidecar() {
+    let stack = mesh_stack(GATEWAY).await;
+    let lines = Lines::start("one").await;
+    stack
+        .consul
+        .register_meshed("lines", "lines-one", lines.port, free_port(), json!({}))
+        .await;
+    let _behind = stack.consul.start_sidecar("lines-one");
+    stack.consul.sidecar_passes("lines", "lines-one").await;
+    stack.consul.intention("edge-gw", "lines", "allow").await;
+    let through_it = meshed().replace("connect {}", "connect { sidecar = true }");
+    stack.put("route", &through_it).await;
+    until_said(
+        &stack,
+        "register the gateway's sidecar \\\"edge-gw-sidecar-proxy\\\"",
+    )
+    .await;
+    assert!(
+        Open::to(stack.http).await.is_err(),
+        "there is nobody to connect to"
+    );
+
+    let (inbound, local) = (free_port(), free_port());
+    let dials = json!([{ "DestinationName": "lines", "LocalBindPort": local }]);
+    let registration = own_sidecar(inbound, dials);
+    stack
+        .consul
+        .register_meshed("edge-gw", "edge-gw", free_port(), inbound, registration)
+        .await;
+    let _own = stack.consul.start_sidecar("edge-gw");
+    // Consul's agent is asked every 5 s who the sidecar dials.
+    let mut kept = wait_for(
+        "the service, by the sidecar",
+        Duration::from_secs(60),
+        async || {
+            let mut open = Open::to(stack.http).await?;
+            anyhow::ensure!(open.name == "one", "it is {}", open.name);
+            open.says_back("ready").await?;
+            Ok(open)
+        },
+    )
+    .await;
+    let said = explained(&stack).await;
+    assert!(said.to_string().contains(&format!("127.0.0.1:{local}")), "{said}");
+    kept.says_back("still here").await.unwrap();
 }

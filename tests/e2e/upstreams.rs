@@ -4,9 +4,10 @@ use hyper::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::answering::{Answer, AnsweringServer};
 use crate::stack::{GATEWAY, Options, SOON, Stack, id, until};
 use crate::support::agent::Agent;
-use crate::support::backend::{Backend, Behaviour};
+use crate::support::backend::Backend;
 use crate::support::client::{Client, Reply, Request};
 use crate::support::consul::service;
 use crate::support::ports::free_port;
@@ -210,30 +211,19 @@ async fn what_is_over_a_circuit_breakers_bounds_answers_503_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_named_port_is_where_requests_go() {
     let (http, admin) = (Backend::start("http").await, Backend::start("admin").await);
-    let consul = Backend::start("consul").await;
-    let ports = json!([
-        { "name": "admin", "port": admin.port },
-        { "name": "http", "port": http.port, "default": true },
-    ]);
-    let instance = json!({
-        "Node": { "Node": "n1", "Address": "127.0.0.1" },
-        "Service": { "ID": "app-1", "Service": "app", "Address": "127.0.0.1", "Port": 0, "Ports": ports },
-        "Checks": [],
-    });
-    consul.behave(Behaviour {
-        body: Some(json!([instance]).to_string().into()),
-        headers: vec![
-            ("content-type".into(), "application/json".into()),
-            ("x-consul-index".into(), "5".into()),
-        ],
-        // A blocking query's answer does not come at once.
-        delay: std::time::Duration::from_millis(200),
-        ..Behaviour::default()
-    });
+    let consul = AnsweringServer::start().await;
+    // Its second instance is of a Consul without `Ports`.
+    let instances = Answer::kept("health-service-multi-port")
+        .with("10.0.0.1", "127.0.0.1")
+        .with("\"port\":9000", &format!("\"port\":{}", admin.port))
+        .with("\"port\":8080", &format!("\"port\":{}", http.port))
+        .with("10.0.0.2", "127.0.0.1")
+        .with("\"Port\":8081", &format!("\"Port\":{}", http.port));
+    consul.put("/v1/health/service/web", instances);
     let port = free_port();
-    let named = |name: &str| format!("  consul {{\n    service = \"app\"\n    port    = \"{name}\"\n  }}");
+    let named = |name: &str| format!("  consul {{\n    service = \"web\"\n    port    = \"{name}\"\n  }}");
     let documents = GATEWAY.replace("$HTTP", &port.to_string())
-        + &upstream("default", "  consul {\n    service = \"app\"\n  }")
+        + &upstream("default", "  consul {\n    service = \"web\"\n  }")
         + &upstream("admin", &named("admin"))
         + &upstream("http", &named("http"))
         + &upstream("absent", &named("absent"));
@@ -246,7 +236,7 @@ async fn a_named_port_is_where_requests_go() {
         .args(["agent", "-dev", "-dev-consul", "-config"])
         .arg(file.parent().unwrap())
         .arg(format!("-data-dir={}", data.display()))
-        .env("CONSUL_HTTP_ADDR", consul.address())
+        .env("CONSUL_HTTP_ADDR", &consul.address)
         .env("PATH", tools)
         .start();
     let client = Client::http(port);

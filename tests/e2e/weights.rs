@@ -13,6 +13,7 @@ use crate::stack::{GATEWAY, Options, SOON, Stack, id};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::client::Request;
 use crate::support::consul::service;
+use crate::support::ports::free_port;
 use crate::support::wait_for;
 
 pub const REQUESTS: u64 = 400;
@@ -255,6 +256,44 @@ async fn sidecars_share_requests_by_the_weights_of_their_instances() {
     let counts = counted(&shared);
     println!("in the mesh, 4 to 4 to 0: {counts:?}");
     assert!(is_share(counts["three"], REQUESTS, 0.5), "{counts:?}");
+}
+
+/// A sidecar that Consul asks nothing about its instance passes whatever becomes of that: the instance itself is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_fails_gets_nothing_though_its_sidecar_passes() {
+    let stack = mesh_stack(GATEWAY).await;
+    protocol(&stack, "pets", "http").await;
+    stack.consul.intention("edge-gw", "pets", "allow").await;
+    let alone = |passing: u32| {
+        let port = free_port();
+        let listening = json!({ "Name": "listening", "TCP": format!("127.0.0.1:{port}"), "Interval": "1s" });
+        json!({
+            "Weights": { "Passing": passing, "Warning": 1 },
+            "Connect": { "SidecarService": { "Port": port, "Checks": [listening] } },
+        })
+    };
+    let _one = Meshed::start(&stack, "pets", "one", alone(2)).await;
+    let two = Meshed::start(&stack, "pets", "two", alone(3)).await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    known_weights(&stack, "pets", &[2, 3]).await;
+
+    let check = format!("service:{}", two.id);
+    let only_one_serves = async || {
+        known_weights(&stack, "pets", &[2]).await;
+        stack.consul.sidecar_passes("pets", &two.id).await;
+        let before = two.backend.requests();
+        let shared = answers(&stack, "pets.example.com", "/", 40).await;
+        assert_eq!(counted(&shared), BTreeMap::from([("one", 40)]));
+        assert_eq!(two.backend.requests(), before);
+    };
+    stack.consul.set_check(&check, "critical").await;
+    only_one_serves().await;
+    stack.consul.set_check(&check, "passing").await;
+    known_weights(&stack, "pets", &[2, 3]).await;
+    stack.consul.maintenance(&two.id, true).await;
+    only_one_serves().await;
+    stack.consul.maintenance(&two.id, false).await;
+    known_weights(&stack, "pets", &[2, 3]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
