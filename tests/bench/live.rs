@@ -39,6 +39,13 @@ pub enum Towards {
     Tls,
 }
 
+/// With a node for the services of the bench, which Consul's agent does not look after.
+pub struct ConsulTls {
+    pub consul: Consul,
+    https: u16,
+    certificates: TempDir,
+}
+
 impl Live {
     /// With a gateway that has no route.
     pub async fn start() -> Live {
@@ -47,31 +54,9 @@ impl Live {
 
     /// With more settings, and a Consul that this was done to before the agent began.
     pub async fn start_with(towards: Towards, more: &str, before: impl AsyncFnOnce(&Consul)) -> Live {
-        let certificates = scratch_directory("consul-tls");
-        let ca = Ca::new("bench");
-        let pair = ca.issue(&["server.dc1.consul", "127.0.0.1"]);
-        let file = |name: &str, text: &str| {
-            let path = certificates.path().join(name);
-            std::fs::write(&path, text).expect("a file");
-            path
-        };
-        let (ca_file, https) = (file("ca.pem", &ca.certificate), free_port());
-        let settings = json!({
-            "ports": { "https": https },
-            "ca_file": ca_file,
-            "cert_file": file("consul.pem", &pair.certificate),
-            "key_file": file("consul.key", &pair.key),
-            "log_level": "warn",
-        });
-        let consul = Consul::start_with(false, settings).await;
-        consul
-            .catalog_register(&json!({ "Node": NODE, "Address": "127.0.0.1" }))
-            .await;
-        before(&consul).await;
-        let consul_block = match towards {
-            Towards::Plain => format!("address = \"{}\"", consul.address()),
-            Towards::Tls => format!("address = \"https://127.0.0.1:{https}\"\n  ca_file = {ca_file:?}"),
-        };
+        let consul = ConsulTls::start().await;
+        before(&consul.consul).await;
+        let consul_block = consul.settings(towards);
         let launch = Agent::prepare();
         let settings = format!(
             r#"
@@ -112,11 +97,11 @@ api {{
         let http = free_port();
         let live = Live {
             agent,
-            consul,
+            consul: consul.consul,
             client: Client::http(http).keep_alive(),
             launched,
-            consul_https: https,
-            _certificates: certificates,
+            consul_https: consul.https,
+            _certificates: consul.certificates,
         };
         live.put("gateway", &synthetic::gateway(http)).await;
         live.until_status("nobody.example.com", 404).await;
@@ -181,17 +166,63 @@ api {{
 
     /// Until the agent uses next to no CPU.
     pub async fn until_quiet(&self) {
-        let pid = self.agent.process.pid();
-        let started = Instant::now();
-        let mut before = ticks(pid);
-        while started.elapsed() < PATIENCE {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            let now = ticks(pid);
-            if now - before <= 3 {
-                return;
-            }
-            before = now;
+        until_quiet(self.agent.process.pid()).await;
+    }
+}
+
+impl ConsulTls {
+    pub async fn start() -> ConsulTls {
+        let certificates = scratch_directory("consul-tls");
+        let ca = Ca::new("bench");
+        let pair = ca.issue(&["server.dc1.consul", "127.0.0.1"]);
+        let file = |name: &str, text: &str| {
+            let path = certificates.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path
+        };
+        let (ca_file, https) = (file("ca.pem", &ca.certificate), free_port());
+        let settings = json!({
+            "ports": { "https": https },
+            "ca_file": ca_file,
+            "cert_file": file("consul.pem", &pair.certificate),
+            "key_file": file("consul.key", &pair.key),
+            "log_level": "warn",
+        });
+        let consul = Consul::start_with(false, settings).await;
+        consul
+            .catalog_register(&json!({ "Node": NODE, "Address": "127.0.0.1" }))
+            .await;
+        ConsulTls {
+            consul,
+            https,
+            certificates,
         }
+    }
+
+    /// What stands in the agent's `consul` block.
+    pub fn settings(&self, towards: Towards) -> String {
+        match towards {
+            Towards::Plain => format!("address = \"{}\"", self.consul.address()),
+            Towards::Tls => format!(
+                "address = \"https://127.0.0.1:{}\"\n  ca_file = {:?}",
+                self.https,
+                self.certificates.path().join("ca.pem"),
+            ),
+        }
+    }
+}
+
+/// Until a process uses next to no CPU.
+pub async fn until_quiet(pid: u32) {
+    let started = Instant::now();
+    let mut before = ticks(pid);
+    while started.elapsed() < PATIENCE {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = ticks(pid);
+        if now - before <= 3 {
+            return;
+        }
+        before = now;
     }
 }
 

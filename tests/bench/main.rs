@@ -13,14 +13,18 @@ mod canned;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ads_client;
 mod child;
 mod clock;
+mod cold_start;
 mod endpoint_change;
 mod fanout;
 mod floor;
 mod large_catalog;
 mod live;
 mod one_change;
+mod plan;
+mod reconnect;
 mod report;
 mod route_change;
 mod servers;
@@ -29,24 +33,21 @@ mod translate;
 
 use std::process::ExitCode;
 
+use plan::Plan;
 use report::Report;
-
-pub struct Plan {
-    pub quick: bool,
-    pub rounds: usize,
-    only: Option<String>,
-}
-
-impl Plan {
-    fn wants(&self, group: &str) -> bool {
-        self.only
-            .as_deref()
-            .is_none_or(|only| only.split(',').any(|one| one == group))
-    }
-}
 
 /// One group of rows.
 type Group = fn(&Plan, &mut Report);
+
+const GROUPS: [(&str, Group); 7] = [
+    ("translate", translate::run),
+    ("fanout", fanout::run),
+    ("reconnect", reconnect::run),
+    ("endpoint", endpoint_change::run),
+    ("route", route_change::run),
+    ("catalog", large_catalog::run),
+    ("cold-start", cold_start::run),
+];
 
 fn main() -> ExitCode {
     support::http::install_tls_provider();
@@ -71,25 +72,15 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    let value_of = |flag: &str| {
-        let at = words.iter().position(|word| *word == flag)?;
-        words.get(at + 1).map(|value| (*value).to_owned())
-    };
-    let quick = words.contains(&"--quick");
-    let plan = Plan {
-        quick,
-        rounds: value_of("--rounds").map_or(if quick { 1 } else { 3 }, |rounds| rounds.parse().unwrap()),
-        only: value_of("--only"),
+    let plan = match Plan::parse(&words, &GROUPS.map(|(name, _)| name)) {
+        Ok(plan) => plan,
+        Err(failure) => {
+            eprintln!("bench: {failure}");
+            return ExitCode::from(2);
+        }
     };
     let mut report = Report::default();
-    let groups: [(&str, Group); 5] = [
-        ("translate", translate::run),
-        ("fanout", fanout::run),
-        ("endpoint", endpoint_change::run),
-        ("route", route_change::run),
-        ("catalog", large_catalog::run),
-    ];
-    for (name, run) in groups {
+    for (name, run) in GROUPS {
         if plan.wants(name) {
             let started = std::time::Instant::now();
             eprintln!("bench: {name} ...");
@@ -98,7 +89,7 @@ fn main() -> ExitCode {
         }
     }
     report.print();
-    report.write(plan.only.is_some());
+    report.write(plan.is_partial());
     if let Some(failure) = report.failure() {
         eprintln!("bench: FAILED: {failure}");
         return ExitCode::FAILURE;

@@ -16,6 +16,8 @@ struct Row {
     /// One per round.
     values: Vec<f64>,
     floors: Vec<f64>,
+    /// What it may not be more than. None of its rounds has a floor then.
+    ceiling: Option<f64>,
 }
 
 impl Report {
@@ -29,6 +31,12 @@ impl Report {
     pub fn add_over(&mut self, name: &str, unit: &'static str, value: f64, floor: f64) {
         self.add(name, unit, value);
         self.row(name, unit).floors.push(floor);
+    }
+
+    /// With what is promised, which is the same in every round.
+    pub fn add_under(&mut self, name: &str, unit: &'static str, value: f64, ceiling: f64) {
+        self.add(name, unit, value);
+        self.row(name, unit).ceiling = Some(ceiling);
     }
 
     /// Wrong answers, not slow ones.
@@ -49,10 +57,13 @@ impl Report {
             unit,
             values: Vec::new(),
             floors: Vec::new(),
+            ceiling: None,
         });
         self.rows.last_mut().expect("a row")
     }
 
+    /// A ratio is the median of the rounds' own: value and floor of one round shared the machine's mood. A ceiling is told
+    /// from a floor by its sign; its ratio is that of the highest round.
     pub fn print(&self) {
         println!(
             "{:<32} {:>12} {:<9} {:>22} {:>12} {:>8}",
@@ -67,11 +78,17 @@ impl Report {
                     (low.min(*value), high.max(*value))
                 });
             let spread = format!("{}..{}", shown(low), shown(high));
-            let (floor, ratio) = if row.floors.is_empty() {
+            let (floor, ratio) = if let Some(ceiling) = row.ceiling {
+                (
+                    format!("<= {}", shown(ceiling)),
+                    format!("{:.2}x", high / ceiling),
+                )
+            } else if row.floors.is_empty() {
                 ("-".to_owned(), "-".to_owned())
             } else {
-                let floor = median(&row.floors);
-                (shown(floor), format!("{:.2}x", value / floor))
+                let ratios = row.values.iter().zip(&row.floors);
+                let ratios: Vec<f64> = ratios.map(|(value, floor)| value / floor).collect();
+                (shown(median(&row.floors)), format!("{:.2}x", median(&ratios)))
             };
             println!(
                 "{:<32} {:>12} {:<9} {spread:>22} {floor:>12} {ratio:>8}",
