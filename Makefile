@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny growth bench bench-quick bench-instructions fuzz-smoke docs clean
+.PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny growth bench bench-quick bench-instructions fuzz-smoke chaos docs clean
 
 help: ## Print these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -62,6 +62,10 @@ growth: ## The same check as bench-instructions, by a build that takes half the 
 
 bench-instructions: ## Check that one change costs the same among 1,000 and 10,000 objects (needs valgrind, else says so)
 	@tests/bench/instructions.sh
+
+chaos: setup ## Let everything go wrong under load, one fault after the other; results in target/chaos (20 minutes)
+	rm -rf target/chaos
+	CHAOS=long cargo test --locked --release --test chaos -- --test-threads 1 --nocapture
 
 fuzz-smoke: ## Feed every parser many more random inputs than `make test` does
 	PROPTEST_CASES=20000 cargo test --locked fuzz

@@ -1,0 +1,140 @@
+//! Consul goes away, comes back, and answers late, wrongly or not at all. A change is written meanwhile, past the bad line.
+
+use std::time::Duration;
+
+use crate::course::{Course, PLAIN_RULE};
+use crate::support::line::Trouble;
+use crate::support::stack::{Options, SOON};
+use crate::support::wait_for;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_restarted() {
+    let mut course = Course::begin("consul_restarted").await;
+    course.stack.consul.kill();
+    course.lasts(1500).await;
+    course.stack.consul.restart().await;
+    course.change(PLAIN_RULE).await;
+    course.recovers().await;
+    course.end().await;
+}
+
+/// Three servers, and an agent beside Portreeve: the leader dies, and the others elect another.
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_leader_lost() {
+    let mut course = Course::begin_with("consul_leader_lost", clustered()).await;
+    let servers = &mut course.stack.consul_servers;
+    let mut leaders = Vec::new();
+    for server in servers.iter() {
+        leaders.push(server.is_leader().await);
+    }
+    let leader = leaders.iter().position(|leads| *leads).expect("a leader");
+    servers[leader].kill();
+    wait_for("another leader", SOON * 3, async || {
+        for (at, server) in servers.iter().enumerate() {
+            if at != leader && server.is_leader().await {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("none yet")
+    })
+    .await;
+    course.change(PLAIN_RULE).await;
+    course.recovers().await;
+    course.stack.consul_servers[leader].process.start_again();
+    course.lasts(500).await;
+    course.change(PLAIN_RULE).await;
+    course.recovers().await;
+    course.end().await;
+}
+
+/// The agent beside Portreeve, not the servers.
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_agent_restarted() {
+    let mut course = Course::begin_with("consul_agent_restarted", clustered()).await;
+    for _ in 0..course.rounds(1) {
+        course.stack.consul.kill();
+        course.lasts(700).await;
+        course.stack.consul.restart().await;
+        course.change(PLAIN_RULE).await;
+        course.recovers().await;
+    }
+    course.end().await;
+}
+
+fn clustered() -> Options {
+    Options {
+        consul_cluster: true,
+        ..Options::default()
+    }
+}
+
+/// One fault of the line, with a change that has to wait for its end.
+async fn bad_line(fault: &'static str, trouble: Trouble, lasts: u64) {
+    let mut course = Course::begin(fault).await;
+    course.trouble(trouble);
+    course.lasts(lasts / 2).await;
+    course.change(PLAIN_RULE).await;
+    course.lasts(lasts / 2).await;
+    course.trouble(Trouble::None);
+    course.recovers().await;
+    course.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_answers_500() {
+    bad_line("consul_answers_500", Trouble::Status(500), 3000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_answers_429() {
+    bad_line("consul_answers_429", Trouble::Status(429), 3000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_answers_403() {
+    bad_line("consul_answers_403", Trouble::Status(403), 3000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_silent() {
+    bad_line("consul_silent", Trouble::Silent, 3000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_slow() {
+    bad_line("consul_slow", Trouble::Late(Duration::from_secs(5)), 6000).await;
+}
+
+/// What was found out meanwhile is served meanwhile: the change does not wait for the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_polls_cut() {
+    let after = if crate::summary::is_long() { 30_000 } else { 700 };
+    let mut course = Course::begin("consul_polls_cut").await;
+    course.trouble(Trouble::Cut(Duration::from_millis(after)));
+    for _ in 0..3 {
+        course.lasts(800).await;
+        course.change(PLAIN_RULE).await;
+        course.recovers().await;
+    }
+    if crate::summary::is_long() {
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        course.change(PLAIN_RULE).await;
+        course.recovers().await;
+    }
+    course.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_index_goes_back() {
+    let mut course = Course::begin("consul_index_goes_back").await;
+    course.stack.consul.grow_old().await;
+    course.is_served().await;
+    course.trouble(Trouble::IndexGoesBack(90));
+    course.lasts(500).await;
+    course.change(PLAIN_RULE).await;
+    course.recovers().await;
+    course.lasts(500).await;
+    course.change(PLAIN_RULE).await;
+    course.recovers().await;
+    course.end().await;
+}

@@ -1,0 +1,377 @@
+//! The course of one fault: a gateway under load, what is done to it, and the account at the end.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use hyper::body::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::observer::Observer;
+use crate::summary::{Row, least_requests, rate};
+use crate::support::backend::Backend;
+use crate::support::client::{Client, Request};
+use crate::support::line::{Line, Trouble};
+use crate::support::load::{Failed, Load, Report};
+use crate::support::network::FarNetwork;
+use crate::support::stack::{self, Options, SOON, Stack, secure};
+use crate::support::{program, wait_for};
+
+/// After its end a fault may not last for ever either: a machine with much beside may be this slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Two clocks, each read on a busy machine.
+const SLACK: Duration = Duration::from_millis(100);
+
+pub struct Course {
+    fault: &'static str,
+    pub stack: Stack,
+    pub line: Arc<Line>,
+    pub one: Backend,
+    observer: Observer,
+    load: Load,
+    begun: Instant,
+    memory_before: u64,
+    log_start: usize,
+    epoch: u32,
+    /// With Vault: a client that trusts it, and what it was served before it asked for something else.
+    https: Option<Client>,
+    before: Option<Bytes>,
+    changed_at: Option<Instant>,
+    converge: Option<Duration>,
+    stale: Option<Duration>,
+    /// When an Envoy was killed, and when the next one answered.
+    without_envoy: Vec<(Duration, Duration)>,
+}
+
+/// The document under change: what `rule` holds decides who answers, and the epoch says which of them it was.
+pub fn shop(epoch: u32, rule: &str) -> String {
+    format!(
+        "http_route \"shop\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"shop.example.com\"]\n\n  response_headers \
+         {{\n    set = {{ \"x-epoch\" = \"{epoch}\" }}\n  }}\n\n{rule}\n}}\n"
+    )
+}
+
+pub const PLAIN_RULE: &str = "  rule \"all\" {\n    backend \"consul\" \"orders\" {}\n  }";
+
+impl Course {
+    pub async fn begin(fault: &'static str) -> Course {
+        Course::begin_with(fault, Options::default()).await
+    }
+
+    /// Consul on a disk, one service, one route; with Vault also a certificate, and half of the load by https.
+    pub async fn begin_with(fault: &'static str, options: Options) -> Course {
+        let line = Line::start().await;
+        let has_vault = options.vault;
+        let stack = Stack::start(Options {
+            line: Some(line.clone()),
+            ..options
+        })
+        .await;
+        let one = Backend::start("one").await;
+        stack.register("orders", &one).await;
+        if has_vault {
+            stack
+                .put("www", &secure("backend \"consul\" \"orders\" {}"))
+                .await;
+        } else {
+            stack.put("gateway", stack::GATEWAY).await;
+        }
+        stack.put("shop", &shop(0, PLAIN_RULE)).await;
+        let request = Request::get("shop.example.com", "/");
+        stack
+            .until(&request, "the route", |reply| reply.status == 200)
+            .await;
+        let client = if has_vault {
+            let secure = Request::get("www.example.com", "/");
+            let client = stack.https_client().await;
+            stack::until(&client, &secure, "https", |reply| reply.status == 200).await;
+            Some((client, secure))
+        } else {
+            None
+        };
+        // Settled and on disk.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let observer = Observer::of(stack.agent.process.pid());
+        line.busiest_second();
+        let begun = Instant::now();
+        let https = client.as_ref().map(|(client, _)| client.clone());
+        let load = match client {
+            Some((client, secure)) => Load::start(rate(true), client.timeout(PATIENCE), secure),
+            None => Load::start(rate(false), stack.client().timeout(PATIENCE), request),
+        };
+        let mut course = Course {
+            fault,
+            memory_before: observer.memory_kib(),
+            log_start: stack.agent.process.log_length(),
+            stack,
+            line,
+            one,
+            observer,
+            load,
+            begun,
+            epoch: 0,
+            https,
+            before: None,
+            changed_at: None,
+            converge: None,
+            stale: None,
+            without_envoy: Vec::new(),
+        };
+        course.lasts(500).await;
+        course
+    }
+
+    /// Time in which the fault goes on: in the long form several times as much.
+    pub async fn lasts(&mut self, milliseconds: u64) {
+        let times = if crate::summary::is_long() { 4 } else { 1 };
+        tokio::time::sleep(Duration::from_millis(milliseconds * times)).await;
+    }
+
+    /// How often something is done again.
+    pub fn rounds(&self, short: u32) -> u32 {
+        if crate::summary::is_long() {
+            short * 5
+        } else {
+            short
+        }
+    }
+
+    /// Writes a change past the bad line, for the agent to find when it can.
+    pub async fn change(&mut self, rule: &str) -> u32 {
+        self.epoch += 1;
+        let text = shop(self.epoch, rule);
+        self.changed_at.get_or_insert_with(Instant::now);
+        self.stack.put("shop", &text).await;
+        self.epoch
+    }
+
+    /// Writes a change on the other side of a link, where Consul is.
+    pub fn change_there(&mut self, rule: &str, network: &FarNetwork) {
+        self.epoch += 1;
+        let text = shop(self.epoch, rule);
+        self.changed_at.get_or_insert_with(Instant::now);
+        let consul = program("consul").display().to_string();
+        let address = format!("-http-addr=http://127.0.0.1:{}", self.stack.consul.port);
+        network.run(&consul, &["kv", "put", &address, "portreeve/config/shop", &text]);
+    }
+
+    /// Of which change the answers are now.
+    pub async fn served_epoch(&self) -> Option<String> {
+        let request = Request::get("shop.example.com", "/");
+        let reply = self.stack.client().send(&request).await.expect("an answer");
+        let epoch = reply.headers.get("x-epoch")?.to_str().ok()?;
+        Some(epoch.to_owned())
+    }
+
+    /// The dependency answers again, from now on: measures until the newest change is served.
+    pub async fn recovers(&mut self) {
+        if self.changed_at.is_none() {
+            self.change(PLAIN_RULE).await;
+        }
+        let since = Instant::now();
+        self.is_served().await;
+        self.converged_since(since);
+    }
+
+    fn converged_since(&mut self, since: Instant) {
+        let converge = since.elapsed();
+        let stale = self.changed_at.take().map(|at| at.elapsed());
+        self.stale = self.stale.max(stale);
+        self.converge = Some(self.converge.map_or(converge, |before| before.max(converge)));
+    }
+
+    /// Waits until the newest change is served.
+    pub async fn is_served(&self) {
+        let request = Request::get("shop.example.com", "/");
+        let expected = self.epoch.to_string();
+        let client = self.stack.client();
+        wait_for("the newest change", PATIENCE, async || {
+            let reply = client
+                .send(&request)
+                .await
+                .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            let epoch = reply.headers.get("x-epoch").and_then(|value| value.to_str().ok());
+            anyhow::ensure!(
+                reply.status == 200 && epoch == Some(&expected),
+                "{} of epoch {epoch:?}, expected {expected}",
+                reply.status
+            );
+            Ok(())
+        })
+        .await;
+    }
+
+    pub fn trouble(&self, trouble: Trouble) {
+        self.line.go(trouble);
+    }
+
+    /// Starts the agent that was killed again, and waits until its socket is bound.
+    pub async fn agent_returns(&mut self) {
+        self.stack.agent.process.start_again();
+        self.agent_is_back().await;
+    }
+
+    /// Waits until the agent's socket is bound.
+    pub async fn agent_is_back(&mut self) {
+        self.observer.follow(self.stack.agent.process.pid());
+        let agent = &self.stack.agent;
+        wait_for("the agent's API", PATIENCE, async || {
+            agent.api(Method::GET, "/v1/status", "").await
+        })
+        .await;
+    }
+
+    /// Asks for a certificate of other parameters than before, by its document.
+    pub async fn ask_for_another_certificate(&mut self) {
+        self.epoch += 1;
+        let hours = 71 - self.epoch;
+        let text = secure("backend \"consul\" \"orders\" {}").replace(
+            "common_name = \"www.example.com\"\n",
+            &format!("common_name = \"www.example.com\"\n    ttl         = \"{hours}h\"\n"),
+        );
+        self.changed_at.get_or_insert_with(Instant::now);
+        self.before = self.certificate().await;
+        self.stack.put("www", &text).await;
+    }
+
+    /// Vault answers again, from now on: measures until the certificate asked for is served.
+    pub async fn certificate_arrives(&mut self) {
+        let since = Instant::now();
+        wait_for("another certificate", PATIENCE, async || {
+            anyhow::ensure!(self.certificate().await != self.before, "still the old one");
+            Ok(())
+        })
+        .await;
+        self.converged_since(since);
+    }
+
+    /// What https serves now.
+    pub async fn certificate(&self) -> Option<Bytes> {
+        let client = self.https.as_ref().expect("a gateway with https");
+        let reply = client.send(&Request::get("www.example.com", "/")).await;
+        reply.expect("an answer by https").certificate
+    }
+
+    /// SIGKILL for Envoy; waits for the next one.
+    pub async fn kill_envoy(&mut self) {
+        let before = self.stack.envoy_pid();
+        let killed = self.begun.elapsed();
+        stack::kill(before);
+        let (client, request) = (self.stack.client(), Request::get("shop.example.com", "/"));
+        wait_for("the next Envoy", PATIENCE, async || {
+            let reply = client
+                .send(&request)
+                .await
+                .map_err(|failure| anyhow::anyhow!("{failure}"))?;
+            anyhow::ensure!(reply.status == 200 && self.stack.envoy_pid() != before);
+            Ok(())
+        })
+        .await;
+        self.without_envoy.push((killed, self.begun.elapsed()));
+    }
+
+    /// What status says of problems, as text.
+    pub async fn status(&self) -> String {
+        let answer = self.stack.agent.api(Method::GET, "/v1/status", "").await;
+        answer.map(|answer| answer.text()).unwrap_or_default()
+    }
+
+    /// Waits until the agent's log says so, since the fault began.
+    pub async fn log_says(&mut self, text: &str) {
+        let start = self.log_start;
+        self.stack
+            .agent
+            .process
+            .wait_for_log_after(start, text, PATIENCE)
+            .await;
+    }
+
+    /// Waits until status says so.
+    pub async fn status_says(&self, text: &str) {
+        wait_for(&format!("{text:?} in status"), SOON * 3, async || {
+            let status = self.status().await;
+            anyhow::ensure!(status.contains(text), "{status}");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Sends on until there are enough requests, and closes the account.
+    pub async fn end(mut self) {
+        if self.converge.is_none() {
+            self.recovers().await;
+        }
+        while self.load.so_far().sent < least_requests() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let report = self.load.finish().await;
+        let excused = excused(&report, &self.without_envoy);
+        let excused_in_all: u64 = excused.values().filter_map(Value::as_u64).sum();
+        let failed = report.lost() - excused_in_all;
+        if failed > 0 {
+            println!("{}: {report}", self.fault);
+        }
+        let row = Row {
+            fault: self.fault,
+            sent: report.sent,
+            failed,
+            excused,
+            worst: report.latency(1.0),
+            converge: self.converge,
+            stale: self.stale,
+            cpu: self.observer.cpu(),
+            busiest_cpu: self.observer.busiest_cpu(),
+            busiest_second: self.line.busiest_second(),
+            memory_before_kib: self.memory_before,
+            memory_after_kib: self.observer.memory_kib(),
+            told: told(&self.stack.agent.process.log()[self.log_start..]),
+        };
+        row.settle();
+    }
+}
+
+/// Those that were in flight on an Envoy when it was killed, and those that came while there was none.
+fn excused(report: &Report, without_envoy: &[(Duration, Duration)]) -> Map<String, Value> {
+    let mut reasons = Map::new();
+    for failed in &report.failures {
+        let is_in_flight = |killed: Duration, failed: &Failed| {
+            failed.due <= killed + SLACK && failed.due + failed.after + SLACK >= killed
+        };
+        let is_refused = |(killed, open): (Duration, Duration)| {
+            failed.due + failed.after + SLACK >= killed && failed.due <= open + SLACK
+        };
+        let reason = match failed.kind {
+            "reset"
+                if without_envoy
+                    .iter()
+                    .any(|(killed, _)| is_in_flight(*killed, failed)) =>
+            {
+                "in flight on the killed Envoy"
+            }
+            "refused" if without_envoy.iter().any(|window| is_refused(*window)) => "no Envoy process",
+            _ => continue,
+        };
+        let count = reasons.get(reason).and_then(Value::as_u64).unwrap_or(0);
+        reasons.insert(reason.to_owned(), json!(count + 1));
+    }
+    reasons
+}
+
+/// Warnings and errors, without their times, each kind of line once: figures in it do not make it another.
+fn told(log: &str) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let mut told = Vec::new();
+    for line in log.lines() {
+        let Some(at) = line.find("[WARN]").or_else(|| line.find("[ERROR]")) else {
+            continue;
+        };
+        let text: String = line[at..].trim().chars().take(300).collect();
+        let kind: String = text.chars().filter(|c| !c.is_ascii_digit()).take(80).collect();
+        if seen.insert(kind) && told.len() < 20 {
+            told.push(text);
+        }
+    }
+    told
+}

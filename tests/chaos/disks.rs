@@ -1,0 +1,111 @@
+//! The agent's disk is full, and then read-only: a small tmpfs, in a mount namespace of the agent's own.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::course::{Course, PATIENCE, PLAIN_RULE};
+use crate::support::agent::SmallDisk;
+use crate::support::stack::{Options, route};
+
+/// In KiB: the agent's state fits, and little beside.
+const SIZE: u32 = 16 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_full() {
+    let Some(mut course) = on_small_disk("disk_full", false).await else {
+        return;
+    };
+    let filler = course.stack.data.join("filler");
+    // Until nothing fits any more. What is open stays on the disk, so it is closed again.
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let mut block = vec![0; 64 * 1024];
+    while !block.is_empty() {
+        if std::io::Write::write_all(&mut file, &block).is_err() {
+            block.truncate(block.len() / 2);
+        }
+    }
+    drop(file);
+    for round in 0..course.rounds(5) {
+        // Changes flow although they cannot be kept. Long texts: the state's file has some room of its own. Of a few
+        // documents: all of them have to fit when there is room again.
+        let name = format!("large{}", round % 5);
+        let remark = format!("# {round} {}\n", "x".repeat(1000)).repeat(300);
+        let large = format!(
+            "{remark}{}",
+            route(&name, &format!("{name}.example.com"), "orders")
+        );
+        course.stack.put(&name, &large).await;
+        course.change(PLAIN_RULE).await;
+        course.recovers().await;
+        course.lasts(100).await;
+    }
+    course.log_says("cannot save the agent's state").await;
+    std::fs::remove_file(&filler).unwrap();
+    course.change(PLAIN_RULE).await;
+    course.log_says("the agent's state is saved again").await;
+    course.recovers().await;
+    course.end().await;
+}
+
+/// A disk can be made read-only only while nobody has a file open for writing, as Envoy its log: that one is elsewhere. The agent dies, finds the disk so, says so
+/// and ends; Envoy serves on, until the disk is mended and the agent is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_read_only() {
+    let Some(mut course) = on_small_disk("disk_read_only", true).await else {
+        return;
+    };
+    let envoy = course.stack.envoy_pid();
+    course.stack.agent.kill();
+    let namespace = envoy.to_string();
+    // What is seen of the namespace from here was seen by the agent's pid.
+    let data = course.stack.data_directory().to_owned();
+    let seen = format!("/proc/{namespace}/root{}", data.display());
+    course.stack.data = seen.into();
+    let launch = course.stack.agent.process.launch_mut();
+    launch.program = "nsenter".into();
+    // In place of: --mount bash -c SCRIPT.
+    let enter = ["--target", &namespace, "--mount"].map(std::ffi::OsString::from);
+    launch.args.splice(0..4, enter);
+    remount(&namespace, &data, "ro");
+    course.change(PLAIN_RULE).await;
+    course.stack.agent.process.start_again();
+    course.log_says("data_dir must be writable").await;
+    course.log_says("Read-only file system").await;
+    let end = course.stack.agent.process.wait_exit(PATIENCE).expect("its end");
+    assert!(!end.success());
+    course.lasts(300).await;
+    remount(&namespace, &data, "rw");
+    course.agent_returns().await;
+    course.recovers().await;
+    assert_eq!(course.stack.envoy_pid(), envoy, "adopted, not doubled");
+    course.end().await;
+}
+
+/// None: this machine does not let us mount. Where CI runs that is a failure.
+async fn on_small_disk(fault: &'static str, without_envoy: bool) -> Option<Course> {
+    let can = Command::new("unshare").args(["--mount", "true"]).output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+        println!("{fault}: not played: a mount namespace takes root with CAP_SYS_ADMIN");
+        assert!(!ci, "CI must play this");
+        return None;
+    }
+    let options = Options {
+        small_disk: Some(SmallDisk {
+            kib: SIZE,
+            without_envoy,
+        }),
+        ..Options::default()
+    };
+    Some(Course::begin_with(fault, options).await)
+}
+
+fn remount(pid: &str, data: &Path, how: &str) {
+    let output = Command::new("nsenter")
+        .args(["--target", pid, "--mount", "mount", "-o"])
+        .arg(format!("remount,{how}"))
+        .arg(data)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}

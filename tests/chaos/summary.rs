@@ -1,0 +1,197 @@
+//! What a fault cost, in `target/chaos/summary.json` (by name: sent, failed, excused, worst_ms, converge_ms) and, with all
+//! that was seen beside, in `target/chaos/details.json` and as a table in `target/chaos/table.md`.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+/// The long form, by `make chaos`.
+pub fn is_long() -> bool {
+    std::env::var("CHAOS").is_ok_and(|form| form == "long")
+}
+
+/// Requests to be sent before a fault is done with.
+pub fn least_requests() -> u64 {
+    if is_long() { 5000 } else { 250 }
+}
+
+/// Requests a second. Each by https is a handshake, and the short form runs unoptimised with much beside it.
+pub fn rate(is_https: bool) -> u32 {
+    match (is_long(), is_https) {
+        (true, _) => 300,
+        (false, false) => 80,
+        (false, true) => 30,
+    }
+}
+
+/// From the moment that the dependency answers again to the first request that meets the new state.
+const CONVERGE_BAR: Duration = Duration::from_secs(2);
+/// Of one core, over the whole fault, and in the five seconds with the most. A busy loop takes all of it; the most that any
+/// fault takes in five seconds is a quarter, unoptimised.
+const CPU_BAR: f64 = 0.5;
+/// Requests of Consul's within one second.
+const REQUESTS_BAR: u64 = 60;
+/// What the agent may hold more after a fault than before. An allocator keeps some of a peak.
+const MEMORY_BAR_KIB: u64 = 24 * 1024;
+
+/// One fault, done with.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    pub fault: &'static str,
+    pub sent: u64,
+    pub failed: u64,
+    /// Failed and allowed to, by reason.
+    pub excused: Map<String, Value>,
+    pub worst: Duration,
+    pub converge: Option<Duration>,
+    /// From the write of a change that had to wait for the fault's end to the first request that met it.
+    pub stale: Option<Duration>,
+    /// Share of one core that the agent took.
+    pub cpu: f64,
+    pub busiest_cpu: f64,
+    pub busiest_second: u64,
+    pub memory_before_kib: u64,
+    pub memory_after_kib: u64,
+    /// What the operator saw: warnings and errors in the agent's log, each kind once.
+    pub told: Vec<String>,
+}
+
+impl Row {
+    fn excused_in_all(&self) -> u64 {
+        self.excused.values().filter_map(Value::as_u64).sum()
+    }
+
+    /// Which bars it did not keep. Times and shares of the machine count in the long form alone, where nothing runs beside.
+    fn missed(&self) -> Vec<String> {
+        let mut missed = Vec::new();
+        if self.failed > 0 {
+            missed.push(format!("{} requests failed", self.failed));
+        }
+        if self.busiest_second > REQUESTS_BAR {
+            missed.push(format!(
+                "{} requests of Consul in one second",
+                self.busiest_second
+            ));
+        }
+        if !is_long() {
+            return missed;
+        }
+        if let Some(converge) = self.converge.filter(|converge| *converge > CONVERGE_BAR) {
+            missed.push(format!("converged after {converge:.1?}"));
+        }
+        if self.cpu > CPU_BAR {
+            missed.push(format!("took {:.0} % of a core", self.cpu * 100.0));
+        }
+        if self.busiest_cpu > CPU_BAR {
+            missed.push(format!(
+                "took {:.0} % of a core in five seconds",
+                self.busiest_cpu * 100.0
+            ));
+        }
+        if self.memory_after_kib > self.memory_before_kib + MEMORY_BAR_KIB {
+            missed.push(format!(
+                "grew from {} to {} KiB",
+                self.memory_before_kib, self.memory_after_kib
+            ));
+        }
+        if self.sent < least_requests() {
+            missed.push(format!("only {} requests", self.sent));
+        }
+        missed
+    }
+
+    /// Prints it, writes it down, and panics if a bar was missed.
+    pub fn settle(self) {
+        let ms = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64() * 1e3);
+        let brief = json!({
+            "sent": self.sent,
+            "failed": self.failed,
+            "excused": self.excused_in_all(),
+            "worst_ms": ms(Some(self.worst)),
+            "converge_ms": ms(self.converge),
+        });
+        let mut full = brief.clone();
+        full["excused_for"] = Value::Object(self.excused.clone());
+        full["stale_ms"] = json!(ms(self.stale));
+        full["agent_cpu_share"] = json!(self.cpu);
+        full["agent_cpu_share_busiest_5s"] = json!(self.busiest_cpu);
+        full["consul_busiest_second"] = json!(self.busiest_second);
+        full["agent_kib_before"] = json!(self.memory_before_kib);
+        full["agent_kib_after"] = json!(self.memory_after_kib);
+        full["told"] = json!(self.told);
+        println!("{}: {full:#}", self.fault);
+        merge("summary.json", self.fault, brief);
+        merge("details.json", self.fault, full);
+        let missed = self.missed();
+        assert!(missed.is_empty(), "{}: {}", self.fault, missed.join("; "));
+    }
+}
+
+/// The details as a table for the docs.
+fn table(all: &Map<String, Value>) -> String {
+    let mut text = String::from(
+        "| fault | sent | failed | excused | slowest | converged after | stale for | agent, of one core | in its busiest 5 s | Consul, busiest \
+         second | agent's memory |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for (fault, row) in all {
+        let ms = |name: &str| {
+            row[name]
+                .as_f64()
+                .map_or("".to_owned(), |ms| format!("{ms:.0} ms"))
+        };
+        let number = |name: &str| row[name].as_u64().unwrap_or(0);
+        let excused = match row["excused_for"]
+            .as_object()
+            .filter(|reasons| !reasons.is_empty())
+        {
+            None => "0".to_owned(),
+            Some(reasons) => {
+                let reasons = reasons.iter().map(|(reason, count)| format!("{count} {reason}"));
+                reasons.collect::<Vec<_>>().join(", ")
+            }
+        };
+        text.push_str(&format!(
+            "| `{fault}` | {} | {} | {excused} | {} | {} | {} | {:.0} % | {:.0} % | {} | {} to {} MiB |\n",
+            number("sent"),
+            number("failed"),
+            ms("worst_ms"),
+            ms("converge_ms"),
+            ms("stale_ms"),
+            row["agent_cpu_share"].as_f64().unwrap_or(0.0) * 100.0,
+            row["agent_cpu_share_busiest_5s"].as_f64().unwrap_or(0.0) * 100.0,
+            number("consul_busiest_second"),
+            number("agent_kib_before") / 1024,
+            number("agent_kib_after") / 1024,
+        ));
+    }
+    text
+}
+
+fn merge(file: &str, fault: &str, row: Value) {
+    // Faults may run side by side.
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(if is_long() {
+        "target/chaos"
+    } else {
+        "target/chaos-short"
+    });
+    std::fs::create_dir_all(&directory).expect("a directory for the summary");
+    // A fault in a network of its own is played by another process.
+    let lock = std::fs::File::create(directory.join("lock")).expect("a lock for the summary");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("a lock for the summary");
+    let path = directory.join(file);
+    let old = std::fs::read_to_string(&path).unwrap_or_default();
+    let mut all: Map<String, Value> = serde_json::from_str(&old).unwrap_or_default();
+    all.insert(fault.to_owned(), row);
+    let text = serde_json::to_string_pretty(&all).expect("a summary");
+    let write = |path: &PathBuf, text: String| {
+        std::fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    };
+    write(&path, text + "\n");
+    if file == "details.json" {
+        write(&directory.join("table.md"), table(&all));
+    }
+}
