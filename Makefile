@@ -48,7 +48,7 @@ deny: ## Check licences, bans, sources and advisories of all dependencies
 
 unit: ## Run every test; the programs must be there (make setup envoys)
 	@# The tests wait for programs more than they compute: four at once on two cores.
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked --no-fail-fast
 
 bench: setup ## Run every benchmark, three rounds
 	cargo bench --locked --bench suite
