@@ -157,15 +157,18 @@ async fn a_session_key_falls_with_its_session() {
 #[tokio::test]
 async fn a_session_that_nobody_renewed_in_time_is_replaced_by_one_that_is_kept() {
     let server = Server::start().await;
+    let client = server.client(None);
     let keeper = SessionKeeper::new(
-        server.client(None),
+        client.clone(),
         SessionSettings::new("portreeve node n1", SessionBehavior::Delete),
     );
-    let (mut session, cancel) = (keeper.session(), CancellationToken::new());
+    let (key, mut session, cancel) = (keeper.key(), keeper.session(), CancellationToken::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper.run(cancel.clone()));
     let patience = Duration::from_secs(40);
     let first = session.wait_for(Option::is_some).await.unwrap().clone();
+    let status = "portreeve/status/nodes/n1";
+    assert!(key.write_session_key(status, "{}").await.unwrap());
     server.freeze(true);
     let lost = tokio::time::timeout(patience, session.wait_for(Option::is_none));
     lost.await.expect("it is trusted no longer").unwrap();
@@ -175,6 +178,9 @@ async fn a_session_that_nobody_renewed_in_time_is_replaced_by_one_that_is_kept()
     let found = tokio::time::timeout(patience, session.wait_for(Option::is_some));
     let second = found.await.expect("another session").unwrap().clone();
     assert_ne!(first, second);
+    // Consul would keep it, and what it holds, for twice its TTL.
+    let left = client.read_key(status).await.unwrap();
+    assert!(left.is_none(), "the session that was given up holds on: {left:?}");
     // Renewed or lost before that: only who renews it has it for longer.
     let gone = tokio::time::timeout(Duration::from_secs(15), session.wait_for(Option::is_none));
     assert!(gone.await.is_err(), "it is renewed");

@@ -92,11 +92,14 @@ impl SessionKeeper {
             () = cancel.cancelled() => {}
             () = self.keep() => {}
         }
-        let held = self.current.send_replace(None);
-        if let Some(session) = held
-            && let Err(error) = self.client.destroy_session(&session).await
-        {
-            tracing::debug!(%error, "session not destroyed, it will expire");
+        if let Some(session) = self.current.send_replace(None) {
+            self.destroy(&session).await;
+        }
+    }
+
+    async fn destroy(&self, session: &str) {
+        if let Err(error) = self.client.destroy_session(session).await {
+            tracing::debug!(%error, session, "session not destroyed, it will expire");
         }
     }
 
@@ -104,6 +107,7 @@ impl SessionKeeper {
         let longest = self.client.settings().address.longest_retry();
         let mut retries = Intervals::new(Duration::from_millis(500), longest);
         let mut told = false;
+        let mut given_up: Option<Arc<str>> = None;
         loop {
             self.health.requested();
             let asked_at = Instant::now();
@@ -114,6 +118,10 @@ impl SessionKeeper {
                     told = false;
                     let session: Arc<str> = session.into();
                     tracing::info!(%session, name = self.settings.name, "session created");
+                    // Consul answers again: what the former one holds is freed now, and not when Consul ends it by itself.
+                    if let Some(former) = given_up.replace(session.clone()) {
+                        self.destroy(&former).await;
+                    }
                     if asked_at.elapsed() < self.settings.ttl * 2 / 3 {
                         self.current.send_replace(Some(session.clone()));
                         self.renew_until_lost(&session, asked_at).await;
