@@ -172,11 +172,14 @@ impl ApiError {
                 failure: TransportFailure::Connect,
                 server,
                 ..
-            } => Some(format!(
-                "check that the {} agent runs there; {} names another address",
-                server.product,
-                server.product.address_variable()
-            )),
+            } => Some(match server.product {
+                // Asked by `portreeve setup` alone, which has no settings.
+                Product::Vault => "check that Vault runs there; VAULT_ADDR names another address".to_owned(),
+                product => format!(
+                    "check that the {product} agent runs there; the settings (address), the command line or {} name another",
+                    product.address_variable()
+                ),
+            }),
             Self::Transport {
                 failure: TransportFailure::Untrusted,
                 server,

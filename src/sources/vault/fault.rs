@@ -27,7 +27,7 @@ pub enum Reason {
     Unreachable(String),
     #[error("no answer ({0})")]
     NoAnswer(String),
-    #[error("Vault is sealed or in maintenance{}", said(.0))]
+    #[error("Vault is sealed or in maintenance{}", said(if .0 == "Vault is sealed" { "" } else { .0 }))]
     Sealed(String),
     #[error("Vault is not initialised")]
     Uninitialised,
@@ -169,9 +169,14 @@ impl VaultFault {
             Reason::TokenInvalid(_) => {
                 "Give the agent a new token, or an auth method with which it can get one itself.".to_owned()
             }
-            Reason::Forbidden(_) => {
+            Reason::Forbidden(_) if path.starts_with("auth/") || path.starts_with("sys/") => {
                 format!("Add to the policy of the agent's token: {}", self.rule())
             }
+            // To a token that may do nothing below it, Vault says the same of a mount that it does not have.
+            Reason::Forbidden(_) => format!(
+                "If the mount is right (`vault secrets list`), add to the policy of the agent's token: {}",
+                self.rule()
+            ),
             Reason::NotFound(_) => format!(
                 "Check the mount and the path: `vault read {path}` must answer with the agent's policy."
             ),
@@ -280,9 +285,19 @@ mod tests {
         assert_eq!(
             problem.fix.as_deref(),
             Some(
-                "Add to the policy of the agent's token: path \"secret/data/www\" { capabilities = [\"read\"] }"
+                "If the mount is right (`vault secrets list`), add to the policy of the agent's token: path \
+                 \"secret/data/www\" { capabilities = [\"read\"] }"
             )
         );
+    }
+
+    #[test]
+    fn a_sealed_vault_says_so_once() {
+        let said = |errors: &str| Reason::Sealed(errors.to_owned()).to_string();
+        for errors in ["", "Vault is sealed"] {
+            assert_eq!(said(errors), "Vault is sealed or in maintenance");
+        }
+        assert_eq!(said("moving"), "Vault is sealed or in maintenance: moving");
     }
 
     #[test]
