@@ -434,9 +434,10 @@ async fn restarts_and_lost_rights_take_no_route_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_that_comes_back_wiped_takes_no_route_away() {
     let mut stack = Stack::start(options()).await;
+    // Before the document, too: one as young as what a new Consul writes at its start would pass for deleted.
+    stack.consul.grow_old().await;
     stack.put("gateway", GATEWAY).await;
     let (one, two) = (Backend::start("one").await, Backend::start("two").await);
-    stack.consul.grow_old().await;
     for name in ["invoices", "orders"] {
         stack.consul.register(&tagged(name, &one, &["portreeve"])).await;
         backend_of(&stack, &format!("{name}.apps.example.com"), "one").await;
