@@ -228,6 +228,17 @@ async fn what_a_killed_program_left_behind_dies_too() {
         .start();
     let line = shell.wait_for_log("child ", Duration::from_secs(5)).await;
     let child = format!("/proc/{}/cmdline", line.trim_start_matches("child "));
+    // Between two programs a process has no environment, and so no mark to find it by.
+    wait_for("the child's own program", Duration::from_secs(5), async || {
+        let line = std::fs::read(&child)?;
+        anyhow::ensure!(
+            line.starts_with(b"sleep\0"),
+            "{:?}",
+            String::from_utf8_lossy(&line)
+        );
+        Ok(())
+    })
+    .await;
     let alive = || !std::fs::read(&child).unwrap_or_default().is_empty();
     shell.kill();
     assert!(alive(), "a kill reached the program's child");
