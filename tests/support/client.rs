@@ -1,6 +1,7 @@
 //! An HTTP/1.1 client that lets a test choose the connection, the host, SNI and certificates, and names what
 //! went wrong.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ pub struct Client {
     timeout: Duration,
     idle: Arc<Mutex<Vec<Connection>>>,
 }
+
+/// What a request without a reply may have waited for.
+const STEPS: [&str; 3] = ["connection", "TLS handshake", "answer"];
 
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
@@ -103,16 +107,24 @@ impl Client {
     }
 
     pub async fn send(&self, request: &Request) -> Result<Reply, Failure> {
-        tokio::time::timeout(self.timeout, self.exchange(request))
-            .await
-            .unwrap_or(Err(Failure::Timeout))
+        let step = AtomicUsize::new(0);
+        let reply = tokio::time::timeout(self.timeout, self.exchange(request, &step)).await;
+        reply.unwrap_or_else(|_elapsed| {
+            let missing = STEPS[step.into_inner()];
+            eprintln!(
+                "{}, port {}: no {missing} in {:?}",
+                request.host, self.port, self.timeout
+            );
+            Err(Failure::Timeout)
+        })
     }
 
-    async fn exchange(&self, request: &Request) -> Result<Reply, Failure> {
+    async fn exchange(&self, request: &Request, step: &AtomicUsize) -> Result<Reply, Failure> {
         let (mut connection, kept) = match self.take_idle().await {
             Some(connection) => (connection, true),
-            None => (self.connect(&request.host).await?, false),
+            None => (self.connect(&request.host, step).await?, false),
         };
+        step.store(2, Relaxed);
         let response = connection
             .sender
             .send_request(request.to_hyper())
@@ -152,8 +164,9 @@ impl Client {
         }
     }
 
-    async fn connect(&self, host: &str) -> Result<Connection, Failure> {
+    async fn connect(&self, host: &str, step: &AtomicUsize) -> Result<Connection, Failure> {
         let stream = self.tcp().await?;
+        step.store(1, Relaxed);
         let Some(config) = &self.tls else {
             return start(stream, None).await;
         };
