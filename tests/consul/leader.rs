@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use portreeve::sources::consul::{
-    FencedWriteError, LeaderElection, LeaderSettings, Leadership, SessionBehavior, SessionKeeper,
-    SessionSettings, TxnWrite,
+    ConsulClient, FencedWriteError, LeaderElection, LeaderSettings, Leadership, SessionBehavior,
+    SessionKeeper, SessionSettings, TxnWrite,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -107,14 +107,16 @@ async fn leadership_ends_here_before_it_ends_there() {
     while tasks.join_next().await.is_some() {}
 }
 
+fn keeper_of_node(client: &ConsulClient) -> SessionKeeper {
+    let settings = SessionSettings::new("portreeve node n1", SessionBehavior::Delete);
+    SessionKeeper::new(client.clone(), settings)
+}
+
 #[tokio::test]
 async fn a_session_key_falls_with_its_session() {
     let server = Server::start().await;
     let client = server.client(None);
-    let keeper = SessionKeeper::new(
-        client.clone(),
-        SessionSettings::new("portreeve node n1", SessionBehavior::Delete),
-    );
+    let keeper = keeper_of_node(&client);
     let (key, mut session, cancel) = (keeper.key(), keeper.session(), CancellationToken::new());
     assert!(
         !key.write_session_key("portreeve/status/nodes/n1", "{}")
@@ -158,10 +160,7 @@ async fn a_session_key_falls_with_its_session() {
 async fn a_session_that_nobody_renewed_in_time_is_replaced_by_one_that_is_kept() {
     let server = Server::start().await;
     let client = server.client(None);
-    let keeper = SessionKeeper::new(
-        client.clone(),
-        SessionSettings::new("portreeve node n1", SessionBehavior::Delete),
-    );
+    let keeper = keeper_of_node(&client);
     let (key, mut session, cancel) = (keeper.key(), keeper.session(), CancellationToken::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper.run(cancel.clone()));
