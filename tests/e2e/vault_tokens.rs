@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::credentials::an_identity_is_told_before_it_ends;
 use crate::stack::{Options, SOON, Stack, secure, until};
-use crate::support::client::{Client, Reply, Request};
+use crate::support::client::{Client, Request};
 use crate::support::jwt::JwtIssuer;
 use crate::support::load::Load;
 use crate::support::wait_for;
@@ -217,18 +217,6 @@ async fn a_user_s_password_serves_and_its_change_is_read_from_the_file() {
     assert!(!settled.contains("w0rd"), "{settled}");
 }
 
-fn serial(reply: &Reply) -> String {
-    use x509_parser::prelude::FromDer as _;
-    let der = reply.certificate.as_ref().expect("a certificate");
-    let (_, parsed) = x509_parser::prelude::X509Certificate::from_der(der).unwrap();
-    let bytes: Vec<String> = parsed
-        .raw_serial()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    bytes.join(":")
-}
-
 /// A role with `generate_lease`: the certificates go with the token that asked for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leased_certificate_that_goes_with_its_token_is_replaced() {
@@ -246,7 +234,8 @@ async fn a_leased_certificate_that_goes_with_its_token_is_replaced() {
     vault.write("pki_int/roles/edge", role).await;
     stack.put("www", &secure(RULE)).await;
     let client: Client = stack.https_client().await;
-    let first = serial(&until(&client, &www(), "a certificate", |reply| reply.status == 200).await);
+    let reply = until(&client, &www(), "a certificate", |reply| reply.status == 200).await;
+    let first = reply.serial();
     let revoked = async |serial: &str| {
         let stored = vault.read(&format!("pki_int/cert/{serial}")).await;
         stored["data"]["revocation_time"].as_i64().unwrap() > 0
@@ -269,7 +258,7 @@ async fn a_leased_certificate_that_goes_with_its_token_is_replaced() {
             .send(&www())
             .await
             .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
-        second = serial(&reply);
+        second = reply.serial();
         anyhow::ensure!(second != first, "the revoked one still serves");
         Ok(())
     })

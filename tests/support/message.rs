@@ -25,6 +25,22 @@ pub struct Reply {
     pub certificate: Option<Bytes>,
 }
 
+impl Reply {
+    /// The serial number of the server's certificate as Vault writes it: `39:dd:2e`, without the byte that DER puts
+    /// before a number that would look negative.
+    pub fn serial(&self) -> String {
+        use x509_parser::prelude::FromDer as _;
+        let der = self.certificate.as_ref().expect("a certificate");
+        let (_, parsed) = x509_parser::prelude::X509Certificate::from_der(der).expect("a certificate");
+        let bytes = parsed.serial.to_bytes_be();
+        bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<Vec<_>>()
+            .join(":")
+    }
+}
+
 impl Request {
     pub fn new(method: Method, host: &str, path: &str) -> Request {
         let (host, path) = (host.to_owned(), path.to_owned());
