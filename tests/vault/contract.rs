@@ -178,6 +178,45 @@ async fn an_issue_is_never_repeated_after_a_lost_answer() {
     );
 }
 
+/// While nobody leads Vault's cluster, as after its restart.
+fn nobody_active() -> serde_json::Value {
+    json!({"errors": ["local node not active but active cluster node not found"]})
+}
+
+#[tokio::test]
+async fn an_issue_that_no_active_server_saw_is_asked_for_again_at_once() {
+    let (address, seen) = mock(|path, _| match path.ends_with("sign/edge") {
+        true => body(500, nobody_active()),
+        false => body(200, json!({})),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::with(
+        &address,
+        token("s.token"),
+        directory.path(),
+        CertificateSettings::default(),
+    );
+    rig.watch(&[&pki("www.example.com", 600)]);
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Unavailable);
+    let asked = || {
+        let seen = seen.lock().unwrap();
+        seen.iter()
+            .filter(|(path, ..)| path.ends_with("sign/edge"))
+            .count()
+    };
+    let often = async {
+        while asked() < 3 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), often)
+        .await
+        .expect("more requests than one a minute");
+    rig.stop().await;
+}
+
 #[tokio::test]
 async fn each_state_of_a_server_has_its_kind() {
     let deleted =
@@ -190,6 +229,18 @@ async fn each_state_of_a_server_has_its_kind() {
             "sealed",
         ),
         (473, json!({}), ProblemKind::Unavailable, "standby"),
+        (
+            500,
+            nobody_active(),
+            ProblemKind::Unavailable,
+            "no server of its cluster is active",
+        ),
+        (
+            503,
+            json!({"errors": ["no active Vault instance found"]}),
+            ProblemKind::Unavailable,
+            "no server of its cluster is active",
+        ),
         (501, json!({}), ProblemKind::Unavailable, "not initialised"),
         (
             404,

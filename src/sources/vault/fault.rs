@@ -33,6 +33,8 @@ pub enum Reason {
     Uninitialised,
     #[error("this Vault is a standby and its redirect was not followed: {0}")]
     Standby(String),
+    #[error("this Vault is a standby, and no server of its cluster is active")]
+    NoActiveServer,
     #[error("Vault asks for fewer requests (429)")]
     Overloaded,
     #[error("Vault answered {status}{}", said(.errors))]
@@ -80,6 +82,7 @@ impl VaultFault {
             | Reason::Sealed(_)
             | Reason::Uninitialised
             | Reason::Standby(_)
+            | Reason::NoActiveServer
             | Reason::Overloaded
             | Reason::ServerError { .. } => ProblemKind::Unavailable,
             Reason::TokenInvalid(_) if self.told_apart => ProblemKind::TokenNotAccepted,
@@ -156,6 +159,11 @@ impl VaultFault {
             Reason::Uninitialised => "Initialise Vault (`vault operator init`), or correct the address.".to_owned(),
             Reason::Standby(_) => {
                 "Set api_addr of every Vault server to an address that this machine reaches over the same scheme."
+                    .to_owned()
+            }
+            Reason::NoActiveServer => {
+                "An election takes seconds; if this lasts, see `vault operator raft list-peers` and the servers' own logs. It \
+                 is tried again by itself."
                     .to_owned()
             }
             Reason::Overloaded => "Raise the rate limit quota, or lengthen the poll interval.".to_owned(),
@@ -318,6 +326,7 @@ mod tests {
         for reason in [
             Reason::Unreachable("refused".to_owned()),
             Reason::Sealed(String::new()),
+            Reason::NoActiveServer,
             Reason::Overloaded,
             Reason::Forbidden(String::new()),
             Reason::Refused {

@@ -229,6 +229,7 @@ impl Transport {
                 errors: answer.errors(),
             },
             429 => Reason::Overloaded,
+            500 | 503 if says_that_nobody_is_active(&answer.errors()) => Reason::NoActiveServer,
             501 => Reason::Uninitialised,
             503 => Reason::Sealed(answer.errors()),
             472 | 473 => Reason::Standby(format!("it answered {}", answer.status)),
@@ -381,6 +382,12 @@ fn fault(method: &Method, place: &str, path: &str, reason: Reason) -> VaultFault
         not_sent: false,
         told_apart: false,
     }
+}
+
+/// What a standby says that knows of no active server: it looks for one before it does anything with a request. In its
+/// request forwarding (500), and where it would redirect (503).
+fn says_that_nobody_is_active(errors: &str) -> bool {
+    errors.contains("active cluster node not found") || errors.contains("no active Vault instance found")
 }
 
 fn failure(error: reqwest::Error) -> Reason {
