@@ -8,6 +8,8 @@
 #[path = "../support/nomad.rs"]
 #[expect(dead_code, reason = "other suites use the rest of it")]
 mod nomad;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/world.rs"]
 mod world;
 

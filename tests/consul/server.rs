@@ -1,6 +1,5 @@
 //! A Consul server of a test's own: loopback only, data in a temporary directory, killed when dropped.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,6 +12,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use super::ports::free_port;
 
 pub struct Server {
     child: Child,
@@ -37,7 +38,7 @@ impl Server {
     pub async fn start_with(acls: bool, extra: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let directory = tempfile::tempdir().unwrap();
-        let [port, https_port, server, serf] = free_ports();
+        let [port, https_port, server, serf] = std::array::from_fn(|_| free_port());
         let acl = if acls {
             format!(
                 "acl {{ enabled = true  default_policy = \"deny\"  tokens {{ master = \"{ROOT}\"  agent = \"{ROOT}\" }} }}"
@@ -305,10 +306,4 @@ fn binary() -> PathBuf {
     } else {
         "consul".into()
     }
-}
-
-fn free_ports<const N: usize>() -> [u16; N] {
-    // All held at once, so that they differ.
-    let listeners: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
 }

@@ -4,6 +4,8 @@
 mod demo;
 mod deploy;
 mod guide;
+#[path = "../support/ports.rs"]
+mod ports;
 mod proofs;
 
 use std::path::{Path, PathBuf};

@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::ports::free_port;
+
 /// Where an agent that is this test executable, run again with one test, finds its gateway.
 pub const DIRECTORY: &str = "PORTREEVE_TEST_AGENT_DIRECTORY";
 pub const PORT: &str = "PORTREEVE_TEST_AGENT_PORT";
@@ -24,12 +26,10 @@ impl Gateway {
     pub fn new() -> Self {
         // Short: unix socket paths have 107 bytes.
         let directory = tempfile::Builder::new().prefix("pr-").tempdir_in("/tmp").unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        Self { directory, port }
+        Self {
+            directory,
+            port: free_port(),
+        }
     }
 
     pub fn settings(&self) -> Settings {

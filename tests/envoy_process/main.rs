@@ -15,5 +15,7 @@ mod gateway;
 mod load;
 mod mutual_tls;
 mod planned_restart;
+#[path = "../support/ports.rs"]
+mod ports;
 mod stop;
 mod takeover;

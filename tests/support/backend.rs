@@ -2,9 +2,10 @@
 //! on one port.
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -99,9 +100,9 @@ impl Backend {
 
     pub async fn restart(&mut self) {
         self.stop().await;
-        let bound = TcpListener::bind(("127.0.0.1", self.port)).await;
-        let listener =
-            bound.unwrap_or_else(|error| panic!("backend {} on port {}: {error}", self.name, self.port));
+        let listener = listen(self.port)
+            .await
+            .unwrap_or_else(|error| panic!("backend {} on port {}: {error}", self.name, self.port));
         self.server = Some(tokio::spawn(serve(listener, self.state.clone())));
     }
 
@@ -133,6 +134,19 @@ impl Drop for Backend {
     fn drop(&mut self) {
         if let Some(server) = &self.server {
             server.abort();
+        }
+    }
+}
+
+/// A child that another test is just starting holds a port that was open here, until it is another program.
+async fn listen(port: u16) -> std::io::Result<TcpListener> {
+    let patience = Instant::now() + Duration::from_secs(5);
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < patience => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            bound => return bound,
         }
     }
 }

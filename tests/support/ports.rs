@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use rustix::fs::{FlockOperation, flock};
 
 const FIRST: u16 = 10_000;
-const BLOCK: u16 = 250;
-const BLOCKS: u16 = 90; // up to 32499
+/// More than a process takes in the time that it takes a program to come back to its port: that port is free meanwhile.
+const BLOCK: u16 = 1000;
+const BLOCKS: u16 = 22; // up to 31999
 
 struct Block {
     first: u16,

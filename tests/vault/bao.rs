@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::ports::free_port;
+
 pub struct Bao {
     pub address: String,
     pub root_token: String,
@@ -312,14 +314,6 @@ impl Drop for Bao {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 /// `bao` of `make tools`, else of the PATH. Missing, the test fails: it is not skipped.

@@ -5,6 +5,8 @@
     reason = "a test that cannot set up its world has failed"
 )]
 
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/token_review.rs"]
 mod token_review;
 

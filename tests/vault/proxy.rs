@@ -8,7 +8,8 @@ use portreeve::model::KvVersion;
 use portreeve::sources::vault::VaultAuth;
 use serde_json::json;
 
-use super::bao::{Bao, binary, free_port};
+use super::bao::{Bao, binary};
+use super::ports::free_port;
 use super::rig::{Rig, kv, pki, self_signed};
 use super::shipped::shipped;
 

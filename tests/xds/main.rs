@@ -14,4 +14,6 @@ mod harness;
 mod keyless;
 mod model;
 mod mutual_tls;
+#[path = "../support/ports.rs"]
+mod ports;
 mod script;

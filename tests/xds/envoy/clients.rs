@@ -12,9 +12,10 @@ use tokio_rustls::TlsConnector;
 
 use super::process::Backend;
 use super::resources::{asking_listener, authorities, eds_cluster, endpoints, routes};
-use super::{BOTH, Gateway, SECOND, free_port};
+use super::{BOTH, Gateway, SECOND};
 use crate::harness::PATIENCE;
 use crate::mutual_tls::{Authority, Pair, dns};
+use crate::ports::free_port;
 
 /// The status line, of a client with this certificate or none.
 async fn get(port: u16, server: &Authority, identity: Option<&Pair>) -> Result<String> {
@@ -52,7 +53,7 @@ async fn authorities_that_never_come_let_in_nobody() {
         let (server, clients) = (Authority::new(), Authority::new());
         let shown = server.issue(vec![dns("a.example")]);
         let good = clients.issue(vec![dns("client.example")]);
-        let (backend, port) = (Backend::start("one").await, free_port().await);
+        let (backend, port) = (Backend::start("one").await, free_port());
         let mut gateway = Gateway::start(
             variant,
             vec![

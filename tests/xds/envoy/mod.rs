@@ -12,6 +12,7 @@ use portreeve::xds::{Event, Variant};
 use tempfile::TempDir;
 
 use crate::harness::{Publisher, Served, publisher};
+use crate::ports::free_port;
 use process::{Backend, EnvoyProcess, Traffic, get, get_until};
 use resources::{
     bad_listener, bad_routes, eds_cluster, endpoints, nameless_cluster, rds_listener, routes, scope,
@@ -94,22 +95,13 @@ impl Gateway {
     }
 }
 
-async fn free_port() -> u16 {
-    tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn comes_up_and_follows_changes() {
     for variant in BOTH {
         let (one, two, port) = (
             Backend::start("one").await,
             Backend::start("two").await,
-            free_port().await,
+            free_port(),
         );
         let mut gateway = Gateway::start(
             variant,
@@ -147,7 +139,7 @@ async fn comes_up_and_follows_changes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_clusters_under_traffic_cost_no_request() {
     for variant in BOTH {
-        let (backend, port) = (Backend::start("one").await, free_port().await);
+        let (backend, port) = (Backend::start("one").await, free_port());
         let mut gateway = Gateway::start(
             variant,
             vec![
@@ -195,7 +187,7 @@ async fn scopes_come_change_and_go() {
         let (one, two, port) = (
             Backend::start("one").await,
             Backend::start("two").await,
-            free_port().await,
+            free_port(),
         );
         let mut gateway = Gateway::start(
             variant,
@@ -229,9 +221,9 @@ async fn a_refused_resource_harms_itself_only() {
         let (one, two, port) = (
             Backend::start("one").await,
             Backend::start("two").await,
-            free_port().await,
+            free_port(),
         );
-        let other_port = free_port().await;
+        let other_port = free_port();
         let mut gateway = Gateway::start(
             variant,
             vec![
@@ -308,7 +300,7 @@ async fn proven_refusal(served: &mut Served, wanted: ResourceKind) -> (Vec<Arc<s
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_agent_with_the_same_set_sends_nothing() {
     for variant in BOTH {
-        let (backend, port) = (Backend::start("one").await, free_port().await);
+        let (backend, port) = (Backend::start("one").await, free_port());
         let mut gateway = Gateway::start(
             variant,
             vec![
@@ -352,7 +344,7 @@ async fn a_restarted_agent_with_another_set_costs_no_request() {
     let (one, two, port) = (
         Backend::start("one").await,
         Backend::start("two").await,
-        free_port().await,
+        free_port(),
     );
     let mut gateway = Gateway::start(
         Variant::Delta,
@@ -398,7 +390,7 @@ async fn a_restarted_agent_with_another_set_costs_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cold_cluster_delays_its_own_routes_only() {
     for variant in BOTH {
-        let (backend, port) = (Backend::start("one").await, free_port().await);
+        let (backend, port) = (Backend::start("one").await, free_port());
         let mut gateway = Gateway::start(
             variant,
             vec![
