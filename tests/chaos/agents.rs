@@ -50,7 +50,12 @@ async fn agent_upgraded() {
     let envoy = course.stack.envoy_pid();
     let mut next = course.stack.agent.process.launch_mut().clone();
     let program = next.directory.join("portreeve-next");
-    std::fs::copy(&next.program, &program).unwrap();
+    // By another process: a child that is being started meanwhile would hold a file that was open for writing here, and it
+    // could not be run.
+    let copied = std::process::Command::new("cp")
+        .args([&next.program, &program])
+        .status();
+    assert!(copied.unwrap().success());
     next.program = program;
     next.name = "portreeve-next".to_owned();
     let mut beside = next.clone().start();

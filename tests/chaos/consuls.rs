@@ -23,11 +23,15 @@ async fn consul_restarted() {
 async fn consul_leader_lost() {
     let mut course = Course::begin_with("consul_leader_lost", clustered()).await;
     let servers = &mut course.stack.consul_servers;
-    let mut leaders = Vec::new();
-    for server in servers.iter() {
-        leaders.push(server.is_leader().await);
-    }
-    let leader = leaders.iter().position(|leads| *leads).expect("a leader");
+    let leader = wait_for("a leader", SOON * 3, async || {
+        for (at, server) in servers.iter().enumerate() {
+            if server.is_leader().await {
+                return Ok(at);
+            }
+        }
+        anyhow::bail!("none yet")
+    })
+    .await;
     servers[leader].kill();
     wait_for("another leader", SOON * 3, async || {
         for (at, server) in servers.iter().enumerate() {

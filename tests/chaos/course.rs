@@ -13,7 +13,7 @@ use crate::summary::{Row, least_requests, rate};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::line::{Line, Trouble};
-use crate::support::load::{Failed, Load, Report};
+use crate::support::load::{Load, Report};
 use crate::support::network::FarNetwork;
 use crate::support::stack::{self, Options, SOON, Stack, secure};
 use crate::support::{program, wait_for};
@@ -41,8 +41,16 @@ pub struct Course {
     changed_at: Option<Instant>,
     converge: Option<Duration>,
     stale: Option<Duration>,
-    /// When an Envoy was killed, and when the next one answered.
-    without_envoy: Vec<(Duration, Duration)>,
+    without_envoy: Vec<WithoutEnvoy>,
+}
+
+/// When an Envoy was killed, was gone, and when the next one answered. Between the first two the kernel still takes
+/// connections for it.
+#[derive(Clone, Copy)]
+struct WithoutEnvoy {
+    killed: Duration,
+    gone: Duration,
+    open: Duration,
 }
 
 /// The document under change: what `rule` holds decides who answers, and the epoch says which of them it was.
@@ -258,7 +266,8 @@ impl Course {
     pub async fn kill_envoy(&mut self) {
         let before = self.stack.envoy_pid();
         let killed = self.begun.elapsed();
-        stack::kill(before);
+        stack::kill_and_wait(before).await;
+        let gone = self.begun.elapsed();
         let (client, request) = (self.stack.client(), Request::get("shop.example.com", "/"));
         wait_for("the next Envoy", PATIENCE, async || {
             let reply = client
@@ -269,7 +278,8 @@ impl Course {
             Ok(())
         })
         .await;
-        self.without_envoy.push((killed, self.begun.elapsed()));
+        let open = self.begun.elapsed();
+        self.without_envoy.push(WithoutEnvoy { killed, gone, open });
     }
 
     /// What status says of problems, as text.
@@ -333,24 +343,17 @@ impl Course {
 }
 
 /// Those that were in flight on an Envoy when it was killed, and those that came while there was none.
-fn excused(report: &Report, without_envoy: &[(Duration, Duration)]) -> Map<String, Value> {
+fn excused(report: &Report, without_envoy: &[WithoutEnvoy]) -> Map<String, Value> {
     let mut reasons = Map::new();
     for failed in &report.failures {
-        let is_in_flight = |killed: Duration, failed: &Failed| {
-            failed.due <= killed + SLACK && failed.due + failed.after + SLACK >= killed
-        };
-        let is_refused = |(killed, open): (Duration, Duration)| {
-            failed.due + failed.after + SLACK >= killed && failed.due <= open + SLACK
-        };
+        let ended_before = |time: Duration| failed.due + failed.after + SLACK < time;
+        let is_in_flight =
+            |window: &WithoutEnvoy| failed.due <= window.gone + SLACK && !ended_before(window.killed);
+        let is_refused =
+            |window: &WithoutEnvoy| failed.due <= window.open + SLACK && !ended_before(window.killed);
         let reason = match failed.kind {
-            "reset"
-                if without_envoy
-                    .iter()
-                    .any(|(killed, _)| is_in_flight(*killed, failed)) =>
-            {
-                "in flight on the killed Envoy"
-            }
-            "refused" if without_envoy.iter().any(|window| is_refused(*window)) => "no Envoy process",
+            "reset" if without_envoy.iter().any(is_in_flight) => "in flight on the killed Envoy",
+            "refused" if without_envoy.iter().any(is_refused) => "no Envoy process",
             _ => continue,
         };
         let count = reasons.get(reason).and_then(Value::as_u64).unwrap_or(0);

@@ -96,14 +96,15 @@ async fn changes_arrive_in_milliseconds_and_a_transaction_whole() {
     assert_eq!(changed(&first), [("a", "1")]);
     assert!(first.complete && first.problem.is_none());
 
-    let started = std::time::Instant::now();
-    put(&server, "a", "2").await;
-    assert_eq!(changed(&running.documents().await), [("a", "2")]);
-    assert!(
-        started.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        started.elapsed()
-    );
+    // A pause of ours would slow each of them; a busy machine does not.
+    let mut fastest = Duration::MAX;
+    for text in ["2", "3", "4", "5", "6"] {
+        let started = std::time::Instant::now();
+        put(&server, "a", text).await;
+        assert_eq!(changed(&running.documents().await), [("a", text)]);
+        fastest = fastest.min(started.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(500), "{fastest:?}");
 
     let key = |name: &str| format!("{PREFIX}{name}");
     let index = client

@@ -79,14 +79,19 @@ async fn instances_health_weights_and_maintenance() {
         "the node's address"
     );
 
-    let started = Instant::now();
-    server.put("agent/check/warn/c", "").await;
-    assert_eq!(running.instances().await[0].health, Health::Warning);
-    assert!(
-        started.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        started.elapsed()
-    );
+    // A pause of ours would slow each of them; a busy machine does not.
+    let mut fastest = Duration::MAX;
+    for (turned, health) in [
+        ("warn", Health::Warning),
+        ("pass", Health::Passing),
+        ("warn", Health::Warning),
+    ] {
+        let started = Instant::now();
+        server.put(&format!("agent/check/{turned}/c"), "").await;
+        assert_eq!(running.instances().await[0].health, health);
+        fastest = fastest.min(started.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(500), "{fastest:?}");
     server.put("agent/check/fail/c", "").await;
     assert_eq!(running.instances().await[0].health, Health::Critical);
     server

@@ -39,7 +39,6 @@ async fn a_rotated_client_certificate_is_taken_up_without_a_restart() {
     let material = tempfile::tempdir().unwrap();
     let ca = authority(material.path());
     issue(material.path(), &ca, "server.dc1.consul", LONG);
-    issue(material.path(), &ca, "client", Duration::from_secs(8));
     let path = |name: &str| material.path().join(name);
     let extra = format!(
         "ca_file = \"{0}/ca.pem\"\ncert_file = \"{0}/server.dc1.consul.pem\"\nkey_file = \"{0}/server.dc1.consul.key\"\n\
@@ -47,6 +46,8 @@ async fn a_rotated_client_certificate_is_taken_up_without_a_restart() {
         material.path().display()
     );
     let mut server = Server::start_with(false, &extra).await;
+    // Not before the server is there: its start takes seconds of this life.
+    issue(material.path(), &ca, "client", Duration::from_secs(8));
     let client = ConsulClient::new(&ConsulSettings {
         address: ApiAddress::parse(
             Product::Consul,

@@ -92,13 +92,15 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
     let handle = gateway.start().await;
     let mut settings = gateway.settings();
     settings.binary = Some(other_envoy(&gateway));
-    let (method, outcome) = restart_under_load(&gateway, &handle, Some(settings), PER_SECOND).await;
+    // What a closed port's queue loses are the connections of one moment: where they are lost at all, fewer of them leave
+    // room for a machine that stops for a while just then.
+    let (per_second, allowed) = if migrates() { (PER_SECOND, 0) } else { (MODEST, 8) };
+    let (method, outcome) = restart_under_load(&gateway, &handle, Some(settings), per_second).await;
     assert!(
         matches!(&method, RestartMethod::Overlap { reason } if reason.contains("99.1")),
         "{method}"
     );
-    // Measured before: 0 to 16 of 24,000, unless net.ipv4.tcp_migrate_req is set.
-    let allowed = if migrates() { 0 } else { 16 };
+    // Measured before: 0 to 16 at four times this load, unless net.ipv4.tcp_migrate_req is set.
     assert!(outcome.failures() <= allowed, "{:?}", outcome.failed);
     handle.stop(StopMode::Now).await;
 }
@@ -187,6 +189,10 @@ async fn an_envoy_that_does_not_serve_yet_is_not_replaced() {
     let mut silent = gateway.settings();
     silent.bootstrap.initial_fetch_timeout = Duration::ZERO;
     let handle = start_or_adopt(silent).await.unwrap();
+    eventually("an Envoy", Duration::from_secs(20), || {
+        gateway.envoys().len() == 1
+    })
+    .await;
     let before = gateway.envoys();
     let error = handle.restart(None).await.unwrap_err();
     assert!(matches!(error, RestartError::NotLive), "{error}");

@@ -260,12 +260,26 @@ pub fn kill(pid: i32) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a process to kill");
 }
 
+/// The same; returns once it is no more. Until then its ports take connections that nobody will answer.
+pub async fn kill_and_wait(pid: i32) {
+    kill(pid);
+    wait_for("the killed process to end", SOON, async || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        anyhow::ensure!(matches!(state, None | Some('Z' | 'X')), "{stat}");
+        Ok(())
+    })
+    .await;
+}
+
 pub async fn until(
     client: &Client,
     request: &Request,
     what: &str,
     expected: impl Fn(&Reply) -> bool,
 ) -> Reply {
+    // A request that hangs is asked again, not waited for until the end of all patience.
+    let client = client.clone().timeout(SOON / 4);
     wait_for(what, SOON, async || {
         let reply = client
             .send(request)

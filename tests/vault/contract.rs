@@ -339,6 +339,15 @@ async fn an_attempt_is_written_down_before_it_is_sent() {
             CertificateSettings::default(),
         );
         rig.watch(&[&pki("www.example.com", 600)]);
+        // The first may take long to make its key and to write.
+        let asked = async {
+            while *issues.lock().unwrap() == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), asked)
+            .await
+            .expect("a request");
         tokio::time::sleep(Duration::from_millis(400)).await;
         rig.stop().await;
     }
