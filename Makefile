@@ -67,8 +67,9 @@ chaos: setup ## Let everything go wrong under load, one fault after the other; r
 	rm -rf target/chaos
 	CHAOS=long cargo test --locked --release --test chaos -- --test-threads 1 --nocapture
 
-fuzz-smoke: ## Feed every parser many more random inputs than `make test` does
+fuzz-smoke: ## Feed every parser, and the model of xDS, many more random inputs than `make test` does
 	PROPTEST_CASES=20000 cargo test --locked fuzz
+	PROPTEST_CASES=20000 cargo test --locked --test xds -- model:: keyless::
 
 docs: ## Build the API documentation, warnings being errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

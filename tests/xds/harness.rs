@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use portreeve::envoy::{Resource, ResourceKind, ResourceSet};
 use portreeve::xds::{Event, GatewayAccess, Gateways, Limits, Server, ServerError, StreamView, UnixSettings};
+use proptest::test_runner::Config as ProptestConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -112,6 +113,20 @@ impl Served {
             .expect("does not stop")
             .unwrap()
             .unwrap();
+    }
+}
+
+/// A model is cheap to run: more cases than proptest's own default, unless it is told how many.
+pub fn many_cases() -> ProptestConfig {
+    let told = ProptestConfig::default();
+    let cases = match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => told.cases,
+        None => 1000,
+    };
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..told
     }
 }
 

@@ -251,7 +251,7 @@ impl Envoy {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::harness::many_cases())]
 
     #[test]
     fn an_envoy_has_the_listeners_that_it_can_serve(steps in steps()) {

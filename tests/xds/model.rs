@@ -42,7 +42,7 @@ enum Step {
 const BAD: u8 = 3;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::harness::many_cases())]
 
     #[test]
     fn delta_ends_with_the_published_set(steps in steps(BAD, 200)) {
