@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::answering::AnsweringServer;
 use crate::connect::until_said;
 use crate::stack::{GATEWAY, Options, Stack, id, route, until};
+use crate::support::START_LIMIT;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::consul::service;
@@ -382,16 +383,21 @@ async fn restarts_and_lost_rights_take_no_route_away() {
     stack.agent.restart().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
 
-    let deny = async |stack: &mut Stack, name: &str| {
+    // Told by the first name of those that vanished.
+    let vanished = |first: &str| {
+        format!("the service \"{first}\" vanished from the catalog because the token may no longer read it")
+    };
+    let deny = async |stack: &mut Stack, name: &str, first: &str| {
+        let start = stack.agent.process.log_length();
         stack
             .consul
             .change_policy(crate::stack::POLICY, &rules("deny"))
             .await;
         wake_the_list(stack, &two, name).await;
-        let vanished = "\"orders\" vanished from the catalog because the token may no longer read it";
-        stack.agent.wait_for_log(vanished).await;
+        let log = &mut stack.agent.process;
+        log.wait_for_log_after(start, &vanished(first), START_LIMIT).await;
     };
-    deny(&mut stack, "noise").await;
+    deny(&mut stack, "noise", "orders").await;
 
     // Rights that come back while a poll waits: it still answers with none.
     stack
@@ -406,11 +412,13 @@ async fn restarts_and_lost_rights_take_no_route_away() {
     backend_of(&stack, "invoices.apps.example.com", "two").await;
 
     // An agent that starts without the rights does not take its first, empty list for the truth either.
-    deny(&mut stack, "again").await;
+    deny(&mut stack, "again", "invoices").await;
     stack.agent.kill();
+    let start = stack.agent.process.log_length();
     stack.agent.restart().await;
-    let vanished = "vanished from the catalog because the token may no longer read it";
-    stack.agent.wait_for_log(vanished).await;
+    let log = &mut stack.agent.process;
+    log.wait_for_log_after(start, &vanished("invoices"), START_LIMIT)
+        .await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     backend_of(&stack, "invoices.apps.example.com", "two").await;
     stack

@@ -94,6 +94,8 @@ async fn serves(client: &Client, what: &str) {
 }
 
 async fn is_closed(client: &Client) {
+    // A request that hangs is asked again, not waited for until the end of all patience.
+    let client = client.clone().timeout(SOON / 4);
     wait_for("a closed port", SOON, async || match client.send(&www()).await {
         Err(failure) if failure.kind() == "refused" => Ok(()),
         other => anyhow::bail!("{:?}", other.map(|reply| reply.status)),

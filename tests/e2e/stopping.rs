@@ -16,6 +16,10 @@ pub const DRAIN_TIME: Duration = Duration::from_secs(2);
 /// A clock for the load and one here, each read on a busy machine.
 const SLACK: Duration = Duration::from_millis(100);
 
+/// How far from the first refusal a connection may be that the port's end met in the kernel's queue: an Envoy that waits
+/// for its turn on a busy machine leaves it there for a while. What Envoy works on at its own end is seconds later.
+const QUEUED: Duration = Duration::from_millis(250);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_answers_what_is_under_way() {
     let mut stack = Stack::start(Options::default()).await;
@@ -80,15 +84,17 @@ async fn a_stop_answers_what_is_under_way() {
 pub fn assert_only_refused(report: &Report, closed: Duration, what: &str) {
     println!("{what}, ports open until {closed:.1?} at least: {report}");
     assert!(report.ok > 50 && report.wrong_status.is_empty(), "{report}");
+    let refused = report.failures.iter().filter(|failed| failed.kind == "refused");
+    let first = refused.map(|failed| failed.due + failed.after).min();
     for failed in &report.failures {
+        let is_late = failed.due + failed.after + SLACK >= closed;
         let is_excused = match failed.kind {
+            "refused" => is_late,
             // A connection that waits in the kernel's queue when its port closes is reset: Envoy never had it.
-            "refused" | "reset" => failed.due + failed.after + SLACK >= closed,
+            "reset" => is_late && first.is_some_and(|first| failed.due.abs_diff(first) <= QUEUED),
             // Closed while idle: clients send again by themselves.
             kind => kind == Failure::Stale.kind(),
         };
-        assert!(is_excused, "{failed:?}: {report}");
+        assert!(is_excused, "{failed:?}, first refused at {first:?}: {report}");
     }
-    let reset = report.failed.get("reset").copied().unwrap_or(0);
-    assert!(reset <= 3, "more than a queue: {report}");
 }

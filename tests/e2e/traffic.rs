@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::client::{Client, Failure, Request};
 use crate::support::envoy::Envoy;
-use crate::support::load::Load;
+use crate::support::load::{Load, Report};
 use crate::support::pki::{Ca, Pair};
 use crate::support::ports::free_port;
+use crate::support::wait_for;
 
 /// One listener on `port`, plain or with a certificate, before one backend.
 fn static_bootstrap(port: u16, backend: u16, certificate: Option<&Pair>) -> Value {
@@ -45,6 +46,19 @@ fn static_bootstrap(port: u16, backend: u16, certificate: Option<&Pair>) -> Valu
             }],
         },
     })
+}
+
+/// Enough of a fault to be told from chance, however slow the machine is.
+async fn until_both_count(loads: [&Load; 2], of: fn(&Report) -> Option<u64>) {
+    let limit = Duration::from_secs(15);
+    wait_for("both loads to meet the fault", limit, async || {
+        for load in loads {
+            let report = load.so_far();
+            anyhow::ensure!(of(&report) > Some(30), "{report}");
+        }
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,11 +164,11 @@ async fn envoy_proxies_and_a_load_counts_its_faults() {
     let kept = Load::start(200, client.clone().keep_alive(), Request::get("shop", "/"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     backend.stop().await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until_both_count([&load, &kept], |report| report.wrong_status.get(&503).copied()).await;
     backend.restart().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     envoy.kill();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until_both_count([&load, &kept], |report| report.failed.get("refused").copied()).await;
     envoy.restart().await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (report, kept) = (load.finish().await, kept.finish().await);

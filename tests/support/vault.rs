@@ -12,6 +12,12 @@ use super::ports::free_port;
 use super::process::{Launch, Process};
 use super::{START_LIMIT, find_program, program, scratch_directory, wait_for};
 
+/// The multiplier of Raft's time-outs with which a lone node leads within a second or two.
+const ALONE: &str = "1";
+
+/// One with which a leader that waits half a second for its turn on a busy machine goes on leading.
+const AMONG_OTHERS: &str = "3";
+
 pub struct Vault {
     pub process: Process,
     pub port: u16,
@@ -30,7 +36,16 @@ impl Vault {
 
     /// With more listeners (`tcp` blocks) beside the one that tests use.
     pub async fn start_with(listeners: &[Value]) -> Vault {
-        let mut vault = Vault::launch("vault-1", listeners).await;
+        Vault::start_first(ALONE, listeners).await
+    }
+
+    /// The first node of a cluster, for [`Vault::join`].
+    pub async fn start_to_be_joined() -> Vault {
+        Vault::start_first(AMONG_OTHERS, &[]).await
+    }
+
+    async fn start_first(multiplier: &str, listeners: &[Value]) -> Vault {
+        let mut vault = Vault::launch("vault-1", multiplier, listeners).await;
         let keys = vault
             .expect(
                 Method::PUT,
@@ -46,7 +61,7 @@ impl Vault {
 
     /// Another node of this one's cluster, on standby. Returns when it votes.
     pub async fn join(&self, name: &str) -> Vault {
-        let mut node = Vault::launch(name, &[]).await;
+        let mut node = Vault::launch(name, AMONG_OTHERS, &[]).await;
         node.root_token.clone_from(&self.root_token);
         node.unseal_key.clone_from(&self.unseal_key);
         let leader = json!({ "leader_api_addr": self.address() });
@@ -75,7 +90,7 @@ impl Vault {
         node
     }
 
-    async fn launch(name: &str, listeners: &[Value]) -> Vault {
+    async fn launch(name: &str, multiplier: &str, listeners: &[Value]) -> Vault {
         let directory = scratch_directory("vault");
         let port = free_port();
         let data = directory.path().join("data");
@@ -85,9 +100,8 @@ impl Vault {
             .or_else(|| find_program("vault"))
             .unwrap_or_else(|| program("bao"));
         let mut config = json!({
-            // OpenBao has no file storage any more; with the multiplier a lone node leads within a second or
-            // two.
-            "storage": { "raft": { "path": data, "node_id": name, "performance_multiplier": "1" } },
+            // OpenBao has no file storage any more.
+            "storage": { "raft": { "path": data, "node_id": name, "performance_multiplier": multiplier } },
             "listener": [{ "tcp": {
                 "address": format!("127.0.0.1:{port}"),
                 "cluster_address": cluster,

@@ -302,13 +302,14 @@ impl VaultSession {
         if !changed {
             return;
         }
+        self.shared
+            .freshness
+            .update(|status| status.problem = fault.map(VaultFault::problem));
+        // Whoever reads this finds it in the status.
         match fault {
             Some(fault) => tracing::warn!(%fault, "vault token trouble"),
             None => tracing::info!("vault token in order"),
         }
-        self.shared
-            .freshness
-            .update(|status| status.problem = fault.map(VaultFault::problem));
         self.state.send_modify(|state| state.fault = fault.cloned());
     }
 
@@ -317,16 +318,18 @@ impl VaultSession {
         let expires = expires.and_then(|ttl| Some(unix_now() + i64::try_from(ttl).ok()?));
         let ending = expires.filter(|_| self.nobody_renews(life));
         let warning = ending.map(|end| self.ending(end));
+        let mut before = None;
+        self.shared.freshness.update(|status| {
+            status.token_expires = expires;
+            before = std::mem::replace(&mut status.warning, warning.clone());
+        });
+        // Whoever reads this finds it in the status.
         if let Some(warning) = &warning
-            && self.shared.freshness.status().warning.is_none()
+            && before.is_none()
         {
             let fix = warning.fix.as_deref().unwrap_or_default();
             tracing::warn!(problem = %warning, fix, "a credential ends soon");
         }
-        self.shared.freshness.update(|status| {
-            status.token_expires = expires;
-            status.warning = warning;
-        });
     }
 
     /// A given token in the last third of its life that cannot be prolonged.

@@ -165,8 +165,14 @@ async fn let_in(client: &Client) {
     until(client, &get(), "let in", |reply| reply.status == 200).await;
 }
 
+/// For polls: a request that hangs is asked again, not waited for until the end of all patience.
+fn impatient(client: &Client) -> Client {
+    client.clone().timeout(SOON / 4)
+}
+
 /// The port is open, and the handshake is refused.
 async fn shut_out(client: &Client, why: &str) {
+    let client = impatient(client);
     wait_for(why, SOON, async || match client.send(&get()).await {
         Err(Failure::Tls(_) | Failure::Reset(_)) => Ok(()),
         other => anyhow::bail!("{why}: {other:?}"),
@@ -175,6 +181,7 @@ async fn shut_out(client: &Client, why: &str) {
 }
 
 async fn closed(client: &Client, why: &str) {
+    let client = impatient(client);
     wait_for(why, SOON, async || match client.send(&get()).await {
         Err(Failure::Refused) => Ok(()),
         other => anyhow::bail!("{why}: {other:?}"),

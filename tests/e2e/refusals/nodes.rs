@@ -19,7 +19,7 @@ async fn one_envoy_refuses_what_another_takes() {
     let (_files, odd) = envoy_without("envoy.clusters/envoy.cluster.strict_dns");
     let central = Central::start().await;
     let pair = central.ca.issue(&[EDGE]);
-    let (_old, old_admin) = central.run_program(&odd, "old", "edge", &pair, "delta");
+    let (mut old, old_admin) = central.run_program(&odd, "old", "edge", &pair, "delta");
     let (_new, new_admin) = central.run("new", "edge", &pair, "delta");
     for admin in [&old_admin, &new_admin] {
         wait_for("both Envoys", SOON, async || admin.ready().await).await;
@@ -32,7 +32,19 @@ async fn one_envoy_refuses_what_another_takes() {
             "\nupstream \"pets\" {{\n  dns {{\n    address = \"localhost:{}\"\n  }}\n}}\n",
             backend.port
         );
+    // It answers last: what it refuses before any other has taken it would be the document's fault.
+    old.stop();
     stack.put("pets", &document).await;
+    let clusters =
+        async |admin: &crate::support::envoy::EnvoyAdmin| admin.get("/clusters").await.unwrap().text();
+    wait_for("the other to run with it", SOON, async || {
+        let text = clusters(&new_admin).await;
+        anyhow::ensure!(text.contains("upstream/pets"), "{text}");
+        Ok(())
+    })
+    .await;
+    one_of_two(stack).await;
+    old.cont();
     let found = wait_for("the odd one to be named", SOON, async || {
         let found = rejections(&stack.agent).await;
         anyhow::ensure!(found.len() == 1, "{found:?}");
@@ -52,14 +64,7 @@ async fn one_envoy_refuses_what_another_takes() {
         line_of(&document, "upstream \"pets\" {")
     );
     assert_eq!(document_of(&stack.agent, "/pets").await, "in_service");
-    let clusters =
-        async |admin: &crate::support::envoy::EnvoyAdmin| admin.get("/clusters").await.unwrap().text();
-    wait_for("the other to run with it", SOON, async || {
-        let text = clusters(&new_admin).await;
-        anyhow::ensure!(text.contains("upstream/pets"), "{text}");
-        Ok(())
-    })
-    .await;
+    assert!(clusters(&new_admin).await.contains("upstream/pets"));
     assert!(!clusters(&old_admin).await.contains("upstream/pets"));
     // It is no reason to hold up anything else.
     stack.put("more", &edge("more", "more", "")).await;
@@ -69,7 +74,18 @@ async fn one_envoy_refuses_what_another_takes() {
             .until(&get("more"), "the others", |reply| reply.text() == "more")
             .await;
     }
-    let node = wait_for("the document's count", SOON, async || {
+    println!("one of two: {}", one_of_two(stack).await);
+    drop(old);
+    wait_for("the odd one's end", SOON, async || {
+        let found = rejections(&stack.agent).await;
+        anyhow::ensure!(found.is_empty(), "{found:?}");
+        Ok(())
+    })
+    .await;
+}
+
+async fn one_of_two(stack: &Stack) -> Value {
+    wait_for("the document's count", SOON, async || {
         let status = api(&stack.agent, "/v1/status").await;
         let documents = status["documents"].as_array().unwrap().clone();
         let is_it = |document: &&Value| document["document"] == "portreeve/config/pets";
@@ -80,15 +96,7 @@ async fn one_envoy_refuses_what_another_takes() {
         );
         Ok(programmed)
     })
-    .await;
-    println!("one of two: {node}");
-    drop(_old);
-    wait_for("the odd one's end", SOON, async || {
-        let found = rejections(&stack.agent).await;
-        anyhow::ensure!(found.is_empty(), "{found:?}");
-        Ok(())
-    })
-    .await;
+    .await
 }
 
 const IN_USE: &str = "Address already in use";
@@ -108,7 +116,11 @@ async fn an_occupied_port(state_of_the_world: bool) {
         ..Options::default()
     })
     .await;
-    let taken = TcpListener::bind(("127.0.0.1", stack.https)).unwrap();
+    // A child that another test is just starting holds a port that was open here, until it is another program.
+    let taken = wait_for("a port to occupy", Duration::from_secs(5), async || {
+        Ok(TcpListener::bind(("127.0.0.1", stack.https))?)
+    })
+    .await;
     let gateway = GATEWAY.trim_end().trim_end_matches('}').to_owned()
         + "\n  listener \"taken\" {\n    port = $HTTPS\n  }\n}\n";
     stack.put("gateway", &gateway).await;
