@@ -99,7 +99,7 @@ impl Stack {
             false => (consul, Vec::new()),
         };
         let vault = if options.vault {
-            Some(start_vault().await)
+            Some(start_vault(options.vault_standbys > 0).await)
         } else {
             None
         };
@@ -265,8 +265,11 @@ pub async fn kill_and_wait(pid: i32) {
     kill(pid);
     wait_for("the killed process to end", SOON, async || {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        anyhow::ensure!(matches!(state, None | Some('Z' | 'X')), "{stat}");
+        // The state, and the number of threads: the first one may have ended before the others.
+        let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+        let (state, threads) = (fields.next().unwrap_or_default(), fields.nth(16));
+        let is_over = "ZX".contains(state) && threads.is_none_or(|threads| threads == "1" || threads == "0");
+        anyhow::ensure!(is_over, "{stat}");
         Ok(())
     })
     .await;
@@ -327,8 +330,11 @@ async fn start_consul(options: &Options) -> (Consul, Option<AclToken>) {
     }
 }
 
-async fn start_vault() -> Vault {
-    let vault = Vault::start().await;
+async fn start_vault(with_standbys: bool) -> Vault {
+    let vault = match with_standbys {
+        true => Vault::start_to_be_joined().await,
+        false => Vault::start().await,
+    };
     vault.enable_pki("pki_int", "example.com").await;
     vault.enable_kv("secret", 2).await;
     vault
