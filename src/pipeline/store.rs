@@ -131,7 +131,7 @@ impl Store {
         };
         std::fs::create_dir_all(data_directory).map_err(directory_error)?;
         let path = data_directory.join("state.redb");
-        let database = Database::create(&path).map_err(|source| match source {
+        let database = open_database(&path).map_err(|source| match source {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
             // Nothing is wrong with the file itself.
             redb::DatabaseError::Storage(redb::StorageError::Io(source)) if is_of_the_disk(&source) => {
@@ -342,9 +342,17 @@ fn write_all(path: &Path, database: Database, inbox: &Inbox) {
     }
 }
 
+/// What redb keeps of the file in memory. Its own default is 1 GiB, which is as much as the file ever holds; and all that is
+/// read of it is read once, at the start.
+const CACHE_BYTES: usize = 4 << 20;
+
+fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path)
+}
+
 fn write_waiting(path: &Path, database: &mut Option<Database>, waiting: &Waiting) -> Result<(), redb::Error> {
     if database.is_none() {
-        *database = Some(Database::create(path)?);
+        *database = Some(open_database(path)?);
     }
     match database {
         Some(database) => write_batch(database, waiting.values()),
