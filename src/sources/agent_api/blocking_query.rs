@@ -390,11 +390,12 @@ impl Pace {
     }
 }
 
-/// Watches until cancelled or until nobody listens.
+/// Watches until cancelled or until nobody listens. There may be ten thousand of it, each waiting for years in all that it
+/// was given: what is large is borrowed.
 pub(in crate::sources) async fn watch<W: Watched>(
     client: &ApiClient,
     watched: &mut W,
-    timing: WatchTiming,
+    timing: &WatchTiming,
     health: &SourceHealth,
     cancel: &CancellationToken,
 ) {
@@ -408,11 +409,11 @@ pub(in crate::sources) async fn watch<W: Watched>(
 async fn drive<W: Watched>(
     client: &ApiClient,
     watched: &mut W,
-    timing: WatchTiming,
+    timing: &WatchTiming,
     health: &SourceHealth,
 ) -> Closed {
     let mut state = WatchState::new(timing.clone());
-    let mut pace = Pace::new(&timing);
+    let mut pace = Pace::new(timing);
     let mut token = client.token().changes();
     let mut first = true;
     let mut seated = true;
@@ -439,7 +440,7 @@ async fn drive<W: Watched>(
         ear.listen();
         let started = Instant::now();
         let answer = tokio::select! {
-            answer = client.call_on(pass.lane, call) => answer,
+            answer = client.call_on(pass.lane, &call) => answer,
             // A poll that was asked with a token in trouble is not worth waiting for.
             () = another_token(client, &mut token), if state.is_troubled() || watched.shows_rights() => {
                 if watched.shows_rights() {

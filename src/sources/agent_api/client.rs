@@ -132,7 +132,7 @@ impl ApiClient {
 
     /// A one-shot call.
     pub(in crate::sources) async fn call(&self, call: Call) -> Result<Answer, ApiError> {
-        self.call_on(CALL_LANE, call).await
+        self.call_on(CALL_LANE, &call).await
     }
 
     /// A small read that decides whether a disappearance is believed; few at a time.
@@ -144,15 +144,15 @@ impl ApiClient {
 
     /// A call on one of several connection pools. HTTP/2 servers cap the streams of one connection (Go: 250, proxies:
     /// 100) and a stream over the cap waits for a long poll to end, so long polls are spread over lanes.
-    pub(in crate::sources) async fn call_on(&self, lane: usize, call: Call) -> Result<Answer, ApiError> {
+    pub(in crate::sources) async fn call_on(&self, lane: usize, call: &Call) -> Result<Answer, ApiError> {
         let asked = call.to_string();
         if !matches!(call.credential, Credential::Own) {
-            return self.send(lane, &call, asked, call.credential.token()).await;
+            return self.send(lane, call, asked, call.credential.token()).await;
         }
         // Boxed: logging in is a call, too.
         Box::pin(self.credential(&asked)).await?;
         let token = self.0.token.current();
-        let answer = self.send(lane, &call, asked.clone(), token.clone()).await;
+        let answer = self.send(lane, call, asked.clone(), token.clone()).await;
         let Some(login) = self.login().filter(|_| {
             answer
                 .as_ref()
@@ -166,7 +166,7 @@ impl ApiClient {
         }
         Box::pin(self.credential(&asked)).await?;
         match self.0.token.current() {
-            now if now != token => self.send(lane, &call, asked, now).await,
+            now if now != token => self.send(lane, call, asked, now).await,
             _ => answer,
         }
     }

@@ -56,7 +56,7 @@ pub struct ServiceWatcherTask {
     beside: Box<dyn Fn(WatchTiming, CancellationToken) -> Option<Beside> + Send + Sync>,
     interests: channel::Receiver<Needed<ServiceQuery>>,
     health: Arc<Mutex<BTreeMap<ServiceQuery, SourceHealth>>>,
-    timing: WatchTiming,
+    timing: Arc<WatchTiming>,
     connections: usize,
     turn: Duration,
 }
@@ -66,7 +66,7 @@ struct One {
     query: ServiceQuery,
     claim: Claim,
     connections: usize,
-    timing: WatchTiming,
+    timing: Arc<WatchTiming>,
     health: SourceHealth,
     stop: CancellationToken,
 }
@@ -81,13 +81,13 @@ impl ServiceWatcher {
         let starting = source.clone();
         let task = ServiceWatcherTask {
             connections: source.connections(),
-            timing: source.timing(),
+            timing: Arc::new(source.timing()),
             client: source.client(),
             start: Box::new(move |one: One| {
                 let mut watched = starting.watch(one.query.clone(), one.claim, one.connections);
                 let client = starting.client();
                 Box::pin(async move {
-                    watch(&client, &mut watched, one.timing, &one.health, &one.stop).await;
+                    watch(&client, &mut watched, &one.timing, &one.health, &one.stop).await;
                     one.query
                 })
             }),
@@ -129,7 +129,7 @@ impl ServiceWatcher {
 
 impl ServiceWatcherTask {
     pub fn with_timing(mut self, timing: WatchTiming) -> Self {
-        self.timing = timing;
+        self.timing = Arc::new(timing);
         self
     }
 
@@ -147,7 +147,7 @@ impl ServiceWatcherTask {
         let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
         let mut known: Needed<ServiceQuery> = OrdMap::new();
         let mut beside = JoinSet::new();
-        if let Some(task) = (self.beside)(self.timing.clone(), cancel.child_token()) {
+        if let Some(task) = (self.beside)((*self.timing).clone(), cancel.child_token()) {
             beside.spawn(task);
         }
         loop {

@@ -52,7 +52,7 @@ pub(super) async fn watch(
     loop {
         let stop = CancellationToken::new();
         let health = SourceHealth::default();
-        let watching = blocking_query::watch(&client, &mut watch, timing.clone(), &health, &stop);
+        let watching = blocking_query::watch(&client, &mut watch, &timing, &health, &stop);
         tokio::select! {
             () = watching => return Closed,
             // Begun anew, it reads at once.

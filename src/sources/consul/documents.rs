@@ -93,7 +93,7 @@ impl DocumentsWatch {
     /// Ends when cancelled, or when nobody takes observations any more.
     pub async fn run(mut self, cancel: CancellationToken) {
         let client = self.watched.client.clone();
-        watch(&client, &mut self.watched, self.timing, &self.health, &cancel).await;
+        watch(&client, &mut self.watched, &self.timing, &self.health, &cancel).await;
     }
 }
 

@@ -87,7 +87,7 @@ impl ExposedWatch {
 
     pub async fn run(mut self, cancel: CancellationToken) {
         let (client, timing, health) = (self.client.clone(), self.timing.clone(), self.health.clone());
-        watch(&client, &mut self, timing, &health, &cancel).await;
+        watch(&client, &mut self, &timing, &health, &cancel).await;
     }
 
     fn asking(&self, answer: &Answer) -> Result<Asking, ConsulError> {

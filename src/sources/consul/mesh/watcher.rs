@@ -184,7 +184,7 @@ impl MeshWatcherTask {
             Interest::Service(_) => {}
             Interest::Chain(query) => {
                 let mut watched = ChainWatch::new(query.clone(), self.budget.claim(), observations);
-                tasks.spawn(async move { watch(&client, &mut watched, timing, &health, &stop).await });
+                tasks.spawn(async move { watch(&client, &mut watched, &timing, &health, &stop).await });
             }
             Interest::Intention(query) => {
                 let mut watched = IntentionWatch {
@@ -200,7 +200,7 @@ impl MeshWatcherTask {
                     poll_interval: timing.poll_interval.min(INTENTION_POLL),
                     ..timing
                 };
-                tasks.spawn(async move { watch(&client, &mut watched, timing, &health, &stop).await });
+                tasks.spawn(async move { watch(&client, &mut watched, &timing, &health, &stop).await });
             }
             Interest::Mesh => self.start_identity(&health, &stop, tasks),
         }
@@ -229,10 +229,10 @@ impl MeshWatcherTask {
         // The leaf's is the one that can be refused: its pulse is shown.
         tasks.spawn(async move {
             let pulse = SourceHealth::default();
-            watch(&client, &mut roots, timing_roots, &pulse, &stop_roots).await;
+            watch(&client, &mut roots, &timing_roots, &pulse, &stop_roots).await;
         });
         let (client, stop, health) = (self.mesh_client.clone(), stop.clone(), health.clone());
-        tasks.spawn(async move { watch(&client, &mut leaf, timing, &health, &stop).await });
+        tasks.spawn(async move { watch(&client, &mut leaf, &timing, &health, &stop).await });
     }
 
     fn health_of_all(&self) -> std::sync::MutexGuard<'_, BTreeMap<Interest, SourceHealth>> {
