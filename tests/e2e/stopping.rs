@@ -97,4 +97,6 @@ pub fn assert_only_refused(report: &Report, closed: Duration, what: &str) {
         };
         assert!(is_excused, "{failed:?}, first refused at {first:?}: {report}");
     }
+    let reset = report.failed.get("reset").copied().unwrap_or(0);
+    assert!(reset <= 3, "more than a queue: {report}");
 }

@@ -178,6 +178,13 @@ async fn an_issue_is_never_repeated_after_a_lost_answer() {
     );
 }
 
+/// With the intervals of the product, and a certificate to ask for.
+fn asking(address: &str, store: &std::path::Path) -> Rig {
+    let mut rig = Rig::with(address, token("s.token"), store, CertificateSettings::default());
+    rig.watch(&[&pki("www.example.com", 600)]);
+    rig
+}
+
 /// While nobody leads Vault's cluster, as after its restart.
 fn nobody_active() -> serde_json::Value {
     json!({"errors": ["local node not active but active cluster node not found"]})
@@ -191,13 +198,7 @@ async fn an_issue_that_no_active_server_saw_is_asked_for_again_at_once() {
     })
     .await;
     let directory = tempfile::tempdir().unwrap();
-    let mut rig = Rig::with(
-        &address,
-        token("s.token"),
-        directory.path(),
-        CertificateSettings::default(),
-    );
-    rig.watch(&[&pki("www.example.com", 600)]);
+    let mut rig = asking(&address, directory.path());
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Unavailable);
     let asked = || {
@@ -332,13 +333,7 @@ async fn an_attempt_is_written_down_before_it_is_sent() {
     tokio::spawn(async move { axum::serve(listener, app).await });
     let directory = tempfile::tempdir().unwrap();
     for _ in 0..5 {
-        let mut rig = Rig::with(
-            &address,
-            token("s.token"),
-            directory.path(),
-            CertificateSettings::default(),
-        );
-        rig.watch(&[&pki("www.example.com", 600)]);
+        let rig = asking(&address, directory.path());
         // The first may take long to make its key and to write.
         let asked = async {
             while *issues.lock().unwrap() == 0 {

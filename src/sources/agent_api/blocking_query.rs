@@ -390,8 +390,7 @@ impl Pace {
     }
 }
 
-/// Watches until cancelled or until nobody listens. There may be ten thousand of it, each waiting for years in all that it
-/// was given: what is large is borrowed.
+/// Watches until cancelled or until nobody listens. What is large is borrowed: ten thousand may wait in all that they hold.
 pub(in crate::sources) async fn watch<W: Watched>(
     client: &ApiClient,
     watched: &mut W,
