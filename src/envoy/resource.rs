@@ -1,7 +1,7 @@
 //! Encoded xDS resources and the persistent set that streams compare.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use imbl::OrdMap;
@@ -227,11 +227,40 @@ fn field_len(value_len: usize) -> usize {
     1 + prost::encoding::encoded_len_varint(value_len as u64) + value_len
 }
 
-/// All resources of one gateway. Cloning is cheap and shares structure; comparing costs what differs.
+/// All resources of one gateway. Cloning costs one counter, changing what changes, comparing what differs: and that once
+/// for all who compare the same two sets.
 #[derive(Clone, Debug, Default)]
 pub struct ResourceSet {
-    kinds: [OrdMap<Arc<str>, Arc<Resource>>; 7],
+    kinds: Arc<Kinds>,
 }
+
+#[derive(Debug, Default)]
+struct Kinds {
+    maps: [OrdMap<Arc<str>, Arc<Resource>>; 7],
+    /// How it differs from the first set that it was compared with: for a published one, that is mostly the one before,
+    /// and every stream asks.
+    since: OnceLock<Since>,
+}
+
+impl Clone for Kinds {
+    fn clone(&self) -> Self {
+        Self {
+            maps: self.maps.clone(),
+            since: OnceLock::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Since {
+    /// Not kept alive: it would keep the one before it, and so on.
+    older: Weak<Kinds>,
+    /// None: too much to keep beside the sets.
+    changes: Option<Box<[(ResourceKind, ResourceChange)]>>,
+}
+
+/// A change of more is compared by each stream that is told of it.
+const KEPT_CHANGES: usize = 64;
 
 /// What putting a resource into a set did.
 #[derive(Clone, Debug)]
@@ -249,11 +278,17 @@ pub enum ResourceChange {
 
 impl ResourceSet {
     pub fn get(&self, kind: ResourceKind, name: &str) -> Option<&Arc<Resource>> {
-        self.kinds[kind as usize].get(name)
+        self.of_kind(kind).get(name)
     }
 
     pub fn of_kind(&self, kind: ResourceKind) -> &OrdMap<Arc<str>, Arc<Resource>> {
-        &self.kinds[kind as usize]
+        &self.kinds.maps[kind as usize]
+    }
+
+    fn of_kind_mut(&mut self, kind: ResourceKind) -> &mut OrdMap<Arc<str>, Arc<Resource>> {
+        let kinds = Arc::make_mut(&mut self.kinds);
+        kinds.since.take();
+        &mut kinds.maps[kind as usize]
     }
 
     /// Keeps the old `Arc` when nothing differs, so that a later comparison sees no change.
@@ -263,8 +298,8 @@ impl ResourceSet {
 
     /// The same, and tells what was there before.
     pub fn replace(&mut self, resource: Arc<Resource>) -> Changed {
-        let map = &mut self.kinds[resource.kind as usize];
-        let is_same = map.get(&resource.name).is_some_and(|old| {
+        let known = self.of_kind(resource.kind).get(&resource.name);
+        let is_same = known.is_some_and(|old| {
             **old == *resource
                 && old.needs == resource.needs
                 && old.needs_one_of == resource.needs_one_of
@@ -273,29 +308,28 @@ impl ResourceSet {
         if is_same {
             return Changed::No;
         }
+        let map = self.of_kind_mut(resource.kind);
         let before = map.insert(resource.name.clone(), resource);
         Changed::Yes { before }
     }
 
     pub fn remove(&mut self, kind: ResourceKind, name: &str) -> bool {
-        self.kinds[kind as usize].remove(name).is_some()
+        self.of_kind(kind).contains_key(name) && self.of_kind_mut(kind).remove(name).is_some()
     }
 
     /// Takes over a whole map of one kind, sharing its structure.
     pub fn replace_kind(&mut self, kind: ResourceKind, resources: OrdMap<Arc<str>, Arc<Resource>>) {
-        self.kinds[kind as usize] = resources;
+        *self.of_kind_mut(kind) = resources;
     }
 
     /// Both are one and the same in memory. False says nothing: equal sets may have been made apart.
     pub fn shares_all(&self, other: &Self) -> bool {
-        self.kinds
-            .iter()
-            .zip(&other.kinds)
-            .all(|(own, other)| own.ptr_eq(other))
+        let mut maps = self.kinds.maps.iter().zip(&other.kinds.maps);
+        Arc::ptr_eq(&self.kinds, &other.kinds) || maps.all(|(own, other)| own.ptr_eq(other))
     }
 
     pub fn len(&self) -> usize {
-        self.kinds.iter().map(OrdMap::len).sum()
+        self.kinds.maps.iter().map(OrdMap::len).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -308,8 +342,39 @@ impl ResourceSet {
         older: &'a Self,
         kind: ResourceKind,
     ) -> impl Iterator<Item = ResourceChange> + 'a {
-        older.kinds[kind as usize]
-            .diff(&self.kinds[kind as usize])
+        let since = self.kinds.since.get_or_init(|| Since {
+            older: Arc::downgrade(&older.kinds),
+            changes: self.few_changes_since(older),
+        });
+        let kept = since
+            .changes
+            .as_deref()
+            .filter(|_| std::ptr::eq(since.older.as_ptr(), Arc::as_ptr(&older.kinds)));
+        let compared = kept.is_none().then(|| self.compare(older, kind));
+        let of_kind =
+            move |(of, change): &'a (ResourceKind, ResourceChange)| (*of == kind).then(|| change.clone());
+        kept.into_iter()
+            .flatten()
+            .filter_map(of_kind)
+            .chain(compared.into_iter().flatten())
+    }
+
+    fn few_changes_since(&self, older: &Self) -> Option<Box<[(ResourceKind, ResourceChange)]>> {
+        let all = ResourceKind::ALL
+            .into_iter()
+            .flat_map(|kind| self.compare(older, kind).map(move |change| (kind, change)));
+        let changes: Vec<_> = all.take(KEPT_CHANGES + 1).collect();
+        (changes.len() <= KEPT_CHANGES).then(|| changes.into())
+    }
+
+    fn compare<'a>(
+        &'a self,
+        older: &'a Self,
+        kind: ResourceKind,
+    ) -> impl Iterator<Item = ResourceChange> + 'a {
+        older
+            .of_kind(kind)
+            .diff(self.of_kind(kind))
             .filter_map(|item| match item {
                 DiffItem::Add(_, resource) => Some(ResourceChange::Set(resource.clone())),
                 DiffItem::Update {

@@ -53,14 +53,17 @@ pub(super) fn serve<M: DiscoveryMessage>(
             let mut settings = connection.access.settings();
             let started = Instant::now();
             let mut state = StreamState::new(M::VARIANT, &shared.limits);
+            // Made once: all streams wait for these two, and each new wait takes a lock that they share.
+            let mut stopped = std::pin::pin!(stop.cancelled());
+            let mut gone = std::pin::pin!(entry.gone.cancelled());
             loop {
                 let input = match message.take() {
                     Some(message) => Input::Message(message),
                     None => {
                         let now = started.elapsed();
                         tokio::select! {
-                            () = stop.cancelled() => break 'serving Status::unavailable("the agent is stopping"),
-                            () = entry.gone.cancelled() => {
+                            () = &mut stopped => break 'serving Status::unavailable("the agent is stopping"),
+                            () = &mut gone => {
                                 break 'serving Status::unavailable("this gateway is not served here any more");
                             }
                             () = changed(&mut settings) => Input::Settings,
