@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdSet;
+
 use super::{Compiled, Compiler, Fetched, HostKey, HostUnit, NO_HOST, Work, least};
 use crate::envoy::{Changed, Resource, ResourceKind};
 use crate::ir::Routing;
@@ -17,6 +19,67 @@ pub(super) enum Use {
     /// Nobody but tcp listeners.
     Connections,
     Requests,
+}
+
+/// How many units send to a destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Users {
+    requests: usize,
+    connections: usize,
+    /// Those among them that are held back.
+    held: usize,
+}
+
+impl Users {
+    fn of_kind(&mut self, host: &str) -> &mut usize {
+        match host {
+            NO_HOST => &mut self.connections,
+            _ => &mut self.requests,
+        }
+    }
+
+    fn send(self) -> Use {
+        match self {
+            Self { requests: 1.., .. } => Use::Requests,
+            Self { connections: 1.., .. } => Use::Connections,
+            _ => Use::None,
+        }
+    }
+}
+
+/// The destinations that a watch feeds. Nearly always one: a set has room for many.
+#[derive(Clone, Debug)]
+pub(super) enum Fed {
+    One(Destination),
+    Several(OrdSet<Destination>),
+}
+
+impl Fed {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Destination> {
+        let (one, several) = match self {
+            Self::One(one) => (Some(one), None),
+            Self::Several(several) => (None, Some(several)),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
+
+    fn insert(&mut self, target: Destination) {
+        match self {
+            Self::One(one) => *self = Self::Several([one.clone(), target].into_iter().collect()),
+            Self::Several(several) => _ = several.insert(target),
+        }
+    }
+
+    /// Whether any is left.
+    fn remove(&mut self, target: &Destination) -> bool {
+        match self {
+            Self::One(one) => one != target,
+            Self::Several(several) => {
+                several.remove(target);
+                !several.is_empty()
+            }
+        }
+    }
 }
 
 /// No scope has a key for it.
@@ -47,31 +110,28 @@ impl Compiler {
             resource.map_or(&[], |resource| &resource.origins)
         }
         let (old, new) = (origins(before), origins(after));
-        if old != new {
-            let (was, is): (BTreeSet<&DocumentId>, BTreeSet<&DocumentId>) =
-                (old.iter().collect(), new.iter().collect());
-            for &id in was.difference(&is) {
-                match self.parts.get_mut(id) {
-                    Some(parts @ 2..) => *parts -= 1,
-                    _ => _ = self.parts.remove(id),
-                }
+        for id in missing_in(old, new) {
+            match self.parts.get_mut(id) {
+                Some(parts @ 2..) => *parts -= 1,
+                _ => _ = self.parts.remove(id),
             }
-            for &id in is.difference(&was) {
-                match self.parts.get_mut(id) {
-                    Some(parts) => *parts += 1,
-                    None => _ = self.parts.insert(id.clone(), 1),
-                }
+        }
+        for id in missing_in(new, old) {
+            match self.parts.get_mut(id) {
+                Some(parts) => *parts += 1,
+                None => _ = self.parts.insert(id.clone(), 1),
             }
         }
         compiled.documents.extend(old.iter().chain(new).cloned());
     }
 
     /// Keeps the books of who uses what, and notes the clusters, watches and listeners that this starts or ends.
+    /// A unit, and whether it is held back.
     pub(super) fn host_uses(
         &mut self,
         key: &HostKey,
-        before: Option<&HostUnit>,
-        after: Option<&HostUnit>,
+        (before, was_held): (Option<&HostUnit>, bool),
+        (after, is_held): (Option<&HostUnit>, bool),
         work: &mut Work,
     ) {
         let (listener, host) = key;
@@ -80,25 +140,28 @@ impl Compiler {
             after.map_or(&[], |unit| &unit.targets),
         );
         for target in missing_in(old, new) {
-            let before = self.use_of(target);
-            self.target_users
-                .remove(&(target.clone(), listener.clone(), host.clone()));
-            if self.use_of(target) != before {
+            let (before, after) = self.users_change(target, |users| {
+                *users.of_kind(host) -= 1;
+                users.held -= usize::from(was_held);
+            });
+            if before != after {
                 work.clusters.insert(target.clone());
             }
         }
         for target in missing_in(new, old) {
-            let before = self.use_of(target);
-            self.target_users
-                .insert((target.clone(), listener.clone(), host.clone()));
-            // One more user changes the use only where it is of another kind than those before.
-            let is_new = match before {
-                Use::Requests => false,
-                Use::Connections => **host != *NO_HOST,
-                Use::None => true,
-            };
-            if is_new {
+            let (before, after) = self.users_change(target, |users| {
+                *users.of_kind(host) += 1;
+                users.held += usize::from(is_held);
+            });
+            if before != after {
                 work.clusters.insert(target.clone());
+            }
+        }
+        if was_held != is_held {
+            for target in new.iter().filter(|target| old.binary_search(target).is_ok()) {
+                self.users_change(target, |users| {
+                    users.held = users.held + usize::from(is_held) - usize::from(was_held);
+                });
             }
         }
         let no_features = BTreeSet::new();
@@ -107,18 +170,21 @@ impl Compiler {
             after.map_or(&no_features, |unit| &unit.features),
         );
         for &feature in old.difference(new) {
-            self.filters_used
-                .remove(&(listener.clone(), feature, host.clone()));
-            if !self.filter_in_use(listener, feature) {
-                work.listeners.insert(listener.clone());
+            let place = (listener.clone(), feature);
+            match self.filters_used.get_mut(&place) {
+                Some(hosts @ 2..) => *hosts -= 1,
+                _ => {
+                    self.filters_used.remove(&place);
+                    work.listeners.insert(listener.clone());
+                }
             }
         }
         for &feature in new.difference(old) {
-            if !self.filter_in_use(listener, feature) {
+            let hosts = self.filters_used.entry((listener.clone(), feature)).or_default();
+            *hosts += 1;
+            if *hosts == 1 {
                 work.listeners.insert(listener.clone());
             }
-            self.filters_used
-                .insert((listener.clone(), feature, host.clone()));
         }
         if before.is_some() != after.is_some() && is_wildcard(host) {
             let count = self.wildcards.entry(listener.clone()).or_default();
@@ -130,22 +196,23 @@ impl Compiler {
         }
     }
 
-    /// It looks past no more users than there are tcp listeners.
+    /// How the destination was used, and how it is.
+    fn users_change(&mut self, target: &Destination, change: impl FnOnce(&mut Users)) -> (Use, Use) {
+        let mut users = self.target_users.get(target).copied().unwrap_or_default();
+        let before = users.send();
+        change(&mut users);
+        if users == Users::default() {
+            self.target_users.remove(target);
+        } else {
+            self.target_users.insert(target.clone(), users);
+        }
+        (before, users.send())
+    }
+
     pub(super) fn use_of(&self, target: &Destination) -> Use {
-        let from = (target.clone(), least(), least());
-        match self.target_users.get_next(&from) {
-            Some((used, _, host)) if used == target && **host != *NO_HOST => return Use::Requests,
-            Some((used, _, _)) if used == target => {}
-            _ => return Use::None,
-        }
-        let mut users = self
-            .target_users
-            .range(from..)
-            .take_while(|(used, _, _)| used == target);
-        match users.all(|(_, _, host)| **host == *NO_HOST) {
-            true => Use::Connections,
-            false => Use::Requests,
-        }
+        self.target_users
+            .get(target)
+            .map_or(Use::None, |users| users.send())
     }
 
     pub(super) fn target_in_use(&self, target: &Destination) -> bool {
@@ -153,15 +220,11 @@ impl Compiler {
     }
 
     pub(super) fn interest_in_use(&self, interest: &Interest) -> bool {
-        self.targets_of
-            .get_next(&(interest.clone(), Destination::first()))
-            .is_some_and(|(used, _)| used == interest)
+        self.targets_of.contains_key(interest)
     }
 
     pub(super) fn filter_in_use(&self, listener: &Arc<str>, feature: &'static str) -> bool {
-        self.filters_used
-            .get_next(&(listener.clone(), feature, least()))
-            .is_some_and(|(l, f, _)| l == listener && *f == feature)
+        self.filters_used.contains_key(&(listener.clone(), feature))
     }
 
     pub(super) fn routing(&self, listener: &Arc<str>) -> Routing {
@@ -180,12 +243,7 @@ impl Compiler {
 
     /// A host that is held back still goes there: what stands, stands.
     pub(super) fn is_held(&self, target: &Destination) -> bool {
-        self.settings.hold_pending
-            && self
-                .target_users
-                .range((target.clone(), least(), least())..)
-                .take_while(|(used, _, _)| used == target)
-                .any(|(_, listener, host)| self.held.contains(&(listener.clone(), host.clone())))
+        self.settings.hold_pending && self.target_users.get(target).is_some_and(|users| users.held > 0)
     }
 
     /// Notes which watches feed a destination now.
@@ -200,16 +258,23 @@ impl Compiler {
             return;
         }
         for gone in missing_in(&old, &interests) {
-            self.targets_of.remove(&(gone.clone(), target.clone()));
-            if !self.interest_in_use(gone) {
+            if self
+                .targets_of
+                .get_mut(gone)
+                .is_some_and(|fed| !fed.remove(target))
+            {
+                self.targets_of.remove(gone);
                 compiled.dropped.insert(gone.clone());
             }
         }
         for new in missing_in(&interests, &old) {
-            if !self.interest_in_use(new) {
-                compiled.added.insert(new.clone());
+            match self.targets_of.get_mut(new) {
+                Some(fed) => fed.insert(target.clone()),
+                None => {
+                    self.targets_of.insert(new.clone(), Fed::One(target.clone()));
+                    compiled.added.insert(new.clone());
+                }
             }
-            self.targets_of.insert((new.clone(), target.clone()));
         }
         if interests.is_empty() {
             self.interests_of.remove(target);

@@ -61,12 +61,12 @@ impl Compiler {
             self.hosts_of
                 .remove(&(interest.clone(), listener_name.clone(), host.clone()));
         }
-        self.held.remove(&key);
+        let was_held = self.held.remove(&key).is_some();
         let Some(resolved) = resolved else {
             self.diagnostics.remove(&unit_key);
             if let Some(before) = before {
                 self.hosts.remove(&key);
-                self.host_uses(&key, Some(&before), None, work);
+                self.host_uses(&key, (Some(&before), was_held), (None, false), work);
                 if *host == *NO_HOST {
                     work.listeners.insert(listener_name);
                     return;
@@ -120,7 +120,7 @@ impl Compiler {
         };
         let unit = Arc::new(unit);
         self.hosts.insert(key.clone(), unit.clone());
-        self.host_uses(&key, before.as_deref(), Some(&unit), work);
+        self.host_uses(&key, (before.as_deref(), was_held), (Some(&unit), hold), work);
         if *host == *NO_HOST {
             // One that is held back has no port open yet, and its listener says so.
             work.listeners.insert(listener_name);

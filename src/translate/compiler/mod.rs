@@ -22,6 +22,7 @@ use crate::model::{CertificateQuery, DocumentId, Problem, ServiceQuery};
 use crate::resolve::Destination;
 use crate::resolve::secret_name;
 use crate::snapshot::{Changes, Snapshot};
+use crate::translate::compiler::books::{Fed, Users};
 use crate::translate::route::EncodedHost;
 use crate::translate::runtime::runtime_resource;
 
@@ -56,12 +57,12 @@ pub struct Compiler {
     hosts: OrdMap<HostKey, Arc<HostUnit>>,
     /// Hosts of a listener that are not exact: any of them asks for a table.
     wildcards: BTreeMap<Arc<str>, usize>,
-    /// (feature, listener, host): which filters a listener's chain needs.
-    filters_used: OrdSet<(Arc<str>, &'static str, Arc<str>)>,
-    /// (destination, listener, host): a cluster lives while somebody uses it.
-    target_users: OrdSet<(Destination, Arc<str>, Arc<str>)>,
+    /// How many hosts of a listener need a feature's filter in its chain.
+    filters_used: BTreeMap<(Arc<str>, &'static str), usize>,
+    /// A cluster lives while somebody uses it.
+    target_users: OrdMap<Destination, Users>,
     /// Destinations in use, by the watches that feed them, and the other way round.
-    targets_of: OrdSet<(Interest, Destination)>,
+    targets_of: OrdMap<Interest, Fed>,
     interests_of: OrdMap<Destination, Arc<[Interest]>>,
     /// Hosts to look at again when a watch answers: those that wait for it, and those whose routes are made from it.
     hosts_of: OrdSet<(Interest, Arc<str>, Arc<str>)>,
@@ -189,9 +190,9 @@ impl Compiler {
             set: ResourceSet::default(),
             hosts: OrdMap::new(),
             wildcards: BTreeMap::new(),
-            filters_used: OrdSet::new(),
-            target_users: OrdSet::new(),
-            targets_of: OrdSet::new(),
+            filters_used: BTreeMap::new(),
+            target_users: OrdMap::new(),
+            targets_of: OrdMap::new(),
             interests_of: OrdMap::new(),
             hosts_of: OrdSet::new(),
             held: OrdSet::new(),
@@ -259,10 +260,7 @@ impl Compiler {
 
     /// Every watch this gateway needs, but those of certificates.
     pub fn interests(&self) -> BTreeSet<Interest> {
-        self.targets_of
-            .iter()
-            .map(|(interest, _)| interest.clone())
-            .collect()
+        self.targets_of.keys().cloned().collect()
     }
 
     /// The services among them.
@@ -303,8 +301,7 @@ impl Compiler {
             ..Work::default()
         };
         self.whole_gateway(snapshot, &mut work);
-        work.clusters
-            .extend(self.target_users.iter().map(|(target, _, _)| target.clone()));
+        work.clusters.extend(self.target_users.keys().cloned());
         self.run(snapshot, work)
     }
 

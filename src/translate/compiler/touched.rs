@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::books::Fed;
 use super::{Compiler, NO_HOST, UnitKey, Work, least};
 use crate::config::{
     BackendTarget, ConnectSource, Object, ObjectKey, ObjectKind, Protocol, RouteRef, UpstreamSource,
@@ -108,10 +109,7 @@ impl Compiler {
 
     /// A watch said something: its destinations are made anew, and the hosts that wait for it or are made from it.
     pub(super) fn answered(&self, interest: &Interest, work: &mut Work) {
-        for (known, target) in self.targets_of.range((interest.clone(), Destination::first())..) {
-            if known != interest {
-                break;
-            }
+        for target in self.targets_of.get(interest).into_iter().flat_map(Fed::iter) {
             match interest {
                 Interest::Service(_) | Interest::Intention(_) => work.endpoints.insert(target.clone()),
                 Interest::Chain(_) | Interest::Mesh => work.clusters.insert(target.clone()),
