@@ -31,7 +31,7 @@ pub struct Route {
     pub rewrite: Option<Rewrite>,
     pub action: Action,
     /// What the mesh asks for; the route's own policies win.
-    pub chain: ChainSettings,
+    pub chain: Option<Box<ChainSettings>>,
     pub policies: Policies,
     pub origin: Origin,
 }
@@ -48,9 +48,9 @@ pub struct ChainSettings {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    Forward(Vec<WeightedCluster>),
-    Redirect(Redirect),
-    Respond(DirectResponse),
+    Forward(Arc<[WeightedCluster]>),
+    Redirect(Box<Redirect>),
+    Respond(Box<DirectResponse>),
     /// 503 with this reason in a header: what the rule asks for cannot be done.
     Unavailable(Unavailable),
 }

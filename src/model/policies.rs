@@ -35,21 +35,22 @@ pub enum PolicySetting {
     Disabled,
 }
 
-/// The policies that stand on one scope, sorted by feature name. Each route has a copy of those in effect, and they are
-/// few: a list costs less than a map, and nothing when it is empty.
+/// The policies that stand on one scope, sorted by feature name. They are few: a list costs less than a map, and nothing
+/// when it is empty. The routes of a scope share it.
 #[derive(Clone, Debug, Default)]
-pub struct Policies(Vec<(&'static str, PolicySetting)>);
+pub struct Policies(Option<Arc<Vec<(&'static str, PolicySetting)>>>);
 
 impl Policies {
     pub fn set(&mut self, feature: &'static str, setting: PolicySetting) {
-        match self.0.binary_search_by_key(&feature, |(name, _)| name) {
-            Ok(at) => self.0[at].1 = setting,
-            Err(at) => self.0.insert(at, (feature, setting)),
+        let all = Arc::make_mut(self.0.get_or_insert_default());
+        match all.binary_search_by_key(&feature, |(name, _)| name) {
+            Ok(at) => all[at].1 = setting,
+            Err(at) => all.insert(at, (feature, setting)),
         }
     }
 
     pub fn get(&self, feature: &str) -> Option<&dyn PolicyValue> {
-        match self.0.iter().find(|(name, _)| *name == feature)? {
+        match self.all().iter().find(|(name, _)| *name == feature)? {
             (_, PolicySetting::Set(value)) => Some(&**value),
             (_, PolicySetting::Disabled) => None,
         }
@@ -57,11 +58,11 @@ impl Policies {
 
     /// Something is said about it, be it that it is switched off.
     pub fn mentions(&self, feature: &str) -> bool {
-        self.0.iter().any(|(name, _)| *name == feature)
+        self.all().iter().any(|(name, _)| *name == feature)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &dyn PolicyValue)> {
-        self.0.iter().filter_map(|(name, setting)| match setting {
+        self.all().iter().filter_map(|(name, setting)| match setting {
             PolicySetting::Set(value) => Some((*name, &**value)),
             PolicySetting::Disabled => None,
         })
@@ -69,21 +70,37 @@ impl Policies {
 
     /// The nearer scope wins, policy by policy.
     pub fn overlaid_by(&self, nearer: &Self) -> Self {
+        if self.is_empty() {
+            return nearer.clone();
+        }
         let mut merged = self.clone();
-        for (name, setting) in &nearer.0 {
+        for (name, setting) in nearer.all() {
             merged.set(name, setting.clone());
         }
         merged
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all().is_empty()
+    }
+
+    /// Both are one and the same in memory. False says nothing: equal ones may have been made apart.
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    fn all(&self) -> &[(&'static str, PolicySetting)] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
 impl serde::Serialize for Policies {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, setting)| match setting {
+        serializer.collect_map(self.all().iter().map(|(name, setting)| match setting {
             PolicySetting::Set(value) => (*name, value.to_json()),
             PolicySetting::Disabled => (*name, "disabled".into()),
         }))
@@ -92,11 +109,11 @@ impl serde::Serialize for Policies {
 
 impl PartialEq for Policies {
     fn eq(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len()
+        self.all().len() == other.all().len()
             && self
-                .0
+                .all()
                 .iter()
-                .zip(&other.0)
+                .zip(other.all())
                 .all(|((name, setting), (other_name, other))| {
                     name == other_name
                         && match (setting, other) {

@@ -19,7 +19,7 @@ use crate::snapshot::Snapshot;
 pub(super) struct Backends<'a> {
     pub(super) snapshot: &'a Snapshot,
     /// Backends outside of the mesh that were looked up and can be used, with their clusters.
-    plain: BTreeMap<BackendTarget, Arc<str>>,
+    plain: BTreeMap<BackendTarget, Plain>,
     pub(super) targets: BTreeSet<Destination>,
     pub(super) pending: BTreeSet<Interest>,
     pub(super) follows: BTreeSet<Interest>,
@@ -28,9 +28,16 @@ pub(super) struct Backends<'a> {
 
 /// How a backend is reached.
 pub(super) enum Usable<'a> {
-    /// By this cluster.
-    Plain(Arc<str>),
+    Plain(Plain),
     Mesh(Vec<Choice<'a>>),
+}
+
+/// A backend outside of the mesh.
+#[derive(Clone)]
+pub(super) struct Plain {
+    pub(super) cluster: Arc<str>,
+    /// What a rule forwards to that has this backend alone: most rules, and all those of a host alike.
+    pub(super) alone: Arc<[WeightedCluster]>,
 }
 
 impl<'a> Backends<'a> {
@@ -51,8 +58,8 @@ impl<'a> Backends<'a> {
         route: RouteRef<'_>,
         backend: &Backend,
     ) -> Result<Usable<'a>, Unavailable> {
-        if let Some(cluster) = self.plain.get(&backend.target) {
-            return Ok(Usable::Plain(cluster.clone()));
+        if let Some(plain) = self.plain.get(&backend.target) {
+            return Ok(Usable::Plain(plain.clone()));
         }
         let destination = Destination::Backend(backend.target.clone());
         let config = &self.snapshot.config;
@@ -81,9 +88,9 @@ impl<'a> Backends<'a> {
             self.pending.insert(Interest::Service(query.clone()));
             return Err(Unavailable::NotYetKnown);
         }
-        match (source, &backend.target) {
+        match (&*source, &backend.target) {
             (UpstreamSource::Connect(source), BackendTarget::Upstream(name)) => {
-                self.mesh_choices(route, backend, name, &source).map(Usable::Mesh)
+                self.mesh_choices(route, backend, name, source).map(Usable::Mesh)
             }
             // Only an upstream can be in the mesh.
             (UpstreamSource::Connect(_), BackendTarget::Consul(_)) => Err(Unavailable::UnknownUpstream),
@@ -95,8 +102,12 @@ impl<'a> Backends<'a> {
                 | UpstreamSource::Dns(_),
                 _,
             ) => {
-                self.plain.insert(backend.target.clone(), cluster.clone());
-                Ok(Usable::Plain(cluster))
+                let plain = Plain {
+                    alone: [WeightedCluster::plain(cluster.clone(), backend.weight)].into(),
+                    cluster,
+                };
+                self.plain.insert(backend.target.clone(), plain.clone());
+                Ok(Usable::Plain(plain))
             }
         }
     }

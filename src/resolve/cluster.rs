@@ -24,19 +24,19 @@ pub fn resolve_cluster(snapshot: &Snapshot, destination: &Destination) -> Option
         }
     };
     let (source, options) = resolve_target(config, target)?;
-    let source = match source {
+    let source = match &*source {
         UpstreamSource::Consul { .. } | UpstreamSource::Nomad { .. } | UpstreamSource::Sidecar { .. } => {
             ClusterSource::Discovered
         }
-        UpstreamSource::Static(addresses) => ClusterSource::Static(addresses),
-        UpstreamSource::Dns(address) => ClusterSource::Dns(address),
+        UpstreamSource::Static(addresses) => ClusterSource::Static(addresses.clone()),
+        UpstreamSource::Dns(address) => ClusterSource::Dns(address.clone()),
         UpstreamSource::Connect(_) => return None,
     };
     Some(Cluster {
         name: cluster_name(destination),
         source,
         tls: None,
-        options,
+        options: options.clone(),
         balancer: None,
         only_connections: false,
         origins: match target {
@@ -62,7 +62,7 @@ pub fn endpoints(snapshot: &Snapshot, destination: &Destination) -> Option<Resol
         Destination::Failover { .. } => return None,
     };
     let (source, _) = resolve_target(&snapshot.config, target)?;
-    let (port, only_passing) = match &source {
+    let (port, only_passing) = match &*source {
         UpstreamSource::Consul {
             port, only_passing, ..
         } => (port.as_deref(), *only_passing),

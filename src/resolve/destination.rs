@@ -1,6 +1,7 @@
 //! Destinations: what has a cluster of its own. A rule names a backend; a backend in the mesh unfolds into the targets of
 //! its discovery chain.
 
+use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use super::mesh;
@@ -20,15 +21,6 @@ pub enum Destination {
     Failover { upstream: Arc<str>, resolver: Arc<str> },
 }
 
-impl Destination {
-    /// Sorts before every other.
-    pub fn first() -> Self {
-        static FIRST: LazyLock<Destination> =
-            LazyLock::new(|| Destination::Backend(BackendTarget::Consul("".into())));
-        FIRST.clone()
-    }
-}
-
 pub fn cluster_name(destination: &Destination) -> Arc<str> {
     match destination {
         Destination::Backend(BackendTarget::Consul(service)) => ["consul/", service].concat().into(),
@@ -41,23 +33,25 @@ pub fn cluster_name(destination: &Destination) -> Arc<str> {
 }
 
 /// Where a backend's endpoints come from. None: nobody declares it.
-pub fn resolve_target(config: &Config, target: &BackendTarget) -> Option<(UpstreamSource, UpstreamOptions)> {
+pub fn resolve_target<'a>(
+    config: &'a Config,
+    target: &BackendTarget,
+) -> Option<(Cow<'a, UpstreamSource>, &'a UpstreamOptions)> {
+    static DEFAULT: LazyLock<UpstreamOptions> = LazyLock::new(UpstreamOptions::default);
     match target {
         BackendTarget::Consul(service) => {
             let query = ServiceQuery::local(service.clone());
-            Some((
-                UpstreamSource::Consul {
-                    query,
-                    failover: Vec::new(),
-                    port: None,
-                    only_passing: false,
-                },
-                UpstreamOptions::default(),
-            ))
+            let source = UpstreamSource::Consul {
+                query,
+                failover: Vec::new(),
+                port: None,
+                only_passing: false,
+            };
+            Some((Cow::Owned(source), &DEFAULT))
         }
         BackendTarget::Upstream(name) => {
             let upstream = config.upstream(name)?;
-            Some((upstream.source.clone(), upstream.options.clone()))
+            Some((Cow::Borrowed(&upstream.source), &upstream.options))
         }
     }
 }
@@ -79,17 +73,20 @@ pub(super) fn connect_source<'a>(config: &'a Config, upstream: &str) -> Option<&
 /// hold room for eleven.
 pub fn interests_of(snapshot: &Snapshot, destination: &Destination) -> Box<[Interest]> {
     let interests = match destination {
-        Destination::Backend(target) => match resolve_target(&snapshot.config, target) {
-            Some((UpstreamSource::Connect(source), _)) => mesh::interests_of_chain(&source),
-            Some((source, _)) => {
+        Destination::Backend(target) => {
+            let Some((source, _)) = resolve_target(&snapshot.config, target) else {
+                return Box::default();
+            };
+            if let UpstreamSource::Connect(source) = &*source {
+                mesh::interests_of_chain(source)
+            } else {
                 let queries = source.queries().into_iter().cloned();
                 let mut interests: Vec<Interest> = queries.map(Interest::Service).collect();
                 interests.sort();
                 interests.dedup();
                 return interests.into();
             }
-            None => return Box::default(),
-        },
+        }
         Destination::Mesh { upstream, target } => mesh::interests_of_target(snapshot, upstream, target),
         Destination::Failover { upstream, resolver } => {
             mesh::interests_of_failover(snapshot, upstream, resolver)

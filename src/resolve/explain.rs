@@ -335,7 +335,7 @@ fn connection(snapshot: &Snapshot, gateway: &Gateway, listener: &Listener, expla
     explanation.origin = Some(resolved.route.origin.clone());
     if let Ok(proxy) = resolved.proxy {
         destinations(snapshot, &proxy.clusters, &resolved.targets, None, explanation);
-        explanation.action = Some(Action::Forward(proxy.clusters));
+        explanation.action = Some(Action::Forward(proxy.clusters.into()));
         return;
     }
     // A denial closes the port: by which intention is what one asks for.
@@ -397,7 +397,7 @@ fn addresses_of(snapshot: &Snapshot, destination: &Destination) -> Vec<String> {
         Destination::Backend(target) => resolve_target(&snapshot.config, target).map(|(source, _)| source),
         Destination::Mesh { .. } | Destination::Failover { .. } => None,
     };
-    match source {
+    match source.as_deref() {
         Some(UpstreamSource::Static(addresses)) => addresses.iter().map(ToString::to_string).collect(),
         Some(UpstreamSource::Dns(address)) => vec![format!("{address} (resolved by Envoy)")],
         Some(

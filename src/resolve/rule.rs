@@ -1,8 +1,9 @@
 //! One rule of a route: its policies, its backends, and the routes that it becomes.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::backend::{Backends, Usable, choices};
+use super::backend::{Backends, Plain, Usable, choices};
 use super::chain::{Choices, Composed, Outcome, compose};
 use super::policies::effective;
 use super::redirect::Place;
@@ -17,6 +18,8 @@ use crate::snapshot::Snapshot;
 pub(super) struct Builder<'a> {
     place: Place<'a>,
     pub(super) backends: Backends<'a>,
+    /// Where names are put together.
+    text: String,
 }
 
 /// What a rule does, before its matches are looked at.
@@ -31,7 +34,7 @@ struct Part {
     matching: RequestMatch,
     rewrite: Option<Rewrite>,
     action: Action,
-    chain: ChainSettings,
+    chain: Option<ChainSettings>,
 }
 
 impl<'a> Builder<'a> {
@@ -39,6 +42,7 @@ impl<'a> Builder<'a> {
         Self {
             place,
             backends: Backends::new(snapshot),
+            text: String::new(),
         }
     }
 
@@ -70,9 +74,17 @@ impl<'a> Builder<'a> {
                 (Policies::default(), Plan::Same(closed))
             }
         };
-        let name = |index: usize| match index {
-            0 => [&*route.name, "/", &*rule.name].concat(),
-            _ => format!("{}/{}#{}", route.name, rule.name, index + 1),
+        let mut text = std::mem::take(&mut self.text);
+        let mut name = |index: usize, part: Option<usize>| -> Arc<str> {
+            text.clear();
+            text.extend([&*route.name, "/", &*rule.name]);
+            if index > 0 {
+                _ = write!(text, "#{}", index + 1);
+            }
+            if let Some(part) = part {
+                _ = write!(text, "~{}", part + 1);
+            }
+            (*text).into()
         };
         let matches = rule.matches.iter().enumerate();
         match plan {
@@ -81,11 +93,11 @@ impl<'a> Builder<'a> {
                 let same = std::iter::repeat_n((policies, action), rule.matches.len());
                 for ((index, matching), (policies, action)) in matches.zip(same) {
                     routes.push(Placed::new(Route {
-                        name: name(index).into(),
+                        name: name(index, None),
                         matching: matching.clone(),
                         rewrite: rule.rewrite.clone(),
                         action,
-                        chain: ChainSettings::default(),
+                        chain: None,
                         policies,
                         origin: rule.origin.clone(),
                     }));
@@ -96,16 +108,12 @@ impl<'a> Builder<'a> {
                     let parts = self.mesh_parts(route, rule, matching, &backends);
                     let several = parts.len() > 1;
                     for (number, part) in parts.into_iter().enumerate() {
-                        let mut name = name(index);
-                        if several {
-                            name = format!("{name}~{}", number + 1);
-                        }
                         let made = Route {
-                            name: name.into(),
+                            name: name(index, several.then_some(number)),
                             matching: part.matching,
                             rewrite: part.rewrite,
                             action: part.action,
-                            chain: part.chain,
+                            chain: part.chain.map(Box::new),
                             policies: policies.clone(),
                             origin: rule.origin.clone(),
                         };
@@ -117,6 +125,7 @@ impl<'a> Builder<'a> {
                 }
             }
         }
+        self.text = text;
     }
 
     fn plan(&mut self, route: &Arc<HttpRoute>, rule: &Rule) -> Plan<'a> {
@@ -126,9 +135,9 @@ impl<'a> Builder<'a> {
                 self.backends
                     .diagnostics
                     .extend(said.map(|said| said.at(rule.origin.clone()).about("http_route", &route.name)));
-                return Plan::Same(Action::Redirect(redirect));
+                return Plan::Same(Action::Redirect(Box::new(redirect)));
             }
-            RuleAction::Respond(response) => return Plan::Same(Action::Respond(response.clone())),
+            RuleAction::Respond(response) => return Plan::Same(Action::Respond(Box::new(response.clone()))),
             RuleAction::Forward(backends) => backends,
         };
         let mut usable: Vec<(&Backend, Usable<'a>)> = Vec::with_capacity(backends.len());
@@ -158,9 +167,15 @@ impl<'a> Builder<'a> {
             let choices = usable.into_iter().map(|(backend, how)| choices(backend, how));
             return Plan::Mesh(choices.collect());
         }
+        if let [(backend, Usable::Plain(plain))] = &usable[..]
+            && backend.policies.is_empty()
+            && plain.alone.iter().all(|alone| alone.weight == backend.weight)
+        {
+            return Plan::Same(Action::Forward(plain.alone.clone()));
+        }
         let mut clusters: Vec<WeightedCluster> = Vec::with_capacity(usable.len());
         for (backend, how) in usable {
-            let Usable::Plain(cluster) = how else {
+            let Usable::Plain(Plain { cluster, .. }) = how else {
                 continue;
             };
             let same =
@@ -173,7 +188,7 @@ impl<'a> Builder<'a> {
                 }),
             }
         }
-        Plan::Same(Action::Forward(clusters))
+        Plan::Same(Action::Forward(clusters.into()))
     }
 
     fn mesh_parts(
@@ -187,7 +202,7 @@ impl<'a> Builder<'a> {
             matching: matching.clone(),
             rewrite: None,
             action: Action::Unavailable(why),
-            chain: ChainSettings::default(),
+            chain: None,
         };
         let composed = match compose(matching, rule.rewrite.as_ref(), backends) {
             Ok(composed) => composed,
@@ -211,9 +226,9 @@ impl<'a> Builder<'a> {
                     action: if legs.is_empty() {
                         Action::Unavailable(left_out.unwrap_or(Unavailable::NoBackend))
                     } else {
-                        Action::Forward(self.backends.forward(&legs))
+                        Action::Forward(self.backends.forward(&legs).into())
                     },
-                    chain: settings,
+                    chain: Some(settings).filter(|settings| *settings != ChainSettings::default()),
                 },
                 Err(reason) => {
                     self.not_expressible(route, rule, &reason);

@@ -39,7 +39,7 @@ pub fn resolve_virtual_host(
     }
     let config = &snapshot.config;
     let mut diagnostics = Vec::new();
-    let mut origins: BTreeSet<DocumentId> = BTreeSet::from([gateway.origin.document.clone()]);
+    let mut origins: Vec<DocumentId> = vec![gateway.origin.document.clone()];
     origins.extend(documents_of(config, &gateway.scope));
     origins.extend(documents_of(config, &listener.scope));
     let mut builder = Builder::new(
@@ -61,7 +61,7 @@ pub fn resolve_virtual_host(
             continue;
         }
         attached = true;
-        origins.insert(route.origin.document.clone());
+        origins.push(route.origin.document.clone());
         origins.extend(documents_of(config, &route.scope));
         let wide = effective(config, &route.scope);
         routes.reserve(route.rules.len());
@@ -78,11 +78,13 @@ pub fn resolve_virtual_host(
         if let Destination::Backend(BackendTarget::Upstream(name)) = target
             && let Some(upstream) = config.upstream(name)
         {
-            origins.insert(upstream.origin.document.clone());
+            origins.push(upstream.origin.document.clone());
         }
     }
+    origins.sort_unstable();
+    origins.dedup();
     // Of two with the same precedence the first stays the first: the one of the older document, the earlier in a document.
-    routes.sort_by_cached_key(|placed| placed.precedence);
+    routes.sort_by_key(|placed| placed.precedence);
     let mut shadowed = Vec::new();
     let routes = drop_shadowed(routes, host, &mut shadowed, &mut diagnostics);
     let host = VirtualHost {
@@ -90,7 +92,7 @@ pub fn resolve_virtual_host(
         host: host.clone(),
         routes,
         checks_sni: listener.protocol == Protocol::Https,
-        origins: origins.into_iter().collect(),
+        origins,
     };
     let value = ResolvedHost {
         host,
@@ -149,16 +151,10 @@ fn drop_shadowed(
     shadowed: &mut Vec<(Arc<str>, Arc<str>)>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> Vec<Route> {
-    if routes.len() < 2 {
+    let holder_of = holders(&routes);
+    if holder_of.iter().enumerate().all(|(at, holder)| at == *holder) {
         return routes.into_iter().map(|placed| placed.route).collect();
     }
-    // Compared, not hashed: most paths differ in their first bytes.
-    let mut holders: BTreeMap<&RequestMatch, usize> = BTreeMap::new();
-    let holder_of: Vec<usize> = routes
-        .iter()
-        .enumerate()
-        .map(|(at, placed)| *holders.entry(&placed.route.matching).or_insert(at))
-        .collect();
     for (at, holder) in holder_of.iter().enumerate() {
         if *holder == at {
             continue;
@@ -182,4 +178,22 @@ fn drop_shadowed(
     kept.filter(|(at, (_, holder))| at == holder)
         .map(|(_, (placed, _))| placed.route)
         .collect()
+}
+
+/// Of each route the first that matches the same. They have one precedence, so they stand next to each other or nearly so.
+fn holders(routes: &[Placed]) -> Vec<usize> {
+    let mut holder_of = Vec::with_capacity(routes.len());
+    for alike in routes.chunk_by(|one, other| one.precedence == other.precedence) {
+        let first = holder_of.len();
+        // Compared, not hashed: most paths differ in their first bytes.
+        let mut holders: BTreeMap<&RequestMatch, usize> = BTreeMap::new();
+        for (at, placed) in (first..).zip(alike) {
+            let holder = match alike.len() {
+                1 => at,
+                _ => *holders.entry(&placed.route.matching).or_insert(at),
+            };
+            holder_of.push(holder);
+        }
+    }
+    holder_of
 }

@@ -21,8 +21,8 @@ use super::mesh::{hash_policies, put_chain_settings};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, duration, scope_name, wrap_bool, wrap_u32};
 use crate::features::{AnyFeature, FEATURES, RouteParts, default_retry, header_additions, header_removals};
 use crate::ir::{self, Action};
-use crate::model::DocumentId;
 use crate::model::http::{PathMatch, PathRewrite, Redirect, RequestMatch, TextMatch, ValueMatch};
+use crate::model::{DocumentId, Policies};
 
 /// Why the gateway itself answered, for whoever looks at a 503.
 pub(super) const REASON_HEADER: &str = "x-portreeve-reason";
@@ -48,8 +48,10 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     {
         put_struct(&mut buffer, 3, &route);
     }
+    let mut parts = Parts::default();
     for route in &host.routes {
-        put_message(&mut buffer, 3, |buffer| put_route(buffer, route));
+        let parts = parts.of(route);
+        put_message(&mut buffer, 3, |buffer| put_route(buffer, route, parts));
     }
     // Once for the host and not in each route: Envoy reads and keeps it once.
     if host.routes.iter().any(retries_by_default) {
@@ -123,7 +125,7 @@ static DEFAULT_RETRY: LazyLock<Vec<u8>> = LazyLock::new(|| default_retry().encod
 
 fn retries_by_default(route: &ir::Route) -> bool {
     matches!(route.action, Action::Forward(_))
-        && route.chain.retry.is_none()
+        && route.chain.as_ref().is_none_or(|chain| chain.retry.is_none())
         && route.policies.get("retry").is_none()
 }
 
@@ -135,7 +137,7 @@ fn clusters(host: &ir::VirtualHost) -> Arc<[ResourceRef]> {
             Action::Forward(clusters) => Some(clusters),
             _ => None,
         })
-        .flatten()
+        .flat_map(|clusters| clusters.iter())
         .flat_map(|weighted| std::iter::once(&weighted.cluster).chain(&weighted.members))
         .collect();
     names.sort();
@@ -180,14 +182,37 @@ fn misdirected(host: &str) -> Option<Route> {
     })
 }
 
-/// The fields of one `Route`.
-fn put_route(buffer: &mut Vec<u8>, route: &ir::Route) {
+/// What the features say of a route. The routes of a scope mostly share their policies: what was made of them last is kept.
+#[derive(Default)]
+struct Parts {
+    policies: Policies,
+    parts: RouteParts,
+    is_for_route_alone: bool,
+}
+
+impl Parts {
+    fn of(&mut self, route: &ir::Route) -> &RouteParts {
+        let destinations = match &route.action {
+            Action::Forward(clusters) => &clusters[..],
+            _ => &[],
+        };
+        let is_for_route_alone =
+            route.chain.is_some() || destinations.iter().any(|one| !one.policies.is_empty());
+        if !is_for_route_alone && !self.is_for_route_alone && self.policies.is_shared_with(&route.policies) {
+            return &self.parts;
+        }
+        self.policies = route.policies.clone();
+        self.is_for_route_alone = is_for_route_alone;
+        self.parts = parts_of(route, destinations);
+        &self.parts
+    }
+}
+
+fn parts_of(route: &ir::Route, destinations: &[ir::WeightedCluster]) -> RouteParts {
     let mut parts = RouteParts::default();
-    put_chain_settings(&route.chain, &mut parts);
-    let destinations = match &route.action {
-        Action::Forward(clusters) => &clusters[..],
-        _ => &[],
-    };
+    if let Some(chain) = &route.chain {
+        put_chain_settings(chain, &mut parts);
+    }
     let alone = match destinations {
         // Nothing to tell apart: what stands on the only backend stands over the route's.
         [only] if !only.policies.is_empty() => Some(route.policies.overlaid_by(&only.policies)),
@@ -204,10 +229,15 @@ fn put_route(buffer: &mut Vec<u8>, route: &ir::Route) {
             }
         }
     }
+    parts
+}
+
+/// The fields of one `Route`.
+fn put_route(buffer: &mut Vec<u8>, route: &ir::Route, parts: &RouteParts) {
     put_message(buffer, 1, |buffer| put_match(buffer, &route.matching));
     match &route.action {
         Action::Forward(clusters) => {
-            put_message(buffer, 2, |buffer| put_forward(buffer, route, clusters, &parts))
+            put_message(buffer, 2, |buffer| put_forward(buffer, route, clusters, parts))
         }
         Action::Redirect(redirect) => put_struct(buffer, 3, &redirect_action(redirect, &route.matching.path)),
         Action::Respond(response) => {
@@ -218,10 +248,7 @@ fn put_route(buffer: &mut Vec<u8>, route: &ir::Route) {
             };
             put_struct(buffer, 7, &answer);
         }
-        Action::Unavailable(reason) => {
-            parts
-                .response_headers_to_add
-                .push(set_header(REASON_HEADER, reason.as_str()));
+        Action::Unavailable(_) => {
             let answer = DirectResponseAction {
                 status: 503,
                 ..DirectResponseAction::default()
@@ -234,6 +261,9 @@ fn put_route(buffer: &mut Vec<u8>, route: &ir::Route) {
     }
     for header in &parts.response_headers_to_add {
         put_struct(buffer, 10, header);
+    }
+    if let Action::Unavailable(reason) = &route.action {
+        put_struct(buffer, 10, &set_header(REASON_HEADER, reason.as_str()));
     }
     for name in &parts.response_headers_to_remove {
         put_bytes(buffer, 11, name.as_bytes());
@@ -292,7 +322,7 @@ fn put_forward(
     if let Some(retry) = &parts.retry {
         put_struct(buffer, 9, retry);
     }
-    for policy in hash_policies(&route.chain) {
+    for policy in route.chain.as_deref().into_iter().flat_map(hash_policies) {
         put_struct(buffer, 15, &policy);
     }
     if let Some(idle) = parts.idle_timeout {
