@@ -33,6 +33,10 @@ mod translate;
 
 use std::process::ExitCode;
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 use plan::Plan;
 use report::Report;
 
