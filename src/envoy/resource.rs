@@ -417,13 +417,47 @@ mod tests {
         assert!(!new.insert(Arc::new(Resource::new(ResourceKind::Cluster, "a".into(), b"1"))));
         assert!(new.insert(Arc::new(Resource::new(ResourceKind::Cluster, "b".into(), b"2"))));
         new.remove(ResourceKind::Cluster, "c");
-        let shown: Vec<String> = new
-            .changes_since(&old, ResourceKind::Cluster)
-            .map(|change| match change {
-                ResourceChange::Set(resource) => format!("+{}", resource.name),
-                ResourceChange::Removed(name) => format!("-{name}"),
-            })
-            .collect();
-        assert_eq!(shown, ["+b", "-c"]);
+        assert_eq!(told(&new, &old), ["+b", "-c"]);
+    }
+
+    fn told(newer: &ResourceSet, older: &ResourceSet) -> Vec<String> {
+        let changes = newer.changes_since(older, ResourceKind::Cluster);
+        let shown = changes.map(|change| match change {
+            ResourceChange::Set(resource) => format!("+{}", resource.name),
+            ResourceChange::Removed(name) => format!("-{name}"),
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn what_was_compared_before_does_not_answer_for_another_set() {
+        let cluster =
+            |name: &str, body: &[u8]| Arc::new(Resource::new(ResourceKind::Cluster, name.into(), body));
+        let empty = ResourceSet::default();
+        let mut one = empty.clone();
+        one.insert(cluster("a", b"1"));
+        let mut two = one.clone();
+        two.insert(cluster("b", b"1"));
+        for _ in 0..2 {
+            assert_eq!(told(&two, &one), ["+b"]);
+            assert_eq!(told(&two, &empty), ["+a", "+b"]);
+        }
+        // It changes where it lies: nobody else holds it.
+        two.insert(cluster("c", b"1"));
+        assert_eq!(told(&two, &one), ["+b", "+c"]);
+        // More than is kept.
+        for number in 0..=KEPT_CHANGES {
+            two.insert(cluster(&format!("d{number}"), b"1"));
+        }
+        for _ in 0..2 {
+            assert_eq!(told(&two, &one).len(), KEPT_CHANGES + 3);
+        }
+        // The older one is gone, and another may lie where it lay.
+        let mut newer = two.clone();
+        newer.insert(cluster("e", b"1"));
+        assert_eq!(told(&newer, &two), ["+e"]);
+        drop(two);
+        assert_eq!(told(&newer, &newer.clone()), [""; 0]);
+        assert_eq!(told(&newer, &one).len(), KEPT_CHANGES + 4);
     }
 }
