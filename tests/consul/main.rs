@@ -30,4 +30,5 @@ mod refusals;
 mod server;
 mod services;
 mod shards;
+mod streams;
 mod transport;

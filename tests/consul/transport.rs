@@ -96,11 +96,11 @@ fn certificates(directory: &std::path::Path) {
     }
 }
 
-const LONG: Duration = Duration::from_secs(24 * 3600);
+pub const LONG: Duration = Duration::from_secs(24 * 3600);
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority(directory: &std::path::Path) -> Authority {
+pub fn authority(directory: &std::path::Path) -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -108,7 +108,7 @@ fn authority(directory: &std::path::Path) -> Authority {
     ca
 }
 
-fn issue(directory: &std::path::Path, ca: &Authority, name: &str, life: Duration) {
+pub fn issue(directory: &std::path::Path, ca: &Authority, name: &str, life: Duration) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
     params.not_after = date_time_ymd(1970, 1, 1) + (std::time::UNIX_EPOCH.elapsed().unwrap() + life);

@@ -3,27 +3,29 @@
 //! In: settings and [`Call`]s. Out: [`Answer`]s of bounded size, or an [`ApiError`] that explains itself. It knows the
 //! transport (TCP, TLS, unix socket, HTTP/2 where ALPN offers it) and the token; it knows no endpoint.
 
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+mod exchange;
 
-use bytes::{Bytes, BytesMut};
-use reqwest::{Response, StatusCode, Version};
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use reqwest::{StatusCode, Version};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::call::{Call, Credential};
+use super::call::Call;
 use super::connector::Lanes;
-use super::error::{ApiError, Block, TransportFailure, innermost_reason, is_unknown_token};
-use super::lines::Lines;
+use super::error::{ApiError, Block, is_unknown_token};
 use super::login::Login;
 use super::product::{Product, Server};
 use super::recovery::Recovery;
 use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
-use crate::model::{Problem, ProblemKind, Redacted};
+use crate::model::{Problem, ProblemKind};
+
+pub(super) use exchange::Reply;
 
 /// A cheap handle: clones share connections and token.
 #[derive(Clone, Debug)]
@@ -39,11 +41,31 @@ struct Inner {
     lanes: Mutex<Lanes>,
     /// How many have lanes of their own.
     allotted: AtomicUsize,
-    /// The last answer came over HTTP/2.
-    multiplexed: AtomicBool,
+    /// What the last answer came over.
+    spoken: Spoken,
     recovery: Recovery,
     /// Bounds the small reads that guard a disappearance, so that a mass deletion cannot eat the connection limit.
     probes: Semaphore,
+}
+
+/// The HTTP version of the last answer.
+#[derive(Debug, Default)]
+struct Spoken(AtomicU8);
+
+impl Spoken {
+    fn note(&self, version: Version) {
+        let noted = if version == Version::HTTP_2 { 2 } else { 1 };
+        self.0.store(noted, Ordering::Relaxed);
+    }
+
+    /// None: there was no answer yet.
+    fn version(&self) -> Option<Version> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            2 => Some(Version::HTTP_2),
+            _ => Some(Version::HTTP_11),
+        }
+    }
 }
 
 /// What came back, read to its end.
@@ -74,7 +96,7 @@ impl ApiClient {
             login: settings.login.clone().map(Login::new),
             lanes: Mutex::new(Lanes::new(settings, CALL_LANE)?),
             allotted: AtomicUsize::new(0),
-            multiplexed: AtomicBool::new(false),
+            spoken: Spoken::default(),
             recovery: Recovery::default(),
             probes: Semaphore::new(PROBES_IN_FLIGHT),
             settings: settings.clone(),
@@ -88,7 +110,7 @@ impl ApiClient {
 
     /// One connection carries many long polls.
     pub fn is_multiplexed(&self) -> bool {
-        self.0.multiplexed.load(Ordering::Relaxed)
+        self.0.spoken.version() == Some(Version::HTTP_2)
     }
 
     /// How many long polls share a pool of connections. Where each holds a connection it has a pool of its own: in a shared
@@ -140,195 +162,6 @@ impl ApiClient {
         // The semaphore is never closed; without a permit the call is merely unbounded.
         let _permit = self.0.probes.acquire().await.ok();
         self.call(call).await
-    }
-
-    /// A call on one of several connection pools. HTTP/2 servers cap the streams of one connection (Go: 250, proxies:
-    /// 100) and a stream over the cap waits for a long poll to end, so long polls are spread over lanes.
-    pub(in crate::sources) async fn call_on(&self, lane: usize, call: &Call) -> Result<Answer, ApiError> {
-        let asked = call.to_string();
-        if !matches!(call.credential, Credential::Own) {
-            return self.send(lane, call, asked, call.credential.token()).await;
-        }
-        // Boxed: logging in is a call, too.
-        Box::pin(self.credential(&asked)).await?;
-        let token = self.0.token.current();
-        let answer = self.send(lane, call, asked.clone(), token.clone()).await;
-        let Some(login) = self.login().filter(|_| {
-            answer
-                .as_ref()
-                .is_err_and(|error| error.kind() == ProblemKind::TokenNotAccepted)
-        }) else {
-            return answer;
-        };
-        // Consul has forgotten the token: what it refused has not been done, and is asked again with another.
-        if self.0.token.current() == token {
-            login.refused();
-        }
-        Box::pin(self.credential(&asked)).await?;
-        match self.0.token.current() {
-            now if now != token => self.send(lane, call, asked, now).await,
-            _ => answer,
-        }
-    }
-
-    /// A call whose answer has no end. Whoever reads it bounds the time, of its beginning too.
-    pub(in crate::sources) async fn lines(&self, call: Call, longest: usize) -> Result<Lines, ApiError> {
-        let asked = call.to_string();
-        self.credential(&asked).await?;
-        let token = self.0.token.current();
-        let with_token = token.is_some();
-        let response = self.open(CALL_LANE, &call, &asked, token, None).await?;
-        if !response.status().is_success() {
-            return Err(self.refusal(response, &call, asked, with_token).await);
-        }
-        Ok(Lines::new(self.clone(), asked, response, longest))
-    }
-
-    async fn send(
-        &self,
-        lane: usize,
-        call: &Call,
-        asked: String,
-        token: Option<Arc<Redacted<String>>>,
-    ) -> Result<Answer, ApiError> {
-        let with_token = token.is_some();
-        let response = self.open(lane, call, &asked, token, Some(call.timeout)).await?;
-        self.read(response, call, asked, with_token).await
-    }
-
-    /// `limit` is for all of it, the answer's body included.
-    async fn open(
-        &self,
-        lane: usize,
-        call: &Call,
-        asked: &str,
-        token: Option<Arc<Redacted<String>>>,
-        limit: Option<Duration>,
-    ) -> Result<Response, ApiError> {
-        let not_sent = |reason: String| ApiError::NotSent {
-            asked: asked.to_owned(),
-            reason,
-        };
-        let Some(url) = call.url(&self.0.base, &self.0.settings.scope) else {
-            return Err(not_sent("a path segment is empty, `.` or `..`".to_owned()));
-        };
-        let http = Lanes::client(&self.0.lanes, &self.0.settings, lane)
-            .map_err(|error| not_sent(error.to_string()))?;
-        let mut request = http.request(call.method.clone(), url);
-        if let Some(limit) = limit {
-            request = request.timeout(limit);
-        }
-        if let Some(token) = token {
-            let header = self.0.settings.product.token_header();
-            request = request.header(header, secret_header(token.expose(), asked)?);
-        }
-        if let Some((user, password)) = &self.0.settings.http_auth {
-            request = request.basic_auth(user, Some(password.expose()));
-        }
-        if let Some(body) = call.body.clone() {
-            request = request.body(body);
-        }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.transport_error(asked, error))?;
-        self.0
-            .multiplexed
-            .store(response.version() == Version::HTTP_2, Ordering::Relaxed);
-        Ok(response)
-    }
-
-    async fn read(
-        &self,
-        mut response: Response,
-        call: &Call,
-        asked: String,
-        with_token: bool,
-    ) -> Result<Answer, ApiError> {
-        let status = response.status();
-        let index = self.index(&response);
-        let found = status.is_success();
-        let is_answer = found || (call.not_found_is_answer && status == StatusCode::NOT_FOUND);
-        if !is_answer {
-            return Err(self.refusal(response, call, asked, with_token).await);
-        }
-        let filtered_by_acls = header(&response, "x-consul-results-filtered-by-acls") == Some("true");
-        let mut body = BytesMut::new();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|error| self.transport_error(&asked, error))?
-        {
-            if body.len() + chunk.len() > call.max_body {
-                return Err(ApiError::TooLarge {
-                    server: self.0.server.clone(),
-                    asked,
-                    limit: call.max_body,
-                });
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(Answer {
-            found,
-            index,
-            filtered_by_acls,
-            body: body.freeze(),
-            asked,
-            server: self.0.server.clone(),
-        })
-    }
-
-    async fn refusal(
-        &self,
-        mut response: Response,
-        call: &Call,
-        asked: String,
-        with_token: bool,
-    ) -> ApiError {
-        let status = response.status();
-        let index = self.index(&response);
-        let retry_after = header(&response, "retry-after").and_then(|value| value.parse().ok());
-        let body = self.error_text(&mut response).await;
-        if is_turned_away(status, &body) {
-            self.0.token.refresh(true).await;
-        }
-        ApiError::Status {
-            server: self.0.server.clone(),
-            status: status.as_u16(),
-            index,
-            retry_after: retry_after.map(Duration::from_secs),
-            anonymous: status == StatusCode::FORBIDDEN
-                && !with_token
-                && matches!(call.credential, Credential::Own),
-            fix: self.rights_fix(status, &body, call).map(Into::into),
-            asked,
-            body: body.into(),
-        }
-    }
-
-    fn index(&self, response: &Response) -> Option<u64> {
-        header(response, self.0.settings.product.index_header())?
-            .parse()
-            .ok()
-            .filter(|index| *index > 0)
-    }
-
-    /// The start of a plain-text error, fit for one line of a message.
-    async fn error_text(&self, response: &mut Response) -> String {
-        let mut bytes = BytesMut::new();
-        while bytes.len() < ERROR_BODY {
-            match response.chunk().await {
-                Ok(Some(chunk)) => {
-                    bytes.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY - bytes.len())])
-                }
-                Ok(None) | Err(_) => break,
-            }
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        text.trim()
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect()
     }
 
     fn rights_fix(&self, status: StatusCode, body: &str, call: &Call) -> Option<String> {
@@ -397,16 +230,6 @@ impl ApiClient {
         };
         Problem::new(kind, message).with_fix(self.grant(rule))
     }
-
-    pub(super) fn transport_error(&self, asked: &str, error: reqwest::Error) -> ApiError {
-        ApiError::Transport {
-            server: self.0.server.clone(),
-            asked: asked.to_owned(),
-            failure: TransportFailure::of(&error),
-            reason: innermost_reason(&error),
-            source: error.without_url(),
-        }
-    }
 }
 
 impl Answer {
@@ -427,19 +250,6 @@ impl Answer {
 fn is_turned_away(status: StatusCode, body: &str) -> bool {
     matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED)
         || status == StatusCode::INTERNAL_SERVER_ERROR && is_unknown_token(body)
-}
-
-fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
-    response.headers().get(name)?.to_str().ok()
-}
-
-fn secret_header(token: &str, asked: &str) -> Result<http::HeaderValue, ApiError> {
-    let mut value = http::HeaderValue::from_str(token).map_err(|_| ApiError::NotSent {
-        asked: asked.to_owned(),
-        reason: "the token holds characters that no header may carry".to_owned(),
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn base_url(settings: &ApiSettings) -> Result<Url, SettingsError> {
@@ -472,9 +282,6 @@ const LANES_EACH: usize = 1 << 20;
 
 /// Go's HTTP/2 servers allow 250 streams, common proxies 100; the lowest of them.
 const STREAMS_PER_LANE: usize = 100;
-
-/// Error texts are a line; a proxy's error page is not worth more.
-const ERROR_BODY: usize = 1024;
 
 /// Together with 150 long polls well below Consul's 200 connections per client.
 const PROBES_IN_FLIGHT: usize = 16;

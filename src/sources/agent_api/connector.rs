@@ -8,24 +8,27 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Certificate, Identity, redirect};
+use reqwest::redirect;
+use rustls::ClientConfig;
 use tokio::time::Instant;
 
-use super::error::innermost_reason;
-use super::product::Product;
 use super::settings::{ApiSettings, Endpoint, SettingsError};
-use crate::sources::bounded_file;
+use super::streams::Lane;
+use super::tls;
 use crate::sources::stamp::{Stamp, stamp_of};
 
 /// HTTP clients by lane: each is a pool of connections of its own.
 #[derive(Debug)]
 pub(super) struct Lanes {
     lanes: BTreeMap<usize, reqwest::Client>,
+    /// The same lanes' connections for long polls over HTTP/2.
+    streams: BTreeMap<usize, Arc<Lane>>,
+    tls: Option<Arc<ClientConfig>>,
     looked_at: Instant,
     files: BTreeMap<PathBuf, Stamp>,
     /// So that one broken rotation is one warning.
@@ -37,8 +40,11 @@ impl Lanes {
     pub(super) fn new(settings: &ApiSettings, first: usize) -> Result<Self, SettingsError> {
         // Before they are read: what is replaced meanwhile is read once more, not missed.
         let files = stamps(settings);
+        let tls = tls_of(settings)?;
         Ok(Self {
-            lanes: BTreeMap::from([(first, build(settings)?)]),
+            lanes: BTreeMap::from([(first, build(settings, tls.as_ref())?)]),
+            streams: BTreeMap::new(),
+            tls,
             looked_at: Instant::now(),
             files,
             warned: false,
@@ -51,26 +57,41 @@ impl Lanes {
         lane: usize,
     ) -> Result<reqwest::Client, SettingsError> {
         let mut lanes = this.lock().unwrap_or_else(PoisonError::into_inner);
-        if settings.address.is_tls() && lanes.looked_at.elapsed() >= LOOK_EVERY {
-            lanes.look(settings);
-        }
+        lanes.look_if_due(settings);
         if let Some(client) = lanes.lanes.get(&lane) {
             return Ok(client.clone());
         }
-        let client = build(settings)?;
+        let client = build(settings, lanes.tls.as_ref())?;
         lanes.lanes.insert(lane, client.clone());
         Ok(client)
     }
 
-    fn look(&mut self, settings: &ApiSettings) {
+    /// The place of a lane's connection for long polls, and the TLS to open it with. None: they go without TLS.
+    pub(super) fn streams(
+        this: &Mutex<Self>,
+        settings: &ApiSettings,
+        lane: usize,
+    ) -> Option<(Arc<Lane>, Arc<ClientConfig>)> {
+        let mut lanes = this.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.look_if_due(settings);
+        let tls = lanes.tls.clone()?;
+        Some((lanes.streams.entry(lane).or_default().clone(), tls))
+    }
+
+    fn look_if_due(&mut self, settings: &ApiSettings) {
+        if !settings.address.is_tls() || self.looked_at.elapsed() < LOOK_EVERY {
+            return;
+        }
         self.looked_at = Instant::now();
         let files = stamps(settings);
         if files == self.files {
             return;
         }
-        match build(settings) {
-            Ok(_) => {
+        match tls_of(settings) {
+            Ok(tls) => {
+                self.tls = tls;
                 self.lanes.clear();
+                self.streams.clear();
                 self.files = files;
                 self.warned = false;
                 tracing::info!("TLS files for {} read again", settings.product);
@@ -110,9 +131,21 @@ fn stamps(settings: &ApiSettings) -> BTreeMap<PathBuf, Stamp> {
         .collect()
 }
 
-fn build(settings: &ApiSettings) -> Result<reqwest::Client, SettingsError> {
+fn tls_of(settings: &ApiSettings) -> Result<Option<Arc<ClientConfig>>, SettingsError> {
+    if !settings.address.is_tls() {
+        return Ok(None);
+    }
+    if let Some(name) = &settings.tls_server_name
+        && name.parse::<std::net::IpAddr>().is_ok()
+    {
+        return Err(SettingsError::ServerName(name.clone()));
+    }
+    Ok(Some(Arc::new(tls::config(settings)?)))
+}
+
+fn build(settings: &ApiSettings, tls: Option<&Arc<ClientConfig>>) -> Result<reqwest::Client, SettingsError> {
     let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("portreeve/", env!("CARGO_PKG_VERSION")))
+        .user_agent(USER_AGENT)
         // A redirect of a cleaned-up key path would turn a delete of one key into a request for another.
         .redirect(redirect::Policy::none())
         // The agent is beside us; a machine-wide HTTP_PROXY is not meant for it, and would see the token.
@@ -127,86 +160,20 @@ fn build(settings: &ApiSettings) -> Result<reqwest::Client, SettingsError> {
     if let Endpoint::Unix { path } = &settings.address.endpoint {
         builder = builder.unix_socket(path.as_path());
     }
-    if !settings.address.is_tls() {
-        // Nobody is verified, so nobody need be trusted: the machine's authorities, read for each of many lanes, would cost
-        // a tenth of a megabyte each.
-        builder = builder.tls_certs_only(std::iter::empty());
-    }
-    if let Endpoint::Https { authority } = &settings.address.endpoint {
-        let roots = roots(settings)?;
-        if !roots.is_empty() {
-            builder = builder.tls_certs_only(roots);
-        }
-        if settings.tls_skip_verify {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        }
-        if let (Some(cert), Some(key)) = (&settings.client_cert, &settings.client_key) {
-            let mut pem = read_file(settings.product, "client certificate", cert)?;
-            pem.push(b'\n');
-            pem.extend(read_file(settings.product, "client key", key)?);
-            let identity = Identity::from_pem(&pem).map_err(|error| SettingsError::Pem {
-                product: settings.product,
-                what: "client certificate with its key",
-                path: cert.clone(),
-                reason: innermost_reason(&error),
-            })?;
-            builder = builder.identity(identity);
-        }
-        if let Some(name) = &settings.tls_server_name {
-            if name.parse::<std::net::IpAddr>().is_ok() {
-                return Err(SettingsError::ServerName(name.clone()));
+    match (tls, &settings.address.endpoint) {
+        (Some(tls), Endpoint::Https { authority }) => {
+            builder = builder.tls_backend_preconfigured((**tls).clone());
+            if settings.tls_server_name.is_some() {
+                builder = builder.dns_resolver(Arc::new(ConnectTo {
+                    authority: authority.clone(),
+                }));
             }
-            builder = builder.dns_resolver(Arc::new(ConnectTo {
-                authority: authority.clone(),
-            }));
         }
+        // Nobody is verified, so nobody need be trusted.
+        _ => builder = builder.tls_certs_only(std::iter::empty()),
     }
     builder.build().map_err(|source| SettingsError::Build {
         product: settings.product,
-        source,
-    })
-}
-
-fn roots(settings: &ApiSettings) -> Result<Vec<Certificate>, SettingsError> {
-    let mut files = Vec::new();
-    files.extend(settings.ca_file.clone());
-    if let Some(directory) = &settings.ca_path {
-        let fail = |source| SettingsError::File {
-            product: settings.product,
-            what: "CA directory",
-            path: directory.clone(),
-            source,
-        };
-        for entry in std::fs::read_dir(directory).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            if path.is_file() {
-                files.push(path);
-            }
-        }
-    }
-    let mut roots = Vec::new();
-    for file in files {
-        let pem = read_file(settings.product, "CA certificate", &file)?;
-        let fail = |reason: String| SettingsError::Pem {
-            product: settings.product,
-            what: "CA certificate",
-            path: file.clone(),
-            reason,
-        };
-        let parsed = Certificate::from_pem_bundle(&pem).map_err(|error| fail(innermost_reason(&error)))?;
-        if parsed.is_empty() {
-            return Err(fail("no certificate found".to_owned()));
-        }
-        roots.extend(parsed);
-    }
-    Ok(roots)
-}
-
-fn read_file(product: Product, what: &'static str, path: &Path) -> Result<Vec<u8>, SettingsError> {
-    bounded_file::read(path, bounded_file::PEM_BYTES).map_err(|source| SettingsError::File {
-        product,
-        what,
-        path: path.to_owned(),
         source,
     })
 }
@@ -237,6 +204,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Idle connections count against what Consul grants a client.
 const IDLE_CONNECTIONS: usize = 8;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const USER_AGENT: &str = concat!("portreeve/", env!("CARGO_PKG_VERSION"));
 
-const KEEPALIVE: Duration = Duration::from_secs(20);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(20);

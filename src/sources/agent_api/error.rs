@@ -20,7 +20,7 @@ pub enum ApiError {
         failure: TransportFailure,
         reason: String,
         #[source]
-        source: reqwest::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     #[error("{server} answered {asked}{} with {status}: {body}", without_token(*anonymous))]
     Status {
@@ -231,6 +231,19 @@ impl TransportFailure {
         } else {
             Self::Cut
         }
+    }
+
+    /// Of a connection that did not come about.
+    pub(super) fn of_connecting(error: &std::io::Error) -> Self {
+        match tls_error(error) {
+            Some(rustls::Error::InvalidCertificate(_)) => Self::Untrusted,
+            _ => Self::of_words(&error.to_string()).unwrap_or(Self::Connect),
+        }
+    }
+
+    /// What the words alone tell.
+    pub(super) fn of_words(reason: &str) -> Option<Self> {
+        is_about_our_certificate(reason).then_some(Self::Unwelcome)
     }
 }
 

@@ -1,9 +1,8 @@
 //! An answer that has no end: lines as they come, none longer than its bound.
 
 use bytes::{Bytes, BytesMut};
-use reqwest::Response;
 
-use super::client::ApiClient;
+use super::client::{ApiClient, Reply};
 use super::error::ApiError;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -18,16 +17,16 @@ pub(in crate::sources) enum Line {
 pub(in crate::sources) struct Lines {
     client: ApiClient,
     asked: String,
-    response: Response,
+    reply: Reply,
     cutter: Cutter,
 }
 
 impl Lines {
-    pub(super) fn new(client: ApiClient, asked: String, response: Response, longest: usize) -> Self {
+    pub(super) fn new(client: ApiClient, asked: String, reply: Reply, longest: usize) -> Self {
         Self {
             client,
             asked,
-            response,
+            reply,
             cutter: Cutter::new(longest),
         }
     }
@@ -38,7 +37,7 @@ impl Lines {
             if let Some(line) = self.cutter.line() {
                 return Ok(Some(line));
             }
-            match self.response.chunk().await {
+            match self.reply.chunk().await {
                 Ok(Some(chunk)) => self.cutter.push(&chunk),
                 Ok(None) => return Ok(None),
                 Err(error) => return Err(self.client.transport_error(&self.asked, error)),

@@ -20,6 +20,8 @@ mod product;
 mod recovery;
 pub(super) mod service_watcher;
 mod settings;
+mod streams;
+mod tls;
 pub(super) mod token;
 mod token_sink;
 

@@ -76,6 +76,8 @@ pub enum SettingsError {
         path: PathBuf,
         reason: String,
     },
+    #[error("the TLS settings for {product} do not work: {reason}")]
+    Tls { product: Product, reason: String },
     #[error("a client certificate for {0} needs both its certificate and its key (client_cert, client_key)")]
     HalfClientCertificate(Product),
     #[error("tls_server_name {0:?} must be a host name, not an IP address")]
