@@ -1,4 +1,5 @@
-//! Blocking queries, the same in Consul and Nomad: the whole contract in one place, a pure state machine and the loop that drives it.
+//! Blocking queries, the same in Consul and Nomad: the whole contract in one place, as a pure state machine. The loop that drives
+//! it is [`super::poll_loop`].
 //!
 //! In: what each poll came to ([`Polled`]). Out: how to poll next ([`Next`], [`WatchState::poll`]). The rules, each of
 //! which was an outage somewhere: an index that falls is forgotten; index 0 and a missing index are never looped on; an
@@ -8,17 +9,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-
 use super::budget::Pass;
 use super::call::{Blocking, Call};
-use super::client::{Answer, ApiClient};
+use super::client::Answer;
 use super::error::{ApiError, TransportFailure};
 use super::settings::{ApiAddress, LONGEST_RETRY};
 use crate::model::Problem;
-use crate::sources::SourceHealth;
-use crate::sources::retry::{Intervals, TokenBucket, jittered};
+use crate::sources::retry::{Intervals, jittered};
+
+pub(in crate::sources) use super::poll_loop::watch;
 
 /// The figures of the contract. Tests shrink them; nobody else should need to.
 #[derive(Clone, Debug)]
@@ -118,8 +117,8 @@ pub(in crate::sources) struct Next {
 
 /// The memory of one watch. It belongs to one endpoint with its arguments; indexes are never shared.
 #[derive(Debug)]
-pub(in crate::sources) struct WatchState {
-    timing: WatchTiming,
+pub(in crate::sources) struct WatchState<'a> {
+    timing: &'a WatchTiming,
     /// 0: none yet, or forgotten.
     index: u64,
     /// As lowered for a server that cuts long polls.
@@ -127,28 +126,44 @@ pub(in crate::sources) struct WatchState {
     next_wait: Option<Duration>,
     last_cut: Option<Duration>,
     failures: u32,
-    retries: Intervals,
-    refusals: Intervals,
-    doubt_waits: Intervals,
+    /// None: what was answered last was whole. Most are, at all times.
+    trouble: Option<Box<Trouble>>,
     doubting: bool,
     partial: bool,
 }
 
-impl WatchState {
-    pub(in crate::sources) fn new(timing: WatchTiming) -> Self {
+/// How long a watch waits that did not get what it asked for.
+#[derive(Debug)]
+struct Trouble {
+    retries: Intervals,
+    refusals: Intervals,
+    doubt_waits: Intervals,
+}
+
+impl<'a> WatchState<'a> {
+    pub(in crate::sources) fn new(timing: &'a WatchTiming) -> Self {
         Self {
             index: 0,
             wait: timing.wait,
             next_wait: None,
             last_cut: None,
             failures: 0,
-            retries: Intervals::new(timing.retry.0, timing.retry.1),
-            refusals: Intervals::new(timing.retry.0, timing.refused),
-            doubt_waits: Intervals::new(timing.doubt_wait.0, timing.doubt_wait.1),
+            trouble: None,
             doubting: false,
             partial: false,
             timing,
         }
+    }
+
+    fn trouble(&mut self) -> &mut Trouble {
+        let timing = self.timing;
+        self.trouble.get_or_insert_with(|| {
+            Box::new(Trouble {
+                retries: Intervals::new(timing.retry.0, timing.retry.1),
+                refusals: Intervals::new(timing.retry.0, timing.refused),
+                doubt_waits: Intervals::new(timing.doubt_wait.0, timing.doubt_wait.1),
+            })
+        })
     }
 
     /// None: ask for an answer at once.
@@ -165,7 +180,7 @@ impl WatchState {
     }
 
     /// What was answered is no answer to what is asked next.
-    fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.index = 0;
     }
 
@@ -187,9 +202,10 @@ impl WatchState {
                 let next = self.advance(*index);
                 if self.partial {
                     // As long as any refusal is waited out, at most.
-                    self.next_wait = Some(self.doubt_waits.next_interval().min(self.timing.refused));
+                    let wait = self.trouble().doubt_waits.next_interval();
+                    self.next_wait = Some(wait.min(self.timing.refused));
                 } else {
-                    self.doubt_waits.reset();
+                    self.trouble = None;
                 }
                 next
             }
@@ -197,13 +213,13 @@ impl WatchState {
                 self.settle();
                 self.doubting = true;
                 let next = self.advance(*index);
-                let wait = self.doubt_waits.next_interval();
+                let wait = self.trouble().doubt_waits.next_interval();
                 self.next_wait = Some(wait);
                 // Without an index there is no poll to hold the wait.
                 let after = if self.index == 0 {
                     wait
                 } else {
-                    self.retries.next_interval()
+                    self.trouble().retries.next_interval()
                 };
                 Next {
                     after: after.max(next.after),
@@ -215,7 +231,7 @@ impl WatchState {
             Polled::Unreadable => self.fail(None, true),
             Polled::Refused { status, retry_after } => match status {
                 401 | 403 => {
-                    let pause = self.refusals.next_interval();
+                    let pause = self.trouble().refusals.next_interval();
                     self.fail(Some(pause), true)
                 }
                 // Bounded: a header must not silence a watch for a day.
@@ -259,8 +275,10 @@ impl WatchState {
 
     fn settle(&mut self) {
         self.failures = 0;
-        self.retries.reset();
-        self.refusals.reset();
+        if let Some(trouble) = &mut self.trouble {
+            trouble.retries.reset();
+            trouble.refusals.reset();
+        }
         self.last_cut = None;
         self.next_wait = None;
     }
@@ -300,7 +318,11 @@ impl WatchState {
             self.index = 0;
         }
         Next {
-            after: self.retries.next_interval().max(at_least.unwrap_or_default()),
+            after: self
+                .trouble()
+                .retries
+                .next_interval()
+                .max(at_least.unwrap_or_default()),
             tell,
             ..Next::default()
         }
@@ -368,229 +390,6 @@ pub(in crate::sources) enum Verdict {
 /// Nobody listens any more.
 #[derive(Debug)]
 pub(in crate::sources) struct Closed;
-
-/// Keeps a watch from spinning, whatever the server does. The rest before a poll loses nothing: a poll answers at once
-/// with the newest state when something happened meanwhile.
-struct Pace {
-    idle: TokenBucket,
-    news: TokenBucket,
-}
-
-impl Pace {
-    fn new(timing: &WatchTiming) -> Self {
-        Self {
-            idle: TokenBucket::new(timing.pace.0, timing.pace.1),
-            news: TokenBucket::new(timing.news_pace.0, timing.news_pace.1),
-        }
-    }
-
-    /// How long to rest after a poll.
-    fn after(&mut self, news: bool) -> Duration {
-        if news { self.news.take() } else { self.idle.take() }
-    }
-}
-
-/// Watches until cancelled or until nobody listens. What is large is borrowed: ten thousand may wait in all that they hold.
-pub(in crate::sources) async fn watch<W: Watched>(
-    client: &ApiClient,
-    watched: &mut W,
-    timing: &WatchTiming,
-    health: &SourceHealth,
-    cancel: &CancellationToken,
-) {
-    let run = drive(client, watched, timing, health);
-    tokio::select! {
-        () = cancel.cancelled() => {}
-        Closed = run => {}
-    }
-}
-
-async fn drive<W: Watched>(
-    client: &ApiClient,
-    watched: &mut W,
-    timing: &WatchTiming,
-    health: &SourceHealth,
-) -> Closed {
-    let mut state = WatchState::new(timing.clone());
-    let mut pace = Pace::new(timing);
-    let mut token = client.token().changes();
-    let mut first = true;
-    let mut seated = true;
-    let mut failing = None;
-    let mut ear = client.recovery().ear();
-    loop {
-        let pass = watched.admit(first).await;
-        if watched.shows_rights() && token.has_changed().is_ok_and(|changed| changed) {
-            state.forget();
-        }
-        token.mark_unchanged();
-        // A watch that just got a place looks once more at once, to say so; then it waits.
-        let blocking = if pass.may_block && seated {
-            state.poll()
-        } else {
-            None
-        };
-        seated = pass.may_block;
-        let mut call = watched.call().blocking(blocking);
-        if blocking.is_none() {
-            call = call.timeout(READ_TIMEOUT);
-        }
-        health.requested();
-        ear.listen();
-        let started = Instant::now();
-        let answer = tokio::select! {
-            answer = client.call_on(pass.lane, &call) => answer,
-            // A poll that was asked with a token in trouble is not worth waiting for.
-            () = another_token(client, &mut token), if state.is_troubled() || watched.shows_rights() => {
-                if watched.shows_rights() {
-                    state.forget();
-                }
-                tokio::time::sleep(pace.after(false)).await;
-                continue;
-            }
-        };
-        // Over HTTP/2 there is a place for everyone: the next turn takes one.
-        let rest = if client.is_multiplexed() {
-            Duration::ZERO
-        } else {
-            pass.rest
-        };
-        drop(pass);
-        let mut news = false;
-        let outcome = match answer {
-            Ok(answer) => {
-                let index = answer.index.filter(|_| watched.is_waited_for());
-                let context = Context {
-                    compare_whole: first || state.must_compare_whole(index),
-                    waited: blocking.is_some(),
-                };
-                first = false;
-                match watched.take(answer, context).await {
-                    Ok(Verdict::Taken { news: differs }) => {
-                        news = differs;
-                        Ok((Polled::Taken { index }, None))
-                    }
-                    Ok(Verdict::Partial { news: differs }) => {
-                        news = differs;
-                        Ok((Polled::Partial { index }, None))
-                    }
-                    Ok(Verdict::Doubted(problem)) => Ok((Polled::Doubted { index }, Some(problem))),
-                    Ok(Verdict::Closed) => return Closed,
-                    Err(error) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
-        };
-        let (polled, problem) = match outcome {
-            Ok(outcome) => outcome,
-            Err(error) => (polled_of(&error, started.elapsed()), Some(error.problem())),
-        };
-        let next = state.on_answer(&polled);
-        match &problem {
-            None => {
-                client.recovery().answered(failing.take().is_some());
-                health.succeeded(next.woken);
-            }
-            Some(problem) => {
-                // A doubted answer is one.
-                failing = (state.is_failing() && !next.is_kept)
-                    .then(|| failing.unwrap_or_else(|| client.recovery().begin()));
-                health.failed();
-                tracing::debug!(%problem, retry_in = ?next.after, "watch");
-            }
-        }
-        if let (Some(problem), true) = (problem, next.tell)
-            && watched.tell(problem).await.is_err()
-        {
-            return Closed;
-        }
-        // No hint shortens what keeps a watch from spinning.
-        let least = next.after.max(pace.after(news));
-        let hinted = async {
-            tokio::time::sleep(least).await;
-            watched.hinted().await;
-        };
-        let mended = async {
-            match failing {
-                Some(since) => client.recovery().due(since, &mut ear).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            is_new = rest_or_new_token(rest.max(least), client, &mut token, state.is_troubled()) => {
-                if is_new && watched.shows_rights() {
-                    state.forget();
-                }
-            }
-            () = hinted, if rest > least => {}
-            () = mended => {}
-        }
-    }
-}
-
-/// Sleeps; in trouble, another token ends the sleep. Whether it did.
-async fn rest_or_new_token<T>(
-    rest: Duration,
-    client: &ApiClient,
-    token: &mut tokio::sync::watch::Receiver<T>,
-    troubled: bool,
-) -> bool {
-    if rest.is_zero() {
-        return false;
-    }
-    if !troubled || (client.token().file().is_none() && client.login_status().is_none()) {
-        tokio::time::sleep(rest).await;
-        return false;
-    }
-    tokio::select! {
-        () = tokio::time::sleep(rest) => false,
-        () = another_token(client, token) => true,
-    }
-}
-
-/// Ends when there is another token. Its file is looked at meanwhile: who waits makes no request, before which it would be.
-async fn another_token<T>(client: &ApiClient, token: &mut tokio::sync::watch::Receiver<T>) {
-    let look = async {
-        loop {
-            tokio::time::sleep(TOKEN_LOOK).await;
-            client.token().refresh(false).await;
-        }
-    };
-    tokio::select! {
-        true = changed(token) => {}
-        () = look => {}
-    }
-}
-
-async fn changed<T>(token: &mut tokio::sync::watch::Receiver<T>) -> bool {
-    token.changed().await.is_ok()
-}
-
-fn polled_of(error: &ApiError, after: Duration) -> Polled {
-    match error {
-        ApiError::Status {
-            status, retry_after, ..
-        } => Polled::Refused {
-            status: *status,
-            retry_after: *retry_after,
-        },
-        ApiError::Transport { failure, .. } => Polled::Lost {
-            failure: *failure,
-            after,
-        },
-        ApiError::Unreadable { .. } | ApiError::TooLarge { .. } => Polled::Unreadable,
-        // A call that cannot even be made is like one that Consul will never take.
-        _ => Polled::Refused {
-            status: 400,
-            retry_after: None,
-        },
-    }
-}
-
-/// For answers that are not waited for: 64 MiB from an agent beside us, with room for a busy one.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
-
-const TOKEN_LOOK: Duration = Duration::from_millis(500);
 
 /// Failures in a row after which the index is worth less than a fresh read.
 const FORGET_AFTER: u32 = 5;

@@ -1,10 +1,13 @@
 //! The contract as tables: one poll's outcome in, the next poll out. No IO, no clock.
 
+use std::sync::LazyLock;
+
 use super::*;
 use crate::sources::agent_api::Product;
 
-fn state() -> WatchState {
-    WatchState::new(WatchTiming::default())
+fn state() -> WatchState<'static> {
+    static TIMING: LazyLock<WatchTiming> = LazyLock::new(WatchTiming::default);
+    WatchState::new(&TIMING)
 }
 
 fn taken(index: u64) -> Polled {
@@ -170,7 +173,8 @@ fn unreachable_keeps_the_index_for_a_while() {
 #[test]
 fn an_agent_beside_us_is_asked_again_within_a_second_but_not_when_it_refuses() {
     let local = ApiAddress::parse(Product::Consul, "unix:///run/consul.sock", false).unwrap();
-    let mut state = WatchState::new(WatchTiming::towards(&local));
+    let timing = WatchTiming::towards(&local);
+    let mut state = WatchState::new(&timing);
     let lost = Polled::Lost {
         failure: TransportFailure::Connect,
         after: Duration::ZERO,
@@ -261,7 +265,8 @@ fn the_figures_that_are_shipped_tell_a_habit_from_a_restart_and_from_a_failure()
             (60.0, 50.0, false),
             (300.0, 250.0, false),
         ] {
-            let mut state = WatchState::new(WatchTiming::towards(&address));
+            let timing = WatchTiming::towards(&address);
+            let mut state = WatchState::new(&timing);
             state.on_answer(&taken(7));
             let lost = Polled::Lost {
                 failure: TransportFailure::Cut,

@@ -16,6 +16,7 @@ mod json;
 mod lifetimes;
 pub(super) mod lines;
 mod login;
+mod poll_loop;
 mod product;
 mod recovery;
 pub(super) mod service_watcher;

@@ -1,0 +1,240 @@
+//! The loop of a blocking query: asks, hands on what came, rests, asks again.
+//!
+//! Ten thousand of these wait at all times, so what is not needed while an answer is awaited is not held meanwhile: it is
+//! boxed, and made when it is needed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::blocking_query::{Closed, Context, Polled, Verdict, WatchState, WatchTiming, Watched};
+use super::client::ApiClient;
+use super::error::ApiError;
+use crate::sources::SourceHealth;
+use crate::sources::retry::TokenBucket;
+
+/// Keeps a watch from spinning, whatever the server does. The rest before a poll loses nothing: a poll answers at once
+/// with the newest state when something happened meanwhile.
+struct Pace {
+    idle: TokenBucket,
+    news: TokenBucket,
+}
+
+impl Pace {
+    fn new(timing: &WatchTiming) -> Self {
+        Self {
+            idle: TokenBucket::new(timing.pace.0, timing.pace.1),
+            news: TokenBucket::new(timing.news_pace.0, timing.news_pace.1),
+        }
+    }
+
+    /// How long to rest after a poll.
+    fn after(&mut self, news: bool) -> Duration {
+        if news { self.news.take() } else { self.idle.take() }
+    }
+}
+
+/// Watches until cancelled or until nobody listens. What is large is borrowed: ten thousand may wait in all that they hold.
+pub(in crate::sources) async fn watch<W: Watched>(
+    client: &ApiClient,
+    watched: &mut W,
+    timing: &WatchTiming,
+    health: &SourceHealth,
+    cancel: &CancellationToken,
+) {
+    let run = drive(client, watched, timing, health);
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        Closed = run => {}
+    }
+}
+
+async fn drive<W: Watched>(
+    client: &ApiClient,
+    watched: &mut W,
+    timing: &WatchTiming,
+    health: &SourceHealth,
+) -> Closed {
+    let mut state = WatchState::new(timing);
+    let mut pace = Pace::new(timing);
+    let mut token = client.token().changes();
+    let mut first = true;
+    let mut seated = true;
+    let mut failing = None;
+    let mut ear = client.recovery().ear();
+    loop {
+        let pass = watched.admit(first).await;
+        if watched.shows_rights() && token.has_changed().is_ok_and(|changed| changed) {
+            state.forget();
+        }
+        token.mark_unchanged();
+        // A watch that just got a place looks once more at once, to say so; then it waits.
+        let blocking = if pass.may_block && seated {
+            state.poll()
+        } else {
+            None
+        };
+        seated = pass.may_block;
+        let mut call = watched.call().blocking(blocking);
+        if blocking.is_none() {
+            call = call.timeout(READ_TIMEOUT);
+        }
+        health.requested();
+        ear.listen();
+        let started = Instant::now();
+        let answer = tokio::select! {
+            answer = client.call_on(pass.lane, &call) => answer,
+            // A poll that was asked with a token in trouble is not worth waiting for.
+            () = async { Box::pin(another_token(client, &mut token)).await }, if state.is_troubled() || watched.shows_rights() => {
+                if watched.shows_rights() {
+                    state.forget();
+                }
+                Box::pin(tokio::time::sleep(pace.after(false))).await;
+                continue;
+            }
+        };
+        // Over HTTP/2 there is a place for everyone: the next turn takes one.
+        let rest = if client.is_multiplexed() {
+            Duration::ZERO
+        } else {
+            pass.rest
+        };
+        drop(pass);
+        let mut news = false;
+        let outcome = match answer {
+            Ok(answer) => {
+                let index = answer.index.filter(|_| watched.is_waited_for());
+                let context = Context {
+                    compare_whole: first || state.must_compare_whole(index),
+                    waited: blocking.is_some(),
+                };
+                first = false;
+                match Box::pin(watched.take(answer, context)).await {
+                    Ok(Verdict::Taken { news: differs }) => {
+                        news = differs;
+                        Ok((Polled::Taken { index }, None))
+                    }
+                    Ok(Verdict::Partial { news: differs }) => {
+                        news = differs;
+                        Ok((Polled::Partial { index }, None))
+                    }
+                    Ok(Verdict::Doubted(problem)) => Ok((Polled::Doubted { index }, Some(problem))),
+                    Ok(Verdict::Closed) => return Closed,
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        let (polled, problem) = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => (polled_of(&error, started.elapsed()), Some(error.problem())),
+        };
+        let next = state.on_answer(&polled);
+        match &problem {
+            None => {
+                client.recovery().answered(failing.take().is_some());
+                health.succeeded(next.woken);
+            }
+            Some(problem) => {
+                // A doubted answer is one.
+                failing = (state.is_failing() && !next.is_kept)
+                    .then(|| failing.unwrap_or_else(|| client.recovery().begin()));
+                health.failed();
+                tracing::debug!(%problem, retry_in = ?next.after, "watch");
+            }
+        }
+        if let (Some(problem), true) = (problem, next.tell)
+            && Box::pin(watched.tell(problem)).await.is_err()
+        {
+            return Closed;
+        }
+        // No hint shortens what keeps a watch from spinning.
+        let least = next.after.max(pace.after(news));
+        let rest = rest.max(least);
+        if rest.is_zero() {
+            continue;
+        }
+        let hinted = async {
+            tokio::time::sleep(least).await;
+            watched.hinted().await;
+        };
+        let mended = async {
+            match failing {
+                Some(since) => client.recovery().due(since, &mut ear).await,
+                None => std::future::pending().await,
+            }
+        };
+        let rested = async {
+            tokio::select! {
+                is_new = rest_or_new_token(rest, client, &mut token, state.is_troubled()) => is_new,
+                () = hinted, if rest > least => false,
+                () = mended => false,
+            }
+        };
+        if Box::pin(rested).await && watched.shows_rights() {
+            state.forget();
+        }
+    }
+}
+
+/// Sleeps; in trouble, another token ends the sleep. Whether it did.
+async fn rest_or_new_token<T>(
+    rest: Duration,
+    client: &ApiClient,
+    token: &mut tokio::sync::watch::Receiver<T>,
+    troubled: bool,
+) -> bool {
+    if !troubled || (client.token().file().is_none() && client.login_status().is_none()) {
+        tokio::time::sleep(rest).await;
+        return false;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(rest) => false,
+        () = another_token(client, token) => true,
+    }
+}
+
+/// Ends when there is another token. Its file is looked at meanwhile: who waits makes no request, before which it would be.
+async fn another_token<T>(client: &ApiClient, token: &mut tokio::sync::watch::Receiver<T>) {
+    let look = async {
+        loop {
+            tokio::time::sleep(TOKEN_LOOK).await;
+            client.token().refresh(false).await;
+        }
+    };
+    tokio::select! {
+        true = changed(token) => {}
+        () = look => {}
+    }
+}
+
+async fn changed<T>(token: &mut tokio::sync::watch::Receiver<T>) -> bool {
+    token.changed().await.is_ok()
+}
+
+fn polled_of(error: &ApiError, after: Duration) -> Polled {
+    match error {
+        ApiError::Status {
+            status, retry_after, ..
+        } => Polled::Refused {
+            status: *status,
+            retry_after: *retry_after,
+        },
+        ApiError::Transport { failure, .. } => Polled::Lost {
+            failure: *failure,
+            after,
+        },
+        ApiError::Unreadable { .. } | ApiError::TooLarge { .. } => Polled::Unreadable,
+        // A call that cannot even be made is like one that Consul will never take.
+        _ => Polled::Refused {
+            status: 400,
+            retry_after: None,
+        },
+    }
+}
+
+/// For answers that are not waited for: 64 MiB from an agent beside us, with room for a busy one.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+const TOKEN_LOOK: Duration = Duration::from_millis(500);
