@@ -80,7 +80,7 @@ impl Compiler {
             }
             return;
         };
-        let follows: BTreeSet<Interest> = resolved.follows.union(&resolved.pending).cloned().collect();
+        let follows: Box<[Interest]> = resolved.follows.union(&resolved.pending).cloned().collect();
         for interest in &follows {
             self.hosts_of
                 .insert((interest.clone(), listener_name.clone(), host.clone()));

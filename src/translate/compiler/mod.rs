@@ -95,8 +95,8 @@ struct HostUnit {
     /// In order, each once.
     targets: Box<[Destination]>,
     features: BTreeSet<&'static str>,
-    /// Its entries in `hosts_of`.
-    follows: BTreeSet<Interest>,
+    /// Its entries in `hosts_of`, each once. Mostly one: a set would keep room for eleven.
+    follows: Box<[Interest]>,
 }
 
 /// What reaches Envoy of a unit.
