@@ -223,6 +223,16 @@ pub const AREAS: &[Area] = &[
                 "harms itself alone",
                 &["a_stream_that_does_not_read_harms_itself_only"],
             ),
+            row(
+                "more than 16 streams on one connection",
+                "they wait until others end, or are refused; other connections go on",
+                &["streams_beyond_the_limit_wait"],
+            ),
+            row(
+                "frames and headers that HTTP/2 forbids",
+                "the stream or the connection ends with the error that RFC 9113 names; run by hand, as no package has h2spec",
+                &["h2spec_finds_nothing_of_ours"],
+            ),
         ],
     },
     Area {

@@ -291,6 +291,39 @@ async fn guards_its_socket_file() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 }
 
+/// One connection gets no more of us than an Envoy has a use for.
+#[tokio::test]
+async fn streams_beyond_the_limit_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_publish, receiver) = publisher(Some(set_of(&[(Cluster, "a", "1")])));
+    let served = Served::start(folder.path(), receiver).await;
+    let channel = connect(&served.socket).await;
+    let mut open = Vec::new();
+    for _ in 0..16 {
+        let mut client = Client::open(channel.clone(), node("edge"), ask(Cluster, &[]))
+            .await
+            .unwrap();
+        client.next().await.unwrap();
+        open.push(client);
+    }
+    let one_more = async {
+        let mut client = Client::open(channel.clone(), node("edge"), ask(Cluster, &[])).await?;
+        client.next().await
+    };
+    tokio::pin!(one_more);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut one_more).await;
+    assert!(early.is_err(), "answered beyond the limit: {early:?}");
+    // Another connection does not suffer.
+    let mut other = Client::open(connect(&served.socket).await, node("edge"), ask(Cluster, &[]))
+        .await
+        .unwrap();
+    assert_eq!(names(&other.next().await.unwrap()), ["a"]);
+    open.pop();
+    let late = tokio::time::timeout(PATIENCE, one_more).await.expect("its turn");
+    assert_eq!(names(&late.unwrap()), ["a"]);
+    served.end().await;
+}
+
 #[tokio::test]
 async fn ends_streams_when_stopped_or_when_the_gateway_goes() {
     let folder = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@
 mod confirmation;
 mod envoy;
 mod grpc;
+mod h2spec;
 mod harness;
 mod keyless;
 mod model;
