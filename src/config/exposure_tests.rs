@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::model::{Health, Weights};
 
@@ -198,4 +200,43 @@ fn constraints_say_which_and_what_to_do() {
         .document("or ders", &[instance("a", 1, &["portreeve"])])
         .unwrap();
     assert!(exposure().parse("or ders", &names).is_err());
+}
+
+fn tag() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => "portreeve[.-](enable|host|path|strip_path|protocol|port|policy)=[a-z0-9.*,/{}-]{0,24}",
+        1 => Just("portreeve.enable=true".to_owned()),
+        1 => "portreeve[.-]host=(\\*\\.|[a-z]{1,4}\\.)?(apps|shop)\\.example\\.(com|net)",
+        1 => "portreeve\\PC{0,20}",
+        1 => "\\PC{0,20}",
+        1 => "portreeve.host=[a-z.]{0,5}[\\n\\r\u{0}\u{2028}][ -~]{0,20}",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever a registration says: refused with a reason, or no host beyond those that the settings allow.
+    #[test]
+    fn fuzz_tags(all in prop::collection::vec(prop::collection::vec(tag(), 0..6), 1..4)) {
+        let exposure = exposure();
+        let instances: Vec<Instance> = all
+            .iter()
+            .enumerate()
+            .map(|(number, tags)| {
+                let mut tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+                tags.push("portreeve.enable=true");
+                instance(&format!("i{number}"), number as u64, &tags)
+            })
+            .collect();
+        match routes(&exposure, &instances) {
+            Err(problems) => prop_assert!(!problems.is_empty()),
+            Ok(routes) => {
+                for host in routes.iter().flat_map(|route| &route.hostnames) {
+                    let below = host.strip_suffix(".apps.example.com").is_some_and(|rest| !rest.is_empty());
+                    prop_assert!(below || &**host == "shop.example.com", "{host:?}");
+                }
+            }
+        }
+    }
 }

@@ -230,8 +230,9 @@ fn sockets_of(pid: u32) -> impl Iterator<Item = u64> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-
     use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -317,6 +318,20 @@ mod tests {
             assert!(Instant::now() < patience, "{:?}", watch.owners);
             std::thread::sleep(Duration::from_millis(5));
             watch.look(&BTreeSet::from([here]));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Another kernel's table, or none.
+        #[test]
+        fn fuzz_tables_of_sockets(line in "[0-9A-Fa-f:é ]{0,80}|\\PC{0,60}", head in "[ ]*0: [0-9A-F]{8}:[0-9A-F]{4} 0:0 0A .{0,30}") {
+            for table in [format!("sl\n{line}\n"), format!("sl\n{head}{line}\n")] {
+                for socket in listening_of(table.as_bytes()) {
+                    prop_assert!(table.contains(&socket.inode.to_string()), "{table}");
+                }
+            }
         }
     }
 }

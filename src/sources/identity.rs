@@ -109,7 +109,10 @@ pub(in crate::sources) const RENEWED: i64 = 10;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::sources::damage::damaged_json;
 
     fn jwt(claims: &str) -> String {
         let claims = BASE64_URL_SAFE_NO_PAD.encode(claims);
@@ -172,5 +175,18 @@ mod tests {
         assert_eq!(file.look().await, None);
         std::fs::write(&path, jwt(r#"{"iat":3000,"exp":4000}"#)).unwrap();
         assert_eq!(file.look().await.unwrap().end, 4000);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Anybody's text: none, or a date that somebody means.
+        #[test]
+        fn fuzz_identities(claims in damaged_json(r#"{"iat":1000,"nbf":900,"exp":4000.75,"sub":"x"}"#), bytes in "\\PC{0,40}") {
+            let token = format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
+            for life in [life_of(&token), life_of(&bytes)].into_iter().flatten() {
+                prop_assert!((0..253_402_300_800).contains(&life.start) && (0..253_402_300_800).contains(&life.end));
+            }
+        }
     }
 }

@@ -8,6 +8,8 @@ pub mod agent_api;
 pub mod bounded_file;
 pub mod certificates;
 pub mod consul;
+#[cfg(test)]
+mod damage;
 pub mod directory;
 mod health;
 mod identity;

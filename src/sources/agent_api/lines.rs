@@ -95,6 +95,8 @@ impl Cutter {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn cut(longest: usize, chunks: &[&str]) -> Vec<Line> {
@@ -129,5 +131,27 @@ mod tests {
             cut(8, &["123456789\n12345678\n"]),
             [Line::TooLong, whole("12345678")]
         );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Wherever chunks end the lines are those of the whole, and what is held stays within the bound.
+        #[test]
+        fn fuzz_lines(text in "[a\n{}]{0,60}", ends in prop::collection::vec(any::<prop::sample::Index>(), 0..5)) {
+            let mut ends: Vec<usize> = ends.iter().map(|end| end.index(text.len() + 1)).collect();
+            ends.extend([0, text.len()]);
+            ends.sort_unstable();
+            let chunks: Vec<&str> = ends.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let mut expected: Vec<Line> = Vec::new();
+            if text.contains('\n') {
+                expected.extend(whole.split('\n').map(|line| match line.len() > 8 {
+                    true => Line::TooLong,
+                    false => Line::Whole(Bytes::copy_from_slice(line.as_bytes())),
+                }));
+            }
+            prop_assert_eq!(cut(8, &chunks), expected);
+        }
     }
 }

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod,
     KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
@@ -5,6 +6,7 @@ use rcgen::{
 
 use super::*;
 use crate::model::KvVersion;
+use crate::sources::damage::damaged_text;
 
 const NOW: i64 = 1_800_000_000; // January 2027
 
@@ -251,3 +253,29 @@ ZhbM7vov2Ud/ZDu0MAoGA1UdFAQDAgEBMAoGCCqGSM49BAMEA4GLADCBhwJBXTaG
 4q7WdILr88RS+pUAr9r2qWUERbOg7YnvH4o6b0D8VlFE5g==
 -----END X509 CRL-----
 ";
+
+fn texts() -> &'static (String, String) {
+    static TEXTS: std::sync::LazyLock<(String, String)> = std::sync::LazyLock::new(|| {
+        let (one, two) = (authority("one", 2030), authority("two", 2031));
+        let lists = format!("{}{}", list(&one, 2030), list(&two, 2030));
+        (format!("{}{}", one.pem, two.pem), lists)
+    });
+    &TEXTS
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Where revocation is asked for nobody is let in without a list.
+    #[test]
+    fn fuzz_authorities(
+        authorities in damaged_text(&texts().0),
+        lists in prop::option::of(damaged_text(&texts().1)),
+        now in prop_oneof![Just(NOW), any::<i64>()],
+    ) {
+        if let Ok(read) = parse(&authorities, lists.as_deref(), now) {
+            prop_assert!(read.material.chain.contains("BEGIN CERTIFICATE"));
+            prop_assert_eq!(read.material.crl.is_some(), lists.is_some());
+        }
+    }
+}

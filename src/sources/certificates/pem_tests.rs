@@ -1,4 +1,7 @@
+use proptest::prelude::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, SerialNumber};
+
+use crate::sources::damage::damaged_text;
 
 use super::{PemFault, encode, parse, parse_public, timestamp};
 
@@ -172,5 +175,37 @@ proptest::proptest! {
     #[test]
     fn any_text_is_a_value_or_a_fault(chain in ".{0,400}", key in ".{0,400}") {
         let _ = parse(&chain, &key, NOW);
+    }
+}
+
+fn issued() -> &'static Issued {
+    static ISSUED: std::sync::LazyLock<Issued> = std::sync::LazyLock::new(valid);
+    &ISSUED
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What is served is a pair, and no fault shows a line of the key.
+    #[test]
+    fn fuzz_certificates(
+        chain in damaged_text(&format!("{}{}", issued().leaf, issued().intermediate)),
+        key in damaged_text(&issued().key),
+        now in prop_oneof![Just(NOW), any::<i64>()],
+    ) {
+        let secret = issued().key.lines().nth(1).unwrap();
+        match parse(&chain, &key, now) {
+            Ok(material) => {
+                prop_assert!(parse_public(&material.chain, now).is_ok());
+                prop_assert!(material.private_key.is_some());
+                let shown = format!("{:?}", material);
+                prop_assert!(!shown.contains(&secret[..20]));
+            }
+            Err(fault) => {
+                let shown = format!("{fault} {fault:?} {}", fault.fix());
+                prop_assert!(!shown.contains(&secret[..20]), "{shown}");
+            }
+        }
+        _ = parse_public(&chain, now);
     }
 }

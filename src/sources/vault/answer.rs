@@ -178,7 +178,10 @@ fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::E
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::sources::damage::damaged_json;
 
     fn answer(body: &str) -> Answer {
         Answer {
@@ -229,4 +232,23 @@ mod tests {
             ["text", "a number", "null", "a list", "an object", "a boolean"]
         );
     }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// What is said of an answer is one short line, and never what a field holds.
+        #[test]
+        fn fuzz_answers_of_vault(body in damaged_json(ISSUED)) {
+            let answer = Answer { status: 200, body: Zeroizing::new(body) };
+            let said = answer.errors();
+            prop_assert!(said.chars().count() <= MAX_ERROR_CHARS && !said.contains(char::is_control), "{said:?}");
+            prop_assert!(!said.contains("s3cret"));
+            _ = answer.parse::<TokenData>();
+            _ = answer.parse::<Fields>();
+        }
+    }
+
+    const ISSUED: &str = r#"{"errors":["1 error occurred:\n\t* no\n\n"],"warnings":["w"],"lease_id":"","lease_duration":7,
+        "auth":{"client_token":"s3cret","accessor":"a","policies":["p"],"lease_duration":60,"renewable":true},
+        "data":{"private_key":"s3cret","ttl":5,"certificate":"c","ca_chain":["d"],"expiration":17,"metadata":{"version":3}}}"#;
 }

@@ -160,7 +160,10 @@ const PERMISSIONS: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::sources::damage::damaged_json;
 
     const OF_1_8_7: &[u8] = br#"{"web":[
         {"ID":"a1","SourceNS":"default","SourceName":"edge-gw","DestinationNS":"default","DestinationName":"web","SourceType":"consul","Action":"deny","Precedence":9},
@@ -240,5 +243,25 @@ mod tests {
             permissions[1].matching.path,
             PermissionPath::PathExact("/x".into())
         );
+    }
+
+    const PERMISSIONS: &str = r#"{"web":[
+        {"ID":"a1","SourceNS":"default","SourceName":"edge-gw","DestinationName":"web","SourceType":"consul","Precedence":9,"Permissions":[
+            {"Action":"allow","HTTP":{"PathPrefix":"/api","Methods":["GET"],"Header":[{"Name":"X-A","Exact":"1","Invert":true}]},"JWT":null},
+            {"Action":"deny","HTTP":{"PathRegex":"/x.*"}}]},
+        {"ID":"b2","SourceName":"*","DestinationName":"web","SourceType":"consul","Action":"deny","Precedence":8}]}"#;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// No answer that the intention denies is read as one that lets in without condition.
+        #[test]
+        fn fuzz_intentions(body in damaged_json(PERMISSIONS)) {
+            let text = String::from_utf8_lossy(&body).into_owned();
+            if let Ok(Some((by, rule))) = parse(&body, "edge-gw") {
+                prop_assert!(bounded(by.clone()).is_ok());
+                prop_assert!(rule != IntentionRule::Allow || text.contains(r#""allow""#), "{by}: {text}");
+            }
+        }
     }
 }
