@@ -1,5 +1,7 @@
 //! The agent goes away and comes back; Envoy serves on.
 
+use std::path::PathBuf;
+
 use crate::course::{Course, PATIENCE, PLAIN_RULE};
 use crate::support::stack::Options;
 
@@ -38,8 +40,9 @@ async fn agent_restarted() {
     course.end().await;
 }
 
-/// The next version is put in place and started while the old one runs; then the old one ends. It is the same program under
-/// another name: what is played is the way to upgrade, not what differs between two versions.
+/// The next version is put in place and started while the old one runs; then the old one ends. `PORTREEVE_NEXT` names it, beside
+/// an old one in `PORTREEVE`. Otherwise it is the same program under another name: what is played then is the way to upgrade, not
+/// what differs between two versions.
 #[tokio::test(flavor = "multi_thread")]
 async fn agent_upgraded() {
     let options = Options {
@@ -53,7 +56,10 @@ async fn agent_upgraded() {
     // By another process: a child that is being started meanwhile would hold a file that was open for writing here, and it
     // could not be run.
     let copied = std::process::Command::new("cp")
-        .args([&next.program, &program])
+        .args([
+            &std::env::var_os("PORTREEVE_NEXT").map_or(next.program, PathBuf::from),
+            &program,
+        ])
         .status();
     assert!(copied.unwrap().success());
     next.program = program;

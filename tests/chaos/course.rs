@@ -8,8 +8,9 @@ use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
 
+use crate::epochs::{self, Epochs};
 use crate::observer::Observer;
-use crate::summary::{Row, least_requests, rate};
+use crate::summary::{REQUESTS_BAR, Row, least_requests, rate};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::line::{Line, Trouble};
@@ -29,8 +30,8 @@ pub struct Course {
     pub stack: Stack,
     pub line: Arc<Line>,
     pub one: Backend,
-    observer: Observer,
-    load: Load,
+    pub observer: Observer,
+    load: Option<Load>,
     begun: Instant,
     memory_before: u64,
     log_start: usize,
@@ -38,10 +39,14 @@ pub struct Course {
     /// With Vault: a client that trusts it, and what it was served before it asked for something else.
     https: Option<Client>,
     before: Option<Bytes>,
-    changed_at: Option<Instant>,
+    epochs: Epochs,
+    /// How many certificates were asked for, and since when the newest is waited for.
+    asked: u32,
+    asked_at: Option<Instant>,
     converge: Option<Duration>,
-    stale: Option<Duration>,
     without_envoy: Vec<WithoutEnvoy>,
+    past_the_line: u64,
+    once: u64,
 }
 
 /// When an Envoy was killed, was gone, and when the next one answered. Between the first two the kernel still takes
@@ -68,8 +73,14 @@ impl Course {
         Course::begin_with(fault, Options::default()).await
     }
 
-    /// Consul on a disk, one service, one route; with Vault also a certificate, and half of the load by https.
+    /// Consul on a disk, one service, one route; with Vault also a certificate, and the load by https.
     pub async fn begin_with(fault: &'static str, options: Options) -> Course {
+        let rate = rate(options.vault);
+        Course::begin_at(fault, options, rate).await
+    }
+
+    /// The same with so many requests a second.
+    pub async fn begin_at(fault: &'static str, options: Options, rate: u32) -> Course {
         let line = Line::start().await;
         let has_vault = options.vault;
         let stack = Stack::start(Options {
@@ -106,26 +117,29 @@ impl Course {
         let begun = Instant::now();
         let https = client.as_ref().map(|(client, _)| client.clone());
         let load = match client {
-            Some((client, secure)) => Load::start(rate(true), client.timeout(PATIENCE), secure),
-            None => Load::start(rate(false), stack.client().timeout(PATIENCE), request),
+            Some((client, secure)) => Load::start(rate, client.timeout(PATIENCE), secure),
+            None => Load::start(rate, stack.client().timeout(PATIENCE), request),
         };
         let mut course = Course {
             fault,
             memory_before: observer.memory_kib(),
+            epochs: Epochs::watch(stack.client()),
             log_start: stack.agent.process.log_length(),
             stack,
             line,
             one,
             observer,
-            load,
+            load: Some(load),
             begun,
             epoch: 0,
             https,
             before: None,
-            changed_at: None,
+            asked: 0,
+            asked_at: None,
             converge: None,
-            stale: None,
             without_envoy: Vec::new(),
+            past_the_line: 0,
+            once: 0,
         };
         course.lasts(500).await;
         course
@@ -148,34 +162,35 @@ impl Course {
 
     /// Writes a change past the bad line, for the agent to find when it can.
     pub async fn change(&mut self, rule: &str) -> u32 {
-        self.epoch += 1;
-        let text = shop(self.epoch, rule);
-        self.changed_at.get_or_insert_with(Instant::now);
+        let text = self.next(rule);
         self.stack.put("shop", &text).await;
         self.epoch
     }
 
+    /// The next change, to be written at once.
+    pub fn next(&mut self, rule: &str) -> String {
+        self.epoch += 1;
+        self.epochs.written(self.epoch);
+        shop(self.epoch, rule)
+    }
+
     /// Writes a change on the other side of a link, where Consul is.
     pub fn change_there(&mut self, rule: &str, network: &FarNetwork) {
-        self.epoch += 1;
-        let text = shop(self.epoch, rule);
-        self.changed_at.get_or_insert_with(Instant::now);
+        let text = self.next(rule);
         let consul = program("consul").display().to_string();
         let address = format!("-http-addr=http://127.0.0.1:{}", self.stack.consul.port);
         network.run(&consul, &["kv", "put", &address, "portreeve/config/shop", &text]);
     }
 
     /// Of which change the answers are now.
-    pub async fn served_epoch(&self) -> Option<String> {
-        let request = Request::get("shop.example.com", "/");
-        let reply = self.stack.client().send(&request).await.expect("an answer");
-        let epoch = reply.headers.get("x-epoch")?.to_str().ok()?;
-        Some(epoch.to_owned())
+    pub async fn served_epoch(&self) -> Option<u32> {
+        let reply = self.stack.client().send(&epochs::request()).await;
+        epochs::epoch_of(&reply.expect("an answer"))
     }
 
     /// The dependency answers again, from now on: measures until the newest change is served.
     pub async fn recovers(&mut self) {
-        if self.changed_at.is_none() {
+        if !self.epochs.is_due() {
             self.change(PLAIN_RULE).await;
         }
         let since = Instant::now();
@@ -185,26 +200,24 @@ impl Course {
 
     fn converged_since(&mut self, since: Instant) {
         let converge = since.elapsed();
-        let stale = self.changed_at.take().map(|at| at.elapsed());
-        self.stale = self.stale.max(stale);
         self.converge = Some(self.converge.map_or(converge, |before| before.max(converge)));
     }
 
     /// Waits until the newest change is served.
     pub async fn is_served(&self) {
-        let request = Request::get("shop.example.com", "/");
-        let expected = self.epoch.to_string();
+        let request = epochs::request();
         let client = self.stack.client();
         wait_for("the newest change", PATIENCE, async || {
             let reply = client
                 .send(&request)
                 .await
                 .map_err(|failure| anyhow::anyhow!("{failure}"))?;
-            let epoch = reply.headers.get("x-epoch").and_then(|value| value.to_str().ok());
+            let epoch = epochs::epoch_of(&reply);
             anyhow::ensure!(
-                reply.status == 200 && epoch == Some(&expected),
-                "{} of epoch {epoch:?}, expected {expected}",
-                reply.status
+                reply.status == 200 && epoch == Some(self.epoch),
+                "{} of epoch {epoch:?}, expected {}",
+                reply.status,
+                self.epoch
             );
             Ok(())
         })
@@ -233,15 +246,25 @@ impl Course {
 
     /// Asks for a certificate of other parameters than before, by its document.
     pub async fn ask_for_another_certificate(&mut self) {
-        self.epoch += 1;
-        let hours = 71 - self.epoch;
-        let text = secure("backend \"consul\" \"orders\" {}").replace(
+        self.next_certificate();
+        let text = self.www();
+        self.before = self.certificate().await;
+        self.asked_at.get_or_insert_with(Instant::now);
+        self.stack.put("www", &text).await;
+    }
+
+    /// From now on the document asks for a certificate of other parameters.
+    pub fn next_certificate(&mut self) {
+        self.asked += 1;
+    }
+
+    /// The document with https: a gateway, its certificate and a route.
+    pub fn www(&self) -> String {
+        let hours = 24 + self.asked % 48;
+        secure("backend \"consul\" \"orders\" {}").replace(
             "common_name = \"www.example.com\"\n",
             &format!("common_name = \"www.example.com\"\n    ttl         = \"{hours}h\"\n"),
-        );
-        self.changed_at.get_or_insert_with(Instant::now);
-        self.before = self.certificate().await;
-        self.stack.put("www", &text).await;
+        )
     }
 
     /// Vault answers again, from now on: measures until the certificate asked for is served.
@@ -252,6 +275,9 @@ impl Course {
             Ok(())
         })
         .await;
+        if let Some(asked_at) = self.asked_at.take() {
+            self.epochs.note(asked_at.elapsed());
+        }
         self.converged_since(since);
     }
 
@@ -282,6 +308,45 @@ impl Course {
         self.without_envoy.push(WithoutEnvoy { killed, gone, open });
     }
 
+    /// The supervised Envoy makes way for another.
+    pub async fn restart_envoy(&self) {
+        let before = self.stack.envoy_pid();
+        // Refused (409) while the one before last still drains. Each try looks through all processes: not fifty a second.
+        wait_for("a planned restart", SOON * 3, async || {
+            let agent = &self.stack.agent;
+            let answer = agent.api(Method::POST, "/v1/envoy/restart", "").await?;
+            if !answer.status.is_success() {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+            answer.ok()
+        })
+        .await;
+        assert_ne!(self.stack.envoy_pid(), before);
+    }
+
+    /// Requests of its sources, as the agent counts them: the line does not see those that go past it.
+    pub async fn requests_made(&self) -> f64 {
+        let metrics = self.stack.agent.api(Method::GET, "/v1/metrics", "").await;
+        let metrics = metrics.expect("the agent's metrics").text();
+        let made = metrics.lines().filter_map(|line| {
+            let (_, count) = line
+                .strip_prefix("portreeve_source_requests_total{")?
+                .rsplit_once(' ')?;
+            count.parse::<f64>().ok()
+        });
+        made.sum()
+    }
+
+    /// One great change may cost so many requests, once.
+    pub fn may_ask_once(&mut self, requests: u64) {
+        self.once = requests;
+    }
+
+    /// So many requests a second went past the line.
+    pub fn asked_past_the_line(&mut self, per_second: f64) {
+        self.past_the_line = self.past_the_line.max(per_second.ceil() as u64);
+    }
+
     /// What status says of problems, as text.
     pub async fn status(&self) -> String {
         let answer = self.stack.agent.api(Method::GET, "/v1/status", "").await;
@@ -308,37 +373,43 @@ impl Course {
         .await;
     }
 
-    /// Sends on until there are enough requests, and closes the account.
+    /// Sends on until there are enough requests, closes the account, and holds it to the bars.
     pub async fn end(mut self) {
+        self.account().await.settle();
+    }
+
+    /// Sends on until there are enough requests, and closes the account.
+    pub async fn account(&mut self) -> Row {
         if self.converge.is_none() {
             self.recovers().await;
         }
-        while self.load.so_far().sent < least_requests() {
+        let load = self.load.take().expect("an open account");
+        while load.so_far().sent < least_requests() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let report = self.load.finish().await;
+        let report = load.finish().await;
         let excused = excused(&report, &self.without_envoy);
         let excused_in_all: u64 = excused.values().filter_map(Value::as_u64).sum();
         let failed = report.lost() - excused_in_all;
         if failed > 0 {
             println!("{}: {report}", self.fault);
         }
-        let row = Row {
+        Row {
             fault: self.fault,
             sent: report.sent,
             failed,
             excused,
             worst: report.latency(1.0),
             converge: self.converge,
-            stale: self.stale,
+            stale: self.epochs.longest(),
             cpu: self.observer.cpu(),
             busiest_cpu: self.observer.busiest_cpu(),
-            busiest_second: self.line.busiest_second(),
+            busiest_second: self.line.busiest_second().max(self.past_the_line),
+            requests_bar: REQUESTS_BAR + self.once,
             memory_before_kib: self.memory_before,
             memory_after_kib: self.observer.memory_kib(),
             told: told(&self.stack.agent.process.log()[self.log_start..]),
-        };
-        row.settle();
+        }
     }
 }
 

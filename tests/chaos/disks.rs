@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::course::{Course, PATIENCE, PLAIN_RULE};
 use crate::support::agent::SmallDisk;
+use crate::support::client::Request;
 use crate::support::stack::{Options, route};
 
 /// In KiB: the agent's state fits, and little beside.
@@ -44,6 +45,13 @@ async fn disk_full() {
     course.change(PLAIN_RULE).await;
     course.log_says("the agent's state is saved again").await;
     course.recovers().await;
+    // Back to where it began: what is still held then is held of nothing.
+    course.stack.consul.delete_tree("portreeve/config/large").await;
+    let last = Request::get("large0.example.com", "/");
+    course
+        .stack
+        .until(&last, "the large documents' end", |reply| reply.status == 404)
+        .await;
     course.end().await;
 }
 

@@ -10,8 +10,11 @@
 mod support;
 
 mod course;
+mod epochs;
 mod observer;
+mod record;
 mod summary;
+mod trend;
 
 mod agents;
 mod clocks;
@@ -23,4 +26,5 @@ mod envoys;
 mod partitions;
 mod routes;
 mod several;
+mod soak;
 mod vaults;

@@ -66,14 +66,33 @@ impl Observer {
         used.busiest.unwrap_or_else(|| used.share())
     }
 
+    /// What it took since the start.
+    pub fn cpu_time(&self) -> Duration {
+        let (_, ticks) = self.used.lock().unwrap().last();
+        Duration::from_secs_f64(ticks as f64 / TICKS_PER_SECOND)
+    }
+
     /// Resident memory now; 0 when it does not run.
     pub fn memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid.load(Ordering::Relaxed)));
-        let status = status.unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok())
-            .unwrap_or(0)
+        memory_kib(self.pid())
     }
+
+    pub fn pid(&self) -> u32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+}
+
+/// Resident memory of a process now; 0 when it does not run.
+pub fn memory_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// How many files a process has open.
+pub fn open_files(pid: u32) -> u64 {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count() as u64)
 }
 
 impl Drop for Observer {

@@ -1,7 +1,7 @@
 //! The network between the agent and Consul loses every packet: Consul is in a network of its own, at the end of a link.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::course::{Course, PLAIN_RULE};
 use crate::support::network::{self, FarNetwork};
@@ -19,6 +19,8 @@ async fn consul_partitioned() {
         ..Options::default()
     };
     let mut course = Course::begin_with("consul_partitioned", options).await;
+    let (begun, made) = (Instant::now(), course.requests_made().await);
+    assert!(made > 0.0, "nothing is counted");
     for _ in 0..course.rounds(1) {
         link.cut();
         assert_packets_vanish(&course.stack.consul.address()).await;
@@ -42,6 +44,8 @@ async fn consul_partitioned() {
         link.mend();
         course.is_served().await;
     }
+    let made = course.requests_made().await - made;
+    course.asked_past_the_line(made / begun.elapsed().as_secs_f64());
     course.end().await;
 }
 

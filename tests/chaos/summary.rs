@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::record::FAULTS;
+
 /// The long form, by `make chaos`.
 pub fn is_long() -> bool {
     std::env::var("CHAOS").is_ok_and(|form| form == "long")
@@ -30,9 +32,9 @@ pub fn rate(is_https: bool) -> u32 {
 const CONVERGE_BAR: Duration = Duration::from_secs(2);
 /// Of one core, over the whole fault, and in the five seconds with the most. A busy loop takes all of it; the most that any
 /// fault takes in five seconds is a quarter, unoptimised.
-const CPU_BAR: f64 = 0.5;
+pub const CPU_BAR: f64 = 0.5;
 /// Requests of Consul's within one second.
-const REQUESTS_BAR: u64 = 60;
+pub const REQUESTS_BAR: u64 = 60;
 /// What the agent may hold more after a fault than before. An allocator keeps some of a peak.
 const MEMORY_BAR_KIB: u64 = 24 * 1024;
 
@@ -46,12 +48,14 @@ pub struct Row {
     pub excused: Map<String, Value>,
     pub worst: Duration,
     pub converge: Option<Duration>,
-    /// From the write of a change that had to wait for the fault's end to the first request that met it.
+    /// From the write of a change to the first request that met it: the longest, the fault's own duration with it.
     pub stale: Option<Duration>,
     /// Share of one core that the agent took.
     pub cpu: f64,
     pub busiest_cpu: f64,
     pub busiest_second: u64,
+    /// Above [`REQUESTS_BAR`] where the fault is one great change.
+    pub requests_bar: u64,
     pub memory_before_kib: u64,
     pub memory_after_kib: u64,
     /// What the operator saw: warnings and errors in the agent's log, each kind once.
@@ -64,12 +68,12 @@ impl Row {
     }
 
     /// Which bars it did not keep. Times and shares of the machine count in the long form alone, where nothing runs beside.
-    fn missed(&self) -> Vec<String> {
+    pub fn missed(&self) -> Vec<String> {
         let mut missed = Vec::new();
         if self.failed > 0 {
             missed.push(format!("{} requests failed", self.failed));
         }
-        if self.busiest_second > REQUESTS_BAR {
+        if self.busiest_second > self.requests_bar {
             missed.push(format!(
                 "{} requests of Consul in one second",
                 self.busiest_second
@@ -104,6 +108,7 @@ impl Row {
 
     /// Prints it, writes it down, and panics if a bar was missed.
     pub fn settle(self) {
+        assert!(FAULTS.contains(&self.fault), "{} is not in the list", self.fault);
         let ms = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64() * 1e3);
         let brief = json!({
             "sent": self.sent,
@@ -169,15 +174,20 @@ fn table(all: &Map<String, Value>) -> String {
     text
 }
 
-fn merge(file: &str, fault: &str, row: Value) {
-    // Faults may run side by side.
-    static WRITING: Mutex<()> = Mutex::new(());
-    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(if is_long() {
+pub fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(if is_long() {
         "target/chaos"
     } else {
         "target/chaos-short"
-    });
+    })
+}
+
+/// Puts a row of this name into a file of the results.
+pub fn merge(file: &str, fault: &str, row: Value) {
+    // Faults may run side by side.
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = directory();
     std::fs::create_dir_all(&directory).expect("a directory for the summary");
     // A fault in a network of its own is played by another process.
     let lock = std::fs::File::create(directory.join("lock")).expect("a lock for the summary");

@@ -13,6 +13,12 @@ use super::orphans::kill_named;
 use super::process::{Launch, Process};
 use super::{START_LIMIT, scratch_directory, wait_for};
 
+/// What cargo built, or another build: `PORTREEVE` names it.
+pub fn program_under_test() -> PathBuf {
+    let named = std::env::var_os("PORTREEVE").map(PathBuf::from);
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_portreeve").into())
+}
+
 /// What the agent's API answers 2xx on once it serves.
 pub const READY_PATH: &str = "/v1/ready";
 
@@ -40,7 +46,7 @@ impl Agent {
     /// An agent with a scratch directory of its own, where its API's socket is expected as `api.sock`.
     pub fn prepare() -> AgentLaunch {
         let directory = scratch_directory("agent");
-        let launch = Launch::new("portreeve", env!("CARGO_BIN_EXE_portreeve"), directory.path());
+        let launch = Launch::new("portreeve", program_under_test(), directory.path());
         AgentLaunch {
             launch,
             api: directory.path().join("api.sock"),
@@ -184,7 +190,7 @@ impl AgentLaunch {
 
 /// Runs a portreeve command to its end, with an environment free of Consul's and Vault's variables.
 pub fn run(directory: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_portreeve"));
+    let mut command = Command::new(program_under_test());
     command
         .args(args)
         .current_dir(directory)

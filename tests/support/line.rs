@@ -137,9 +137,15 @@ impl Line {
                     }
                 }
                 Trouble::Late(by) => {
-                    tokio::time::sleep(by).await;
                     tokio::select! {
-                        answer = &mut passed => return answer,
+                        // Of a poll, too: what it has to tell is late, not the beginning of its wait.
+                        answer = &mut passed => {
+                            tokio::select! {
+                                () = tokio::time::sleep(by) => {}
+                                _ = trouble.changed() => {}
+                            }
+                            return answer;
+                        }
                         _ = trouble.changed() => {}
                     }
                 }

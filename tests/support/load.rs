@@ -12,6 +12,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::client::{Client, Failure, Reply, Request};
 
+/// A connection whose first packet was lost is tried again after a second: what takes so long is worth to be known one by one.
+const SLOW: Duration = Duration::from_millis(500);
+
 /// What became of the requests. `sent` is the sum of all the others.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -28,6 +31,8 @@ pub struct Report {
     pub failures: Vec<Failed>,
     /// The first few of each kind of failure, and when since the start.
     pub first: Vec<String>,
+    /// Those that took longer than [`SLOW`], answered or not: when they were due, and how long.
+    pub slow: Vec<(Duration, Duration)>,
     /// From the moment a request was due, not from when it left: a stall counts in full.
     latencies: Vec<Duration>,
 }
@@ -136,6 +141,9 @@ impl Report {
     ) {
         self.sent += 1;
         self.latencies.push(latency);
+        if latency > SLOW {
+            self.slow.push((at, latency));
+        }
         let (so_many, problem) = match outcome {
             Ok(reply) => {
                 if let Some(backend) = reply.backend() {

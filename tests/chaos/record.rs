@@ -1,0 +1,280 @@
+//! The runs that the documentation shows: `docs/contributing/endurance.json` keeps their figures, `RECORD=1` adds a run (or
+//! `RECORD=<commit>`, of the build that `PORTREEVE` names), and the page beside is drawn from it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use crate::summary::directory;
+
+/// Every fault that the suite plays.
+pub const FAULTS: [&str; 34] = [
+    "agent_killed",
+    "agent_restarted",
+    "agent_upgraded",
+    "clock_jumps",
+    "consul_agent_restarted",
+    "consul_answers_403",
+    "consul_answers_429",
+    "consul_answers_500",
+    "consul_index_goes_back",
+    "consul_leader_lost",
+    "consul_partitioned",
+    "consul_polls_cut",
+    "consul_restarted",
+    "consul_silent",
+    "consul_slow",
+    "disk_full",
+    "disk_read_only",
+    "a_refusal_among_good_changes",
+    "a_thousand_documents_in_one_second",
+    "gateway_replaced_by_apply",
+    "half_of_the_documents_broken",
+    "deployments_replaced",
+    "endpoints_rolled",
+    "envoy_killed",
+    "envoy_restarted",
+    "listeners_added_and_removed",
+    "routes_edited",
+    "several_at_once",
+    "certificates_rotated",
+    "vault_down",
+    "vault_role_deleted",
+    "vault_sealed",
+    "vault_token_expired",
+    "soak",
+];
+
+const LEAST_OF_A_SUITE: u64 = 100_000;
+const LEAST_OF_A_FAULT: u64 = 5_000;
+
+/// What keeps these results from being those of a whole suite.
+fn shortcomings(faults: &Map<String, Value>) -> Vec<String> {
+    let sent = |fault: &str| faults.get(fault).map(|row| row["sent"].as_u64().unwrap_or(0));
+    let mut short = Vec::new();
+    // The soak has results of its own.
+    for fault in FAULTS.iter().filter(|fault| **fault != "soak") {
+        match sent(fault) {
+            None => short.push(format!("{fault} was not played")),
+            Some(sent) if sent < LEAST_OF_A_FAULT => short.push(format!("{fault}: {sent} requests")),
+            Some(_) => {}
+        }
+    }
+    let all: u64 = faults.keys().filter_map(|fault| sent(fault)).sum();
+    if all < LEAST_OF_A_SUITE {
+        short.push(format!("{all} requests in all"));
+    }
+    short
+}
+
+/// After a suite, by `make chaos`: looks whether it was whole, and records it if that is asked for.
+#[test]
+fn the_suite_is_whole() {
+    let row = |sent: u64| json!({ "sent": sent });
+    let whole: Map<String, Value> = FAULTS
+        .iter()
+        .map(|fault| ((*fault).to_owned(), row(5_000)))
+        .collect();
+    assert_eq!(shortcomings(&whole), [""; 0]);
+    let mut short = whole.clone();
+    short.insert("disk_full".to_owned(), row(4_999));
+    short.remove("vault_down");
+    assert_eq!(
+        shortcomings(&short),
+        ["disk_full: 4999 requests", "vault_down was not played"]
+    );
+
+    if std::env::var_os("CHAOS_PLAYED").is_none() {
+        return;
+    }
+    let text = std::fs::read_to_string(directory().join("details.json")).expect("the results of a suite");
+    let played: Map<String, Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(shortcomings(&played), [""; 0]);
+    let kept = [
+        "sent",
+        "failed",
+        "excused",
+        "worst_ms",
+        "converge_ms",
+        "stale_ms",
+        "agent_cpu_share_busiest_5s",
+        "consul_busiest_second",
+        "agent_kib_before",
+        "agent_kib_after",
+    ];
+    let faults: Map<String, Value> = played
+        .iter()
+        .map(|(fault, row)| {
+            let row = kept.iter().map(|name| ((*name).to_owned(), rounded(&row[*name])));
+            (fault.clone(), Value::Object(row.collect()))
+        })
+        .collect();
+    let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    add("suites", &date, json!({ "faults": faults }));
+}
+
+/// Records a soak, if that is asked for.
+pub fn soak(date: &str, figures: &Value) {
+    let figures = figures.as_object().expect("figures").iter();
+    let rounded = figures.map(|(name, value)| (name.clone(), rounded(value)));
+    add("soaks", date, Value::Object(rounded.collect()));
+}
+
+/// Three digits are more than a run repeats.
+fn rounded(value: &Value) -> Value {
+    match value.as_f64() {
+        Some(number) if value.is_f64() => json!((number * 1e3).round() / 1e3),
+        _ => match value.as_array() {
+            Some(list) => list.iter().map(rounded).collect(),
+            None => value.clone(),
+        },
+    }
+}
+
+fn add(kind: &str, date: &str, mut run: Value) {
+    let Ok(record) = std::env::var("RECORD") else {
+        return;
+    };
+    run["date"] = json!(date);
+    run["note"] = json!(std::env::var("RECORD_NOTE").unwrap_or_default());
+    // Of another build than this tree's it is told which.
+    run["commit"] = json!(if record == "1" { commit() } else { record });
+    run["cores"] = json!(std::thread::available_parallelism().map_or(0, usize::from));
+    let mut all = recorded();
+    all[kind].as_array_mut().expect("a list of runs").push(run);
+    let text = serde_json::to_string_pretty(&all).unwrap() + "\n";
+    std::fs::write(docs().with_extension("json"), text).unwrap();
+    std::fs::write(docs(), page(&all)).unwrap();
+}
+
+fn commit() -> String {
+    let output = Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    output.map_or_else(
+        |_| "unknown".to_owned(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/contributing/endurance.md")
+}
+
+fn recorded() -> Value {
+    let text = std::fs::read_to_string(docs().with_extension("json")).expect("the recorded runs");
+    serde_json::from_str(&text).expect("runs in JSON")
+}
+
+#[test]
+fn the_page_of_runs_is_drawn_from_their_figures() {
+    let page = page(&recorded());
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(docs(), &page).unwrap();
+    }
+    let written = std::fs::read_to_string(docs()).unwrap_or_default();
+    assert!(
+        written == page,
+        "docs/contributing/endurance.md is out of date: UPDATE_REFERENCE=1 cargo test --test chaos record"
+    );
+}
+
+fn page(all: &Value) -> String {
+    let runs = |kind: &str| all[kind].as_array().cloned().unwrap_or_default();
+    let mut text = include_str!("endurance.md").to_owned();
+    text.push_str(&soaks(&runs("soaks")));
+    let suites = runs("suites");
+    text.push_str(&format!(
+        "\n## Suites\n\nRuns so far: {} of 5. `make chaos`; with `RECORD=1` it adds one here. Every request that failed, other than \
+         those excused, would have failed the suite. Excused are requests in flight on an Envoy that the fault killed, and those while \
+         there was none. Converged: from the moment the dependency answers again until a change is served. Stale: from the write of \
+         a change until it is served, the longest, the fault's own duration with it. Busiest: of one core, and requests of Consul.\n",
+        suites.len()
+    ));
+    for (at, run) in suites.iter().enumerate() {
+        text.push_str(&suite(at + 1, run));
+    }
+    text
+}
+
+fn soaks(runs: &[Value]) -> String {
+    let mut text = String::from(
+        "| date | commit | minutes | sent | failed | slowest | p99 | longest stale | changes | agent's memory | growth per hour | \
+         agent's files | Envoy's memory | agent, of one core | Consul, requests a second |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for run in runs {
+        let number = |name: &str| run[name].as_f64().unwrap_or_default();
+        let pair = |name: &str, by: f64| {
+            let of = |at: usize| run[name][at].as_f64().unwrap_or_default() / by;
+            format!("{:.1} to {:.1}", of(0), of(1))
+        };
+        let changes: Map<String, Value> = run["changes"].as_object().cloned().unwrap_or_default();
+        let changes: Vec<String> = changes
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        text.push_str(&format!(
+            "| {} | {} | {:.0} | {} | {} | {:.0} ms | {:.1} ms | {:.0} ms | {} | {} MiB | {:+.0} KiB | {} | {} MiB | {:.1} % | {:.1} |\n",
+            run["date"].as_str().unwrap_or_default(),
+            run["commit"].as_str().unwrap_or_default(),
+            number("minutes"),
+            number("sent"),
+            number("failed"),
+            number("worst_ms"),
+            number("p99_ms"),
+            number("stale_ms"),
+            changes.join(", "),
+            pair("agent_kib", 1024.0),
+            number("agent_kib_per_hour"),
+            pair("agent_files", 1.0),
+            pair("envoy_kib", 1024.0),
+            number("agent_cpu_share") * 100.0,
+            number("consul_per_second"),
+        ));
+    }
+    text
+}
+
+fn suite(at: usize, run: &Value) -> String {
+    let faults = run["faults"].as_object().cloned().unwrap_or_default();
+    let sum = |name: &str| faults.values().filter_map(|row| row[name].as_u64()).sum::<u64>();
+    let mut text = format!(
+        "\n### Run {at}: {}, commit {}, {} cores\n\n{} faults, {} requests, {} failed, {} excused. {}\n\n\
+         | fault | sent | failed | excused | slowest | converged after | stale for | agent, busiest 5 s | Consul, busiest second | agent's \
+         memory |\n|---|---|---|---|---|---|---|---|---|---|\n",
+        run["date"].as_str().unwrap_or_default(),
+        run["commit"].as_str().unwrap_or_default(),
+        run["cores"],
+        faults.len(),
+        sum("sent"),
+        sum("failed"),
+        sum("excused"),
+        run["note"].as_str().unwrap_or_default(),
+    );
+    for (fault, row) in &faults {
+        let number = |name: &str| row[name].as_f64().unwrap_or_default();
+        let ms = |name: &str| {
+            row[name]
+                .as_f64()
+                .map_or(String::new(), |ms| format!("{ms:.0} ms"))
+        };
+        text.push_str(&format!(
+            "| `{fault}` | {} | {} | {} | {} | {} | {} | {:.0} % | {} | {:.1} to {:.1} MiB |\n",
+            row["sent"],
+            row["failed"],
+            row["excused"],
+            ms("worst_ms"),
+            ms("converge_ms"),
+            ms("stale_ms"),
+            number("agent_cpu_share_busiest_5s") * 100.0,
+            row["consul_busiest_second"],
+            number("agent_kib_before") / 1024.0,
+            number("agent_kib_after") / 1024.0,
+        ));
+    }
+    text
+}
