@@ -236,6 +236,14 @@ fn soaks(runs: &[Value]) -> String {
             number("consul_per_second"),
         ));
     }
+    for run in runs {
+        if let (Some(date), Some(note)) = (
+            run["date"].as_str(),
+            run["note"].as_str().filter(|note| !note.is_empty()),
+        ) {
+            text.push_str(&format!("\n{date}: {note}\n"));
+        }
+    }
     text
 }
 
