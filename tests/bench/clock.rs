@@ -30,6 +30,17 @@ pub fn cpu_of<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     (thread_cpu() - before, value)
 }
 
+/// CPU time of another process, of all threads that it has: what `utime` and `stime` say in hundredths of a second, to
+/// the nanosecond.
+pub fn cpu_of_process(pid: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let times = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(times.sum())
+}
+
 /// VmRSS.
 pub fn resident_mib(pid: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");

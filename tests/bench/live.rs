@@ -3,6 +3,7 @@
 //! The agent reaches Consul over TLS, where its long polls share connections, unless it is told otherwise: plain HTTP has
 //! room for some 150 of them.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -14,6 +15,7 @@ use crate::support::client::{Client, Request};
 use crate::support::consul::Consul;
 use crate::support::pki::Ca;
 use crate::support::ports::free_port;
+use crate::support::stack::pid_of_envoy;
 use crate::support::{program, scratch_directory, wait_for};
 use crate::synthetic;
 
@@ -24,6 +26,7 @@ pub struct Live {
     /// When the agent was started.
     pub launched: Instant,
     consul_https: u16,
+    data: PathBuf,
     _certificates: TempDir,
 }
 
@@ -58,6 +61,7 @@ impl Live {
         before(&consul.consul).await;
         let consul_block = consul.settings(towards);
         let launch = Agent::prepare();
+        let data = launch.directory().join("data");
         let settings = format!(
             r#"
 gateways  = ["edge"]
@@ -87,7 +91,7 @@ api {{
   socket = "{api}"
 }}
 "#,
-            data = launch.directory().join("data").display(),
+            data = data.display(),
             envoy = program("envoy").display(),
             api = launch.api().display(),
         );
@@ -101,6 +105,7 @@ api {{
             client: Client::http(http).keep_alive(),
             launched,
             consul_https: consul.https,
+            data,
             _certificates: consul.certificates,
         };
         live.put("gateway", &synthetic::gateway(http)).await;
@@ -137,8 +142,12 @@ api {{
     }
 
     pub async fn until_status(&self, host: &str, status: u16) {
-        let request = Request::get(host, "/");
-        wait_for(&format!("{status} from {host}"), PATIENCE, async || {
+        self.until_answer(host, "/", status).await;
+    }
+
+    pub async fn until_answer(&self, host: &str, path: &str, status: u16) {
+        let request = Request::get(host, path);
+        wait_for(&format!("{status} from {host}{path}"), PATIENCE, async || {
             let reply = self.client.send(&request).await;
             let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
             anyhow::ensure!(reply.status == status, "it is {}", reply.status);
@@ -153,6 +162,10 @@ api {{
             Towards::Plain => self.consul.port,
             Towards::Tls => self.consul_https,
         }
+    }
+
+    pub fn envoy_pid(&self) -> u32 {
+        pid_of_envoy(&self.data).try_into().expect("a process")
     }
 
     pub fn resident_mib(&self) -> f64 {

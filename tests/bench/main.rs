@@ -17,12 +17,15 @@ mod ads_client;
 mod child;
 mod clock;
 mod cold_start;
+mod config_overhead;
 mod endpoint_change;
 mod fanout;
 mod floor;
 mod large_catalog;
 mod live;
+mod load;
 mod one_change;
+mod path_rules;
 mod plan;
 mod reconnect;
 mod report;
@@ -43,12 +46,14 @@ use report::Report;
 /// One group of rows.
 type Group = fn(&Plan, &mut Report);
 
-const GROUPS: [(&str, Group); 7] = [
+const GROUPS: [(&str, Group); 9] = [
     ("translate", translate::run),
     ("fanout", fanout::run),
     ("reconnect", reconnect::run),
     ("endpoint", endpoint_change::run),
     ("route", route_change::run),
+    ("path-rules", path_rules::run),
+    ("config-overhead", config_overhead::run),
     ("catalog", large_catalog::run),
     ("cold-start", cold_start::run),
 ];

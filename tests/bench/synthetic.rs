@@ -1,6 +1,7 @@
 //! Documents and services by the thousand.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use portreeve::config::{Config, Permissions};
@@ -120,6 +121,22 @@ pub fn route(name: &str, host: &str, rules: usize, service: &str, edition: usize
         text.push_str(&format!("  rule \"p{rule}\" {{\n    match {{ path_prefix = \"{path}\" }}\n    backend \"consul\" \"{service}\" {{}}\n  }}\n"));
     }
     text + "}\n"
+}
+
+/// Some of many rules of one host, each for a path of its own: every other one exact, the others prefixes of one length.
+pub fn path_rules(name: &str, host: &str, rules: Range<usize>, service: &str) -> String {
+    let mut text =
+        format!("http_route \"{name}\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"{host}\"]\n\n");
+    for rule in rules {
+        let kind = if rule % 2 == 0 { "path" } else { "path_prefix" };
+        let path = numbered_path(rule);
+        text.push_str(&format!("  rule \"p{rule}\" {{\n    match {{ {kind} = \"{path}\" }}\n    backend \"consul\" \"{service}\" {{}}\n  }}\n"));
+    }
+    text + "}\n"
+}
+
+pub fn numbered_path(rule: usize) -> String {
+    format!("/p{rule:05}")
 }
 
 pub fn document(name: &str, text: &str) -> Document {

@@ -23,7 +23,12 @@ impl Envoy {
     /// directory.
     /// Does not wait: an Envoy on xDS is ready once its server has answered.
     pub fn start(bootstrap: &Value) -> Envoy {
-        Envoy::start_program(program("envoy"), bootstrap)
+        Envoy::start_program(program("envoy"), bootstrap, 2)
+    }
+
+    /// With so many worker threads instead of two.
+    pub fn start_with_workers(bootstrap: &Value, workers: usize) -> Envoy {
+        Envoy::start_program(program("envoy"), bootstrap, workers)
     }
 
     /// The Envoy that `tests/setup.sh envoy <version>` fetched, e.g. `"1.36"`.
@@ -34,7 +39,7 @@ impl Envoy {
             program.is_file(),
             "no Envoy {version}: run tests/setup.sh envoy {version}"
         );
-        Envoy::start_program(program, bootstrap)
+        Envoy::start_program(program, bootstrap, 2)
     }
 
     /// From a bootstrap file in JSON whose admin interface is a unix socket.
@@ -44,7 +49,7 @@ impl Envoy {
         Envoy::start(&serde_json::from_str(&text).expect("a bootstrap in JSON"))
     }
 
-    fn start_program(program: PathBuf, bootstrap: &Value) -> Envoy {
+    fn start_program(program: PathBuf, bootstrap: &Value, workers: usize) -> Envoy {
         let directory = scratch_directory("envoy");
         let mut bootstrap = bootstrap.clone();
         if bootstrap["admin"].is_null() {
@@ -63,7 +68,7 @@ impl Envoy {
         let launch = launch.args([
             "--disable-hot-restart",
             "--concurrency",
-            "2",
+            &workers.to_string(),
             "--log-level",
             "info",
         ]);
