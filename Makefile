@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny growth bench bench-quick bench-instructions fuzz-smoke chaos soak docs clean
+.PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny growth bench bench-full bench-quick bench-instructions fuzz-smoke chaos soak docs clean
 
 help: ## Print these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -53,6 +53,11 @@ unit: ## Run every test; the programs must be there (make setup envoys)
 bench: setup ## Run every benchmark, three rounds
 	cargo bench --locked --bench suite
 	@tests/bench/instructions.sh
+
+bench-full: setup ## Run the benchmarks that take hours too, going on where an earlier run ended; AGAIN=1 begins anew
+	cargo bench --locked --bench suite -- --full $(if $(AGAIN),--again)
+	@RESUME=$(if $(AGAIN),,1) tests/bench/instructions.sh
+	@RESUME=$(if $(AGAIN),,1) tests/bench/instructions.sh bench long
 
 bench-quick: setup ## Run every benchmark once, with small sizes
 	cargo bench --locked --bench suite -- --quick

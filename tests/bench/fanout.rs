@@ -41,46 +41,67 @@ struct Fanout {
 }
 
 pub fn run(plan: &Plan, report: &mut Report) {
+    let (clusters, changes) = if plan.quick { (100, 10) } else { (1_000, 30) };
+    let memory = if plan.quick {
+        "rss_per_stream_100_kib"
+    } else {
+        "rss_per_stream_1k_kib"
+    };
+    report.add("fanout_clusters", "clusters", clusters as f64);
+    for _ in 0..plan.rounds {
+        pair(report, 100, clusters, changes, "100");
+        let (ours, floor) = pair(report, 1_000, clusters, changes, "1k");
+        report.add(
+            "fanout_over_floor",
+            "ratio",
+            ours.cpu_per_stream / floor.cpu_per_stream,
+        );
+        report.add("fanout_bytes_per_change", "bytes", ours.bytes as f64);
+        report.add(memory, "KiB", ours.kib_per_stream);
+    }
+}
+
+/// A hundred streams that hold ten thousand clusters each.
+pub fn run_long(plan: &Plan, report: &mut Report) {
+    for _ in 0..plan.rounds {
+        let (ours, floor) = pair(report, 100, 10_000, 30, "10k");
+        report.add(
+            "fanout_over_floor_10k",
+            "ratio",
+            ours.cpu_per_stream / floor.cpu_per_stream,
+        );
+        report.add("rss_per_stream_10k_kib", "KiB", ours.kib_per_stream);
+    }
+}
+
+/// Ours and the floor.
+fn pair(
+    report: &mut Report,
+    streams: usize,
+    clusters: usize,
+    changes: usize,
+    label: &str,
+) -> (Fanout, Fanout) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
-    let clusters = if plan.quick { 100 } else { 1_000 };
-    for _ in 0..plan.rounds {
-        for (streams, label) in [(100, "100"), (1_000, "1k")] {
-            let changes = if plan.quick { 10 } else { 30 };
-            let ours = runtime.block_on(ads(streams, clusters, changes));
-            let floor = runtime.block_on(raw(streams, ours.bytes, changes));
-            report.add_over(
-                &format!("fanout_us_per_stream_{label}"),
-                "us CPU",
-                ours.cpu_per_stream,
-                floor.cpu_per_stream,
-            );
-            report.add_over(
-                &format!("fanout_last_ms_{label}"),
-                "ms",
-                quantile(&ours.last, 0.5),
-                quantile(&floor.last, 0.5),
-            );
-            if streams == 1_000 {
-                report.add(
-                    "fanout_over_floor",
-                    "ratio",
-                    ours.cpu_per_stream / floor.cpu_per_stream,
-                );
-                report.add("fanout_clusters", "clusters", clusters as f64);
-                report.add("fanout_bytes_per_change", "bytes", ours.bytes as f64);
-                let name = if plan.quick {
-                    "rss_per_stream_100_kib"
-                } else {
-                    "rss_per_stream_1k_kib"
-                };
-                report.add(name, "KiB", ours.kib_per_stream);
-            }
-        }
-    }
+    let ours = runtime.block_on(ads(streams, clusters, changes));
+    let floor = runtime.block_on(raw(streams, ours.bytes, changes));
+    report.add_over(
+        &format!("fanout_us_per_stream_{label}"),
+        "us CPU",
+        ours.cpu_per_stream,
+        floor.cpu_per_stream,
+    );
+    report.add_over(
+        &format!("fanout_last_ms_{label}"),
+        "ms",
+        quantile(&ours.last, 0.5),
+        quantile(&floor.last, 0.5),
+    );
+    (ours, floor)
 }
 
 async fn ads(streams: usize, clusters: usize, changes: usize) -> Fanout {

@@ -4,10 +4,23 @@
 # alone, so what it takes to build the world does not count.
 #
 #   tests/bench/instructions.sh [PROFILE]    bench, whose counts are those of a release; count, which builds in half the time
+#   tests/bench/instructions.sh bench long   translate alone, among 1,000 and among 100,000: a quarter of an hour
+#
+# With RESUME=1 what the same build has counted already is not counted again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 profile=${1:-bench}
+few=1000 many=10000 label=10k what=--one-change suffix=
+if [[ ${2:-} == long ]]; then
+    many=100000 label=100k what=--translate-one
+elif [[ ${2:-} ]]; then
+    echo "bench-instructions: there is no ${2@Q}, only long" >&2
+    exit 2
+else
+    # The name without more is the one of the long form.
+    suffix=_10k
+fi
 limit=1.2
 times=50
 
@@ -24,6 +37,10 @@ if [[ -z $suite ]]; then
     echo "bench-instructions: the suite does not build: cargo bench --locked --profile $profile --bench suite --no-run says why" >&2
     exit 1
 fi
+if [[ ${RESUME:-} ]] && "$suite" --has "translate_one_instr_growth$suffix"; then
+    echo "bench-instructions: counted by this build already, among $label" >&2
+    exit
+fi
 folder=target/bench/callgrind
 mkdir -p "$folder"
 
@@ -34,7 +51,7 @@ count() { # objects
     rm -f "$out".*
     if ! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='suite::one_change::measured*' \
         --dump-after='*suite::one_change::measured*' --callgrind-out-file="$out" \
-        "$suite" --one-change "$1" "$times" >"$out.kinds" 2>"$out.log"; then
+        "$suite" "$what" "$1" "$times" >"$out.kinds" 2>"$out.log"; then
         cat "$out.log" >&2
         exit 1
     fi
@@ -47,17 +64,17 @@ count() { # objects
 }
 
 declare -A small large
-for objects in 1000 10000; do
+for objects in "$few" "$many"; do
     echo "bench-instructions: one change of each kind among $objects objects" >&2
     counted=$(count "$objects")
     while read -r kind each; do
-        if [[ $objects == 1000 ]]; then small[$kind]=$each; else large[$kind]=$each; fi
+        if [[ $objects == "$few" ]]; then small[$kind]=$each; else large[$kind]=$each; fi
     done <<<"$counted"
 done
 
-printf '%-24s %14s %14s %8s %8s\n' "instructions of one" "among 1,000" "among 10,000" growth limit
+printf '%-24s %14s %14s %8s %8s\n' "instructions of one" "among 1k" "among $label" growth limit
 failed=0
-for kind in $(cut -d' ' -f1 "$folder/1000.kinds"); do
+for kind in $(cut -d' ' -f1 "$folder/$few.kinds"); do
     growth=$(awk -v a="${small[$kind]}" -v b="${large[$kind]}" 'BEGIN { printf "%.3f", b / a }')
     verdict=
     if awk -v g="$growth" -v l="$limit" 'BEGIN { exit !(g > l) }'; then
@@ -65,11 +82,14 @@ for kind in $(cut -d' ' -f1 "$folder/1000.kinds"); do
         failed=1
     fi
     printf '%-24s %14d %14d %8s %8s%s\n' "$kind" "${small[$kind]}" "${large[$kind]}" "$growth" "$limit" "$verdict"
-    "$suite" --merge "${kind}_instr_1k" "${small[$kind]}"
-    "$suite" --merge "${kind}_instr_10k" "${large[$kind]}"
-    "$suite" --merge "${kind}_instr_growth" "$growth"
+    # The summary is of releases: the other profile counts more.
+    if [[ $profile == bench ]]; then
+        if [[ $suffix ]]; then "$suite" --merge "${kind}_instr_1k" "${small[$kind]}"; fi
+        "$suite" --merge "${kind}_instr_$label" "${large[$kind]}"
+        "$suite" --merge "${kind}_instr_growth$suffix" "$growth"
+    fi
 done
 if ((failed)); then
-    echo "bench-instructions: FAILED: some step of a change walks all objects; callgrind_annotate $folder/10000.N tells which" >&2
+    echo "bench-instructions: FAILED: some step of a change walks all objects; callgrind_annotate $folder/$many.N tells which" >&2
     exit 1
 fi

@@ -21,12 +21,15 @@ mod config_overhead;
 mod endpoint_change;
 mod fanout;
 mod floor;
+mod kept;
 mod large_catalog;
 mod live;
 mod load;
+mod memory;
 mod one_change;
 mod path_rules;
 mod plan;
+mod plots;
 mod reconnect;
 mod report;
 mod route_change;
@@ -36,26 +39,45 @@ mod translate;
 
 use std::process::ExitCode;
 
+use kept::Kept;
+use plan::Plan;
+use report::Report;
+
 /// As in the program.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-use plan::Plan;
-use report::Report;
+/// Rows that are measured together, under a name that `--only` takes.
+struct Group {
+    name: &'static str,
+    run: fn(&Plan, &mut Report),
+    /// Too long for every run: `--full`, or by its name.
+    long: bool,
+}
 
-/// One group of rows.
-type Group = fn(&Plan, &mut Report);
+const fn each(name: &'static str, run: fn(&Plan, &mut Report)) -> Group {
+    let long = false;
+    Group { name, run, long }
+}
 
-const GROUPS: [(&str, Group); 9] = [
-    ("translate", translate::run),
-    ("fanout", fanout::run),
-    ("reconnect", reconnect::run),
-    ("endpoint", endpoint_change::run),
-    ("route", route_change::run),
-    ("path-rules", path_rules::run),
-    ("config-overhead", config_overhead::run),
-    ("catalog", large_catalog::run),
-    ("cold-start", cold_start::run),
+const fn long(name: &'static str, run: fn(&Plan, &mut Report)) -> Group {
+    let long = true;
+    Group { name, run, long }
+}
+
+const GROUPS: [Group; 12] = [
+    each("translate", translate::run),
+    each("fanout", fanout::run),
+    each("reconnect", reconnect::run),
+    each("endpoint", endpoint_change::run),
+    each("route", route_change::run),
+    each("path-rules", path_rules::run),
+    each("config-overhead", config_overhead::run),
+    each("catalog", large_catalog::run),
+    each("cold-start", cold_start::run),
+    long("fanout-10k", fanout::run_long),
+    long("memory-100k", memory::run),
+    long("route-100k", route_change::run_long),
 ];
 
 fn main() -> ExitCode {
@@ -75,30 +97,52 @@ fn main() -> ExitCode {
             one_change::run(objects.parse().unwrap(), times.parse().unwrap());
             return ExitCode::SUCCESS;
         }
+        ["--translate-one", objects, times] => {
+            one_change::run_translate(objects.parse().unwrap(), times.parse().unwrap());
+            return ExitCode::SUCCESS;
+        }
+        ["--has", name] => {
+            let has = kept::has_row(name, &kept::build());
+            return if has { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
         ["--merge", name, value] => {
-            report::merge(name, value.parse().unwrap());
+            kept::merge(name, value.parse().unwrap(), &kept::build());
             return ExitCode::SUCCESS;
         }
         _ => {}
     }
-    let plan = match Plan::parse(&words, &GROUPS.map(|(name, _)| name)) {
+    let plan = match Plan::parse(&words, &GROUPS.map(|group| group.name)) {
         Ok(plan) => plan,
         Err(failure) => {
             eprintln!("bench: {failure}");
             return ExitCode::from(2);
         }
     };
-    let mut report = Report::default();
-    for (name, run) in GROUPS {
-        if plan.wants(name) {
-            let started = std::time::Instant::now();
-            eprintln!("bench: {name} ...");
-            run(&plan, &mut report);
-            eprintln!("bench: {name} took {:.0} s", started.elapsed().as_secs_f32());
+    let build = kept::build();
+    let mut kept = Kept::read(plan.quick);
+    if !plan.is_partial() {
+        kept = kept.of_build(&build);
+    }
+    let mut report = Report::over(kept, build.clone());
+    let groups: Vec<&Group> = GROUPS
+        .iter()
+        .filter(|group| plan.wants(group.name, group.long))
+        .collect();
+    for (at, group) in groups.iter().enumerate() {
+        let place = format!("bench: {} ({} of {})", group.name, at + 1, groups.len());
+        if plan.goes_on() && report.kept().has(group.name, &build) {
+            eprintln!("{place}: measured by this build already, --again measures anew");
+            continue;
         }
+        let started = std::time::Instant::now();
+        eprintln!("{place} ...");
+        report.begin(group.name);
+        (group.run)(&plan, &mut report);
+        report.end();
+        eprintln!("{place} took {:.0} s", started.elapsed().as_secs_f32());
     }
     report.print();
-    report.write(plan.is_partial());
+    plots::draw(report.kept());
     if let Some(failure) = report.failure() {
         eprintln!("bench: FAILED: {failure}");
         return ExitCode::FAILURE;

@@ -5,33 +5,49 @@ use std::fmt::Write as _;
 pub struct Plan {
     pub quick: bool,
     pub rounds: usize,
+    full: bool,
+    again: bool,
     only: Option<Vec<String>>,
 }
 
 impl Plan {
     /// A word that nobody knows is an error: a misspelt `--only` would run everything for half an hour.
     pub fn parse(words: &[&str], groups: &[&str]) -> Result<Plan, String> {
-        let (mut quick, mut rounds, mut only) = (false, None, None);
+        let (mut quick, mut full, mut again, mut rounds, mut only) = (false, false, false, None, None);
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match *word {
                 "--quick" => quick = true,
+                "--full" => full = true,
+                "--again" => again = true,
                 "--rounds" => rounds = Some(number_of_rounds(words.next(), groups)?),
                 "--only" => only = Some(chosen(words.next(), groups)?),
                 unknown => return Err(failure(&format!("there is no flag {unknown:?}"), groups)),
             }
         }
+        if quick && full {
+            return Err(failure("--full has no small sizes for --quick", groups));
+        }
         Ok(Plan {
             quick,
+            full,
+            again,
             rounds: rounds.unwrap_or(if quick { 1 } else { 3 }),
             only,
         })
     }
 
-    pub fn wants(&self, group: &str) -> bool {
-        self.only
-            .as_ref()
-            .is_none_or(|only| only.iter().any(|one| one == group))
+    /// A group that takes long is run by name, or with all that there are.
+    pub fn wants(&self, group: &str, long: bool) -> bool {
+        match &self.only {
+            Some(only) => only.iter().any(|one| one == group),
+            None => self.full || !long,
+        }
+    }
+
+    /// What this build has measured to its end is not measured again.
+    pub fn goes_on(&self) -> bool {
+        self.full && !self.again
     }
 
     pub fn is_partial(&self) -> bool {
@@ -60,6 +76,11 @@ fn failure(what: &str, groups: &[&str]) -> String {
     let mut text = format!("{what}; these flags are known:\n");
     for (flag, meaning) in [
         ("--quick", "small sizes, one round"),
+        (
+            "--full",
+            "the groups that take long too, but none that this build has measured",
+        ),
+        ("--again", "with --full: those too"),
         ("--rounds N", "so many rounds; 3 otherwise"),
     ] {
         _ = writeln!(text, "  {flag:<14} {meaning}");

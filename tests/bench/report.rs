@@ -1,26 +1,50 @@
-//! The table that is printed and the flat map that is kept.
+//! What a run measures as it goes, and the table that is printed.
 
-use std::path::PathBuf;
+use crate::kept::{Group, Kept, Row, median};
 
-use serde_json::{Map, Value};
-
-#[derive(Default)]
 pub struct Report {
-    rows: Vec<Row>,
+    kept: Kept,
+    build: String,
+    /// Whose rows are being measured.
+    group: String,
     failures: Vec<String>,
-}
-
-struct Row {
-    name: String,
-    unit: &'static str,
-    /// One per round.
-    values: Vec<f64>,
-    floors: Vec<f64>,
-    /// What it may not be more than. None of its rounds has a floor then.
-    ceiling: Option<f64>,
+    /// Failures before the group that runs.
+    earlier: usize,
 }
 
 impl Report {
+    /// Lays what it measures over what is kept.
+    pub fn over(kept: Kept, build: String) -> Report {
+        Report {
+            kept,
+            build,
+            group: String::new(),
+            failures: Vec::new(),
+            earlier: 0,
+        }
+    }
+
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    pub fn begin(&mut self, group: &str) {
+        group.clone_into(&mut self.group);
+        self.kept.begin(group, &self.build);
+        self.earlier = self.failures.len();
+    }
+
+    /// From here on a run that ends early does not lose this group.
+    pub fn end(&mut self) {
+        let whole = self.failures.len() == self.earlier;
+        for group in &mut self.kept.groups {
+            if group.name == self.group {
+                group.whole = whole;
+            }
+        }
+        self.kept.write();
+    }
+
     /// One round's value.
     pub fn add(&mut self, name: &str, unit: &'static str, value: f64) {
         eprintln!("bench:   {name} = {} {unit}", shown(value));
@@ -41,6 +65,7 @@ impl Report {
 
     /// Wrong answers, not slow ones.
     pub fn fail(&mut self, what: String) {
+        eprintln!("bench:   WRONG: {what}");
         self.failures.push(what);
     }
 
@@ -49,97 +74,89 @@ impl Report {
     }
 
     fn row(&mut self, name: &str, unit: &'static str) -> &mut Row {
-        if let Some(at) = self.rows.iter().position(|row| row.name == name) {
-            return &mut self.rows[at];
+        self.kept.row_mut(&self.group, name, unit)
+    }
+
+    /// All that is kept, each row with its floor and the peers that were measured beside it.
+    pub fn print(&self) {
+        println!(
+            "{:<36} {:>12} {:<9} {:>22} {:>12} {:>9}",
+            "metric", "median", "unit", "lowest..highest", "floor", "ratio"
+        );
+        for group in &self.kept.groups {
+            if group.build != self.build {
+                println!("{}, by another build ({}):", group.name, group.build);
+            }
+            self.print_group(group);
         }
-        self.rows.push(Row {
-            name: name.to_owned(),
-            unit,
-            values: Vec::new(),
-            floors: Vec::new(),
-            ceiling: None,
-        });
-        self.rows.last_mut().expect("a row")
     }
 
     /// A ratio is the median of the rounds' own: value and floor of one round shared the machine's mood. A ceiling is told
     /// from a floor by its sign; its ratio is that of the highest round.
-    pub fn print(&self) {
-        println!(
-            "{:<32} {:>12} {:<9} {:>22} {:>12} {:>8}",
-            "metric", "median", "unit", "lowest..highest", "floor", "ratio"
-        );
-        for row in &self.rows {
-            let value = median(&row.values);
-            let (low, high) = row
-                .values
-                .iter()
-                .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-                    (low.min(*value), high.max(*value))
-                });
-            let spread = format!("{}..{}", shown(low), shown(high));
+    fn print_group(&self, group: &Group) {
+        // A peer stands below what it is a peer of.
+        let is_below = |row: &Row| self.kept.rows().any(|ours| self.is_peer(ours, row));
+        for row in group.rows.iter().filter(|row| !is_below(row)) {
+            if row.name.starts_with("peer_") {
+                print_peer(&row.name, row, None);
+                continue;
+            }
             let (floor, ratio) = if let Some(ceiling) = row.ceiling {
+                let high = row.values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 (
                     format!("<= {}", shown(ceiling)),
                     format!("{:.2}x", high / ceiling),
                 )
-            } else if row.floors.is_empty() {
-                ("-".to_owned(), "-".to_owned())
+            } else if let Some(floor) = row.floor() {
+                let ratio = ratio(&row.values, &row.floors);
+                (shown(floor), format!("{ratio:.2}x"))
             } else {
-                let ratios = row.values.iter().zip(&row.floors);
-                let ratios: Vec<f64> = ratios.map(|(value, floor)| value / floor).collect();
-                (shown(median(&row.floors)), format!("{:.2}x", median(&ratios)))
+                ("-".to_owned(), "-".to_owned())
             };
-            println!(
-                "{:<32} {:>12} {:<9} {spread:>22} {floor:>12} {ratio:>8}",
-                row.name,
-                shown(value),
-                row.unit
-            );
+            print_row(&row.name, row, &floor, &ratio);
+            for (peer, theirs) in self.kept.peers(&row.name) {
+                print_peer(&format!("  {peer}"), theirs, Some(row));
+            }
         }
     }
 
-    /// A partial run is laid over what is there, a whole one replaces it.
-    pub fn write(&self, partial: bool) {
-        let mut map = if partial { read() } else { Map::new() };
-        for row in &self.rows {
-            map.insert(row.name.clone(), median(&row.values).into());
-        }
-        write(&map);
+    fn is_peer(&self, ours: &Row, row: &Row) -> bool {
+        self.kept
+            .peers(&ours.name)
+            .any(|(_, theirs)| theirs.name == row.name)
     }
 }
 
-/// Lays one figure over those of the last run.
-pub fn merge(name: &str, value: f64) {
-    let mut map = read();
-    map.insert(name.to_owned(), value.into());
-    write(&map);
+/// The ratio is ours over theirs, of the same round where the peer's row has ours beside it.
+fn print_peer(label: &str, theirs: &Row, ours: Option<&Row>) {
+    let (value, ratio) = match (theirs.floor(), ours) {
+        (Some(value), _) => (value, ratio(&theirs.floors, &theirs.values)),
+        (None, Some(ours)) => (ours.median(), ours.median() / theirs.median()),
+        (None, None) => return print_row(label, theirs, "-", "-"),
+    };
+    let value = format!("ours {}", shown(value));
+    print_row(label, theirs, &value, &format!("{ratio:.3}x"));
 }
 
-fn path() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench/summary.json")
+/// The median of the rounds' own.
+fn ratio(above: &[f64], below: &[f64]) -> f64 {
+    let ratios = above.iter().zip(below).map(|(above, below)| above / below);
+    median(&ratios.collect::<Vec<f64>>())
 }
 
-fn read() -> Map<String, Value> {
-    let text = std::fs::read_to_string(path()).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
-}
-
-fn write(map: &Map<String, Value>) {
-    let path = path();
-    std::fs::create_dir_all(path.parent().expect("a directory")).expect("target/bench");
-    let text = serde_json::to_string_pretty(map).expect("numbers");
-    std::fs::write(&path, text + "\n").expect("summary.json");
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => sorted[length / 2],
-        length => (sorted[length / 2 - 1] + sorted[length / 2]) / 2.0,
-    }
+fn print_row(label: &str, row: &Row, floor: &str, ratio: &str) {
+    let (low, high) = row
+        .values
+        .iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+            (low.min(*value), high.max(*value))
+        });
+    let spread = format!("{}..{}", shown(low), shown(high));
+    println!(
+        "{label:<36} {:>12} {:<9} {spread:>22} {floor:>12} {ratio:>9}",
+        shown(row.median()),
+        row.unit
+    );
 }
 
 fn shown(value: f64) -> String {

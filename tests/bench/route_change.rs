@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::Plan;
 use crate::clock::quantile;
 use crate::floor::{Canned, Watcher};
+use crate::kept::Row;
 use crate::live::Live;
 use crate::report::Report;
 use crate::support::backend::Backend;
@@ -36,6 +37,29 @@ pub fn run(plan: &Plan, report: &mut Report) {
         report.add("route_add_growth", "ratio", growth);
     }
     report.add("route_add_other_statuses", "answers", others as f64);
+    fail_on_others(report, others);
+}
+
+/// With a hundred thousand hosts: writing them takes longer than what is measured.
+pub fn run_long(plan: &Plan, report: &mut Report) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let mut others = 0;
+    let medians = runtime.block_on(additions(plan, report, 100_000, "100k", &mut others));
+    // Where this machine has measured the small size too.
+    if let Some(small) = report.kept().row("route_add_p50_ms_100").map(Row::median) {
+        for median in medians {
+            report.add("route_add_growth_100k", "ratio", median / small);
+        }
+    }
+    report.add("route_add_other_statuses_100k", "answers", others as f64);
+    fail_on_others(report, others);
+}
+
+fn fail_on_others(report: &mut Report, others: usize) {
     if others > 0 {
         report.fail(format!(
             "{others} answers other than 404 before a new route's first 200"
