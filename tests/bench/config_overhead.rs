@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::Plan;
 use crate::live::Live;
-use crate::load::{Backend, Load, requests};
+use crate::load::{Backend, Load, Requests, beside, requests};
 use crate::path_rules::ROUNDS;
 use crate::report::Report;
 use crate::support::client::{Client, Request};
@@ -42,10 +42,6 @@ async fn measure(plan: &Plan, report: &mut Report) {
         live.until_status(&host(at), 200).await;
     }
     live.until_quiet().await;
-    let (_short, mut short) = by_hand(json!({}), backend.port).await;
-    let (_careful, mut careful) = by_hand(careful_settings(), backend.port).await;
-    let mut ours = Load::open(live.envoy_pid(), live.client.port()).await;
-
     let hosts: Vec<String> = (0..HOSTS).map(host).collect();
     let asked = hosts.iter().flat_map(|host| {
         let paths = (0..RULES).map(|rule| {
@@ -58,28 +54,19 @@ async fn measure(plan: &Plan, report: &mut Report) {
         paths.map(|path| (host.as_str(), path))
     });
     let requests = requests(asked);
-    let time = Duration::from_millis(if plan.quick { 200 } else { 2_000 });
+    let (_short, short) = by_hand(json!({}), backend.port, requests.clone()).await;
+    let (_careful, careful) = by_hand(careful_settings(), backend.port, requests.clone()).await;
+    let ours = Load::open(live.envoy_pid(), live.client.port(), requests).await;
+    let mut sides = [ours, short, careful];
+    let time = Duration::from_millis(if plan.quick { 500 } else { 4_000 });
+    beside(&mut sides, time / 4, report).await;
     let mut ratios = Vec::new();
-    // The first round warms up.
-    for round in 0..=ROUNDS {
-        let mut costs = [0.0; 3];
-        // There and back: what drifts in a round weighs on all alike.
-        for at in [0, 1, 2, 2, 1, 0] {
-            let load = [&mut ours, &mut short, &mut careful];
-            let load = load.into_iter().nth(at).expect("three of them");
-            let served = load.run(&requests, time).await;
-            costs[at] += served.microseconds_of_envoy / 2.0;
-            if let Some(wrong) = served.wrong {
-                report.fail(format!("a route answers {wrong:?}"));
-            }
-        }
-        if round > 0 {
-            let [ours, short, careful] = costs;
-            report.add_over("config_us", "us CPU", ours, short);
-            report.add("config_overhead", "ratio", ours / short);
-            report.add("config_overhead_careful", "ratio", ours / careful);
-            ratios.push(ours / short);
-        }
+    for _ in 0..ROUNDS {
+        let [ours, short, careful] = beside(&mut sides, time, report).await;
+        report.add_over("config_us", "us CPU", ours, short);
+        report.add("config_overhead", "ratio", ours / short);
+        report.add("config_overhead_careful", "ratio", ours / careful);
+        ratios.push(ours / short);
     }
     let (low, high) = confidence(&ratios);
     report.add("config_overhead_low", "ratio", low);
@@ -102,7 +89,7 @@ fn confidence(ratios: &[f64]) -> (f64, f64) {
 }
 
 /// An Envoy of its own, with more settings of its connection manager.
-async fn by_hand(more: Value, backend: u16) -> (Envoy, Load) {
+async fn by_hand(more: Value, backend: u16, requests: Requests) -> (Envoy, Load) {
     let port = free_port();
     let mut envoy = Envoy::start_with_workers(&bootstrap(port, backend, more), 1);
     envoy.wait_ready().await;
@@ -112,7 +99,7 @@ async fn by_hand(more: Value, backend: u16) -> (Envoy, Load) {
         200,
         "the routes written by hand"
     );
-    let load = Load::open(envoy.process.pid(), port).await;
+    let load = Load::open(envoy.process.pid(), port, requests).await;
     (envoy, load)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::Plan;
 use crate::live::Live;
-use crate::load::{Backend, Load, Requests, requests};
+use crate::load::{Backend, Load, Requests, beside, requests};
 use crate::report::Report;
 use crate::support::consul::service;
 use crate::synthetic::{numbered_path, path_rules};
@@ -51,34 +51,29 @@ async fn measure(plan: &Plan, report: &mut Report) {
     live.until_quiet().await;
     report.add("match_rules", "rules", many as f64);
     // The last one is a prefix, and Envoy's table has those after exact paths, in the order of the documents.
-    let last = [FEW, (MANY, many)].map(|(host, rules)| requests([(host, numbered_path(rules - 1))]));
-    let spread =
-        [FEW, (MANY, many)].map(|(host, rules)| requests((0..rules).map(|rule| (host, numbered_path(rule)))));
-    let mut load = Load::open(live.envoy_pid(), live.client.port()).await;
-    let time = Duration::from_millis(if plan.quick { 400 } else { 2_000 });
-    for both in [&last, &spread] {
-        pair(&mut load, both, time / 4, report).await;
+    let last = |(host, rules): (&'static str, usize)| requests([(host, numbered_path(rules - 1))]);
+    let spread = |(host, rules): (&'static str, usize)| {
+        requests((0..rules).map(move |rule| (host, numbered_path(rule))))
+    };
+    let (envoy, port) = (live.envoy_pid(), live.client.port());
+    let both = async |requests: &dyn Fn((&'static str, usize)) -> Requests| {
+        [
+            Load::open(envoy, port, requests(FEW)).await,
+            Load::open(envoy, port, requests((MANY, many))).await,
+        ]
+    };
+    let (mut last, mut spread) = (both(&last).await, both(&spread).await);
+    let time = Duration::from_millis(if plan.quick { 500 } else { 3_000 });
+    for sides in [&mut last, &mut spread] {
+        beside(sides, time / 5, report).await;
     }
     for _ in 0..ROUNDS {
         let mut growth: f64 = 0.0;
-        for (both, name) in [(&last, "last"), (&spread, "spread")] {
-            let [few, many] = pair(&mut load, both, time, report).await;
+        for (sides, name) in [(&mut last, "last"), (&mut spread, "spread")] {
+            let [few, many] = beside(sides, time, report).await;
             report.add_over(&format!("match_{name}_us_{label}"), "us CPU", many, few);
             growth = growth.max(many / few);
         }
         report.add("match_growth", "ratio", growth);
     }
-}
-
-/// CPU of Envoy for a request to either host.
-async fn pair(load: &mut Load, both: &[Requests; 2], time: Duration, report: &mut Report) -> [f64; 2] {
-    let mut costs = [0.0; 2];
-    for (requests, cost) in both.iter().zip(&mut costs) {
-        let served = load.run(requests, time).await;
-        *cost = served.microseconds_of_envoy;
-        if let Some(wrong) = served.wrong {
-            report.fail(format!("a path rule answers {wrong:?}"));
-        }
-    }
-    costs
 }
