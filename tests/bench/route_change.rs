@@ -16,6 +16,9 @@ use crate::support::client::Request;
 use crate::support::consul::service;
 use crate::synthetic::route;
 
+/// The agent takes so many from KV, and the gateway and the new hosts need a few.
+const DOCUMENTS: usize = 100_000;
+
 pub fn run(plan: &Plan, report: &mut Report) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -77,10 +80,13 @@ async fn additions(
     let live = Live::start().await;
     let backend = Backend::start("app").await;
     live.consul.register(&service("app", "app", backend.port)).await;
-    let documents = (0..hosts).map(|at| {
-        let name = format!("r{at}");
-        let text = route(&name, &format!("h{at}.example.com"), 1, "app", 0);
-        (name, text)
+    let of_a_document = if hosts < DOCUMENTS { 1 } else { 2 };
+    let documents = (0..hosts).step_by(of_a_document).map(|first| {
+        let texts = (first..first + of_a_document).map(|at| {
+            let host = format!("h{at}.example.com");
+            route(&format!("r{at}"), &host, 1, "app", 0)
+        });
+        (format!("r{first}"), texts.collect())
     });
     live.put_all(documents).await;
     live.until_status("h0.example.com", 200).await;
