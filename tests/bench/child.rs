@@ -1,5 +1,6 @@
-//! This program once more, as a server that is told what to do line by line.
+//! This program once more, or a peer's, as a server that is told what to do line by line.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,9 +14,16 @@ pub struct Child {
 }
 
 impl Child {
+    pub fn this_program() -> PathBuf {
+        std::env::current_exe().expect("this program")
+    }
+
     /// Returns once it says that it is ready.
     pub async fn start(arguments: &[&str]) -> Child {
-        let program = std::env::current_exe().expect("this program");
+        Child::start_program(&Child::this_program(), arguments).await
+    }
+
+    pub async fn start_program(program: &Path, arguments: &[&str]) -> Child {
         let mut process = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())

@@ -33,9 +33,9 @@ enum Heard {
     },
 }
 
-struct Fanout {
-    cpu_per_stream: f64,
-    last: Vec<Duration>,
+pub struct Fanout {
+    pub cpu_per_stream: f64,
+    pub last: Vec<Duration>,
     bytes: usize,
     kib_per_stream: f64,
 }
@@ -104,15 +104,21 @@ fn pair(
     (ours, floor)
 }
 
-async fn ads(streams: usize, clusters: usize, changes: usize) -> Fanout {
+pub async fn ads(streams: usize, clusters: usize, changes: usize) -> Fanout {
+    served_by(
+        &Child::this_program(),
+        "--serve-ads",
+        [streams, clusters, changes],
+    )
+    .await
+}
+
+/// A server of that many clusters; `kind` is its first argument.
+pub async fn served_by(program: &Path, kind: &str, [streams, clusters, changes]: [usize; 3]) -> Fanout {
     let directory = scratch_directory("fanout");
     let socket = directory.path().join("ads.sock");
-    let child = Child::start(&[
-        "--serve-ads",
-        socket.to_str().expect("a path"),
-        &clusters.to_string(),
-    ])
-    .await;
+    let arguments = [kind, socket.to_str().expect("a path"), &clusters.to_string()];
+    let child = Child::start_program(program, &arguments).await;
     let before = resident_mib(child.pid());
     let (heard, hearing) = mpsc::unbounded_channel();
     let opening = Arc::new(Semaphore::new(16));

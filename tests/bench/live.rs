@@ -27,12 +27,14 @@ pub struct Live {
     pub launched: Instant,
     consul_https: u16,
     data: PathBuf,
-    _certificates: TempDir,
+    /// Where Consul serves its own proxies.
+    pub consul_grpc: u16,
+    certificates: TempDir,
 }
 
 /// Operations of one transaction: Consul's own limit.
 const TRANSACTION: usize = 64;
-const NODE: &str = "bench-node";
+pub const NODE: &str = "bench-node";
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How the agent reaches Consul.
@@ -46,6 +48,7 @@ pub enum Towards {
 pub struct ConsulTls {
     pub consul: Consul,
     https: u16,
+    grpc: u16,
     certificates: TempDir,
 }
 
@@ -106,7 +109,8 @@ api {{
             launched,
             consul_https: consul.https,
             data,
-            _certificates: consul.certificates,
+            consul_grpc: consul.grpc,
+            certificates: consul.certificates,
         };
         live.put("gateway", &synthetic::gateway(http)).await;
         live.until_status("nobody.example.com", 404).await;
@@ -168,6 +172,11 @@ api {{
         pid_of_envoy(&self.data).try_into().expect("a process")
     }
 
+    /// Of whoever asks this Consul over TLS: every port of its own has it.
+    pub fn authority(&self) -> String {
+        std::fs::read_to_string(self.certificates.path().join("ca.pem")).expect("a certificate")
+    }
+
     pub fn resident_mib(&self) -> f64 {
         crate::clock::resident_mib(self.agent.process.pid())
     }
@@ -193,9 +202,9 @@ impl ConsulTls {
             std::fs::write(&path, text).expect("a file");
             path
         };
-        let (ca_file, https) = (file("ca.pem", &ca.certificate), free_port());
+        let (ca_file, https, grpc) = (file("ca.pem", &ca.certificate), free_port(), free_port());
         let settings = json!({
-            "ports": { "https": https },
+            "ports": { "https": https, "grpc": grpc },
             "ca_file": ca_file,
             "cert_file": file("consul.pem", &pair.certificate),
             "key_file": file("consul.key", &pair.key),
@@ -208,6 +217,7 @@ impl ConsulTls {
         ConsulTls {
             consul,
             https,
+            grpc,
             certificates,
         }
     }
@@ -252,7 +262,7 @@ pub async fn register_exposed(consul: &Consul, services: std::ops::Range<usize>,
 }
 
 /// As many transactions as it takes.
-async fn transact(consul: &Consul, operations: Vec<Value>) {
+pub async fn transact(consul: &Consul, operations: Vec<Value>) {
     let total = operations.len();
     for (at, part) in operations.chunks(TRANSACTION).enumerate() {
         consul.txn(Value::from(part.to_vec())).await;

@@ -28,6 +28,7 @@ mod load;
 mod memory;
 mod one_change;
 mod path_rules;
+mod peers;
 mod plan;
 mod plots;
 mod reconnect;
@@ -65,7 +66,7 @@ const fn long(name: &'static str, run: fn(&Plan, &mut Report)) -> Group {
     Group { name, run, long }
 }
 
-const GROUPS: [Group; 12] = [
+const GROUPS: [Group; 14] = [
     each("translate", translate::run),
     each("fanout", fanout::run),
     each("reconnect", reconnect::run),
@@ -78,6 +79,8 @@ const GROUPS: [Group; 12] = [
     long("fanout-10k", fanout::run_long),
     long("memory-100k", memory::run),
     long("route-100k", route_change::run_long),
+    each("peer-consul", peers::consul_alone),
+    long("peers", peers::run),
 ];
 
 fn main() -> ExitCode {

@@ -8,6 +8,8 @@ pub struct Report {
     /// Whose rows are being measured.
     group: String,
     failures: Vec<String>,
+    /// Peers that are not there or were not measured, and why.
+    missing: Vec<String>,
     /// Failures before the group that runs.
     earlier: usize,
 }
@@ -20,6 +22,7 @@ impl Report {
             build,
             group: String::new(),
             failures: Vec::new(),
+            missing: Vec::new(),
             earlier: 0,
         }
     }
@@ -63,6 +66,27 @@ impl Report {
         self.row(name, unit).ceiling = Some(ceiling);
     }
 
+    /// One round's value of another gateway, and ours of the same round.
+    pub fn add_peer(&mut self, peer: &str, metric: &str, unit: &'static str, theirs: f64, ours: f64) {
+        self.add_over(&format!("peer_{peer}_{metric}"), unit, theirs, ours);
+    }
+
+    pub fn absent(&mut self, peer: &str, why: &str) {
+        self.miss(format!("peer {peer} is absent: {why}"));
+    }
+
+    /// It is there and did not do what it was asked.
+    pub fn peer_failed(&mut self, peer: &str, metric: &str, why: &str) {
+        self.miss(format!("peer {peer} has no {metric}: {why}"));
+    }
+
+    fn miss(&mut self, line: String) {
+        if !self.missing.contains(&line) {
+            eprintln!("bench:   {line}");
+            self.missing.push(line);
+        }
+    }
+
     /// Wrong answers, not slow ones.
     pub fn fail(&mut self, what: String) {
         eprintln!("bench:   WRONG: {what}");
@@ -88,6 +112,9 @@ impl Report {
                 println!("{}, by another build ({}):", group.name, group.build);
             }
             self.print_group(group);
+        }
+        for line in &self.missing {
+            println!("{line}");
         }
     }
 
