@@ -5,11 +5,16 @@ use std::time::Duration;
 
 use backoff::backoff::Backoff as _;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
+use tokio::time::Instant;
+
+const SOON: Duration = Duration::from_secs(1);
 
 /// An interval that grows with each failure. Never gives up: a source retries for as long as it is wanted.
 pub(crate) struct Pause {
     intervals: ExponentialBackoff,
     longest: Duration,
+    /// The first failure of those in a row.
+    began: Option<Instant>,
 }
 
 impl Pause {
@@ -19,19 +24,24 @@ impl Pause {
         Self::full_jitter(Duration::from_millis(250), Duration::from_secs(1))
     }
 
-    /// For what a person must heal (policy, role, data). As `hashistack` tools do: 1 s to 60 s.
+    /// For what a person must heal (policy, role, data). As `hashistack` tools do: 1 s to 60 s. What is healed soon is noticed
+    /// soon: above 1 s it is no longer than a quarter of the time that the refusals have lasted.
     pub(crate) fn while_refused() -> Self {
         Self::full_jitter(Duration::from_secs(1), Duration::from_secs(60))
     }
 
     pub(crate) fn next(&mut self) -> Duration {
-        self.intervals
-            .next_backoff()
-            .unwrap_or(self.longest)
-            .min(self.longest)
+        let lasted = self.began.get_or_insert_with(Instant::now).elapsed();
+        self.after(lasted)
+    }
+
+    fn after(&mut self, lasted: Duration) -> Duration {
+        let interval = self.intervals.next_backoff().unwrap_or(self.longest);
+        interval.min(self.longest).min((lasted / 4).max(SOON))
     }
 
     pub(crate) fn reset(&mut self) {
+        self.began = None;
         self.intervals.reset();
     }
 
@@ -44,7 +54,11 @@ impl Pause {
             .with_randomization_factor(1.0)
             .with_max_elapsed_time(None)
             .build();
-        Self { intervals, longest }
+        Self {
+            intervals,
+            longest,
+            began: None,
+        }
     }
 }
 
@@ -92,11 +106,19 @@ mod tests {
         assert!((0..200).all(|_| pause.next() <= Duration::from_secs(1)));
         let mut pause = Pause::while_refused();
         assert!(pause.next() <= Duration::from_secs(1));
-        let longest = (0..400).map(|_| pause.next()).max().unwrap();
+        let longest = (0..400)
+            .map(|_| pause.after(Duration::from_secs(3600)))
+            .max()
+            .unwrap();
         assert!(
             longest <= Duration::from_secs(60) && longest > Duration::from_secs(30),
             "{longest:?}"
         );
+        let soon = (0..400)
+            .map(|_| pause.after(Duration::from_secs(8)))
+            .max()
+            .unwrap();
+        assert!(soon <= Duration::from_secs(2), "{soon:?}");
     }
 
     #[test]
