@@ -8,12 +8,13 @@
 //! comes. Each lane has one connection, dialled by whoever first needs it, while others of the lane wait for the outcome.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt as _;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, Reason};
 use http::Request;
@@ -58,7 +59,8 @@ pub(super) struct Lane(Mutex<Slot>);
 #[derive(Debug, Default)]
 struct Slot {
     open: Option<Arc<Connection>>,
-    failed: Option<(Instant, StreamError)>,
+    /// How the last dial ended that brought no connection. None in it: the server has no HTTP/2.
+    in_vain: Option<(Instant, Option<StreamError>)>,
 }
 
 /// It closes when nobody holds it any more and its streams have ended.
@@ -135,17 +137,19 @@ impl Target {
         Ok(Some(connection))
     }
 
-    /// To the first of its addresses that answers, none of which may take all the time.
+    /// To the first of its addresses that answers. The next one is tried, too, where one has failed or is slow (RFC 8305).
     async fn connect(&self) -> io::Result<TcpStream> {
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((&*self.host, self.port)).await?.collect();
-        let each = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+        let mut addresses = tokio::net::lookup_host((&*self.host, self.port)).await?;
         let mut failed = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
-        for address in addresses {
-            match timeout(each, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => failed = error,
-                Err(_) => failed = io::ErrorKind::TimedOut.into(),
+        let mut under_way: FuturesUnordered<_> =
+            addresses.next().map(TcpStream::connect).into_iter().collect();
+        while !under_way.is_empty() {
+            match timeout(NEXT_ADDRESS, under_way.next()).await {
+                Ok(Some(Ok(stream))) => return Ok(stream),
+                Ok(Some(Err(error))) => failed = error,
+                Ok(None) | Err(_) => {}
             }
+            under_way.extend(addresses.next().map(TcpStream::connect));
         }
         Err(failed)
     }
@@ -164,15 +168,16 @@ impl Lane {
         }
         // Who waited while another dialled in vain has waited for that, too: else each would try by itself, one after
         // the other.
-        if let Some((at, error)) = slot.failed.as_ref().filter(|(at, _)| *at >= asked) {
-            tracing::trace!(?at, "the connection that was waited for failed");
-            return Err(error.clone());
+        if let Some((at, why)) = slot.in_vain.as_ref().filter(|(at, _)| *at >= asked) {
+            tracing::trace!(?at, "the connection that was waited for is none");
+            return why.clone().map_or(Ok(None), Err);
         }
         slot.open = None;
         let dialled = target.dial(self).await;
         match &dialled {
-            Ok(connection) => slot.open.clone_from(connection),
-            Err(error) => slot.failed = Some((Instant::now(), error.clone())),
+            Ok(Some(connection)) => slot.open = Some(connection.clone()),
+            Ok(None) => slot.in_vain = Some((Instant::now(), None)),
+            Err(error) => slot.in_vain = Some((Instant::now(), Some(error.clone()))),
         }
         dialled
     }
@@ -314,6 +319,9 @@ fn builder() -> h2::client::Builder {
 fn bare(url: &Url) -> Option<&str> {
     Some(url.host_str()?.trim_start_matches('[').trim_end_matches(']'))
 }
+
+/// As the standard recommends, and what reqwest's connector takes.
+const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 
 /// Looks at which nobody uses a connection, before it is given up: a minute and a half.
 const IDLE_LOOKS: u32 = 4;

@@ -134,7 +134,11 @@ impl ApiClient {
             let Some(awaited) = Box::pin(self.begin(lane, call, token)).await? else {
                 return Ok(None);
             };
-            let failed = match awaited.await {
+            let replied = match awaited {
+                Ok(awaited) => awaited.await,
+                Err(not_sent) => Err(not_sent),
+            };
+            let failed = match replied {
                 Ok(reply) => {
                     self.0.spoken.note(Version::HTTP_2);
                     return self
@@ -152,13 +156,16 @@ impl ApiClient {
         }
     }
 
-    /// Sends a request over the lane's stream connection; ends when it is sent.
+    /// Sends a request over the lane's stream connection; ends when it is sent, or the connection ended before it could be.
     async fn begin(
         &self,
         lane: usize,
         call: &Call,
         token: &Token,
-    ) -> Result<Option<impl Future<Output = Result<Streamed, StreamError>> + use<>>, ApiError> {
+    ) -> Result<
+        Option<Result<impl Future<Output = Result<Streamed, StreamError>> + use<>, StreamError>>,
+        ApiError,
+    > {
         let settings = &self.0.settings;
         let Endpoint::Https { authority } = &settings.address.endpoint else {
             return Ok(None);
@@ -181,10 +188,7 @@ impl ApiClient {
             .parse()
             .map_err(|error: http::uri::InvalidUri| not_sent(call, error.to_string()))?;
         *request.headers_mut() = self.headers(call, token)?;
-        let awaited = connection
-            .send(request)
-            .map_err(|error| self.transport_error(call, error))?;
-        Ok(Some(awaited.head()))
+        Ok(Some(connection.send(request).map(|awaited| awaited.head())))
     }
 
     async fn send_pooled(&self, lane: usize, call: &Call, token: &Token) -> Result<Answer, ApiError> {
