@@ -145,7 +145,9 @@ impl Resource {
         self
     }
 
+    /// In order, each once.
     pub fn from_documents(mut self, origins: Arc<[DocumentId]>) -> Self {
+        debug_assert!(origins.is_sorted_by(|one, next| one < next), "{origins:?}");
         self.origins = origins;
         self
     }

@@ -180,10 +180,14 @@ fn drop_shadowed(
         .collect()
 }
 
-/// Of each route the first that matches the same. They have one precedence, so they stand next to each other or nearly so.
+/// Of each route, all being in their order, the first that matches the same. They have one precedence, so they stand next to each other or nearly so: but
+/// for parts of a rule, which stand where the rule does.
 fn holders(routes: &[Placed]) -> Vec<usize> {
     let mut holder_of = Vec::with_capacity(routes.len());
-    for alike in routes.chunk_by(|one, other| one.precedence == other.precedence) {
+    let has_parts = routes
+        .iter()
+        .any(|placed| placed.precedence != precedence(&placed.route.matching));
+    for alike in routes.chunk_by(|one, other| has_parts || one.precedence == other.precedence) {
         let first = holder_of.len();
         // Compared, not hashed: most paths differ in their first bytes.
         let mut holders: BTreeMap<&RequestMatch, usize> = BTreeMap::new();
@@ -196,4 +200,48 @@ fn holders(routes: &[Placed]) -> Vec<usize> {
         }
     }
     holder_of
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::Action;
+    use crate::model::{Origin, Policies, Span};
+
+    fn route(path: &str) -> Route {
+        Route {
+            name: path.into(),
+            matching: matching(path),
+            rewrite: None,
+            action: Action::Forward([].into()),
+            chain: None,
+            policies: Policies::default(),
+            origin: Origin {
+                document: DocumentId::Kv("p/config/a".into()),
+                span: Span::default(),
+                line: 1,
+                column: 1,
+            },
+        }
+    }
+
+    fn matching(path: &str) -> RequestMatch {
+        RequestMatch {
+            path: PathMatch::Prefix(path.into()),
+            ..RequestMatch::any()
+        }
+    }
+
+    #[test]
+    fn the_first_that_matches_the_same_holds_it() {
+        let plain = ["/long", "/a", "/b", "/a", "/b"].map(|path| Placed::new(route(path)));
+        assert_eq!(holders(&plain), [0, 1, 2, 1, 2]);
+        // A part of the rule for all paths, and a rule that matches what the part does.
+        let mixed = [
+            Placed::as_part_of(&matching("/"), route("/api")),
+            Placed::new(route("/other")),
+            Placed::new(route("/api")),
+        ];
+        assert_eq!(holders(&mixed), [0, 1, 0]);
+    }
 }

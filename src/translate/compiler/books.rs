@@ -126,7 +126,7 @@ impl Compiler {
     }
 
     /// Keeps the books of who uses what, and notes the clusters, watches and listeners that this starts or ends.
-    /// A unit, and whether it is held back.
+    /// `before` and `after` are the unit, and whether it is held back.
     pub(super) fn host_uses(
         &mut self,
         key: &HostKey,
