@@ -40,14 +40,29 @@ pub fn damaged_json(text: &str) -> impl Strategy<Value = Vec<u8>> {
             replace(&mut value, &mut left, &odd);
         }
         let mut body = value.to_string().into_bytes();
-        let at = place.index(body.len());
-        match how {
-            0 => body[at] = byte,
-            1 => body.truncate(at),
-            _ => {}
-        }
+        break_one(&mut body, place, byte, how);
         body
     })
+}
+
+/// Half of them with one byte changed or the end cut off.
+pub fn half_broken(body: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    (body, any::<prop::sample::Index>(), any::<u8>(), 0..4u8).prop_map(|(mut body, place, byte, how)| {
+        break_one(&mut body, place, byte, how);
+        body
+    })
+}
+
+fn break_one(body: &mut Vec<u8>, place: prop::sample::Index, byte: u8, how: u8) {
+    if body.is_empty() {
+        return;
+    }
+    let at = place.index(body.len());
+    match how {
+        0 => body[at] = byte,
+        1 => body.truncate(at),
+        _ => {}
+    }
 }
 
 /// This text with up to three of its lines cut, doubled or moved, or one character replaced.

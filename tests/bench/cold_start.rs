@@ -14,11 +14,7 @@ use crate::support::agent::Agent;
 use crate::synthetic;
 
 pub fn run(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     let (services, label) = if plan.quick {
         (1_000, "1k")
     } else {

@@ -20,11 +20,7 @@ const HOSTS: usize = 10;
 const RULES: usize = 10;
 
 pub fn run(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     runtime.block_on(measure(plan, report));
 }
 

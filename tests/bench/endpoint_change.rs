@@ -20,11 +20,7 @@ const HOST: &str = "bench.example.com";
 const LIMIT: Duration = Duration::from_secs(30);
 
 pub fn run(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     runtime.block_on(changes(plan, report));
     runtime.block_on(memory(report, 1_000, "1k"));
     if !plan.quick {

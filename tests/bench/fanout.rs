@@ -82,11 +82,7 @@ fn pair(
     changes: usize,
     label: &str,
 ) -> (Fanout, Fanout) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     let ours = runtime.block_on(ads(streams, clusters, changes));
     let floor = runtime.block_on(raw(streams, ours.bytes, changes));
     report.add_over(

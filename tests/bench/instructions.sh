@@ -37,7 +37,7 @@ if [[ -z $suite ]]; then
     echo "bench-instructions: the suite does not build: cargo bench --locked --profile $profile --bench suite --no-run says why" >&2
     exit 1
 fi
-if [[ ${RESUME:-} ]] && "$suite" --has "translate_one_instr_growth$suffix"; then
+if [[ ${RESUME:-} ]] && "$suite" --has "instr_counted$suffix"; then
     echo "bench-instructions: counted by this build already, among $label" >&2
     exit
 fi
@@ -93,3 +93,5 @@ if ((failed)); then
     echo "bench-instructions: FAILED: some step of a change walks all objects; callgrind_annotate $folder/$many.N tells which" >&2
     exit 1
 fi
+# The last that is laid down: what was broken off, or grew, is counted again.
+if [[ $profile == bench ]]; then "$suite" --merge "instr_counted$suffix" 1; fi

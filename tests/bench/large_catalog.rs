@@ -32,11 +32,7 @@ const GRANTED_CONNECTIONS: f64 = 200.0;
 const LOOKS_PER_SECOND: f64 = 200.0;
 
 pub fn run(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     let services = if plan.quick { 300 } else { 5_000 };
     let idle = Duration::from_secs(if plan.quick { 10 } else { 60 });
     report.add("catalog_services", "services", services as f64);

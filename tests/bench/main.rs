@@ -152,3 +152,12 @@ fn main() -> ExitCode {
     }
     ExitCode::SUCCESS
 }
+
+/// As the agent has on two cores.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}

@@ -14,11 +14,7 @@ const SIZES: [(usize, &str); 3] = [
 ];
 
 pub fn run(_plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     runtime.block_on(async {
         let live = Live::start().await;
         live.register_all(SERVICES, 2).await;

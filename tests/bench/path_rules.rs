@@ -18,11 +18,7 @@ const OF_A_DOCUMENT: usize = 500;
 pub const ROUNDS: usize = 5;
 
 pub fn run(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     runtime.block_on(measure(plan, report));
 }
 

@@ -37,11 +37,7 @@ struct Storm {
 }
 
 pub fn run(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     let (streams, clusters) = if plan.quick { (200, 100) } else { (1_000, 1_000) };
     report.add("reconnect_streams", "streams", streams as f64);
     report.add("reconnect_clusters", "clusters", clusters as f64);

@@ -20,11 +20,7 @@ use crate::synthetic::route;
 const DOCUMENTS: usize = 100_000;
 
 pub fn run(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     let sizes: &[(usize, &str)] = if plan.quick {
         &[(100, "100"), (1_000, "1k")]
     } else {
@@ -45,11 +41,7 @@ pub fn run(plan: &Plan, report: &mut Report) {
 
 /// With a hundred thousand hosts: writing them takes longer than what is measured.
 pub fn run_long(plan: &Plan, report: &mut Report) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = crate::runtime();
     let mut others = 0;
     let medians = runtime.block_on(additions(plan, report, 100_000, "100k", &mut others));
     // Where this machine has measured the small size too.

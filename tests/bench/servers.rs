@@ -18,14 +18,6 @@ use crate::synthetic::{Size, answer, documents, service_name};
 /// What a bare client sends back for each message: an ACK of a delta stream is about as long.
 pub const RAW_ACK: usize = 110;
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
-}
-
 fn say(nanoseconds: u128) {
     println!("{nanoseconds}");
     std::io::stdout().flush().expect("a pipe");
@@ -33,7 +25,7 @@ fn say(nanoseconds: u128) {
 
 /// Documents, services and every change go through the pipeline, as in the agent; ACKs go back to it.
 pub fn ads(socket: &str, services: usize) {
-    runtime().block_on(async {
+    crate::runtime().block_on(async {
         let size = Size::of_services(services, 10);
         let (server, events) = Server::new(Gateways::default(), Limits::default(), 8192);
         let (pipeline, outputs) = Pipeline::new(
@@ -90,7 +82,7 @@ pub fn ads(socket: &str, services: usize) {
 
 /// Writes so many bytes to every connection at once, and reads a short answer from each.
 pub fn raw(socket: &str, bytes: usize) {
-    runtime().block_on(async {
+    crate::runtime().block_on(async {
         let listener = UnixListener::bind(socket).expect("a socket");
         let (change, changes) = watch::channel(0usize);
         tokio::spawn(async move {

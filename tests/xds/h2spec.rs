@@ -7,17 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use portreeve::envoy::ResourceKind::Cluster;
-use portreeve::xds::{Gateways, Limits, San, Server, TcpSettings};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::process::Command;
-use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Served, publisher, set_of};
-use crate::mutual_tls::{Authority, Pair, dns, identity, tls_settings};
+use crate::mutual_tls::{Authority, Pair, Port, dns};
 
 const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
@@ -44,26 +41,11 @@ async fn h2spec_finds_nothing_of_ours() {
     holds(&program, folder.path(), "the socket", address).await;
     served.end().await;
 
-    _ = rustls::crypto::ring::default_provider().install_default();
-    let (clients, servers) = (Authority::new(), Authority::new());
-    let identities = vec![identity(San::Dns("edge.example".into()), &["edge"])];
-    let (_tls, tls) = watch::channel(Arc::new(tls_settings(&clients, &servers, identities)));
-    let gateways = Gateways::default();
-    gateways.insert("edge", receiver);
-    let (server, _events) = Server::new(gateways, Limits::default(), 4096);
-    let address = ([127, 0, 0, 1], 0).into();
-    let listener = TcpSettings { address, tls }.bind().await.unwrap();
-    let address = listener.tcp_address().unwrap();
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn({
-        let (server, stop) = (server.clone(), stop.clone());
-        async move { server.serve(listener, stop).await }
-    });
-    let own = clients.issue(vec![dns("edge.example")]);
-    let address = relay(To::Tls(address, connector(&own, &servers))).await;
+    let port = Port::serve_edge(receiver).await;
+    let own = port.clients.issue(vec![dns("edge.example")]);
+    let address = relay(To::Tls(port.address, connector(&own, &port.servers))).await;
     holds(&program, folder.path(), "the port with TLS", address).await;
-    stop.cancel();
-    serving.await.unwrap().unwrap();
+    port.end().await;
 }
 
 /// Runs it, and compares what failed.

@@ -1,19 +1,22 @@
 //! Mutual TLS: the client certificate decides about the gateway.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use portreeve::envoy::ResourceKind::Cluster;
+use portreeve::envoy::ResourceSet;
 use portreeve::model::Redacted;
 use portreeve::xds::{
     Event, Gateways, Identities, Identity, Limits, ListenError, Peer, RefusedReason, San, Server,
-    TcpSettings, TlsSettings,
+    ServerError, TcpSettings, TlsSettings,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
@@ -268,33 +271,65 @@ fn hello(servers: &Authority) -> Vec<u8> {
     bytes
 }
 
+/// A port with TLS that serves the gateway `edge` to who shows the name `edge.example`.
+pub struct Port {
+    pub address: SocketAddr,
+    pub clients: Authority,
+    pub servers: Authority,
+    stop: CancellationToken,
+    serving: JoinHandle<Result<(), ServerError>>,
+    _settings: watch::Sender<Arc<TlsSettings>>,
+    _events: mpsc::Receiver<Event>,
+}
+
+impl Port {
+    pub async fn serve_edge(resources: watch::Receiver<Option<Arc<ResourceSet>>>) -> Self {
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let (clients, servers) = (Authority::new(), Authority::new());
+        let identities = vec![identity(San::Dns("edge.example".into()), &["edge"])];
+        let (settings, tls) = watch::channel(Arc::new(tls_settings(&clients, &servers, identities)));
+        let gateways = Gateways::default();
+        gateways.insert("edge", resources);
+        let (server, events) = Server::new(gateways, Limits::default(), 4096);
+        let address = ([127, 0, 0, 1], 0).into();
+        let listener = TcpSettings { address, tls }.bind().await.unwrap();
+        let address = listener.tcp_address().unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn({
+            let stop = stop.clone();
+            async move { server.serve(listener, stop).await }
+        });
+        Self {
+            address,
+            clients,
+            servers,
+            stop,
+            serving,
+            _settings: settings,
+            _events: events,
+        }
+    }
+
+    pub async fn end(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_go_on_shaking_hands_holds_up_nobody() {
-    _ = rustls::crypto::ring::default_provider().install_default();
-    let (clients, servers) = (Authority::new(), Authority::new());
-    let identities = vec![identity(San::Dns("edge.example".into()), &["edge"])];
-    let (_settings, tls) = watch::channel(Arc::new(tls_settings(&clients, &servers, identities)));
-    let gateways = Gateways::default();
     let (_edge, receiver) = publisher(Some(set_of(&[(Cluster, "of-edge", "1")])));
-    gateways.insert("edge", receiver);
-    let (server, _events) = Server::new(gateways, Limits::default(), 64);
-    let address = ([127, 0, 0, 1], 0).into();
-    let listener = TcpSettings { address, tls }.bind().await.unwrap();
-    let address = listener.tcp_address().unwrap();
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn({
-        let (server, stop) = (server.clone(), stop.clone());
-        async move { server.serve(listener, stop).await }
-    });
+    let port = Port::serve_edge(receiver).await;
+    let (address, clients, servers) = (port.address, &port.clients, &port.servers);
     let edge = clients.issue(vec![dns("edge.example")]);
-    let whole = hello(&servers);
+    let whole = hello(servers);
     for (from, said) in [(2, &whole[..1]), (3, &whole[..whole.len() - 1]), (4, &whole[..])] {
         // Given up only after 10 s: it tells whether they were waited for.
         let mut oldest = TcpStream::connect(address).await.unwrap();
         oldest.write_all(&whole[..1]).await.unwrap();
         let silent = half_said(address, from, said).await;
         let answer = async {
-            let channel = connect(address, &servers, Some(&edge)).await.unwrap();
+            let channel = connect(address, servers, Some(&edge)).await.unwrap();
             first_answer(channel, "edge").await.unwrap()
         };
         let mut nothing = [0];
@@ -304,8 +339,7 @@ async fn who_does_not_go_on_shaking_hands_holds_up_nobody() {
         }
         drop(silent);
     }
-    stop.cancel();
-    serving.await.unwrap().unwrap();
+    port.end().await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::document_ledger::DocumentLedger;
 use super::health_answer;
 use crate::model::Lookup;
+use crate::sources::damage::half_broken;
 
 fn value() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -34,22 +35,7 @@ fn row() -> impl Strategy<Value = String> {
 fn listing() -> impl Strategy<Value = Vec<u8>> {
     let body =
         prop::collection::vec(row(), 0..6).prop_map(|rows| format!("[{}]", rows.join(",")).into_bytes());
-    damaged(body)
-}
-
-/// Half of them with one byte changed or the end cut off.
-fn damaged(body: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-    (body, any::<prop::sample::Index>(), any::<u8>(), 0..4u8).prop_map(|(mut body, place, byte, how)| {
-        if !body.is_empty() {
-            let at = place.index(body.len());
-            match how {
-                0 => body[at] = byte,
-                1 => body.truncate(at),
-                _ => {}
-            }
-        }
-        body
-    })
+    half_broken(body)
 }
 
 const HEALTH: &str = r#"[{"Node":{"Node":"n","Address":"10.0.0.1"},"Service":{"ID":"a","Service":"web","Address":"","Port":80,
@@ -78,7 +64,7 @@ fn health() -> impl Strategy<Value = Vec<u8>> {
             .fold(HEALTH.to_owned(), |text, (from, to)| text.replacen(from, to, 1));
         text.into_bytes()
     });
-    damaged(body)
+    half_broken(body)
 }
 
 proptest! {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::answer;
+use crate::sources::damage::half_broken;
 
 const SERVICES: &str = r#"[{"ID":"a","ServiceName":"web","Namespace":"default","Address":"10.0.0.1","Port":80,
 "Tags":["v1"],"NodeID":"n","CreateIndex":14},{"ID":"b","ServiceName":"web","Namespace":"default","Address":"h.example",
@@ -33,20 +34,13 @@ fn hostile(body: &'static str) -> impl Strategy<Value = Vec<u8>> {
         ("\"web\"", "\"\""),
     ]);
     let swaps = prop::collection::vec(swap, 0..4);
-    (swaps, any::<prop::sample::Index>(), any::<u8>(), 0..4u8).prop_map(move |(swaps, place, byte, how)| {
+    half_broken(swaps.prop_map(move |swaps| {
         let mut text = body.to_owned();
         for (from, to) in swaps {
             text = text.replacen(from, to, 1);
         }
-        let mut body = text.into_bytes();
-        let at = place.index(body.len());
-        match how {
-            0 => body[at] = byte,
-            1 => body.truncate(at),
-            _ => {}
-        }
-        body
-    })
+        text.into_bytes()
+    }))
 }
 
 proptest! {

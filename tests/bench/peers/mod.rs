@@ -25,7 +25,7 @@ const PROXIES: [Peer; 3] = [traefik::PEER, fabio::PEER, gloo::PEER];
 /// Consul's ingress gateway alone, with few services: part of every run.
 pub fn consul_alone(plan: &Plan, report: &mut Report) {
     let samples = if plan.quick { 5 } else { 20 };
-    runtime().block_on(async {
+    crate::runtime().block_on(async {
         let scene = Scene::of_services(100, &[]).await;
         for _ in 0..plan.rounds {
             let ours = scene.ours(samples).await;
@@ -37,7 +37,7 @@ pub fn consul_alone(plan: &Plan, report: &mut Report) {
 /// All of them. It takes long.
 pub fn run(plan: &Plan, report: &mut Report) {
     let proxies = given(report);
-    runtime().block_on(async {
+    crate::runtime().block_on(async {
         gcp::run(plan, report).await;
         endpoints(plan, report, &proxies).await;
         routes(plan, report, &proxies).await;
@@ -101,12 +101,4 @@ async fn routes(plan: &Plan, report: &mut Report, proxies: &[Given]) {
             }
         }
     }
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
 }
