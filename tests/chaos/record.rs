@@ -188,7 +188,7 @@ fn page(all: &Value) -> String {
     text.push_str(&soaks(&runs("soaks")));
     let suites = runs("suites");
     text.push_str(&format!(
-        "\n## Suites\n\nRuns so far: {} of 5. `make chaos`; with `RECORD=1` it adds one here. Every request that failed, other than \
+        "\n## Suites\n\nRuns so far: {}. `make chaos`; with `RECORD=1` it adds one here. Every request that failed, other than \
          those excused, would have failed the suite. Excused are requests in flight on an Envoy that the fault killed, and those while \
          there was none. Converged: from the moment the dependency answers again until a change is served. Stale: from the write of \
          a change until it is served, the longest, the fault's own duration with it. Busiest: of one core, and requests of Consul.\n",
