@@ -339,6 +339,13 @@ impl Course {
 
     /// One great change may cost so many requests, once.
     pub fn may_ask_once(&mut self, requests: u64) {
+        // What came before is held to the bar of all.
+        let before = self.line.busiest_second();
+        assert!(
+            before <= REQUESTS_BAR,
+            "{before} requests of Consul in one second"
+        );
+        self.past_the_line = self.past_the_line.max(before);
         self.once = requests;
     }
 
