@@ -1,0 +1,193 @@
+mod action;
+mod request_match;
+
+use std::sync::{Arc, LazyLock};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{
+    DirectResponseAction, HeaderMatcher, Route, RouteConfiguration, RouteMatch, route,
+};
+use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use prost::Message;
+
+use self::action::{Parts, put_route};
+use super::encoding::{put_bytes, put_message, put_struct};
+use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
+use crate::envoy::{Resource, ResourceKind, ResourceRef, scope_name, wrap_bool};
+use crate::features::default_retry;
+use crate::ir::{self, Action};
+use crate::model::DocumentId;
+
+/// Why the gateway itself answered, for whoever looks at a 503.
+pub(super) const REASON_HEADER: &str = "x-portreeve-reason";
+
+/// One host's routes, encoded, and what publishing them takes.
+#[derive(Clone, Debug)]
+pub(super) struct EncodedHost {
+    listener: Arc<str>,
+    host: Arc<str>,
+    bytes: Bytes,
+    /// The clusters that it sends to.
+    needs: Arc<[ResourceRef]>,
+    origins: Arc<[DocumentId]>,
+}
+
+/// The unit that a route change costs.
+pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
+    let mut buffer = Vec::with_capacity(512 + 128 * host.routes.len());
+    put_bytes(&mut buffer, 1, scope_name(&host.listener, &host.host).as_bytes());
+    put_bytes(&mut buffer, 2, host.host.as_bytes());
+    if host.checks_sni
+        && let Some(route) = misdirected(&host.host)
+    {
+        put_struct(&mut buffer, 3, &route);
+    }
+    let mut parts = Parts::default();
+    for route in &host.routes {
+        let parts = parts.of(route);
+        put_message(&mut buffer, 3, |buffer| put_route(buffer, route, parts));
+    }
+    // Once for the host and not in each route: Envoy reads and keeps it once.
+    if host.routes.iter().any(retries_by_default) {
+        put_bytes(&mut buffer, 16, &DEFAULT_RETRY);
+    }
+    EncodedHost {
+        listener: host.listener.clone(),
+        host: host.host.clone(),
+        // Kept for as long as the host: without the room that was for more.
+        bytes: buffer.into_boxed_slice().into(),
+        needs: clusters(host),
+        origins: host.origins.clone().into(),
+    }
+}
+
+/// A host of its own scope: Envoy reads this one alone when it changes.
+pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {
+    let name = scope_name(&host.listener, &host.host);
+    let mut buffer = Vec::with_capacity(host.bytes.len() + 3 * name.len() + TABLE.len() + 32);
+    put_bytes(&mut buffer, 1, name.as_bytes());
+    put_message(&mut buffer, 3, |key| {
+        for text in [&host.listener, &host.host] {
+            put_message(key, 1, |fragment| put_bytes(fragment, 1, text.as_bytes()));
+        }
+    });
+    put_message(&mut buffer, 5, |table| put_table(table, &name, [host]));
+    Resource::new(ResourceKind::ScopedRoute, name.into(), &buffer)
+        .needing(host.needs.clone())
+        .from_documents(host.origins.clone())
+}
+
+/// All hosts of a listener in one table: what wildcards need. Exact hosts keep their scopes beside it.
+pub(super) fn table_resource(listener: &Arc<str>, hosts: &[&EncodedHost]) -> Resource {
+    let mut buffer = Vec::new();
+    put_table(&mut buffer, listener, hosts.iter().copied());
+    let mut origins: Vec<_> = hosts
+        .iter()
+        .flat_map(|host| host.origins.iter().cloned())
+        .collect();
+    origins.sort();
+    origins.dedup();
+    let mut needs: Vec<_> = hosts.iter().flat_map(|host| host.needs.iter().cloned()).collect();
+    needs.sort();
+    needs.dedup();
+    Resource::new(ResourceKind::Route, listener.clone(), &buffer)
+        .needing(needs.into())
+        .from_documents(origins.into())
+}
+
+fn put_table<'a>(buffer: &mut Vec<u8>, name: &str, hosts: impl IntoIterator<Item = &'a EncodedHost>) {
+    put_bytes(buffer, 1, name.as_bytes());
+    for host in hosts {
+        put_bytes(buffer, 2, &host.bytes);
+    }
+    buffer.extend_from_slice(&TABLE);
+}
+
+/// What every table says.
+static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    RouteConfiguration {
+        // Our own marks never reach an upstream.
+        request_headers_to_remove: vec![LISTENER_HEADER.to_owned(), SNI_HEADER.to_owned()],
+        // Clusters come and go on the same stream; the order of pushes keeps routes from naming missing ones.
+        validate_clusters: Some(wrap_bool(false)),
+        ..RouteConfiguration::default()
+    }
+    .encode_to_vec()
+});
+
+static DEFAULT_RETRY: LazyLock<Vec<u8>> = LazyLock::new(|| default_retry().encode_to_vec());
+
+fn retries_by_default(route: &ir::Route) -> bool {
+    matches!(route.action, Action::Forward(_))
+        && route.chain.as_ref().is_none_or(|chain| chain.retry.is_none())
+        && route.policies.get("retry").is_none()
+}
+
+fn clusters(host: &ir::VirtualHost) -> Arc<[ResourceRef]> {
+    let mut names: Vec<&Arc<str>> = host
+        .routes
+        .iter()
+        .filter_map(|route| match &route.action {
+            Action::Forward(clusters) => Some(clusters),
+            _ => None,
+        })
+        .flat_map(|clusters| clusters.iter())
+        .flat_map(|weighted| std::iter::once(&weighted.cluster).chain(&weighted.members))
+        .collect();
+    names.sort();
+    names.dedup();
+    let reference = |name: &Arc<str>| ResourceRef {
+        kind: ResourceKind::Cluster,
+        name: name.clone(),
+    };
+    names.into_iter().map(reference).collect()
+}
+
+/// A connection that was opened for another host: the client is to try on a new one (RFC 9110, 15.5.20). The catch-all
+/// host takes whatever a certificate covers.
+fn misdirected(host: &str) -> Option<Route> {
+    let expected = match host.strip_prefix('*') {
+        Some("") => return None,
+        Some(suffix) => MatchPattern::Suffix(suffix.to_owned()),
+        None => MatchPattern::Exact(host.to_owned()),
+    };
+    let sni = HeaderMatcher {
+        name: SNI_HEADER.to_owned(),
+        invert_match: true,
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
+            ignore_case: true,
+            match_pattern: Some(expected),
+        })),
+        ..HeaderMatcher::default()
+    };
+    Some(Route {
+        name: "portreeve/misdirected".into(),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix("/".into())),
+            headers: vec![sni],
+            ..RouteMatch::default()
+        }),
+        action: Some(route::Action::DirectResponse(DirectResponseAction {
+            status: 421,
+            ..DirectResponseAction::default()
+        })),
+        response_headers_to_add: vec![set_header(REASON_HEADER, "misdirected")],
+        ..Route::default()
+    })
+}
+
+pub(super) fn set_header(name: &str, value: &str) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: name.to_owned(),
+            value: value.to_owned(),
+            ..HeaderValue::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    }
+}
