@@ -217,6 +217,8 @@ async fn explain_names_the_route_that_envoy_takes(hosts: &[&str], is_scoped: boo
     let dump = stack.envoy().config_dump().await.to_string();
     // Exact hosts have scopes in either form; only where requests are looked up in a table is there one.
     assert_eq!(dump.contains("dynamic_route_configs"), !is_scoped);
+    // Hosts of both kinds: a list, and branches by path.
+    assert!(dump.contains("prefix_match_map") && dump.contains(r#""routes":[{"#));
 
     let (mut compared, mut matched) = (0, 0);
     for tree in 0..TREES {
@@ -290,7 +292,8 @@ async fn explain_knows_certificates_and_misdirected_requests() {
     .await;
     let mut dice = Dice(20_261_125);
     stack.put("gateway", TLS).await;
-    for part in 0..3 {
+    // Enough rules for hosts of branches.
+    for part in 0..8 {
         let name = format!("t0-{part}");
         stack.put(&name, &document(&mut dice, HOSTS, 0, part)).await;
     }
@@ -303,6 +306,8 @@ async fn explain_knows_certificates_and_misdirected_requests() {
     )
     .await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let dump = stack.envoy().config_dump().await.to_string();
+    assert!(dump.contains("prefix_match_map") && dump.contains("portreeve/misdirected"));
 
     let names = [
         "t.t0.example.com",

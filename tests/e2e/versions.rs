@@ -51,6 +51,37 @@ fn more_routes() -> (String, String) {
     (route("wild", "*.example.org", "orders"), pets)
 }
 
+/// So many rules that the host is cut into branches by path.
+fn many_rules() -> String {
+    let rules: String = (0..40)
+        .map(|at| {
+            let kind = ["path", "path_prefix"][at % 2];
+            format!("  rule \"r{at}\" {{\n    match {{ {kind} = \"/r{at}\" }}\n    direct_response {{ status = {} }}\n  }}\n", 240 + at)
+        })
+        .collect();
+    format!(
+        "http_route \"many\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"www.example.com\"]\n\n{rules}}}\n"
+    )
+}
+
+async fn asks_for_many_rules(http: &Client, https: &Client) {
+    for client in [http, https] {
+        let last = Request::get("www.example.com", "/r39/below?x=1");
+        until(client, &last, "the last of many rules", |reply| {
+            reply.status == 279
+        })
+        .await;
+        for (path, status) in [
+            ("/r7/below", 247),
+            ("/r8?x=1", 248),
+            ("/r8/below", 200),
+            ("/", 200),
+        ] {
+            assert_eq!(client.get("www.example.com", path).await.status, status, "{path}");
+        }
+    }
+}
+
 async fn main_path(version: &str, state_of_the_world: bool) {
     let mut stack = Stack::start(Options {
         vault: true,
@@ -91,6 +122,8 @@ async fn main_path(version: &str, state_of_the_world: bool) {
         reply.header("x-round") == Some("2")
     })
     .await;
+    stack.put("many", &many_rules()).await;
+    asks_for_many_rules(&http, &https).await;
     // Exact hosts are looked up one by one; with a wildcard among them all hosts of a listener come in one table.
     let (wild, pets) = more_routes();
     let (below, pet) = (
@@ -110,6 +143,8 @@ async fn main_path(version: &str, state_of_the_world: bool) {
         404,
         "the wildcard is for those below"
     );
+    asks_for_many_rules(&http, &https).await;
+    stack.delete("many").await;
     stack.delete("www").await;
     until(&http, &request, "a deletion", |reply| reply.status == 404).await;
 

@@ -1,4 +1,6 @@
 mod action;
+mod path_matcher;
+mod path_tree;
 mod request_match;
 
 use std::sync::{Arc, LazyLock};
@@ -15,6 +17,8 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher:
 use prost::Message;
 
 use self::action::{Parts, put_route};
+use self::path_matcher::{Encoded, ROUTE_OF_LIST, put_path_matcher};
+use self::path_tree::PathTree;
 use super::encoding::{put_bytes, put_message, put_struct};
 use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, scope_name, wrap_bool};
@@ -41,15 +45,25 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     let mut buffer = Vec::with_capacity(512 + 128 * host.routes.len());
     put_bytes(&mut buffer, 1, scope_name(&host.listener, &host.host).as_bytes());
     put_bytes(&mut buffer, 2, host.host.as_bytes());
-    if host.checks_sni
-        && let Some(route) = misdirected(&host.host)
-    {
-        put_struct(&mut buffer, 3, &route);
-    }
-    let mut parts = Parts::default();
-    for route in &host.routes {
-        let parts = parts.of(route);
-        put_message(&mut buffer, 3, |buffer| put_route(buffer, route, parts));
+    let names = ServerNames::of(&host.host).filter(|_| host.checks_sni);
+    match PathTree::of(host.routes.iter().map(|route| &route.matching.path)) {
+        None => {
+            if let Some(names) = names {
+                put_struct(&mut buffer, 3, &misdirected(names));
+            }
+            put_routes(&mut buffer, 3, &host.routes, |_| ());
+        }
+        Some(tree) => {
+            let (mut routes, mut ends) = (Vec::new(), Vec::with_capacity(host.routes.len()));
+            put_routes(&mut routes, ROUTE_OF_LIST, &host.routes, |end| ends.push(end));
+            let routes = Encoded {
+                bytes: &routes,
+                ends: &ends,
+            };
+            put_message(&mut buffer, 21, |buffer| {
+                put_path_matcher(buffer, &tree, routes, names)
+            });
+        }
     }
     // Once for the host and not in each route: Envoy reads and keeps it once.
     if host.routes.iter().any(retries_by_default) {
@@ -62,6 +76,16 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
         bytes: buffer.into_boxed_slice().into(),
         needs: clusters(host),
         origins: host.origins.clone().into(),
+    }
+}
+
+/// The routes as fields of `tag`. `each` is told where each ends.
+fn put_routes(buffer: &mut Vec<u8>, tag: u32, routes: &[ir::Route], mut each: impl FnMut(usize)) {
+    let mut parts = Parts::default();
+    for route in routes {
+        let parts = parts.of(route);
+        put_message(buffer, tag, |buffer| put_route(buffer, route, parts));
+        each(buffer.len());
     }
 }
 
@@ -147,24 +171,39 @@ fn clusters(host: &ir::VirtualHost) -> Arc<[ResourceRef]> {
     names.into_iter().map(reference).collect()
 }
 
-/// A connection that was opened for another host: the client is to try on a new one (RFC 9110, 15.5.20). The catch-all
-/// host takes whatever a certificate covers.
-fn misdirected(host: &str) -> Option<Route> {
-    let expected = match host.strip_prefix('*') {
-        Some("") => return None,
-        Some(suffix) => MatchPattern::Suffix(suffix.to_owned()),
-        None => MatchPattern::Exact(host.to_owned()),
-    };
+/// The server names of the connections on which a host may be asked for.
+#[derive(Clone, Copy)]
+enum ServerNames<'a> {
+    One(&'a str),
+    EndingWith(&'a str),
+}
+
+impl<'a> ServerNames<'a> {
+    /// None: the catch-all host takes whatever a certificate covers.
+    fn of(host: &'a str) -> Option<Self> {
+        match host.strip_prefix('*') {
+            Some("") => None,
+            Some(suffix) => Some(Self::EndingWith(suffix)),
+            None => Some(Self::One(host)),
+        }
+    }
+}
+
+/// A connection that was opened for another host: the client is to try on a new one (RFC 9110, 15.5.20).
+fn misdirected(names: ServerNames) -> Route {
     let sni = HeaderMatcher {
         name: SNI_HEADER.to_owned(),
         invert_match: true,
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
             ignore_case: true,
-            match_pattern: Some(expected),
+            match_pattern: Some(match names {
+                ServerNames::One(name) => MatchPattern::Exact(name.to_owned()),
+                ServerNames::EndingWith(suffix) => MatchPattern::Suffix(suffix.to_owned()),
+            }),
         })),
         ..HeaderMatcher::default()
     };
-    Some(Route {
+    Route {
         name: "portreeve/misdirected".into(),
         r#match: Some(RouteMatch {
             path_specifier: Some(PathSpecifier::Prefix("/".into())),
@@ -177,7 +216,7 @@ fn misdirected(host: &str) -> Option<Route> {
         })),
         response_headers_to_add: vec![set_header(REASON_HEADER, "misdirected")],
         ..Route::default()
-    })
+    }
 }
 
 pub(super) fn set_header(name: &str, value: &str) -> HeaderValueOption {
