@@ -446,8 +446,8 @@ async fn serve_xds(
     let listener = unix.bind().await.context("the xDS socket cannot be opened")?;
     facts.push(("xDS Socket", settings.xds.socket.display().to_string()));
     let (socket_server, socket_stop) = (server.clone(), stop.clone());
-    tasks.spawn("xds socket", async move {
-        Ok(socket_server.serve(listener, socket_stop).await?)
+    tasks.spawn_plain("xds socket", async move {
+        socket_server.serve(listener, socket_stop).await;
     });
     let Some(block) = &settings.xds.tcp else {
         return Ok(None);
@@ -462,8 +462,8 @@ async fn serve_xds(
     .context("the xDS port cannot be opened")?;
     facts.push(("xDS Address", block.address.to_string()));
     let (tcp_server, tcp_stop) = (server.clone(), stop.clone());
-    tasks.spawn("xds port", async move {
-        Ok(tcp_server.serve(listener, tcp_stop).await?)
+    tasks.spawn_plain("xds port", async move {
+        tcp_server.serve(listener, tcp_stop).await;
     });
     Ok(Some(sender))
 }

@@ -324,10 +324,22 @@ impl ResourceSet {
         *self.of_kind_mut(kind) = resources;
     }
 
+    /// The same, for who keeps up with another: mostly nothing of a kind is new, and this costs one look.
+    pub fn follow_kind(&mut self, kind: ResourceKind, resources: &OrdMap<Arc<str>, Arc<Resource>>) {
+        if !self.of_kind(kind).ptr_eq(resources) {
+            self.replace_kind(kind, resources.clone());
+        }
+    }
+
     /// Both are one and the same in memory. False says nothing: equal sets may have been made apart.
     pub fn shares_all(&self, other: &Self) -> bool {
         let mut maps = self.kinds.maps.iter().zip(&other.kinds.maps);
         Arc::ptr_eq(&self.kinds, &other.kinds) || maps.all(|(own, other)| own.ptr_eq(other))
+    }
+
+    /// Clones of one another, neither changed since.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.kinds, &other.kinds)
     }
 
     pub fn len(&self) -> usize {

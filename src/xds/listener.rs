@@ -6,20 +6,18 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::rustls::server::Acceptor;
-use tonic::transport::server::Connected;
 
 use super::access::{Access, GatewayAccess, Peer};
+use super::connection::{Connection, ConnectionInfo};
 use super::event::{Event, EventQueue, RefusedReason};
 use super::tls::{self, TlsError, TlsSettings};
 
@@ -158,7 +156,7 @@ impl Listener {
     }
 
     /// Accepts until the receiver is gone.
-    pub(super) async fn accept(self, connections: mpsc::Sender<io::Result<Connection>>, events: EventQueue) {
+    pub(super) async fn accept(self, connections: mpsc::Sender<Connection>, events: EventQueue) {
         match self.socket {
             Socket::Unix { listener, file } => {
                 accept_unix(&listener, &self.access, &connections, &events).await;
@@ -175,25 +173,10 @@ impl Listener {
     }
 }
 
-/// One accepted connection and who is behind it.
-pub(super) struct Connection {
-    io: Pin<Box<dyn Io>>,
-    info: ConnectionInfo,
-}
-
-#[derive(Clone)]
-pub(super) struct ConnectionInfo {
-    pub(super) peer: Arc<Peer>,
-    pub(super) access: Arc<Access>,
-}
-
-trait Io: AsyncRead + AsyncWrite + Send {}
-impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
-
 async fn accept_unix(
     listener: &UnixListener,
     access: &Arc<Access>,
-    connections: &mpsc::Sender<io::Result<Connection>>,
+    connections: &mpsc::Sender<Connection>,
     events: &EventQueue,
 ) {
     let refusals = Refusals::default();
@@ -217,7 +200,7 @@ async fn accept_unix(
                     peer,
                     access: access.clone(),
                 };
-                _ = connections.send(Ok(Connection::new(stream, info))).await;
+                _ = connections.send(Connection::new(stream, info)).await;
             }
             Err(error) => pause(&error).await,
         }
@@ -229,7 +212,7 @@ async fn accept_tls(
     mut settings: watch::Receiver<Arc<TlsSettings>>,
     mut config: Arc<rustls::ServerConfig>,
     access: &Arc<Access>,
-    connections: &mpsc::Sender<io::Result<Connection>>,
+    connections: &mpsc::Sender<Connection>,
     events: &EventQueue,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
@@ -272,7 +255,7 @@ async fn accept_tls(
         tokio::spawn(async move {
             let _place = place;
             match shake_hands(config, stream, address, access, &handshakes).await {
-                Ok(Some(connection)) => _ = connections.send(Ok(connection)).await,
+                Ok(Some(connection)) => _ = connections.send(connection).await,
                 Ok(None) => {
                     tracing::debug!(%address, "a connection without a word: a look whether the port is open")
                 }
@@ -465,59 +448,6 @@ impl Drop for SocketFile {
         if std::fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
             _ = std::fs::remove_file(&self.path);
         }
-    }
-}
-
-impl Connection {
-    fn new(io: impl AsyncRead + AsyncWrite + Send + 'static, info: ConnectionInfo) -> Self {
-        Self {
-            io: Box::pin(io),
-            info,
-        }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ConnectionInfo;
-
-    fn connect_info(&self) -> ConnectionInfo {
-        self.info.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.io.as_mut().poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.io.as_mut().poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.io.as_mut().poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.as_mut().poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io.as_mut().poll_shutdown(cx)
     }
 }
 

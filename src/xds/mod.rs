@@ -23,6 +23,7 @@
 //! Must not know: documents, sources, how resources are made.
 
 mod access;
+mod connection;
 mod delivery;
 mod event;
 mod exchange;
@@ -37,6 +38,7 @@ mod limits;
 mod listener;
 mod order;
 mod refusal;
+mod requests;
 mod server;
 mod service;
 mod stream;
@@ -44,6 +46,7 @@ mod stream_state;
 mod streams;
 mod subscription;
 mod tls;
+mod turn;
 mod wire;
 
 pub use access::{Access, GatewayAccess, Identities, Identity, Peer, San};
@@ -53,7 +56,7 @@ pub use gateways::Gateways;
 pub use limits::{Limits, Violation};
 pub use listener::{ListenError, Listener, TcpSettings, UnixSettings};
 pub use refusal::{Refusal, is_of_node, said_of};
-pub use server::{Server, ServerError};
+pub use server::Server;
 pub use stream_state::StreamState;
 pub use streams::{KindView, StreamView, Streams, WithheldListener};
 pub use tls::{TlsError, TlsSettings};

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::connection::Connection;
 use super::event::{Event, EventQueue};
 use super::gateways::Gateways;
 use super::limits::Limits;
@@ -16,14 +16,6 @@ use super::listener::Listener;
 use super::service::DiscoveryService;
 use super::streams::Streams;
 
-/// A peer that is gone without a word (power, firewall) is noticed within these two.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Requests of a reconnecting Envoy can be megabytes; the default window of 64 KiB would take a round trip for each part.
-const STREAM_WINDOW: u32 = 2 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Envoy opens one stream; two more while it reconnects. Anything else is no Envoy.
-const STREAMS_PER_CONNECTION: u32 = 16;
 /// For streams whose Envoy does not read any more.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,12 +32,6 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     /// Streams that are open, those refused by the limit not counted.
     pub(super) open: AtomicUsize,
-}
-
-#[derive(Debug, Error)]
-pub enum ServerError {
-    #[error("the discovery server ended")]
-    Transport(#[from] tonic::transport::Error),
 }
 
 impl Server {
@@ -76,33 +62,26 @@ impl Server {
 
     /// Serves one listener until stopped. Then no connection is taken any more, every peer gets a GOAWAY, streams end,
     /// and Envoys keep what they have.
-    pub async fn serve(&self, listener: Listener, stop: CancellationToken) -> Result<(), ServerError> {
-        let (connections, incoming) = mpsc::channel(64);
+    pub async fn serve(&self, listener: Listener, stop: CancellationToken) {
+        let (connections, mut incoming) = mpsc::channel::<Connection>(64);
         let service = DiscoveryService::new(self.shared.clone(), stop.clone());
-        let mut accepting = tokio::task::JoinSet::new();
+        let mut accepting = JoinSet::new();
         accepting.spawn(listener.accept(connections, self.shared.events.clone()));
-        let serving = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .add_service(service)
-            .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.clone().cancelled_owned());
-        let give_up = async {
-            stop.cancelled().await;
-            tokio::time::sleep(SHUTDOWN_PATIENCE).await;
-        };
-        let served = tokio::select! {
-            served = serving => served.map_err(ServerError::from),
-            () = give_up => {
-                tracing::warn!("some Envoys did not end their streams in time: closing them");
-                Ok(())
+        let mut serving = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(connection) = incoming.recv() => {
+                    serving.spawn(connection.serve(service.clone(), stop.clone()));
+                }
+                Some(_) = serving.join_next(), if !serving.is_empty() => {}
             }
-        };
+        }
         // The socket file is removed by the accepting task.
-        accepting.abort_all();
-        while accepting.join_next().await.is_some() {}
-        served
+        accepting.shutdown().await;
+        let ended = async { while serving.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_PATIENCE, ended).await.is_err() {
+            tracing::warn!("some Envoys did not end their streams in time: closing them");
+        }
     }
 }

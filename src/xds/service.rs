@@ -1,24 +1,19 @@
-//! The gRPC service by hand: tonic gives HTTP/2 and decodes requests, responses are our own bytes.
+//! The gRPC service by hand: responses are our own bytes.
 
-use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use http_body_util::StreamBody;
+use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
-use tonic::codec::{Codec, Streaming};
-use tonic::codegen::Service;
-use tonic::server::NamedService;
 use tonic::{Code, Status};
-use tonic_prost::ProstCodec;
 
+use super::connection::ConnectionInfo;
 use super::event::{Event, RefusedReason};
 use super::exchange::{Asked, Request, Variant};
-use super::listener::ConnectionInfo;
+use super::requests::Requests;
 use super::server::Shared;
 use super::stream;
 use crate::envoy::ResourceKind;
@@ -36,23 +31,28 @@ impl DiscoveryService {
         Self { shared, stop }
     }
 
-    fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
+    pub(super) fn answer(
+        &self,
+        connection: ConnectionInfo,
+        request: http::Request<Incoming>,
+    ) -> http::Response<Body> {
         let method = request
             .uri()
             .path()
             .strip_prefix('/')
             .and_then(|path| path.strip_prefix(NAME));
         match method {
-            Some("/DeltaAggregatedResources") => self.open::<DeltaDiscoveryRequest>(request),
-            Some("/StreamAggregatedResources") => self.open::<DiscoveryRequest>(request),
+            Some("/DeltaAggregatedResources") => self.open::<DeltaDiscoveryRequest>(connection, request),
+            Some("/StreamAggregatedResources") => self.open::<DiscoveryRequest>(connection, request),
             _ => Status::unimplemented("only aggregated discovery is served: set ads_config").into_http(),
         }
     }
 
-    fn open<M: DiscoveryMessage>(&self, request: http::Request<Body>) -> http::Response<Body> {
-        let Some(connection) = request.extensions().get::<ConnectionInfo>().cloned() else {
-            return Status::internal("the connection is not known").into_http();
-        };
+    fn open<M: DiscoveryMessage>(
+        &self,
+        connection: ConnectionInfo,
+        request: http::Request<Incoming>,
+    ) -> http::Response<Body> {
         let permitted = match connection.access.admit(&connection.peer) {
             Ok(permitted) => permitted,
             Err(denied) => {
@@ -66,9 +66,7 @@ impl DiscoveryService {
                 return Status::new(status_code(denied.reason), denied.message).into_http();
             }
         };
-        let decoder = ProstCodec::<M, M>::default().decoder();
-        let limit = self.shared.limits.request_bytes;
-        let requests = Streaming::new_request(decoder, request.into_body(), None, Some(limit));
+        let requests = Requests::<M>::new(request.into_body(), self.shared.limits.request_bytes);
         let frames = stream::serve(
             self.shared.clone(),
             connection,
@@ -81,24 +79,6 @@ impl DiscoveryService {
             .body(Body::new(StreamBody::new(frames)))
             .unwrap_or_else(|error| Status::internal(error.to_string()).into_http())
     }
-}
-
-impl Service<http::Request<Body>> for DiscoveryService {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        ready(Ok(self.answer(request)))
-    }
-}
-
-impl NamedService for DiscoveryService {
-    const NAME: &'static str = NAME;
 }
 
 /// What both dialects' requests have in common.

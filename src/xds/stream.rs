@@ -1,6 +1,6 @@
 //! One stream: the loop that joins requests, published sets, deadlines and the end, and yields response frames.
 //!
-//! It is one body, polled by the connection's HTTP/2 task: while Envoy does not read, it is not polled, takes no new
+//! It is one body, polled by the connection's task: while Envoy does not read, it is not polled, takes no new
 //! set and holds nothing but one response's pointers. It shares no lock with other streams while it sends.
 
 use std::convert::Infallible;
@@ -17,16 +17,16 @@ use prost::Message;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::codec::Streaming;
 use tonic::{Code, Status};
 
 use super::access::{Denied, GatewayAccess};
+use super::connection::ConnectionInfo;
 use super::event::{Event, RefusedReason, StreamId};
 use super::exchange::{Actions, Report};
 use super::gateways::Entry;
 use super::limits::Violation;
-use super::listener::ConnectionInfo;
 use super::refusal::{is_of_node, said_of};
+use super::requests::Requests;
 use super::server::Shared;
 use super::service::{DiscoveryMessage, status_code};
 use super::stream_state::StreamState;
@@ -38,7 +38,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
     shared: Arc<Shared>,
     connection: ConnectionInfo,
     permitted: GatewayAccess,
-    mut requests: Streaming<M>,
+    mut requests: Requests<M>,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
     async_stream::stream! {
@@ -67,7 +67,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
                                 break 'serving Status::unavailable("this gateway is not served here any more");
                             }
                             () = changed(&mut settings) => Input::Settings,
-                            received = requests.message() => match received {
+                            received = requests.next() => match received {
                                 Ok(Some(message)) => Input::Message(message),
                                 Ok(None) => break 'serving Status::ok(""),
                                 Err(status) => break 'serving status,
@@ -130,7 +130,7 @@ impl<M: DiscoveryMessage> Opening<M> {
         shared: &Arc<Shared>,
         connection: &ConnectionInfo,
         permitted: &GatewayAccess,
-        requests: &mut Streaming<M>,
+        requests: &mut Requests<M>,
         stop: &CancellationToken,
     ) -> Result<Self, Status> {
         let refuse = |node: Option<&Node>, reason, message: String| {
@@ -153,7 +153,7 @@ impl<M: DiscoveryMessage> Opening<M> {
             }
         };
         let first = tokio::select! {
-            first = tokio::time::timeout(shared.limits.first_request, requests.message()) => first,
+            first = tokio::time::timeout(shared.limits.first_request, requests.next()) => first,
             () = stop.cancelled() => return Err(Status::unavailable("the agent is stopping")),
         };
         let mut message = match first {

@@ -175,10 +175,15 @@ impl StreamState {
     /// What Envoy acknowledged. Shares its structure with the published sets.
     pub fn acked(&self) -> ResourceSet {
         let mut set = ResourceSet::default();
-        for subscription in &self.subscriptions {
-            set.replace_kind(subscription.kind, subscription.acked.clone());
-        }
+        self.put_acked(&mut set);
         set
+    }
+
+    /// Brings an earlier [`Self::acked`] up to date.
+    pub(super) fn put_acked(&self, set: &mut ResourceSet) {
+        for subscription in &self.subscriptions {
+            set.follow_kind(subscription.kind, &subscription.acked);
+        }
     }
 
     /// Resources of this kind that are sent and not acknowledged, or wait to be sent.

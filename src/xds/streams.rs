@@ -192,28 +192,32 @@ pub(super) struct Enrolled {
 }
 
 impl Enrolled {
+    /// Twice for each change and stream: what stayed as it was is not written again.
     pub(super) fn update(&self, state: &StreamState) {
-        let acked = state.acked();
-        let kinds = ResourceKind::ALL.map(|kind| KindView {
-            subscribed: state.is_subscribed(kind),
-            pending: state.pending(kind),
-            refused: state
-                .refused(kind)
-                .map(|(name, refusal)| (name.clone(), refusal.clone()))
-                .collect(),
-            wanted: state.wanted(kind).cloned().collect(),
-        });
-        let target = state.target().cloned();
-        let withheld = state.withheld().map(|(name, lacks)| WithheldListener {
-            name: name.clone(),
-            lacks: lacks.clone(),
-        });
-        let withheld = withheld.collect();
         let mut view = lock(&self.cell);
-        view.acked = acked;
-        view.target = target;
-        view.kinds = kinds;
-        view.withheld = withheld;
+        let view = &mut *view;
+        state.put_acked(&mut view.acked);
+        match (&view.target, state.target()) {
+            (Some(before), Some(now)) if before.is(now) => {}
+            (_, now) => view.target = now.cloned(),
+        }
+        for (kind, seen) in ResourceKind::ALL.into_iter().zip(&mut view.kinds) {
+            seen.subscribed = state.is_subscribed(kind);
+            seen.pending = state.pending(kind);
+            seen.refused.clear();
+            let refused = state
+                .refused(kind)
+                .map(|(name, refusal)| (name.clone(), refusal.clone()));
+            seen.refused.extend(refused);
+            seen.wanted.clear();
+            seen.wanted.extend(state.wanted(kind).cloned());
+        }
+        view.withheld.clear();
+        view.withheld
+            .extend(state.withheld().map(|(name, lacks)| WithheldListener {
+                name: name.clone(),
+                lacks: lacks.clone(),
+            }));
     }
 }
 
@@ -224,7 +228,7 @@ impl Drop for Enrolled {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Values are replaced whole: a panic elsewhere cannot leave them half written.
+    // Half written by a panic, a view is still a view: of a stream that ended with it.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

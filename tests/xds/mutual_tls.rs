@@ -9,7 +9,7 @@ use portreeve::envoy::ResourceSet;
 use portreeve::model::Redacted;
 use portreeve::xds::{
     Event, Gateways, Identities, Identity, Limits, ListenError, Peer, RefusedReason, San, Server,
-    ServerError, TcpSettings, TlsSettings,
+    TcpSettings, TlsSettings,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::pki_types::pem::PemObject as _;
@@ -238,7 +238,7 @@ async fn the_certificate_decides() {
         }
     }
     stop.cancel();
-    serving.await.unwrap().unwrap();
+    serving.await.unwrap();
 }
 
 /// Sockets from an address of their own, each of which has said this and says no more.
@@ -277,7 +277,7 @@ pub struct Port {
     pub clients: Authority,
     pub servers: Authority,
     stop: CancellationToken,
-    serving: JoinHandle<Result<(), ServerError>>,
+    serving: JoinHandle<()>,
     _settings: watch::Sender<Arc<TlsSettings>>,
     _events: mpsc::Receiver<Event>,
 }
@@ -312,7 +312,7 @@ impl Port {
 
     pub async fn end(self) {
         self.stop.cancel();
-        self.serving.await.unwrap().unwrap();
+        self.serving.await.unwrap();
     }
 }
 
