@@ -40,6 +40,8 @@ use crate::ir::{Http, Listener, Routing};
 
 /// Which listener a request came in by: scopes of all listeners share one namespace at Envoy. Never leaves the gateway.
 pub(super) const LISTENER_HEADER: &str = "x-portreeve-listener";
+/// The filter that looks again for the scope of a host written with capitals.
+pub(super) const LOWER_CASE_HOST: &str = "portreeve.lower_case_host";
 /// The name the client asked for in its TLS handshake. Never leaves the gateway.
 pub(super) const SNI_HEADER: &str = "x-portreeve-sni";
 
@@ -189,8 +191,8 @@ fn scoped_routes(listener: &Listener) -> ScopedRoutes {
     }
 }
 
-/// Scope keys are case-sensitive while hosts are not. Only a request whose host has a capital letter runs the script;
-/// the others pay for one match.
+/// Scope keys are case-sensitive while hosts are not. Every scope's table switches the filter off: it is there for
+/// requests that found no route, and of these only one whose host has a capital letter runs the script.
 fn lower_case_host() -> HttpFilter {
     const SCRIPT: &str = "function envoy_on_request(handle)\n\
         \x20 local headers = handle:headers()\n\
@@ -249,7 +251,7 @@ fn lower_case_host() -> HttpFilter {
         ..ExtensionWithMatcher::default()
     };
     HttpFilter {
-        name: "portreeve.lower_case_host".into(),
+        name: LOWER_CASE_HOST.into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(&composite))),
         ..HttpFilter::default()
     }

@@ -71,6 +71,9 @@ async fn asks_for_many_rules(http: &Client, https: &Client) {
             reply.status == 279
         })
         .await;
+        // Scopes are found by an exact key.
+        let shouted = client.get("WWW.Example.com", "/r7/below").await;
+        assert_eq!(shouted.status, 247);
         for (path, status) in [
             ("/r7/below", 247),
             ("/r8?x=1", 248),

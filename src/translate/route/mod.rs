@@ -3,6 +3,7 @@ mod path_matcher;
 mod path_tree;
 mod request_match;
 
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, HeaderMatcher, Route, RouteConfiguration, RouteMatch, route,
+    DirectResponseAction, FilterConfig, HeaderMatcher, Route, RouteConfiguration, RouteMatch, route,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use prost::Message;
@@ -20,8 +21,8 @@ use self::action::{Parts, put_route};
 use self::path_matcher::{Encoded, ROUTE_OF_LIST, put_path_matcher};
 use self::path_tree::PathTree;
 use super::encoding::{put_bytes, put_message, put_struct};
-use super::http_connection_manager::{LISTENER_HEADER, SNI_HEADER};
-use crate::envoy::{Resource, ResourceKind, ResourceRef, scope_name, wrap_bool};
+use super::http_connection_manager::{LISTENER_HEADER, LOWER_CASE_HOST, SNI_HEADER};
+use crate::envoy::{Resource, ResourceKind, ResourceRef, any, scope_name, wrap_bool};
 use crate::features::default_retry;
 use crate::ir::{self, Action};
 use crate::model::DocumentId;
@@ -92,14 +93,14 @@ fn put_routes(buffer: &mut Vec<u8>, tag: u32, routes: &[ir::Route], mut each: im
 /// A host of its own scope: Envoy reads this one alone when it changes.
 pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {
     let name = scope_name(&host.listener, &host.host);
-    let mut buffer = Vec::with_capacity(host.bytes.len() + 3 * name.len() + TABLE.len() + 32);
+    let mut buffer = Vec::with_capacity(host.bytes.len() + 3 * name.len() + SCOPE.len() + 32);
     put_bytes(&mut buffer, 1, name.as_bytes());
     put_message(&mut buffer, 3, |key| {
         for text in [&host.listener, &host.host] {
             put_message(key, 1, |fragment| put_bytes(fragment, 1, text.as_bytes()));
         }
     });
-    put_message(&mut buffer, 5, |table| put_table(table, &name, [host]));
+    put_message(&mut buffer, 5, |table| put_table(table, &name, [host], &SCOPE));
     Resource::new(ResourceKind::ScopedRoute, name.into(), &buffer)
         .needing(host.needs.clone())
         .from_documents(host.origins.clone())
@@ -108,7 +109,7 @@ pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {
 /// All hosts of a listener in one table: what wildcards need. Exact hosts keep their scopes beside it.
 pub(super) fn table_resource(listener: &Arc<str>, hosts: &[&EncodedHost]) -> Resource {
     let mut buffer = Vec::new();
-    put_table(&mut buffer, listener, hosts.iter().copied());
+    put_table(&mut buffer, listener, hosts.iter().copied(), &TABLE);
     let mut origins: Vec<_> = hosts
         .iter()
         .flat_map(|host| host.origins.iter().cloned())
@@ -123,16 +124,37 @@ pub(super) fn table_resource(listener: &Arc<str>, hosts: &[&EncodedHost]) -> Res
         .from_documents(origins.into())
 }
 
-fn put_table<'a>(buffer: &mut Vec<u8>, name: &str, hosts: impl IntoIterator<Item = &'a EncodedHost>) {
+fn put_table<'a>(
+    buffer: &mut Vec<u8>,
+    name: &str,
+    hosts: impl IntoIterator<Item = &'a EncodedHost>,
+    settings: &[u8],
+) {
     put_bytes(buffer, 1, name.as_bytes());
     for host in hosts {
         put_bytes(buffer, 2, &host.bytes);
     }
-    buffer.extend_from_slice(&TABLE);
+    buffer.extend_from_slice(settings);
 }
 
 /// What every table says.
-static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| settings().encode_to_vec());
+
+/// What the table of a scope says: whoever found it needs no other.
+static SCOPE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let off = FilterConfig {
+        disabled: true,
+        ..FilterConfig::default()
+    };
+    RouteConfiguration {
+        // One entry: the map's order cannot differ.
+        typed_per_filter_config: HashMap::from([(LOWER_CASE_HOST.to_owned(), any(&off))]),
+        ..settings()
+    }
+    .encode_to_vec()
+});
+
+fn settings() -> RouteConfiguration {
     RouteConfiguration {
         // Our own marks never reach an upstream.
         request_headers_to_remove: vec![LISTENER_HEADER.to_owned(), SNI_HEADER.to_owned()],
@@ -140,8 +162,7 @@ static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         validate_clusters: Some(wrap_bool(false)),
         ..RouteConfiguration::default()
     }
-    .encode_to_vec()
-});
+}
 
 static DEFAULT_RETRY: LazyLock<Vec<u8>> = LazyLock::new(|| default_retry().encode_to_vec());
 
