@@ -9,12 +9,10 @@ use std::convert::Infallible;
 use std::future::{poll_fn, ready};
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -24,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{Access, Peer};
 use super::service::DiscoveryService;
-use super::turn::{CONNECTION, STREAMS, Turn};
+use super::turn::{CONNECTION, STOP, STREAMS, Turn};
 
 /// A peer that is gone without a word (power, firewall) is noticed within these two.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -69,7 +67,7 @@ impl Connection {
             service_fn(move |request| ready(Ok::<_, Infallible>(service.answer(info.clone(), request))));
         let begun = Begun::default();
         let mut connection = pin!(
-            http2::Builder::new(begun.clone())
+            http2::Builder::new(Begin(Arc::downgrade(&begun)))
                 .timer(TokioTimer::new())
                 .keep_alive_interval(Some(KEEPALIVE))
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
@@ -79,31 +77,29 @@ impl Connection {
                 .serve_connection(TokioIo::new(self), service)
         );
         let mut stopped = pin!(stop.cancelled_owned());
-        let mut is_stopping = false;
-        let mut streams = FuturesUnordered::new();
+        let mut streams: Vec<Stream> = Vec::new();
         let turn = Arc::new(Turn::default());
-        let (for_streams, for_connection) = (turn.clone().waker(STREAMS), turn.clone().waker(CONNECTION));
+        let wakers = [STREAMS, CONNECTION, STOP].map(|whose| turn.clone().waker(whose));
         let ended = poll_fn(|context| {
             turn.begin(context);
-            let mut of_streams = Context::from_waker(&for_streams);
-            let mut of_connection = Context::from_waker(&for_connection);
-            // Bounded: who has used up what the runtime grants a task asks to be polled again at once.
+            let [mut of_streams, mut of_connection, mut of_stop] = wakers.each_ref().map(Context::from_waker);
+            // Bounded: each of the two may go on asking for the other, and other tasks are to have their turn.
             for _ in 0..ROUNDS {
-                // First the streams: what they give is written below.
+                if turn.takes(STOP) && stopped.as_mut().poll(&mut of_stop).is_ready() {
+                    connection.as_mut().graceful_shutdown();
+                    turn.ask(CONNECTION);
+                }
+                // Before the connection: what they give is written below.
                 if turn.takes(STREAMS) {
-                    while let Poll::Ready(Some(())) = streams.poll_next_unpin(&mut of_streams) {}
-                    if !is_stopping && stopped.as_mut().poll(&mut of_streams).is_ready() {
-                        is_stopping = true;
-                        connection.as_mut().graceful_shutdown();
-                        turn.ask(CONNECTION);
-                    }
+                    streams.retain_mut(|stream| stream.as_mut().poll(&mut of_streams).is_pending());
                 }
                 if turn.takes(CONNECTION) {
                     if let Poll::Ready(ended) = connection.as_mut().poll(&mut of_connection) {
                         return Poll::Ready(ended);
                     }
-                    for stream in begun.take() {
-                        streams.push(stream);
+                    let mut new = begun.lock().unwrap_or_else(PoisonError::into_inner);
+                    if !new.is_empty() {
+                        streams.append(&mut new);
                         turn.ask(STREAMS);
                     }
                 }
@@ -121,25 +117,23 @@ impl Connection {
     }
 }
 
-type Begin = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Streams that the connection has begun since it was last asked.
-#[derive(Clone, Default)]
-struct Begun(
-    // A plain mutex: held for a push, by the one task that has it.
-    Arc<Mutex<Vec<Begin>>>,
-);
+/// Streams that the connection has begun since it was last polled. A plain mutex: held for a push, by the one task that
+/// has it.
+type Begun = Arc<Mutex<Vec<Stream>>>;
 
-impl Begun {
-    fn take(&self) -> Vec<Begin> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
+/// The executor that hyper hands streams to. Each stream keeps one: were it not weak, those that nobody took up before
+/// the connection ended would keep themselves.
+#[derive(Clone)]
+struct Begin(Weak<Mutex<Vec<Stream>>>);
 
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Begun {
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Begin {
     fn execute(&self, stream: F) {
-        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        begun.push(Box::pin(stream));
+        if let Some(begun) = self.0.upgrade() {
+            let mut begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.push(Box::pin(stream));
+        }
     }
 }
 
@@ -176,5 +170,51 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.io.as_mut().poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xds::access::GatewayAccess;
+    use crate::xds::{Gateways, Limits, Server};
+
+    /// hyper takes up the first stream and ends the connection over the second, in one poll.
+    #[tokio::test]
+    async fn a_stream_that_nobody_took_up_ends_with_its_connection() {
+        let (server, _events) = Server::new(Gateways::default(), Limits::default(), 16);
+        let shared = server.shared.clone();
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let info = ConnectionInfo {
+            peer: Arc::new(Peer::Unix { uid: 0, pid: None }),
+            access: Arc::new(Access::Unix {
+                uids: Default::default(),
+                gateways: GatewayAccess::All,
+            }),
+        };
+        let stop = CancellationToken::new();
+        let service = DiscoveryService::new(shared.clone(), stop.clone());
+        let serving = tokio::spawn(Connection::new(far, info).serve(service, stop));
+        let (mut client, connection) = h2::client::handshake(near).await.unwrap();
+        let request = |method, uri: &str, length: &str| {
+            let request = http::Request::builder().method(method).uri(uri);
+            request.header("content-length", length).body(()).unwrap()
+        };
+        let path =
+            "http://agent/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+        let discovery = request(http::Method::POST, path, "0");
+        let tunnel = request(http::Method::CONNECT, "agent:1", "5");
+        let _first = client.send_request(discovery, false).unwrap();
+        let _second = client.send_request(tunnel, false).unwrap();
+        let driven = tokio::spawn(connection);
+        let ended = tokio::time::timeout(Duration::from_secs(20), serving).await;
+        ended.expect("hyper ends the connection").unwrap();
+        driven.abort();
+        drop(server);
+        assert_eq!(
+            Arc::strong_count(&shared),
+            1,
+            "the stream is gone, with all that it held"
+        );
     }
 }

@@ -71,9 +71,11 @@ impl Server {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(connection) = incoming.recv() => {
-                    serving.spawn(connection.serve(service.clone(), stop.clone()));
-                }
+                connection = incoming.recv() => match connection {
+                    Some(connection) => _ = serving.spawn(connection.serve(service.clone(), stop.clone())),
+                    // Nobody accepts any more: whoever watches over this task is to hear of it.
+                    None => break,
+                },
                 Some(_) = serving.join_next(), if !serving.is_empty() => {}
             }
         }

@@ -1,4 +1,4 @@
-//! Two futures in one task, each polled when it was woken and not whenever the other was.
+//! Several futures in one task, each polled when it was woken and not whenever another was.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -9,10 +9,11 @@ use futures::task::AtomicWaker;
 
 pub(super) const STREAMS: usize = 0;
 pub(super) const CONNECTION: usize = 1;
+pub(super) const STOP: usize = 2;
 
-/// Who of the two wants to be polled. Within a turn that is a note for the turn, outside it wakes the task.
+/// Who of them wants to be polled. Within a turn that is a note for the turn, outside it wakes the task.
 pub(super) struct Turn {
-    wanted: [AtomicBool; 2],
+    wanted: [AtomicBool; 3],
     is_running: AtomicBool,
     task: AtomicWaker,
 }
@@ -20,7 +21,7 @@ pub(super) struct Turn {
 impl Default for Turn {
     fn default() -> Self {
         Self {
-            wanted: [AtomicBool::new(true), AtomicBool::new(true)],
+            wanted: [const { AtomicBool::new(true) }; 3],
             is_running: AtomicBool::new(false),
             task: AtomicWaker::new(),
         }
@@ -94,34 +95,43 @@ mod tests {
 
     const TIMES: usize = 20_000;
 
-    /// Whoever asks waits until it was seen: one wake that is lost, and nothing moves any more.
+    /// Whoever asks waits until it was seen: one wake that is lost, and nothing moves any more. Alone, too: another's wake
+    /// would make up for it.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn nobody_who_asks_is_forgotten() {
+        ask(&[STREAMS]).await;
+        ask(&[STREAMS, CONNECTION]).await;
+    }
+
+    async fn ask(askers: &'static [usize]) {
         let turn = Arc::new(Turn::default());
         let (asked, seen): (Arc<[AtomicUsize; 2]>, Arc<[AtomicUsize; 2]>) = Default::default();
-        let askers = [STREAMS, CONNECTION].map(|whose| {
-            let (waker, asked, seen) = (turn.clone().waker(whose), asked.clone(), seen.clone());
-            std::thread::spawn(move || {
-                let started = Instant::now();
-                for time in 1..=TIMES {
-                    asked[whose].store(time, SeqCst);
-                    waker.wake_by_ref();
-                    while seen[whose].load(SeqCst) < time {
-                        assert!(started.elapsed() < Duration::from_secs(60), "forgotten at {time}");
-                        std::thread::yield_now();
+        let threads: Vec<_> = askers
+            .iter()
+            .map(|whose| {
+                let (waker, asked, seen) = (turn.clone().waker(*whose), asked.clone(), seen.clone());
+                std::thread::spawn(move || {
+                    let started = Instant::now();
+                    for time in 1..=TIMES {
+                        asked[*whose].store(time, SeqCst);
+                        waker.wake_by_ref();
+                        while seen[*whose].load(SeqCst) < time {
+                            assert!(started.elapsed() < Duration::from_secs(60), "forgotten at {time}");
+                            std::thread::yield_now();
+                        }
                     }
-                }
+                })
             })
-        });
+            .collect();
         let turns = tokio::spawn(poll_fn(move |context| {
             turn.begin(context);
             for _ in 0..3 {
-                for whose in [STREAMS, CONNECTION] {
-                    if turn.takes(whose) {
+                for whose in [STREAMS, CONNECTION, STOP] {
+                    if turn.takes(whose) && askers.contains(&whose) {
                         seen[whose].store(asked[whose].load(SeqCst), SeqCst);
                     }
                 }
-                if seen.iter().all(|seen| seen.load(SeqCst) == TIMES) {
+                if askers.iter().all(|whose| seen[*whose].load(SeqCst) == TIMES) {
                     return Poll::Ready(());
                 }
                 if turn.is_over() {
@@ -131,8 +141,8 @@ mod tests {
             turn.give_up(context);
             Poll::Pending
         }));
-        let asked = tokio::task::spawn_blocking(|| askers.map(|asker| asker.join().is_ok())).await;
-        assert_eq!(asked.unwrap(), [true, true]);
+        let joined = tokio::task::spawn_blocking(|| threads.into_iter().all(|thread| thread.join().is_ok()));
+        assert!(joined.await.unwrap());
         turns.await.unwrap();
     }
 }

@@ -397,17 +397,31 @@ impl Serving {
     }
 }
 
+/// Of a host, or of the lists of its branches.
+fn add_routes(shown: &Value, routes: &mut BTreeMap<String, Value>) {
+    match shown {
+        Value::Array(values) => values.iter().for_each(|value| add_routes(value, routes)),
+        Value::Object(fields) => {
+            for route in fields
+                .get("routes")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+            {
+                routes.insert(route["name"].as_str().unwrap().to_owned(), route.clone());
+            }
+            fields.values().for_each(|value| add_routes(value, routes));
+        }
+        _ => {}
+    }
+}
+
 fn serving(snapshot: &Snapshot) -> Serving {
     let compiler = Compiler::compile("edge", world::settings(), snapshot);
     let set: &ResourceSet = compiler.resources();
     let mut routes = BTreeMap::new();
     for resource in set.of_kind(ResourceKind::ScopedRoute).values() {
-        let shown = render_resource(resource);
-        for host in shown["route_configuration"]["virtual_hosts"].as_array().unwrap() {
-            for route in host["routes"].as_array().unwrap() {
-                routes.insert(route["name"].as_str().unwrap().to_owned(), route.clone());
-            }
-        }
+        add_routes(&render_resource(resource), &mut routes);
     }
     let names = |kind| {
         set.of_kind(kind)

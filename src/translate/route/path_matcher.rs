@@ -139,3 +139,132 @@ fn extension<M: prost::Message + Name>(name: &str, config: &M) -> TypedExtension
         typed_config: Some(any(config)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use envoy_types::pb::envoy::config::route::v3::VirtualHost;
+    use envoy_types::pb::xds::r#type::matcher::v3::Matcher;
+    use envoy_types::pb::xds::r#type::matcher::v3::matcher::matcher_tree::TreeType;
+    use envoy_types::pb::xds::r#type::matcher::v3::matcher::{MatcherTree, MatcherType};
+    use prost::Message;
+
+    use super::super::encode_virtual_host;
+    use super::*;
+    use crate::ir::{self, Action, Unavailable};
+    use crate::model::http::{PathMatch, RequestMatch};
+    use crate::model::{DocumentId, Origin, Policies, Span};
+
+    fn route(path: PathMatch) -> ir::Route {
+        let (PathMatch::Exact(name) | PathMatch::Prefix(name)) = path.clone() else {
+            panic!("{path:?}");
+        };
+        ir::Route {
+            name,
+            matching: RequestMatch {
+                path,
+                ..RequestMatch::any()
+            },
+            rewrite: None,
+            action: Action::Unavailable(Unavailable::NoBackend),
+            chain: None,
+            policies: Policies::default(),
+            origin: Origin {
+                document: DocumentId::Kv("p/config/a".into()),
+                span: Span::default(),
+                line: 1,
+                column: 1,
+            },
+        }
+    }
+
+    fn encoded(host: &str, checks_sni: bool) -> VirtualHost {
+        let mut routes: Vec<_> = (0..20)
+            .map(|at| route(PathMatch::Exact(format!("/p{at:02}").into())))
+            .collect();
+        routes.push(route(PathMatch::Prefix("/p07/below".into())));
+        routes.push(route(PathMatch::Prefix("/".into())));
+        let host = ir::VirtualHost {
+            listener: "web".into(),
+            host: host.into(),
+            routes,
+            checks_sni,
+            origins: Vec::new(),
+        };
+        VirtualHost::decode(encode_virtual_host(&host).bytes).unwrap()
+    }
+
+    fn names(on_match: Option<&OnMatch>) -> Vec<String> {
+        let Some(on_match::OnMatch::Action(action)) =
+            on_match.and_then(|on_match| on_match.on_match.as_ref())
+        else {
+            panic!("{on_match:?}");
+        };
+        let any = action.typed_config.as_ref().unwrap();
+        assert_eq!(any.type_url, RouteList::type_url());
+        let list = RouteList::decode(&any.value[..]).unwrap();
+        list.routes.into_iter().map(|route| route.name).collect()
+    }
+
+    fn branches(matcher: &Matcher) -> BTreeMap<String, Vec<String>> {
+        let Some(MatcherType::MatcherTree(MatcherTree {
+            input: Some(input),
+            tree_type: Some(TreeType::PrefixMatchMap(map)),
+        })) = &matcher.matcher_type
+        else {
+            panic!("{matcher:?}");
+        };
+        assert_eq!(*input, header(":path"));
+        assert_eq!(matcher.on_no_match, None, "every path begins with a slash");
+        let branches = map.map.iter();
+        branches
+            .map(|(beginning, list)| (beginning.clone(), names(Some(list))))
+            .collect()
+    }
+
+    #[test]
+    fn every_branch_has_the_routes_that_may_match_below_it() {
+        let host = encoded("a.com", false);
+        assert!(host.routes.is_empty(), "Envoy takes one of the two");
+        let branches = branches(host.matcher.as_ref().unwrap());
+        assert_eq!(branches.len(), 22);
+        assert_eq!(branches["/"], ["/"]);
+        assert_eq!(branches["/p07"], ["/p07", "/"]);
+        assert_eq!(branches["/p07/below"], ["/p07", "/p07/below", "/"]);
+    }
+
+    #[test]
+    fn a_misdirected_request_is_asked_for_before_the_branches() {
+        for (host, expected) in [
+            ("a.com", MatchPattern::Exact("a.com".into())),
+            ("*.a.com", MatchPattern::Suffix(".a.com".into())),
+        ] {
+            let host = encoded(host, true);
+            let matcher = host.matcher.unwrap();
+            let Some(MatcherType::MatcherList(list)) = &matcher.matcher_type else {
+                panic!("{matcher:?}");
+            };
+            let [first] = &list.matchers[..] else {
+                panic!("{list:?}")
+            };
+            assert_eq!(names(first.on_match.as_ref()), ["portreeve/misdirected"]);
+            assert!(
+                format!("{:?}", first.predicate).contains(&format!("{expected:?}")),
+                "{:?}",
+                first.predicate
+            );
+            let otherwise = matcher.on_no_match.unwrap().on_match;
+            let Some(on_match::OnMatch::Matcher(tree)) = otherwise else {
+                panic!("{otherwise:?}");
+            };
+            assert_eq!(branches(&tree)["/p07"], ["/p07", "/"]);
+        }
+        let everybody = encoded("*", true).matcher.unwrap();
+        assert_eq!(
+            branches(&everybody).len(),
+            22,
+            "a certificate covers whatever it covers"
+        );
+    }
+}
