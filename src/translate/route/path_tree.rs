@@ -16,7 +16,7 @@ use crate::model::http::PathMatch;
 /// Fewer routes than this are asked as fast in a list.
 const LIST: usize = 16;
 /// The branches of a host hold each route this often at most, on average: a regular expression without a fixed beginning
-/// and a rule for all paths stand in every branch, and Envoy keeps a route some 2 KiB large.
+/// and a rule for all paths stand in every branch, and a copy costs Envoy a KiB.
 const COPIES: usize = 4;
 
 /// Routes by their place among the host's, ascending.
