@@ -36,6 +36,30 @@ pub struct Route {
     pub origin: Origin,
 }
 
+#[cfg(test)]
+impl Route {
+    /// For tests of those who look at matches alone: it leads nowhere.
+    pub(crate) fn to_nowhere(name: &str, path: crate::model::http::PathMatch) -> Self {
+        Self {
+            name: name.into(),
+            matching: RequestMatch {
+                path,
+                ..RequestMatch::any()
+            },
+            rewrite: None,
+            action: Action::Forward([].into()),
+            chain: None,
+            policies: Policies::default(),
+            origin: Origin {
+                document: DocumentId::Kv("p/config/a".into()),
+                span: crate::model::Span::default(),
+                line: 1,
+                column: 1,
+            },
+        }
+    }
+}
+
 /// What a discovery chain says about a route beside its clusters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ChainSettings {

@@ -205,24 +205,9 @@ fn holders(routes: &[Placed]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::Action;
-    use crate::model::{Origin, Policies, Span};
 
     fn route(path: &str) -> Route {
-        Route {
-            name: path.into(),
-            matching: matching(path),
-            rewrite: None,
-            action: Action::Forward([].into()),
-            chain: None,
-            policies: Policies::default(),
-            origin: Origin {
-                document: DocumentId::Kv("p/config/a".into()),
-                span: Span::default(),
-                line: 1,
-                column: 1,
-            },
-        }
+        Route::to_nowhere(path, PathMatch::Prefix(path.into()))
     }
 
     fn matching(path: &str) -> RequestMatch {

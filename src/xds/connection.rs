@@ -1,9 +1,8 @@
 //! One connection of an Envoy: its HTTP/2 and its streams, polled as one task.
 //!
-//! hyper hands each stream to an executor, which would be a task of its own. A message would then wake two tasks and its
-//! acknowledgement two more, often on another core: with a thousand Envoys that is a third of what a change costs. A
-//! connection of ours has one stream, so nothing is lost where both share a task: what a stream has to say is written
-//! when it has said it, in the same turn.
+//! hyper hands each stream to an executor, which would make a task of it. A message would then wake two tasks and its
+//! acknowledgement two more, often on another core. A connection of ours has one stream, so nothing is lost where both
+//! share a task: what a stream has to say is written when it has said it, in the same turn (ADR 14).
 
 use std::convert::Infallible;
 use std::future::{poll_fn, ready};

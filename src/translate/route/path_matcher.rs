@@ -152,39 +152,17 @@ mod tests {
 
     use super::super::encode_virtual_host;
     use super::*;
-    use crate::ir::{self, Action, Unavailable};
-    use crate::model::http::{PathMatch, RequestMatch};
-    use crate::model::{DocumentId, Origin, Policies, Span};
-
-    fn route(path: PathMatch) -> ir::Route {
-        let (PathMatch::Exact(name) | PathMatch::Prefix(name)) = path.clone() else {
-            panic!("{path:?}");
-        };
-        ir::Route {
-            name,
-            matching: RequestMatch {
-                path,
-                ..RequestMatch::any()
-            },
-            rewrite: None,
-            action: Action::Unavailable(Unavailable::NoBackend),
-            chain: None,
-            policies: Policies::default(),
-            origin: Origin {
-                document: DocumentId::Kv("p/config/a".into()),
-                span: Span::default(),
-                line: 1,
-                column: 1,
-            },
-        }
-    }
+    use crate::ir;
+    use crate::model::http::PathMatch;
 
     fn encoded(host: &str, checks_sni: bool) -> VirtualHost {
         let mut routes: Vec<_> = (0..20)
-            .map(|at| route(PathMatch::Exact(format!("/p{at:02}").into())))
+            .map(|at| format!("/p{at:02}"))
+            .map(|path| ir::Route::to_nowhere(&path, PathMatch::Exact(path.as_str().into())))
             .collect();
-        routes.push(route(PathMatch::Prefix("/p07/below".into())));
-        routes.push(route(PathMatch::Prefix("/".into())));
+        for prefix in ["/p07/below", "/"] {
+            routes.push(ir::Route::to_nowhere(prefix, PathMatch::Prefix(prefix.into())));
+        }
         let host = ir::VirtualHost {
             listener: "web".into(),
             host: host.into(),
