@@ -104,7 +104,7 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
 }
 
 /// The kernel hands connections that wait in a closed port's queue to another process that listens there.
-fn migrates() -> bool {
+pub fn migrates() -> bool {
     let set = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
     set.is_ok_and(|set| set.trim() == "1")
 }
