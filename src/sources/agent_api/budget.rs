@@ -42,10 +42,36 @@ pub(in crate::sources) struct Budget {
     first_lane: usize,
     limit: usize,
     shortest_turn: Duration,
-    taken: Mutex<BTreeSet<usize>>,
+    seats: Mutex<Seats>,
     waiting: AtomicUsize,
     turns: Arc<Semaphore>,
     first_reads: Arc<Semaphore>,
+}
+
+/// Places by number. The lowest free one is taken first: low numbers share connections.
+#[derive(Debug, Default)]
+struct Seats {
+    /// Above all that were ever taken.
+    next: usize,
+    /// Below it, not taken.
+    free: BTreeSet<usize>,
+}
+
+impl Seats {
+    fn taken(&self) -> usize {
+        self.next - self.free.len()
+    }
+
+    fn take(&mut self) -> usize {
+        self.free.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    fn give_back(&mut self, seat: usize) {
+        self.free.insert(seat);
+    }
 }
 
 /// A watch's own view of the budget; gives its place back when dropped.
@@ -63,7 +89,7 @@ impl Budget {
             client,
             limit,
             shortest_turn,
-            taken: Mutex::new(BTreeSet::new()),
+            seats: Mutex::new(Seats::default()),
             waiting: AtomicUsize::new(0),
             turns: Arc::new(Semaphore::new(TURNS_IN_FLIGHT)),
             first_reads: Arc::new(Semaphore::new(FIRST_READS_IN_FLIGHT)),
@@ -90,13 +116,9 @@ impl Budget {
     }
 
     fn take_seat(&self) -> Option<usize> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.len() >= self.limit && !self.client.is_multiplexed() {
-            return None;
-        }
-        let seat = (0..).find(|seat| !taken.contains(seat))?;
-        taken.insert(seat);
-        Some(seat)
+        let mut seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        let may_take = seats.taken() < self.limit || self.client.is_multiplexed();
+        may_take.then(|| seats.take())
     }
 }
 
@@ -153,10 +175,10 @@ impl Drop for Claim {
         self.set_waiting(false);
         if let Some(seat) = self.seat {
             self.budget
-                .taken
+                .seats
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .remove(&seat);
+                .give_back(seat);
         }
     }
 }
@@ -171,6 +193,17 @@ const FIRST_READS_IN_FLIGHT: usize = 64;
 mod tests {
     use super::*;
     use crate::sources::agent_api::{ApiSettings, Product};
+
+    #[test]
+    fn the_lowest_free_place_is_taken_first() {
+        let mut seats = Seats::default();
+        assert_eq!([(); 4].map(|()| seats.take()), [0, 1, 2, 3]);
+        seats.give_back(2);
+        seats.give_back(0);
+        assert_eq!(seats.taken(), 2);
+        assert_eq!([(); 3].map(|()| seats.take()), [0, 2, 4]);
+        assert_eq!(seats.taken(), 5);
+    }
 
     #[tokio::test]
     async fn places_run_out_are_stated_and_come_back() {
