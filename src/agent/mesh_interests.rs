@@ -6,7 +6,7 @@ use imbl::OrdMap;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::model::mesh::Interest;
+use crate::model::mesh::{ChainQuery, Interest};
 use crate::model::{ChainUpdate, Interests, MeshUpdate, Observation, Problem, ProblemKind};
 use crate::sources::consul::MeshWatcher;
 
@@ -44,7 +44,7 @@ pub(super) async fn say_no_mesh(
             let all = match interest {
                 Interest::Service(_) | Interest::Intention(_) => Vec::new(),
                 Interest::Chain(query) => vec![Observation::Chain(ChainUpdate {
-                    query: query.clone(),
+                    query: ChainQuery::clone(query),
                     result: Err(problem),
                 })],
                 Interest::Mesh => vec![

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use crate::config::{Config, Gateway, Object, ObjectKind, Permissions, Protocol, RouteRef};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::hcl::Limits;
-use crate::model::mesh::{Chain, Interest, MeshLeaf, MeshRoots};
+use crate::model::mesh::{Chain, ChainQuery, Interest, MeshLeaf, MeshRoots};
 use crate::model::{
     CertificateMaterial, CertificateQuery, CertificateUpdate, ChainUpdate, Document, DocumentId,
     DocumentsUpdate, MeshUpdate, Observation, ServiceUpdate,
@@ -226,7 +226,7 @@ fn answer_watch(snapshot: &mut Snapshot, interest: Interest) {
         })],
         Interest::Chain(query) => vec![Observation::Chain(ChainUpdate {
             result: Ok(Arc::new(Chain::plain(&query))),
-            query,
+            query: ChainQuery::clone(&query),
         })],
         Interest::Mesh => {
             let leaf = MeshLeaf {

@@ -8,7 +8,7 @@ use super::upstream::options;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{BlockSchema, Reader, Type};
 use crate::model::mesh::ChainQuery;
-use crate::model::{Lookup, ServiceQuery};
+use crate::model::{Lookup, Narrowing, ServiceQuery};
 
 pub(super) fn schema() -> BlockSchema {
     BlockSchema::new(
@@ -140,15 +140,17 @@ pub(super) fn decode(
     }
     if through_sidecar {
         return UpstreamSource::Sidecar {
-            query: ServiceQuery {
-                lookup: Lookup::Sidecar,
-                name: service,
-                datacenter: connect.string("datacenter"),
-                namespace: connect.string("namespace"),
-                partition: connect.string("partition"),
-                peer: connect.string("peer"),
-                filter: None,
-            },
+            query: ServiceQuery::new(
+                Lookup::Sidecar,
+                service,
+                Narrowing {
+                    datacenter: connect.string("datacenter"),
+                    namespace: connect.string("namespace"),
+                    partition: connect.string("partition"),
+                    peer: connect.string("peer"),
+                    filter: None,
+                },
+            ),
         };
     }
     let said = options(upstream);

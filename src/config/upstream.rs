@@ -7,7 +7,7 @@ use super::objects::{Upstream, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
 use crate::model::http::{CircuitBreaker, LoadBalancer, UpstreamOptions, UpstreamProtocol};
-use crate::model::{Lookup, ServiceQuery};
+use crate::model::{Lookup, Narrowing, ServiceQuery};
 
 pub(super) fn schema() -> BlockSchema {
     BlockSchema::new(
@@ -237,16 +237,15 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             };
             decoder.problems.push(problem);
         }
-        let query = ServiceQuery {
-            lookup,
-            name: service,
+        let narrowing = Narrowing {
             datacenter: consul.string("datacenter"),
             namespace: consul.string("namespace"),
             partition: consul.string("partition"),
             peer: None,
             filter: consul.string("filter"),
         };
-        let mut seen = vec![query.datacenter.clone()];
+        let query = ServiceQuery::new(lookup, service, narrowing.clone());
+        let mut seen = vec![narrowing.datacenter.clone()];
         let mut failover = Vec::new();
         for (name, origin) in consul.strings_with_origin("failover") {
             let datacenter = Some(name.clone());
@@ -258,10 +257,11 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
                 continue;
             }
             seen.push(datacenter.clone());
-            failover.push(ServiceQuery {
+            let narrowing = Narrowing {
                 datacenter,
-                ..query.clone()
-            });
+                ..narrowing.clone()
+            };
+            failover.push(ServiceQuery::new(lookup, query.name.clone(), narrowing));
         }
         UpstreamSource::Consul {
             query,
@@ -280,15 +280,16 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             );
         }
         UpstreamSource::Nomad {
-            query: ServiceQuery {
-                lookup: Lookup::Nomad,
-                name: service,
-                datacenter: nomad.string("region"),
-                namespace: nomad.string("namespace"),
-                partition: None,
-                peer: None,
-                filter: nomad.string("filter"),
-            },
+            query: ServiceQuery::new(
+                Lookup::Nomad,
+                service,
+                Narrowing {
+                    datacenter: nomad.string("region"),
+                    namespace: nomad.string("namespace"),
+                    filter: nomad.string("filter"),
+                    ..Narrowing::default()
+                },
+            ),
         }
     } else if let Some(connect) = reader.child("connect") {
         connect::decode(decoder, &name, &connect, reader)

@@ -14,10 +14,20 @@ use super::{CertificateMaterial, ServiceQuery};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Interest {
     Service(ServiceQuery),
-    Chain(ChainQuery),
-    Intention(IntentionQuery),
+    Chain(Arc<ChainQuery>),
+    Intention(Arc<IntentionQuery>),
     /// The gateway's own certificate in the mesh, and the authorities it trusts there.
     Mesh,
+}
+
+impl Interest {
+    pub fn chain(query: ChainQuery) -> Self {
+        Self::Chain(Arc::new(query))
+    }
+
+    pub fn intention(query: IntentionQuery) -> Self {
+        Self::Intention(Arc::new(query))
+    }
 }
 
 impl fmt::Display for Interest {

@@ -21,4 +21,4 @@ pub use observation::{
 pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};
 pub use redacted::Redacted;
-pub use service::{Health, Instance, Lookup, ServiceQuery, Weights};
+pub use service::{Health, Instance, Lookup, Narrowing, ServiceQuery, Weights};

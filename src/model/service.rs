@@ -34,13 +34,22 @@ impl Lookup {
 }
 
 /// One watch on a catalog of services. Two upstreams that ask the same share the watch.
+///
+/// Kept by value in many maps, ten thousand times each: so what few of them say is aside.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
 pub struct ServiceQuery {
-    #[serde(default, skip_serializing_if = "Lookup::is_default")]
     pub lookup: Lookup,
     pub name: Arc<str>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// None where it says nothing.
+    narrowing: Option<Arc<Narrowing>>,
+}
+
+/// Where a service is looked for, and which of its instances.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Narrowing {
     /// Of Nomad: the region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<Arc<str>>,
     /// Consul Enterprise; never sent unless set (CE answers 400).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,7 +64,41 @@ pub struct ServiceQuery {
     pub filter: Option<Arc<str>>,
 }
 
+/// A query as it is written down.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    #[serde(default, skip_serializing_if = "Lookup::is_default")]
+    lookup: Lookup,
+    name: Arc<str>,
+    #[serde(flatten)]
+    narrowing: Narrowing,
+}
+
+impl From<Written> for ServiceQuery {
+    fn from(written: Written) -> Self {
+        Self::new(written.lookup, written.name, written.narrowing)
+    }
+}
+
+impl From<ServiceQuery> for Written {
+    fn from(query: ServiceQuery) -> Self {
+        Self {
+            narrowing: query.narrowing().clone(),
+            lookup: query.lookup,
+            name: query.name,
+        }
+    }
+}
+
 impl ServiceQuery {
+    pub fn new(lookup: Lookup, name: Arc<str>, narrowing: Narrowing) -> Self {
+        Self {
+            lookup,
+            name,
+            narrowing: (narrowing != Narrowing::default()).then(|| Arc::new(narrowing)),
+        }
+    }
+
     pub fn named(name: &str) -> Self {
         Self::local(name.into())
     }
@@ -65,12 +108,19 @@ impl ServiceQuery {
         Self {
             lookup: Lookup::Service,
             name,
+            narrowing: None,
+        }
+    }
+
+    pub fn narrowing(&self) -> &Narrowing {
+        static NOTHING: Narrowing = Narrowing {
             datacenter: None,
             namespace: None,
             partition: None,
             peer: None,
             filter: None,
-        }
+        };
+        self.narrowing.as_deref().unwrap_or(&NOTHING)
     }
 }
 
@@ -85,17 +135,18 @@ impl fmt::Display for ServiceQuery {
             Lookup::MeshGateway | Lookup::MeshGatewayWan => f.write_str(" (mesh gateways)")?,
             Lookup::Sidecar => f.write_str(" (sidecar)")?,
         }
+        let narrowing = self.narrowing();
         for (label, value) in [
-            ("dc", &self.datacenter),
-            ("ns", &self.namespace),
-            ("partition", &self.partition),
-            ("peer", &self.peer),
+            ("dc", &narrowing.datacenter),
+            ("ns", &narrowing.namespace),
+            ("partition", &narrowing.partition),
+            ("peer", &narrowing.peer),
         ] {
             if let Some(value) = value {
                 write!(f, " {label}={value}")?;
             }
         }
-        if let Some(filter) = &self.filter {
+        if let Some(filter) = &narrowing.filter {
             write!(f, " filter={filter:?}")?;
         }
         Ok(())
@@ -155,4 +206,43 @@ pub struct Instance {
     /// When it was registered first, in the catalog's own count (CreateIndex).
     #[serde(default)]
     pub created: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::mesh::Interest;
+
+    #[test]
+    fn a_query_is_written_flat_and_read_again() {
+        let narrowing = Narrowing {
+            datacenter: Some("dc2".into()),
+            filter: Some("Service.Port == 1".into()),
+            ..Narrowing::default()
+        };
+        let queries = [
+            ServiceQuery::named("web"),
+            ServiceQuery::new(Lookup::Connect, "web".into(), narrowing),
+        ];
+        let written = serde_json::to_string(&queries).unwrap();
+        assert_eq!(
+            written,
+            r#"[{"name":"web"},{"lookup":"connect","name":"web","datacenter":"dc2","filter":"Service.Port == 1"}]"#
+        );
+        let read: Vec<ServiceQuery> = serde_json::from_str(&written).unwrap();
+        assert_eq!(read, queries);
+    }
+
+    #[test]
+    fn a_query_that_says_nothing_more_is_the_same_however_it_was_made() {
+        let made = ServiceQuery::new(Lookup::Service, "web".into(), Narrowing::default());
+        assert_eq!(made, ServiceQuery::named("web"));
+    }
+
+    /// Ten thousand services are in a dozen maps by these.
+    #[test]
+    fn what_names_a_watch_is_small() {
+        assert!(size_of::<ServiceQuery>() <= 32);
+        assert!(size_of::<Interest>() <= 32);
+    }
 }

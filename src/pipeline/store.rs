@@ -206,7 +206,7 @@ impl Store {
     pub fn gone(&self, interest: &Interest) {
         match interest {
             Interest::Service(query) => self.send(Write::ServiceGone(query.clone())),
-            Interest::Chain(query) => self.send(Write::ChainGone(query.clone())),
+            Interest::Chain(query) => self.send(Write::ChainGone(ChainQuery::clone(query))),
             Interest::Mesh => [LEAF, ROOTS]
                 .into_iter()
                 .for_each(|entry| self.send(Write::MeshGone(entry))),

@@ -120,7 +120,7 @@ impl<'a> Backends<'a> {
         source: &ConnectSource,
     ) -> Result<Vec<Choice<'a>>, Unavailable> {
         let snapshot = self.snapshot;
-        for interest in [Interest::Chain(source.query.clone()), Interest::Mesh] {
+        for interest in [Interest::chain(source.query.clone()), Interest::Mesh] {
             if !snapshot.answered(&interest) {
                 self.pending.insert(interest.clone());
             }

@@ -197,7 +197,7 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
     if query.lookup == Lookup::Sidecar {
         return Diagnostic::warning(
             Code::MeshProblem,
-            match &query.peer {
+            match &query.narrowing().peer {
                 Some(peer) => format!(
                     "the gateway's sidecar has no upstream for {:?} of the peer {peer:?}",
                     query.name
@@ -221,7 +221,7 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
     }
     let (catalog, fix) = match query.lookup {
         // Of a namespace that the token may not read, Nomad's list says nothing.
-        Lookup::Nomad if query.namespace.as_deref() == Some("*") => (
+        Lookup::Nomad if query.narrowing().namespace.as_deref() == Some("*") => (
             "Nomad",
             "check the service's name, that its job has `provider = \"nomad\"`, and that the agent's token has read-job in its namespace (portreeve setup nomad)",
         ),

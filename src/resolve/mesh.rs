@@ -19,7 +19,7 @@ use crate::model::mesh::{
     BalancerPolicy, Chain, ChainNode, ChainProtocol, ChainResolver, ChainTarget, IntentionQuery, Interest,
     MeshGatewayMode,
 };
-use crate::model::{Health, Instance, Lookup, ServiceQuery};
+use crate::model::{Health, Instance, Lookup, Narrowing, ServiceQuery};
 use crate::snapshot::Snapshot;
 
 /// A mesh upstream with its chain and one of the chain's targets.
@@ -51,7 +51,7 @@ fn find<'a>(snapshot: &'a Snapshot, upstream: &str, target: &str) -> Option<Targ
 }
 
 pub(super) fn interests_of_chain(source: &ConnectSource) -> BTreeSet<Interest> {
-    BTreeSet::from([Interest::Chain(source.query.clone()), Interest::Mesh])
+    BTreeSet::from([Interest::chain(source.query.clone()), Interest::Mesh])
 }
 
 pub(super) fn interests_of_target(snapshot: &Snapshot, upstream: &str, target: &str) -> BTreeSet<Interest> {
@@ -63,7 +63,7 @@ pub(super) fn interests_of_target(snapshot: &Snapshot, upstream: &str, target: &
     let mut interests = interests_of_chain(found.source);
     interests.insert(Interest::Service(found.dialed()));
     interests.extend(found.behind().map(Interest::Service));
-    interests.insert(Interest::Intention(found.intention()));
+    interests.insert(Interest::intention(found.intention()));
     interests
 }
 
@@ -105,11 +105,9 @@ pub(super) fn is_ready(snapshot: &Snapshot, upstream: &str, target: &str) -> boo
 }
 
 impl Target<'_> {
-    fn scoped(&self, lookup: Lookup) -> ServiceQuery {
+    fn scope(&self) -> Narrowing {
         let target = &self.target;
-        ServiceQuery {
-            lookup,
-            name: target.service.clone(),
+        Narrowing {
             datacenter: (target.datacenter != self.chain.datacenter && !target.datacenter.is_empty())
                 .then(|| target.datacenter.clone()),
             namespace: enterprise(&target.namespace, &self.source.query.namespace),
@@ -128,18 +126,22 @@ impl Target<'_> {
             MeshGatewayMode::Remote if elsewhere => Lookup::MeshGatewayWan,
             _ => return None,
         };
-        Some(ServiceQuery {
-            lookup,
+        let narrowing = Narrowing {
             datacenter: (lookup == Lookup::MeshGatewayWan).then(|| self.target.datacenter.clone()),
-            ..ServiceQuery::named(&self.source.mesh_gateway)
-        })
+            ..Narrowing::default()
+        };
+        let name = self.source.mesh_gateway.clone();
+        Some(ServiceQuery::new(lookup, name, narrowing))
     }
 
     /// Who is connected to.
     fn dialed(&self) -> ServiceQuery {
-        self.gateways().unwrap_or_else(|| ServiceQuery {
-            filter: self.target.filter.clone(),
-            ..self.scoped(Lookup::Connect)
+        self.gateways().unwrap_or_else(|| {
+            let narrowing = Narrowing {
+                filter: self.target.filter.clone(),
+                ..self.scope()
+            };
+            ServiceQuery::new(Lookup::Connect, self.target.service.clone(), narrowing)
         })
     }
 
@@ -147,14 +149,17 @@ impl Target<'_> {
     fn behind(&self) -> Option<ServiceQuery> {
         match self.gateways() {
             Some(_) => None,
-            None => Some(self.scoped(Lookup::Service)),
+            None => {
+                let service = self.target.service.clone();
+                Some(ServiceQuery::new(Lookup::Service, service, self.scope()))
+            }
         }
     }
 
     fn intention(&self) -> IntentionQuery {
-        let ServiceQuery {
+        let Narrowing {
             namespace, partition, ..
-        } = self.scoped(Lookup::Service);
+        } = self.scope();
         IntentionQuery {
             destination: self.target.service.clone(),
             namespace,

@@ -191,7 +191,7 @@ fn is_denied(backends: &mut Backends<'_>, legs: &[(Leg, f64)]) -> bool {
             continue;
         };
         if let Some((query, denies)) = denial_of(backends.snapshot, upstream, target) {
-            let interest = Interest::Intention(query);
+            let interest = Interest::intention(query);
             // A denial that comes a moment later would have opened the port for that moment.
             if !backends.snapshot.answered(&interest) {
                 backends.pending.insert(interest.clone());

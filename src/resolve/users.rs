@@ -125,7 +125,8 @@ fn add_reason(said: &mut Diagnostic, more: String) {
 
 /// The registered name nearest to one that is not. The names are those of the agent's own datacenter.
 fn nearest<'a>(snapshot: &'a Snapshot, query: &ServiceQuery) -> Option<&'a str> {
-    if query.datacenter.is_some() || query.namespace.is_some() || query.partition.is_some() {
+    let asked = query.narrowing();
+    if asked.datacenter.is_some() || asked.namespace.is_some() || asked.partition.is_some() {
         return None;
     }
     let names = snapshot.service_names()?;

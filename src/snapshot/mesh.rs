@@ -30,7 +30,7 @@ impl Snapshot {
         let (after, difference) = Known::after(self.chains.get(&update.query), update.result);
         changes.status_only = difference.in_status;
         if difference.in_content {
-            changes.mesh.insert(Interest::Chain(update.query.clone()));
+            changes.mesh.insert(Interest::chain(update.query.clone()));
         }
         self.chains.insert(update.query, after);
         changes
@@ -41,7 +41,7 @@ impl Snapshot {
         let (after, difference) = Known::after(self.intentions.get(&update.query), update.result);
         changes.status_only = difference.in_status;
         if difference.in_content {
-            changes.mesh.insert(Interest::Intention(update.query.clone()));
+            changes.mesh.insert(Interest::intention(update.query.clone()));
         }
         self.intentions.insert(update.query, after);
         changes
@@ -104,7 +104,7 @@ impl Snapshot {
     pub fn answered(&self, interest: &Interest) -> bool {
         match interest {
             Interest::Service(query) => self.service_answered(query),
-            Interest::Chain(query) => self.chains.get(query).is_some_and(Known::answered),
+            Interest::Chain(query) => self.chains.get(&**query).is_some_and(Known::answered),
             // Nothing waits for it: it only says what will happen.
             Interest::Intention(_) => true,
             Interest::Mesh => self.mesh.answered(),
@@ -116,10 +116,10 @@ impl Snapshot {
         match interest {
             Interest::Service(query) => self.forget_service(query),
             Interest::Chain(query) => {
-                self.chains.remove(query);
+                self.chains.remove(&**query);
             }
             Interest::Intention(query) => {
-                self.intentions.remove(query);
+                self.intentions.remove(&**query);
             }
             Interest::Mesh => self.mesh = MeshIdentity::default(),
         }

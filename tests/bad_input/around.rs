@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use portreeve::diagnostics::Code::*;
 use portreeve::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Health, Instance, Lookup, Observation, Problem,
-    ProblemKind, ServiceQuery, ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Health, Instance, Lookup, Narrowing,
+    Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate,
 };
 use portreeve::snapshot::Snapshot;
 use portreeve::translate::Compiler;
@@ -412,10 +412,7 @@ fn prepared_query(name: &str) -> String {
 }
 
 fn tell_query(snapshot: &mut Snapshot, name: &str, result: Result<Arc<[Instance]>, Problem>) {
-    let query = ServiceQuery {
-        lookup: Lookup::PreparedQuery,
-        ..service(name)
-    };
+    let query = ServiceQuery::new(Lookup::PreparedQuery, name.into(), Narrowing::default());
     snapshot.apply(Observation::Service(ServiceUpdate { query, result }));
 }
 

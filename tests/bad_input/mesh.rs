@@ -9,7 +9,8 @@ use portreeve::model::mesh::{
     Interest,
 };
 use portreeve::model::{
-    ChainUpdate, Health, IntentionUpdate, Lookup, MeshUpdate, Observation, Problem, ProblemKind, ServiceQuery,
+    ChainUpdate, Health, IntentionUpdate, Lookup, MeshUpdate, Narrowing, Observation, Problem, ProblemKind,
+    ServiceQuery,
 };
 use portreeve::snapshot::Snapshot;
 
@@ -227,10 +228,7 @@ pub fn all() -> Vec<Case> {
             Stays::ApiWithoutAddress,
         )
         .then(|snapshot| {
-            let query = ServiceQuery {
-                lookup: Lookup::Sidecar,
-                ..ServiceQuery::named("orders")
-            };
+            let query = ServiceQuery::new(Lookup::Sidecar, "orders".into(), Narrowing::default());
             world::answer_service(snapshot, &query, vec![]);
         }),
         Case::new(
@@ -304,10 +302,7 @@ fn query() -> ChainQuery {
 
 /// The sidecars of the service.
 fn dialed() -> ServiceQuery {
-    ServiceQuery {
-        lookup: Lookup::Connect,
-        ..ServiceQuery::named("orders")
-    }
+    ServiceQuery::new(Lookup::Connect, "orders".into(), Narrowing::default())
 }
 
 fn chain_is(snapshot: &mut Snapshot, chain: Chain) {
@@ -322,7 +317,7 @@ fn chain_fails(snapshot: &mut Snapshot, problem: Problem) {
 }
 
 fn identity_fails(snapshot: &mut Snapshot, problem: Problem) {
-    world::answer_mesh(snapshot, &Interest::Chain(query()));
+    world::answer_mesh(snapshot, &Interest::chain(query()));
     snapshot.apply(Observation::Mesh(MeshUpdate::Roots(Err(problem.clone()))));
     snapshot.apply(Observation::Mesh(MeshUpdate::Leaf(Err(problem))));
 }

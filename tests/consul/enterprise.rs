@@ -51,7 +51,7 @@ fn watching(settings: &ConsulSettings, interests: impl IntoIterator<Item = Inter
 }
 
 fn intentions(namespace: Option<&str>, partition: Option<&str>) -> Interest {
-    Interest::Intention(IntentionQuery {
+    Interest::intention(IntentionQuery {
         destination: "web".into(),
         namespace: namespace.map(Into::into),
         partition: partition.map(Into::into),
@@ -74,7 +74,7 @@ async fn the_agent_s_own_namespace_and_partition_are_asked_for_everywhere() {
         server.put(CHAIN, Answer::kept("chain"));
         server.put(MATCH, Answer::kept("intentions-none"));
         server.put(CHECK, Answer::kept("intentions-check-allowed"));
-        let chain = Interest::Chain(ChainQuery {
+        let chain = Interest::chain(ChainQuery {
             service: "web".into(),
             datacenter: None,
             namespace: None,

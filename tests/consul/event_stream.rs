@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portreeve::model::{Lookup, ProblemKind, ServiceQuery};
+use portreeve::model::{Lookup, Narrowing, ProblemKind, ServiceQuery};
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ServiceWatcher, WatchTiming};
 use portreeve::sources::nomad::{NomadClient, NomadSettings};
@@ -15,11 +15,11 @@ use crate::server::{Running, quick};
 const TURN_THAT_NEVER_COMES: Duration = Duration::from_secs(3600);
 
 pub fn named(name: &str, namespace: Option<&str>) -> ServiceQuery {
-    ServiceQuery {
-        lookup: Lookup::Nomad,
+    let narrowing = Narrowing {
         namespace: namespace.map(Into::into),
-        ..ServiceQuery::named(name)
-    }
+        ..Narrowing::default()
+    };
+    ServiceQuery::new(Lookup::Nomad, name.into(), narrowing)
 }
 
 pub fn watch(nomad: &NomadContract, places: usize, turn: Duration) -> (Running, ServiceWatcher) {

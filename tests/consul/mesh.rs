@@ -9,7 +9,9 @@ use portreeve::model::mesh::{
     BalancerPolicy, Chain, ChainNode, ChainPath, ChainQuery, HashOn, Intention, IntentionQuery,
     IntentionRule, Interest, PermissionPath,
 };
-use portreeve::model::{Lookup, MeshUpdate, Observation, Problem, ProblemKind, Redacted, ServiceQuery};
+use portreeve::model::{
+    Lookup, MeshUpdate, Narrowing, Observation, Problem, ProblemKind, Redacted, ServiceQuery,
+};
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ConsulClient, ConsulSettings, MeshWatcher, ServiceWatcher, WatchTiming};
 use portreeve::translate::Compiler;
@@ -65,7 +67,7 @@ fn chain_of(service: &str) -> ChainQuery {
 }
 
 fn intentions() -> Interest {
-    Interest::Intention(IntentionQuery {
+    Interest::intention(IntentionQuery {
         destination: "web".into(),
         namespace: None,
         partition: None,
@@ -87,10 +89,7 @@ fn intention(observation: Observation) -> Result<Arc<Intention>, Problem> {
 }
 
 fn sidecars() -> ServiceQuery {
-    ServiceQuery {
-        lookup: Lookup::Connect,
-        ..ServiceQuery::named("web")
-    }
+    ServiceQuery::new(Lookup::Connect, "web".into(), Narrowing::default())
 }
 
 fn watching_services(server: &AnsweringServer, query: ServiceQuery) -> Running {
@@ -109,7 +108,7 @@ fn watching_services(server: &AnsweringServer, query: ServiceQuery) -> Running {
 async fn a_chain_of_newer_consul_is_read() {
     let server = AnsweringServer::start().await;
     server.put(CHAIN, Answer::kept("chain"));
-    let (mut running, _watcher) = watching(&server, quick(), [Interest::Chain(chain_of("web"))]);
+    let (mut running, _watcher) = watching(&server, quick(), [Interest::chain(chain_of("web"))]);
     let chain = chain(running.next().await).unwrap();
     let ChainNode::Router(routes) = &chain.nodes[&chain.start] else {
         panic!("{chain:?}");
@@ -151,7 +150,7 @@ async fn names_are_escaped_and_hostile_ids_are_refused() {
     let server = AnsweringServer::start().await;
     let path = "/v1/discovery-chain/..%2Fweb%3Fdc=dc2";
     server.put(path, Answer::kept("chain"));
-    let (mut running, watcher) = watching(&server, quick(), [Interest::Chain(chain_of("../web?dc=dc2"))]);
+    let (mut running, watcher) = watching(&server, quick(), [Interest::chain(chain_of("../web?dc=dc2"))]);
     chain(running.next().await).unwrap();
     // One segment, and nothing of it in the query.
     let asked = server.asked(path).remove(0);
@@ -159,7 +158,7 @@ async fn names_are_escaped_and_hostile_ids_are_refused() {
 
     let hostile = Answer::kept("chain").with("web.default.default.dc1", "web\\r\\nx: y");
     server.put(CHAIN, hostile);
-    watcher.set_interests(wishes([Interest::Chain(chain_of("web"))]));
+    watcher.set_interests(wishes([Interest::chain(chain_of("web"))]));
     let problem = chain(running.next().await).unwrap_err();
     assert!(problem.message.contains("control characters"), "{problem:?}");
 }
@@ -265,7 +264,7 @@ async fn a_namespace_that_consul_does_not_have_is_told() {
         namespace: Some("shop".into()),
         ..chain_of("web")
     };
-    let (mut running, _watcher) = watching(&server, quick(), [Interest::Chain(query)]);
+    let (mut running, _watcher) = watching(&server, quick(), [Interest::chain(query)]);
     let problem = chain(running.next().await).unwrap_err();
     assert!(
         problem.message.contains("Consul Enterprise feature"),
@@ -378,7 +377,7 @@ async fn polls_that_are_cut_lose_nothing_and_tell_nobody() {
         habitual_cut: Duration::from_millis(300),
         ..quick()
     };
-    let (mut running, _watcher) = watching(&server, timing, [Interest::Chain(chain_of("web")), intentions()]);
+    let (mut running, _watcher) = watching(&server, timing, [Interest::chain(chain_of("web")), intentions()]);
     for _ in 0..2 {
         assert!(matches!(
             running.next().await,

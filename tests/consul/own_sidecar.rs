@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use portreeve::model::{Lookup, ProblemKind, ServiceQuery};
+use portreeve::model::{Lookup, Narrowing, ProblemKind, ServiceQuery};
 use portreeve::sources::consul::ServiceWatcher;
 
 use crate::answering::{Answer, AnsweringServer};
@@ -14,11 +14,11 @@ const REGISTRATION: &str = "/v1/agent/service/edge-gw-sidecar-proxy";
 const CHECKS: &str = "/v1/agent/checks";
 
 fn of_peer(peer: Option<&str>) -> ServiceQuery {
-    ServiceQuery {
-        lookup: Lookup::Sidecar,
+    let narrowing = Narrowing {
         peer: peer.map(Arc::from),
-        ..ServiceQuery::named("web")
-    }
+        ..Narrowing::default()
+    };
+    ServiceQuery::new(Lookup::Sidecar, "web".into(), narrowing)
 }
 
 fn watching(server: &AnsweringServer, peers: &[Option<&str>]) -> (Running, ServiceWatcher) {
@@ -41,7 +41,7 @@ async fn a_peered_service_is_dialed_by_the_gateway_s_own_sidecar() {
         let update = running.service().await;
         let listeners = update.result.unwrap();
         let found: Vec<_> = listeners.iter().map(|one| (&*one.address, one.port)).collect();
-        let expected = match update.query.peer.as_deref() {
+        let expected = match update.query.narrowing().peer.as_deref() {
             None => vec![("127.0.0.1", 9191)],
             Some("west") => vec![("127.0.0.1", 9192)],
             _ => vec![],
@@ -59,7 +59,7 @@ async fn a_peered_service_is_dialed_by_the_gateway_s_own_sidecar() {
         .expect("it is looked at again");
     server.put(REGISTRATION, Answer::kept("own-sidecar").with("9192", "9199"));
     let update = running.service().await;
-    assert_eq!(update.query.peer.as_deref(), Some("west"));
+    assert_eq!(update.query.narrowing().peer.as_deref(), Some("west"));
     assert_eq!(update.result.unwrap()[0].port, 9199);
 }
 

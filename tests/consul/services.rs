@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
-use portreeve::model::{Health, Instance, Lookup, ProblemKind, ServiceQuery};
+use portreeve::model::{Health, Instance, Lookup, Narrowing, ProblemKind, ServiceQuery};
 use portreeve::sources::consul::{ConsulClient, ServiceWatcher, service_names};
 use serde_json::json;
 
@@ -285,26 +285,27 @@ async fn no_rights_at_start_is_not_no_instances() {
 async fn a_bad_filter_and_an_unknown_datacenter_say_so() {
     let server = Server::start().await;
     let (mut running, watcher) = watch(server.client(None), &[]);
-    let filtered = ServiceQuery {
+    let web = |narrowing| ServiceQuery::new(Lookup::Service, "web".into(), narrowing);
+    let filtered = web(Narrowing {
         filter: Some("Nonsense == 1".into()),
-        ..ServiceQuery::named("web")
-    };
+        ..Narrowing::default()
+    });
     watcher.set_interests(OrdMap::unit(filtered, 0));
     let problem = running.problem().await;
     assert_eq!(problem.kind, ProblemKind::Refused, "{problem}");
-    let elsewhere = ServiceQuery {
+    let elsewhere = web(Narrowing {
         datacenter: Some("dc9".into()),
-        ..ServiceQuery::named("web")
-    };
+        ..Narrowing::default()
+    });
     watcher.set_interests(OrdMap::unit(elsewhere, 0));
     let problem = running.problem().await;
     assert!(problem.message.contains("No path to datacenter"), "{problem}");
 
     server.register("web", "web-1", 80).await;
-    let none = ServiceQuery {
+    let none = web(Narrowing {
         filter: Some("\"v2\" in Service.Tags".into()),
-        ..ServiceQuery::named("web")
-    };
+        ..Narrowing::default()
+    });
     watcher.set_interests(OrdMap::unit(none, 0));
     assert!(running.instances().await.is_empty());
     server
@@ -324,10 +325,7 @@ async fn a_prepared_query_is_executed_and_what_vanishes_is_doubted() {
     server.policy("reader", READ).await;
     let (_, secret) = server.token("reader").await;
     let (mut running, watcher) = watch(server.client(Some(&secret)), &[]);
-    let query = ServiceQuery {
-        lookup: Lookup::PreparedQuery,
-        ..ServiceQuery::named("nearest")
-    };
+    let query = ServiceQuery::new(Lookup::PreparedQuery, "nearest".into(), Narrowing::default());
     watcher.set_interests(OrdMap::unit(query, 0));
     let problem = running.problem().await;
     assert_eq!(problem.kind, ProblemKind::NotFound);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use portreeve::envoy::{ResourceKind, ResourceSet, render_resource};
 use portreeve::model::mesh::{Chain, ChainProtocol, ChainQuery};
-use portreeve::model::{Health, Instance, Lookup, ServiceQuery};
+use portreeve::model::{Health, Instance, Lookup, Narrowing, ServiceQuery};
 use portreeve::translate::Compiler;
 use serde_json::{Value, json};
 
@@ -61,10 +61,7 @@ fn compile(
     world::put(&mut snapshot, [world::file("pets.hcl", document)]);
     world::answer_chain(&mut snapshot, &query, chain);
     world::answer_service(&mut snapshot, &ServiceQuery::named("pets"), behind);
-    let dialed = ServiceQuery {
-        lookup: Lookup::Connect,
-        ..ServiceQuery::named("pets")
-    };
+    let dialed = ServiceQuery::new(Lookup::Connect, "pets".into(), Narrowing::default());
     world::answer_service(&mut snapshot, &dialed, sidecars);
     world::answer_all(&mut snapshot, "edge");
     let compiler = Compiler::compile("edge", world::settings(), &snapshot);

@@ -7,7 +7,7 @@ use portreeve::envoy::{ResourceKind, ResourceSet};
 use portreeve::model::mesh::{ChainQuery, Intention, IntentionQuery, IntentionRule, Interest};
 use portreeve::model::{
     CertificateQuery, CertificateUpdate, ChainUpdate, DocumentsUpdate, Health, Instance, IntentionUpdate,
-    Lookup, MeshUpdate, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate,
+    Lookup, MeshUpdate, Narrowing, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate,
 };
 use portreeve::snapshot::{Changes, Snapshot};
 use portreeve::translate::{Compiler, UnitKey};
@@ -121,10 +121,7 @@ fn observe(snapshot: &mut Snapshot, step: &Step) -> Changes {
             })),
         })),
         Step::Service(name, lookup, answer) => snapshot.apply(Observation::Service(ServiceUpdate {
-            query: ServiceQuery {
-                lookup: *lookup,
-                ..ServiceQuery::named(name)
-            },
+            query: ServiceQuery::new(*lookup, (*name).into(), Narrowing::default()),
             result: match answer {
                 Answer::Instances(list) => {
                     let mut instances: Vec<Instance> = list

@@ -116,7 +116,7 @@ impl Watched for Watch {
             .scope(self.scope.clone())
             .max_body(ANSWER_BYTES)
             .needs(self.rule());
-        match &self.query.filter {
+        match &self.query.narrowing().filter {
             Some(filter) => call.query("filter", filter),
             None => call,
         }
@@ -411,10 +411,11 @@ impl Watch {
 }
 
 fn scope_of(query: &ServiceQuery) -> Scope {
+    let narrowing = query.narrowing();
     Scope::default()
-        .with("dc", query.datacenter.as_ref())
-        .with("ns", query.namespace.as_ref())
-        .with("partition", query.partition.as_ref())
+        .with("dc", narrowing.datacenter.as_ref())
+        .with("ns", narrowing.namespace.as_ref())
+        .with("partition", narrowing.partition.as_ref())
 }
 
 /// A few nodes from all over the list: rules on nodes are mostly prefixes, and the list is sorted.

@@ -104,7 +104,7 @@ impl Watched for Watch {
                 .max_body(ANSWER_BYTES)
                 .needs(read_rule(EVERY_NAMESPACE));
         }
-        self.of_namespace(self.query.namespace.as_deref())
+        self.of_namespace(self.query.narrowing().namespace.as_deref())
     }
 
     fn shows_rights(&self) -> bool {
@@ -156,21 +156,21 @@ impl Watched for Watch {
 
 impl Watch {
     fn everywhere(&self) -> bool {
-        self.query.namespace.as_deref() == Some(EVERY_NAMESPACE)
+        self.query.narrowing().namespace.as_deref() == Some(EVERY_NAMESPACE)
     }
 
     fn place(&self) -> Place {
-        let named = self.query.namespace.as_deref();
+        let named = self.query.narrowing().namespace.as_deref();
         let own = || self.client.namespace().unwrap_or(DEFAULT_NAMESPACE);
         Place {
-            region: self.query.datacenter.clone(),
+            region: self.query.narrowing().datacenter.clone(),
             namespace: named.unwrap_or_else(own).into(),
         }
     }
 
     fn scope(&self, namespace: Option<&str>) -> Scope {
         Scope::default()
-            .with("region", self.query.datacenter.as_ref())
+            .with("region", self.query.narrowing().datacenter.as_ref())
             .with("namespace", namespace)
     }
 
@@ -181,7 +181,7 @@ impl Watch {
             .scope(self.scope(namespace))
             .max_body(ANSWER_BYTES)
             .needs(read_rule(asked.unwrap_or(DEFAULT_NAMESPACE)));
-        match &self.query.filter {
+        match &self.query.narrowing().filter {
             Some(filter) => call.query("filter", filter),
             None => call,
         }

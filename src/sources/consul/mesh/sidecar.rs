@@ -263,14 +263,15 @@ impl Upstream {
             Some(asked) => registered == &**asked,
             None => matches!(registered, "" | "default"),
         };
+        let asked = query.narrowing();
         matches!(&*self.destination_type, "" | "service")
             && self.destination_name == *query.name
             // Who asks for no port is not answered by another than the default one.
             && (self.destination_port.is_null() || self.destination_port == "")
-            && same(&self.destination_namespace, &query.namespace)
-            && same(&self.destination_partition, &query.partition)
-            && self.destination_peer == query.peer.as_deref().unwrap_or_default()
-            && self.datacenter == query.datacenter.as_deref().unwrap_or_default()
+            && same(&self.destination_namespace, &asked.namespace)
+            && same(&self.destination_partition, &asked.partition)
+            && self.destination_peer == asked.peer.as_deref().unwrap_or_default()
+            && self.datacenter == asked.datacenter.as_deref().unwrap_or_default()
     }
 
     /// Where a neighbour on this machine reaches it.
@@ -327,7 +328,7 @@ const OUTPUT_SHOWN: usize = 200;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Lookup;
+    use crate::model::{Lookup, Narrowing};
 
     /// As 1.8.7 answers, with what newer ones add.
     const REGISTRATION: &str = r#"{"Kind":"connect-proxy","ID":"edge-gw-sidecar-proxy","Service":"edge-gw-sidecar-proxy","Port":21000,
@@ -338,12 +339,8 @@ mod tests {
         {"DestinationType":"service","DestinationName":"web","DestinationNamespace":"default","DestinationPartition":"default","DestinationPeer":"west","LocalBindAddress":"127.0.0.2","LocalBindPort":9193,"MeshGateway":{}},
         {"DestinationType":"prepared_query","DestinationName":"web","LocalBindPort":9194,"MeshGateway":{}}]}}"#;
 
-    fn dialed(change: impl FnOnce(&mut ServiceQuery)) -> Vec<String> {
-        let mut query = ServiceQuery {
-            lookup: Lookup::Sidecar,
-            ..ServiceQuery::named("web")
-        };
-        change(&mut query);
+    fn dialed(service: &str, narrowing: Narrowing) -> Vec<String> {
+        let query = ServiceQuery::new(Lookup::Sidecar, service.into(), narrowing);
         let found = listeners_for(REGISTRATION.as_bytes(), &"x".into(), &query).unwrap();
         found
             .iter()
@@ -353,18 +350,25 @@ mod tests {
 
     #[test]
     fn each_destination_has_its_own_listener() {
-        assert_eq!(dialed(|_| {}), ["127.0.0.1:9191"]);
-        assert_eq!(
-            dialed(|query| query.datacenter = Some("dc2".into())),
-            ["127.0.0.1:9192"]
-        );
-        assert_eq!(
-            dialed(|query| query.peer = Some("west".into())),
-            ["127.0.0.2:9193"]
-        );
-        assert_eq!(dialed(|query| query.peer = Some("east".into())), [""; 0]);
-        assert_eq!(dialed(|query| query.namespace = Some("shop".into())), [""; 0]);
-        assert_eq!(dialed(|query| query.name = "api".into()), [""; 0]);
+        let none = Narrowing::default;
+        let datacenter = |name: &str| Narrowing {
+            datacenter: Some(name.into()),
+            ..none()
+        };
+        let peer = |name: &str| Narrowing {
+            peer: Some(name.into()),
+            ..none()
+        };
+        let namespace = |name: &str| Narrowing {
+            namespace: Some(name.into()),
+            ..none()
+        };
+        assert_eq!(dialed("web", none()), ["127.0.0.1:9191"]);
+        assert_eq!(dialed("web", datacenter("dc2")), ["127.0.0.1:9192"]);
+        assert_eq!(dialed("web", peer("west")), ["127.0.0.2:9193"]);
+        assert_eq!(dialed("web", peer("east")), [""; 0]);
+        assert_eq!(dialed("web", namespace("shop")), [""; 0]);
+        assert_eq!(dialed("api", none()), [""; 0]);
     }
 
     /// As 1.8.7 answers.

@@ -12,7 +12,7 @@ use super::chain::ChainWatch;
 use super::identity::{IDENTITY_WAIT, LeafLife, LeafWatch, RootsWatch};
 use super::intention::IntentionWatch;
 use super::intention_source::Source;
-use crate::model::mesh::{Interest, MeshLeaf};
+use crate::model::mesh::{ChainQuery, IntentionQuery, Interest, MeshLeaf};
 use crate::model::{Needed, Observation, Problem};
 use crate::sources::agent_api::blocking_query::{WatchTiming, watch};
 use crate::sources::agent_api::budget::Budget;
@@ -183,14 +183,15 @@ impl MeshWatcherTask {
             // Instances are another watcher's.
             Interest::Service(_) => {}
             Interest::Chain(query) => {
-                let mut watched = ChainWatch::new(query.clone(), self.budget.claim(), observations);
+                let mut watched =
+                    ChainWatch::new(ChainQuery::clone(query), self.budget.claim(), observations);
                 tasks.spawn(async move { watch(&client, &mut watched, &timing, &health, &stop).await });
             }
             Interest::Intention(query) => {
                 let mut watched = IntentionWatch {
                     client: client.clone(),
                     source: Source::new(&self.service, &self.client, query),
-                    query: query.clone(),
+                    query: IntentionQuery::clone(query),
                     claim: self.budget.claim(),
                     observations,
                     known: None,
