@@ -69,13 +69,12 @@ bench-instructions: ## Check that one change costs the same among 1,000 and 10,0
 	@tests/bench/instructions.sh
 
 chaos: setup ## Let everything go wrong under load, one fault after the other; results in target/chaos (20 minutes)
-	@# The build of `make bench`: what is optimised for it need not be built again.
 	rm -f target/chaos/{summary,details}.json target/chaos/table.md
-	CHAOS=long cargo test --locked --profile bench --test chaos -- --test-threads 1 --nocapture --skip soak::
-	CHAOS=long CHAOS_PLAYED=1 cargo test --locked --profile bench --test chaos -- record::the_suite_is_whole
+	CHAOS=long cargo test --locked --profile faults --test chaos -- --test-threads 1 --nocapture --skip soak::
+	CHAOS=long CHAOS_PLAYED=1 cargo test --locked --profile faults --test chaos -- record::the_suite_is_whole
 
 soak: setup ## Change everything for an hour under load (SOAK_MINUTES=60): nothing fails, nothing grows; results in target/chaos/soak.json
-	CHAOS=long SOAK_MINUTES=$${SOAK_MINUTES:-60} cargo test --locked --profile bench --test chaos -- --nocapture soak::
+	CHAOS=long SOAK_MINUTES=$${SOAK_MINUTES:-60} cargo test --locked --profile faults --test chaos -- --nocapture soak::
 
 fuzz-smoke: ## Feed every parser, and the model of xDS, many more random inputs than `make test` does
 	PROPTEST_CASES=20000 cargo test --locked fuzz
