@@ -37,8 +37,8 @@ pub(super) struct Listing {
 #[derive(Debug)]
 pub(super) struct Names<'a> {
     keys: Vec<Text<'a>>,
-    /// So many of them are not known.
-    unknown: usize,
+    /// Where those stand that are not known.
+    unknown: Vec<usize>,
 }
 
 impl Names<'_> {
@@ -46,8 +46,14 @@ impl Names<'_> {
         self.keys.iter().map(|key| &*key.0).collect()
     }
 
+    /// Those that are not known, sorted.
+    pub(super) fn new_keys(&self) -> Vec<&str> {
+        let unknown = self.unknown.iter().filter_map(|at| self.keys.get(*at));
+        unknown.map(|key| &*key.0).collect()
+    }
+
     pub(super) fn are_known(&self) -> bool {
-        self.unknown == 0
+        self.unknown.is_empty()
     }
 }
 
@@ -136,10 +142,10 @@ impl DocumentLedger {
             keys.dedup_by(|a, b| a.0 == b.0);
         }
         let mut known = self.known.keys().peekable();
-        let mut unknown = 0;
-        for key in &keys {
+        let mut unknown = Vec::new();
+        for (at, key) in keys.iter().enumerate() {
             if known.next_if(|known| ***known == *key.0).is_none() {
-                unknown += 1;
+                unknown.push(at);
             }
         }
         let gone = known.next().is_some();
@@ -182,7 +188,7 @@ impl DocumentLedger {
         }
         listing.rejected.sort_by(|a, b| a.key.cmp(&b.key));
         // What moved the index has been seen, and everything that is new.
-        Ok((newest == index && unknown == names.unknown).then_some(listing))
+        Ok((newest == index && unknown == names.unknown.len()).then_some(listing))
     }
 
     pub(super) fn apply(&mut self, changed: &[Document], removed: &[DocumentId]) {

@@ -286,11 +286,12 @@ impl Documents {
             });
         }
         let needs = prefix_rule(&self.prefix);
-        let keys = known.keys();
+        let (keys, new) = (known.keys(), known.new_keys());
         let span = Span {
             since: self.believed_index,
             at,
             ledger: &self.ledger,
+            new: &new,
         };
         let listing = match shards::read_changes(&self.client, &needs, &keys, span).await {
             Ok(parts) => parts.and_then(|parts| {

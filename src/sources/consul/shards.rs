@@ -79,16 +79,26 @@ impl<'a> Shard<'a> {
         shards
     }
 
-    /// What to ask about a shard that changed.
-    fn questions(&self, read_together: usize) -> Vec<Question<'a>> {
+    /// One of these keys, which are sorted, is in it.
+    fn has_any(&self, of: &[&str]) -> bool {
+        let (Some(first), Some(last)) = (self.keys().first(), self.keys().last()) else {
+            return false;
+        };
+        let from = of.partition_point(|key| key < first);
+        of.get(from).is_some_and(|key| key <= last)
+    }
+
+    /// What to ask about a shard that changed. A part with a key of which nothing was known changed, too: it need not be asked.
+    fn questions(&self, read_together: usize, new: &[&str]) -> Vec<Question<'a>> {
         if self.keys().len() <= read_together {
             return vec![Question::Read(*self)];
         }
         let about = |shard: Shard<'a>| match shard.keys().len() {
-            0..=READ_UNASKED => Question::Read(shard),
-            _ => Question::HasChanged(shard),
+            0..=READ_UNASKED => vec![Question::Read(shard)],
+            _ if shard.has_any(new) => shard.questions(read_together, new),
+            _ => vec![Question::HasChanged(shard)],
         };
-        self.split().into_iter().map(about).collect()
+        self.split().into_iter().flat_map(about).collect()
     }
 }
 
@@ -131,6 +141,8 @@ pub(super) struct Span<'a> {
     pub(super) since: u64,
     pub(super) at: u64,
     pub(super) ledger: &'a DocumentLedger,
+    /// Keys that the ledger does not have, sorted.
+    pub(super) new: &'a [&'a str],
 }
 
 /// The answers that hold every change of the span.
@@ -147,7 +159,7 @@ pub(super) async fn read_changes<'a>(
     while !changed.is_empty() {
         let questions: Vec<Question<'a>> = changed
             .iter()
-            .flat_map(|shard| shard.questions(read_together))
+            .flat_map(|shard| shard.questions(read_together, span.new))
             .collect();
         asked += questions.len();
         if asked > REQUESTS {
@@ -199,7 +211,7 @@ const READ_UNASKED: usize = 4;
 /// Beyond this the whole prefix costs less: many keys changed, or their names do not split well.
 const REQUESTS: usize = 128;
 
-const IN_FLIGHT: usize = 8;
+const IN_FLIGHT: usize = 16;
 
 /// One answer, and all of them: half of what the whole prefix may have.
 const SHARD_BYTES: usize = 8 * 1024 * 1024;
@@ -255,17 +267,19 @@ mod tests {
         (*state >> 33) % below
     }
 
-    /// How much is asked to find these changed keys, and how many documents are read.
-    fn search(keys: &[&str], wanted: &[&str]) -> (usize, usize) {
+    /// How much is asked to find these changed keys, some of them new, how often one after the other, and how many documents
+    /// are read.
+    fn search(keys: &[&str], wanted: &[&str], new: &[&str]) -> (usize, usize, usize) {
         let read_together = READ_TOGETHER.max(keys.len() / 16);
-        let (mut asked, mut read) = (0, 0);
+        let (mut asked, mut turns, mut read) = (0, 0, 0);
         let mut changed = vec![Shard::whole(keys)];
         while !changed.is_empty() {
             let questions: Vec<_> = changed
                 .iter()
-                .flat_map(|shard| shard.questions(read_together))
+                .flat_map(|shard| shard.questions(read_together, new))
                 .collect();
             asked += questions.len();
+            turns += 1;
             changed.clear();
             for question in questions {
                 let shard = question.shard();
@@ -278,7 +292,23 @@ mod tests {
                 }
             }
         }
-        (asked, read)
+        (asked, turns, read)
+    }
+
+    #[test]
+    fn a_new_key_tells_which_part_changed() {
+        let names: BTreeSet<String> = (0..10_000).map(|number| format!("c/r{number:05}")).collect();
+        let keys: Vec<&str> = names.iter().map(String::as_str).collect();
+        for at in [0, 4_711, 9_999] {
+            let wanted = [keys[at]];
+            let (asked, turns, read) = search(&keys, &wanted, &[]);
+            // Ten parts, then ten of the one that changed, and the one of those.
+            assert_eq!((asked, turns, read), (21, 3, 100));
+            assert_eq!(search(&keys, &wanted, &wanted), (19, 1, 100));
+            // Another that changed is found all the same.
+            let both = [keys[at], keys[5_000]];
+            assert!(search(&keys, &both, &wanted).2 > read);
+        }
     }
 
     #[test]
@@ -297,9 +327,9 @@ mod tests {
             };
             let names: BTreeSet<String> = (0..10_000).map(|_| format!("c/{}", word())).collect();
             let keys: Vec<&str> = names.iter().map(String::as_str).collect();
-            let (asked, read) = search(&keys, &keys[..1]);
+            let (asked, _, read) = search(&keys, &keys[..1], &[]);
             assert!(asked <= REQUESTS / 2 && read <= keys.len() / 16, "{asked} {read}");
-            let (asked, read) = search(&keys, &[keys[0], keys[keys.len() - 1]]);
+            let (asked, _, read) = search(&keys, &[keys[0], keys[keys.len() - 1]], &[]);
             assert!(asked <= REQUESTS && read <= keys.len() / 8, "{asked} {read}");
         }
     }
