@@ -17,7 +17,7 @@ use super::settings::{ApiAddress, LONGEST_RETRY};
 use crate::model::Problem;
 use crate::sources::retry::{Intervals, jittered};
 
-pub(in crate::sources) use super::poll_loop::watch;
+pub(in crate::sources) use super::poll_loop::{keep_watching, watch};
 
 /// The figures of the contract. Tests shrink them; nobody else should need to.
 #[derive(Clone, Debug)]
@@ -330,7 +330,7 @@ impl<'a> WatchState<'a> {
 }
 
 /// One endpoint under watch: what to ask and what to do with the answer.
-pub(in crate::sources) trait Watched: Send {
+pub(in crate::sources) trait Watched: Send + Sync {
     fn call(&self) -> Call;
 
     /// Whether its answers say when to ask again. Else it is asked at an interval.

@@ -154,7 +154,7 @@ impl ApiClient {
 
     /// A one-shot call.
     pub(in crate::sources) async fn call(&self, call: Call) -> Result<Answer, ApiError> {
-        self.call_on(CALL_LANE, &call).await
+        self.call_on(CALL_LANE, &|| call.clone()).await
     }
 
     /// A small read that decides whether a disappearance is believed; few at a time.

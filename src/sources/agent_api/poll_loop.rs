@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::blocking_query::{Closed, Context, Polled, Verdict, WatchState, WatchTiming, Watched};
 use super::client::ApiClient;
 use super::error::ApiError;
+use super::recovery::{Ear, Failing};
 use crate::sources::SourceHealth;
 use crate::sources::retry::TokenBucket;
 
@@ -35,7 +36,17 @@ impl Pace {
     }
 }
 
-/// Watches until cancelled or until nobody listens. What is large is borrowed: ten thousand may wait in all that they hold.
+/// Watches until nobody listens. What is large is borrowed: ten thousand may wait in all that they hold.
+pub(in crate::sources) async fn keep_watching<W: Watched>(
+    client: &ApiClient,
+    watched: &mut W,
+    timing: &WatchTiming,
+    health: &SourceHealth,
+) {
+    let Closed = drive(client, watched, timing, health).await;
+}
+
+/// The same, until cancelled.
 pub(in crate::sources) async fn watch<W: Watched>(
     client: &ApiClient,
     watched: &mut W,
@@ -76,15 +87,18 @@ async fn drive<W: Watched>(
             None
         };
         seated = pass.may_block;
-        let mut call = watched.call().blocking(blocking);
-        if blocking.is_none() {
-            call = call.timeout(READ_TIMEOUT);
-        }
+        let asked = || {
+            let call = watched.call().blocking(blocking);
+            match blocking {
+                Some(_) => call,
+                None => call.timeout(READ_TIMEOUT),
+            }
+        };
         health.requested();
         ear.listen();
         let started = Instant::now();
         let answer = tokio::select! {
-            answer = client.call_on(pass.lane, &call) => answer,
+            answer = client.call_on(pass.lane, &asked) => answer,
             // A poll that was asked with a token in trouble is not worth waiting for.
             () = async { Box::pin(another_token(client, &mut token)).await }, if state.is_troubled() || watched.shows_rights() => {
                 if watched.shows_rights() {
@@ -155,25 +169,51 @@ async fn drive<W: Watched>(
         if rest.is_zero() {
             continue;
         }
+        let rests = Rest {
+            whole: rest,
+            least,
+            troubled: state.is_troubled(),
+            failing,
+        };
+        if Box::pin(rests.over(client, watched, &mut token, &mut ear)).await && watched.shows_rights() {
+            state.forget();
+        }
+    }
+}
+
+/// What lies between two polls.
+struct Rest {
+    whole: Duration,
+    /// However soon a hint comes.
+    least: Duration,
+    troubled: bool,
+    /// Since when it gets no answer.
+    failing: Option<Failing>,
+}
+
+impl Rest {
+    /// Whether another token ended it. A function of its own: what waits for an answer would have room for all that this needs.
+    async fn over<W: Watched, T>(
+        self,
+        client: &ApiClient,
+        watched: &mut W,
+        token: &mut tokio::sync::watch::Receiver<T>,
+        ear: &mut Ear,
+    ) -> bool {
         let hinted = async {
-            tokio::time::sleep(least).await;
+            tokio::time::sleep(self.least).await;
             watched.hinted().await;
         };
         let mended = async {
-            match failing {
-                Some(since) => client.recovery().due(since, &mut ear).await,
+            match self.failing {
+                Some(since) => client.recovery().due(since, ear).await,
                 None => std::future::pending().await,
             }
         };
-        let rested = async {
-            tokio::select! {
-                is_new = rest_or_new_token(rest, client, &mut token, state.is_troubled()) => is_new,
-                () = hinted, if rest > least => false,
-                () = mended => false,
-            }
-        };
-        if Box::pin(rested).await && watched.shows_rights() {
-            state.forget();
+        tokio::select! {
+            is_new = rest_or_new_token(self.whole, client, token, self.troubled) => is_new,
+            () = hinted, if self.whole > self.least => false,
+            () = mended => false,
         }
     }
 }

@@ -11,10 +11,10 @@ use std::time::Duration;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tokio::sync::watch as channel;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::blocking_query::{WatchTiming, Watched, watch};
+use super::blocking_query::{WatchTiming, Watched, keep_watching};
 use super::budget::{Budget, Claim};
 use super::client::ApiClient;
 use crate::model::{Needed, ServiceQuery};
@@ -68,10 +68,9 @@ struct One {
     connections: usize,
     timing: Arc<WatchTiming>,
     health: SourceHealth,
-    stop: CancellationToken,
 }
 
-type Running = Pin<Box<dyn Future<Output = ServiceQuery> + Send>>;
+type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl ServiceWatcher {
     pub(in crate::sources) fn of<S: ServiceSource>(source: S) -> (Self, ServiceWatcherTask) {
@@ -84,12 +83,9 @@ impl ServiceWatcher {
             timing: Arc::new(source.timing()),
             client: source.client(),
             start: Box::new(move |one: One| {
-                let mut watched = starting.watch(one.query.clone(), one.claim, one.connections);
+                let mut watched = starting.watch(one.query, one.claim, one.connections);
                 let client = starting.client();
-                Box::pin(async move {
-                    watch(&client, &mut watched, &one.timing, &one.health, &one.stop).await;
-                    one.query
-                })
+                Box::pin(async move { keep_watching(&client, &mut watched, &one.timing, &one.health).await })
             }),
             beside: Box::new(move |timing, cancel| source.beside(timing, cancel)),
             interests,
@@ -143,8 +139,8 @@ impl ServiceWatcherTask {
     /// Ends when cancelled, or when every [`ServiceWatcher`] is gone.
     pub async fn run(mut self, cancel: CancellationToken) {
         let budget = Budget::new(self.client.clone(), self.connections, self.turn);
-        let mut running: BTreeMap<ServiceQuery, CancellationToken> = BTreeMap::new();
-        let mut tasks: JoinSet<ServiceQuery> = JoinSet::new();
+        let mut running: BTreeMap<ServiceQuery, AbortHandle> = BTreeMap::new();
+        let mut tasks = JoinSet::new();
         let mut known: Needed<ServiceQuery> = OrdMap::new();
         let mut beside = JoinSet::new();
         if let Some(task) = (self.beside)((*self.timing).clone(), cancel.child_token()) {
@@ -160,14 +156,13 @@ impl ServiceWatcherTask {
                 };
                 if let Some(query) = ended {
                     if let Some(stop) = running.remove(query) {
-                        stop.cancel();
+                        stop.abort();
+                        tracing::debug!(%query, "service watch ended");
                     }
                     self.health_of_all(|health| health.remove(query));
                 }
                 if let Some(query) = begun {
-                    let stop = cancel.child_token();
-                    tasks.spawn(self.one(query.clone(), &budget, stop.clone()));
-                    running.insert(query.clone(), stop);
+                    running.insert(query.clone(), tasks.spawn(self.one(query.clone(), &budget)));
                 }
             }
             known = wanted;
@@ -175,12 +170,13 @@ impl ServiceWatcherTask {
                 () = cancel.cancelled() => break,
                 changed = self.interests.changed() => if changed.is_err() { break },
                 Some(ended) = tasks.join_next() => match ended {
-                    // Stopped on purpose, or nobody takes observations: both are ends.
-                    Ok(query) => tracing::debug!(%query, "service watch ended"),
+                    // Nobody takes observations.
+                    Ok(()) => {}
+                    Err(error) if error.is_cancelled() => {}
                     Err(error) => {
                         // Which one is not known; all are started again, as losing one silently would be worse.
                         tracing::error!(%error, "a service watch panicked, starting all service watches again");
-                        running.values().for_each(CancellationToken::cancel);
+                        running.values().for_each(AbortHandle::abort);
                         running.clear();
                         known = OrdMap::new();
                         tokio::time::sleep(RESTART).await;
@@ -194,7 +190,7 @@ impl ServiceWatcherTask {
         // Dropping the sets aborts what still runs.
     }
 
-    fn one(&self, query: ServiceQuery, budget: &Arc<Budget>, stop: CancellationToken) -> Running {
+    fn one(&self, query: ServiceQuery, budget: &Arc<Budget>) -> Running {
         let health = SourceHealth::default();
         self.health_of_all(|all| all.insert(query.clone(), health.clone()));
         (self.start)(One {
@@ -203,7 +199,6 @@ impl ServiceWatcherTask {
             connections: budget.limit(),
             timing: self.timing.clone(),
             health,
-            stop,
         })
     }
 

@@ -41,33 +41,44 @@ impl ApiClient {
     /// A call on one of several connection pools. HTTP/2 servers cap the streams of one connection (Go: 250, proxies:
     /// 100) and a stream over the cap waits for a long poll to end, so long polls are spread over lanes.
     ///
-    /// Ten thousand wait in here: what is rarely needed is boxed, and what messages name is made when there is one.
-    pub(in crate::sources) async fn call_on(&self, lane: usize, call: &Call) -> Result<Answer, ApiError> {
-        let token = match call.credential {
+    /// Ten thousand wait in here: what is rarely needed is boxed, and the call, with what messages name of it, is made anew
+    /// when there is an answer.
+    pub(in crate::sources) async fn call_on(
+        &self,
+        lane: usize,
+        asked: &(impl Fn() -> Call + Sync),
+    ) -> Result<Answer, ApiError> {
+        let token = Box::pin(self.token_of(asked)).await?;
+        let answer = self.send(lane, asked, &token).await;
+        match answer {
+            Err(error) if error.kind() == ProblemKind::TokenNotAccepted => {
+                Box::pin(self.send_anew(lane, asked, token, error)).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn token_of(&self, asked: &(impl Fn() -> Call + Sync)) -> Result<Token, ApiError> {
+        let call = asked();
+        Ok(match call.credential {
             Credential::Own => {
                 // Logging in is a call, too.
                 Box::pin(self.credential(&call.to_string())).await?;
                 self.0.token.current()
             }
             _ => call.credential.token(),
-        };
-        let answer = self.send(lane, call, &token).await;
-        match answer {
-            Err(error) if error.kind() == ProblemKind::TokenNotAccepted => {
-                Box::pin(self.send_anew(lane, call, token, error)).await
-            }
-            answer => answer,
-        }
+        })
     }
 
     /// Consul has forgotten the token: what it refused has not been done, and is asked again with another.
     async fn send_anew(
         &self,
         lane: usize,
-        call: &Call,
+        asked: &(impl Fn() -> Call + Sync),
         token: Token,
         error: ApiError,
     ) -> Result<Answer, ApiError> {
+        let call = asked();
         let Some(login) = self
             .login()
             .filter(|_| matches!(call.credential, Credential::Own))
@@ -79,7 +90,7 @@ impl ApiClient {
         }
         self.credential(&call.to_string()).await?;
         match self.0.token.current() {
-            now if now != token => self.send(lane, call, &now).await,
+            now if now != token => self.send(lane, asked, &now).await,
             _ => Err(error),
         }
     }
@@ -96,42 +107,52 @@ impl ApiClient {
         Ok(Lines::new(self.clone(), asked, reply, longest))
     }
 
-    async fn send(&self, lane: usize, call: &Call, token: &Token) -> Result<Answer, ApiError> {
-        if self.may_stream(lane, call) {
+    async fn send(
+        &self,
+        lane: usize,
+        asked: &(impl Fn() -> Call + Sync),
+        token: &Token,
+    ) -> Result<Answer, ApiError> {
+        if let Some(limit) = self.may_stream(lane, asked) {
             // For all of it, the answer's body included.
-            let answer = tokio::time::timeout(call.timeout, self.send_over_stream(lane, call, token));
+            let answer = tokio::time::timeout(limit, self.send_over_stream(lane, asked, token));
             match answer.await {
                 Ok(Ok(None)) => self.0.spoken.note(Version::HTTP_11),
                 Ok(Ok(Some(answer))) => return Ok(answer),
                 Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(self.transport_error(call, StreamError::late())),
+                Err(_) => return Err(self.transport_error(asked(), StreamError::late())),
             }
         }
-        Box::pin(self.send_pooled(lane, call, token)).await
+        Box::pin(async { self.send_pooled(lane, &asked(), token).await }).await
     }
 
-    /// Only what may be asked twice, and not where the server was seen to speak HTTP/1 alone.
-    fn may_stream(&self, lane: usize, call: &Call) -> bool {
-        lane != CALL_LANE
-            && call.method == Method::GET
+    /// Only what may be asked twice, and not where the server was seen to speak HTTP/1 alone. For how long at most.
+    fn may_stream(&self, lane: usize, asked: &impl Fn() -> Call) -> Option<Duration> {
+        if lane == CALL_LANE {
+            return None;
+        }
+        let call = asked();
+        let may = call.method == Method::GET
             && call.body.is_none()
             && self.0.settings.address.is_tls()
             && match self.0.spoken.version() {
                 None => self.product().speaks_http_2(),
                 Some(version) => version == Version::HTTP_2,
-            }
+            };
+        may.then_some(call.timeout)
     }
 
     /// None: the server has no HTTP/2.
     async fn send_over_stream(
         &self,
         lane: usize,
-        call: &Call,
+        asked: &(impl Fn() -> Call + Sync),
         token: &Token,
     ) -> Result<Option<Answer>, ApiError> {
         let mut again = true;
         loop {
-            let Some(awaited) = Box::pin(self.begin(lane, call, token)).await? else {
+            let begun = Box::pin(async { self.begin(lane, &asked(), token).await });
+            let Some(awaited) = begun.await? else {
                 return Ok(None);
             };
             let replied = match awaited {
@@ -141,16 +162,15 @@ impl ApiClient {
             let failed = match replied {
                 Ok(reply) => {
                     self.0.spoken.note(Version::HTTP_2);
-                    return self
-                        .read(Reply::Streamed(reply), call, token.is_some())
-                        .await
-                        .map(Some);
+                    let reply = Reply::Streamed(reply);
+                    let read = async { self.read(reply, &asked(), token.is_some()).await };
+                    return Box::pin(read).await.map(Some);
                 }
                 Err(failed) => failed,
             };
             // A server that ends tells which requests it never looked at.
             if !failed.is_unprocessed() || !again {
-                return Err(self.transport_error(call, failed));
+                return Err(self.transport_error(asked(), failed));
             }
             again = false;
         }
