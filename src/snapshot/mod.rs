@@ -8,7 +8,7 @@ mod succession;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use imbl::HashMap;
+use imbl::OrdMap;
 
 use self::exposed::Exposed;
 use crate::config::{Config, ConfigChange, Permissions, Quarantine};
@@ -27,12 +27,12 @@ pub use mesh::MeshIdentity;
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub config: Config,
-    services: HashMap<ServiceQuery, Known<[Instance]>>,
-    certificates: HashMap<CertificateQuery, Known<CertificateMaterial>>,
-    chains: HashMap<ChainQuery, Known<Chain>>,
-    intentions: HashMap<IntentionQuery, Known<Intention>>,
+    services: OrdMap<ServiceQuery, Known<[Instance]>>,
+    certificates: OrdMap<CertificateQuery, Known<CertificateMaterial>>,
+    chains: OrdMap<ChainQuery, Known<Chain>>,
+    intentions: OrdMap<IntentionQuery, Known<Intention>>,
     mesh: MeshIdentity,
-    quarantined: HashMap<DocumentId, Quarantine>,
+    quarantined: OrdMap<DocumentId, Quarantine>,
     /// Where documents come from.
     document_sources: Arc<BTreeSet<Arc<str>>>,
     /// Those of them that have answered in full at least once.
