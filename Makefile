@@ -62,7 +62,7 @@ bench-full: setup ## Run the benchmarks that take hours too, going on where an e
 bench-quick: setup ## Run every benchmark once, with small sizes
 	cargo bench --locked --bench suite -- --quick
 
-growth: ## The same check as bench-instructions, by a build that takes half the time: counts are higher, growth is the same
+growth: ## The same check as bench-instructions, by a build that takes a fraction of the time: counts are higher, growth is the same
 	@tests/bench/instructions.sh count
 
 bench-instructions: ## Check that one change costs the same among 1,000 and 10,000 objects (needs valgrind, else says so)
@@ -84,4 +84,4 @@ docs: ## Build the API documentation, warnings being errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 clean: ## Remove what cargo built; the fetched programs stay
-	rm -rf target/{debug,release,count,doc,criterion,tmp}
+	rm -rf target/{debug,release,faults,count,doc,criterion,tmp}

@@ -3,7 +3,7 @@
 # more than 1.2 times as much: no step of one change walks all objects. Callgrind collects inside the measured function
 # alone, so what it takes to build the world does not count.
 #
-#   tests/bench/instructions.sh [PROFILE]    bench, whose counts are those of a release; count, which builds in half the time
+#   tests/bench/instructions.sh [PROFILE]    bench, whose counts are those of a release; count, which builds in a fraction of the time
 #   tests/bench/instructions.sh bench long   translate alone, among 1,000 and among 100,000: a quarter of an hour
 #
 # With RESUME=1 what the same build has counted already is not counted again.

@@ -229,13 +229,26 @@ async fn a_transaction_over_two_shards_is_applied_whole() {
     let read = meter.received() - whole;
     assert!(read < 20 * whole / 3, "{read} bytes for 20 of {whole}");
 
+    // One that is new, in the middle, and one at the end.
+    for round in 0..10 {
+        let (new, text) = (format!("routes/shop-1200-{round}"), format!("new {round}"));
+        quiet.txn(&[set(&new, &text), set(ends[1], &text)]).await.unwrap();
+        let update = believed.hear_until(&mut running, ends[1], &text).await;
+        let names: Vec<String> = update.changed.iter().map(|document| name(&document.id)).collect();
+        assert_eq!(names, [&*new, ends[1]]);
+    }
+    let read = meter.received() - whole;
+    assert!(read < 30 * whole / 3, "{read} bytes for 30 of {whole}");
+
     let rounds = 100;
     let (pairs, others) = (server.client(None), server.client(None));
     let mut writers = JoinSet::new();
     writers.spawn(async move {
         for round in 0..=rounds {
             let text = format!("round {round}");
-            pairs.txn(&ends.map(|end| set(end, &text))).await.unwrap();
+            let new = format!("routes/shop-1300-{round}");
+            let [first, last] = ends.map(|end| set(end, &text));
+            pairs.txn(&[first, set(&new, &text), last]).await.unwrap();
             tokio::time::sleep(Duration::from_millis(round * 7 % 61)).await;
         }
     });
@@ -255,6 +268,12 @@ async fn a_transaction_over_two_shards_is_applied_whole() {
         );
         let texts = ends.map(|end| &believed.0[end]);
         assert_eq!(texts[0], texts[1]);
+        if let Some(round) = texts[0].strip_prefix("round ") {
+            assert!(
+                believed.0.contains_key(&format!("routes/shop-1300-{round}")),
+                "{round}"
+            );
+        }
     }
     writers.join_all().await;
     // Everything that was written is known, too.

@@ -331,6 +331,7 @@ impl<'a> WatchState<'a> {
 
 /// One endpoint under watch: what to ask and what to do with the answer.
 pub(in crate::sources) trait Watched: Send + Sync {
+    /// Made several times for one poll: the same each time until something is taken or told.
     fn call(&self) -> Call;
 
     /// Whether its answers say when to ask again. Else it is asked at an interval.

@@ -283,5 +283,5 @@ const LANES_EACH: usize = 1 << 20;
 /// Go's HTTP/2 servers allow 250 streams, common proxies 100; the lowest of them.
 const STREAMS_PER_LANE: usize = 100;
 
-/// Together with 150 long polls well below Consul's 200 connections per client.
+/// Below Consul's 200 connections per client together with 150 long polls on services and 30 on the mesh.
 const PROBES_IN_FLIGHT: usize = 16;

@@ -157,7 +157,7 @@ impl ServiceWatcherTask {
                 if let Some(query) = ended {
                     if let Some(stop) = running.remove(query) {
                         stop.abort();
-                        tracing::debug!(%query, "service watch ended");
+                        tracing::debug!(%query, "service watch stopped");
                     }
                     self.health_of_all(|health| health.remove(query));
                 }
@@ -170,8 +170,7 @@ impl ServiceWatcherTask {
                 () = cancel.cancelled() => break,
                 changed = self.interests.changed() => if changed.is_err() { break },
                 Some(ended) = tasks.join_next() => match ended {
-                    // Nobody takes observations.
-                    Ok(()) => {}
+                    Ok(()) => tracing::debug!("a service watch ended: nobody takes observations"),
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => {
                         // Which one is not known; all are started again, as losing one silently would be worse.
@@ -179,7 +178,11 @@ impl ServiceWatcherTask {
                         running.values().for_each(AbortHandle::abort);
                         running.clear();
                         known = OrdMap::new();
-                        tokio::time::sleep(RESTART).await;
+                        self.health_of_all(BTreeMap::clear);
+                        tokio::select! {
+                            () = cancel.cancelled() => break,
+                            () = tokio::time::sleep(RESTART) => {}
+                        }
                     }
                 },
                 Some(Err(error)) = beside.join_next() => {

@@ -2,7 +2,8 @@
 //! read with its neighbours, not with all the others.
 //!
 //! In: the names of all keys at index `at`, as a poll brought them, and the index `since` that everything known is of. Out:
-//! the bodies that hold every change between the two; or `None`, and then the whole prefix is to be read.
+//! the bodies that hold every change between the two; or `None`, and then the whole prefix is to be read. A part with a name
+//! that was not known is read unasked, beside the questions to the others.
 //!
 //! What comes out is the prefix as it stood at `at`, so that a transaction is in it whole, or not at all: an answer newer than
 //! `at` is not taken, and none is older, because each is asked with `consistent` (a new leader, or one that does not know
@@ -116,6 +117,14 @@ impl<'a> Question<'a> {
         }
     }
 
+    /// How many come with the answer.
+    fn documents(&self) -> usize {
+        match self {
+            Self::HasChanged(_) => 0,
+            Self::Read(shard) => shard.keys().len(),
+        }
+    }
+
     fn call(&self, needs: &str) -> Call {
         match self.shard() {
             Shard::Prefix { prefix, .. } => Call::get("kv").key(prefix).flag(match self {
@@ -155,6 +164,11 @@ pub(super) async fn read_changes<'a>(
     let read_together = READ_TOGETHER.max(keys.len() / 16);
     let mut parts = Vec::new();
     let (mut asked, mut bytes) = (0, 0);
+    let in_flight = if client.is_multiplexed() {
+        STREAMS_IN_FLIGHT
+    } else {
+        CONNECTIONS_IN_FLIGHT
+    };
     let mut changed = vec![Shard::whole(keys)];
     while !changed.is_empty() {
         let questions: Vec<Question<'a>> = changed
@@ -162,14 +176,15 @@ pub(super) async fn read_changes<'a>(
             .flat_map(|shard| shard.questions(read_together, span.new))
             .collect();
         asked += questions.len();
-        if asked > REQUESTS {
+        let read: usize = questions.iter().map(Question::documents).sum();
+        if asked > REQUESTS || read > keys.len() / 2 {
             return Ok(None);
         }
         let mut asks = Vec::new();
         for question in questions {
             asks.push(question.ask(client, needs));
         }
-        let answers: Vec<_> = stream::iter(asks).buffered(IN_FLIGHT).try_collect().await?;
+        let answers: Vec<_> = stream::iter(asks).buffered(in_flight).try_collect().await?;
         changed.clear();
         for (question, answer) in answers {
             bytes += answer.body.len();
@@ -208,10 +223,13 @@ const READ_TOGETHER: usize = 128;
 /// So few are read without asking first whether they changed.
 const READ_UNASKED: usize = 4;
 
-/// Beyond this the whole prefix costs less: many keys changed, or their names do not split well.
+/// Beyond this, or half of all documents at once, the whole prefix costs less: many keys changed, or their names do not split well.
 const REQUESTS: usize = 128;
 
-const IN_FLIGHT: usize = 16;
+const STREAMS_IN_FLIGHT: usize = 16;
+
+/// Each has a connection, and long polls hold most of those that Consul grants.
+const CONNECTIONS_IN_FLIGHT: usize = 8;
 
 /// One answer, and all of them: half of what the whole prefix may have.
 const SHARD_BYTES: usize = 8 * 1024 * 1024;
@@ -307,7 +325,15 @@ mod tests {
             assert_eq!(search(&keys, &wanted, &wanted), (19, 1, 100));
             // Another that changed is found all the same.
             let both = [keys[at], keys[5_000]];
-            assert!(search(&keys, &both, &wanted).2 > read);
+            assert_eq!(search(&keys, &both, &wanted).2, 2 * read);
+        }
+        let shard = Shard::Prefix {
+            prefix: "c/r0001",
+            keys: &keys[10..20],
+        };
+        for (at, is_in) in [(9, false), (10, true), (19, true), (20, false)] {
+            assert_eq!(shard.has_any(&[keys[at]]), is_in, "{at}");
+            assert_eq!(shard.has_any(&[keys[0], keys[at], keys[9_999]]), is_in, "{at}");
         }
     }
 

@@ -41,8 +41,8 @@ impl ApiClient {
     /// A call on one of several connection pools. HTTP/2 servers cap the streams of one connection (Go: 250, proxies:
     /// 100) and a stream over the cap waits for a long poll to end, so long polls are spread over lanes.
     ///
-    /// Ten thousand wait in here: what is rarely needed is boxed, and the call, with what messages name of it, is made anew
-    /// when there is an answer.
+    /// Ten thousand wait in here: what is rarely needed is boxed, and over a stream the call, with what messages name of it, is
+    /// made anew when there is an answer.
     pub(in crate::sources) async fn call_on(
         &self,
         lane: usize,
