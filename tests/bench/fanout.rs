@@ -109,6 +109,9 @@ pub async fn ads(streams: usize, clusters: usize, changes: usize) -> Fanout {
     .await
 }
 
+/// jemalloc gives freed pages back within ten seconds; a stream's first requests and answers need many.
+const PAGES_GIVEN_BACK: Duration = Duration::from_secs(15);
+
 /// A server of that many clusters; `kind` is its first argument.
 pub async fn served_by(program: &Path, kind: &str, [streams, clusters, changes]: [usize; 3]) -> Fanout {
     let directory = scratch_directory("fanout");
@@ -243,7 +246,7 @@ async fn measure(
             Heard::Change { .. } => panic!("a change before the start"),
         }
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(PAGES_GIVEN_BACK).await;
     let kib_per_stream = (resident_mib(child.pid()) - before) * 1024.0 / streams as f64;
     let mut last = Vec::new();
     let mut size = 0;
