@@ -12,6 +12,8 @@ use crate::gateway::{get, is_served};
 pub struct Outcome {
     pub requests: u32,
     pub failed: BTreeMap<String, u32>,
+    /// When those that failed began, and ended.
+    pub failed_at: Vec<(Instant, Instant)>,
     pub slowest: Duration,
 }
 
@@ -36,7 +38,7 @@ pub async fn run(port: u16, per_second: u32, length: Duration) -> Outcome {
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => Some("timeout".to_owned()),
             };
-            (failure, due.elapsed())
+            (failure, due, Instant::now())
         });
     }
     let mut outcome = Outcome {
@@ -44,9 +46,10 @@ pub async fn run(port: u16, per_second: u32, length: Duration) -> Outcome {
         ..Outcome::default()
     };
     while let Some(result) = running.join_next().await {
-        let (failure, took) = result.unwrap();
-        outcome.slowest = outcome.slowest.max(took);
+        let (failure, due, ended) = result.unwrap();
+        outcome.slowest = outcome.slowest.max(ended - due);
         if let Some(failure) = failure {
+            outcome.failed_at.push((due, ended));
             *outcome.failed.entry(failure).or_default() += 1;
         }
     }

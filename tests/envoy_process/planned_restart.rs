@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use portreeve::envoy_process::{Handle, RestartError, RestartMethod, Settings, StopMode, start_or_adopt};
 
 use crate::gateway::{Gateway, all_envoys, alone, eventually, is_served, not_checked, wait_until_running};
@@ -21,12 +23,29 @@ async fn restart_under_load(
     settings: Option<Settings>,
     per_second: u32,
 ) -> (RestartMethod, load::Outcome) {
+    let (method, outcome, _) = restart_watched_under_load(gateway, handle, settings, per_second).await;
+    (method, outcome)
+}
+
+/// Also tells from when to when the old Envoy was asked to leave, and left.
+async fn restart_watched_under_load(
+    gateway: &Gateway,
+    handle: &Handle,
+    settings: Option<Settings>,
+    per_second: u32,
+) -> (RestartMethod, load::Outcome, (Instant, Instant)) {
     let before = wait_until_running(handle).await;
     let load = tokio::spawn(load::run(gateway.port, per_second, LENGTH));
     tokio::time::sleep(Duration::from_secs(1)).await;
+    let asked = Instant::now();
     let method = handle.restart(settings).await.unwrap();
     let after = wait_until_running(handle).await;
     assert_ne!(before.pid, after.pid);
+    eventually("only the new one", Duration::from_secs(20), || {
+        gateway.envoys() == [after.pid]
+    })
+    .await;
+    let left = Instant::now();
     let outcome = load.await.unwrap();
     println!(
         "{method}: epoch {} -> {}, {} requests at {per_second}/s, {} failed {:?}, slowest {:?}",
@@ -37,13 +56,9 @@ async fn restart_under_load(
         outcome.failed,
         outcome.slowest
     );
-    eventually("only the new one", Duration::from_secs(20), || {
-        gateway.envoys() == [after.pid]
-    })
-    .await;
     assert!(is_served(&gateway.get("/").await));
     assert!(handle.admin().ready().await.unwrap());
-    (method, outcome)
+    (method, outcome, (asked, left))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,14 +107,26 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
     let handle = gateway.start().await;
     let mut settings = gateway.settings();
     settings.binary = Some(other_envoy(&gateway));
-    let (method, outcome) = restart_under_load(&gateway, &handle, Some(settings), PER_SECOND).await;
+    let (method, outcome, (asked, left)) =
+        restart_watched_under_load(&gateway, &handle, Some(settings), PER_SECOND).await;
     assert!(
         matches!(&method, RestartMethod::Overlap { reason } if reason.contains("99.1")),
         "{method}"
     );
-    // Measured before: 0 to 16 of 24,000, unless net.ipv4.tcp_migrate_req is set.
-    let allowed = if migrates() { 0 } else { 16 };
-    assert!(outcome.failures() <= allowed, "{:?}", outcome.failed);
+    if migrates() {
+        assert_eq!(outcome.failures(), 0, "{:?}", outcome.failed);
+    }
+    // Else what waits at the old one's ports as it closes them is reset: 0 to 18, as long as that takes on the machine. Nothing else
+    // fails, at no other time, and it is few.
+    let is_reset = |failure: &String| failure.contains("reset by peer");
+    assert!(outcome.failed.keys().all(is_reset), "{:?}", outcome.failed);
+    let is_of_closing = |(began, ended): &(Instant, Instant)| *began >= asked && *ended <= left;
+    assert!(outcome.failed_at.iter().all(is_of_closing), "{outcome:?}");
+    assert!(
+        outcome.failures() < outcome.requests / 100,
+        "{:?}",
+        outcome.failed
+    );
     handle.stop(StopMode::Now).await;
 }
 
