@@ -113,20 +113,14 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
         matches!(&method, RestartMethod::Overlap { reason } if reason.contains("99.1")),
         "{method}"
     );
-    if migrates() {
-        assert_eq!(outcome.failures(), 0, "{:?}", outcome.failed);
-    }
-    // Else what waits at the old one's ports as it closes them is reset: 0 to 18, as long as that takes on the machine. Nothing else
-    // fails, at no other time, and it is few.
+    // Measured before: 0 to 16 of 24,000, unless net.ipv4.tcp_migrate_req is set.
+    let allowed = if migrates() { 0 } else { 16 };
+    assert!(outcome.failures() <= allowed, "{:?}", outcome.failed);
+    // What waits at the old one's ports as it closes them is reset. Nothing else fails, and at no other time.
     let is_reset = |failure: &String| failure.contains("reset by peer");
     assert!(outcome.failed.keys().all(is_reset), "{:?}", outcome.failed);
     let is_of_closing = |(began, ended): &(Instant, Instant)| *began >= asked && *ended <= left;
     assert!(outcome.failed_at.iter().all(is_of_closing), "{outcome:?}");
-    assert!(
-        outcome.failures() < outcome.requests / 100,
-        "{:?}",
-        outcome.failed
-    );
     handle.stop(StopMode::Now).await;
 }
 
