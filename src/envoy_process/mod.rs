@@ -26,6 +26,7 @@ mod exec;
 mod handle;
 mod identity;
 mod launch;
+mod listening_sockets;
 mod log_tail;
 mod planned_restart;
 mod process;

@@ -2,16 +2,16 @@
 //!
 //! Envoy binds with SO_REUSEPORT, because two of ours overlap during a planned restart. The price: another Envoy of the
 //! same user binds the same port without an error, and the kernel deals connections out between the two. The kernel's
-//! table of listening sockets shows it; whose they are is found as `ss -p` does, by the links of `/proc/<pid>/fd`.
+//! table of listening sockets shows it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::handle::Handle;
 use super::identity::{Identity, find_envoys};
+use super::listening_sockets::{Listening, listening, processes, sockets_of};
 
 /// A port of ours on which somebody else listens too.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,12 +40,6 @@ enum Owner {
     },
     /// Nobody whose open files this user may see.
     Hidden,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Listening {
-    address: SocketAddr,
-    inode: u64,
 }
 
 impl PortWatch {
@@ -102,7 +96,7 @@ impl PortWatch {
             .flat_map(|bootstrap| find_envoys(bootstrap));
         let ours: Vec<u32> = ours.map(|envoy| envoy.identity.pid).collect();
         for pid in &ours {
-            for inode in sockets_of(*pid) {
+            for (_, inode) in sockets_of(*pid) {
                 if unknown.remove(&inode) {
                     self.owners.insert(inode, Owner::Ours);
                 }
@@ -115,7 +109,7 @@ impl PortWatch {
             let Some(identity) = Identity::of(pid).filter(|_| !ours.contains(&pid)) else {
                 continue;
             };
-            for inode in sockets_of(pid) {
+            for (_, inode) in sockets_of(pid) {
                 if unknown.remove(&inode) {
                     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                     let name = name.trim().to_owned();
@@ -166,97 +160,15 @@ fn shared(
     found.into_iter().collect()
 }
 
-fn listening() -> Vec<Listening> {
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .into_iter()
-        .filter_map(|table| File::open(table).ok())
-        .flat_map(|file| listening_of(BufReader::new(file)))
-        .collect()
-}
-
-/// The kernel writes the listening sockets first. A busy machine has a hundred thousand others, which are not read.
-fn listening_of(table: impl BufRead) -> Vec<Listening> {
-    let lines = table.lines().skip(1).map_while(Result::ok);
-    lines.map_while(|line| parse_line(&line)).collect()
-}
-
-/// None: not a listening socket.
-fn parse_line(line: &str) -> Option<Listening> {
-    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let (address, port) = fields.get(1)?.split_once(':')?;
-    // TCP_LISTEN
-    if *fields.get(3)? != "0A" {
-        return None;
-    }
-    let ip = match address.len() {
-        8 => IpAddr::from(Ipv4Addr::from(
-            u32::from_str_radix(address, 16).ok()?.to_ne_bytes(),
-        )),
-        32 => {
-            // Four words, each in the machine's order.
-            let mut bytes = [0; 16];
-            for (index, word) in bytes.chunks_exact_mut(4).enumerate() {
-                let digits = address.get(index * 8..index * 8 + 8)?;
-                word.copy_from_slice(&u32::from_str_radix(digits, 16).ok()?.to_ne_bytes());
-            }
-            IpAddr::from(Ipv6Addr::from(bytes))
-        }
-        _ => return None,
-    };
-    Some(Listening {
-        address: SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?),
-        inode: fields.get(9)?.parse().ok()?,
-    })
-}
-
-fn processes() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
-/// Inodes of the sockets that a process has open, as far as this user may see them.
-fn sockets_of(pid: u32) -> impl Iterator<Item = u64> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    entries.filter_map(|entry| {
-        let target = fs::read_link(entry.path()).ok()?;
-        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
-        inode.parse().ok()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
     use std::time::{Duration, Instant};
 
-    use proptest::prelude::*;
-
     use super::*;
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    #[cfg(target_endian = "little")]
-    fn reads_the_table_up_to_the_first_connection() {
-        let table = "  sl  local_address ...\n\
-            \x20  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 426 1 0 100 0 0 10 0\n\
-            \x20  1: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 0:0 00:0 0  0  0 7 1 0\n\
-            \x20  2: 0100007F:1F90 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 9 1 0\n\
-            \x20  3: 0100007F:1F91 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 10 1 0\n";
-        let found = listening_of(table.as_bytes());
-        let shown: Vec<_> = found
-            .iter()
-            .map(|socket| (socket.address, socket.inode))
-            .collect();
-        assert_eq!(
-            shown,
-            [(address("127.0.0.1:8080"), 426), (address("[::1]:80"), 7)]
-        );
     }
 
     #[test]
@@ -318,20 +230,6 @@ mod tests {
             assert!(Instant::now() < patience, "{:?}", watch.owners);
             std::thread::sleep(Duration::from_millis(5));
             watch.look(&BTreeSet::from([here]));
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// Another kernel's table, or none.
-        #[test]
-        fn fuzz_tables_of_sockets(line in "[0-9A-Fa-f:é ]{0,80}|\\PC{0,60}", head in "[ ]*0: [0-9A-F]{8}:[0-9A-F]{4} 0:0 0A .{0,30}") {
-            for table in [format!("sl\n{line}\n"), format!("sl\n{head}{line}\n")] {
-                for socket in listening_of(table.as_bytes()) {
-                    prop_assert!(table.contains(&socket.inode.to_string()), "{table}");
-                }
-            }
         }
     }
 }
