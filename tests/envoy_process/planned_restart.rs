@@ -113,8 +113,8 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
         matches!(&method, RestartMethod::Overlap { reason } if reason.contains("99.1")),
         "{method}"
     );
-    // Measured before: 0 to 16 of 24,000, unless net.ipv4.tcp_migrate_req is set.
-    let allowed = if migrates() { 0 } else { 16 };
+    // Measured before new connections were kept away from the one that closes: 0 to 18 of 6,000.
+    let allowed = if migrates() || can_borrow() { 0 } else { 16 };
     assert!(outcome.failures() <= allowed, "{:?}", outcome.failed);
     // What waits at the old one's ports as it closes them is reset. Nothing else fails, and at no other time.
     let is_reset = |failure: &String| failure.contains("reset by peer");
@@ -122,6 +122,13 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
     let is_of_closing = |(began, ended): &(Instant, Instant)| *began >= asked && *ended <= left;
     assert!(outcome.failed_at.iter().all(is_of_closing), "{outcome:?}");
     handle.stop(StopMode::Now).await;
+}
+
+/// Whether the sandbox lets a process take a descriptor out of another one at all: the default one of Docker does not.
+fn can_borrow() -> bool {
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+    let own = pidfd_open(getpid(), PidfdFlags::empty());
+    own.is_ok_and(|own| pidfd_getfd(own, 0, PidfdGetfdFlags::empty()).is_ok())
 }
 
 /// The kernel hands connections that wait in a closed port's queue to another process that listens there.
