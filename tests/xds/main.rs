@@ -12,6 +12,7 @@ mod envoy;
 mod grpc;
 mod h2spec;
 mod harness;
+mod hostile;
 mod keyless;
 mod model;
 mod mutual_tls;
