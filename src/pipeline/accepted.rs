@@ -1,11 +1,13 @@
 //! Documents that are bad while nothing of them is in service: the text that the others accepted is asked for, once.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::flood::{Flood, WINDOW};
 use crate::config::Config;
 use crate::model::DocumentId;
 
@@ -20,6 +22,7 @@ pub(super) struct AcceptedTexts {
     asked: BTreeSet<DocumentId>,
     open: BTreeSet<DocumentId>,
     give_up_at: Option<Instant>,
+    said: Flood<Outcome>,
 }
 
 impl AcceptedTexts {
@@ -54,9 +57,25 @@ impl AcceptedTexts {
         self.settle();
     }
 
-    pub fn answered(&mut self, id: &DocumentId) {
+    /// Says what became of it.
+    pub fn answered(&mut self, id: &DocumentId, outcome: Outcome) {
+        let now = Instant::now();
+        self.say_more(now);
+        if self.said.admits(outcome, now) {
+            outcome.say(id);
+        }
         self.open.remove(id);
         self.settle();
+    }
+
+    pub fn log_deadline(&self) -> Option<Instant> {
+        self.said.deadline()
+    }
+
+    pub fn say_more(&mut self, now: Instant) {
+        for (outcome, count) in self.said.over(now) {
+            outcome.say(&format!("{count} more, in {WINDOW:?}"));
+        }
     }
 
     /// When to stop waiting.
@@ -108,7 +127,7 @@ impl Served {
 }
 
 /// What became of an answer: the document may have been mended or deleted since it was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Outcome {
     Serves,
     /// By the agent's present version or settings.
@@ -127,7 +146,7 @@ impl Outcome {
         }
     }
 
-    pub fn say(self, document: &DocumentId) {
+    fn say(self, document: &dyn fmt::Display) {
         match self {
             Self::Serves => {
                 tracing::warn!(%document, "the present text is bad: the last one that was accepted goes in service");
@@ -182,7 +201,7 @@ mod tests {
         assert_eq!(wanted.try_recv().unwrap(), document("").id);
         assert!(wanted.try_recv().is_err());
         assert_eq!(texts.waiting_for(), ["the accepted text of p/config/a"]);
-        texts.answered(&document("").id);
+        texts.answered(&document("").id, Outcome::NoneKept);
         assert!(texts.waiting_for().is_empty() && texts.deadline().is_none());
         texts.review(&snapshot(GOOD).config, &ids);
         assert!(wanted.try_recv().is_err());

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::accepted::{AcceptedTexts, Outcome, Served};
 use super::events::Look;
+use super::flood::{Flood, WINDOW};
 use super::gateway::{Gateway, Receivers};
 use super::refusals::Refusals;
 use super::store::{Restored, Store};
@@ -81,6 +82,7 @@ pub struct Pipeline {
     pub(super) refusals: Refusals,
     pub(super) store: Option<Store>,
     accepted: AcceptedTexts,
+    became: Flood<Became>,
     ownerless: Vec<DocumentId>,
     pub(super) streams: Streams,
     view: watch::Sender<Arc<View>>,
@@ -166,6 +168,7 @@ impl Pipeline {
             gateways,
             store,
             accepted: AcceptedTexts::default(),
+            became: Flood::default(),
             ownerless: settings.ownerless,
             streams,
             view,
@@ -221,6 +224,8 @@ impl Pipeline {
                 self.stale_at,
                 self.accepted.deadline(),
                 self.refusals.deadline(),
+                self.became.deadline(),
+                self.accepted.log_deadline(),
                 self.look.map(|look| look.at),
             ];
             let timer = timers.into_iter().flatten().min();
@@ -272,14 +277,14 @@ impl Pipeline {
                 store.observed(&observation);
             }
             if let Observation::Accepted(accepted) = &observation {
-                self.accepted.answered(&accepted.document);
                 // Even if it brings nothing: the first publication may have waited for it.
                 changes.status_only = true;
                 let (id, has_text) = (accepted.document.clone(), accepted.text.is_some());
                 let served = Served::of(&self.snapshot.config, &id);
                 changes.merge(self.snapshot.apply(observation));
                 let serves = Served::of(&self.snapshot.config, &id);
-                Outcome::of(served, serves, has_text).say(&id);
+                let outcome = Outcome::of(served, serves, has_text);
+                self.accepted.answered(&id, outcome);
                 continue;
             }
             changes.merge(self.snapshot.apply(observation));
@@ -389,6 +394,8 @@ impl Pipeline {
             self.publish();
             self.look_soon();
         }
+        self.say_more(now);
+        self.accepted.say_more(now);
         if self.refusals.deadline().is_some_and(|at| at <= now) {
             self.judge();
         }
@@ -507,15 +514,39 @@ impl Pipeline {
     }
 
     /// What is wrong with them is told by whoever reads the view.
-    fn say_documents(&self, documents: &BTreeSet<DocumentId>) {
+    fn say_documents(&mut self, documents: &BTreeSet<DocumentId>) {
+        let now = Instant::now();
+        self.say_more(now);
         for id in documents {
-            match self.snapshot.config.document(id) {
-                Some(state) if state.problems.is_empty() => tracing::info!(document = %id, "document taken"),
-                Some(_) => tracing::info!(document = %id, "document not taken"),
-                None => tracing::info!(document = %id, "document removed"),
+            let became = match self.snapshot.config.document(id) {
+                Some(state) if state.problems.is_empty() => Became::Taken,
+                Some(_) => Became::NotTaken,
+                None => Became::Removed,
+            };
+            if !self.became.admits(became, now) {
+                continue;
+            }
+            match became {
+                Became::Taken => tracing::info!(document = %id, "document taken"),
+                Became::NotTaken => tracing::info!(document = %id, "document not taken"),
+                Became::Removed => tracing::info!(document = %id, "document removed"),
             }
         }
     }
+
+    fn say_more(&mut self, now: Instant) {
+        for (became, count) in self.became.over(now) {
+            tracing::info!(count, ?became, window = ?WINDOW, "and so with more documents");
+        }
+    }
+}
+
+/// What the log says of a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Became {
+    Taken,
+    NotTaken,
+    Removed,
 }
 
 /// "Not known yet" is not "empty": what the first publication still waits for.

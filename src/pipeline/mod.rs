@@ -13,6 +13,7 @@
 mod accepted;
 mod core;
 mod events;
+mod flood;
 mod gateway;
 mod inbox;
 mod object_behind;

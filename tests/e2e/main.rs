@@ -36,6 +36,7 @@ mod large_catalog;
 mod login;
 mod long_streams;
 mod lost_keys;
+mod many_documents;
 mod mesh_balancing;
 mod mesh_chain;
 mod mesh_failover;

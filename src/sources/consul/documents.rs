@@ -199,7 +199,10 @@ impl Watched for Documents {
                 listing.present,
                 self.prefix
             );
-            return Ok(Verdict::Doubted(Problem::new(ProblemKind::Limit, message)));
+            let fix = "delete what is no document, or put documents that belong together into one key: the bound is fixed";
+            return Ok(Verdict::Doubted(
+                Problem::new(ProblemKind::Limit, message).with_fix(fix),
+            ));
         }
         let mut doubt = self.doubt_completeness().await?;
         let mut removed = Vec::new();
