@@ -155,3 +155,31 @@ pub(super) fn status_code(reason: RefusedReason) -> Code {
 fn nonce(text: &str) -> Option<u64> {
     (!text.is_empty()).then(|| text.parse().unwrap_or(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xds::access::GatewayAccess;
+    use crate::xds::{Gateways, Limits, Server};
+
+    /// It is there once for each Envoy, and waits nearly always: what a request needs is not to be kept in it.
+    #[tokio::test]
+    async fn a_stream_that_waits_takes_four_kilobytes() {
+        fn size_of_output<I, O>(_: impl Fn(I) -> O) -> usize {
+            size_of::<O>()
+        }
+        let (server, _events) = Server::new(Gateways::default(), Limits::default(), 16);
+        let serve = |(connection, requests): (ConnectionInfo, Requests<DeltaDiscoveryRequest>)| {
+            let stop = CancellationToken::new();
+            stream::serve(
+                server.shared.clone(),
+                connection,
+                GatewayAccess::All,
+                requests,
+                stop,
+            )
+        };
+        let bytes = size_of_output(serve);
+        assert!(bytes <= 4096, "{bytes}");
+    }
+}

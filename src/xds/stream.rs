@@ -43,11 +43,12 @@ pub(super) fn serve<M: DiscoveryMessage>(
 ) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
     async_stream::stream! {
         let status = 'serving: {
-            let opening = match Opening::wait(&shared, &connection, &permitted, &mut requests, &stop).await {
-                Ok(opening) => opening,
+            // Boxed: its room, and that of the first request, would be kept for as long as the stream lives.
+            let opening = Box::pin(Opening::wait(&shared, &connection, &permitted, &mut requests, &stop)).await;
+            let (mut message, mut session, entry) = match opening {
+                Ok(Opening { message, session, entry }) => (message, session, entry),
                 Err(status) => break 'serving status,
             };
-            let Opening { mut message, mut session, entry } = opening;
             let mut resources = entry.resources;
             resources.mark_changed();
             let mut settings = connection.access.settings();
@@ -68,7 +69,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
                             }
                             () = changed(&mut settings) => Input::Settings,
                             received = requests.next() => match received {
-                                Ok(Some(message)) => Input::Message(message),
+                                Ok(Some(message)) => Input::Message(Box::new(message)),
                                 Ok(None) => break 'serving Status::ok(""),
                                 Err(status) => break 'serving status,
                             },
@@ -82,7 +83,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
                 };
                 let now = started.elapsed();
                 let actions = match input {
-                    Input::Message(message) => match session.on_message(&mut state, message, now) {
+                    Input::Message(message) => match session.on_message(&mut state, *message, now) {
                         Ok(actions) => actions,
                         Err(violation) => break 'serving session.on_violation(&violation),
                     },
@@ -112,7 +113,7 @@ pub(super) fn serve<M: DiscoveryMessage>(
 }
 
 enum Input<M> {
-    Message(M),
+    Message(Box<M>),
     Resources,
     Settings,
     Deadline,
@@ -120,7 +121,7 @@ enum Input<M> {
 
 /// A stream after its first request, which says who Envoy is and what it wants to be.
 struct Opening<M> {
-    message: Option<M>,
+    message: Option<Box<M>>,
     session: Session,
     entry: Entry,
 }
@@ -189,7 +190,7 @@ impl<M: DiscoveryMessage> Opening<M> {
         };
         let session = Session::begin::<M>(shared, connection, &node, gateway, place);
         Ok(Self {
-            message: Some(message),
+            message: Some(Box::new(message)),
             session,
             entry,
         })
