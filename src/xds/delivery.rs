@@ -1,10 +1,11 @@
 //! What of the dirty names goes out now, what waits, and what needs no sending.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::{Report, Response, Variant};
+use super::gate::give_back_room;
 use super::keyless::Standing;
 use super::order::{self, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
 use super::subscription::{Dirty, InFlight, Subscription};
@@ -202,6 +203,10 @@ impl Subscription {
             if self.told.contains_key(name) {
                 self.forget_told(name);
             }
+        }
+        give_back_room(&mut self.dirty);
+        if self.unheld.is_empty() {
+            self.unheld = BTreeSet::new();
         }
         self.tell(target, told);
         (changed, removals)

@@ -114,6 +114,7 @@ impl Gates {
             let is_in_place = is_warm && has_secrets();
             !is_over && !is_in_place
         });
+        give_back_room(&mut self.by_cluster);
     }
 
     pub(super) fn withholds(&self, resource: &Resource) -> bool {
@@ -126,6 +127,13 @@ impl Gates {
 
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.by_cluster.values().map(Gate::deadline).min()
+    }
+}
+
+/// An emptied map keeps a node for eleven entries, and these are mostly empty, seven times for each Envoy.
+pub(super) fn give_back_room<V>(map: &mut BTreeMap<Arc<str>, V>) {
+    if map.is_empty() {
+        *map = BTreeMap::new();
     }
 }
 
