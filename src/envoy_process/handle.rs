@@ -43,6 +43,18 @@ pub enum Status {
     },
 }
 
+impl Status {
+    /// Of the process that has the ports, or is about to.
+    pub(super) fn serving_pid(&self) -> Option<u32> {
+        match self {
+            Self::Running(Running { pid, .. }) | Self::Starting { pid, .. } | Self::Replacing { pid, .. } => {
+                Some(*pid)
+            }
+            Self::Backoff { .. } | Self::Stopping { .. } | Self::Stopped | Self::LeftRunning { .. } => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
     pub pid: u32,

@@ -1,7 +1,7 @@
 //! The kernel's table of listening sockets, and whose they are: by the links of `/proc/<pid>/fd`, as `ss -p` does it.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,18 +59,15 @@ pub(super) fn processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Descriptors and inodes of the sockets that a process has open, as far as this user may see them.
-pub(super) fn sockets_of(pid: u32) -> impl Iterator<Item = (i32, u64)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    entries.filter_map(|entry| {
+/// Descriptors and inodes of the sockets that a process has open. An error: this user may not see them, or it is gone.
+pub(super) fn sockets_of(pid: u32) -> io::Result<impl Iterator<Item = (i32, u64)>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    Ok(entries.filter_map(|entry| {
         let target = fs::read_link(entry.path()).ok()?;
         let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
         let descriptor = entry.file_name().to_str()?.parse().ok()?;
         Some((descriptor, inode.parse().ok()?))
-    })
+    }))
 }
 
 #[cfg(test)]

@@ -20,11 +20,13 @@ const PARENT_GRACE: Duration = Duration::from_secs(10);
 
 impl Supervisor {
     pub(super) fn retire_others(&mut self) {
-        let Some(current) = &self.current else { return };
-        let (current_base_id, successor) = (current.process.base_id, current.process.pid());
+        let Some(current_base_id) = self.current.as_ref().map(|current| current.process.base_id) else {
+            return;
+        };
         for other in self.others.drain(..) {
             let settings = self.settings.clone();
             let mut process = other.process;
+            let successor = self.status.subscribe();
             let admin = AdminClient::new(&previous_admin_socket(&settings.bootstrap.admin_socket));
             self.retiring.spawn(async move {
                 let base_id = process.base_id;

@@ -96,7 +96,7 @@ impl PortWatch {
             .flat_map(|bootstrap| find_envoys(bootstrap));
         let ours: Vec<u32> = ours.map(|envoy| envoy.identity.pid).collect();
         for pid in &ours {
-            for (_, inode) in sockets_of(*pid) {
+            for (_, inode) in sockets_of(*pid).into_iter().flatten() {
                 if unknown.remove(&inode) {
                     self.owners.insert(inode, Owner::Ours);
                 }
@@ -109,7 +109,7 @@ impl PortWatch {
             let Some(identity) = Identity::of(pid).filter(|_| !ours.contains(&pid)) else {
                 continue;
             };
-            for (_, inode) in sockets_of(pid) {
+            for (_, inode) in sockets_of(pid).into_iter().flatten() {
                 if unknown.remove(&inode) {
                     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                     let name = name.trim().to_owned();

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::admin_client::{AdminClient, AdminError, Drain};
+use super::handle::Status;
 use super::process::{Exit, Process};
 use super::settings::Settings;
-use super::steering::{self, Steering};
+use super::steering::{self, Ages, Steering};
 
 /// What becomes of Envoy when the supervisor ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,18 +25,43 @@ pub enum StopMode {
 /// Often enough that the last request's end is not waited out, rare enough to be free.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Where the Envoy is told that follows one which leaves, on the same ports. It may be another by the time that matters.
+pub(super) type Successor = watch::Receiver<Status>;
+
 /// Drains, then ends the process. Three phases, because one of them alone loses requests: while clients are asked to
 /// leave the ports stay open for those that have not heard; then the ports close and running requests finish; then
-/// SIGTERM. `successor` is the pid of an Envoy that listens on the same ports, if there is one.
+/// SIGTERM.
 pub(super) async fn drain_and_end(
     process: &mut Process,
     admin: &AdminClient,
     settings: &Settings,
-    successor: Option<u32>,
+    successor: Option<Successor>,
 ) -> Exit {
     let pid = process.pid();
+    let successor = successor.filter(|_| !hands_waiting_connections_over());
+    let then = match &successor {
+        Some(_) => blocking(move || steering::ages(pid).unwrap_or_default()).await,
+        None => Ages::new(),
+    };
     tracing::info!(pid, drain_time = ?settings.drain_time, "draining Envoy");
-    if let Err(error) = admin.drain_listeners(Drain::Gentle).await {
+    let drained = admin.drain_listeners(Drain::Gentle).await;
+    if drained.is_ok()
+        && let Some(exit) = process.exited_within(settings.drain_time).await
+    {
+        return exit;
+    }
+    let next = successor.and_then(|successor| successor.borrow().serving_pid());
+    let steering = match next {
+        Some(next) => blocking(move || Steering::begin(pid, next, &then)).await,
+        None => Steering::default(),
+    };
+    if !steering.is_empty()
+        && let Some(exit) = process.exited_within(steering::SETTLE_TIME).await
+    {
+        return exit;
+    }
+    steering.choose_one_new();
+    if let Err(error) = drained {
         tracing::warn!(
             pid,
             error = &error as &dyn std::error::Error,
@@ -42,20 +69,11 @@ pub(super) async fn drain_and_end(
         );
         return process.terminate(settings.kill_after).await;
     }
-    if let Some(exit) = process.exited_within(settings.drain_time).await {
-        return exit;
-    }
-    let Some(successor) = successor.filter(|_| !hands_waiting_connections_over()) else {
-        return finish(process, admin, settings, Steering::default()).await;
-    };
-    let steering = tokio::task::spawn_blocking(move || Steering::begin(pid, successor)).await;
-    let steering = steering.unwrap_or_default();
-    if !steering.is_empty()
-        && let Some(exit) = process.exited_within(steering::SETTLE_TIME).await
-    {
-        return exit;
-    }
     finish(process, admin, settings, steering).await
+}
+
+async fn blocking<T: Default + Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 /// Linux 5.14 and newer can give connections that wait at a socket that closes to another one, and it is off by default.
@@ -78,13 +96,9 @@ pub async fn drain(
 
 /// Closes the ports, waits for running requests, ends the process.
 async fn finish(process: &mut Process, admin: &AdminClient, settings: &Settings, steering: Steering) -> Exit {
-    steering.choose_one_new();
-    let closing = admin.drain_listeners(Drain::CloseListeners).await;
-    if closing.is_ok() {
+    if admin.drain_listeners(Drain::CloseListeners).await.is_ok() {
         steering.until_closed().await;
-    }
-    drop(steering);
-    if closing.is_ok() {
+        drop(steering);
         tokio::select! {
             exit = process.exited() => return exit,
             waited = idle(admin, settings.finish_time) => match waited {
@@ -93,8 +107,12 @@ async fn finish(process: &mut Process, admin: &AdminClient, settings: &Settings,
                 Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "cannot count running requests"),
             },
         }
+        return process.terminate(settings.kill_after).await;
     }
-    process.terminate(settings.kill_after).await
+    // The ports close with it: until then they are the successor's.
+    let exit = process.terminate(settings.kill_after).await;
+    drop(steering);
+    exit
 }
 
 /// Waits until no request runs, and returns how many still do at the deadline.

@@ -11,6 +11,7 @@ use super::launch::{Launch, bootstrap_hash};
 use super::planned_restart;
 use super::process::Process;
 use super::record::{Record, RuntimeDirectory};
+use super::steering;
 use super::supervise::{Current, Supervisor};
 
 impl Supervisor {
@@ -88,6 +89,7 @@ impl Supervisor {
         let Some(current) = self.others.pop() else { return };
         // Two or more: the former agent died in the middle of a restart.
         self.deadline = Some(Instant::now() + self.settings.takeover_deadline);
+        steering::end_at(current.process.pid());
         let (pid, epoch, adopted) = (current.process.pid(), current.process.epoch, current.adopted);
         self.current = Some(current);
         self.save_record(false);

@@ -124,11 +124,15 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
     handle.stop(StopMode::Now).await;
 }
 
-/// Whether the sandbox lets a process take a descriptor out of another one at all: the default one of Docker does not.
+/// Whether this process may take a descriptor out of a child: the default sandbox of Docker does not let it.
 fn can_borrow() -> bool {
-    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-    let own = pidfd_open(getpid(), PidfdFlags::empty());
-    own.is_ok_and(|own| pidfd_getfd(own, 0, PidfdGetfdFlags::empty()).is_ok())
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    let can = pidfd.is_ok_and(|pidfd| pidfd_getfd(pidfd, 0, PidfdGetfdFlags::empty()).is_ok());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    can
 }
 
 /// The kernel hands connections that wait in a closed port's queue to another process that listens there.
