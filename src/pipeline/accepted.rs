@@ -1,7 +1,6 @@
 //! Documents that are bad while nothing of them is in service: the text that the others accepted is asked for, once.
 
-use std::collections::BTreeSet;
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -73,9 +72,11 @@ impl AcceptedTexts {
     }
 
     pub fn say_more(&mut self, now: Instant) {
-        for (outcome, count) in self.said.over(now) {
-            outcome.say(&format!("{count} more, in {WINDOW:?}"));
-        }
+        say_counts(self.said.over(now));
+    }
+
+    pub fn say_rest(&mut self) {
+        say_counts(self.said.rest());
     }
 
     /// When to stop waiting.
@@ -104,6 +105,12 @@ impl AcceptedTexts {
         if self.open.is_empty() {
             self.give_up_at = None;
         }
+    }
+}
+
+fn say_counts(counts: BTreeMap<Outcome, usize>) {
+    for (outcome, count) in counts {
+        tracing::warn!(count, ?outcome, window = ?WINDOW, "and so with the accepted texts of more documents");
     }
 }
 
@@ -146,7 +153,7 @@ impl Outcome {
         }
     }
 
-    fn say(self, document: &dyn fmt::Display) {
+    fn say(self, document: &DocumentId) {
         match self {
             Self::Serves => {
                 tracing::warn!(%document, "the present text is bad: the last one that was accepted goes in service");

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -263,6 +263,8 @@ impl Pipeline {
                 () = sleep_until(timer.unwrap_or(far)) => self.tick(),
             }
         }
+        say_counts(self.became.rest());
+        self.accepted.say_rest();
         if let Some(store) = &self.store {
             store.flush();
         }
@@ -535,9 +537,13 @@ impl Pipeline {
     }
 
     fn say_more(&mut self, now: Instant) {
-        for (became, count) in self.became.over(now) {
-            tracing::info!(count, ?became, window = ?WINDOW, "and so with more documents");
-        }
+        say_counts(self.became.over(now));
+    }
+}
+
+fn say_counts(counts: BTreeMap<Became, usize>) {
+    for (became, count) in counts {
+        tracing::info!(count, ?became, window = ?WINDOW, "and so with more documents");
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lines of one window. An import of a hundred documents is told in full.
+/// Lines of one kind in one window: a flood of bad documents does not hide the good one. An import of a hundred is told in
+/// full.
 const LINES: usize = 100;
 
 /// What the counts are of.
@@ -20,8 +21,7 @@ pub(super) struct Flood<K> {
 #[derive(Debug)]
 struct Window<K> {
     ends: Instant,
-    lines: usize,
-    untold: BTreeMap<K, usize>,
+    count: BTreeMap<K, usize>,
 }
 
 impl<K> Default for Flood<K> {
@@ -35,27 +35,36 @@ impl<K: Ord> Flood<K> {
     pub fn admits(&mut self, kind: K, now: Instant) -> bool {
         let window = self.window.get_or_insert_with(|| Window {
             ends: now + WINDOW,
-            lines: 0,
-            untold: BTreeMap::new(),
+            count: BTreeMap::new(),
         });
-        if window.lines < LINES {
-            window.lines += 1;
-            return true;
-        }
-        *window.untold.entry(kind).or_default() += 1;
-        false
+        let count = window.count.entry(kind).or_default();
+        *count += 1;
+        *count <= LINES
     }
 
     /// When there is something to say of those that got no line.
     pub fn deadline(&self) -> Option<Instant> {
         let window = self.window.as_ref()?;
-        (!window.untold.is_empty()).then_some(window.ends)
+        let left_out = window.count.values().any(|count| *count > LINES);
+        left_out.then_some(window.ends)
     }
 
-    /// The counts of a window that is over.
+    /// How many got no line, of a window that is over.
     pub fn over(&mut self, now: Instant) -> BTreeMap<K, usize> {
         let window = self.window.take_if(|window| window.ends <= now);
-        window.map(|window| window.untold).unwrap_or_default()
+        window.map(Window::untold).unwrap_or_default()
+    }
+
+    /// The same of one that nobody will wait for.
+    pub fn rest(&mut self) -> BTreeMap<K, usize> {
+        self.window.take().map(Window::untold).unwrap_or_default()
+    }
+}
+
+impl<K: Ord> Window<K> {
+    fn untold(self) -> BTreeMap<K, usize> {
+        let left_out = self.count.into_iter().filter(|(_, count)| *count > LINES);
+        left_out.map(|(kind, count)| (kind, count - LINES)).collect()
     }
 }
 
@@ -64,21 +73,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_each_window_are_told_and_the_others_counted() {
+    fn the_first_of_each_kind_and_window_are_told_and_the_others_counted() {
         let mut flood = Flood::default();
         let start = Instant::now();
         for number in 0..LINES {
-            assert!(flood.admits("a", start), "{number}");
+            assert!(flood.admits("bad", start), "{number}");
         }
         assert_eq!(flood.deadline(), None, "each had its line");
-        for kind in ["a", "b", "a"] {
-            assert!(!flood.admits(kind, start + WINDOW / 2));
-        }
+        assert!(!flood.admits("bad", start + WINDOW / 2));
+        assert!(!flood.admits("bad", start + WINDOW / 2));
+        assert!(flood.admits("good", start + WINDOW / 2), "another kind");
         assert_eq!(flood.deadline(), Some(start + WINDOW));
         assert!(flood.over(start + WINDOW / 2).is_empty(), "it goes on");
-        assert_eq!(flood.over(start + WINDOW), BTreeMap::from([("a", 2), ("b", 1)]));
+        assert_eq!(flood.over(start + WINDOW), BTreeMap::from([("bad", 2)]));
         assert_eq!(flood.deadline(), None);
-        assert!(flood.admits("b", start + WINDOW), "the next window");
+        assert!(flood.admits("bad", start + WINDOW), "the next window");
         assert!(flood.over(start + 3 * WINDOW).is_empty(), "none was left out");
+        for _ in 0..LINES + 3 {
+            flood.admits("bad", start);
+        }
+        assert_eq!(flood.rest(), BTreeMap::from([("bad", 3)]), "at the end");
     }
 }

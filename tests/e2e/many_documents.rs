@@ -77,9 +77,13 @@ async fn a_hundred_thousand_tiny_documents_harm_nothing_else() {
     let last = Request::get("last.example.com", "/");
     served(&stack, &last, "a document after the flood").await;
     println!("over after {:.1?}", begun.elapsed());
-    // A hundred of each kind in ten seconds, with what they say.
+    // In ten seconds a hundred of each of three kinds, and of each outcome of asking for an accepted text, with what they say.
+    let windows = 2 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 10;
     let lines = stack.agent.process.log()[before..].lines().count();
-    println!("{lines} lines of log");
-    assert!(lines < 5_000, "{lines} lines of log about {MANY} documents");
+    println!("{lines} lines of log in {windows} windows");
+    assert!(
+        lines < 700 * windows,
+        "{lines} lines of log about {MANY} documents"
+    );
     load.finish().await.assert_none_lost();
 }

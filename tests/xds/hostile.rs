@@ -139,7 +139,8 @@ async fn answers_to_what_was_never_sent_are_passed_over() {
     let (mut served, publish) = serve(folder.path()).await;
     let mut client = calm(&served).await;
     let mut hostile = subscribed(&served, &all_names()).await;
-    assert_eq!(hostile.next().await.unwrap().resources.len(), NAMES);
+    let sent = hostile.next().await.unwrap();
+    assert_eq!(sent.resources.len(), NAMES);
     let lie = DeltaDiscoveryRequest {
         type_url: Endpoint.type_url().to_owned(),
         response_nonce: "never sent".to_owned(),
@@ -151,7 +152,11 @@ async fn answers_to_what_was_never_sent_are_passed_over() {
     };
     let lying = flood(hostile.requests.clone(), lie);
     follow(&mut client, &publish).await;
-    lying.abort();
+    assert_eq!(lying.await.unwrap(), 5_000);
+    // Behind them: its answer shows that they were read. It confirms what was sent, too, so that there is one.
+    hostile.answer(&sent, None).await;
+    hostile.ask(Endpoint, &["calm"]).await;
+    assert_eq!(names(&hostile.next().await.unwrap()), ["calm"]);
     assert_eq!(served.server.streams().len(), 2, "it is still served");
     drop(hostile);
     served
