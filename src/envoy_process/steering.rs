@@ -100,15 +100,14 @@ impl Steering {
         }
         let mut groups = Vec::new();
         for (address, by_age) in believed_table() {
-            let inodes = match places(&by_age, then.get(&address), &of_old, &of_new) {
-                Ok(Some(inodes)) => inodes,
+            let [old, new] = match places(&by_age, then.get(&address), &of_old, &of_new) {
+                Ok(Some(both)) => both,
                 Ok(None) => continue,
                 Err(reason) => {
                     tell(Some(address), reason);
                     continue;
                 }
             };
-            let [old, new] = inodes;
             let first = new.first().and_then(|inode| Some((*inode, *of_new.get(inode)?)));
             let Some((inode, descriptor)) = first else {
                 continue;

@@ -110,6 +110,9 @@ impl AcceptedTexts {
 
 fn say_counts(counts: BTreeMap<Outcome, usize>) {
     for (outcome, count) in counts {
+        if outcome == Outcome::NotNeeded {
+            continue;
+        }
         tracing::warn!(count, ?outcome, window = ?WINDOW, "and so with the accepted texts of more documents");
     }
 }

@@ -25,11 +25,15 @@ async fn write(stack: &Stack, names: std::ops::Range<usize>, text: &str) {
     }
 }
 
-async fn served(stack: &Stack, request: &Request, what: &str) {
+/// A good document, until its host answers.
+async fn put_until_served(stack: &Stack, name: &str, what: &str) {
+    let host = format!("{name}.example.com");
+    stack.put(name, &route(name, &host, "orders")).await;
+    let request = Request::get(&host, "/");
     let client = stack.client().timeout(Duration::from_secs(5));
     wait_for(what, PATIENCE, async || {
         let reply = client
-            .send(request)
+            .send(&request)
             .await
             .map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
         anyhow::ensure!(reply.status == 200, "{}", reply.status);
@@ -49,11 +53,7 @@ async fn a_hundred_thousand_tiny_documents_harm_nothing_else() {
     let begun = std::time::Instant::now();
     write(&stack, 0..MANY, "x").await;
     println!("{MANY} documents written in {:.1?}", begun.elapsed());
-    stack
-        .put("late", &route("late", "late.example.com", "orders"))
-        .await;
-    let late = Request::get("late.example.com", "/");
-    served(&stack, &late, "a good document among them").await;
+    put_until_served(&stack, "late", "a good document among them").await;
     println!("a good one serves after {:.1?}", begun.elapsed());
     let process = std::fs::read_to_string(format!("/proc/{}/status", stack.agent.process.pid())).unwrap();
     let memory: Vec<&str> = process.lines().filter(|line| line.starts_with("VmRSS")).collect();
@@ -71,11 +71,7 @@ async fn a_hundred_thousand_tiny_documents_harm_nothing_else() {
 
     println!("bound told after {:.1?}", begun.elapsed());
     stack.consul.delete_tree("portreeve/config/tiny").await;
-    stack
-        .put("last", &route("last", "last.example.com", "orders"))
-        .await;
-    let last = Request::get("last.example.com", "/");
-    served(&stack, &last, "a document after the flood").await;
+    put_until_served(&stack, "last", "a document after the flood").await;
     println!("over after {:.1?}", begun.elapsed());
     // In ten seconds a hundred of each of three kinds, and of each outcome of asking for an accepted text, with what they say.
     let windows = 2 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 10;
