@@ -47,7 +47,10 @@ fn operation(route: &Route) -> Value {
                 "in": "query",
                 "required": parameter.required,
                 "description": parameter.doc,
-                "schema": { "type": "string" },
+                "schema": match parameter.is_number {
+                    true => json!({ "type": "integer", "minimum": 1 }),
+                    false => json!({ "type": "string" }),
+                },
             })
         })
         .collect();

@@ -31,6 +31,18 @@ impl Parameters {
             .map(|(_, value)| value.as_str())
     }
 
+    /// From 1 on.
+    pub fn number(&self, name: &str) -> Result<Option<usize>, ApiError> {
+        let Some(text) = self.get(name) else {
+            return Ok(None);
+        };
+        match text.parse() {
+            Ok(number @ 1..) => Ok(Some(number)),
+            _ => Err(ApiError::bad_request(format!("{name}={text:?} is no number"))
+                .fix("give a whole number from 1 on, or leave it out")),
+        }
+    }
+
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         self.0
             .iter()
@@ -48,6 +60,20 @@ mod tests {
         let parameters = Parameters::parse(Some("a=1&a=%20x&b="), &["a", "b"]).unwrap();
         assert_eq!(parameters.all("a").collect::<Vec<_>>(), ["1", " x"]);
         assert_eq!(parameters.get("b"), Some(""));
+        for bad in [
+            "limit=0",
+            "limit=-1",
+            "limit=",
+            "limit=all",
+            "limit=99999999999999999999",
+        ] {
+            let parameters = Parameters::parse(Some(bad), &["limit"]).unwrap();
+            let error = parameters.number("limit").unwrap_err();
+            assert!(error.body.message.contains("is no number"), "{bad}: {error:?}");
+        }
+        let parameters = Parameters::parse(Some("limit=7"), &["limit", "other"]).unwrap();
+        assert_eq!(parameters.number("limit").unwrap(), Some(7));
+        assert_eq!(parameters.number("other").unwrap(), None);
         let error = Parameters::parse(Some("gatway=x"), &["gateway"]).unwrap_err();
         assert_eq!(error.body.fix.as_deref(), Some("did you mean \"gateway\"?"));
     }

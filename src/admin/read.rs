@@ -90,8 +90,13 @@ pub(super) async fn ready(State(api): State<Api>) -> Response {
     (status, json(&readiness)).into_response()
 }
 
-pub(super) async fn status(State(api): State<Api>) -> Response {
-    json(&report(&api))
+pub(super) async fn status(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
+    let parameters = Parameters::parse(query.as_deref(), &["limit"])?;
+    let mut report = report(&api);
+    if let Some(rows) = parameters.number("limit")? {
+        report.status = report.status.excerpt(rows);
+    }
+    Ok(json(&report))
 }
 
 pub(super) fn report(api: &Api) -> StatusReport {

@@ -28,13 +28,20 @@ pub(super) struct Route {
 pub(super) struct Parameter {
     pub name: &'static str,
     pub required: bool,
+    /// From 1 on.
+    pub is_number: bool,
     pub doc: &'static str,
 }
 
 const JSON: &str = "application/json";
 
 const fn parameter(name: &'static str, required: bool, doc: &'static str) -> Parameter {
-    Parameter { name, required, doc }
+    Parameter {
+        name,
+        required,
+        is_number: false,
+        doc,
+    }
 }
 
 const GATEWAY: Parameter = parameter(
@@ -69,8 +76,15 @@ pub(super) const ROUTES: &[Route] = &[
         method: "get",
         public: false,
         summary: "Everything in effect: gateways, documents, objects, services, certificates, Envoys, sources, diagnostics.",
-        parameters: &[],
-        answers: &[(200, "The status.")],
+        parameters: &[Parameter {
+            is_number: true,
+            ..parameter(
+                "limit",
+                false,
+                "At most so many rows of each list but that of gateways, from 1 on, those in trouble first; `counts` tells of all. Left out: everything.",
+            )
+        }],
+        answers: &[(200, "The status."), (400, "The limit is no number.")],
         media: JSON,
         handler: || get(read::status),
     },

@@ -13,7 +13,7 @@ use crate::admin::{DocumentText, StatusReport};
 use crate::diagnostics::Diagnostic;
 use crate::model::DocumentId;
 use crate::sources::certificates::timestamp;
-use crate::status::{CertificateStatus, Condition, DocumentPhase, SourceReading, Status};
+use crate::status::{CertificateStatus, Condition, Count, DocumentPhase, SourceReading, Status};
 
 /// Show what a running agent has in effect
 ///
@@ -23,13 +23,27 @@ pub struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// At most this many rows of each table, those in trouble first: 100 if not given, but with --json all.
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Every row of each table.
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
     #[command(flatten)]
     api: ApiArguments,
 }
 
+/// Rows of a table that people read.
+const ROWS: u32 = 100;
+
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     let client = ApiClient::new(&arguments.api)?;
-    let report: StatusReport = block_on(client.get("/v1/status", &[]))?;
+    let rows = match arguments.limit {
+        None if arguments.all || arguments.json => None,
+        given => Some(given.unwrap_or(ROWS).to_string()),
+    };
+    let query: Vec<(&str, &str)> = rows.iter().map(|rows| ("limit", rows.as_str())).collect();
+    let report: StatusReport = block_on(client.get("/v1/status", &query))?;
     if arguments.json {
         terminal.json(&report)?;
     } else {
@@ -64,13 +78,33 @@ fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> 
         let text = "  serving what the disk held: the document source has not answered";
         terminal.line(terminal.paint(Color::Yellow, text))?;
     }
+    let counts = &status.counts;
+    let envoys = super::proxy::envoys(&status.envoys);
     section("Gateways", &gateways(report), terminal)?;
-    section("Documents", &documents(report), terminal)?;
-    section("Objects", &objects(report), terminal)?;
-    section("Services", &services(report), terminal)?;
-    section("Certificates", &certificates(report), terminal)?;
-    section("Envoys", &super::proxy::envoys(&status.envoys), terminal)?;
-    section("Sources", &sources(report), terminal)
+    for (title, table, count) in [
+        ("Documents", documents(report), counts.documents),
+        ("Objects", objects(report), counts.objects),
+        ("Services", services(report), counts.services),
+        ("Certificates", certificates(report), counts.certificates),
+        ("Envoys", envoys, counts.envoys),
+        ("Sources", sources(report), counts.sources),
+    ] {
+        section(title, &table, terminal)?;
+        say_rest(count.without(table.rows()), terminal)?;
+    }
+    Ok(())
+}
+
+/// What a table has no room for.
+fn say_rest(rest: Count, terminal: &mut Terminal) -> std::io::Result<()> {
+    let Count { total, troubled } = rest;
+    match (total, troubled) {
+        (0, _) => Ok(()),
+        (_, 0) => terminal.line(format!("... and {total} more: -all shows them")),
+        _ => terminal.line(format!(
+            "... and {total} more, {troubled} of them in trouble: -all shows them"
+        )),
+    }
 }
 
 /// The texts that the first problems are about, to show their lines.
@@ -95,11 +129,7 @@ fn write_problems(status: &Status, texts: &[DocumentText], terminal: &mut Termin
     terminal.line("")?;
     terminal.line(terminal.paint(Color::Bold, "Problems"))?;
     // A bad text's own problems are about the text as it stands; all others about what is in service.
-    let own: BTreeSet<&Diagnostic> = status
-        .documents
-        .iter()
-        .flat_map(|document| &document.problems)
-        .collect();
+    let own: BTreeSet<&Diagnostic> = texts.iter().flat_map(|document| &document.problems).collect();
     let (of_present, of_service): (Vec<Diagnostic>, Vec<Diagnostic>) = status
         .diagnostics
         .iter()
@@ -112,7 +142,10 @@ fn write_problems(status: &Status, texts: &[DocumentText], terminal: &mut Termin
         }
         .write(terminal)?;
     }
-    Ok(())
+    say_rest(
+        status.counts.diagnostics.without(status.diagnostics.len()),
+        terminal,
+    )
 }
 
 fn by_id(texts: &[DocumentText], in_service: bool) -> Texts {

@@ -17,8 +17,13 @@ impl Table {
             .push(cells.into_iter().map(|cell| one_line(&cell)).collect());
     }
 
+    /// Below the head.
+    pub fn rows(&self) -> usize {
+        self.rows.len() - 1
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.rows.len() == 1
+        self.rows() == 0
     }
 
     pub fn render(&self) -> String {

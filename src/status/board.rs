@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::envoy::EnvoyStatus;
+use super::excerpt::Counts;
 use super::object::{DocumentStatus, ObjectStatus};
 use super::programmed::{Programmed, programmed, settled};
 use super::refused::refused_by_nodes;
@@ -17,12 +18,14 @@ use crate::pipeline::{GatewayView, View};
 use crate::xds::StreamView;
 
 /// Everything an operator asks about one agent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Counts publications.
     pub revision: u64,
     /// Serving what the disk held: the document source has not answered since the start.
     pub stale: bool,
+    #[serde(default)]
+    pub counts: Counts,
     pub gateways: Vec<GatewayStatus>,
     pub documents: Vec<DocumentStatus>,
     pub objects: Vec<ObjectStatus>,
@@ -65,6 +68,7 @@ impl Status {
         Self {
             revision: view.revision,
             stale: view.stale,
+            counts: Counts::default(),
             gateways: view
                 .gateways
                 .iter()
@@ -78,6 +82,7 @@ impl Status {
             sources,
             diagnostics,
         }
+        .counted()
     }
 
     pub fn count(&self, severity: Severity) -> usize {

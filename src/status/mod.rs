@@ -5,6 +5,7 @@
 
 mod board;
 mod envoy;
+mod excerpt;
 mod node_report;
 mod object;
 mod programmed;
@@ -17,6 +18,7 @@ mod withheld;
 
 pub use board::{GatewayStatus, Status, diagnostics, missing};
 pub use envoy::{EnvoyStatus, KindStatus, RefusedResource};
+pub use excerpt::{Count, Counts};
 pub use node_report::{CertificateReport, EnvoyCount, NodeReport, ObjectReport, Signature};
 pub use object::{Condition, DocumentPhase, DocumentStatus, ObjectStatus, source_of};
 pub use programmed::Programmed;

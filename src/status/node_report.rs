@@ -199,15 +199,7 @@ mod tests {
     fn status() -> Status {
         Status {
             revision: 7,
-            stale: false,
-            gateways: Vec::new(),
-            documents: Vec::new(),
-            objects: Vec::new(),
-            services: Vec::new(),
-            certificates: Vec::new(),
-            envoys: Vec::new(),
-            sources: Vec::new(),
-            diagnostics: Vec::new(),
+            ..Status::default()
         }
     }
 

@@ -257,6 +257,37 @@ async fn status() {
     );
 }
 
+/// A page of a large one has the trouble, and says what it leaves out.
+#[tokio::test(flavor = "multi_thread")]
+async fn status_in_part() {
+    let served = serve(true).await;
+    let whole = served.get("/v1/status").await.json();
+    let part = served.get("/v1/status?limit=1").await.json();
+    assert_eq!(part["counts"], whole["counts"]);
+    assert_eq!(part["counts"]["documents"], json!({ "total": 3, "troubled": 2 }));
+    assert_eq!(whole["documents"][0]["phase"], "in_service");
+    assert_eq!(part["documents"].as_array().unwrap().len(), 1);
+    assert_eq!(part["documents"][0]["phase"], "last_good");
+    assert_eq!(part["gateways"], whole["gateways"]);
+    let bad = served.get("/v1/status?limit=none").await;
+    assert_eq!(bad.status, 400);
+    assert_eq!(bad.json()["error"]["message"], "limit=\"none\" is no number");
+
+    let shown = served.cli(&["status", "-limit", "1"]).await;
+    insta::assert_snapshot!("status_in_part", shown.shown(&[]));
+    let all = served.cli(&["status", "-all"]).await;
+    assert_eq!(all.shown(&[]), served.cli(&["status"]).await.shown(&[]));
+    let json = served.cli(&["status", "-json", "-limit", "1"]).await;
+    let json: Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(json["documents"], part["documents"]);
+    let zero = served.cli(&["status", "-limit", "0"]).await;
+    assert!(
+        zero.code == 1 && zero.error.contains("0 is not in 1.."),
+        "{}",
+        zero.shown(&[])
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_and_diagnostics() {
     let served = serve(true).await;
