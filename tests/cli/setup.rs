@@ -196,6 +196,53 @@ async fn vault_gets_policies_and_a_login_for_the_job_alone() {
     assert!(rules().await.as_str().unwrap().contains("pki_edge/sign/edge"));
 }
 
+/// A policy for a mistyped mount is right in form, and of no use.
+#[tokio::test(flavor = "multi_thread")]
+async fn vault_says_which_mounts_and_roles_the_policies_are_for_nothing() {
+    let vault = Vault::start().await;
+    let warnings = |token: &str, more: &[&str]| -> Vec<String> {
+        let run = setup("vault", &vault.address(), token, more);
+        assert_eq!(run.code, 0, "{}", run.shown(&[]));
+        let lines = run.out.lines().filter_map(|line| line.strip_prefix("! "));
+        lines.map(str::to_owned).collect()
+    };
+    let root = vault.root_token.clone();
+    let begins = |warnings: &[String], with: &[&str]| {
+        let matches = warnings
+            .iter()
+            .zip(with)
+            .all(|(said, with)| said.starts_with(with));
+        assert!(
+            matches && warnings.len() == with.len(),
+            "{warnings:?}, not {with:?}"
+        );
+    };
+    vault.enable_pki("pki_int", "example.com").await;
+    let kv = |version: &str| json!({ "type": "kv", "options": { "version": version } });
+    vault.write("sys/mounts/old", kv("1")).await;
+    vault.write("sys/mounts/new", kv("2")).await;
+    begins(&warnings(&root, &["-kv-mount=new"]), &[]);
+    begins(
+        &warnings(&root, &["-kv-mount=old"]),
+        &["mount old is not KV version 2"],
+    );
+    begins(
+        &warnings(&root, &["-kv-mount=gone"]),
+        &["there is no mount gone, where `vault_kv`"],
+    );
+    let mistyped = warnings(&root, &["-kv-mount=new", "-pki-role=egde", "-dry-run"]);
+    begins(&mistyped, &["mount pki_int has no role egde"]);
+    let no_pki = warnings(&root, &["-kv-mount=new", "-pki-mount=old"]);
+    begins(&no_pki, &["mount old is of type kv, not pki"]);
+    let gone = warnings(&root, &["-kv-mount=new", "-pki-mount=gone"]);
+    begins(&gone, &["there is no mount gone, where `vault_pki`"]);
+    // Who may write policies and nothing else is not kept from it.
+    let rules = "path \"sys/policies/acl/*\" { capabilities = [\"create\", \"read\", \"update\"] }";
+    vault.policy("writer", rules).await;
+    let writer = vault.create_token(&["writer"], "1h").await;
+    begins(&warnings(&writer, &[]), &["the token may not read sys/mounts"]);
+}
+
 /// Documents that name an issuer need a right at a path of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn vault_gets_a_policy_for_the_issuers_that_are_named_and_keeps_it() {
@@ -226,6 +273,7 @@ async fn vault_gets_a_policy_for_the_issuers_that_are_named_and_keeps_it() {
     assert!(run(&named).out.contains("Nothing to do"));
 
     // With it, and no more than it, a certificate may be had from both.
+    assert!(first.out.contains("! there is no mount pki_int"), "{}", first.out);
     vault.enable_pki("pki_int", "example.com").await;
     let issuers = async || vault.read("pki_int/issuers?list=true").await["data"]["keys"].clone();
     let root = issuers().await[0].as_str().unwrap().to_owned();

@@ -56,6 +56,20 @@ impl<'a> Server<'a> {
         Ok(read.map_err(|error| failure(&error, self.needs))?)
     }
 
+    /// For what is only worth a word: `None` where the token may not look.
+    pub async fn look(&self, path: &str) -> anyhow::Result<Option<Option<Value>>> {
+        match self.client.read_json(path, &[]).await {
+            Ok(found) => Ok(Some(found)),
+            Err(ApiError::Status { status: 403, .. }) => Ok(None),
+            Err(error) => Err(failure(&error, self.needs).into()),
+        }
+    }
+
+    /// Something that setup does not make is missing.
+    pub fn warn(&mut self, text: &str) -> anyhow::Result<()> {
+        self.say(Color::Yellow, "!", text)
+    }
+
     /// Writes what is missing or differs, and says so.
     pub async fn ensure(&mut self, desired: Desired<'_>) -> anyhow::Result<()> {
         let differs = match &desired.found {

@@ -69,11 +69,46 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
         ensure_policy(&mut server, &issuers, found, &issuer_rules(arguments)).await?;
         names.push(issuers.clone());
     }
-    let Some(url) = &arguments.workload.nomad_jwks_url else {
-        return server.finish();
-    };
-    login(&mut server, arguments, url, names, &issuers).await?;
+    if let Some(url) = &arguments.workload.nomad_jwks_url {
+        login(&mut server, arguments, url, names, &issuers).await?;
+    }
+    say_what_is_not_there(&mut server, arguments).await?;
     server.finish()
+}
+
+/// The policies may be right and yet for nothing: mounts and their roles are the operator's own. A mistyped name would show
+/// only as a refused certificate.
+async fn say_what_is_not_there(server: &mut Server<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let Some(mounts) = server.look("sys/mounts").await? else {
+        return server.warn("the token may not read sys/mounts: whether the mounts are there is not known");
+    };
+    let mounts = data(mounts).unwrap_or_default();
+    let (pki, role, kv) = (&arguments.pki_mount, &arguments.pki_role, &arguments.kv_mount);
+    let of = |name: &str| mounts.get(format!("{}/", name.trim_matches('/')));
+    match of(pki).map(|mount| mount["type"].as_str().unwrap_or_default()) {
+        None => server.warn(&format!(
+            "there is no mount {pki}, where `vault_pki` gets certificates: enable it (vault secrets enable -path={pki} pki), or name yours with -pki-mount"
+        ))?,
+        Some("pki") => {
+            if let Some(None) = server.look(&format!("{pki}/roles/{role}")).await? {
+                server.warn(&format!(
+                    "mount {pki} has no role {role}: write it ({pki}/roles/{role}), or name yours with -pki-role"
+                ))?;
+            }
+        }
+        Some(other) => server.warn(&format!(
+            "mount {pki} is of type {other}, not pki: name yours with -pki-mount"
+        ))?,
+    }
+    match of(kv).map(|mount| (mount["type"].as_str(), mount["options"]["version"].as_str())) {
+        Some((Some("kv"), Some("2"))) => Ok(()),
+        None => server.warn(&format!(
+            "there is no mount {kv}, where `vault_kv` reads certificates: enable it (vault secrets enable -path={kv} -version=2 kv), or name yours with -kv-mount"
+        )),
+        Some(_) => server.warn(&format!(
+            "mount {kv} is not KV version 2, which `vault_kv` reads: name yours with -kv-mount"
+        )),
+    }
 }
 
 /// The shipped rule for one issuer, once for each.
