@@ -36,7 +36,7 @@ pub enum BadQuery {
     Url { url: String, reason: String },
     #[error("no gateway {name:?} here; known: {known}")]
     UnknownGateway { name: String, known: String },
-    #[error("no gateway is declared")]
+    #[error("no gateway is declared, so nothing takes a request: write a `gateway` block into a document")]
     NoGateway,
 }
 

@@ -14,13 +14,16 @@ use super::offline::Offline;
 use super::report::Report;
 use super::runtime::block_on;
 use super::terminal::{Color, Terminal};
-use crate::admin::{ExplainQuery, explain};
+use crate::admin::{ExplainQuery, StatusReport, explain};
 use crate::config::Permissions;
 use crate::diagnostics::Severity;
 use crate::model::Origin;
+use crate::status::{DocumentPhase, Status};
 
 /// Characters of a body that are shown.
 const BODY_SHOWN: usize = 60;
+/// Bad documents that are named.
+const BAD_SHOWN: usize = 5;
 /// Rules shown that did not match; -all shows the rest.
 const SHOWN: usize = 10;
 
@@ -119,7 +122,11 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         serde_json::to_value(explain(&offline.view.snapshot, &offline.gateways(), &query)?)?
     } else {
         let client = ApiClient::new(&arguments.api)?;
-        block_on(client.post("/v1/explain", &[], Some(serde_json::to_value(&query)?)))?
+        let answer = block_on(client.post("/v1/explain", &[], Some(serde_json::to_value(&query)?)))?;
+        let limit = BAD_SHOWN.to_string();
+        let report: StatusReport = block_on(client.get("/v1/status", &[("limit", &limit)]))?;
+        say_what_is_bad(&report.status, terminal)?;
+        answer
     };
     let explained: Vec<Explained> = serde_json::from_value(answer.clone())?;
     if arguments.json {
@@ -138,6 +145,30 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         .iter()
         .any(|explained| explained.route.is_some() && !is_refused(explained));
     Ok(ExitCode::from(u8::from(!is_taken)))
+}
+
+/// What the agent explains is what is in service. A text that is not may be why the answer is not the expected one.
+fn say_what_is_bad(status: &Status, terminal: &mut Terminal) -> std::io::Result<()> {
+    let total = status.counts.documents.troubled;
+    let bad = status
+        .documents
+        .iter()
+        .filter_map(|document| match document.phase {
+            DocumentPhase::InService => None,
+            DocumentPhase::LastGood => Some(format!("{} (its last good version is)", document.document)),
+            DocumentPhase::OutOfService => Some(document.document.clone()),
+        });
+    let mut named: Vec<String> = bad.take(BAD_SHOWN).collect();
+    if named.is_empty() {
+        return Ok(());
+    }
+    if total > named.len() {
+        named.push(format!("and {} more", total - named.len()));
+    }
+    terminal.write_error(&format!(
+        "Not in service as written: {}. `portreeve status` says why.\n\n",
+        named.join(", ")
+    ))
 }
 
 /// Of a tcp listener: it has no requests, and so no host or rule.
