@@ -81,11 +81,20 @@ pub fn write_block(text: &mut String, block: &BlockSchema, outer: &[&str]) {
         "{heading} {path}`{}{labels}`\n\n{}\n\n",
         block.kind, block.doc
     );
+    // Scopes alone take policies: the `timeout` of a health check is its own.
+    let takes_bundles = || {
+        block
+            .attributes
+            .iter()
+            .any(|attribute| attribute.name == "policies")
+    };
+    let is_scope = block.kind == "policy" || !block.elsewhere.is_empty() || takes_bundles();
     let is_policy = |name: &str| {
-        FEATURES.iter().any(|feature| match feature.form() {
-            Form::Block(form) => form.kind == name,
-            Form::Attribute(form) => form.name == name,
-        })
+        is_scope
+            && FEATURES.iter().any(|feature| match feature.form() {
+                Form::Block(form) => form.kind == name,
+                Form::Attribute(form) => form.name == name,
+            })
     };
     let mut takes_policies = false;
     for attribute in &block.attributes {
