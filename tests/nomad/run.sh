@@ -231,7 +231,8 @@ root_of_tasks() { # a root directory for the driver exec, and for the image
     for file in $(ldd "$PORTREEVE" "$(command -v envoy)" | grep -oE '/lib[^ ]+' | sort -u); do
         install -D "$file" "$DIR/root$file"
     done
-    install "$PORTREEVE" "$(command -v envoy)" "$DIR/root/usr/local/bin"
+    install "$PORTREEVE" "$DIR/root/usr/local/bin/portreeve"
+    install "$(command -v envoy)" "$DIR/root/usr/local/bin/envoy"
     printf '%s:/:/bin/false\n' root:x:0:0: portreeve:x:100:100: nobody:x:65534:65534: >"$DIR/root/etc/passwd"
     printf '%s:\n' root:x:0 portreeve:x:100 nogroup:x:65534 >"$DIR/root/etc/group"
 }
