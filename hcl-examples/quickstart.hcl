@@ -43,7 +43,7 @@ http_route "quickstart" {
   }
 }
 
-# An upstream is a destination with a name. Here: fixed addresses, tried in turn by load.
+# An upstream is a destination with a name. Here: fixed addresses; the less busy one is taken.
 upstream "app" {
   static { addresses = ["127.0.0.1:9001", "127.0.0.1:9002"] }
   connect_timeout = "1s"

@@ -33,7 +33,7 @@ certificate "bought" {
   }
 }
 
-# PEM texts in a variable of Nomad's, watched. Of this one the agent's own job may read without any policy.
+# PEM texts in a variable of Nomad's, watched. This one the agent's own job may read without any policy.
 certificate "kept" {
   nomad_variable {
     path        = "nomad/jobs/portreeve"

@@ -2,6 +2,6 @@ The gateway [[ var "gateway" . ]] comes up on the nodes of the pool [[ var "node
 
   nomad job status portreeve
 
-Its document is the deploy command's business:
+It serves once its document is in Consul KV:
 
   consul kv put portreeve/config/[[ var "gateway" . ]] @[[ var "gateway" . ]].hcl

@@ -21,6 +21,7 @@ pub fn reference() -> String {
          | Environment | Meaning |\n|---|---|\n\
          | `PORTREEVE_API_SOCKET` | the unix socket of the agent's API, as `-api-socket` |\n\
          | `CONSUL_HTTP_ADDR`, `CONSUL_HTTP_TOKEN`, `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_CACERT`, ... | how to reach Consul, as Consul's own tools read them |\n\
+         | `VAULT_ADDR`, `NOMAD_ADDR` and their kin | how `agent` and `setup` reach Vault and Nomad, as their own tools read them |\n\
          | `NO_COLOR` | no colors |\n",
     );
     section(&mut root, &mut page);

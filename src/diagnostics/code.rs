@@ -40,7 +40,7 @@ codes! {
     DuplicateName => "duplicate-name",
     /// A name that no document declares.
     UnknownReference => "unknown-reference",
-    /// A Consul service that has no registered instance.
+    /// A service of Consul or Nomad that has no registered instance.
     UnknownService => "unknown-service",
     /// Every instance of a service is critical or in maintenance.
     NoHealthyInstance => "no-healthy-instance",
@@ -73,7 +73,7 @@ codes! {
     VaultWrongMount => "vault-wrong-mount",
     /// The mount is of another version of KV than the document says.
     VaultWrongKvVersion => "vault-wrong-kv-version",
-    /// A certificate near or past its end.
+    /// A certificate, an authority of clients or a revocation list near or past its end.
     CertificateExpiry => "certificate-expiry",
     /// A document from KV reaches for something that the agent's settings do not allow it.
     NotAllowed => "not-allowed",

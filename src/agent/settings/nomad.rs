@@ -24,7 +24,7 @@ pub(super) fn schema() -> BlockSchema {
     tls_client(BlockSchema::new(
         "nomad",
         &[],
-        "How to reach Nomad, for upstreams with a nomad block. What is left out is taken from NOMAD_ADDR and its kin; inside a task, from the task API's socket and the task's own identity.",
+        "How to reach Nomad, for upstreams with a nomad block and certificates with a nomad_variable block. What is left out is taken from NOMAD_ADDR and its kin; inside a task, from the task API's socket and the task's own identity.",
     ))
     .attribute(
         "address",
