@@ -4,6 +4,7 @@
 mod demo;
 mod deploy;
 mod guide;
+mod guides;
 #[path = "../support/ports.rs"]
 mod ports;
 mod proofs;
