@@ -317,6 +317,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
     use std::process::Command;
+    use std::sync::{Mutex, PoisonError};
 
     use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
 
@@ -391,7 +392,11 @@ mod tests {
         }
     }
 
+    /// What is taken away is taken from all sockets of the process: it is not to be those of a test beside it.
+    static ALONE: Mutex<()> = Mutex::new(());
+
     fn steers_at(any_port: &str, old_workers: usize, new_workers: usize) {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let first = listener(any_port.parse().unwrap());
         let at = first.local_addr().unwrap();
         let mut old = vec![first];
@@ -447,6 +452,7 @@ mod tests {
     /// An agent that was killed in the middle leaves its choice behind.
     #[test]
     fn what_a_killed_agent_left_is_taken_away() {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let first = listener("127.0.0.1:0".parse().unwrap());
         let at = first.local_addr().unwrap();
         let (old, new) = ([first], [listener(at), listener(at), listener(at)]);
