@@ -38,8 +38,10 @@ impl Parameters {
         };
         match text.parse() {
             Ok(number @ 1..) => Ok(Some(number)),
-            _ => Err(ApiError::bad_request(format!("{name}={text:?} is no number"))
-                .fix("give a whole number from 1 on, or leave it out")),
+            _ => Err(
+                ApiError::bad_request(format!("{name}={text:?} is not a whole number from 1 on"))
+                    .fix("correct it, or leave it out: then there is no limit"),
+            ),
         }
     }
 
@@ -69,7 +71,10 @@ mod tests {
         ] {
             let parameters = Parameters::parse(Some(bad), &["limit"]).unwrap();
             let error = parameters.number("limit").unwrap_err();
-            assert!(error.body.message.contains("is no number"), "{bad}: {error:?}");
+            assert!(
+                error.body.message.contains("is not a whole number"),
+                "{bad}: {error:?}"
+            );
         }
         let parameters = Parameters::parse(Some("limit=7"), &["limit", "other"]).unwrap();
         assert_eq!(parameters.number("limit").unwrap(), Some(7));

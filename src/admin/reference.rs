@@ -76,7 +76,7 @@ pub fn metrics_reference() -> String {
          | `portreeve_documents{phase!=\"in_service\"} > 0` | somebody's change is not in effect |\n\
          | `portreeve_diagnostics{code=\"token-not-accepted\"} > 0`, or `missing-permission`, `no-token`, `request-blocked` | Consul, Vault or Nomad refuse the agent; what was known stays in service |\n\
          | `portreeve_xds_refused > 0` | an Envoy refuses a configuration |\n\
-         | `portreeve_certificate_expiry_timestamp_seconds - time()` below a quarter of the life (72 h: `< 64800`) | a certificate is not renewed: those of Vault's PKI are at 63 to 70 % of their life |\n\
+         | `portreeve_certificate_expiry_timestamp_seconds - time()` below a quarter of the life (72 h: `< 64800`) | a certificate was not renewed in time: those of Vault's PKI are renewed at 63 to 70 % of their life |\n\
          | `portreeve_credential_expiry_timestamp_seconds - time() < 300` | the agent's token, client certificate or login identity is not renewed; give identities that live for minutes a bound of their own |\n\
          | `portreeve_credential_expiry_timestamp_seconds{credential=\"mesh certificate\"} - time() < 10800` | Consul's agent does not renew the gateway's certificate in the mesh: of 72 h it leaves seven at the least |\n\
          | `increase(portreeve_envoy_starts_total[10m]) > 2` | Envoy does not stay up |\n",

@@ -81,10 +81,13 @@ pub(super) const ROUTES: &[Route] = &[
             ..parameter(
                 "limit",
                 false,
-                "At most so many rows of each list but that of gateways, from 1 on, those in trouble first; `counts` tells of all. Left out: everything.",
+                "The most rows of each list, 1 or more; gateways are never cut. A list that is cut has those in trouble first; `counts` counts all. Left out: everything.",
             )
         }],
-        answers: &[(200, "The status."), (400, "The limit is no number.")],
+        answers: &[
+            (200, "The status."),
+            (400, "The limit is not a whole number from 1 on."),
+        ],
         media: JSON,
         handler: || get(read::status),
     },

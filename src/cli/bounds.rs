@@ -107,8 +107,8 @@ impl Bounds {
         let is_bounded = |document: &Document| !refusals(document, &nothing).is_empty();
         if matches!(self, Self::Unknown) && documents.iter().any(is_bounded) {
             terminal.error_line(
-                "note: whether agents let these documents reach the files, Vault paths, Nomad variables and addresses that \
-                 they name was not checked: -config names the agents' settings, -agent asks the one on this machine",
+                "note: not checked: whether agents allow (kv_documents) the files, Vault paths, Nomad variables and addresses that \
+                 these documents name. To check it, add -config with the agents' settings, or -agent to ask the one on this machine",
             )?;
         }
         Ok(())

@@ -103,11 +103,18 @@ pub async fn write(client: &ConsulClient, writes: &[TxnWrite]) -> Result<u64, No
                 "Consul refused the transaction, nothing of it is written: {}",
                 lost.join("; ")
             ));
-            NotWritten::Refused(
+            let any = |words: &str| failures.iter().any(|failure| failure.what.contains(words));
+            NotWritten::Refused(if any("index is stale") {
                 failure
                     .fix("look at what changed with `portreeve plan`, then apply again")
-                    .into(),
-            )
+                    .into()
+            } else if any("Permission denied") {
+                failure
+                    .fix("give the token the right to write these keys: key_prefix \"<their prefix>\" { policy = \"write\" }")
+                    .into()
+            } else {
+                failure.into()
+            })
         }
         error => match is_lost(&error) {
             true => NotWritten::Unknown(consul_failure(error)),

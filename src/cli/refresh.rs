@@ -19,6 +19,6 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     let _: Value = block_on(ApiClient::new(&arguments.api)?.post("/v1/refresh", &[], None))?;
-    terminal.line("The agent is looking.")?;
+    terminal.line("The agent reads the sources that it polls; `portreeve status` shows what they say.")?;
     Ok(ExitCode::SUCCESS)
 }

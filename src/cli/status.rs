@@ -23,7 +23,7 @@ pub struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// At most this many rows of each table, those in trouble first: 100 if not given, but with --json all.
+    /// At most this many rows of each table but Gateways; one that is cut has those in trouble first. 100 if not given, with --json all.
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Every row of each table.
@@ -36,12 +36,19 @@ pub struct Arguments {
 /// Rows of a table that people read.
 const ROWS: u32 = 100;
 
+impl Arguments {
+    /// None: all.
+    fn rows(&self) -> Option<u32> {
+        match self.limit {
+            None if self.all || self.json => None,
+            given => Some(given.unwrap_or(ROWS)),
+        }
+    }
+}
+
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     let client = ApiClient::new(&arguments.api)?;
-    let rows = match arguments.limit {
-        None if arguments.all || arguments.json => None,
-        given => Some(given.unwrap_or(ROWS).to_string()),
-    };
+    let rows = arguments.rows().map(|rows| rows.to_string());
     let query: Vec<(&str, &str)> = rows.iter().map(|rows| ("limit", rows.as_str())).collect();
     let report: StatusReport = block_on(client.get("/v1/status", &query))?;
     if arguments.json {
@@ -90,19 +97,19 @@ fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> 
         ("Sources", sources(report), counts.sources),
     ] {
         section(title, &table, terminal)?;
-        say_rest(count.without(table.rows()), terminal)?;
+        say_rest(count.without(table.rows()), "in trouble", terminal)?;
     }
     Ok(())
 }
 
 /// What a table has no room for.
-fn say_rest(rest: Count, terminal: &mut Terminal) -> std::io::Result<()> {
+fn say_rest(rest: Count, trouble: &str, terminal: &mut Terminal) -> std::io::Result<()> {
     let Count { total, troubled } = rest;
     match (total, troubled) {
         (0, _) => Ok(()),
         (_, 0) => terminal.line(format!("... and {total} more: -all shows them")),
         _ => terminal.line(format!(
-            "... and {total} more, {troubled} of them in trouble: -all shows them"
+            "... and {total} more, {troubled} of them {trouble}: -all shows them"
         )),
     }
 }
@@ -144,6 +151,7 @@ fn write_problems(status: &Status, texts: &[DocumentText], terminal: &mut Termin
     }
     say_rest(
         status.counts.diagnostics.without(status.diagnostics.len()),
+        "errors",
         terminal,
     )
 }
@@ -333,4 +341,27 @@ fn credentials(source: &SourceReading) -> String {
         .map(|(name, end)| format!("{name} ends {}", timestamp(*end)))
         .collect();
     ends.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn people_get_a_page_and_programs_everything() {
+        let rows = |more: &[&str]| Line::parse_from([&["status"], more].concat()).arguments.rows();
+        assert_eq!(rows(&[]), Some(100));
+        assert_eq!(rows(&["--limit=3"]), Some(3));
+        assert_eq!(rows(&["--all"]), None);
+        assert_eq!(rows(&["--json"]), None);
+        assert_eq!(rows(&["--json", "--limit=3"]), Some(3));
+    }
 }

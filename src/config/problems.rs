@@ -83,7 +83,7 @@ impl Config {
                         )
                         .at(origin.clone())
                         .about(route.kind().as_str(), route.name())
-                        .because("the route is not served by a gateway that nobody declares")
+                        .because("until a document declares it, only the route's other gateways serve the route, if it names any")
                         .fix(near.map_or_else(
                             || {
                                 let known = self
@@ -156,7 +156,7 @@ impl Config {
                         origin,
                         format!("none of the route's gateways has a listener {name:?}"),
                     )
-                    .because("the route is not served by a listener that nobody declares")
+                    .because("until a gateway has it, only the route's other listeners serve the route, if it names any")
                     .fix(near.map_or_else(
                         || format!("listeners there: {}", known.join(", ")),
                         |near| format!("did you mean {near:?}?"),

@@ -58,7 +58,7 @@ codes! {
     DoubtfulRedirect => "doubtful-redirect",
     /// Two gateways or listeners want the same port, or another process listens on it too.
     PortClash => "port-clash",
-    /// No usable certificate, nobody knows whose client certificates are good, or no backend for a tcp listener: it is not opened.
+    /// A listener that is not opened: it has no usable certificate, the authorities of its clients are not known, or its tcp route has no usable backend.
     ListenerWithheld => "listener-withheld",
     /// A certificate that could not be fetched, read or used, for another reason than the ones below.
     CertificateProblem => "certificate-problem",

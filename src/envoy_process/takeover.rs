@@ -61,7 +61,7 @@ impl Supervisor {
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn StdError,
-                        "the Envoy that runs could not be started again"
+                        "the running Envoy serves on, but with these settings another could not be started"
                     );
                 }
             }

@@ -61,7 +61,7 @@ fn check_body(
                     format!("{place} cannot have both {:?} and {:?}", present[0], present[1]),
                 )
                 .at(source.origin(header))
-                .because("each says the same thing in another way, and no rule says which would hold")
+                .because("only one of them can be in effect, and nothing says which")
                 .fix(format!("keep one of {}", names.join(", "))),
             );
         } else if present.is_empty() && *must {
@@ -114,7 +114,7 @@ fn check_attributes(
             problems.push(
                 Diagnostic::error(Code::Conflict, format!("{:?} is set twice", attribute.name))
                     .at(source.origin(attribute.name_span))
-                    .because("no rule says which of the two values would hold")
+                    .because("only one of the two values can be in effect, and nothing says which")
                     .fix("keep one of them"),
             );
         }
@@ -201,7 +201,7 @@ fn check_blocks(
             problems.push(
                 Diagnostic::error(Code::Conflict, format!("this block stands twice in {place}"))
                     .at(source.origin(block.span))
-                    .because("no rule says which of the two would hold")
+                    .because("only one of the two can be in effect, and nothing says which")
                     .fix("keep one, or give the second another label where labels are allowed"),
             );
         }

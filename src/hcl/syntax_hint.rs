@@ -22,6 +22,12 @@ pub(super) fn hint(text: &str, offset: usize, expected: &str) -> Hint {
     if expected.contains("escape sequence") {
         return here("in a string a backslash is written twice: \"\\\\d\" is the regular expression \\d");
     }
+    if expected.contains("redefined attribute") {
+        return Hint {
+            reason: "an attribute is set twice in this block".to_owned(),
+            ..here("keep one of the two")
+        };
+    }
     let marks = Brackets::of(text);
     if text.get(offset..).is_some_and(|rest| rest.trim().is_empty())
         && let Some(hint) = never_closed(text, &marks)

@@ -289,6 +289,11 @@ pub fn parse_hostname(text: &str) -> Result<String, String> {
         _ => {}
     }
     let name = lower.strip_prefix("*.").unwrap_or(&lower);
+    if name.contains('/') {
+        return Err(format!(
+            "{text:?} is more than a host: write the host alone, as in \"shop.example.com\""
+        ));
+    }
     if name.contains(':') {
         return Err(format!(
             "{text:?}: hosts are matched without their port: leave the port out"

@@ -79,7 +79,7 @@ impl Problem {
     pub fn advice(&self) -> &str {
         self.fix.as_deref().unwrap_or(match self.kind {
             ProblemKind::Unavailable => {
-                "see that it runs and can be reached from here; it is asked again until it answers"
+                "check that the server runs and can be reached from here; the agent asks again by itself"
             }
             ProblemKind::TokenNotAccepted => "give the agent a token that the server knows",
             ProblemKind::Forbidden | ProblemKind::MissingPermission => {
@@ -89,14 +89,14 @@ impl Problem {
             ProblemKind::Blocked => "let the request in where the server's settings keep it out",
             ProblemKind::NotFound => "create it, or name another one",
             ProblemKind::Deleted => "write it again, or name another one",
-            ProblemKind::Invalid => "mend what is stored there",
+            ProblemKind::Invalid => "correct what is named above",
             ProblemKind::Malformed => "store it again as it was issued, in PEM",
             ProblemKind::KeyMismatch => "store the key and the certificate that were issued together",
             ProblemKind::Expired => "store one that is in date",
             ProblemKind::WrongMount => "name the mount of the right secrets engine, or mount it",
             ProblemKind::WrongKvVersion => "name the mount's version in the document, or none",
             ProblemKind::Refused => "change what the document asks for, or what the server allows",
-            ProblemKind::Limit => "stay below the bound, or raise it where it is set",
+            ProblemKind::Limit => "stay below the bound",
         })
     }
 

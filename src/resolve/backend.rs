@@ -138,7 +138,7 @@ impl<'a> Backends<'a> {
             self.diagnostics.push(
                 Diagnostic::error(
                     Code::ProtocolMismatch,
-                    format!("the mesh service {service:?} speaks tcp to Consul, and this is an HTTP route"),
+                    format!("to Consul the mesh service {service:?} is plain TCP (its default), and this is an HTTP route"),
                 )
                 .at(backend.origin.clone())
                 .about(route.kind().as_str(), route.name())
@@ -311,9 +311,11 @@ pub(super) fn choices<'a>(backend: &Backend, how: Usable<'a>) -> Choices<'a> {
 /// What becomes of a route that a backend cannot serve.
 fn without(route: RouteRef<'_>) -> &'static str {
     match route {
-        RouteRef::Http(_) => "the rule's other backends take its share; a rule without any answers 503",
+        RouteRef::Http(_) => {
+            "the rule's other backends take its share; where it has no other, the rule answers 503"
+        }
         RouteRef::Tcp(_) => {
-            "the route's other backends take its share; without any, the ports of its listeners are closed"
+            "the route's other backends take its share; where it has no other, its listeners' ports are closed"
         }
     }
 }

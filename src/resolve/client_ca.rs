@@ -64,7 +64,7 @@ pub(super) fn authorities(
         .and_then(|known| known.problem.as_ref());
     let withheld = |why: String| {
         format!(
-            "the listener {:?} is not opened: whose client certificates are good is not known: {why}",
+            "the listener {:?} is not opened, as the authorities of its clients are not known: {why}",
             listener.name
         )
     };
@@ -91,12 +91,12 @@ pub(super) fn authorities(
         ),
         (false, Some(problem)) => Some(
             Diagnostic::error(Code::ListenerWithheld, withheld(problem.to_string()))
-                .because("open without them, the port would let in any client, or none")
+                .because("without these authorities the port would let in every client, or none")
                 .fix(problem.advice()),
         ),
         (false, None) => Some(
             Diagnostic::warning(Code::ListenerWithheld, withheld(unanswered()))
-                .because("open without them, the port would let in any client, or none")
+                .because("without these authorities the port would let in every client, or none")
                 .fix(wait),
         ),
     };

@@ -169,27 +169,45 @@ impl Found {
             Diagnostic::warning(
                 Code::NoHealthyInstance,
                 format!(
-                    "none of the {} instances of {:?} is healthy",
-                    self.instances, query.name
+                    "{} of {:?} is healthy",
+                    none_of(self.instances, "instance"),
+                    query.name
                 ),
             )
             .because("requests to it answer 503 until a check passes")
-            .fix("see which check fails and why: `consul catalog` or the UI shows its output; `consul maint` ends maintenance")
+            .fix(why_unhealthy(query))
         } else {
             Diagnostic::warning(
                 Code::UnusableInstance,
-                format!(
-                    "none of the {} instances of {:?} can be used",
-                    self.instances, query.name
-                ),
+                format!("{} of {:?} can be used", none_of(self.instances, "instance"), query.name),
             )
-            .because(format!(
-                "requests to it answer 503: {} are left out, for the reasons told beside",
-                self.unusable
-            ))
+            .because("requests to it answer 503; the instances that are left out have problems of their own, with the reasons")
             .fix("register them with an IP address and a port")
         };
         diagnostic.about("service", &query.name)
+    }
+}
+
+/// How a sentence begins that goes on in the singular.
+pub(super) fn none_of(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("not even the one {what}"),
+        _ => format!("none of the {count} {what}s"),
+    }
+}
+
+fn why_unhealthy(query: &ServiceQuery) -> String {
+    match query.lookup {
+        Lookup::Nomad => "see which check fails and why: `nomad alloc checks` shows it".to_owned(),
+        Lookup::Service
+        | Lookup::PreparedQuery
+        | Lookup::Connect
+        | Lookup::MeshGateway
+        | Lookup::MeshGatewayWan
+        | Lookup::Sidecar => format!(
+            "see which check fails and why: Consul's UI or /v1/health/service/{} shows its output; `consul maint -disable` on its node ends maintenance (-service=<id>: of one instance)",
+            query.name
+        ),
     }
 }
 
@@ -218,6 +236,17 @@ fn nobody_registered(query: &ServiceQuery) -> Diagnostic {
             "see what /v1/query/{}/execute finds at Consul with the agent's token",
             query.name
         ));
+    }
+    if let Some(filter) = &query.narrowing().filter {
+        return Diagnostic::warning(
+            Code::UnknownService,
+            format!(
+                "no instance of the service {:?} is registered that the filter {filter:?} takes",
+                query.name
+            ),
+        )
+        .because("requests to it answer 503")
+        .fix("check the upstream's `filter`, then the service's name and datacenter or namespace, and the agent's rights there");
     }
     let (catalog, fix) = match query.lookup {
         // Of a namespace that the token may not read, Nomad's list says nothing.

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Resolved;
-use super::cluster::{LEFT_OUT_SHOWN, endpoint, origins};
+use super::cluster::{LEFT_OUT_SHOWN, endpoint, none_of, origins};
 use super::destination::{Destination, cluster_name, connect_source};
 use super::intention::{denies_all, intention_diagnostic, verdict};
 use super::matching::Request;
@@ -422,21 +422,28 @@ pub(super) fn endpoints(
             let is_registered = applications
                 .and_then(|known| known.value.as_ref())
                 .is_some_and(|instances| !instances.is_empty());
-            let code = if is_registered { Code::MeshProblem } else { Code::UnknownService };
-            Diagnostic::warning(
-                code,
-                format!("no instance of {service:?}{subset} has a sidecar, or speaks the mesh's TLS itself"),
-            )
-            .because("requests to it answer 503")
-            .fix("register the service with `connect { sidecar_service {} }`, and run its sidecar")
+            let (code, message, fix) = if is_registered {
+                (
+                    Code::MeshProblem,
+                    format!("{service:?} has instances, and none{subset} has a sidecar or speaks the mesh's TLS itself"),
+                    "add `connect { sidecar_service {} }` to its registration, and run the sidecar",
+                )
+            } else {
+                (
+                    Code::UnknownService,
+                    format!("no instance of {service:?}{subset} is registered in the mesh"),
+                    "register the service with `connect { sidecar_service {} }`, and run its sidecar",
+                )
+            };
+            Diagnostic::warning(code, message)
+                .because("requests to it answer 503")
+                .fix(fix)
         } else if unusable > 0 {
             Diagnostic::warning(
                 Code::UnusableInstance,
-                format!("none of the {} sidecars of {service:?}{subset} can be used", sidecars.len()),
+                format!("{} of {service:?}{subset} can be used", none_of(sidecars.len(), "sidecar")),
             )
-            .because(format!(
-                "requests to it answer 503: {unusable} are left out, for the reasons told beside"
-            ))
+            .because("requests to it answer 503; those that are left out have problems of their own, with the reasons")
             .fix(match &found.source.port {
                 Some(port) => fix_for_none(port, applications.and_then(|known| known.value.as_deref()).unwrap_or_default()),
                 None => "register them with an IP address and a port".to_owned(),
@@ -444,10 +451,10 @@ pub(super) fn endpoints(
         } else {
             Diagnostic::warning(
                 Code::NoHealthyInstance,
-                format!("none of the {} instances of {service:?}{subset} is healthy", sidecars.len()),
+                format!("{} of {service:?}{subset} is healthy", none_of(sidecars.len(), "instance")),
             )
             .because("requests to it answer 503 until a check passes")
-            .fix("see which check fails and why, the sidecar's own among them: `consul catalog` or the UI shows its output")
+            .fix(format!("see which check fails and why, the sidecar's own among them: Consul's UI or /v1/health/connect/{service} shows its output"))
         }));
     }
     Some(Resolved {

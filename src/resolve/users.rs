@@ -41,7 +41,7 @@ pub fn at_its_users(
             );
             reason.replace(
                 "clients get 503",
-                "connections to it are closed, or the port is where nobody else is left",
+                "connections to it are closed; where no other backend is left, so is the port",
             )
         });
     }

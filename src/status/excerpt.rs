@@ -48,8 +48,8 @@ impl Count {
 }
 
 impl Status {
-    /// At most so many rows of each list but that of gateways: first those in trouble, then the others, each in the order
-    /// that they had. `counts` still tells of all.
+    /// At most so many rows of each list but that of gateways. In one that is cut those in trouble come first, then the others,
+    /// each in the order that they had. `counts` still tells of all.
     pub fn excerpt(mut self, rows: usize) -> Self {
         shorten(&mut self.documents, rows);
         shorten(&mut self.objects, rows);
@@ -111,9 +111,10 @@ impl Row for CertificateStatus {
     }
 }
 
+/// One that is catching up is none to look at.
 impl Row for EnvoyStatus {
     fn is_troubled(&self) -> bool {
-        !self.settled
+        self.refused().next().is_some() || self.kinds.iter().any(|kind| !kind.wanted.is_empty())
     }
 }
 

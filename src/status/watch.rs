@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::board::timestamp;
 use crate::config::{Certificate, ClientCa, Gateway, Listener, Object, ObjectKind, client_ca_name};
 use crate::diagnostics::{Code, Diagnostic};
-use crate::model::{CertificateMaterial, CertificateQuery, Health};
+use crate::model::{CertificateMaterial, CertificateQuery, Health, Problem};
 use crate::pipeline::View;
 use crate::resolve::{client_ca_of, named};
 use crate::snapshot::Known;
@@ -215,16 +215,13 @@ pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
             .because("less than a fifth of its life is left, and no newer one has come"),
             _ => return None,
         };
-        let fix = match known.and_then(|known| known.problem.as_ref()) {
-            Some(problem) => format!("it is not renewed: {problem}"),
-            None => format!("put a newer one at {}", certificate.query),
-        };
-        Some(
-            diagnostic
-                .at(certificate.origin.clone())
-                .about("certificate", name)
-                .fix(fix),
-        )
+        let diagnostic = diagnostic
+            .at(certificate.origin.clone())
+            .about("certificate", name);
+        Some(match known.and_then(|known| known.problem.as_ref()) {
+            Some(problem) => not_replaced(diagnostic, problem),
+            None => diagnostic.fix(format!("put a newer one at {}", certificate.query)),
+        })
     });
     certificates.chain(expiry_of_client_cas(view, now)).collect()
 }
@@ -253,20 +250,25 @@ fn expiry_of_client_cas(view: &View, now: SystemTime) -> impl Iterator<Item = Di
             ),
             _ => return None,
         };
-        let fix = match &serving.problem {
-            Some(problem) => format!("nothing newer is read: {problem}"),
-            None => {
-                "publish a new list (Vault: auto_rebuild=true at <mount>/config/crl), or a newer authority"
-                    .to_owned()
-            }
-        };
-        Some(
-            diagnostic
-                .at(client_ca.origin.clone())
-                .about("gateway", &gateway.name)
-                .fix(fix),
-        )
+        let diagnostic = diagnostic
+            .at(client_ca.origin.clone())
+            .about("gateway", &gateway.name);
+        Some(match &serving.problem {
+            Some(problem) => not_replaced(diagnostic, problem),
+            None => diagnostic.fix(
+                "publish a new list (Vault: auto_rebuild=true at <mount>/config/crl), or a newer authority",
+            ),
+        })
     })
+}
+
+/// What would take its place cannot be had: that is what there is to mend.
+fn not_replaced(mut diagnostic: Diagnostic, problem: &Problem) -> Diagnostic {
+    diagnostic.reason = Some(match diagnostic.reason {
+        Some(reason) => format!("{reason}: {}", problem.message),
+        None => problem.message.to_string(),
+    });
+    diagnostic.fix(problem.advice())
 }
 
 fn declared(view: &View) -> impl Iterator<Item = &Certificate> {

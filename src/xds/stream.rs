@@ -149,7 +149,9 @@ impl<M: DiscoveryMessage> Opening<M> {
             Some(place) => place,
             None => {
                 let limit = shared.limits.streams;
-                let message = format!("{limit} streams are open, which is the limit: raise it or add agents");
+                let message = format!(
+                    "{limit} Envoy streams are open, the most that one agent serves: connect this Envoy to another agent"
+                );
                 return Err(refuse(None, RefusedReason::Limit, message));
             }
         };

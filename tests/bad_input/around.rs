@@ -158,7 +158,7 @@ pub fn world_around() -> Vec<Case> {
                     ProblemKind::NoToken,
                     "Consul at http://127.0.0.1:8500 answered GET /v1/health/service/orders without a token with 403: Permission denied",
                 )
-                .with_fix("no token is set; put one into CONSUL_HTTP_TOKEN that may: service \"orders\" { policy = \"read\" } and node_prefix \"\" { policy = \"read\" }");
+                .with_fix("no token is set; put one into CONSUL_HTTP_TOKEN (or `token` in the agent's settings; either is read at its start). It needs: service \"orders\" { policy = \"read\" } and node_prefix \"\" { policy = \"read\" }");
                 snapshot.apply(Observation::Service(ServiceUpdate {
                     query: service("orders"),
                     result: Err(problem),
@@ -188,7 +188,7 @@ pub fn world_around() -> Vec<Case> {
                     ProblemKind::TokenNotAccepted,
                     "Consul at http://127.0.0.1:8500 answered GET /v1/health/service/orders with 403: ACL not found",
                 )
-                .with_fix("Consul no longer knows this token (deleted or expired): put a valid one into /etc/portreeve/consul-token");
+                .with_fix("Consul does not know this token (mistyped, deleted or expired): put a valid one into /etc/portreeve/consul-token");
                 snapshot.apply(Observation::Service(ServiceUpdate {
                     query: service("orders"),
                     result: Err(problem),
@@ -359,7 +359,7 @@ pub fn world_around() -> Vec<Case> {
         .then(|snapshot| {
             let said = "client_ca vault_kv secret/clients: the revocation list of \"CN=another\" is signed by none of the authorities";
             let problem = Problem::new(ProblemKind::Invalid, said)
-                .with_fix("Store the list of the authorities that are named, and of no other.");
+                .with_fix("Store only revocation lists that were signed by the authorities stored here.");
             let compiler = Compiler::compile("edge", world::settings(), snapshot);
             let queries = compiler.certificate_queries();
             for query in queries.into_iter().filter(|query| matches!(query, CertificateQuery::ClientCa(_))) {

@@ -123,7 +123,7 @@ pub fn all() -> Vec<Case> {
                         ProblemKind::TokenNotAccepted,
                         "Consul refuses (403) /v1/agent/connect/ca/leaf/edge-gw: ACL not found",
                     )
-                    .with_fix("Consul no longer knows this token (deleted or expired): put a valid one into /etc/portreeve/mesh-token"),
+                    .with_fix("Consul does not know this token (mistyped, deleted or expired): put a valid one into /etc/portreeve/mesh-token"),
                 );
             },
             &[TokenNotAccepted],

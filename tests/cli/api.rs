@@ -271,12 +271,13 @@ async fn status_in_part() {
     assert_eq!(part["gateways"], whole["gateways"]);
     let bad = served.get("/v1/status?limit=none").await;
     assert_eq!(bad.status, 400);
-    assert_eq!(bad.json()["error"]["message"], "limit=\"none\" is no number");
+    assert_eq!(
+        bad.json()["error"]["message"],
+        "limit=\"none\" is not a whole number from 1 on"
+    );
 
     let shown = served.cli(&["status", "-limit", "1"]).await;
     insta::assert_snapshot!("status_in_part", shown.shown(&[]));
-    let all = served.cli(&["status", "-all"]).await;
-    assert_eq!(all.shown(&[]), served.cli(&["status"]).await.shown(&[]));
     let json = served.cli(&["status", "-json", "-limit", "1"]).await;
     let json: Value = serde_json::from_str(&json.out).unwrap();
     assert_eq!(json["documents"], part["documents"]);

@@ -198,7 +198,7 @@ async fn vault_gets_policies_and_a_login_for_the_job_alone() {
 
 /// A policy for a mistyped mount is right in form, and of no use.
 #[tokio::test(flavor = "multi_thread")]
-async fn vault_says_which_mounts_and_roles_the_policies_are_for_nothing() {
+async fn vault_names_the_mounts_and_roles_that_are_missing() {
     let vault = Vault::start().await;
     let warnings = |token: &str, more: &[&str]| -> Vec<String> {
         let run = setup("vault", &vault.address(), token, more);
@@ -228,19 +228,19 @@ async fn vault_says_which_mounts_and_roles_the_policies_are_for_nothing() {
     );
     begins(
         &warnings(&root, &["-kv-mount=gone"]),
-        &["there is no mount gone, where `vault_kv`"],
+        &["`vault_kv` has no mount gone"],
     );
     let mistyped = warnings(&root, &["-kv-mount=new", "-pki-role=egde", "-dry-run"]);
     begins(&mistyped, &["mount pki_int has no role egde"]);
     let no_pki = warnings(&root, &["-kv-mount=new", "-pki-mount=old"]);
     begins(&no_pki, &["mount old is of type kv, not pki"]);
     let gone = warnings(&root, &["-kv-mount=new", "-pki-mount=gone"]);
-    begins(&gone, &["there is no mount gone, where `vault_pki`"]);
+    begins(&gone, &["`vault_pki` has no mount gone"]);
     // Who may write policies and nothing else is not kept from it.
     let rules = "path \"sys/policies/acl/*\" { capabilities = [\"create\", \"read\", \"update\"] }";
     vault.policy("writer", rules).await;
     let writer = vault.create_token(&["writer"], "1h").await;
-    begins(&warnings(&writer, &[]), &["the token may not read sys/mounts"]);
+    begins(&warnings(&writer, &[]), &["sys/mounts cannot be read"]);
 }
 
 /// Documents that name an issuer need a right at a path of its own.
@@ -273,7 +273,11 @@ async fn vault_gets_a_policy_for_the_issuers_that_are_named_and_keeps_it() {
     assert!(run(&named).out.contains("Nothing to do"));
 
     // With it, and no more than it, a certificate may be had from both.
-    assert!(first.out.contains("! there is no mount pki_int"), "{}", first.out);
+    assert!(
+        first.out.contains("! `vault_pki` has no mount pki_int"),
+        "{}",
+        first.out
+    );
     vault.enable_pki("pki_int", "example.com").await;
     let issuers = async || vault.read("pki_int/issuers?list=true").await["data"]["keys"].clone();
     let root = issuers().await[0].as_str().unwrap().to_owned();

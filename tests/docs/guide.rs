@@ -105,13 +105,10 @@ struct Ports {
 
 impl Ports {
     fn new() -> Self {
-        let free = USUAL.iter().map(|usual| {
-            let free = free_port();
-            if *usual == "8200" {
-                // Vault takes the port after its own, too.
-                free_port();
-            }
-            (*usual, free)
+        let free = USUAL.iter().map(|usual| match *usual {
+            // Vault takes the port after its own, too.
+            "8200" => (*usual, first_of_two()),
+            _ => (*usual, free_port()),
         });
         Self {
             free: free.collect(),
@@ -139,12 +136,24 @@ impl Ports {
     }
 }
 
+/// Guides that are played at the same time draw from the same ports.
+fn first_of_two() -> u16 {
+    let mut first = free_port();
+    loop {
+        let second = free_port();
+        if second == first + 1 {
+            return first;
+        }
+        first = second;
+    }
+}
+
 /// What it wrote, if it went well.
 fn run(script: &str, work: &Path, programs: &Path) -> String {
     let path = std::env::join_paths(std::iter::once(programs.to_owned()).chain(search_path())).unwrap();
     let mut command = Command::new("timeout");
     command
-        .args(["--kill-after=20", "240", "bash", "-c", script])
+        .args(["--kill-after=40", "240", "bash", "-c", script])
         .current_dir(work)
         .env("PATH", path)
         .stdin(Stdio::null())
@@ -166,9 +175,10 @@ fn run(script: &str, work: &Path, programs: &Path) -> String {
     if !output.status.success() {
         let log = |name: &str| std::fs::read_to_string(work.join(name)).unwrap_or_default();
         panic!(
-            "{said}\n{}\n-- agent\n{}\n-- sidecar\n{}\n-- consul\n{}",
+            "{said}\n{}\n-- agent\n{}\n-- vault\n{}\n-- sidecar\n{}\n-- consul\n{}",
             String::from_utf8_lossy(&output.stderr),
             log("agent.log"),
+            log("vault.log"),
             log("sidecar.log"),
             log("consul.log")
         );

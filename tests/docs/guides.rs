@@ -31,7 +31,10 @@ gateways  = [\"edge\"]
 node_name = \"edge-1\"
 bind_addr = \"127.0.0.1\"
 consul { address = \"127.0.0.1:8500\" }
-envoy { supervise = true }
+envoy {
+  supervise  = true
+  drain_time = \"1s\"
+}
 ",
             $more,
             "END
@@ -83,7 +86,7 @@ consul kv put portreeve/config/edge 'gateway \"edge\" {
 }'
 "
         ),
-        // Some of either kind: the chance of a wrong failure is one in three thousand millions.
+        // Some of either kind: the chance of a wrong failure is one in 1.4 thousand million.
         after: "for request in $(seq 200); do
     curl -sS --fail --connect-to ::127.0.0.1:8080 http://orders.example.com/version
 done | sort | uniq -c | awk '{ print } END { exit NR != 2 }'
@@ -140,7 +143,7 @@ python3 -m http.server 9000 --bind 127.0.0.1 > postgres.log 2>&1 &
 consul services register -name=postgres -address=127.0.0.1 -port=9000
 "
         ),
-        after: "test \"$(curl -sS --fail --retry 10 --retry-connrefused http://127.0.0.1:5432/rows)\" = rows
+        after: "test \"$(curl -sS --fail --retry 10 --retry-all-errors http://127.0.0.1:5432/rows)\" = rows
 ",
         steps: 2,
         shown: 1,

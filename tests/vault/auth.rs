@@ -327,7 +327,12 @@ async fn a_credential_that_cannot_be_read_is_named() {
     let mut rig = Rig::start(&bao.address, VaultAuth::TokenFile(file.clone()), directory.path());
     rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
     let problem = rig.problem().await;
-    assert!(problem.message.contains("late_token cannot be read"), "{problem}");
+    assert!(
+        problem
+            .message
+            .contains("late_token cannot be used (No such file"),
+        "{problem}"
+    );
     std::fs::write(&file, bao.kv_token().await).unwrap();
     rig.material().await;
     rig.stop().await;

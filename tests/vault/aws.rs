@@ -316,7 +316,10 @@ async fn a_wrong_secret_or_another_vault_is_refused() {
             login(given(SECRET), "elsewhere.example.com"),
             "signed for another Vault",
         ),
-        (login(absent, "vault.example.com"), "absent cannot be read"),
+        (
+            login(absent, "vault.example.com"),
+            "absent cannot be used (No such file",
+        ),
     ] {
         let mut rig = Rig::start(&vault.address, auth, directory.path());
         rig.watch(&[&kv(KvVersion::V2, "secret", "www")]);

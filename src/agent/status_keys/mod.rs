@@ -69,7 +69,7 @@ impl StatusKeys {
         tasks.spawn(leader::lead(shared, session, stop.clone()));
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
-                tracing::error!(%error, "a part of the status write-back died; it is missing until the agent restarts");
+                tracing::error!(%error, "a task that writes status to Consul KV failed, which is a bug: please report it; its keys are not written until the agent restarts; serving is not affected");
             }
         }
         stop.cancelled().await;

@@ -10,7 +10,8 @@ use crate::sources::agent_api::Product;
 /// Policies for certificates, and the login of the agent's Nomad job
 ///
 /// The policies are those of vault-policies/, for the mounts and the role that are named here. With -nomad-jwks-url
-/// also a JWT auth mount and a role on it that only the agent's own job may take.
+/// also a JWT auth mount and a role on it that only the agent's own job may take. Mounts and roles for certificates are not
+/// made; those that the policies name and that are not there are told.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -76,21 +77,22 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     server.finish()
 }
 
-/// The policies may be right and yet for nothing: mounts and their roles are the operator's own. A mistyped name would show
+/// The policies may be right and still of no use: mounts and their roles are the operator's own. A mistyped name would show
 /// only as a refused certificate.
 async fn say_what_is_not_there(server: &mut Server<'_>, arguments: &Arguments) -> anyhow::Result<()> {
-    let Some(mounts) = server.look("sys/mounts").await? else {
-        return server.warn("the token may not read sys/mounts: whether the mounts are there is not known");
+    let Some(mounts) = server.look("sys/mounts").await else {
+        return server
+            .warn("sys/mounts cannot be read with this token: whether the mounts are there was not checked");
     };
     let mounts = data(mounts).unwrap_or_default();
     let (pki, role, kv) = (&arguments.pki_mount, &arguments.pki_role, &arguments.kv_mount);
     let of = |name: &str| mounts.get(format!("{}/", name.trim_matches('/')));
     match of(pki).map(|mount| mount["type"].as_str().unwrap_or_default()) {
         None => server.warn(&format!(
-            "there is no mount {pki}, where `vault_pki` gets certificates: enable it (vault secrets enable -path={pki} pki), or name yours with -pki-mount"
+            "`vault_pki` has no mount {pki} yet: enable it (vault secrets enable -path={pki} pki), or name yours with -pki-mount"
         ))?,
         Some("pki") => {
-            if let Some(None) = server.look(&format!("{pki}/roles/{role}")).await? {
+            if let Some(None) = server.look(&format!("{pki}/roles/{role}")).await {
                 server.warn(&format!(
                     "mount {pki} has no role {role}: write it ({pki}/roles/{role}), or name yours with -pki-role"
                 ))?;
@@ -103,10 +105,10 @@ async fn say_what_is_not_there(server: &mut Server<'_>, arguments: &Arguments) -
     match of(kv).map(|mount| (mount["type"].as_str(), mount["options"]["version"].as_str())) {
         Some((Some("kv"), Some("2"))) => Ok(()),
         None => server.warn(&format!(
-            "there is no mount {kv}, where `vault_kv` reads certificates: enable it (vault secrets enable -path={kv} -version=2 kv), or name yours with -kv-mount"
+            "`vault_kv` has no mount {kv} yet: enable it (vault secrets enable -path={kv} -version=2 kv), or name yours with -kv-mount"
         )),
         Some(_) => server.warn(&format!(
-            "mount {kv} is not KV version 2, which `vault_kv` reads: name yours with -kv-mount"
+            "mount {kv} is not KV version 2, which the policy is for: name yours with -kv-mount; for version 1 write vault-policies/portreeve-kv1.hcl"
         )),
     }
 }

@@ -176,7 +176,7 @@ impl ApiClient {
             let place = self.token_place();
             return self.login().is_none().then(|| {
                 format!(
-                    "{product} no longer knows this token (deleted or expired): put a valid one into {place}"
+                    "{product} does not know this token (mistyped, deleted or expired): put a valid one into {place}"
                 )
             });
         }
@@ -195,7 +195,7 @@ impl ApiClient {
             format!("grant the token: {rule}")
         } else {
             format!(
-                "no token is set; put one into {} that may: {rule}",
+                "no token is set; put one into {}. It needs: {rule}",
                 self.token_place()
             )
         }
@@ -204,7 +204,10 @@ impl ApiClient {
     fn token_place(&self) -> String {
         match self.0.token.file() {
             Some(file) => file.display().to_string(),
-            None => self.0.settings.product.token_variable().to_owned(),
+            None => format!(
+                "{} (or `token` in the agent's settings; either is read at its start)",
+                self.0.settings.product.token_variable()
+            ),
         }
     }
 

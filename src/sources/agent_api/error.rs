@@ -174,9 +174,9 @@ impl ApiError {
                 ..
             } => Some(match server.product {
                 // Asked by `portreeve setup` alone, which has no settings.
-                Product::Vault => "check that Vault runs there; VAULT_ADDR names another address".to_owned(),
+                Product::Vault => "check that Vault runs there, or name another address in VAULT_ADDR".to_owned(),
                 product => format!(
-                    "check that the {product} agent runs there; the settings (address), the command line or {} name another",
+                    "check that the {product} agent runs there, or name another address: in the settings (address), on the command line, or in {}",
                     product.address_variable()
                 ),
             }),
@@ -185,7 +185,7 @@ impl ApiError {
                 server,
                 ..
             } => Some(format!(
-                "ca_file ({}) names the authority that signed its certificate; tls_server_name the name in it, if the address has another",
+                "set ca_file ({}) to the authority that signed its certificate, and tls_server_name to the name in it, if the address has another",
                 server.product.ca_variable()
             )),
             Self::Transport {
@@ -193,7 +193,7 @@ impl ApiError {
                 server,
                 ..
             } => Some(format!(
-                "{} asks for client certificates: client_cert and client_key name one of an authority that it trusts, and that has not ended",
+                "{} asks for a client certificate: set client_cert and client_key to one that it trusts and that has not expired",
                 server.product
             )),
             Self::Transport {
@@ -205,10 +205,10 @@ impl ApiError {
                 Product::Consul => {
                     "if this repeats, raise limits.http_max_conns_per_client of the Consul agent or use its HTTPS port".to_owned()
                 }
-                Product::Nomad | Product::Vault => format!(
-                    "if this repeats, raise limits.http_max_conns_per_client of the {} agent",
-                    server.product
-                ),
+                Product::Nomad => {
+                    "if this repeats, raise limits.http_max_conns_per_client of the Nomad agent".to_owned()
+                }
+                Product::Vault => "try again; if this repeats, look into Vault's own log, and that of a proxy before it".to_owned(),
             }),
             Self::NoToken { problem, .. } => problem.fix.as_ref().map(ToString::to_string),
             Self::TxnTooLarge { .. } => Some("write fewer or smaller documents at a time".to_owned()),

@@ -254,9 +254,10 @@ impl ApiClient {
                 )
                 .into(),
                 fix: match problem.kind {
-                    ProblemKind::Blocked => problem.fix,
+                    // Nobody has looked at the identity yet.
+                    ProblemKind::Blocked | ProblemKind::Unavailable => problem.fix,
                     _ => Some(
-                        "see that the auth method is there, verifies this identity, and has a binding rule that takes it"
+                        "check that the auth method exists, verifies this identity, and has a binding rule that takes it"
                             .into(),
                     ),
                 },

@@ -186,7 +186,7 @@ impl ServiceWatcherTask {
                     }
                 },
                 Some(Err(error)) = beside.join_next() => {
-                    tracing::error!(%error, "what runs beside the service watches panicked, they go on without it");
+                    tracing::error!(%error, "a helper task of the service watches failed, which is a bug: please report it; they go on, perhaps slower, until the agent is restarted");
                 }
             }
         }

@@ -92,7 +92,9 @@ impl AuthorityFault {
             (Self::BrokenList(_) | Self::NoListBlock, _) => {
                 "Store the lists as PEM (-----BEGIN X509 CRL-----), one after the other."
             }
-            (Self::StrangeList(_), _) => "Store the list of the authorities that are named, and of no other.",
+            (Self::StrangeList(_), _) => {
+                "Store only revocation lists that were signed by the authorities stored here."
+            }
             (Self::UnsupportedSignature(..), _) => {
                 "Let the authority sign with RSA, Ed25519, or ECDSA on P-256 or P-384 (SHA-256 or SHA-384); or have \
                  nothing taken as revoked: leave crl out."

@@ -78,7 +78,7 @@ impl LeaseWatch {
                     if !revoked {
                         continue;
                     }
-                    tracing::warn!(certificate = %watch.query, serial = %material.serial, "vault revoked it");
+                    tracing::warn!(certificate = %watch.query, serial = %material.serial, "vault revoked the certificate; another one is asked for");
                     lease.is_lost = true;
                 }
             }

@@ -223,7 +223,7 @@ impl Watched for Documents {
                 }
                 Disappearance::NotGone(key) => {
                     self.unlisted_reads += 1;
-                    tracing::warn!(%key, times = self.unlisted_reads, "a listing lacks a key that can be read");
+                    tracing::warn!(%key, times = self.unlisted_reads, "a list of keys lacks one that exists; the list is not believed");
                     doubt = Some(self.not_gone(&key));
                 }
             }
@@ -395,11 +395,12 @@ impl Documents {
 
     fn not_gone(&self, key: &str) -> Problem {
         let message = format!(
-            "Consul at {} lists {} without {key}, which can be read",
+            "Consul at {} left {key} out of its list of {}, though the key exists: the list is not believed, and the documents last known stay",
             self.client.address(),
             self.prefix
         );
         Problem::new(ProblemKind::Unavailable, message)
+            .with_fix("mostly over at the next read; if it stays, check that all Consul servers agree (`consul operator raft list-peers`)")
     }
 
     fn rejection(&self, rejected: &[Rejected]) -> Option<Problem> {

@@ -87,8 +87,10 @@ fn tell(shared: &Shared, told: &mut Option<VaultFault>, fault: Option<VaultFault
         return;
     }
     match &fault {
-        Some(fault) => tracing::warn!(%fault, "vault secret id not unwrapped; the one of before is used on"),
-        None => tracing::info!("nothing speaks against the vault secret id any more"),
+        Some(fault) => {
+            tracing::warn!(%fault, "the new vault secret id could not be unwrapped; the former one stays in use")
+        }
+        None => tracing::info!("the problem with the vault secret id is over"),
     }
     shared
         .freshness

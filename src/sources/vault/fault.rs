@@ -64,7 +64,7 @@ pub enum Reason {
     TooLarge,
     #[error("the path {0:?} is not one that Vault can hold")]
     BadPath(String),
-    #[error("the credential file {path} cannot be read ({reason})")]
+    #[error("the credential from {path} cannot be used ({reason})")]
     Credential { path: String, reason: String },
     #[error("the wrapping token in {path} cannot be used: {what}")]
     Wrapping { path: String, what: String },
@@ -186,7 +186,7 @@ impl VaultFault {
                 self.rule()
             ),
             Reason::NotFound(_) => format!(
-                "Check the mount and the path: `vault read {path}` must answer with the agent's policy."
+                "Check the mount and the path: `vault read {path}` with the agent's token must show the secret."
             ),
             Reason::NoMount | Reason::NoPki => {
                 "Compare the mount's name with `vault secrets list` (in the agent's namespace, if there is one), and correct \
@@ -218,7 +218,10 @@ impl VaultFault {
             Reason::BadPath(_) => {
                 "Name mount and path without empty parts, \"..\" and control characters.".to_owned()
             }
-            Reason::Credential { .. } => "Make the file readable for the agent's user.".to_owned(),
+            Reason::Credential { .. } => {
+                "Put it there, readable for the agent's user, or correct the path in the settings: it is looked at again by itself."
+                    .to_owned()
+            }
             Reason::Wrapping { .. } => {
                 "Deliver a new one (`vault write -wrap-ttl=... -f auth/<mount>/role/<role>/secret-id`). If nobody of yours \
                  used it, the secret id is known to somebody else: destroy it by its accessor."

@@ -264,7 +264,7 @@ async fn unknown_authorities_keep_the_port_closed_and_known_ones_outlive_vault()
     let (good, _) = issue(vault, "pki_clients", "good").await;
     let authority = vault.read("pki_clients/cert/ca").await["data"]["certificate"].clone();
     stack.put("www", &document("required", &from_kv("clients"))).await;
-    let said = "the listener \"secure\" is not opened: whose client certificates are good is not known";
+    let said = "the listener \"secure\" is not opened, as the authorities of its clients are not known";
     stack.agent.process.wait_for_log(said, SOON).await;
     let clients = Clients::of(&stack).await;
     let client = clients.with(Some(&good));
