@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as PlainMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
@@ -273,7 +274,9 @@ impl ApiClient {
         let old = self.token().replace(Some(token));
         tracing::info!(method = login.settings.method, "logged in to {}", self.address());
         if let Some(old) = old {
-            self.give_back(old).await;
+            // By itself: whoever waits for an answer with the old token is told of the new one and drops what it does, this
+            // login among it.
+            tokio::spawn(self.give_back(old));
         }
         Ok(())
     }
@@ -326,13 +329,17 @@ impl ApiClient {
     }
 
     /// Consul may have forgotten it already, and will in any case at its end.
-    async fn give_back(&self, token: Arc<Redacted<String>>) {
-        let call = Call::new(Method::POST, "acl/logout")
-            .timeout(LOGOUT)
-            .with(Credential::This(token));
-        if let Err(error) = Box::pin(self.call(call)).await {
-            tracing::debug!(%error, "token not given back");
-        }
+    /// Boxed by its type: a call may log in, and a login gives back.
+    fn give_back(&self, token: Arc<Redacted<String>>) -> BoxFuture<'static, ()> {
+        let client = self.clone();
+        Box::pin(async move {
+            let call = Call::new(Method::POST, "acl/logout")
+                .timeout(LOGOUT)
+                .with(Credential::This(token));
+            if let Err(error) = client.call(call).await {
+                tracing::debug!(%error, "token not given back");
+            }
+        })
     }
 }
 
