@@ -194,6 +194,12 @@ fn normal(path: &str) -> String {
 }
 
 fn insensitive(route: &ChainMatch) -> Result<ChainPath, Inexpressible> {
+    for condition in route.headers.iter().chain(&route.query) {
+        if let TextMatch::Regex(regex) = &condition.text {
+            Regex::new(regex)
+                .map_err(|_| format!("{regex:?} is not a regular expression that Envoy takes"))?;
+        }
+    }
     Ok(match &route.path {
         ChainPath::Regex(regex) => {
             Regex::new(regex)

@@ -290,3 +290,23 @@ fn what_a_router_rewrites_stays_normalised() {
         assert!(matches!(&*seen, "/v2/" | "/v2/users"), "{seen}");
     }
 }
+
+/// Envoy would refuse the whole host for one of them.
+#[test]
+fn a_condition_that_is_no_regular_expression_cannot_be_expressed() {
+    let with = |regex: &str| ValueMatch {
+        name: "x-version".into(),
+        text: TextMatch::Regex(regex.into()),
+        invert: false,
+    };
+    let header = |regex: &str| ChainMatch {
+        headers: vec![with(regex)],
+        ..route(ChainPath::Any)
+    };
+    let query = |regex: &str| ChainMatch {
+        query: vec![with(regex)],
+        ..route(ChainPath::Any)
+    };
+    assert!(insensitive(&header("v[12]")).is_ok() && insensitive(&query("v[12]")).is_ok());
+    assert!(insensitive(&header("v(")).is_err() && insensitive(&query("v(")).is_err());
+}
