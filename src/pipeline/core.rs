@@ -22,7 +22,7 @@ use crate::model::mesh::Interest;
 use crate::model::{DocumentId, Interests, Observation, ServiceQuery};
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::{Compiled, Compiler, Settings};
-use crate::xds::{Event, Streams};
+use crate::xds::{Event, RefusedReason, Streams};
 
 /// How long a changed host waits for the first answer of a watch it is the first to need. Consul answers in
 /// milliseconds; after this the host is published with 503 for what is not known.
@@ -83,6 +83,7 @@ pub struct Pipeline {
     pub(super) store: Option<Store>,
     accepted: AcceptedTexts,
     became: Flood<Became>,
+    pub(super) refused_clients: Flood<RefusedReason>,
     ownerless: Vec<DocumentId>,
     pub(super) streams: Streams,
     view: watch::Sender<Arc<View>>,
@@ -91,8 +92,6 @@ pub struct Pipeline {
     /// Counts the wishes for watches.
     wish: u64,
     revision: u64,
-    /// Set while some host waits for a watch.
-    hold_until: Option<Instant>,
     /// Something is to be seen on streams alone.
     pub(super) is_view_due: bool,
     /// Set while some Envoy has not said all that it could.
@@ -169,6 +168,7 @@ impl Pipeline {
             store,
             accepted: AcceptedTexts::default(),
             became: Flood::default(),
+            refused_clients: Flood::default(),
             ownerless: settings.ownerless,
             streams,
             view,
@@ -176,7 +176,6 @@ impl Pipeline {
             wanted: wanted.clone(),
             wish: 0,
             revision: 0,
-            hold_until: None,
             is_view_due: false,
             look: None,
             stale_at,
@@ -220,7 +219,7 @@ impl Pipeline {
         let mut event_batch = Vec::new();
         loop {
             let timers = [
-                self.hold_until,
+                self.hold_deadline(),
                 self.stale_at,
                 self.accepted.deadline(),
                 self.refusals.deadline(),
@@ -244,10 +243,7 @@ impl Pipeline {
                         self.publish();
                     }
                     self.go_on();
-                }
-                count = observations.recv_many(&mut batch, SLICE) => {
-                    if count == 0 { break }
-                    self.observe(batch.drain(..));
+                    self.tick_if_due(timer);
                 }
                 Some(command) = commands.recv() => match command {
                     Command::Permit(permissions, done) => {
@@ -260,6 +256,11 @@ impl Pipeline {
                         let _ = done.send(());
                     }
                 },
+                count = observations.recv_many(&mut batch, SLICE) => {
+                    if count == 0 { break }
+                    self.observe(batch.drain(..));
+                    self.tick_if_due(timer);
+                }
                 () = sleep_until(timer.unwrap_or(far)) => self.tick(),
             }
         }
@@ -357,12 +358,10 @@ impl Pipeline {
             all.push(compiled);
         }
         self.renew_interests(&all);
-        let waiting = self.gateways.iter().any(|gateway| gateway.compiler.is_waiting());
-        self.hold_until = match (waiting, self.hold_until) {
-            (true, None) => Some(Instant::now() + HOLD),
-            (true, already) => already,
-            (false, _) => None,
-        };
+        let now = Instant::now();
+        for gateway in &mut self.gateways {
+            gateway.note_held(now + HOLD);
+        }
         self.publish();
         // A text that becomes the same resources as the one before has nothing to wait for.
         if self.confirm(&changes.config.documents) {
@@ -370,6 +369,13 @@ impl Pipeline {
         }
         if !changes.config.documents.is_empty() {
             self.look_soon();
+        }
+    }
+
+    /// Where something always comes, the timer's own turn never does.
+    fn tick_if_due(&mut self, timer: Option<Instant>) {
+        if timer.is_some_and(|at| at <= Instant::now()) {
+            self.tick();
         }
     }
 
@@ -382,17 +388,12 @@ impl Pipeline {
             self.stale_at = None;
             self.stale = true;
             tracing::warn!("the document source does not answer: serving the last published state from disk");
+            // What waits for a watch goes without it: an Envoy that runs would lose the host.
+            self.release(|gateway, snapshot| gateway.release_all(snapshot));
             self.publish();
         }
-        if self.hold_until.is_some_and(|at| at <= now) {
-            self.hold_until = None;
-            let mut all = Vec::with_capacity(self.gateways.len());
-            for gateway in &mut self.gateways {
-                let compiled = gateway.compiler.stop_waiting(&self.snapshot);
-                gateway.compiled(&compiled);
-                all.push(compiled);
-            }
-            self.renew_interests(&all);
+        if self.hold_deadline().is_some_and(|at| at <= now) {
+            self.release(|gateway, snapshot| gateway.release_held(snapshot, now));
             self.publish();
             self.look_soon();
         }
@@ -404,6 +405,19 @@ impl Pipeline {
         if self.look.is_some_and(|look| look.at <= now) {
             self.look_around();
         }
+    }
+
+    fn hold_deadline(&self) -> Option<Instant> {
+        self.gateways.iter().filter_map(Gateway::hold_deadline).min()
+    }
+
+    /// Hosts that have waited long enough are published with what is known.
+    fn release(&mut self, release: impl Fn(&mut Gateway, &Snapshot) -> Compiled) {
+        let mut all = Vec::with_capacity(self.gateways.len());
+        for gateway in &mut self.gateways {
+            all.push(release(gateway, &self.snapshot));
+        }
+        self.renew_interests(&all);
     }
 
     /// Watches are shared by all gateways; what nobody needs any more is dropped and forgotten. Only what the gateways

@@ -106,8 +106,15 @@ impl Pipeline {
                 reason,
                 message,
             } => {
-                let node = node.as_deref().unwrap_or_default();
-                tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
+                // Whoever reaches the port can ask as often as it likes.
+                let now = Instant::now();
+                for (reason, count) in self.refused_clients.over(now) {
+                    tracing::warn!(count, ?reason, "xDS clients were refused, besides those told");
+                }
+                if self.refused_clients.admits(reason, now) {
+                    let node = node.as_deref().unwrap_or_default();
+                    tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
+                }
             }
             Event::Lagged { lost } => {
                 tracing::warn!(

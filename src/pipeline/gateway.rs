@@ -1,7 +1,8 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use imbl::ordset::DiffItem;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -9,7 +10,8 @@ use super::view::GatewayView;
 use super::withheld::Withheld;
 use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceSet};
 use crate::model::DocumentId;
-use crate::translate::{Compiled, Compiler};
+use crate::snapshot::Snapshot;
+use crate::translate::{Compiled, Compiler, Held};
 use crate::xds::{StreamId, StreamView};
 
 /// How long a gateway without any Envoy is waited for, until the others alone confirm what documents say.
@@ -30,6 +32,8 @@ pub(super) struct Gateway {
     envoys: BTreeSet<StreamId>,
     /// When the last Envoy went, or this agent came.
     alone_since: Instant,
+    /// Until when hosts wait for their watches, the oldest first: each entry has all that waited when one more began to.
+    holds: VecDeque<(Instant, Held)>,
 }
 
 impl Gateway {
@@ -49,6 +53,7 @@ impl Gateway {
             unacknowledged: BTreeSet::new(),
             envoys: BTreeSet::new(),
             alone_since: Instant::now(),
+            holds: VecDeque::new(),
         };
         gateway.compiled(compiled);
         gateway
@@ -63,6 +68,44 @@ impl Gateway {
         self.due |= compiled.changed;
         self.unacknowledged.extend(compiled.documents.iter().cloned());
         self.unacknowledged.extend(self.compiler.expecting().cloned());
+    }
+
+    /// Takes note of hosts that began to wait, and how long they may.
+    pub fn note_held(&mut self, until: Instant) {
+        let held = self.compiler.held();
+        if held.is_empty() {
+            self.holds.clear();
+            return;
+        }
+        match self.holds.back_mut() {
+            Some((_, known)) if !grows(known, held) => *known = held.clone(),
+            _ => self.holds.push_back((until, held.clone())),
+        }
+    }
+
+    pub fn hold_deadline(&self) -> Option<Instant> {
+        self.holds.front().map(|(until, _)| *until)
+    }
+
+    /// Those that have waited long enough by now. One host's patience is not cut short by another's.
+    pub fn release_held(&mut self, snapshot: &Snapshot, now: Instant) -> Compiled {
+        let mut due = None;
+        while self.hold_deadline().is_some_and(|until| until <= now) {
+            due = self.holds.pop_front();
+        }
+        let compiled = match due {
+            Some((_, hosts)) => self.compiler.release(snapshot, &hosts),
+            None => Compiled::default(),
+        };
+        self.compiled(&compiled);
+        compiled
+    }
+
+    pub fn release_all(&mut self, snapshot: &Snapshot) -> Compiled {
+        self.holds.clear();
+        let compiled = self.compiler.stop_waiting(snapshot);
+        self.compiled(&compiled);
+        compiled
     }
 
     /// Hands the streams what is new. False: nothing is.
@@ -111,15 +154,17 @@ impl Gateway {
         streams: &[StreamView],
         diagnostic: crate::diagnostics::Diagnostic,
     ) {
-        let accepted = streams
-            .iter()
-            .filter_map(|stream| stream.acked.get(resource.kind, &resource.name))
-            .filter(|accepted| accepted.version != resource.version);
+        let accepted = streams.iter().filter_map(|stream| {
+            let accepted = stream.acked.get(resource.kind, &resource.name)?;
+            (accepted.version != resource.version).then_some((accepted, &stream.acked))
+        });
         // Whose bytes are known serves newcomers too.
-        let instead = accepted
-            .min_by_key(|accepted| accepted.is_held_by_envoy())
-            .cloned();
-        self.withheld.add(resource, instead, diagnostic);
+        let instead = accepted.min_by_key(|(accepted, _)| accepted.is_held_by_envoy());
+        let (instead, needed) = match instead {
+            Some((accepted, acked)) => (Some(accepted.clone()), needed_by(accepted, acked)),
+            None => (None, Vec::new()),
+        };
+        self.withheld.add(resource, instead, needed, diagnostic);
         self.due = true;
     }
 
@@ -222,15 +267,44 @@ pub(super) fn find<'a>(gateways: &'a mut [Gateway], name: &str) -> Option<&'a mu
 }
 
 /// The receivers that the streams of each gateway read.
+/// Whether any waits that did not.
+fn grows(known: &Held, held: &Held) -> bool {
+    known.diff(held).any(|item| matches!(item, DiffItem::Add(_)))
+}
+
+/// All that an Envoy has of what this resource needs: what serves in the place of a refused one may need what the compiler
+/// has no use for any more.
+fn needed_by(resource: &Arc<Resource>, acked: &ResourceSet) -> Vec<Arc<Resource>> {
+    let mut needed: Vec<Arc<Resource>> = Vec::new();
+    let mut open = vec![resource.clone()];
+    while let Some(resource) = open.pop() {
+        for need in resource.needs.iter() {
+            let Some(found) = acked.get(need.kind, &need.name) else {
+                continue;
+            };
+            let is_new = needed
+                .iter()
+                .all(|known| (known.kind, &known.name) != (found.kind, &found.name));
+            if is_new && !found.is_held_by_envoy() {
+                needed.push(found.clone());
+                open.push(found.clone());
+            }
+        }
+    }
+    needed
+}
+
 pub(super) type Receivers = BTreeMap<Arc<str>, watch::Receiver<Option<Arc<ResourceSet>>>>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Config, Permissions};
+    use crate::diagnostics::{Code, Diagnostic};
+    use crate::envoy::ResourceRef;
     use crate::hcl::Limits;
     use crate::model::{Document, DocumentsUpdate, Observation, ServiceQuery, ServiceUpdate};
-    use crate::snapshot::{Changes, Snapshot};
+    use crate::snapshot::Changes;
     use crate::translate::Settings;
 
     const GATEWAY: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 80\n  }\n}\n";
@@ -367,5 +441,86 @@ mod tests {
         );
         let stream = StreamView::running("edge", gateway.published().clone());
         assert!(gateway.acknowledged_by(&stream).contains(&id("a")));
+    }
+
+    #[test]
+    fn one_hosts_patience_is_not_cut_short_by_anothers() {
+        let (mut snapshot, mut gateway) = published();
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let waits = |name: &str| route(name, &format!("backend \"consul\" \"for-{name}\" {{}}"));
+        change(&mut snapshot, &mut gateway, "a", &waits("a"));
+        gateway.note_held(at(2));
+        change(&mut snapshot, &mut gateway, "b", &waits("b"));
+        gateway.note_held(at(3));
+        // Something else happens: nobody waits longer for it.
+        gateway.note_held(at(9));
+        let of_b = |gateway: &Gateway| {
+            let published = gateway
+                .published()
+                .get(ResourceKind::ScopedRoute, "web/b.example.com");
+            published.map(|route| route.version.clone())
+        };
+        let before = of_b(&gateway);
+        assert_eq!(gateway.hold_deadline(), Some(at(2)));
+        gateway.release_held(&snapshot, at(2));
+        gateway.publish();
+        let held = |gateway: &Gateway| -> Vec<String> {
+            let hosts = gateway.compiler.held().iter();
+            hosts.map(|(_, host)| host.to_string()).collect()
+        };
+        assert_eq!(held(&gateway), ["b.example.com"]);
+        assert_eq!(of_b(&gateway), before);
+        assert_eq!(gateway.hold_deadline(), Some(at(3)));
+        gateway.release_held(&snapshot, at(3));
+        gateway.publish();
+        assert!(!gateway.compiler.is_waiting());
+        assert_ne!(of_b(&gateway), before);
+        assert_eq!(gateway.hold_deadline(), None);
+    }
+
+    #[test]
+    fn what_serves_in_the_place_of_a_refused_one_keeps_what_it_needs() {
+        let (_, mut gateway) = published();
+        let needing = |kind, name: &str, needs: &[(ResourceKind, &str)]| {
+            let needs = needs.iter().map(|(kind, name)| ResourceRef {
+                kind: *kind,
+                name: (*name).into(),
+            });
+            let made = Resource::new(kind, name.into(), name.as_bytes());
+            Arc::new(made.needing(needs.collect()))
+        };
+        let route = "web/a.example.com";
+        let refused = gateway
+            .published()
+            .get(ResourceKind::ScopedRoute, route)
+            .unwrap()
+            .clone();
+        let mut acked = gateway.published().clone();
+        for resource in [
+            needing(ResourceKind::ScopedRoute, route, &[(ResourceKind::Cluster, "v1")]),
+            needing(ResourceKind::Cluster, "v1", &[(ResourceKind::Endpoint, "v1")]),
+            needing(ResourceKind::Endpoint, "v1", &[]),
+        ] {
+            acked.insert(resource);
+        }
+        let accepted = acked
+            .get(ResourceKind::ScopedRoute, route)
+            .unwrap()
+            .version
+            .clone();
+        let stream = StreamView::running("edge", acked);
+        let diagnostic = Diagnostic::error(Code::EnvoyRejected, "refused");
+        gateway.withhold(&refused, &[stream], diagnostic);
+        // And again later, when no Envoy is asked any more.
+        for _ in 0..2 {
+            gateway.due = true;
+            gateway.publish();
+            let published = gateway.published();
+            let served = published.get(ResourceKind::ScopedRoute, route).unwrap();
+            assert_eq!(served.version, accepted);
+            assert!(published.get(ResourceKind::Cluster, "v1").is_some());
+            assert!(published.get(ResourceKind::Endpoint, "v1").is_some());
+        }
     }
 }

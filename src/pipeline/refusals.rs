@@ -57,6 +57,8 @@ pub(super) enum Verdict {
 pub(super) struct Others {
     have_taken: bool,
     may_take: bool,
+    /// Any Envoy at all runs with another version of it.
+    has_former: bool,
 }
 
 impl Others {
@@ -66,6 +68,10 @@ impl Others {
         Self {
             have_taken: others.clone().any(|stream| has_taken(stream, resource)),
             may_take: others.any(|stream| may_take(stream, resource)),
+            has_former: streams.iter().any(|stream| {
+                let former = stream.acked.get(resource.kind, &resource.name);
+                former.is_some_and(|former| former.version != resource.version)
+            }),
         }
     }
 }
@@ -191,6 +197,9 @@ impl Refusals {
             .cloned()
             .collect();
         match (suspects.is_empty(), declaring.is_empty()) {
+            // Envoys that are away may run with what confirmed texts made: without a former version to go back to, it is
+            // not taken from them for the sake of one that never had it.
+            (true, _) if !resource.origins.is_empty() && !others.has_former => Verdict::Node,
             (true, _) => Verdict::Resource,
             (false, true) => Verdict::Documents(suspects),
             (false, false) => Verdict::Documents(declaring),

@@ -39,14 +39,23 @@ struct Entry {
     version: Arc<str>,
     /// None: Envoy never accepted any.
     instead: Option<Arc<Resource>>,
+    /// What that one needs, as Envoy has it: kept where the compiled set has it no more. Not over a restart.
+    needed: Vec<Arc<Resource>>,
     diagnostic: Diagnostic,
 }
 
 impl Withheld {
-    pub fn add(&mut self, refused: &Resource, instead: Option<Arc<Resource>>, diagnostic: Diagnostic) {
+    pub fn add(
+        &mut self,
+        refused: &Resource,
+        instead: Option<Arc<Resource>>,
+        needed: Vec<Arc<Resource>>,
+        diagnostic: Diagnostic,
+    ) {
         let entry = Entry {
             version: refused.version.clone(),
             instead,
+            needed,
             diagnostic,
         };
         self.entries.insert((refused.kind, refused.name.clone()), entry);
@@ -62,6 +71,7 @@ impl Withheld {
             let entry = Entry {
                 version: kept.version,
                 instead,
+                needed: Vec::new(),
                 diagnostic: kept.diagnostic,
             };
             ((kept.kind, kept.name), entry)
@@ -110,6 +120,11 @@ impl Withheld {
                 Some(accepted) => _ = set.insert(accepted.clone()),
                 None => _ = set.remove(*kind, name),
             }
+            for needed in &entry.needed {
+                if set.get(needed.kind, &needed.name).is_none() {
+                    set.insert(needed.clone());
+                }
+            }
         }
     }
 
@@ -139,14 +154,14 @@ mod tests {
         let (good, bad, next) = (endpoints(b"good"), endpoints(b"bad"), endpoints(b"next"));
         let mut withheld = Withheld::default();
         let diagnostic = Diagnostic::error(Code::EnvoyRejected, "refused");
-        withheld.add(&bad, Some(good.clone()), diagnostic.clone());
+        withheld.add(&bad, Some(good.clone()), Vec::new(), diagnostic.clone());
         assert_eq!(applied(&mut withheld, &bad), Some(good));
         assert_eq!(withheld.diagnostics().count(), 1);
         assert_eq!(applied(&mut withheld, &next), Some(next));
         assert_eq!(withheld.diagnostics().count(), 0);
         // The same bytes again are a new attempt.
         assert_eq!(applied(&mut withheld, &bad), Some(bad.clone()));
-        withheld.add(&bad, None, diagnostic.clone());
+        withheld.add(&bad, None, Vec::new(), diagnostic.clone());
         assert_eq!(applied(&mut withheld, &bad), None, "nothing was ever accepted");
     }
 
@@ -160,6 +175,7 @@ mod tests {
         withheld.add(
             &bad,
             Some(good.clone()),
+            Vec::new(),
             Diagnostic::error(Code::EnvoyRejected, "refused"),
         );
         let saved = serde_json::to_vec(&withheld.take_unsaved().unwrap()).unwrap();
@@ -178,7 +194,12 @@ mod tests {
             "1".to_owned(),
             b"key",
         );
-        withheld.add(&key, None, Diagnostic::error(Code::EnvoyRejected, "refused"));
+        withheld.add(
+            &key,
+            None,
+            Vec::new(),
+            Diagnostic::error(Code::EnvoyRejected, "refused"),
+        );
         assert_eq!(withheld.take_unsaved().unwrap().len(), 1);
     }
 }

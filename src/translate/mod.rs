@@ -16,4 +16,4 @@ mod runtime;
 mod secret;
 mod tcp_proxy;
 
-pub use compiler::{Compiled, Compiler, Fetched, Settings, UnitKey};
+pub use compiler::{Compiled, Compiler, Fetched, Held, Settings, UnitKey};

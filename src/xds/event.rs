@@ -69,7 +69,7 @@ pub enum Event {
     Lagged { lost: u64 },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusedReason {
     /// No client certificate, one that does not verify, or one that no gateway lists; a uid that may not.
@@ -134,7 +134,10 @@ async fn report_lag(sender: mpsc::Sender<Event>, lag: Arc<Lag>) {
     if let Ok(permit) = sender.reserve().await {
         lag.is_reporting.store(false, Ordering::Release);
         let lost = lag.lost.swap(0, Ordering::AcqRel);
-        tracing::warn!(lost, "event queue was full: consumers must read the stream views");
+        tracing::debug!(
+            lost,
+            "the queue of events is full: whoever reads it is told to look at all streams"
+        );
         permit.send(Event::Lagged { lost });
     }
 }

@@ -86,7 +86,7 @@ impl Compiler {
                 .insert((interest.clone(), listener_name.clone(), host.clone()));
         }
         self.say(unit_key, resolved.diagnostics);
-        let hold = !resolved.pending.is_empty() && self.settings.hold_pending;
+        let hold = !resolved.pending.is_empty() && self.settings.hold_pending && !work.release;
         let unit = if hold {
             self.held.insert(key.clone());
             // Nothing of it reaches Envoy yet, and its documents are not what Envoy runs with.

@@ -48,6 +48,9 @@ pub enum UnitKey {
 /// A host of a listener.
 type HostKey = (Arc<str>, Arc<str>);
 
+/// Hosts that wait for their watches.
+pub type Held = OrdSet<(Arc<str>, Arc<str>)>;
+
 /// One gateway as compiled so far.
 #[derive(Clone, Debug)]
 pub struct Compiler {
@@ -67,7 +70,7 @@ pub struct Compiler {
     /// Hosts to look at again when a watch answers: those that wait for it, and those whose routes are made from it.
     hosts_of: OrdSet<(Interest, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
-    held: OrdSet<HostKey>,
+    held: Held,
     /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
     outlived: OrdSet<Destination>,
     certificates: OrdMap<Arc<str>, Fetched>,
@@ -180,6 +183,8 @@ struct Work {
     endpoints: BTreeSet<Destination>,
     secrets: BTreeSet<Arc<str>>,
     mesh_secrets: bool,
+    /// Its hosts have waited long enough.
+    release: bool,
 }
 
 impl Compiler {
@@ -333,16 +338,31 @@ impl Compiler {
         self.run(snapshot, work)
     }
 
-    /// Publishes hosts that waited long enough: what is unknown answers 503 from here on.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// Publishes all hosts that wait: what is unknown answers 503 from here on.
     pub fn stop_waiting(&mut self, snapshot: &Snapshot) -> Compiled {
-        let mut work = Work::default();
-        for key in &self.held {
+        let all = self.held.clone();
+        self.release(snapshot, &all)
+    }
+
+    /// Those of them that waited long enough. A destination stands as it was while any other host waits for it.
+    pub fn release(&mut self, snapshot: &Snapshot, hosts: &Held) -> Compiled {
+        let mut work = Work {
+            release: true,
+            ..Work::default()
+        };
+        for key in hosts.iter().filter(|key| self.held.contains(*key)) {
             work.hosts.insert(key.clone());
             if let Some(unit) = self.hosts.get(key) {
                 work.clusters.extend(unit.targets.iter().cloned());
             }
         }
-        let hold = std::mem::replace(&mut self.settings.hold_pending, false);
+        // Once nobody waits any more, nothing stands as it was.
+        let hold = self.settings.hold_pending;
+        self.settings.hold_pending &= work.hosts.len() < self.held.len();
         let compiled = self.run(snapshot, work);
         self.settings.hold_pending = hold;
         compiled
