@@ -17,7 +17,9 @@ use crate::status::{CertificateStatus, Condition, Count, DocumentPhase, SourceRe
 
 /// Show what a running agent has in effect
 ///
-/// Gateways, documents, objects, services, certificates, Envoys and problems. Exit code 0 when the agent is ready.
+/// Gateways, documents, objects, services, certificates, Envoys and problems. Accepted: the present text is in service.
+/// Resolved: everything that the object names was found. Programmed: how many of the connected Envoys run with it. Exit code 0
+/// when the agent is ready.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Print JSON.
@@ -186,13 +188,7 @@ pub fn section(title: &str, table: &Table, terminal: &mut Terminal) -> std::io::
 }
 
 fn gateways(report: &StatusReport) -> Table {
-    let mut table = Table::new(&[
-        "Name",
-        "Resources",
-        "Envoys up to date",
-        "Published",
-        "Envoy process",
-    ]);
+    let mut table = Table::new(&["Name", "Resources", "Programmed", "Published", "Envoy process"]);
     for gateway in &report.status.gateways {
         let process = report
             .agent
@@ -317,7 +313,14 @@ fn certificate_note(certificate: &CertificateStatus) -> String {
 }
 
 fn sources(report: &StatusReport) -> Table {
-    let mut table = Table::new(&["Source", "State", "Proven", "Requests", "Errors", "Note"]);
+    let mut table = Table::new(&[
+        "Source",
+        "State",
+        "Last good answer",
+        "Requests",
+        "Errors",
+        "Note",
+    ]);
     for source in &report.status.sources {
         let age = source
             .freshness_seconds

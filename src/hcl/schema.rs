@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 /// What may stand in a block. The reference documentation, the JSON form, the check and the suggestions all read this.
 #[derive(Clone, Debug)]
 pub struct BlockSchema {
@@ -182,6 +184,15 @@ impl BlockSchema {
     }
 }
 
+/// As people write it: `87600h`, and not in years, months and days.
+fn bound(duration: Duration) -> String {
+    const HOUR: u64 = 3600;
+    match (duration.as_secs() / HOUR, duration.as_secs() % HOUR) {
+        (hours @ 24.., 0) => format!("{hours}h"),
+        _ => humantime::format_duration(duration).to_string(),
+    }
+}
+
 impl Type {
     /// For messages and the reference.
     pub fn describe(&self) -> String {
@@ -194,8 +205,8 @@ impl Type {
             Self::Name => "a name (letters, digits, '.', '_' and '-')".into(),
             Self::Duration(min, max) => format!(
                 "a duration such as \"10s\", from {} to {}",
-                humantime::format_duration(std::time::Duration::from_millis(*min)),
-                humantime::format_duration(std::time::Duration::from_millis(*max))
+                bound(Duration::from_millis(*min)),
+                bound(Duration::from_millis(*max))
             ),
             Self::Word(words) => {
                 let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
@@ -207,7 +218,7 @@ impl Type {
             Self::Path => "a path that begins with \"/\" and has no query".into(),
             Self::Regex => "a regular expression in RE2 syntax".into(),
             Self::HeaderName => "a header name".into(),
-            Self::HeaderValue => "a header value".into(),
+            Self::HeaderValue => "a value of one line".into(),
             Self::Method => "an HTTP method such as \"GET\"".into(),
             Self::IpAddress => "an IP address".into(),
             Self::Cidr => "an IP address or range such as \"10.0.0.0/8\"".into(),
