@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
 use super::notify_systemd::ServiceManager;
-use super::settings::{Flags, Settings, SettingsError, is_settings};
+use super::settings::{Flags, Settings, SettingsError, is_settings, without_tokens};
 use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::StatusKeys;
@@ -104,7 +104,7 @@ fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
     match error {
         SettingsError::Invalid(problems) => {
             for (problem, text) in problems {
-                writeln!(out, "\n{}", render(problem, Some(text), false))?;
+                writeln!(out, "\n{}", render(problem, Some(&without_tokens(text)), false))?;
             }
         }
         SettingsError::Read { source, .. } => writeln!(out, "    {source}")?,

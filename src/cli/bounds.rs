@@ -66,6 +66,7 @@ impl Bounds {
                     allow_link_local: true,
                     own: Vec::new(),
                     own_names: Vec::new(),
+                    servers: Vec::new(),
                 },
                 exposure: None,
             },
@@ -101,6 +102,7 @@ impl Bounds {
                 allow_link_local: false,
                 own: Vec::new(),
                 own_names: Vec::new(),
+                servers: Vec::new(),
             },
             exposure: None,
         };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 
 use super::terminal::{Color, Terminal};
-use crate::agent::settings::SettingsError;
+use crate::agent::settings::{SettingsError, without_tokens};
 use crate::diagnostics;
 
 /// A command cannot go on.
@@ -62,7 +62,7 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
 pub fn write(error: &anyhow::Error, terminal: &mut Terminal) -> io::Result<()> {
     if let Some(SettingsError::Invalid(problems)) = error.downcast_ref::<SettingsError>() {
         for (problem, text) in problems {
-            let rendered = diagnostics::render(problem, Some(text), terminal.color);
+            let rendered = diagnostics::render(problem, Some(&without_tokens(text)), terminal.color);
             terminal.error_line(rendered)?;
         }
     }

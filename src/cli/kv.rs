@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::documents::Given;
 use super::failure::Failure;
 use super::terminal::Terminal;
+use crate::agent::log_format::escaped;
 use crate::model::{Document, DocumentId, extension_of_key};
 use crate::sources::consul::{
     ConsulClient, ConsulError, ConsulSettings, TransportFailure, TxnWrite, list_documents,
@@ -69,7 +70,8 @@ pub async fn read(
     for rejected in listing.rejected {
         terminal.error_line(format!(
             "note: {} is no document: {}",
-            rejected.key, rejected.reason
+            escaped(&rejected.key),
+            rejected.reason
         ))?;
     }
     Ok(listing.documents)

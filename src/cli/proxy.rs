@@ -8,6 +8,7 @@ use super::api_client::{ApiArguments, ApiClient};
 use super::runtime::block_on;
 use super::table::Table;
 use super::terminal::Terminal;
+use crate::agent::log_format::escaped;
 use crate::status::EnvoyStatus;
 
 /// Look at the Envoys of a running agent
@@ -132,13 +133,20 @@ fn write_refusals(envoys: &[EnvoyStatus], terminal: &mut Terminal) -> std::io::R
         for (kind, refused) in envoy.refused() {
             let kind = format!("{kind:?}").to_lowercase();
             terminal.line("")?;
-            terminal.line(format!("{} refuses {kind} {:?}:", envoy.node, refused.name))?;
-            terminal.line(format!("  {}", refused.message))?;
+            terminal.line(format!(
+                "{} refuses {kind} {:?}:",
+                escaped(&envoy.node),
+                refused.name
+            ))?;
+            terminal.line(format!("  {}", escaped(&refused.message)))?;
         }
         for kind in &envoy.kinds {
             for wanted in &kind.wanted {
                 terminal.line("")?;
-                terminal.line(format!("{} waits for {wanted:?}, which nobody holds", envoy.node))?;
+                terminal.line(format!(
+                    "{} waits for {wanted:?}, which nobody holds",
+                    escaped(&envoy.node)
+                ))?;
             }
         }
     }

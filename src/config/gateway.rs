@@ -158,14 +158,30 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
     if protocol == Protocol::Tcp {
         for_http_only(decoder, block, reader, &scope);
     }
+    let address = reader.string("address").and_then(|address| address.parse().ok());
+    let port = reader
+        .unsigned("port")
+        .and_then(|port| u16::try_from(port).ok())
+        .unwrap_or_default();
+    let refusal = decoder
+        .permissions
+        .listener_refusal(&decoder.source.document, address, port);
+    if let Some(refusal) = refusal {
+        decoder.problems.push(
+            Diagnostic::error(
+                Code::NotAllowed,
+                format!("a document from KV may not listen at port {port} here"),
+            )
+            .at(reader.origin_of("port"))
+            .because(refusal.why)
+            .fix(refusal.fix),
+        );
+    }
     Listener {
         name: block.label(0).into(),
         origin: reader.origin(),
-        address: reader.string("address").and_then(|address| address.parse().ok()),
-        port: reader
-            .unsigned("port")
-            .and_then(|port| u16::try_from(port).ok())
-            .unwrap_or_default(),
+        address,
+        port,
         protocol,
         tls,
         trusted_proxies: reader.unsigned("trusted_proxies").unwrap_or(0),

@@ -1,3 +1,4 @@
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,18 @@ impl Permissions {
                     .chain(crl)
                     .all(|path| self.file_allowed(document, path))
             }
+        }
+    }
+
+    pub fn listener_refusal(
+        &self,
+        document: &DocumentId,
+        address: Option<IpAddr>,
+        port: u16,
+    ) -> Option<AddressRefusal> {
+        match document.is_trusted() {
+            true => None,
+            false => self.addresses.listener_refusal(address, port),
         }
     }
 

@@ -16,6 +16,10 @@ pub struct AddressRules {
     pub allow_link_local: bool,
     /// Where this agent itself listens: never allowed.
     pub own: Vec<SocketAddr>,
+    /// Where the servers listen on this machine that the agent shows its tokens to. A listener in their place would be
+    /// shown them.
+    #[serde(default)]
+    pub servers: Vec<SocketAddr>,
     /// What this machine is called: such names lead to its own interfaces.
     pub own_names: Vec<Arc<str>>,
 }
@@ -30,6 +34,14 @@ pub struct AddressRefusal {
 const OWN: AddressRefusal = AddressRefusal {
     why: "this agent itself listens there",
     fix: "no setting allows it: name the service that is meant",
+};
+const OWN_PORT: AddressRefusal = AddressRefusal {
+    why: "this agent itself listens at that port",
+    fix: "take another port",
+};
+const SERVERS_PORT: AddressRefusal = AddressRefusal {
+    why: "Consul, Vault or Nomad listens at that port of this machine: in its place the listener would be sent its clients' tokens",
+    fix: "take another port, or declare the listener in a file of the agent's directory",
 };
 const LOOPBACK: AddressRefusal = AddressRefusal {
     why: "loopback addresses reach this machine's own interfaces (Envoy's admin, this agent, Consul, Vault)",
@@ -74,6 +86,23 @@ impl AddressRules {
             Ok(address) => self.refusal_of_address(plain(address), port),
             Err(_) => self.refusal_of_name(&bare.trim_end_matches('.').to_ascii_lowercase(), port),
         }
+    }
+
+    /// Of a listener, whose address may be left to the settings.
+    pub fn listener_refusal(&self, address: Option<IpAddr>, port: u16) -> Option<AddressRefusal> {
+        let meets = |taken: &&SocketAddr| {
+            let taken_address = plain(taken.ip());
+            taken.port() == port
+                && address.is_none_or(|address| {
+                    let address = plain(address);
+                    address == taken_address || address.is_unspecified() || taken_address.is_unspecified()
+                })
+        };
+        if self.own.iter().any(|own| meets(&own)) {
+            return Some(OWN_PORT);
+        }
+        let is_servers = self.servers.iter().any(|server| meets(&server));
+        is_servers.then_some(SERVERS_PORT)
     }
 
     fn refusal_of_address(&self, address: IpAddr, port: u16) -> Option<AddressRefusal> {
@@ -196,6 +225,31 @@ mod tests {
     }
 
     #[test]
+    fn listeners_keep_away_from_this_agent_and_from_servers_that_are_shown_tokens() {
+        let rules = AddressRules {
+            own: vec!["127.0.0.1:7480".parse().unwrap()],
+            servers: vec!["127.0.0.1:8500".parse().unwrap()],
+            ..AddressRules::default()
+        };
+        let why = |address: Option<&str>, port: u16| {
+            let address = address.map(|address| address.parse().unwrap());
+            rules.listener_refusal(address, port).map(|refusal| refusal.why)
+        };
+        for address in [
+            None,
+            Some("127.0.0.1"),
+            Some("0.0.0.0"),
+            Some("::"),
+            Some("::ffff:127.0.0.1"),
+        ] {
+            assert_eq!(why(address, 7480), Some(OWN_PORT.why), "{address:?}");
+            assert_eq!(why(address, 8500), Some(SERVERS_PORT.why), "{address:?}");
+            assert_eq!(why(address, 8443), None, "{address:?}");
+        }
+        assert_eq!(why(Some("10.0.0.7"), 8500), None);
+    }
+
+    #[test]
     fn this_machine_and_the_clouds_metadata_are_refused_in_all_their_clothes() {
         let rules = AddressRules {
             own_names: vec!["edge-1".into()],
@@ -248,6 +302,7 @@ mod tests {
             allowed: Some(vec!["*".into()]),
             allow_loopback: true,
             allow_link_local: true,
+            servers: Vec::new(),
             own: vec![
                 "127.0.0.1:7480".parse().unwrap(),
                 "10.0.0.5:7482".parse().unwrap(),

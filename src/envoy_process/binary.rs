@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::launch::allowed_environment;
+
 /// The Envoys our tests run against. Outside of them it may work; nobody has looked.
 const SUPPORTED: std::ops::RangeInclusive<(u32, u32)> = (1, 36)..=(1, 40);
 
@@ -162,7 +164,13 @@ fn is_executable(path: &Path) -> bool {
 }
 
 async fn ask(path: &Path, flag: &'static str) -> Result<String, BinaryError> {
-    let run = Command::new(path).arg(flag).kill_on_drop(true).output();
+    // Not the agent's tokens, as whenever Envoy is started.
+    let run = Command::new(path)
+        .arg(flag)
+        .env_clear()
+        .envs(allowed_environment(&[]))
+        .kill_on_drop(true)
+        .output();
     let output: Output = match timeout(ASK_TIMEOUT, run).await {
         Ok(Ok(output)) => output,
         Ok(Err(source)) => {

@@ -3,7 +3,6 @@
 //! A pid alone names nothing: it is reused. Pid, start time and boot together do.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -89,11 +88,19 @@ fn runs_envoy(pid: u32) -> bool {
     name.contains("envoy") || name.starts_with("python") || name.ends_with("sh")
 }
 
+/// By all of its user ids: anybody can start a setuid program with arguments of their choice, and such a one we could not
+/// even end. The owner of its directory in /proc says less: that of a process with file capabilities belongs to root.
 fn is_owned_by(pid: u32, uid: u32) -> bool {
-    fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| {
-        // The directory of a process with file capabilities belongs to root.
-        meta.uid() == uid || meta.uid() == 0
-    })
+    fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| all_ids_are(&status, uid))
+}
+
+/// Real, effective, saved, and that of the file system.
+fn all_ids_are(status: &str, uid: u32) -> bool {
+    let Some(ids) = status.lines().find_map(|line| line.strip_prefix("Uid:")) else {
+        return false;
+    };
+    let mut ids = ids.split_ascii_whitespace().peekable();
+    ids.peek().is_some() && ids.all(|id| id.parse() == Ok(uid))
 }
 
 fn parse_stat(stat: &str) -> Option<(char, u64)> {
@@ -155,6 +162,20 @@ mod tests {
             .is_alive()
         );
         assert!(recognise(own.pid, Path::new("/bootstrap.json")).is_none());
+    }
+
+    #[test]
+    fn a_setuid_program_is_nobodys_envoy() {
+        let of = |ids: &str| format!("Name:\tenvoy\nUid:\t{ids}\nGid:\t1\t1\t1\t1\n");
+        assert!(all_ids_are(&of("100\t100\t100\t100"), 100));
+        assert!(!all_ids_are(&of("100\t0\t0\t0"), 100), "setuid, run by our user");
+        assert!(!all_ids_are(&of("200\t0\t0\t0"), 100), "run by another");
+        assert!(!all_ids_are(&of("200\t100\t100\t100"), 100));
+        assert!(!all_ids_are(&of("0\t0\t0\t0"), 100));
+        assert!(!all_ids_are("Name:\tenvoy\nUid:\n", 100));
+        assert!(!all_ids_are("", 100));
+        let own = rustix::process::geteuid().as_raw();
+        assert!(is_owned_by(std::process::id(), own) && !is_owned_by(std::process::id(), own + 1));
     }
 
     #[test]

@@ -269,3 +269,13 @@ fn hosts_and_paths() {
         assert!(parse_hostname(bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn a_duration_longer_than_can_be_counted_is_out_of_range() {
+    let ty = Type::Duration(10, 60_000);
+    assert!(check_text(&ty, "10s").is_ok());
+    // 2^64 milliseconds and 384 more.
+    for long in ["61s", "18446744073709552s", "100000000000years"] {
+        assert!(check_text(&ty, long).is_err(), "{long}");
+    }
+}

@@ -76,7 +76,7 @@ pub fn check_text(ty: &Type, text: &str) -> Result<(), String> {
         Type::String | Type::Text => Ok(()),
         Type::Name => check_name(text),
         Type::Duration(min, max) => {
-            let millis = parse_duration(text)?.as_millis() as u64;
+            let millis = u64::try_from(parse_duration(text)?.as_millis()).unwrap_or(u64::MAX);
             if (min..=max).contains(&&millis) {
                 Ok(())
             } else {

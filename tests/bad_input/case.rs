@@ -337,6 +337,7 @@ fn strict_world() -> Snapshot {
         ..Permissions::default()
     };
     permissions.addresses.own = vec!["10.0.0.5:7482".parse().unwrap()];
+    permissions.addresses.servers = vec!["127.0.0.1:8500".parse().unwrap()];
     Snapshot::new(Config::new(permissions, Limits::default()), Default::default())
 }
 

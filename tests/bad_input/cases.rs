@@ -460,6 +460,11 @@ fn routes() -> Vec<Case> {
 fn reach() -> Vec<Case> {
     let upstream = |source: &str| and(&format!("upstream \"u\" {{\n  {source}\n}}\n"));
     let kv = |what, text: String| bad(what, text, &[NotAllowed]).put_in_kv();
+    let listener = |port: u16| {
+        and(&format!(
+            "gateway \"guest\" {{\n  listener \"web\" {{\n    port = {port}\n  }}\n}}\n"
+        ))
+    };
     let guest = |source: &str| {
         and(&format!(
             "gateway \"guest\" {{\n  listener \"web\" {{\n    port     = 9443\n    protocol = \"https\"\n\n    tls {{\n      \
@@ -512,6 +517,8 @@ fn reach() -> Vec<Case> {
         kv("a cloud's metadata name from KV", upstream("dns { address = \"metadata.google.internal:80\" }")),
         kv("a host name that the settings do not list, from KV", upstream("dns { address = \"rebind.example.org:80\" }")),
         kv("an address where the agent itself listens, from KV", upstream("static { addresses = [\"10.0.0.5:7482\"] }")),
+        kv("a listener where the agent itself listens, from KV", listener(7482)),
+        kv("a listener where this machine's Consul listens, from KV", listener(8500)),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Checked blocks to typed settings, with their defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,6 +90,27 @@ pub(super) fn permissions(kv: Option<&Reader<'_>>, mut own: Vec<SocketAddr>, hos
     rules.allow_loopback = kv.boolean("allow_loopback").unwrap_or(false);
     rules.allow_link_local = kv.boolean("allow_link_local").unwrap_or(false);
     permissions
+}
+
+/// Where a server listens that is reached over loopback. What the settings leave to the environment is mostly there, too.
+pub(super) fn on_this_machine(address: Option<&str>, usual_port: u16) -> Option<SocketAddr> {
+    let Some(address) = address else {
+        return Some((Ipv4Addr::LOCALHOST, usual_port).into());
+    };
+    let authority = match address.split_once("://") {
+        Some(("unix", _)) => return None,
+        Some((_, rest)) => rest.split('/').next().unwrap_or(rest),
+        None => address,
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() => (host, port.parse().ok()?),
+        _ => (authority, usual_port),
+    };
+    let host: IpAddr = match host.trim_start_matches('[').trim_end_matches(']') {
+        "localhost" => Ipv4Addr::LOCALHOST.into(),
+        host => host.parse().ok()?,
+    };
+    host.is_loopback().then_some((host, port).into())
 }
 
 pub(super) fn envoy_block(reader: Option<&Reader<'_>>, dev: bool) -> EnvoyBlock {
@@ -206,4 +227,36 @@ pub(super) fn api_block(
         socket: socket.unwrap_or_else(|| data_dir.join("api.sock")),
         address,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_of_this_machine_are_told_from_others() {
+        let at = |address: &str| on_this_machine(Some(address), 8500).map(|address| address.to_string());
+        for address in [
+            "127.0.0.1",
+            "localhost",
+            "127.0.0.1:8500",
+            "http://localhost:8500",
+            "https://127.0.0.1:8500/base",
+        ] {
+            assert_eq!(at(address).as_deref(), Some("127.0.0.1:8500"), "{address}");
+        }
+        assert_eq!(at("https://[::1]:8501").as_deref(), Some("[::1]:8501"));
+        for address in [
+            "10.0.0.1:8500",
+            "consul.example.com",
+            "unix:///run/consul.sock",
+            "http://",
+        ] {
+            assert_eq!(at(address), None, "{address}");
+        }
+        assert_eq!(
+            on_this_machine(None, 8200),
+            Some("127.0.0.1:8200".parse().unwrap())
+        );
+    }
 }

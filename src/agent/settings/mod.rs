@@ -9,6 +9,7 @@ mod files;
 mod nomad;
 mod reference;
 mod schema;
+mod tokens;
 mod vault;
 mod words;
 
@@ -25,11 +26,14 @@ use crate::hcl::Reader;
 use crate::model::Redacted;
 use crate::sources::agent_api::LoginSettings;
 
-use blocks::{api_block, consul_block, envoy_block, mesh_block, path, permissions, xds_block};
+use blocks::{
+    api_block, consul_block, envoy_block, mesh_block, on_this_machine, path, permissions, xds_block,
+};
 pub use files::{is_settings, settings_problems};
 pub use nomad::NomadBlock;
 pub use reference::settings_markdown;
 pub use schema::settings_schema;
+pub use tokens::without_tokens;
 pub use vault::VaultBlock;
 
 /// What flags say; None leaves it to files and defaults.
@@ -250,6 +254,16 @@ impl Settings {
             .child("vault")
             .map(|block| VaultBlock::read(&block))
             .or_else(|| flags.dev_vault.then(VaultBlock::default));
+        let nomad = reader.child("nomad").map(|block| nomad::read(&block));
+        permissions.addresses.servers = [
+            consul.as_ref().map(|consul| (&consul.address, 8500)),
+            vault.as_ref().map(|vault| (&vault.address, 8200)),
+            nomad.as_ref().map(|nomad| (&nomad.address, 4646)),
+        ]
+        .into_iter()
+        .flatten()
+        .filter_map(|(address, usual)| on_this_machine(address.as_deref(), usual))
+        .collect();
         if let Some(block) = reader.child("catalog") {
             permissions.exposure = Some(Arc::new(catalog::read(&block, &gateways)?));
         }
@@ -278,7 +292,7 @@ impl Settings {
             consul,
             mesh: reader.child("mesh").map(|block| mesh_block(&block)),
             vault,
-            nomad: reader.child("nomad").map(|block| nomad::read(&block)),
+            nomad,
             envoy: envoy_block(reader.child("envoy").as_ref(), dev),
             xds,
             api,

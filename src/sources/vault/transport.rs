@@ -363,7 +363,12 @@ impl Transport {
             .join(location)
             .map_err(|error| format!("{location:?} is no address ({error})"))?;
         match (self.base.scheme(), url.scheme()) {
-            (_, "https") | ("http", "http") => Ok(url),
+            (_, "https") => Ok(url),
+            // What came over a socket would go over the network in clear, token and all.
+            ("http", "http") if self.socket.is_some() => {
+                Err("it leads from a unix socket to http".to_owned())
+            }
+            ("http", "http") => Ok(url),
             _ => Err(format!(
                 "it leads from {} to {}",
                 self.base.scheme(),
@@ -460,6 +465,13 @@ mod tests {
         assert!(transport.target(Some("http://127.0.0.1:8200/v1/x")).is_err());
         assert!(transport.target(Some("https://active:8200/v1/x?y=1")).is_ok());
         assert!(transport.target(None).is_err());
+    }
+
+    #[test]
+    fn what_went_over_a_socket_is_not_sent_over_the_network_in_clear() {
+        let transport = transport("unix:///run/vault.sock").unwrap();
+        assert!(transport.target(Some("http://active:8200/v1/x")).is_err());
+        assert!(transport.target(Some("https://active:8200/v1/x")).is_ok());
     }
 
     #[test]
