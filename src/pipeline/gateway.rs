@@ -298,6 +298,7 @@ pub(super) type Receivers = BTreeMap<Arc<str>, watch::Receiver<Option<Arc<Resour
 
 #[cfg(test)]
 mod tests {
+    use super::super::refusals::{Others, Refusals, Refused, Verdict};
     use super::*;
     use crate::config::{Config, Permissions};
     use crate::diagnostics::{Code, Diagnostic};
@@ -522,5 +523,38 @@ mod tests {
             assert!(published.get(ResourceKind::Cluster, "v1").is_some());
             assert!(published.get(ResourceKind::Endpoint, "v1").is_some());
         }
+    }
+
+    /// Envoys that are away may run with what confirmed texts made.
+    #[test]
+    fn an_odd_envoy_alone_takes_nothing_from_those_that_are_away() {
+        let (mut snapshot, gateway) = published();
+        for name in ["gateway", "a", "b"] {
+            assert!(snapshot.config.confirm(&id(name)));
+        }
+        let route = "web/a.example.com";
+        let resource = gateway
+            .published()
+            .get(ResourceKind::ScopedRoute, route)
+            .unwrap()
+            .clone();
+        let refused = Refused::new(
+            &"edge".into(),
+            (StreamId(1), &"odd".into()),
+            &resource,
+            "no".into(),
+        );
+        let verdict = |acked: ResourceSet| {
+            let stream = StreamView::running("edge", acked);
+            let refusing = BTreeSet::from([stream.id]);
+            let others = Others::of(&resource, &[stream], &refusing);
+            Refusals::default().verdict(&refused, &gateway, &snapshot.config, others, Instant::now())
+        };
+        let mut acked = gateway.published().clone();
+        acked.remove(ResourceKind::ScopedRoute, route);
+        assert_eq!(verdict(acked.clone()), Verdict::Node, "it never had any");
+        let former = Resource::new(ResourceKind::ScopedRoute, route.into(), b"former");
+        acked.insert(Arc::new(former));
+        assert_eq!(verdict(acked), Verdict::Resource, "there is one to go back to");
     }
 }
