@@ -247,9 +247,10 @@ impl Pipeline {
                 }
                 Some(command) = commands.recv() => match command {
                     Command::Permit(permissions, done) => {
-                        while let Ok(observation) = observations.try_recv() {
-                            self.observe([observation]);
-                        }
+                        // Together: a thousand certificates of one listener, each by itself, would make that listener a
+                        // thousand times.
+                        let queued = observations.len();
+                        self.observe(std::iter::from_fn(|| observations.try_recv().ok()).take(queued));
                         let changes = self.snapshot.permit(*permissions);
                         self.take_up(&changes);
                         // Nobody may be waiting any more.

@@ -11,9 +11,10 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 profile=${1:-bench}
-few=1000 many=10000 label=10k what=--one-change suffix=
+# Seconds of patience for one size: the short form takes half a minute, the long one a quarter of an hour.
+few=1000 many=10000 label=10k what=--one-change suffix= patience=600
 if [[ ${2:-} == long ]]; then
-    many=100000 label=100k what=--translate-one
+    many=100000 label=100k what=--translate-one patience=3600
 elif [[ ${2:-} ]]; then
     echo "bench-instructions: there is no ${2@Q}, only long" >&2
     exit 2
@@ -49,9 +50,14 @@ mkdir -p "$folder"
 count() { # objects
     local out="$folder/$1"
     rm -f "$out".*
-    if ! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='suite::one_change::measured*' \
+    local status=0
+    timeout "$patience" valgrind --tool=callgrind --collect-atstart=no --toggle-collect='suite::one_change::measured*' \
         --dump-after='*suite::one_change::measured*' --callgrind-out-file="$out" \
-        "$suite" "$what" "$1" "$times" >"$out.kinds" 2>"$out.log"; then
+        "$suite" "$what" "$1" "$times" >"$out.kinds" 2>"$out.log" || status=$?
+    if ((status == 124)); then
+        echo "bench-instructions: FAILED: not counted in $((patience / 60)) minutes: to build $1 objects may cost their square; $suite $what $1 $times shows where" >&2
+        exit 1
+    elif ((status)); then
         cat "$out.log" >&2
         exit 1
     fi
