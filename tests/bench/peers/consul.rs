@@ -1,7 +1,7 @@
 //! Consul's ingress gateway, by what Consul pushes to it: `consul connect envoy` needs an Envoy that still speaks xDS v2,
 //! which today's does not. So its time ends at the push, while ours ends at the first answer through Envoy.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::config::core::v3::address::Address;
@@ -14,7 +14,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Status, Streaming};
 
 use super::scene::{Endpoints, LIMIT, SERVICE, Scene, add_rows};
 use crate::clock::quantile;
@@ -115,27 +116,16 @@ async fn subscribe(live: &Live, new: u16) -> Pushed {
         .connect()
         .await
         .expect("Consul's gRPC port");
-    let (requests, receiver) = mpsc::channel(16);
-    let first = DiscoveryRequest {
-        node: Some(Node {
-            id: GATEWAY.to_owned(),
-            cluster: GATEWAY.to_owned(),
-            ..Node::default()
-        }),
-        type_url: CLUSTERS.to_owned(),
-        ..DiscoveryRequest::default()
-    };
-    requests.send(first).await.expect("a stream");
     let mut client = Grpc::new(channel).max_decoding_message_size(usize::MAX);
-    client.ready().await.expect("a connection");
-    let codec = tonic_prost::ProstCodec::<DiscoveryRequest, DiscoveryResponse>::default();
-    let path = "/envoy.service.discovery.v2.AggregatedDiscoveryService/StreamAggregatedResources";
-    let stream = client.streaming(
-        tonic::Request::new(ReceiverStream::new(receiver)),
-        path.parse().expect("a path"),
-        codec,
-    );
-    let mut responses = stream.await.expect("a stream").into_inner();
+    let started = Instant::now();
+    let (requests, mut responses) = loop {
+        match open(&mut client).await {
+            Ok(stream) => break stream,
+            // Consul closes the stream where it has not put together yet what the gateway is made of.
+            Err(status) => assert!(started.elapsed() < LIMIT, "a stream: {status}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
     let (sender, pushed) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut asked = false;
@@ -169,6 +159,31 @@ async fn subscribe(live: &Live, new: u16) -> Pushed {
         }
     });
     pushed
+}
+
+async fn open(
+    client: &mut Grpc<Channel>,
+) -> Result<(mpsc::Sender<DiscoveryRequest>, Streaming<DiscoveryResponse>), Status> {
+    let (requests, receiver) = mpsc::channel(16);
+    let first = DiscoveryRequest {
+        node: Some(Node {
+            id: GATEWAY.to_owned(),
+            cluster: GATEWAY.to_owned(),
+            ..Node::default()
+        }),
+        type_url: CLUSTERS.to_owned(),
+        ..DiscoveryRequest::default()
+    };
+    requests.send(first).await.expect("a stream");
+    client.ready().await.expect("a connection");
+    let codec = tonic_prost::ProstCodec::<DiscoveryRequest, DiscoveryResponse>::default();
+    let path = "/envoy.service.discovery.v2.AggregatedDiscoveryService/StreamAggregatedResources";
+    let stream = client.streaming(
+        tonic::Request::new(ReceiverStream::new(receiver)),
+        path.parse().expect("a path"),
+        codec,
+    );
+    Ok((requests, stream.await?.into_inner()))
 }
 
 fn has(assignment: &[u8], port: u16) -> bool {
