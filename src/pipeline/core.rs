@@ -473,15 +473,16 @@ impl Pipeline {
     /// What the disk still had of watches that no document asks for.
     fn forget_unneeded(&mut self) {
         let interests = self.interests.borrow().clone();
-        let unneeded: Vec<ServiceQuery> = self
-            .snapshot
-            .services()
-            .map(|(query, _)| query)
-            .filter(|query| !interests.services.contains_key(*query))
-            .cloned()
+        let services = self.snapshot.services().map(|(query, _)| query.clone());
+        let chains = self.snapshot.chains().map(|(query, _)| query.clone());
+        let unneeded: Vec<Interest> = services
+            .map(Interest::Service)
+            .chain(chains.map(Interest::chain))
+            .chain([Interest::Mesh])
+            .filter(|interest| !interests.contains(interest))
             .collect();
-        for query in unneeded {
-            self.forget(&Interest::Service(query));
+        for interest in unneeded {
+            self.forget(&interest);
         }
     }
 

@@ -128,6 +128,7 @@ impl Pipeline {
 
     /// Takes from the views what the lost events would have told.
     fn read_all_streams(&mut self) {
+        self.refusals.recount(&self.streams.snapshot());
         let names: Vec<Arc<str>> = self.gateways.iter().map(|known| known.name().clone()).collect();
         for name in names {
             let streams = self.streams.of_gateway(&name);
@@ -147,9 +148,7 @@ impl Pipeline {
                     }
                 }
             }
-            refused
-                .into_iter()
-                .for_each(|refused| self.refusals.open(refused));
+            self.refusals.open_missing(refused);
             for stream in &streams {
                 for kind in ResourceKind::ALL {
                     for wanted in &stream.kind(kind).wanted {
@@ -162,6 +161,8 @@ impl Pipeline {
             }
             self.heard(&name, &streams);
         }
+        // Whoever tells who is connected, or what is over, reads the streams with the view.
+        self.is_view_due = true;
     }
 
     /// Another key can be issued. What is only read has no other: its source is asked as often as ever.
@@ -304,13 +305,14 @@ impl Pipeline {
             .gateways
             .iter()
             .find(|known| *known.name() == refused.gateway);
-        let is_unchanged = gateway
-            .is_some_and(|gateway| gateway.is_published(&refused.resource) && !gateway.compiler.is_waiting());
-        if is_unchanged {
-            // The same bytes without them: their texts are not to blame.
-            suspects.iter().for_each(|id| self.lift(id));
+        let is_innocent = gateway
+            .is_some_and(|gateway| gateway.is_refused(&refused.resource) && !gateway.compiler.is_waiting());
+        if is_innocent {
+            // The same bytes without them, or others that were refused before they came: their texts are not to blame.
+            // Withheld first, so that it is not published once more.
             let streams = self.streams.of_gateway(&refused.gateway);
             self.withhold(refused, &streams);
+            self.lift(suspects);
         }
     }
 
@@ -321,10 +323,13 @@ impl Pipeline {
         self.snapshot.quarantine(quarantine)
     }
 
-    fn lift(&mut self, id: &DocumentId) {
-        let changes = self.snapshot.lift_quarantine(id);
-        if let Some(store) = &self.store {
-            store.quarantine_over(id.as_str());
+    fn lift(&mut self, ids: &[DocumentId]) {
+        let mut changes = Changes::default();
+        for id in ids {
+            changes.merge(self.snapshot.lift_quarantine(id));
+            if let Some(store) = &self.store {
+                store.quarantine_over(id.as_str());
+            }
         }
         self.take_up(&changes);
     }
@@ -365,7 +370,7 @@ impl Pipeline {
         }
         if let Some(id) = self.refusals.next_trial() {
             tracing::info!(document = %id, "trying the document again, alone");
-            self.lift(&id);
+            self.lift(&[id]);
         }
     }
 

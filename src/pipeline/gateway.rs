@@ -136,6 +136,11 @@ impl Gateway {
         }
     }
 
+    /// What is made of the documents is a resource that Envoy refused: this very one, or one before it.
+    pub fn is_refused(&self, resource: &Resource) -> bool {
+        self.is_published(resource) || self.withheld.holds(resource.kind, &resource.name)
+    }
+
     /// This resource, if it is what the streams were given last.
     pub fn is_published(&self, resource: &Resource) -> bool {
         self.published
@@ -179,6 +184,9 @@ impl Gateway {
 
     /// Exactly these are connected.
     pub fn recount(&mut self, streams: &[StreamView]) {
+        if streams.is_empty() && !self.envoys.is_empty() {
+            self.alone_since = Instant::now();
+        }
         self.envoys = streams.iter().map(|stream| stream.id).collect();
     }
 
@@ -222,6 +230,7 @@ impl Gateway {
 
     /// What this Envoy acknowledges first. A resource that it lacks or refuses speaks against its own documents only.
     pub fn acknowledged_by(&mut self, stream: &StreamView) -> BTreeSet<DocumentId> {
+        self.withheld.accepted(&self.published, &stream.acked);
         if self.unacknowledged.is_empty()
             || self.published_at.is_none()
             || self.due
@@ -235,6 +244,11 @@ impl Gateway {
             .filter(|id| self.unacknowledged.contains(*id))
             .cloned()
             .collect();
+        for (kind, name) in self.withheld.held() {
+            let made = self.compiler.resources().get(*kind, name);
+            let origins = made.iter().flat_map(|made| made.origins.iter());
+            behind.extend(origins.filter(|id| self.unacknowledged.contains(*id)).cloned());
+        }
         for kind in ResourceKind::ALL
             .into_iter()
             .filter(|kind| stream.asks_for(*kind))
@@ -266,7 +280,6 @@ pub(super) fn find<'a>(gateways: &'a mut [Gateway], name: &str) -> Option<&'a mu
     gateways.iter_mut().find(|gateway| **gateway.name() == *name)
 }
 
-/// The receivers that the streams of each gateway read.
 /// Whether any waits that did not.
 fn grows(known: &Held, held: &Held) -> bool {
     known.diff(held).any(|item| matches!(item, DiffItem::Add(_)))
@@ -294,6 +307,7 @@ fn needed_by(resource: &Arc<Resource>, acked: &ResourceSet) -> Vec<Arc<Resource>
     needed
 }
 
+/// The receivers that the streams of each gateway read.
 pub(super) type Receivers = BTreeMap<Arc<str>, watch::Receiver<Option<Arc<ResourceSet>>>>;
 
 #[cfg(test)]

@@ -141,6 +141,17 @@ impl Refusals {
         self.open.push(refused);
     }
 
+    /// After events were lost: those that are open already are judged when they were to be.
+    pub fn open_missing(&mut self, all: Vec<Refused>) {
+        let known = self.open.iter().map(|open| (open.stream, open.case()));
+        let known: BTreeSet<(StreamId, Case)> = known.collect();
+        for refused in all {
+            if !known.contains(&(refused.stream, refused.case())) {
+                self.open(refused);
+            }
+        }
+    }
+
     pub fn take_open(&mut self) -> Vec<Refused> {
         std::mem::take(&mut self.open)
     }
@@ -276,6 +287,25 @@ impl Refusals {
         self.told.remove(&key).is_some()
     }
 
+    /// After events were lost: what no Envoy refuses any more is over.
+    pub fn recount(&mut self, streams: &[StreamView]) {
+        let refused: BTreeSet<(StreamId, ResourceKind, &Arc<str>, &Arc<str>)> = streams
+            .iter()
+            .flat_map(|stream| {
+                ResourceKind::ALL.into_iter().flat_map(move |kind| {
+                    let refused = stream.kind(kind).refused.iter();
+                    refused.map(move |(name, refusal)| (stream.id, kind, name, &refusal.version))
+                })
+            })
+            .collect();
+        self.told
+            .retain(|(stream, kind, name), version| refused.contains(&(*stream, *kind, name, version)));
+        self.open.retain(|open| {
+            let resource = &open.resource;
+            refused.contains(&(open.stream, resource.kind, &resource.name, &resource.version))
+        });
+    }
+
     pub fn disconnected(&mut self, stream: StreamId) {
         self.told.retain(|(told, _, _), _| *told != stream);
         self.open.retain(|refused| refused.stream != stream);
@@ -407,4 +437,35 @@ fn shortened(message: &str) -> String {
     }
     let start: String = message.chars().take(CHARACTERS).collect();
     format!("{start}...")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envoy::ResourceSet;
+
+    #[test]
+    fn lost_events_leave_nothing_open_that_no_envoy_refuses() {
+        let resource = Arc::new(Resource::new(ResourceKind::Listener, "web".into(), b"web"));
+        let refused = |stream: u64| {
+            let from = (StreamId(stream), &"node".into());
+            Refused::new(&"edge".into(), from, &resource, "no".into())
+        };
+        let mut refusals = Refusals::default();
+        for stream in [1, 2] {
+            refusals.open(refused(stream));
+            assert!(refusals.tell_of_node(&refused(stream)), "news");
+        }
+        // Stream 2 ended, and nobody heard.
+        let stream = StreamView::running("edge", ResourceSet::default()).refusing(&resource);
+        refusals.recount(&[stream]);
+        refusals.open_missing(vec![refused(1), refused(3)]);
+        let open: Vec<StreamId> = refusals.take_open().iter().map(|open| open.stream).collect();
+        assert_eq!(open, [StreamId(1), StreamId(3)], "each once");
+        assert!(!refusals.tell_of_node(&refused(1)), "it is still refused");
+        assert!(refusals.tell_of_node(&refused(2)), "a new refusal is news");
+        // Accepted, and nobody heard.
+        refusals.recount(&[StreamView::running("edge", ResourceSet::default())]);
+        assert!(refusals.tell_of_node(&refused(1)), "refused again");
+    }
 }

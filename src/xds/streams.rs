@@ -91,6 +91,19 @@ impl StreamView {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn refusing(mut self, resource: &crate::envoy::Resource) -> Self {
+        let refusal = Refusal {
+            version: resource.version.clone(),
+            message: "no".into(),
+            retry: None,
+        };
+        self.kinds[resource.kind as usize]
+            .refused
+            .push((resource.name.clone(), refusal));
+        self
+    }
+
     /// Envoy has answered to everything that could be sent of this set, be it with a refusal.
     pub fn has_answered(&self, published: &ResourceSet) -> bool {
         let is_seen = self.target.as_ref().is_some_and(|target| {

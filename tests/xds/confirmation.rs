@@ -4,171 +4,22 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
-use portreeve::config::{DocumentState, Permissions};
+use portreeve::config::DocumentState;
 use portreeve::diagnostics::Code;
 use portreeve::envoy::ResourceKind;
 use portreeve::envoy::bootstrap::RUNTIME_LAYER;
-use portreeve::hcl;
+use portreeve::model::mesh::{Chain, ChainQuery, MeshLeaf, MeshRoots};
 use portreeve::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate,
-    Interests, Observation, Problem, ProblemKind, ServiceUpdate,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentsUpdate, Observation,
+    Problem, ProblemKind, ServiceUpdate,
 };
-use portreeve::pipeline::{GatewaySettings, KeyWishes, Outputs, Pipeline, PipelineSettings, Restored, View};
-use portreeve::translate::Settings;
-use portreeve::xds::{Event, Gateways, Limits, Server, StreamView};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use portreeve::pipeline::Restored;
+use portreeve::xds::StreamView;
 
-use crate::harness::{Client, PATIENCE, Served, ask, connect, names, node};
+use crate::agent::{Agent, GATEWAY, answer_until, envoy, id, route};
+use crate::harness::{Client, PATIENCE, ask, connect, node};
 
 use ResourceKind::{Cluster, Listener, Runtime, ScopedRoute, Secret};
-
-const GATEWAY: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 80\n  }\n}\n";
-
-struct Agent {
-    served: Served,
-    observations: mpsc::Sender<Observation>,
-    /// Towards the pipeline: the test decides which of the server's events it hears of.
-    events: mpsc::Sender<Event>,
-    _commands: mpsc::Sender<portreeve::pipeline::Command>,
-    view: watch::Receiver<Arc<View>>,
-    interests: watch::Receiver<Arc<Interests>>,
-    wanted: KeyWishes,
-    _folder: tempfile::TempDir,
-}
-
-impl Agent {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (server, events_of_server) = Server::new(Gateways::default(), Limits::default(), 4096);
-        let settings = PipelineSettings {
-            gateways: vec![GatewaySettings {
-                name: "edge".into(),
-                compile: Settings {
-                    bind_address: "127.0.0.1".parse().unwrap(),
-                    hold_pending: true,
-                    same_node: Default::default(),
-                },
-            }],
-            permissions: Permissions::default(),
-            limits: hcl::Limits::default(),
-            document_sources: BTreeSet::from(["test".into()]),
-            ownerless: Vec::new(),
-        };
-        let (pipeline, outputs) =
-            Pipeline::new(settings, Restored::default(), None, server.streams().clone());
-        let Outputs {
-            view,
-            interests,
-            wanted,
-            resources,
-        } = outputs;
-        let edge = resources["edge"].clone();
-        let served = Served::start_server(folder.path(), server, events_of_server, edge).await;
-        let (observations, observed) = mpsc::channel(64);
-        let (events, heard) = mpsc::channel(64);
-        let (commands, queue) = mpsc::channel(1);
-        let stop: CancellationToken = served.stop.clone();
-        tokio::spawn(pipeline.run(observed, heard, queue, stop));
-        Self {
-            served,
-            observations,
-            events,
-            _commands: commands,
-            view,
-            interests,
-            wanted,
-            _folder: folder,
-        }
-    }
-
-    async fn put(&self, documents: &[(&str, &str)]) {
-        let changed = documents
-            .iter()
-            .map(|(name, text)| Document {
-                id: id(name),
-                text: (*text).into(),
-                order: 0,
-                version: 0,
-            })
-            .collect();
-        let update = DocumentsUpdate {
-            source: "test".into(),
-            changed,
-            complete: true,
-            ..DocumentsUpdate::default()
-        };
-        self.observations
-            .send(Observation::Documents(update))
-            .await
-            .unwrap();
-    }
-
-    async fn lose_events(&mut self) {
-        let mut lost = 0;
-        while self.served.events.try_recv().is_ok() {
-            lost += 1;
-        }
-        assert!(lost > 0, "there was nothing to lose");
-        self.events.send(Event::Lagged { lost }).await.unwrap();
-    }
-
-    async fn document_where(
-        &mut self,
-        name: &str,
-        is_wanted: impl Fn(&DocumentState) -> bool,
-    ) -> Arc<DocumentState> {
-        let id = id(name);
-        let wait = self.view.wait_for(|view| {
-            view.snapshot
-                .config
-                .document(&id)
-                .is_some_and(|state| is_wanted(state))
-        });
-        let view = tokio::time::timeout(PATIENCE, wait).await;
-        let view = view
-            .unwrap_or_else(|_| panic!("{name} never was as wanted"))
-            .unwrap();
-        view.snapshot.config.document(&id).unwrap().clone()
-    }
-}
-
-fn id(name: &str) -> DocumentId {
-    DocumentId::File(name.into())
-}
-
-fn route(gateway: &str, status: u16) -> String {
-    format!(
-        "http_route \"{gateway}\" {{\n  gateways  = [\"{gateway}\"]\n  hostnames = [\"a.example.com\"]\n\n  rule \"all\" {{\n    \
-         direct_response {{\n      status = {status}\n    }}\n  }}\n}}\n"
-    )
-}
-
-/// Answers until a response has one of these names, which it returns unanswered.
-async fn answer_until(client: &mut Client, name: &str) -> DeltaDiscoveryResponse {
-    loop {
-        let response = client.next().await.unwrap();
-        if names(&response).contains(&name) {
-            return response;
-        }
-        client.answer(&response, None).await;
-    }
-}
-
-async fn envoy(agent: &Agent) -> Client {
-    let client = Client::open(
-        connect(&agent.served.socket).await,
-        node("edge"),
-        ask(Cluster, &[]),
-    )
-    .await
-    .unwrap();
-    client.ask(Runtime, &[RUNTIME_LAYER]).await;
-    client.ask(Listener, &[]).await;
-    client.ask(ScopedRoute, &[]).await;
-    client
-}
 
 /// "Not known yet" is not "empty".
 #[tokio::test]
@@ -240,6 +91,48 @@ async fn nothing_is_published_before_each_watch_has_answered() {
     agent.served.end().await;
 }
 
+/// An upstream of the mesh went while the agent was away.
+#[tokio::test]
+async fn what_the_disk_has_of_the_mesh_and_nobody_needs_is_forgotten() {
+    let query = ChainQuery {
+        service: "web".into(),
+        datacenter: None,
+        namespace: None,
+        partition: None,
+    };
+    let roots = MeshRoots {
+        trust_domain: "x.consul".into(),
+        pem: "pem".into(),
+        count: 1,
+    };
+    let leaf = MeshLeaf {
+        service: "edge-gw".into(),
+        uri: "spiffe://x.consul".into(),
+        material: CertificateMaterial {
+            chain: "pem".into(),
+            private_key: None,
+            serial: "1".into(),
+            names: Vec::new(),
+            not_before: 0,
+            not_after: 1,
+            crl: None,
+        },
+    };
+    let restored = Restored {
+        chains: vec![(query.clone(), Arc::new(Chain::plain(&query)))],
+        mesh: Some((Arc::new(leaf), Arc::new(roots))),
+        ..Restored::default()
+    };
+    let mut agent = Agent::start_from(restored).await;
+    agent.put(&[("gateway", GATEWAY)]).await;
+    agent
+        .view_where("nothing of it is left", |view| {
+            view.snapshot.chains().count() == 0
+        })
+        .await;
+    agent.served.end().await;
+}
+
 #[tokio::test]
 async fn lost_events_are_made_up_for() {
     let mut agent = Agent::start().await;
@@ -289,24 +182,7 @@ async fn a_lost_wish(source: &str) -> (Agent, Client, CertificateQuery) {
     assert!(state.problems.is_empty(), "{:?}", state.problems);
     let view = agent.view.borrow().clone();
     let query = view.snapshot.config.certificate("www").unwrap().query.clone();
-    let material = CertificateMaterial {
-        chain: "chain".into(),
-        private_key: None,
-        serial: "1".into(),
-        names: vec!["www.example.com".into()],
-        not_before: 0,
-        not_after: 4_000_000_000,
-        crl: None,
-    };
-    let update = CertificateUpdate {
-        query: query.clone(),
-        result: Ok(Arc::new(material)),
-    };
-    agent
-        .observations
-        .send(Observation::Certificate(update))
-        .await
-        .unwrap();
+    agent.certify(&query, &["www.example.com"], None).await;
     let client = envoy(&agent).await;
     client.ask(Secret, &["certificate/www"]).await;
     agent
@@ -459,24 +335,7 @@ async fn what_no_chain_shows_is_not_published_and_what_no_envoy_runs_is_not_conf
     for name in ["www", "same"] {
         let view = agent.view.borrow().clone();
         let query = view.snapshot.config.certificate(name).unwrap().query.clone();
-        let material = CertificateMaterial {
-            chain: "chain".into(),
-            private_key: Some(Arc::new(portreeve::model::Redacted::new("key".to_owned()))),
-            serial: "1".into(),
-            names: vec!["www.example.com".into()],
-            not_before: 0,
-            not_after: 4_000_000_000,
-            crl: None,
-        };
-        let update = CertificateUpdate {
-            query,
-            result: Ok(Arc::new(material)),
-        };
-        agent
-            .observations
-            .send(Observation::Certificate(update))
-            .await
-            .unwrap();
+        agent.certify(&query, &["www.example.com"], Some("key")).await;
     }
     // As Envoy does it: no certificate is asked for but by the chain that shows it, no routes but by a listener that runs.
     let mut client = Client::open(

@@ -7,6 +7,7 @@
     reason = "times are shown, and Envoy's log when a test fails"
 )]
 
+mod agent;
 mod confirmation;
 mod envoy;
 mod grpc;
@@ -18,4 +19,5 @@ mod model;
 mod mutual_tls;
 #[path = "../support/ports.rs"]
 mod ports;
+mod refused;
 mod script;
