@@ -33,6 +33,7 @@ mod process;
 mod record;
 mod replace;
 mod settings;
+mod settle;
 mod shared_ports;
 mod steering;
 mod stop;

@@ -148,7 +148,7 @@ pub(super) struct PendingRestart {
     pub(super) reply: RestartReply,
 }
 
-enum Event {
+pub(super) enum Event {
     Exited(Exit),
     Retired(u32),
     Checked(Box<Checked>),
@@ -190,7 +190,7 @@ impl Supervisor {
         follow.abort();
     }
 
-    async fn next_event(&mut self) -> Option<Event> {
+    pub(super) async fn next_event(&mut self) -> Option<Event> {
         let exited = async {
             match &mut self.current {
                 Some(current) => current.process.exited().await,
@@ -268,7 +268,7 @@ impl Supervisor {
     }
 
     /// Asks a starting Envoy whether it serves.
-    async fn look(&mut self) {
+    pub(super) async fn look(&mut self) {
         let Some(current) = &mut self.current else { return };
         let answer = match timeout(LOOK_TIMEOUT, self.admin.server_info()).await {
             Ok(Ok(info)) if info.is(current.process.base_id, current.process.epoch) => Some(info),
@@ -333,7 +333,7 @@ impl Supervisor {
         }));
     }
 
-    async fn on_exit(&mut self, exit: Exit) {
+    pub(super) async fn on_exit(&mut self, exit: Exit) {
         let Some(ended) = self.current.take() else { return };
         let last_lines = self.tail.take_last_lines();
         let (pid, base_id) = (ended.process.pid(), ended.process.base_id);
@@ -382,6 +382,10 @@ impl Supervisor {
             return;
         }
         self.checking.abort_all();
+        let mode = match mode {
+            StopMode::Drain if !self.others.is_empty() => self.settle_restart().await,
+            mode => mode,
+        };
         self.save_record(true);
         if let Some(mut current) = self.current.take() {
             self.status.send_replace(Status::Stopping {

@@ -90,7 +90,7 @@ async fn a_hot_restart_loses_no_request() {
 }
 
 /// An Envoy that calls itself incompatible with the one that runs.
-fn other_envoy(gateway: &Gateway) -> PathBuf {
+pub fn other_envoy(gateway: &Gateway) -> PathBuf {
     let real = std::env::var("PORTREEVE_TEST_ENVOY").unwrap_or_else(|_| "envoy".to_owned());
     let path = gateway.directory.path().join("envoy-other");
     let script =

@@ -3,11 +3,13 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portreeve::envoy_process::{Status, StopMode};
+use portreeve::envoy_process::{Error, Handle, RestartError, RestartMethod, Settings, Status, StopMode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::gateway::{Gateway, get, is_served, signal, wait_for, wait_until_running};
+use crate::planned_restart::other_envoy;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_serves_newcomers_and_finishes_what_runs() {
@@ -60,6 +62,101 @@ async fn a_second_stop_cuts_the_drain_short() {
     assert!(gateway.envoys().is_empty());
     first.await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// The newcomer has nothing to serve yet, and the one that serves can be asked to leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_in_an_overlap_drains_the_one_that_serves() {
+    // While the old one still answers at the usual admin socket, and when the newcomer does.
+    for pause in [Duration::ZERO, Duration::from_millis(1500)] {
+        let gateway = Gateway::new();
+        let handle = gateway.start().await;
+        wait_until_running(&handle).await;
+        let mut next = gateway.settings();
+        next.binary = Some(other_envoy(&gateway));
+        // It waits for an xDS server that does not exist.
+        next.bootstrap.initial_fetch_timeout = Duration::ZERO;
+        let restarting = begin_restart(&handle, next).await;
+        tokio::time::sleep(pause).await;
+        drain_under_way(&gateway, &handle, 3000).await;
+        let error = restarting.await.unwrap().unwrap_err();
+        assert!(matches!(error, RestartError::Start(Error::Ended)), "{error}");
+    }
+}
+
+/// The old one can only leave when the newcomer serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_in_a_hot_restart_waits_until_the_newcomer_serves() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    wait_until_running(&handle).await;
+    let mut next = gateway.settings();
+    // So long it waits for clusters, and again for listeners.
+    next.bootstrap.initial_fetch_timeout = Duration::from_millis(300);
+    let restarting = begin_restart(&handle, next).await;
+    drain_under_way(&gateway, &handle, 2000).await;
+    assert_eq!(restarting.await.unwrap().unwrap(), RestartMethod::HotRestart);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_that_never_serves_is_waited_for_five_seconds_unless_a_second_stop_comes() {
+    for in_a_hurry in [false, true] {
+        let gateway = Gateway::new();
+        let handle = gateway.start().await;
+        wait_until_running(&handle).await;
+        let mut next = gateway.settings();
+        next.bootstrap.initial_fetch_timeout = Duration::ZERO;
+        let restarting = begin_restart(&handle, next).await;
+        let start = Instant::now();
+        let draining = begin_drain(&handle);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(is_served(&gateway.get("/").await), "the old one serves on");
+        if in_a_hurry {
+            handle.stop(StopMode::Now).await;
+        }
+        draining.await.unwrap();
+        let took = start.elapsed();
+        assert_eq!(took < Duration::from_secs(5), in_a_hurry, "{took:?}");
+        assert!(took < Duration::from_secs(15), "{took:?}");
+        assert!(gateway.envoys().is_empty());
+        let error = restarting.await.unwrap().unwrap_err();
+        assert!(matches!(error, RestartError::Start(Error::Ended)), "{error}");
+    }
+}
+
+/// Returns in its middle: there are two Envoys, and the new one does not serve yet.
+async fn begin_restart(handle: &Handle, next: Settings) -> JoinHandle<Result<RestartMethod, RestartError>> {
+    let restarting = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.restart(Some(next)).await }
+    });
+    wait_for(handle, "restart", |status| {
+        matches!(status, Status::Replacing { .. }).then_some(())
+    })
+    .await;
+    restarting
+}
+
+fn begin_drain(handle: &Handle) -> JoinHandle<()> {
+    let handle = handle.clone();
+    tokio::spawn(async move { handle.stop(StopMode::Drain).await })
+}
+
+/// Drains while a request runs that takes so long. It is answered, and so is who comes meanwhile.
+async fn drain_under_way(gateway: &Gateway, handle: &Handle, milliseconds: u32) {
+    let slow = tokio::spawn(get_slowly(gateway.port, milliseconds));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let start = Instant::now();
+    let draining = begin_drain(handle);
+    while start.elapsed() < Duration::from_millis(1500) {
+        assert!(is_served(&gateway.get("/").await), "after {:?}", start.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(is_served(&slow.await.unwrap()), "cut");
+    draining.await.unwrap();
+    println!("drained and ended in {:?}", start.elapsed());
+    assert!(gateway.envoys().is_empty());
+    assert_eq!(*handle.status().borrow(), Status::Stopped);
 }
 
 /// `portreeve envoy drain`, for an Envoy that systemd or Nomad keeps and will end.
