@@ -32,6 +32,9 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Envoy opens one stream; two more while it reconnects. Anything else is no Envoy.
 const STREAMS_PER_CONNECTION: u32 = 16;
 
+/// Whoever may have nothing is let go after this: long enough to open a stream and be told why.
+const STRANGER: Duration = Duration::from_secs(10);
+
 /// What a stream may have ready beyond what the socket takes: two frames. The room in which frames wait is as large as it ever
 /// was for as long as the connection lives: with hyper's 400 KiB it is that of 32 frames, 10 KiB for each Envoy.
 const SEND_BUFFER: usize = 32 << 10;
@@ -43,6 +46,8 @@ const ROUNDS: usize = 8;
 pub(super) struct Connection {
     io: Pin<Box<dyn Io>>,
     info: ConnectionInfo,
+    /// Given up when dropped.
+    place: Option<Box<dyn Send>>,
 }
 
 #[derive(Clone)]
@@ -59,13 +64,24 @@ impl Connection {
         Self {
             io: Box::pin(io),
             info,
+            place: None,
         }
+    }
+
+    /// Its place among those who are not known yet: kept for as long as it may have nothing.
+    pub(super) fn holding(mut self, place: impl Send + 'static) -> Self {
+        self.place = Some(Box::new(place));
+        self
     }
 
     /// Until the peer or the connection ends. After `stop` no stream is begun any more, the peer gets a GOAWAY, and the
     /// connection ends with its last stream.
-    pub(super) async fn serve(self, service: DiscoveryService, stop: CancellationToken) {
+    pub(super) async fn serve(mut self, service: DiscoveryService, stop: CancellationToken) {
         let info = self.info.clone();
+        let place = self
+            .place
+            .take()
+            .filter(|_| info.access.admit(&info.peer).is_err());
         let service =
             service_fn(move |request| ready(Ok::<_, Infallible>(service.answer(info.clone(), request))));
         let begun = Begun::default();
@@ -113,8 +129,12 @@ impl Connection {
             }
             turn.give_up(context);
             Poll::Pending
-        })
-        .await;
+        });
+        let ended = match place {
+            // Told why, and let go: nothing else bounds how many there are, or for how long.
+            Some(_place) => tokio::time::timeout(STRANGER, ended).await.unwrap_or(Ok(())),
+            None => ended.await,
+        };
         if let Err(error) = ended {
             tracing::debug!(%error, "an Envoy's connection ended");
         }

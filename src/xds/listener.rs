@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -28,7 +28,8 @@ const HANDSHAKES: usize = 256;
 /// A handshake counts as one of them for so long at most. What it costs is spent by then; what is left is to wait for the
 /// other side, which may never answer.
 const HANDSHAKE_TURN: Duration = Duration::from_secs(1);
-/// Connections that have not shown a certificate yet. While there are so many, new ones are closed at once.
+/// Connections that have not shown a certificate yet, or none that may have a gateway. While there are so many, new ones are
+/// closed at once.
 const UNKNOWN: usize = 4096;
 /// The same from one address: whoever fills its own share takes little from the others. Envoys behind one address that all
 /// come back at once are told apart from it within milliseconds, and come again.
@@ -253,9 +254,8 @@ async fn accept_tls(
         let (access, connections, events) = (access.clone(), connections.clone(), events.clone());
         let (handshakes, refusals) = (handshakes.clone(), refusals.clone());
         tokio::spawn(async move {
-            let _place = place;
             match shake_hands(config, stream, address, access, &handshakes).await {
-                Ok(Some(connection)) => _ = connections.send(connection).await,
+                Ok(Some(connection)) => _ = connections.send(connection.holding(place)).await,
                 Ok(None) => {
                     tracing::debug!(%address, "a connection without a word: a look whether the port is open")
                 }
@@ -265,7 +265,7 @@ async fn accept_tls(
     }
 }
 
-/// Connections that have shown no certificate yet, by where they come from.
+/// Connections that have shown no certificate of use yet, by where they come from.
 #[derive(Default)]
 struct Unknown {
     // A plain mutex: never held across an await.
@@ -280,17 +280,18 @@ struct Place {
 
 impl Unknown {
     fn place(self: &Arc<Self>, from: IpAddr) -> Result<Place, String> {
+        let from = network(from);
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, by_address) = &mut *count;
         if *all >= UNKNOWN {
             return Err(format!(
-                "{UNKNOWN} other connections have shown no certificate yet"
+                "{UNKNOWN} other connections have shown no certificate of use yet"
             ));
         }
         let of_one = by_address.entry(from).or_default();
         if *of_one >= UNKNOWN_OF_ONE {
             return Err(format!(
-                "{UNKNOWN_OF_ONE} other connections from {from} have shown no certificate yet"
+                "{UNKNOWN_OF_ONE} other connections from {from} have shown no certificate of use yet"
             ));
         }
         *of_one += 1;
@@ -313,6 +314,14 @@ impl Drop for Place {
                 of_one.remove();
             }
         }
+    }
+}
+
+/// What shares its places: an IPv4 address, or an IPv6 /64, as whoever has one address there has all of them.
+fn network(from: IpAddr) -> IpAddr {
+    match from.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
     }
 }
 
@@ -476,6 +485,16 @@ mod tests {
         let another = unknown.place(address(9999));
         assert!(another.is_ok());
         drop((places, another));
+        for (one, of_the_same, of_another) in [
+            ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1"),
+            ("::ffff:10.0.0.1", "10.0.0.1", "10.0.0.2"),
+        ] {
+            let place = |from: &str| unknown.place(from.parse().unwrap());
+            let places: Vec<_> = (0..UNKNOWN_OF_ONE).map(|_| place(one).unwrap()).collect();
+            assert!(place(of_the_same).is_err(), "{of_the_same}");
+            assert!(place(of_another).is_ok(), "{of_another}");
+            drop(places);
+        }
         let count = unknown.count.lock().unwrap();
         assert_eq!((count.0, count.1.len()), (0, 0));
     }

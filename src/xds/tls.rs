@@ -48,7 +48,7 @@ pub(super) fn server_config(settings: &TlsSettings) -> Result<Arc<rustls::Server
             .map_err(|source| TlsError::ClientCa(source.into()))?;
     }
     // A peer without a certificate is let in as far as to be told why it gets nothing: Envoy logs a gRPC status, and
-    // hardly anything of a broken handshake.
+    // hardly anything of a broken handshake. It stays among the unknown, and is let go soon.
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()

@@ -12,11 +12,14 @@ use portreeve::xds::{
     TcpSettings, TlsSettings,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::pki_types::pem::PemObject as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
@@ -242,30 +245,47 @@ async fn the_certificate_decides() {
 }
 
 /// Sockets from an address of their own, each of which has said this and says no more.
-async fn half_said(to: std::net::SocketAddr, from: u8, said: &[u8]) -> Vec<TcpStream> {
+async fn half_said(to: SocketAddr, from: u8, count: usize, said: &[u8]) -> Vec<TcpStream> {
     let mut all = Vec::new();
-    // More than handshakes are made at a time.
-    for _ in 0..300 {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(([127, 0, 0, from], 0).into()).unwrap();
-        let mut stream = socket.connect(to).await.unwrap();
+    for _ in 0..count {
+        let mut stream = connect_from(from, to).await;
         stream.write_all(said).await.unwrap();
         all.push(stream);
     }
     all
 }
 
-/// The first message of a TLS client.
-fn hello(servers: &Authority) -> Vec<u8> {
+async fn connect_from(from: u8, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, from], 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// An Envoy without a certificate, which says nothing more after its handshake.
+async fn stranger(from: u8, to: SocketAddr, servers: &Authority) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = connect_from(from, to).await;
+    let name = "agent.example".try_into().expect("a name");
+    TlsConnector::from(without_certificate(servers))
+        .connect(name, stream)
+        .await
+}
+
+fn without_certificate(servers: &Authority) -> Arc<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     let pem = servers.pem();
     let root = rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     roots.add(root).unwrap();
-    let config = rustls::ClientConfig::builder()
+    let mut config = rustls::ClientConfig::builder()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+/// The first message of a TLS client.
+fn hello(servers: &Authority) -> Vec<u8> {
     let name = "agent.example".try_into().unwrap();
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut client = rustls::ClientConnection::new(without_certificate(servers), name).unwrap();
     let mut bytes = Vec::new();
     client.write_tls(&mut bytes).unwrap();
     bytes
@@ -327,7 +347,8 @@ async fn who_does_not_go_on_shaking_hands_holds_up_nobody() {
         // Given up only after 10 s: it tells whether they were waited for.
         let mut oldest = TcpStream::connect(address).await.unwrap();
         oldest.write_all(&whole[..1]).await.unwrap();
-        let silent = half_said(address, from, said).await;
+        // More than handshakes are made at a time.
+        let silent = half_said(address, from, 300, said).await;
         let answer = async {
             let channel = connect(address, servers, Some(&edge)).await.unwrap();
             first_answer(channel, "edge").await.unwrap()
@@ -339,6 +360,38 @@ async fn who_does_not_go_on_shaking_hands_holds_up_nobody() {
         }
         drop(silent);
     }
+    port.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_have_nothing_keeps_its_place_and_is_let_go() {
+    let (_edge, receiver) = publisher(Some(set_of(&[(Cluster, "of-edge", "1")])));
+    let port = Port::serve_edge(receiver).await;
+    let (address, servers) = (port.address, &port.servers);
+    // Both ends of each connection are this process's.
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < 4096) {
+        let current = Some(limit.maximum.map_or(4096, |most| most.min(4096)));
+        setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+    }
+
+    // All places of one address. A part of them with a handshake: all would take a slow machine as long as the first ones last.
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(stranger(5, address, servers).await.unwrap());
+    }
+    let silent = half_said(address, 5, 412, b"").await;
+    assert!(stranger(5, address, servers).await.is_err(), "one more is let in");
+    let edge = port.clients.issue(vec![dns("edge.example")]);
+    let channel = connect(address, servers, Some(&edge)).await.unwrap();
+    assert_eq!(first_answer(channel, "edge").await.unwrap(), ["of-edge"]);
+
+    // Without a word of TLS: an error as well as an end.
+    let mut said = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, strangers[0].read_to_end(&mut said)).await;
+    assert!(ended.is_ok(), "the oldest is still served");
+    stranger(5, address, servers).await.expect("its place is free");
+    drop((strangers, silent));
     port.end().await;
 }
 
