@@ -4,7 +4,6 @@
 //! Writes go through one thread, so that a slow or full disk delays nobody; the newest state wins.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use super::withheld::WithheldResource;
 use crate::config::Quarantine;
 use crate::model::mesh::{Chain, ChainQuery, Interest, MeshLeaf, MeshRoots};
 use crate::model::{Document, Instance, MeshUpdate, Observation, ServiceQuery};
+use crate::sources::private_file;
 
 const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents");
 /// The texts that an Envoy runs with: what a refusal goes back to, also when the agent died before it heard of it.
@@ -125,11 +125,10 @@ const RETRY: Duration = Duration::from_secs(5);
 impl Store {
     /// Opens or makes `state.redb` below the data directory, mode 0600, and reads what it holds.
     pub fn open(data_directory: &Path) -> Result<(Self, Restored), StoreError> {
-        let directory_error = |source| StoreError::Directory {
+        std::fs::create_dir_all(data_directory).map_err(|source| StoreError::Directory {
             path: data_directory.to_owned(),
             source,
-        };
-        std::fs::create_dir_all(data_directory).map_err(directory_error)?;
+        })?;
         let path = data_directory.join("state.redb");
         let database = open_database(&path).map_err(|source| match source {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
@@ -145,7 +144,6 @@ impl Store {
                 source,
             },
         })?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(directory_error)?;
         let restored = read(&database).map_err(|source| StoreError::Read {
             path: path.clone(),
             source,
@@ -347,7 +345,11 @@ fn write_all(path: &Path, database: Database, inbox: &Inbox) {
 const CACHE_BYTES: usize = 4 << 20;
 
 fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path)
+    let file = private_file::open(path)?;
+    let backend = redb::backends::FileBackend::new(file)?;
+    Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(backend)
 }
 
 fn write_waiting(path: &Path, database: &mut Option<Database>, waiting: &Waiting) -> Result<(), redb::Error> {
@@ -428,6 +430,9 @@ fn encoded(value: &impl serde::Serialize) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
     use super::*;
     use crate::model::{CertificateMaterial, ChainUpdate, DocumentId, Redacted};
 
@@ -470,6 +475,9 @@ mod tests {
     #[test]
     fn keeps_what_it_was_given() {
         let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.redb");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         let document = Document {
             id: DocumentId::Kv("portreeve/config/a".into()),
             text: "x".into(),
@@ -483,6 +491,8 @@ mod tests {
         {
             let (store, restored) = Store::open(directory.path()).unwrap();
             assert!(restored.documents.is_empty());
+            let second = Store::open(directory.path()).err();
+            assert!(matches!(second, Some(StoreError::InUse { .. })), "{second:?}");
             store.document(&document);
             store.confirmed(&older);
             store.service(&ServiceQuery::named("web"), &Arc::from([]));
@@ -505,16 +515,34 @@ mod tests {
         let (leaf, roots) = restored.mesh.unwrap();
         assert_eq!((&*leaf.service, &*roots.trust_domain), ("edge-gw", "x.consul"));
         assert_eq!(leaf.material.private_key, None);
-        let file = std::fs::read(directory.path().join("state.redb")).unwrap();
+        let file = std::fs::read(&path).unwrap();
         assert!(
             !file.windows(7).any(|window| window == b"hunter2"),
             "a key on disk"
         );
-        let mode = std::fs::metadata(directory.path().join("state.redb"))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_state_file_that_is_a_link_is_named_and_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("target");
+        std::fs::write(&target, "").unwrap();
+        std::fs::set_permissions(&target, Permissions::from_mode(0o644)).unwrap();
+        let path = directory.path().join("state.redb");
+        symlink(&target, &path).unwrap();
+        let error = anyhow::Error::from(Store::open(directory.path()).err().unwrap());
+        let said = format!("{error:#}");
+        assert!(
+            said.contains("state.redb") && said.contains("a symbolic link"),
+            "{said}"
+        );
+        let metadata = std::fs::metadata(&target).unwrap();
+        assert_eq!(
+            (metadata.len(), metadata.permissions().mode() & 0o777),
+            (0, 0o644)
+        );
     }
 
     #[test]

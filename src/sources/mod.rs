@@ -15,6 +15,7 @@ mod health;
 mod identity;
 mod life;
 pub mod nomad;
+pub mod private_file;
 pub mod retry;
 mod stamp;
 pub mod vault;

@@ -84,11 +84,19 @@ pub const AREAS: &[Area] = &[
                 ],
             ),
             row(
-                "a data directory that others may use, a damaged state file",
-                "the agent does not start and says which and why; Envoy serves on",
+                "a data directory that others may use",
+                "under `-dev` the agent does not start and says why; elsewhere it warns where others may write",
                 &[
                     "a_dev_directory_that_others_may_use_is_refused",
+                    "a_directory_that_others_may_write_is_told",
+                ],
+            ),
+            row(
+                "a damaged state file, a symbolic link in its place",
+                "the agent does not start and says which and why; Envoy serves on",
+                &[
                     "a_damaged_state_file_is_named_envoy_serves_on_and_deleting_it_helps",
+                    "a_state_file_that_is_a_link_is_named_and_not_followed",
                 ],
             ),
         ],

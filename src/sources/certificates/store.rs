@@ -4,8 +4,6 @@
 //! a crash loop would do so without end; and a restart while a source is away would take its certificates from Envoy.
 //! Private keys are never written: after a restart Envoy still holds them.
 
-use std::fs::{File, OpenOptions, Permissions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +12,7 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{CertificateMaterial, CertificateQuery};
+use crate::sources::private_file;
 
 /// Query (as JSON) to record (as JSON).
 const TABLE: TableDefinition<&str, &[u8]> = TableDefinition::new("issued_certificates");
@@ -243,7 +242,7 @@ fn memory() -> Result<Database, StoreError> {
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {
-    let opened = private_file(path).map_err(|source| StoreError::Open {
+    let opened = private_file::open(path).map_err(|source| StoreError::Open {
         path: path.display().to_string(),
         source,
     })?;
@@ -254,21 +253,11 @@ fn key(query: &CertificateQuery) -> Result<String, StoreError> {
     serde_json::to_string(query).map_err(StoreError::Record)
 }
 
-fn private_file(path: &Path) -> std::io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    // An existing file keeps its mode when opened; one copied from a backup may be wider.
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn query(name: &str) -> CertificateQuery {
