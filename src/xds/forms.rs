@@ -1,10 +1,14 @@
-//! A listener changes the form in which it looks its hosts up: the new form is in place before the old one goes, and the old
-//! one stays for those who still look there.
+//! How a listener looks its hosts up, by scopes or in a table: what it looks in is in place before it opens, or before it
+//! changes from one form to the other; and the former one stays for those who still look there.
 //!
 //! To scopes: Envoy waits for none, since its one subscription to scopes is open, so the listener waits here until all of
 //! its own are there. To a table: Envoy keeps the old listener while it waits for its first one, but for 3 s only, so the
-//! listener waits here while its table waits for new clusters, or has not replaced an older one. Then connections from before stay with the former listener
-//! until Envoy has drained them: what would go with the former form, and what it needs, goes later.
+//! listener waits here while its table waits for new clusters, or has not replaced an older one. Then connections from before
+//! stay with the former listener until Envoy has drained them: what would go with the former form, and what it needs, goes
+//! later.
+//!
+//! While a new listener waits, so do all changes of others: one of them may leave its port to it, and in one response it is
+//! closed for nobody. A new one with a table opens, at Envoy, when that has come.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,6 +27,8 @@ pub(super) struct Forms {
     turning: BTreeSet<Arc<str>>,
     /// Those that were sent in their new form, and when.
     turned: BTreeMap<Arc<str>, Duration>,
+    /// Until when a new listener waits for its scopes.
+    opening: Option<Duration>,
 }
 
 impl Forms {
@@ -35,14 +41,27 @@ impl Forms {
     ) {
         self.waiting.clear();
         self.turning.clear();
+        self.opening = None;
         self.turned.retain(|_, since| now < *since + DRAIN_PATIENCE);
         let listeners = &subscriptions[ResourceKind::Listener as usize];
         for (name, dirty) in &listeners.dirty {
-            // A new one goes at once, in one response with one that leaves its port to it.
-            let told = listeners.told.get(name).filter(|told| !told.is_held_by_envoy());
-            let (Some(told), Some(published)) = (told, target.get(ResourceKind::Listener, name)) else {
+            let Some(published) = target.get(ResourceKind::Listener, name) else {
                 continue;
             };
+            let until = dirty.since + GATE_PATIENCE_SILENT;
+            let Some(told) = listeners.told.get(name) else {
+                // An Envoy that starts opens no port before it has all that it asked for.
+                let is_early = listeners.answered
+                    && !published.has_table()
+                    && are_scopes_early(subscriptions, target, name);
+                if is_early && now < until {
+                    self.opening = self.opening.max(Some(until));
+                }
+                continue;
+            };
+            if told.is_held_by_envoy() {
+                continue;
+            }
             if told.has_table() == published.has_table() {
                 continue;
             }
@@ -51,7 +70,6 @@ impl Forms {
                 true => is_table_early(subscriptions, target, gates, name),
                 false => are_scopes_early(subscriptions, target, name),
             };
-            let until = dirty.since + GATE_PATIENCE_SILENT;
             if is_early && now < until {
                 self.waiting.insert(name.clone(), until);
             }
@@ -67,13 +85,23 @@ impl Forms {
     }
 
     pub(super) fn withholds(&self, resource: &Resource) -> bool {
-        resource.kind == ResourceKind::Listener && self.waiting.contains_key(&resource.name)
+        resource.kind == ResourceKind::Listener
+            && (self.opening.is_some() || self.waiting.contains_key(&resource.name))
     }
 
-    /// It is of the former form of a listener that has turned, or is about to.
+    /// It is of the former form of a listener that has turned, or is about to; or a listener that a new one replaces, or
+    /// what that looks its hosts up in.
     pub(super) fn holds_removal(&self, kind: ResourceKind, name: &str, target: &ResourceSet) -> bool {
         if self.is_at_rest() {
             return false;
+        }
+        if self.opening.is_some() {
+            let is_gone = |listener| target.get(ResourceKind::Listener, listener).is_none();
+            match kind {
+                ResourceKind::Listener => return true,
+                ResourceKind::ScopedRoute if listener_of_scope(name).is_some_and(is_gone) => return true,
+                _ => {}
+            }
         }
         let (listener, is_table) = match kind {
             ResourceKind::ScopedRoute => (listener_of_scope(name), false),
@@ -86,14 +114,19 @@ impl Forms {
             .is_some_and(|listener| listener.has_table() != is_table)
     }
 
-    /// No listener has turned, or is about to.
+    /// A new listener waits for its scopes: what is held meanwhile goes within moments.
+    pub(super) fn is_opening(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// No listener has turned, or is about to, or waits to open.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.turned.is_empty() && self.turning.is_empty()
+        self.turned.is_empty() && self.turning.is_empty() && self.opening.is_none()
     }
 
     pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
         let ends = self.turned.values().map(|since| *since + DRAIN_PATIENCE);
-        let all = self.waiting.values().copied().chain(ends);
+        let all = self.waiting.values().copied().chain(ends).chain(self.opening);
         all.filter(|at| *at > now).min()
     }
 }

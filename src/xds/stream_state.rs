@@ -200,7 +200,8 @@ impl StreamState {
     /// What is kept for connections from before: nobody waits for it to go.
     fn leftover(&self, subscription: &Subscription) -> usize {
         let kind = subscription.kind;
-        let Some(target) = self.target.as_ref().filter(|_| !self.forms.is_at_rest()) else {
+        let has_leftovers = !self.forms.is_at_rest() && !self.forms.is_opening();
+        let Some(target) = self.target.as_ref().filter(|_| has_leftovers) else {
             return 0;
         };
         // Clusters, endpoints and secrets stay because what is kept needs them.

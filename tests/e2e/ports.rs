@@ -1,9 +1,11 @@
 //! Ports come and go with documents; of two gateways that want one, the older has it.
 
+use std::time::Instant;
+
 use hyper::Method;
 use serde_json::Value;
 
-use crate::stack::{GATEWAY, Options, SOON, Stack, until};
+use crate::stack::{GATEWAY, Options, SOON, Stack, route, until};
 use crate::support::client::{Client, Request};
 use crate::support::load::Load;
 use crate::support::wait_for;
@@ -102,4 +104,60 @@ async fn a_port_opens_and_closes_by_a_document_while_others_serve() {
         .await;
     }
     load.finish().await.assert_none_lost();
+}
+
+/// Whoever finds a new port open finds its hosts.
+async fn opens_whole(state_of_the_world: bool) {
+    let stack = Stack::start(Options {
+        state_of_the_world,
+        ..Options::default()
+    })
+    .await;
+    let (_backend, request) = stack.shop().await;
+    // Many of them: Envoy takes its time.
+    let many: Vec<String> = (0..400)
+        .map(|number| route(&format!("r{number}"), &format!("h{number}.example.com"), "orders"))
+        .collect();
+    stack.put("many", &many.concat()).await;
+    let last = Request::get("h399.example.com", "/");
+    stack
+        .until(&last, "the last host", |reply| reply.status == 200)
+        .await;
+    let load = Load::start(100, stack.client(), request.clone());
+    let more = GATEWAY.replace(
+        "  }\n}\n",
+        "  }\n\n  listener \"more\" {\n    port = $HTTPS\n  }\n}\n",
+    );
+    let opened = Client::http(stack.https);
+    for _ in 0..5 {
+        stack.put("gateway", &more).await;
+        let started = Instant::now();
+        let first = loop {
+            match opened.send(&last).await {
+                Ok(reply) => break reply,
+                Err(failure) if failure.kind() == "refused" => {}
+                Err(failure) => panic!("{failure:?}"),
+            }
+            assert!(started.elapsed() < SOON, "it never opened");
+        };
+        assert_eq!(first.status, 200, "{first:?}");
+        stack.put("gateway", GATEWAY).await;
+        wait_for("the port to close", SOON, async || {
+            let answer = opened.send(&last).await;
+            anyhow::ensure!(answer.is_err(), "{answer:?}");
+            Ok(())
+        })
+        .await;
+    }
+    load.finish().await.assert_none_lost();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_opens_with_all_its_hosts() {
+    opens_whole(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_opens_with_all_its_hosts_in_the_state_of_the_world() {
+    opens_whole(true).await;
 }
