@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use hyper::body::Bytes;
-use serde_json::{Map, Value, json};
 
 use crate::epochs::{self, Epochs};
+use crate::loads::{Loads, WithoutEnvoy};
 use crate::observer::Observer;
 use crate::summary::{REQUESTS_BAR, Row, least_requests, rate};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::line::{Line, Trouble};
-use crate::support::load::{Load, Report};
 use crate::support::network::FarNetwork;
 use crate::support::stack::{self, Options, SOON, Stack, secure};
 use crate::support::{program, wait_for};
@@ -22,16 +21,13 @@ use crate::support::{program, wait_for};
 /// After its end a fault may not last for ever either: a machine with much beside may be this slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Two clocks, each read on a busy machine.
-const SLACK: Duration = Duration::from_millis(100);
-
 pub struct Course {
     fault: &'static str,
     pub stack: Stack,
     pub line: Arc<Line>,
     pub one: Backend,
     pub observer: Observer,
-    load: Option<Load>,
+    load: Option<Loads>,
     begun: Instant,
     memory_before: u64,
     log_start: usize,
@@ -47,15 +43,6 @@ pub struct Course {
     without_envoy: Vec<WithoutEnvoy>,
     past_the_line: u64,
     once: u64,
-}
-
-/// When an Envoy was killed, was gone, and when the next one answered. Between the first two the kernel still takes
-/// connections for it.
-#[derive(Clone, Copy)]
-struct WithoutEnvoy {
-    killed: Duration,
-    gone: Duration,
-    open: Duration,
 }
 
 /// The document under change: what `rule` holds decides who answers, and the epoch says which of them it was.
@@ -79,7 +66,7 @@ impl Course {
         Course::begin_at(fault, options, rate).await
     }
 
-    /// The same with so many requests a second.
+    /// The same with so many requests a second on new connections.
     pub async fn begin_at(fault: &'static str, options: Options, rate: u32) -> Course {
         let line = Line::start().await;
         let has_vault = options.vault;
@@ -117,8 +104,8 @@ impl Course {
         let begun = Instant::now();
         let https = client.as_ref().map(|(client, _)| client.clone());
         let load = match client {
-            Some((client, secure)) => Load::start(rate, client.timeout(PATIENCE), secure),
-            None => Load::start(rate, stack.client().timeout(PATIENCE), request),
+            Some((client, secure)) => Loads::start(rate, client.timeout(PATIENCE), secure),
+            None => Loads::start(rate, stack.client().timeout(PATIENCE), request),
         };
         let mut course = Course {
             fault,
@@ -391,22 +378,13 @@ impl Course {
             self.recovers().await;
         }
         let load = self.load.take().expect("an open account");
-        while load.so_far().sent < least_requests() {
+        while load.sent() < least_requests() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let report = load.finish().await;
-        let excused = excused(&report, &self.without_envoy);
-        let excused_in_all: u64 = excused.values().filter_map(Value::as_u64).sum();
-        let failed = report.lost() - excused_in_all;
-        if failed > 0 {
-            println!("{}: {report}", self.fault);
-        }
+        let accounts = load.finish(&self.without_envoy).await;
         Row {
             fault: self.fault,
-            sent: report.sent,
-            failed,
-            excused,
-            worst: report.latency(1.0),
+            accounts,
             converge: self.converge,
             stale: self.epochs.longest(),
             cpu: self.observer.cpu(),
@@ -418,26 +396,6 @@ impl Course {
             told: told(&self.stack.agent.process.log()[self.log_start..]),
         }
     }
-}
-
-/// Those that were in flight on an Envoy when it was killed, and those that came while there was none.
-fn excused(report: &Report, without_envoy: &[WithoutEnvoy]) -> Map<String, Value> {
-    let mut reasons = Map::new();
-    for failed in &report.failures {
-        let ended_before = |time: Duration| failed.due + failed.after + SLACK < time;
-        let is_in_flight =
-            |window: &WithoutEnvoy| failed.due <= window.gone + SLACK && !ended_before(window.killed);
-        let is_refused =
-            |window: &WithoutEnvoy| failed.due <= window.open + SLACK && !ended_before(window.killed);
-        let reason = match failed.kind {
-            "reset" if without_envoy.iter().any(is_in_flight) => "in flight on the killed Envoy",
-            "refused" if without_envoy.iter().any(is_refused) => "no Envoy process",
-            _ => continue,
-        };
-        let count = reasons.get(reason).and_then(Value::as_u64).unwrap_or(0);
-        reasons.insert(reason.to_owned(), json!(count + 1));
-    }
-    reasons
 }
 
 /// Warnings and errors, without their times, each kind of line once: figures in it do not make it another.

@@ -1,13 +1,10 @@
 //! Instances come and go, one by one and all at once.
 
-use std::time::Duration;
-
 use crate::course::Course;
+use crate::loads::DRAIN;
 use crate::support::backend::Backend;
 
 /// As deploy tools do: the new one passes, the old one is deregistered, and ends when it has drained.
-const DRAIN: Duration = Duration::from_millis(1000);
-
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_rolled() {
     let mut course = Course::begin("endpoints_rolled").await;

@@ -11,6 +11,7 @@ mod support;
 
 mod course;
 mod epochs;
+mod loads;
 mod observer;
 mod record;
 mod summary;

@@ -96,6 +96,8 @@ fn the_suite_is_whole() {
         "sent",
         "failed",
         "excused",
+        "stale",
+        "kinds",
         "worst_ms",
         "converge_ms",
         "stale_ms",
@@ -128,7 +130,13 @@ fn rounded(value: &Value) -> Value {
         Some(number) if value.is_f64() => json!((number * 1e3).round() / 1e3),
         _ => match value.as_array() {
             Some(list) => list.iter().map(rounded).collect(),
-            None => value.clone(),
+            None => match value.as_object() {
+                Some(map) => {
+                    let rounded = map.iter().map(|(name, value)| (name.clone(), rounded(value)));
+                    Value::Object(rounded.collect())
+                }
+                None => value.clone(),
+            },
         },
     }
 }
@@ -190,7 +198,7 @@ fn page(all: &Value) -> String {
     text.push_str(&format!(
         "\n## Suites\n\nRuns so far: {}. `make chaos`; with `RECORD=1` it adds one here. Every request that failed, other than \
          those excused, would have failed the suite. Excused are requests in flight on an Envoy that the fault killed, and those while \
-         there was none. Converged: from the moment the dependency answers again until a change is served. Stale: from the write of \
+         there was none. Slowest: of slow requests, what they took beyond their backend. Converged: from the moment the dependency answers again until a change is served. Stale: from the write of \
          a change until it is served, the longest, the fault's own duration with it. Busiest: of one core, and requests of Consul.\n",
         suites.len()
     ));

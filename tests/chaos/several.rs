@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::course::{Course, PLAIN_RULE};
+use crate::loads::DRAIN;
 use crate::support::backend::Backend;
 use crate::support::line::Trouble;
 
@@ -31,7 +32,7 @@ async fn several_at_once() {
         course.recovers().await;
         // Known to be seen: only now may the old one go.
         course.stack.deregister("orders", &before).await;
-        tokio::time::sleep(Duration::from_millis(1000)).await;
+        tokio::time::sleep(DRAIN).await;
         before.stop().await;
         before = next;
     }

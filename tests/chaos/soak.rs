@@ -72,8 +72,8 @@ async fn soak() {
 struct Churn {
     steps: u64,
     before: Backend,
-    /// What was deregistered a roll ago, and has drained.
-    drained: Option<Backend>,
+    /// What was deregistered, and has a roll each to drain; a slow request takes half of that.
+    draining: VecDeque<Backend>,
     names: VecDeque<String>,
     more: u16,
     has_more: bool,
@@ -90,7 +90,7 @@ impl Churn {
         Churn {
             steps: 0,
             before,
-            drained: None,
+            draining: VecDeque::new(),
             names: VecDeque::new(),
             more: free_port(),
             has_more: false,
@@ -147,7 +147,10 @@ impl Churn {
         course.stack.register("orders", &next).await;
         course.stack.deregister("orders", &self.before).await;
         let leaving = std::mem::replace(&mut self.before, next);
-        if let Some(mut drained) = self.drained.replace(leaving) {
+        self.draining.push_back(leaving);
+        if self.draining.len() > 2
+            && let Some(mut drained) = self.draining.pop_front()
+        {
             drained.stop().await;
         }
     }
@@ -164,7 +167,7 @@ impl Churn {
 
     async fn end(&mut self) {
         self.before.stop().await;
-        if let Some(mut drained) = self.drained.take() {
+        for mut drained in self.draining.drain(..) {
             drained.stop().await;
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::loads::Account;
 use crate::record::FAULTS;
 
 /// The long form, by `make chaos`.
@@ -14,7 +15,7 @@ pub fn is_long() -> bool {
     std::env::var("CHAOS").is_ok_and(|form| form == "long")
 }
 
-/// Requests to be sent before a fault is done with.
+/// Requests on new connections to be sent before a fault is done with.
 pub fn least_requests() -> u64 {
     if is_long() { 5000 } else { 250 }
 }
@@ -35,6 +36,9 @@ const CONVERGE_BAR: Duration = Duration::from_secs(2);
 pub const CPU_BAR: f64 = 0.5;
 /// Requests of Consul's within one second.
 pub const REQUESTS_BAR: u64 = 60;
+/// Requests on kept connections that were closed at that very moment, and one in a hundred more. Each is one that clients send
+/// again; so many would mean that connections are closed without a word.
+const STALE_BAR: u64 = 2;
 /// What the agent may hold more after a fault than before. An allocator keeps some of a peak.
 const MEMORY_BAR_KIB: u64 = 24 * 1024;
 
@@ -42,11 +46,8 @@ const MEMORY_BAR_KIB: u64 = 24 * 1024;
 #[derive(Clone, Debug, Default)]
 pub struct Row {
     pub fault: &'static str,
-    pub sent: u64,
-    pub failed: u64,
-    /// Failed and allowed to, by reason.
-    pub excused: Map<String, Value>,
-    pub worst: Duration,
+    /// By kind of request.
+    pub accounts: Vec<(&'static str, Account)>,
     pub converge: Option<Duration>,
     /// From the write of a change to the first request that met it: the longest, the fault's own duration with it.
     pub stale: Option<Duration>,
@@ -63,15 +64,61 @@ pub struct Row {
 }
 
 impl Row {
+    pub fn sent(&self) -> u64 {
+        self.accounts.iter().map(|(_, account)| account.sent).sum()
+    }
+
+    pub fn failed(&self) -> u64 {
+        self.accounts.iter().map(|(_, account)| account.failed).sum()
+    }
+
+    pub fn stale(&self) -> u64 {
+        self.accounts.iter().map(|(_, account)| account.stale).sum()
+    }
+
+    pub fn worst(&self) -> Duration {
+        let worst = self.accounts.iter().map(|(_, account)| account.worst);
+        worst.max().unwrap_or_default()
+    }
+
     fn excused_in_all(&self) -> u64 {
-        self.excused.values().filter_map(Value::as_u64).sum()
+        let excused = self.accounts.iter().map(|(_, account)| account.excused_in_all());
+        excused.sum()
+    }
+
+    /// Of all kinds together, by reason.
+    fn excused(&self) -> Map<String, Value> {
+        let mut all = Map::new();
+        for (reason, count) in self.accounts.iter().flat_map(|(_, account)| &account.excused) {
+            let before = all.get(reason).and_then(Value::as_u64).unwrap_or(0);
+            all.insert(
+                reason.clone(),
+                json!(before + count.as_u64().unwrap_or_default()),
+            );
+        }
+        all
+    }
+
+    /// Each kind of request by itself.
+    pub fn kinds(&self) -> Value {
+        let kinds = self.accounts.iter();
+        Value::Object(
+            kinds
+                .map(|(kind, account)| ((*kind).to_owned(), account.shown()))
+                .collect(),
+        )
     }
 
     /// Which bars it did not keep. Times and shares of the machine count in the long form alone, where nothing runs beside.
     pub fn missed(&self) -> Vec<String> {
         let mut missed = Vec::new();
-        if self.failed > 0 {
-            missed.push(format!("{} requests failed", self.failed));
+        for (kind, account) in &self.accounts {
+            if account.failed > 0 {
+                missed.push(format!("{} {kind} requests failed", account.failed));
+            }
+            if account.stale > STALE_BAR + account.sent / 100 {
+                missed.push(format!("{} {kind} requests met a closed connection", account.stale));
+            }
         }
         if self.busiest_second > self.requests_bar {
             missed.push(format!(
@@ -100,8 +147,8 @@ impl Row {
                 self.memory_before_kib, self.memory_after_kib
             ));
         }
-        if self.sent < least_requests() {
-            missed.push(format!("only {} requests", self.sent));
+        if self.sent() < least_requests() {
+            missed.push(format!("only {} requests", self.sent()));
         }
         missed
     }
@@ -111,14 +158,16 @@ impl Row {
         assert!(FAULTS.contains(&self.fault), "{} is not in the list", self.fault);
         let ms = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64() * 1e3);
         let brief = json!({
-            "sent": self.sent,
-            "failed": self.failed,
+            "sent": self.sent(),
+            "failed": self.failed(),
             "excused": self.excused_in_all(),
-            "worst_ms": ms(Some(self.worst)),
+            "worst_ms": ms(Some(self.worst())),
             "converge_ms": ms(self.converge),
         });
         let mut full = brief.clone();
-        full["excused_for"] = Value::Object(self.excused.clone());
+        full["excused_for"] = Value::Object(self.excused());
+        full["stale"] = json!(self.stale());
+        full["kinds"] = self.kinds();
         full["stale_ms"] = json!(ms(self.stale));
         full["agent_cpu_share"] = json!(self.cpu);
         full["agent_cpu_share_busiest_5s"] = json!(self.busiest_cpu);

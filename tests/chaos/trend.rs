@@ -74,9 +74,10 @@ impl Trend {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let brief = json!({
             "minutes": lasted.as_secs_f64() / 60.0,
-            "sent": row.sent + plain.sent,
-            "failed": row.failed + plain.lost(),
-            "worst_ms": ms(row.worst.max(plain.latency(1.0))),
+            "sent": row.sent() + plain.sent,
+            "failed": row.failed() + plain.lost(),
+            "stale": row.stale(),
+            "worst_ms": ms(row.worst().max(plain.latency(1.0))),
             "p99_ms": ms(plain.latency(0.99)),
             "stale_ms": row.stale.map(ms),
             "changes": changes,
@@ -92,6 +93,7 @@ impl Trend {
         });
         let mut full = brief.clone();
         full["told"] = json!(row.told);
+        full["kinds"] = row.kinds();
         full["envoys_at"] = json!(envoys);
         let slow = plain.slow.iter();
         full["slow"] = slow

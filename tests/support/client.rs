@@ -1,13 +1,14 @@
 //! An HTTP/1.1 client that lets a test choose the connection, the host, SNI and certificates, and names what
 //! went wrong.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::{CONNECTION, HeaderMap};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
@@ -15,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::counted::Counted;
 pub use super::failure::Failure;
 use super::http::install_tls_provider;
 pub use super::message::{Reply, Request};
@@ -37,6 +39,8 @@ const STEPS: [&str; 3] = ["connection", "TLS handshake", "answer"];
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     certificate: Option<Bytes>,
+    /// Bytes of answers so far.
+    read: Arc<AtomicU64>,
 }
 
 impl Client {
@@ -125,13 +129,16 @@ impl Client {
             None => (self.connect(&request.host, step).await?, false),
         };
         step.store(2, Relaxed);
+        let read = connection.read.load(Relaxed);
         let response = connection
             .sender
             .send_request(request.to_hyper())
             .await
             .map_err(|error| {
                 let failure = Failure::of(&error);
-                if kept && matches!(failure, Failure::Reset(_)) {
+                // Where part of an answer was there, nobody may send the request again.
+                let unanswered = connection.read.load(Relaxed) == read;
+                if kept && unanswered && matches!(failure, Failure::Reset(_)) {
                     Failure::Stale
                 } else {
                     failure
@@ -144,7 +151,7 @@ impl Client {
             .map_err(|error| Failure::of(&error))?
             .to_bytes();
         let certificate = connection.certificate.clone();
-        if self.keep {
+        if self.keep && !closes(&parts.headers) {
             self.idle.lock().unwrap().push(connection);
         }
         Ok(Reply {
@@ -214,15 +221,31 @@ impl Client {
     }
 }
 
+/// Whether the server says that this was its last answer on the connection.
+fn closes(headers: &HeaderMap) -> bool {
+    let says_so = |value: &str| {
+        value
+            .split(',')
+            .any(|token| token.trim().eq_ignore_ascii_case("close"))
+    };
+    let values = headers.get_all(CONNECTION).iter();
+    values.filter_map(|value| value.to_str().ok()).any(says_so)
+}
+
 async fn start<S>(stream: S, certificate: Option<Bytes>) -> Result<Connection, Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (stream, read) = Counted::new(stream);
     let (sender, connection) = handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Failure::of(&error))?;
     tokio::spawn(connection);
-    Ok(Connection { sender, certificate })
+    Ok(Connection {
+        sender,
+        certificate,
+        read,
+    })
 }
 
 async fn raw_exchange(

@@ -8,7 +8,7 @@ pub enum Failure {
     Refused,
     /// Closed or reset: on a connection made for this request, or after part of the answer.
     Reset(String),
-    /// The same on a kept connection before any answer: mostly the server had closed it meanwhile, and then
+    /// The same on a kept connection before the first byte of an answer: mostly the server had closed it meanwhile, and then
     /// real clients
     /// send the request again; a server that dies at work looks alike.
     Stale,

@@ -80,6 +80,11 @@ impl Load {
         self.report.lock().unwrap().clone()
     }
 
+    /// How many requests have an end so far.
+    pub fn sent(&self) -> u64 {
+        self.report.lock().unwrap().sent
+    }
+
     /// Lets it run for `duration`, then finishes it.
     pub async fn run_for(self, duration: Duration) -> Report {
         tokio::time::sleep(duration).await;

@@ -13,6 +13,7 @@ pub mod backend;
 pub mod client;
 pub mod connect;
 pub mod consul;
+pub mod counted;
 pub mod envoy;
 pub mod failure;
 pub mod http;
