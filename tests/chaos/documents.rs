@@ -1,33 +1,87 @@
 //! Documents by the hundred, broken ones among them, and one that Envoy refuses.
 
 use std::path::Path;
-use std::time::Duration;
 
 use base64::Engine as _;
 use serde_json::json;
 
 use crate::course::{Course, PLAIN_RULE};
-use crate::support::agent;
-use crate::support::client::Request;
-use crate::support::stack::{GATEWAY, route};
+use crate::support::client::{Client, Request};
+use crate::support::ports::free_port;
+use crate::support::stack::{SOON, route};
+use crate::support::{agent, wait_for};
 
-/// The whole tree from a directory, again and again.
+/// The whole tree from a directory, again and again: each time the listener that serves has other bounds, a second one comes or
+/// goes, and one document takes the place of another.
 #[tokio::test(flavor = "multi_thread")]
 async fn gateway_replaced_by_apply() {
     let mut course = Course::begin("gateway_replaced_by_apply").await;
     let directory = crate::support::scratch_directory("apply");
-    let gateway = GATEWAY.replace("$HTTP", &course.stack.http.to_string());
-    for round in 0..course.rounds(3) {
-        // The other text each time, as a whole.
-        let remark = format!("# round {round}\n{gateway}");
-        std::fs::write(directory.path().join("gateway.hcl"), remark).unwrap();
-        std::fs::write(directory.path().join("shop.hcl"), course.next(PLAIN_RULE)).unwrap();
+    let file = |name: &str| directory.path().join(format!("{name}.hcl"));
+    let page = |round: u32| format!("page-{round}");
+    let host = |round: u32| format!("page-{round}.example.com");
+    let (http, more) = (course.stack.http, free_port());
+    let replaced = listeners_replaced(&course).await;
+    let rounds = course.rounds(3);
+    for round in 0..rounds {
+        let has_more = round.is_multiple_of(2);
+        std::fs::write(file("gateway"), gateway(http, round, has_more.then_some(more))).unwrap();
+        std::fs::write(file("shop"), course.next(PLAIN_RULE)).unwrap();
+        let new = route(&page(round), &host(round), "orders");
+        std::fs::write(file(&page(round)), new).unwrap();
+        if round > 0 {
+            std::fs::remove_file(file(&page(round - 1))).unwrap();
+        }
         apply(directory.path(), course.stack.consul.address()).await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        course.is_served().await;
+        let request = Request::get(&host(round), "/");
+        course
+            .stack
+            .until(&request, "the new document", |reply| reply.status == 200)
+            .await;
+        if round > 0 {
+            let request = Request::get(&host(round - 1), "/");
+            course
+                .stack
+                .until(&request, "the old document's end", |reply| reply.status == 404)
+                .await;
+        }
+        let second = Client::http(more);
+        wait_for("the second listener to follow", SOON, async || {
+            let answer = second.send(&Request::get("shop.example.com", "/")).await;
+            anyhow::ensure!(answer.is_ok() == has_more, "{answer:?}");
+            Ok(())
+        })
+        .await;
     }
+    // What replaces nothing proves nothing.
+    let replaced = listeners_replaced(&course).await - replaced;
+    assert!(
+        replaced >= u64::from(rounds),
+        "{replaced} listeners replaced in {rounds} rounds"
+    );
     course.change(PLAIN_RULE).await;
     course.recovers().await;
     course.end().await;
+}
+
+/// Of each round its own: the listener keeps its port and its name, and nothing else.
+fn gateway(port: u16, round: u32, more: Option<u16>) -> String {
+    let more = more.map_or(String::new(), |more| {
+        format!("\n  listener \"more\" {{\n    port = {more}\n  }}\n")
+    });
+    format!(
+        "gateway \"edge\" {{\n  listener \"web\" {{\n    port                   = {port}\n    idle_timeout           = \
+         \"{}m\"\n    max_request_headers_kb = {}\n    max_connections        = {}\n  }}\n{more}}}\n",
+        60 + round,
+        61 + round,
+        20_000 + round,
+    )
+}
+
+/// How often this Envoy took another version of a listener that it had.
+async fn listeners_replaced(course: &Course) -> u64 {
+    course.stack.envoy().stat("listener_manager.listener_modified").await
 }
 
 async fn apply(directory: &Path, consul: String) {
@@ -35,7 +89,7 @@ async fn apply(directory: &Path, consul: String) {
     let output = tokio::task::spawn_blocking(move || {
         let address = format!("-consul-address={consul}");
         let path = directory.display().to_string();
-        agent::run(&directory, &["apply", "-auto-approve", &address, &path])
+        agent::run(&directory, &["apply", "-auto-approve", "-prune", &address, &path])
     });
     let output = output.await.unwrap();
     assert!(output.status.success(), "{output:?}");
