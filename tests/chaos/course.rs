@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use crate::epochs::{self, Epochs};
 use crate::loads::{Loads, WithoutEnvoy};
 use crate::observer::Observer;
-use crate::summary::{REQUESTS_BAR, Row, least_requests, rate};
+use crate::summary::{Figure, REQUESTS_BAR, Row, least_requests, rate};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::line::{Line, Trouble};
@@ -43,6 +43,7 @@ pub struct Course {
     without_envoy: Vec<WithoutEnvoy>,
     past_the_line: u64,
     once: u64,
+    figures: Vec<Figure>,
 }
 
 /// The document under change: what `rule` holds decides who answers, and the epoch says which of them it was.
@@ -127,6 +128,7 @@ impl Course {
             without_envoy: Vec::new(),
             past_the_line: 0,
             once: 0,
+            figures: Vec::new(),
         };
         course.lasts(500).await;
         course
@@ -341,6 +343,14 @@ impl Course {
         self.past_the_line = self.past_the_line.max(per_second.ceil() as u64);
     }
 
+    /// Something of this fault alone took so long. The longest is told, and in the long form held to this bar.
+    pub fn held_to(&mut self, name: &'static str, took: Duration, bar: Duration) {
+        match self.figures.iter_mut().find(|figure| figure.name == name) {
+            Some(figure) => figure.took = figure.took.max(took),
+            None => self.figures.push(Figure { name, took, bar }),
+        }
+    }
+
     /// What status says of problems, as text.
     pub async fn status(&self) -> String {
         let answer = self.stack.agent.api(Method::GET, "/v1/status", "").await;
@@ -385,6 +395,7 @@ impl Course {
         Row {
             fault: self.fault,
             accounts,
+            figures: self.figures.clone(),
             converge: self.converge,
             stale: self.epochs.longest(),
             cpu: self.observer.cpu(),

@@ -1,6 +1,7 @@
 //! Documents by the hundred, broken ones among them, and one that Envoy refuses.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use serde_json::json;
@@ -129,10 +130,13 @@ async fn half_of_the_documents_broken() {
     course.end().await;
 }
 
+/// The second that they are to come in, and what Consul may take to write them: it syncs its log for each of 17 transactions.
+const WRITTEN_WITHIN: Duration = Duration::from_millis(1500);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_documents_in_one_second() {
     let mut course = Course::begin("a_thousand_documents_in_one_second").await;
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let numbers: Vec<u32> = (0..1000).collect();
     for chunk in numbers.chunks(60) {
         let operations: Vec<_> = chunk
@@ -145,7 +149,8 @@ async fn a_thousand_documents_in_one_second() {
             .collect();
         course.stack.consul.txn(json!(operations)).await;
     }
-    println!("1,000 documents written in {:.1?}", begun.elapsed());
+    // Written more slowly they would prove less than their name says.
+    course.held_to("written_ms", begun.elapsed(), WRITTEN_WITHIN);
     course.change(PLAIN_RULE).await;
     course.recovers().await;
     let last = Request::get("d999.example.com", "/");

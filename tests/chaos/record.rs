@@ -101,6 +101,7 @@ fn the_suite_is_whole() {
         "worst_ms",
         "converge_ms",
         "stale_ms",
+        "figures",
         "agent_cpu_share_busiest_5s",
         "consul_busiest_second",
         "agent_kib_before",
@@ -292,5 +293,24 @@ fn suite(at: usize, run: &Value) -> String {
             number("agent_kib_after") / 1024.0,
         ));
     }
+    text.push_str(&figures(&faults));
     text
+}
+
+/// What single faults were measured by beside.
+fn figures(faults: &Map<String, Value>) -> String {
+    let mut text = String::new();
+    for (fault, row) in faults {
+        for (name, took) in row["figures"].as_object().into_iter().flatten() {
+            let (name, took) = (name.trim_end_matches("_ms"), took.as_f64().unwrap_or_default());
+            text.push_str(&format!(
+                "- `{fault}`, {}: {took:.0} ms\n",
+                name.replace('_', " ")
+            ));
+        }
+    }
+    match text.is_empty() {
+        true => text,
+        false => format!("\n{text}"),
+    }
 }

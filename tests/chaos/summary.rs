@@ -42,12 +42,21 @@ const STALE_BAR: u64 = 2;
 /// What the agent may hold more after a fault than before. An allocator keeps some of a peak.
 const MEMORY_BAR_KIB: u64 = 24 * 1024;
 
+/// A time that one fault alone has.
+#[derive(Clone, Debug)]
+pub struct Figure {
+    pub name: &'static str,
+    pub took: Duration,
+    pub bar: Duration,
+}
+
 /// One fault, done with.
 #[derive(Clone, Debug, Default)]
 pub struct Row {
     pub fault: &'static str,
     /// By kind of request.
     pub accounts: Vec<(&'static str, Account)>,
+    pub figures: Vec<Figure>,
     pub converge: Option<Duration>,
     /// From the write of a change to the first request that met it: the longest, the fault's own duration with it.
     pub stale: Option<Duration>,
@@ -132,6 +141,11 @@ impl Row {
         if let Some(converge) = self.converge.filter(|converge| *converge > CONVERGE_BAR) {
             missed.push(format!("converged after {converge:.1?}"));
         }
+        for Figure { name, took, bar } in &self.figures {
+            if took > bar {
+                missed.push(format!("{name}: {took:.1?}, above {bar:.1?}"));
+            }
+        }
         if self.cpu > CPU_BAR {
             missed.push(format!("took {:.0} % of a core", self.cpu * 100.0));
         }
@@ -168,6 +182,11 @@ impl Row {
         full["excused_for"] = Value::Object(self.excused());
         full["stale"] = json!(self.stale());
         full["kinds"] = self.kinds();
+        let figures = self.figures.iter();
+        full["figures"] = figures
+            .map(|figure| (figure.name.to_owned(), json!(ms(Some(figure.took)))))
+            .collect::<Map<String, Value>>()
+            .into();
         full["stale_ms"] = json!(ms(self.stale));
         full["agent_cpu_share"] = json!(self.cpu);
         full["agent_cpu_share_busiest_5s"] = json!(self.busiest_cpu);
