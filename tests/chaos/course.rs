@@ -188,8 +188,18 @@ impl Course {
     }
 
     fn converged_since(&mut self, since: Instant) {
-        let converge = since.elapsed();
+        self.converged(since.elapsed());
+    }
+
+    /// It took so long until requests met the new state.
+    pub fn converged(&mut self, converge: Duration) {
         self.converge = Some(self.converge.map_or(converge, |before| before.max(converge)));
+    }
+
+    /// How many requests the backend of this name answered.
+    pub fn answers_of(&self, backend: &str) -> u64 {
+        let load = self.load.as_ref().expect("an open account");
+        load.answered_by(backend)
     }
 
     /// Waits until the newest change is served.

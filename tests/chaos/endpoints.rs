@@ -1,8 +1,14 @@
 //! Instances come and go, one by one and all at once.
 
-use crate::course::Course;
+use std::time::{Duration, Instant};
+
+use crate::course::{Course, PATIENCE};
 use crate::loads::DRAIN;
 use crate::support::backend::Backend;
+use crate::support::wait_for;
+
+/// One instance among ten that still had its share would get eight requests within it, at the lowest rate.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// As deploy tools do: the new one passes, the old one is deregistered, and ends when it has drained.
 #[tokio::test(flavor = "multi_thread")]
@@ -12,9 +18,11 @@ async fn endpoints_rolled() {
     course.stack.register("orders", &before).await;
     for round in 1..=course.rounds(3) {
         let next = Backend::start(&format!("rolled-{round}")).await;
+        let since = Instant::now();
         course.stack.register("orders", &next).await;
         course.stack.deregister("orders", &before).await;
-        tokio::time::sleep(DRAIN).await;
+        let converge = take_turns(&course, since, &[&next], &[&before]).await;
+        course.converged(converge);
         before.stop().await;
         before = next;
     }
@@ -27,21 +35,25 @@ async fn endpoints_rolled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn deployments_replaced() {
     let mut course = Course::begin("deployments_replaced").await;
-    let mut old = Vec::new();
+    let mut old: Vec<Backend> = Vec::new();
     for round in 0..course.rounds(2) {
         let mut new = Vec::new();
+        let since = Instant::now();
         for number in 0..4 {
             let backend = Backend::start(&format!("v{round}-{number}")).await;
             course.stack.register("orders", &backend).await;
             new.push(backend);
         }
-        if round == 0 {
-            course.stack.deregister("orders", &course.one).await;
-        }
-        for backend in &old {
+        let leaving: Vec<&Backend> = match round {
+            0 => vec![&course.one],
+            _ => old.iter().collect(),
+        };
+        for backend in &leaving {
             course.stack.deregister("orders", backend).await;
         }
-        tokio::time::sleep(DRAIN).await;
+        let coming: Vec<&Backend> = new.iter().collect();
+        let converge = take_turns(&course, since, &coming, &leaving).await;
+        course.converged(converge);
         for mut backend in std::mem::replace(&mut old, new) {
             backend.stop().await;
         }
@@ -49,4 +61,30 @@ async fn deployments_replaced() {
     course.recovers().await;
     course.end().await;
     drop(old);
+}
+
+/// Waits until each of the new instances has answered a request and the old ones get none any more, and for what these still have.
+/// Returns how long the first two took.
+pub async fn take_turns(course: &Course, since: Instant, new: &[&Backend], old: &[&Backend]) -> Duration {
+    for backend in new {
+        wait_for(&format!("an answer of {}", backend.name), PATIENCE, async || {
+            anyhow::ensure!(course.answers_of(&backend.name) > 0, "none yet");
+            Ok(())
+        })
+        .await;
+    }
+    let arrived = since.elapsed();
+    let got = || -> u64 { old.iter().map(|backend| backend.requests()).sum() };
+    let (mut before, mut last) = (got(), Duration::ZERO);
+    while since.elapsed() < last.max(arrived) + QUIET {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let now = got();
+        if now != before {
+            (before, last) = (now, since.elapsed());
+        }
+        assert!(last < PATIENCE, "instances that are gone still get requests");
+    }
+    tokio::time::sleep(DRAIN - QUIET).await;
+    assert_eq!(got(), before, "instances that are gone get requests again");
+    arrived.max(last)
 }

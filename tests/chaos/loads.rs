@@ -66,6 +66,11 @@ impl Loads {
         self.fresh.sent()
     }
 
+    /// Those of them that the backend of this name answered.
+    pub fn answered_by(&self, backend: &str) -> u64 {
+        self.fresh.answered_by(backend)
+    }
+
     /// Sends no more, waits for the answers that are still due, and closes the accounts.
     pub async fn finish(self, without_envoy: &[WithoutEnvoy]) -> Vec<(&'static str, Account)> {
         let (fresh, kept, slow) = tokio::join!(self.fresh.finish(), self.kept.finish(), self.slow.finish());

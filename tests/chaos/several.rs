@@ -1,9 +1,9 @@
 //! Several things at once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::course::{Course, PLAIN_RULE};
-use crate::loads::DRAIN;
+use crate::endpoints::take_turns;
 use crate::support::backend::Backend;
 use crate::support::line::Trouble;
 
@@ -31,8 +31,10 @@ async fn several_at_once() {
         course.change(PLAIN_RULE).await;
         course.recovers().await;
         // Known to be seen: only now may the old one go.
+        let since = Instant::now();
         course.stack.deregister("orders", &before).await;
-        tokio::time::sleep(DRAIN).await;
+        let converge = take_turns(&course, since, &[&next], &[&before]).await;
+        course.converged(converge);
         before.stop().await;
         before = next;
     }

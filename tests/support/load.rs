@@ -85,6 +85,12 @@ impl Load {
         self.report.lock().unwrap().sent
     }
 
+    /// How many answers came from the backend of this name so far.
+    pub fn answered_by(&self, backend: &str) -> u64 {
+        let report = self.report.lock().unwrap();
+        report.backends.get(backend).copied().unwrap_or_default()
+    }
+
     /// Lets it run for `duration`, then finishes it.
     pub async fn run_for(self, duration: Duration) -> Report {
         tokio::time::sleep(duration).await;
