@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hyper::Method;
 
 use crate::course::{Course, PLAIN_RULE};
+use crate::support::line::Line;
 use crate::support::program;
 use crate::support::stack::Options;
 
@@ -38,6 +39,7 @@ async fn clock_jumps() {
     std::fs::set_permissions(&envoy, std::fs::Permissions::from_mode(0o755)).unwrap();
     let options = Options {
         vault: true,
+        vault_line: Some(Line::start().await),
         leave_envoy: true,
         envoy: Some(envoy),
         ..Options::default()

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use hyper::body::Bytes;
 
+use crate::bars::Bars;
 use crate::epochs::{self, Epochs};
 use crate::loads::{Loads, WithoutEnvoy};
 use crate::observer::Observer;
-use crate::summary::{Figure, REQUESTS_BAR, Row, least_requests, rate};
+use crate::summary::{Figure, Row, least_requests, rate};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::line::{Line, Trouble};
@@ -25,6 +26,8 @@ pub struct Course {
     fault: &'static str,
     pub stack: Stack,
     pub line: Arc<Line>,
+    /// The same to Vault, where there is one.
+    vault_line: Option<Arc<Line>>,
     pub one: Backend,
     pub observer: Observer,
     load: Option<Loads>,
@@ -70,7 +73,7 @@ impl Course {
     /// The same with so many requests a second on new connections.
     pub async fn begin_at(fault: &'static str, options: Options, rate: u32) -> Course {
         let line = Line::start().await;
-        let has_vault = options.vault;
+        let (has_vault, vault_line) = (options.vault, options.vault_line.clone());
         let stack = Stack::start(Options {
             line: Some(line.clone()),
             ..options
@@ -102,6 +105,9 @@ impl Course {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let observer = Observer::of(stack.agent.process.pid());
         line.busiest_second();
+        if let Some(line) = &vault_line {
+            line.busiest_second();
+        }
         let begun = Instant::now();
         let https = client.as_ref().map(|(client, _)| client.clone());
         let load = match client {
@@ -115,6 +121,7 @@ impl Course {
             log_start: stack.agent.process.log_length(),
             stack,
             line,
+            vault_line,
             one,
             observer,
             load: Some(load),
@@ -341,7 +348,7 @@ impl Course {
         // What came before is held to the bar of all.
         let before = self.line.busiest_second();
         assert!(
-            before <= REQUESTS_BAR,
+            before <= Bars::of(self.fault).consul,
             "{before} requests of Consul in one second"
         );
         self.past_the_line = self.past_the_line.max(before);
@@ -411,7 +418,8 @@ impl Course {
             cpu: self.observer.cpu(),
             busiest_cpu: self.observer.busiest_cpu(),
             busiest_second: self.line.busiest_second().max(self.past_the_line),
-            requests_bar: REQUESTS_BAR + self.once,
+            asked_once: self.once,
+            vault_busiest_second: self.vault_line.as_ref().map(|line| line.busiest_second()),
             memory_before_kib: self.memory_before,
             memory_after_kib: self.observer.memory_kib(),
             told: told(&self.stack.agent.process.log()[self.log_start..]),

@@ -9,6 +9,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bars;
 mod course;
 mod epochs;
 mod loads;

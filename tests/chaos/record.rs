@@ -104,6 +104,7 @@ fn the_suite_is_whole() {
         "figures",
         "agent_cpu_share_busiest_5s",
         "consul_busiest_second",
+        "vault_busiest_second",
         "agent_kib_before",
         "agent_kib_after",
     ];
@@ -173,7 +174,7 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/contributing/endurance.md")
 }
 
-fn recorded() -> Value {
+pub fn recorded() -> Value {
     let text = std::fs::read_to_string(docs().with_extension("json")).expect("the recorded runs");
     serde_json::from_str(&text).expect("runs in JSON")
 }

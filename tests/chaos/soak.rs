@@ -11,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 use crate::course::{Course, PATIENCE, PLAIN_RULE};
 use crate::epochs;
 use crate::support::backend::Backend;
+use crate::support::line::Line;
 use crate::support::load::Load;
 use crate::support::ports::free_port;
 use crate::support::stack::{Options, route};
@@ -39,6 +40,7 @@ fn length() -> Option<Duration> {
 async fn soak() {
     let options = Options {
         vault: true,
+        vault_line: Some(Line::start().await),
         ..Options::default()
     };
     let (rate, https_rate) = match length() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use crate::bars::Bars;
 use crate::loads::Account;
 use crate::record::FAULTS;
 
@@ -29,18 +30,9 @@ pub fn rate(is_https: bool) -> u32 {
     }
 }
 
-/// From the moment that the dependency answers again to the first request that meets the new state.
-const CONVERGE_BAR: Duration = Duration::from_secs(2);
-/// Of one core, over the whole fault, and in the five seconds with the most. A busy loop takes all of it; the most that any
-/// fault takes in five seconds is a quarter, unoptimised.
-pub const CPU_BAR: f64 = 0.5;
-/// Requests of Consul's within one second.
-pub const REQUESTS_BAR: u64 = 60;
 /// Requests on kept connections that were closed at that very moment, and one in a hundred more. Each is one that clients send
 /// again; so many would mean that connections are closed without a word.
 const STALE_BAR: u64 = 2;
-/// What the agent may hold more after a fault than before. An allocator keeps some of a peak.
-const MEMORY_BAR_KIB: u64 = 24 * 1024;
 
 /// A time that one fault alone has.
 #[derive(Clone, Debug)]
@@ -63,9 +55,12 @@ pub struct Row {
     /// Share of one core that the agent took.
     pub cpu: f64,
     pub busiest_cpu: f64,
+    /// Requests of Consul's.
     pub busiest_second: u64,
-    /// Above [`REQUESTS_BAR`] where the fault is one great change.
-    pub requests_bar: u64,
+    /// So many more may they be, where the fault is one great change.
+    pub asked_once: u64,
+    /// Requests of Vault's, where they are counted.
+    pub vault_busiest_second: Option<u64>,
     pub memory_before_kib: u64,
     pub memory_after_kib: u64,
     /// What the operator saw: warnings and errors in the agent's log, each kind once.
@@ -120,7 +115,7 @@ impl Row {
 
     /// Which bars it did not keep. Times and shares of the machine count in the long form alone, where nothing runs beside.
     pub fn missed(&self) -> Vec<String> {
-        let mut missed = Vec::new();
+        let (bars, mut missed) = (Bars::of(self.fault), Vec::new());
         for (kind, account) in &self.accounts {
             if account.failed > 0 {
                 missed.push(format!("{} {kind} requests failed", account.failed));
@@ -129,16 +124,19 @@ impl Row {
                 missed.push(format!("{} {kind} requests met a closed connection", account.stale));
             }
         }
-        if self.busiest_second > self.requests_bar {
+        if self.busiest_second > bars.consul + self.asked_once {
             missed.push(format!(
                 "{} requests of Consul in one second",
                 self.busiest_second
             ));
         }
+        if let Some(asked) = self.vault_busiest_second.filter(|asked| *asked > bars.vault) {
+            missed.push(format!("{asked} requests of Vault in one second"));
+        }
         if !is_long() {
             return missed;
         }
-        if let Some(converge) = self.converge.filter(|converge| *converge > CONVERGE_BAR) {
+        if let Some(converge) = self.converge.filter(|converge| *converge > bars.converge) {
             missed.push(format!("converged after {converge:.1?}"));
         }
         for Figure { name, took, bar } in &self.figures {
@@ -146,16 +144,16 @@ impl Row {
                 missed.push(format!("{name}: {took:.1?}, above {bar:.1?}"));
             }
         }
-        if self.cpu > CPU_BAR {
+        if self.cpu > bars.cpu {
             missed.push(format!("took {:.0} % of a core", self.cpu * 100.0));
         }
-        if self.busiest_cpu > CPU_BAR {
+        if self.busiest_cpu > bars.cpu {
             missed.push(format!(
                 "took {:.0} % of a core in five seconds",
                 self.busiest_cpu * 100.0
             ));
         }
-        if self.memory_after_kib > self.memory_before_kib + MEMORY_BAR_KIB {
+        if self.memory_after_kib > self.memory_before_kib + bars.memory_kib {
             missed.push(format!(
                 "grew from {} to {} KiB",
                 self.memory_before_kib, self.memory_after_kib
@@ -191,6 +189,7 @@ impl Row {
         full["agent_cpu_share"] = json!(self.cpu);
         full["agent_cpu_share_busiest_5s"] = json!(self.busiest_cpu);
         full["consul_busiest_second"] = json!(self.busiest_second);
+        full["vault_busiest_second"] = json!(self.vault_busiest_second);
         full["agent_kib_before"] = json!(self.memory_before_kib);
         full["agent_kib_after"] = json!(self.memory_after_kib);
         full["told"] = json!(self.told);

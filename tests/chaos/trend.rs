@@ -4,10 +4,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
+use crate::bars::Bars;
 use crate::course::Course;
 use crate::observer::{memory_kib, open_files};
 use crate::record;
-use crate::summary::{CPU_BAR, Row, merge};
+use crate::summary::{Row, merge};
 use crate::support::load::Report;
 
 const PAUSE: Duration = Duration::from_secs(5);
@@ -90,6 +91,7 @@ impl Trend {
             "agent_cpu_share_busiest_5s": row.busiest_cpu,
             "consul_per_second": (last.asked - first.asked) as f64 / seconds,
             "consul_busiest_second": row.busiest_second,
+            "vault_busiest_second": row.vault_busiest_second,
         });
         let mut full = brief.clone();
         full["told"] = json!(row.told);
@@ -123,7 +125,7 @@ impl Trend {
                 ));
             }
             let share = brief["agent_cpu_share"].as_f64().unwrap_or_default();
-            if share > CPU_BAR {
+            if share > Bars::of("soak").cpu {
                 missed.push(format!("took {:.0} % of a core", share * 100.0));
             }
         }

@@ -4,23 +4,24 @@
 use serde_json::{Value, json};
 
 use crate::course::{Course, PLAIN_RULE};
+use crate::support::line::Line;
 use crate::support::stack::Options;
 use crate::support::vault::Vault;
 
-fn with_vault() -> Options {
+async fn with_vault() -> Options {
     Options {
         vault: true,
+        vault_line: Some(Line::start().await),
         ..Options::default()
     }
 }
 
 /// The shipped policy, with the names of the mount and the role of here.
-fn with_login() -> Options {
+async fn with_login() -> Options {
     let shipped = include_str!("../../vault-policies/portreeve-pki.hcl");
     Options {
-        vault: true,
         vault_policies: vec![("edge", shipped.to_owned())],
-        ..Options::default()
+        ..with_vault().await
     }
 }
 
@@ -30,7 +31,7 @@ fn vault(course: &mut Course) -> &mut Vault {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vault_sealed() {
-    let mut course = Course::begin_with("vault_sealed", with_vault()).await;
+    let mut course = Course::begin_with("vault_sealed", with_vault().await).await;
     vault(&mut course).seal().await;
     course.ask_for_another_certificate().await;
     course.lasts(1500).await;
@@ -41,7 +42,12 @@ async fn vault_sealed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vault_down() {
-    let mut course = Course::begin_with("vault_down", with_vault()).await;
+    // Nobody in between: what is refused was not sent, which is another thing than an answer that does not come.
+    let options = Options {
+        vault: true,
+        ..Options::default()
+    };
+    let mut course = Course::begin_with("vault_down", options).await;
     vault(&mut course).kill();
     course.ask_for_another_certificate().await;
     course.lasts(1500).await;
@@ -53,7 +59,7 @@ async fn vault_down() {
 /// The token is taken back: a new login, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn vault_token_expired() {
-    let mut course = Course::begin_with("vault_token_expired", with_login()).await;
+    let mut course = Course::begin_with("vault_token_expired", with_login().await).await;
     for _ in 0..course.rounds(1) {
         let vault = vault(&mut course);
         let list = hyper::Method::from_bytes(b"LIST").unwrap();
@@ -81,7 +87,7 @@ async fn vault_token_expired() {
 /// The role that issues is deleted and made again.
 #[tokio::test(flavor = "multi_thread")]
 async fn vault_role_deleted() {
-    let mut course = Course::begin_with("vault_role_deleted", with_vault()).await;
+    let mut course = Course::begin_with("vault_role_deleted", with_vault().await).await;
     let vault = vault(&mut course);
     let role = vault.read("pki_int/roles/edge").await["data"].clone();
     let deleted = vault
@@ -106,7 +112,7 @@ async fn vault_role_deleted() {
 /// One certificate after the other, each by other parameters.
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_rotated() {
-    let mut course = Course::begin_with("certificates_rotated", with_vault()).await;
+    let mut course = Course::begin_with("certificates_rotated", with_vault().await).await;
     for _ in 0..course.rounds(3) {
         course.ask_for_another_certificate().await;
         course.certificate_arrives().await;

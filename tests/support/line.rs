@@ -1,4 +1,5 @@
-//! The line between an agent and Consul, which can go bad: it counts what is asked, and answers late, wrongly or not at all.
+//! The line between an agent and Consul, which can go bad: it counts what is asked, and answers late, wrongly or not at all. To
+//! Vault it counts alone.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};

@@ -56,6 +56,8 @@ pub struct Options {
     pub consul_network: Option<Arc<FarNetwork>>,
     /// The agent reaches Consul through this one.
     pub line: Option<Arc<Line>>,
+    /// And Vault through this one.
+    pub vault_line: Option<Arc<Line>>,
     /// Laid over Consul's configuration.
     pub consul_settings: Option<serde_json::Value>,
     /// The gateway is `edge-gw` in the mesh, with a token of its own that has this policy alone.
@@ -134,7 +136,13 @@ impl Stack {
             ));
         }
         if let Some(vault) = &vault {
-            let asked = standbys.first().unwrap_or(vault).address();
+            let asked = match &options.vault_line {
+                Some(line) => {
+                    line.lead_to(vault.port);
+                    format!("http://{}", line.address())
+                }
+                None => standbys.first().unwrap_or(vault).address(),
+            };
             settings.push_str(&vault_block(&launch, vault, &asked, &options).await);
         }
         settings.push_str(&options.more);
