@@ -2,8 +2,8 @@
 //! Envoy and accounts for each of them. Allowed to fail are only requests in flight on a process that the fault killed, and
 //! those refused while no Envoy process existed; they are counted apart.
 //!
-//! `make chaos` runs the long form, one fault after the other, and holds it to the bars of [`summary`]. `make test` runs the
-//! short form: what may not fail is the same, times are printed alone.
+//! `make chaos` runs the long form, one fault after the other, and holds it to the bars of [`bars`]. `make test` runs the short
+//! form: what may not fail is the same, and the bars are such as any machine keeps.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../support/mod.rs"]

@@ -113,7 +113,7 @@ impl Row {
         )
     }
 
-    /// Which bars it did not keep. Times and shares of the machine count in the long form alone, where nothing runs beside.
+    /// Which bars it did not keep. How many requests there were, and the times of single faults, count in the long form alone.
     pub fn missed(&self) -> Vec<String> {
         let (bars, mut missed) = (Bars::of(self.fault), Vec::new());
         for (kind, account) in &self.accounts {
@@ -133,16 +133,8 @@ impl Row {
         if let Some(asked) = self.vault_busiest_second.filter(|asked| *asked > bars.vault) {
             missed.push(format!("{asked} requests of Vault in one second"));
         }
-        if !is_long() {
-            return missed;
-        }
         if let Some(converge) = self.converge.filter(|converge| *converge > bars.converge) {
             missed.push(format!("converged after {converge:.1?}"));
-        }
-        for Figure { name, took, bar } in &self.figures {
-            if took > bar {
-                missed.push(format!("{name}: {took:.1?}, above {bar:.1?}"));
-            }
         }
         if self.cpu > bars.cpu {
             missed.push(format!("took {:.0} % of a core", self.cpu * 100.0));
@@ -158,6 +150,14 @@ impl Row {
                 "grew from {} to {} KiB",
                 self.memory_before_kib, self.memory_after_kib
             ));
+        }
+        if !is_long() {
+            return missed;
+        }
+        for Figure { name, took, bar } in &self.figures {
+            if took > bar {
+                missed.push(format!("{name}: {took:.1?}, above {bar:.1?}"));
+            }
         }
         if self.sent() < least_requests() {
             missed.push(format!("only {} requests", self.sent()));
