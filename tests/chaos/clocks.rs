@@ -54,6 +54,9 @@ async fn clock_jumps() {
     env.push(("FAKETIME_DONT_FAKE_MONOTONIC".into(), "1".into()));
     env.push(("DONT_FAKE_MONOTONIC".into(), "1".into()));
     course.agent_returns().await;
+    // It lives for 25 hours: of those an hour is left when the clock is a day on.
+    course.ask_for_another_certificate().await;
+    course.certificate_arrives().await;
     for (jump, seconds) in [("+1h", 3600), ("-1h", -3600), ("+1d", 86_400), ("+0s", 0)] {
         set(&clock, jump);
         course.lasts(300).await;
@@ -65,6 +68,9 @@ async fn clock_jumps() {
             (ahead - seconds).abs() < 900,
             "{jump}: the agent's clock is {ahead} s ahead of ours"
         );
+        if seconds == 86_400 {
+            course.is_told(&["certificate-expiry", "www"]).await;
+        }
     }
     course.end().await;
 }

@@ -12,6 +12,7 @@ async fn consul_restarted() {
     let mut course = Course::begin("consul_restarted").await;
     course.stack.consul.kill();
     course.lasts(1500).await;
+    course.is_told(&["source-problem"]).await;
     course.stack.consul.restart().await;
     course.change(PLAIN_RULE).await;
     course.recovers().await;
@@ -58,6 +59,7 @@ async fn consul_agent_restarted() {
     for _ in 0..course.rounds(1) {
         course.stack.consul.kill();
         course.lasts(700).await;
+        course.is_told(&["source-problem"]).await;
         course.stack.consul.restart().await;
         course.change(PLAIN_RULE).await;
         course.recovers().await;
@@ -72,13 +74,16 @@ fn clustered() -> Options {
     }
 }
 
-/// One fault of the line, with a change that has to wait for its end.
-async fn bad_line(fault: &'static str, trouble: Trouble, lasts: u64) {
+/// One fault of the line, with a change that has to wait for its end. One line of the log has all of `told`, if there is any.
+async fn bad_line(fault: &'static str, trouble: Trouble, lasts: u64, told: &[&str]) {
     let mut course = Course::begin(fault).await;
     course.trouble(trouble);
     course.lasts(lasts / 2).await;
     course.change(PLAIN_RULE).await;
     course.lasts(lasts / 2).await;
+    if !told.is_empty() {
+        course.is_told(told).await;
+    }
     course.trouble(Trouble::None);
     course.recovers().await;
     course.end().await;
@@ -86,27 +91,32 @@ async fn bad_line(fault: &'static str, trouble: Trouble, lasts: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_answers_500() {
-    bad_line("consul_answers_500", Trouble::Status(500), 3000).await;
+    let told = ["source-problem", "with 500"];
+    bad_line("consul_answers_500", Trouble::Status(500), 3000, &told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_answers_429() {
-    bad_line("consul_answers_429", Trouble::Status(429), 3000).await;
+    let told = ["source-problem", "with 429"];
+    bad_line("consul_answers_429", Trouble::Status(429), 3000, &told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_answers_403() {
-    bad_line("consul_answers_403", Trouble::Status(403), 3000).await;
+    // The agent has none here, and is told that one is wanted.
+    let told = ["no-token", "with 403"];
+    bad_line("consul_answers_403", Trouble::Status(403), 3000, &told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_silent() {
-    bad_line("consul_silent", Trouble::Silent, 3000).await;
+    // Nothing to tell yet: a poll that has nothing to say looks alike.
+    bad_line("consul_silent", Trouble::Silent, 3000, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_slow() {
-    bad_line("consul_slow", Trouble::Late(Duration::from_secs(5)), 6000).await;
+    bad_line("consul_slow", Trouble::Late(Duration::from_secs(5)), 6000, &[]).await;
 }
 
 /// What was found out meanwhile is served meanwhile: the change does not wait for the end.

@@ -389,6 +389,24 @@ impl Course {
             .await;
     }
 
+    /// Waits until one line of the agent's log has all of these, since the fault began. Called while it goes on, so that it is told
+    /// in time to be of use.
+    pub async fn is_told(&self, all: &[&str]) {
+        let (process, start) = (&self.stack.agent.process, self.log_start);
+        wait_for(&format!("{all:?} in the agent's log"), PATIENCE, async || {
+            let log = process.log();
+            let since = log.get(start..).unwrap_or_default();
+            let found = since.lines().any(|line| all.iter().all(|part| line.contains(*part)));
+            anyhow::ensure!(
+                found,
+                "it ends with {:?}",
+                since.lines().last().unwrap_or_default()
+            );
+            Ok(())
+        })
+        .await;
+    }
+
     /// Waits until status says so.
     pub async fn status_says(&self, text: &str) {
         wait_for(&format!("{text:?} in status"), SOON * 3, async || {

@@ -121,6 +121,8 @@ async fn half_of_the_documents_broken() {
         };
         course.stack.put(&format!("r{number}"), &broken).await;
     }
+    course.is_told(&["unknown-key", "rulle"]).await;
+    course.is_told(&["syntax-error"]).await;
     course.change(PLAIN_RULE).await;
     course.recovers().await;
     for number in 0..20 {

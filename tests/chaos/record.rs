@@ -111,8 +111,10 @@ fn the_suite_is_whole() {
     let faults: Map<String, Value> = played
         .iter()
         .map(|(fault, row)| {
-            let row = kept.iter().map(|name| ((*name).to_owned(), rounded(&row[*name])));
-            (fault.clone(), Value::Object(row.collect()))
+            let figures = kept.iter().map(|name| ((*name).to_owned(), rounded(&row[*name])));
+            let mut figures: Map<String, Value> = figures.collect();
+            figures.insert("told".to_owned(), told(&row["told"]));
+            (fault.clone(), Value::Object(figures))
         })
         .collect();
     let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
@@ -207,7 +209,85 @@ fn page(all: &Value) -> String {
     for (at, run) in suites.iter().enumerate() {
         text.push_str(&suite(at + 1, run));
     }
+    text.push_str(&log_of_the_last(&suites));
     text
+}
+
+/// Of the last run that kept it: what the operator saw.
+fn log_of_the_last(suites: &[Value]) -> String {
+    let has_log = |run: &&Value| run["faults"].to_string().contains("\"told\":[\"");
+    let Some(run) = suites.iter().rev().find(has_log) else {
+        return String::new();
+    };
+    let mut text = format!(
+        "\n## What the log said\n\nWarnings and errors of the run of {}, the first {TOLD} kinds of each fault. `#` stands for numbers \
+         that differ from run to run.\n\n",
+        run["date"].as_str().unwrap_or_default()
+    );
+    for (fault, row) in run["faults"].as_object().into_iter().flatten() {
+        let lines = row["told"].as_array().into_iter().flatten();
+        let lines: Vec<String> = lines
+            .filter_map(|line| Some(format!("  - `{}`\n", line.as_str()?.replace('`', "'"))))
+            .collect();
+        if !lines.is_empty() {
+            text.push_str(&format!("- `{fault}`\n{}", lines.concat()));
+        }
+    }
+    text
+}
+
+/// Lines of the log that are kept of each fault, and the length of each.
+const TOLD: usize = 5;
+const TOLD_CHARS: usize = 160;
+
+fn told(lines: &Value) -> Value {
+    let lines = lines.as_array().into_iter().flatten().filter_map(Value::as_str);
+    lines
+        .take(TOLD)
+        .map(|line| masked(line).chars().take(TOLD_CHARS).collect::<String>())
+        .collect()
+}
+
+/// Without what differs from run to run: ports, process ids, scratch directories.
+fn masked(line: &str) -> String {
+    let words = line.split(' ').map(|word| {
+        let (Some(from), Some(scratch)) = (word.find('/'), word.find("/pr-")) else {
+            return word.to_owned();
+        };
+        let below = &word[scratch + 1..];
+        let below = below.find('/').map_or("", |at| &below[at..]);
+        format!("{}...{below}", &word[..from])
+    });
+    let text = words.collect::<Vec<_>>().join(" ");
+    let (mut masked, mut digits) = (String::new(), String::new());
+    // A character more, after which nothing waits.
+    for next in text.chars().map(Some).chain([None]) {
+        if let Some(digit) = next.filter(char::is_ascii_digit) {
+            digits.push(digit);
+            continue;
+        }
+        masked.push_str(if digits.len() < 4 { &digits } else { "#" });
+        digits.clear();
+        masked.extend(next);
+    }
+    masked
+}
+
+#[test]
+fn what_was_told_is_kept_without_what_differs() {
+    let line = "[WARN]  a: Consul at http://127.0.0.1:21345 answered with 500: pid=4321 file=/tmp/x/pr-agent-Ab12/data/state 12345";
+    assert_eq!(
+        masked(line),
+        "[WARN]  a: Consul at http://127.0.0.1:# answered with 500: pid=# file=.../data/state #"
+    );
+    assert_eq!(masked("in /tmp/pr-agent-Ab12"), "in ...");
+    let lines: Vec<String> = (0..9).map(|number| format!("{number}{}", "x".repeat(200))).collect();
+    let kept = told(&json!(lines));
+    assert_eq!(kept.as_array().map(Vec::len), Some(TOLD));
+    assert_eq!(kept[4].as_str().map(str::len), Some(TOLD_CHARS));
+    let suites = [json!({ "date": "today", "faults": { "a": { "told": ["one `x`"] }, "b": { "told": [] } } })];
+    assert!(log_of_the_last(&suites).ends_with("\n\n- `a`\n  - `one 'x'`\n"));
+    assert_eq!(log_of_the_last(&[json!({ "faults": { "a": {} } })]), "");
 }
 
 fn soaks(runs: &[Value]) -> String {

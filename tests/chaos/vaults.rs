@@ -8,6 +8,9 @@ use crate::support::line::Line;
 use crate::support::stack::Options;
 use crate::support::vault::Vault;
 
+/// What the log says of a certificate that cannot be had.
+const NOT_REFRESHED: &str = "certificate not refreshed";
+
 async fn with_vault() -> Options {
     Options {
         vault: true,
@@ -35,6 +38,7 @@ async fn vault_sealed() {
     vault(&mut course).seal().await;
     course.ask_for_another_certificate().await;
     course.lasts(1500).await;
+    course.is_told(&[NOT_REFRESHED]).await;
     vault(&mut course).unseal().await;
     course.certificate_arrives().await;
     course.end().await;
@@ -51,12 +55,13 @@ async fn vault_down() {
     vault(&mut course).kill();
     course.ask_for_another_certificate().await;
     course.lasts(1500).await;
+    course.is_told(&[NOT_REFRESHED]).await;
     vault(&mut course).restart().await;
     course.certificate_arrives().await;
     course.end().await;
 }
 
-/// The token is taken back: a new login, and nothing else.
+/// The token is taken back: a new login, and nothing else, nothing to tell either.
 #[tokio::test(flavor = "multi_thread")]
 async fn vault_token_expired() {
     let mut course = Course::begin_with("vault_token_expired", with_login().await).await;
@@ -96,6 +101,7 @@ async fn vault_role_deleted() {
     deleted.unwrap().ok().unwrap();
     course.ask_for_another_certificate().await;
     course.lasts(1500).await;
+    course.is_told(&[NOT_REFRESHED]).await;
     course
         .stack
         .vault
