@@ -208,10 +208,14 @@ impl Course {
         self.converge = Some(self.converge.map_or(converge, |before| before.max(converge)));
     }
 
+    /// The account that is still open.
+    pub fn load(&self) -> &Loads {
+        self.load.as_ref().expect("an open account")
+    }
+
     /// How many requests the backend of this name answered.
     pub fn answers_of(&self, backend: &str) -> u64 {
-        let load = self.load.as_ref().expect("an open account");
-        load.answered_by(backend)
+        self.load().answered_by(backend)
     }
 
     /// Waits until the newest change is served.

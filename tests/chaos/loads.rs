@@ -66,7 +66,12 @@ impl Loads {
         self.fresh.sent()
     }
 
-    /// Those of them that the backend of this name answered.
+    /// Requests of all kinds without an expected answer so far, the excused and the stale with them.
+    pub fn lost(&self) -> u64 {
+        self.fresh.lost() + self.kept.lost() + self.slow.lost()
+    }
+
+    /// Those on new connections that the backend of this name answered.
     pub fn answered_by(&self, backend: &str) -> u64 {
         self.fresh.answered_by(backend)
     }

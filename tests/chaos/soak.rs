@@ -58,7 +58,7 @@ async fn soak() {
     while begun.elapsed() < length().unwrap_or(Duration::from_secs(8)) {
         ticks.tick().await;
         churn.step(&mut course).await;
-        trend.look(&course);
+        trend.look(&course, &plain);
     }
     let lasted = begun.elapsed();
     course.recovers().await;

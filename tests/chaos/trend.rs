@@ -1,5 +1,7 @@
 //! What the programs take over a long time, and whether it grows.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
@@ -8,10 +10,12 @@ use crate::bars::Bars;
 use crate::course::Course;
 use crate::observer::{memory_kib, open_files};
 use crate::record;
-use crate::summary::{Row, merge};
-use crate::support::load::Report;
+use crate::summary::{Row, directory, merge};
+use crate::support::load::{Load, Report};
 
 const PAUSE: Duration = Duration::from_secs(5);
+/// Between two lines that say how it stands.
+const PROGRESS: Duration = Duration::from_secs(60);
 /// Below this a level cannot be told from its noise.
 const LONG: Duration = Duration::from_secs(600);
 /// What the level at the end may lie above the one at the beginning. An allocator that is still finding its level takes some;
@@ -19,11 +23,18 @@ const LONG: Duration = Duration::from_secs(600);
 const MEMORY_BAR_KIB: f64 = 6.0 * 1024.0;
 /// Connections come and go.
 const FILES_BAR: f64 = 8.0;
+/// The same of Envoy, over the whole run by its slope: its connections are the load's, and pile up while the machine is busy
+/// with other things. The worst that was recorded are 20 MiB, on such a machine; a quiet one takes nothing.
+const ENVOY_MEMORY_BAR_KIB: f64 = 24.0 * 1024.0;
+const ENVOY_FILES_BAR: f64 = 64.0;
 
 pub struct Trend {
     begun: Instant,
     date: SystemTime,
     samples: Vec<Sample>,
+    /// Where each sample goes at once: a soak that is ended early, or fails, has shown something all the same.
+    file: File,
+    lines: u32,
 }
 
 struct Sample {
@@ -39,21 +50,25 @@ struct Sample {
 
 impl Trend {
     pub fn begin() -> Trend {
+        std::fs::create_dir_all(directory()).expect("a directory for the samples");
+        let file = File::create(directory().join("soak-samples.jsonl")).expect("a file for the samples");
         Trend {
             begun: Instant::now(),
             date: SystemTime::now(),
             samples: Vec::new(),
+            file,
+            lines: 0,
         }
     }
 
-    /// Takes a sample if one is due.
-    pub fn look(&mut self, course: &Course) {
+    /// Takes a sample if one is due, and says how it stands, if that is. `plain` has the requests by http.
+    pub fn look(&mut self, course: &Course, plain: &Load) {
         let at = self.begun.elapsed();
         if self.samples.last().is_some_and(|last| last.at + PAUSE > at) {
             return;
         }
         let (agent, envoy) = (course.observer.pid(), course.stack.envoy_pid() as u32);
-        self.samples.push(Sample {
+        let sample = Sample {
             at,
             agent_kib: memory_kib(agent),
             envoy_kib: memory_kib(envoy),
@@ -61,7 +76,22 @@ impl Trend {
             envoy_files: open_files(envoy),
             cpu: course.observer.cpu_time(),
             asked: course.line.asked(),
-        });
+        };
+        writeln!(self.file, "{}", sample.shown()).expect("a sample in its file");
+        if at >= PROGRESS * (self.lines + 1) {
+            self.lines = (at.as_secs() / PROGRESS.as_secs()) as u32;
+            println!(
+                "soak: {} min, {} requests, {} lost, agent {} MiB, {} files, Envoy {} MiB, {} files",
+                self.lines,
+                plain.sent() + course.load().sent(),
+                plain.lost() + course.load().lost(),
+                sample.agent_kib / 1024,
+                sample.agent_files,
+                sample.envoy_kib / 1024,
+                sample.envoy_files,
+            );
+        }
+        self.samples.push(sample);
     }
 
     /// Prints what came of it, writes it down, and panics if a bar was missed. `row` has the https requests.
@@ -85,6 +115,7 @@ impl Trend {
             "agent_kib": [agent.begin, agent.end],
             "agent_kib_per_hour": agent.per_hour,
             "envoy_kib": [envoy.begin, envoy.end],
+            "envoy_kib_per_hour": envoy.per_hour,
             "agent_files": [files.begin, files.end],
             "envoy_files": [envoy_files.begin, envoy_files.end],
             "agent_cpu_share": (last.cpu - first.cpu).as_secs_f64() / seconds,
@@ -122,6 +153,16 @@ impl Trend {
                 missed.push(format!(
                     "the agent's files grew from {} to {}",
                     files.begin, files.end
+                ));
+            }
+            let hours = lasted.as_secs_f64() / 3600.0;
+            if envoy.per_hour * hours > ENVOY_MEMORY_BAR_KIB {
+                missed.push(format!("Envoy grew by {:.0} KiB an hour", envoy.per_hour));
+            }
+            if envoy_files.per_hour * hours > ENVOY_FILES_BAR {
+                missed.push(format!(
+                    "Envoy's files grew by {:.0} an hour",
+                    envoy_files.per_hour
                 ));
             }
             let share = brief["agent_cpu_share"].as_f64().unwrap_or_default();

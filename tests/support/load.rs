@@ -85,6 +85,11 @@ impl Load {
         self.report.lock().unwrap().sent
     }
 
+    /// How many of them had no expected answer.
+    pub fn lost(&self) -> u64 {
+        self.report.lock().unwrap().lost()
+    }
+
     /// How many answers came from the backend of this name so far.
     pub fn answered_by(&self, backend: &str) -> u64 {
         let report = self.report.lock().unwrap();
