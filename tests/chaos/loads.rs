@@ -123,7 +123,7 @@ impl Account {
             "sent": self.sent,
             "failed": self.failed,
             "excused": self.excused_in_all(),
-            "stale": self.stale,
+            "stale_connections": self.stale,
             "worst_ms": self.worst.as_secs_f64() * 1e3,
         })
     }

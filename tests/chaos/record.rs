@@ -96,7 +96,7 @@ fn the_suite_is_whole() {
         "sent",
         "failed",
         "excused",
-        "stale",
+        "stale_connections",
         "kinds",
         "worst_ms",
         "converge_ms",

@@ -76,7 +76,7 @@ impl Row {
         self.accounts.iter().map(|(_, account)| account.failed).sum()
     }
 
-    pub fn stale(&self) -> u64 {
+    pub fn stale_connections(&self) -> u64 {
         self.accounts.iter().map(|(_, account)| account.stale).sum()
     }
 
@@ -178,7 +178,7 @@ impl Row {
         });
         let mut full = brief.clone();
         full["excused_for"] = Value::Object(self.excused());
-        full["stale"] = json!(self.stale());
+        full["stale_connections"] = json!(self.stale_connections());
         full["kinds"] = self.kinds();
         let figures = self.figures.iter();
         full["figures"] = figures

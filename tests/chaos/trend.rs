@@ -107,7 +107,7 @@ impl Trend {
             "minutes": lasted.as_secs_f64() / 60.0,
             "sent": row.sent() + plain.sent,
             "failed": row.failed() + plain.lost(),
-            "stale": row.stale(),
+            "stale_connections": row.stale_connections(),
             "worst_ms": ms(row.worst().max(plain.latency(1.0))),
             "p99_ms": ms(plain.latency(0.99)),
             "stale_ms": row.stale.map(ms),
