@@ -22,6 +22,8 @@ const SLACK: Duration = Duration::from_millis(100);
 pub struct Loads {
     fresh: Load,
     kept: Load,
+    /// On kept connections too, by HTTP/2, where there is https.
+    http2: Option<Load>,
     slow: Load,
 }
 
@@ -32,8 +34,9 @@ pub struct Account {
     pub failed: u64,
     /// Failed and allowed to, by reason.
     pub excused: Map<String, Value>,
-    /// Sent on a kept connection that the server closed before the first byte of an answer. Nobody can announce that to a client
-    /// whose request is on its way: clients send such a request again by themselves, this one does not.
+    /// Sent on a kept connection that the server closed before the first byte of an answer, or of which it said by HTTP/2 that it
+    /// did not take them up. Nobody can announce that to a client whose request is on its way: clients send such a request again by
+    /// themselves, this one does not.
     pub stale: u64,
     /// Without the time that the backend was told to take.
     pub worst: Duration,
@@ -56,6 +59,10 @@ impl Loads {
         let slow = request.clone().header("x-test-delay", &takes);
         Loads {
             kept: Load::start(kept_rate, client.clone().keep_alive(), request.clone()),
+            http2: client.is_https().then(|| {
+                let client = client.clone().http2().keep_alive();
+                Load::start(kept_rate, client, request.clone())
+            }),
             slow: Load::start(slow_rate, client.clone(), slow),
             fresh: Load::start(rate, client, request),
         }
@@ -68,7 +75,8 @@ impl Loads {
 
     /// Requests of all kinds without an expected answer so far, the excused and the stale with them.
     pub fn lost(&self) -> u64 {
-        self.fresh.lost() + self.kept.lost() + self.slow.lost()
+        let http2 = self.http2.as_ref().map_or(0, Load::lost);
+        self.fresh.lost() + self.kept.lost() + http2 + self.slow.lost()
     }
 
     /// Those on new connections that the backend of this name answered.
@@ -78,12 +86,25 @@ impl Loads {
 
     /// Sends no more, waits for the answers that are still due, and closes the accounts.
     pub async fn finish(self, without_envoy: &[WithoutEnvoy]) -> Vec<(&'static str, Account)> {
-        let (fresh, kept, slow) = tokio::join!(self.fresh.finish(), self.kept.finish(), self.slow.finish());
-        let reports = [
+        let Loads {
+            fresh,
+            kept,
+            http2,
+            slow,
+        } = self;
+        let http2 = async {
+            match http2 {
+                Some(load) => Some(load.finish().await),
+                None => None,
+            }
+        };
+        let (fresh, kept, http2, slow) = tokio::join!(fresh.finish(), kept.finish(), http2, slow.finish());
+        let mut reports = vec![
             ("fresh", fresh, Duration::ZERO),
             ("kept", kept, Duration::ZERO),
             ("slow", slow, SLOW),
         ];
+        reports.extend(http2.map(|report| ("http2", report, Duration::ZERO)));
         let accounts = reports.into_iter().map(|(kind, report, takes)| {
             let account = Account::of(&report, without_envoy, takes);
             if account.failed > 0 || account.stale > 0 {

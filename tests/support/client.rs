@@ -1,22 +1,19 @@
-//! An HTTP/1.1 client that lets a test choose the connection, the host, SNI and certificates, and names what
+//! An HTTP client that lets a test choose the connection, the host, SNI and certificates, and names what
 //! went wrong.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONNECTION, HeaderMap};
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::counted::Counted;
+use super::connection::{Connection, closes};
 pub use super::failure::Failure;
 use super::http::install_tls_provider;
 pub use super::message::{Reply, Request};
@@ -29,19 +26,13 @@ pub struct Client {
     tls: Option<Arc<ClientConfig>>,
     sni: Option<String>,
     keep: bool,
+    http2: bool,
     timeout: Duration,
     idle: Arc<Mutex<Vec<Connection>>>,
 }
 
 /// What a request without a reply may have waited for.
 const STEPS: [&str; 3] = ["connection", "TLS handshake", "answer"];
-
-struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    certificate: Option<Bytes>,
-    /// Bytes of answers so far.
-    read: Arc<AtomicU64>,
-}
 
 impl Client {
     /// To 127.0.0.1, a new connection for each request.
@@ -52,6 +43,7 @@ impl Client {
             tls: None,
             sni: None,
             keep: false,
+            http2: false,
             timeout,
             idle: Arc::default(),
         }
@@ -86,6 +78,21 @@ impl Client {
         self.keep = true;
         self.idle = Arc::default();
         self
+    }
+
+    /// Speaks HTTP/2, one request at a time on a connection. Of a client for https.
+    pub fn http2(mut self) -> Client {
+        let config = self.tls.as_deref().expect("a client for https");
+        let mut config = config.clone();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        self.tls = Some(Arc::new(config));
+        self.http2 = true;
+        self.idle = Arc::default();
+        self
+    }
+
+    pub fn is_https(&self) -> bool {
+        self.tls.is_some()
     }
 
     pub fn sni(mut self, name: &str) -> Client {
@@ -129,21 +136,7 @@ impl Client {
             None => (self.connect(&request.host, step).await?, false),
         };
         step.store(2, Relaxed);
-        let read = connection.read.load(Relaxed);
-        let response = connection
-            .sender
-            .send_request(request.to_hyper())
-            .await
-            .map_err(|error| {
-                let failure = Failure::of(&error);
-                // Where part of an answer was there, nobody may send the request again.
-                let unanswered = connection.read.load(Relaxed) == read;
-                if kept && unanswered && matches!(failure, Failure::Reset(_)) {
-                    Failure::Stale
-                } else {
-                    failure
-                }
-            })?;
+        let response = connection.send(request, kept).await?;
         let (parts, body) = response.into_parts();
         let body = body
             .collect()
@@ -165,7 +158,7 @@ impl Client {
     async fn take_idle(&self) -> Option<Connection> {
         loop {
             let mut connection = self.idle.lock().unwrap().pop()?;
-            if connection.sender.ready().await.is_ok() {
+            if connection.takes_another().await {
                 return Some(connection);
             }
         }
@@ -175,7 +168,7 @@ impl Client {
         let stream = self.tcp().await?;
         step.store(1, Relaxed);
         let Some(config) = &self.tls else {
-            return start(stream, None).await;
+            return Connection::start(stream, None, false).await;
         };
         let name = self.server_name(host)?;
         let stream = TlsConnector::from(config.clone())
@@ -186,7 +179,7 @@ impl Client {
         let leaf = certificates
             .and_then(|chain| chain.first())
             .map(|leaf| Bytes::copy_from_slice(leaf));
-        start(stream, leaf).await
+        Connection::start(stream, leaf, self.http2).await
     }
 
     async fn tcp(&self) -> Result<TcpStream, Failure> {
@@ -219,33 +212,6 @@ impl Client {
             }
         }
     }
-}
-
-/// Whether the server says that this was its last answer on the connection.
-fn closes(headers: &HeaderMap) -> bool {
-    let says_so = |value: &str| {
-        value
-            .split(',')
-            .any(|token| token.trim().eq_ignore_ascii_case("close"))
-    };
-    let values = headers.get_all(CONNECTION).iter();
-    values.filter_map(|value| value.to_str().ok()).any(says_so)
-}
-
-async fn start<S>(stream: S, certificate: Option<Bytes>) -> Result<Connection, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (stream, read) = Counted::new(stream);
-    let (sender, connection) = handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| Failure::of(&error))?;
-    tokio::spawn(connection);
-    Ok(Connection {
-        sender,
-        certificate,
-        read,
-    })
 }
 
 async fn raw_exchange(

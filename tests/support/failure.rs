@@ -42,6 +42,12 @@ impl Failure {
                     _ => {}
                 }
             }
+            // It shows no io::Error that it wraps.
+            if let Some(stream) = error.downcast_ref::<h2::Error>()
+                && (stream.is_io() || stream.is_go_away() || stream.is_reset())
+            {
+                return Failure::Reset(stream.to_string());
+            }
             if let Some(http) = error.downcast_ref::<hyper::Error>()
                 && (http.is_incomplete_message() || http.is_closed() || http.is_canceled())
             {

@@ -89,6 +89,19 @@ impl Request {
     }
 }
 
+impl Request {
+    /// The same for HTTP/2, where scheme and host are part of what is asked for.
+    pub fn to_hyper_absolute(&self) -> hyper::Request<Full<Bytes>> {
+        let mut request = self.to_hyper();
+        let host = request.headers_mut().remove(HOST).expect("a host");
+        let host = host.to_str().expect("a host");
+        *request.uri_mut() = format!("https://{host}{}", self.path)
+            .parse()
+            .expect("a URI");
+        request
+    }
+}
+
 impl Reply {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()

@@ -12,6 +12,7 @@ pub mod agent;
 pub mod backend;
 pub mod client;
 pub mod connect;
+pub mod connection;
 pub mod consul;
 pub mod counted;
 pub mod envoy;
