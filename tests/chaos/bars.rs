@@ -87,9 +87,7 @@ fn worst(recorded: &Value, fault: &str, name: &str) -> f64 {
 
 #[test]
 fn bars_are_twice_the_worst_of_what_was_recorded() {
-    let row = |cpu: f64, requests: u64| {
-        serde_json::json!({ "agent_cpu_share_busiest_5s": cpu, "consul_busiest_second": requests })
-    };
+    let row = |cpu: f64, requests: u64| serde_json::json!({ "agent_cpu_share_busiest_5s": cpu, "consul_busiest_second": requests });
     let recorded = serde_json::json!({
         "suites": [
             { "faults": { "quiet": row(0.01, 4), "busy": row(0.1, 20), "wild": row(0.9, 274) } },

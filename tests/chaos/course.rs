@@ -400,7 +400,9 @@ impl Course {
         wait_for(&format!("{all:?} in the agent's log"), PATIENCE, async || {
             let log = process.log();
             let since = log.get(start..).unwrap_or_default();
-            let found = since.lines().any(|line| all.iter().all(|part| line.contains(*part)));
+            let found = since
+                .lines()
+                .any(|line| all.iter().all(|part| line.contains(*part)));
             anyhow::ensure!(
                 found,
                 "it ends with {:?}",

@@ -82,7 +82,11 @@ fn gateway(port: u16, round: u32, more: Option<u16>) -> String {
 
 /// How often this Envoy took another version of a listener that it had.
 async fn listeners_replaced(course: &Course) -> u64 {
-    course.stack.envoy().stat("listener_manager.listener_modified").await
+    course
+        .stack
+        .envoy()
+        .stat("listener_manager.listener_modified")
+        .await
 }
 
 async fn apply(directory: &Path, consul: String) {

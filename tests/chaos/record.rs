@@ -281,11 +281,14 @@ fn what_was_told_is_kept_without_what_differs() {
         "[WARN]  a: Consul at http://127.0.0.1:# answered with 500: pid=# file=.../data/state #"
     );
     assert_eq!(masked("in /tmp/pr-agent-Ab12"), "in ...");
-    let lines: Vec<String> = (0..9).map(|number| format!("{number}{}", "x".repeat(200))).collect();
+    let lines: Vec<String> = (0..9)
+        .map(|number| format!("{number}{}", "x".repeat(200)))
+        .collect();
     let kept = told(&json!(lines));
     assert_eq!(kept.as_array().map(Vec::len), Some(TOLD));
     assert_eq!(kept[4].as_str().map(str::len), Some(TOLD_CHARS));
-    let suites = [json!({ "date": "today", "faults": { "a": { "told": ["one `x`"] }, "b": { "told": [] } } })];
+    let suites =
+        [json!({ "date": "today", "faults": { "a": { "told": ["one `x`"] }, "b": { "told": [] } } })];
     assert!(log_of_the_last(&suites).ends_with("\n\n- `a`\n  - `one 'x'`\n"));
     assert_eq!(log_of_the_last(&[json!({ "faults": { "a": {} } })]), "");
 }

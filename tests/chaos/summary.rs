@@ -95,10 +95,7 @@ impl Row {
         let mut all = Map::new();
         for (reason, count) in self.accounts.iter().flat_map(|(_, account)| &account.excused) {
             let before = all.get(reason).and_then(Value::as_u64).unwrap_or(0);
-            all.insert(
-                reason.clone(),
-                json!(before + count.as_u64().unwrap_or_default()),
-            );
+            all.insert(reason.clone(), json!(before + count.as_u64().unwrap_or_default()));
         }
         all
     }
@@ -121,7 +118,10 @@ impl Row {
                 missed.push(format!("{} {kind} requests failed", account.failed));
             }
             if account.stale > STALE_BAR + account.sent / 100 {
-                missed.push(format!("{} {kind} requests met a closed connection", account.stale));
+                missed.push(format!(
+                    "{} {kind} requests met a closed connection",
+                    account.stale
+                ));
             }
         }
         if self.busiest_second > bars.consul + self.asked_once {

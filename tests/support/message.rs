@@ -95,9 +95,7 @@ impl Request {
         let mut request = self.to_hyper();
         let host = request.headers_mut().remove(HOST).expect("a host");
         let host = host.to_str().expect("a host");
-        *request.uri_mut() = format!("https://{host}{}", self.path)
-            .parse()
-            .expect("a URI");
+        *request.uri_mut() = format!("https://{host}{}", self.path).parse().expect("a URI");
         request
     }
 }
