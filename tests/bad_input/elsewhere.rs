@@ -232,6 +232,21 @@ pub const AREAS: &[Area] = &[
                 &["a_stream_that_does_not_read_harms_itself_only"],
             ),
             row(
+                "a client that drops all its names and asks for them again, without end, and confirms nothing",
+                "one answer of a kind is under way to it, however often it asks; others get their changes",
+                &["a_client_that_asks_in_a_loop_and_confirms_nothing_is_sent_one_answer"],
+            ),
+            row(
+                "the same from a client that confirms each answer",
+                "it is answered in full each time, to the end; others get their changes all the same",
+                &["a_client_that_subscribes_in_a_loop_delays_nobody"],
+            ),
+            row(
+                "a flood of confirmations and refusals of what was never sent, with words of 100 KB",
+                "passed over, and told to nobody; it is served on, and others get their changes",
+                &["answers_to_what_was_never_sent_are_passed_over"],
+            ),
+            row(
                 "more than 16 streams on one connection",
                 "they wait until others end, or are refused; other connections go on",
                 &["streams_beyond_the_limit_wait"],
