@@ -59,7 +59,7 @@ bench-full: setup ## Run the benchmarks that take hours too, going on where an e
 	@RESUME=$(if $(AGAIN),,1) tests/bench/instructions.sh
 	@RESUME=$(if $(AGAIN),,1) tests/bench/instructions.sh bench long
 
-bench-quick: setup ## Run every benchmark once, with small sizes
+bench-quick: setup ## Run every benchmark once, with small sizes; results in target/bench/quick
 	cargo bench --locked --bench suite -- --quick
 
 growth: ## The same check as bench-instructions, by a build that takes a fraction of the time: counts are higher, growth is the same

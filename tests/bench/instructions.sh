@@ -42,6 +42,7 @@ if [[ ${RESUME:-} ]] && "$suite" --has "instr_counted$suffix"; then
     echo "bench-instructions: counted by this build already, among $label" >&2
     exit
 fi
+SECONDS=0 # which bash counts on: the build is not in it
 folder=target/bench/callgrind
 mkdir -p "$folder"
 
@@ -99,5 +100,9 @@ if ((failed)); then
     echo "bench-instructions: FAILED: some step of a change walks all objects; callgrind_annotate $folder/$many.N tells which" >&2
     exit 1
 fi
+echo "bench-instructions: took $SECONDS s" >&2
 # The last that is laid down: what was broken off, or grew, is counted again.
-if [[ $profile == bench ]]; then "$suite" --merge "instr_counted$suffix" 1; fi
+if [[ $profile == bench ]]; then
+    "$suite" --merge "instr_seconds$suffix" "$SECONDS"
+    "$suite" --merge "instr_counted$suffix" 1
+fi

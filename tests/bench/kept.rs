@@ -2,9 +2,10 @@
 //! goes on from there.
 //!
 //! `target/bench/rows.json` holds every round; `summary.json`, a flat map of names and medians, is made of it. Runs with
-//! small sizes are kept apart: they must not take the place of hours of the others.
+//! small sizes are kept apart, with a summary and pictures of their own, in `target/bench/quick`: they must not take the
+//! place of hours of the others, and a name means the same sizes wherever it stands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -12,6 +13,8 @@ use serde_json::{Map, Value};
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Kept {
     pub groups: Vec<Group>,
+    /// How long the last whole run took.
+    pub run_seconds: Option<f64>,
     #[serde(skip)]
     quick: bool,
 }
@@ -23,6 +26,8 @@ pub struct Group {
     pub build: String,
     /// To its end, and without a wrong answer.
     pub whole: bool,
+    /// None: it is not at its end.
+    pub seconds: Option<f64>,
     pub rows: Vec<Row>,
 }
 
@@ -39,30 +44,42 @@ pub struct Row {
 
 impl Kept {
     pub fn read(quick: bool) -> Kept {
-        let text = std::fs::read_to_string(folder().join(file(quick))).unwrap_or_default();
+        let text = std::fs::read_to_string(folder(quick).join(ROWS)).unwrap_or_default();
         let kept: Kept = serde_json::from_str(&text).unwrap_or_default();
         Kept { quick, ..kept }
     }
 
     /// With the summary that goes with it.
     pub fn write(&self) {
-        std::fs::create_dir_all(folder()).expect("target/bench");
-        write(
-            file(self.quick),
-            &serde_json::to_string_pretty(self).expect("rows"),
-        );
+        let folder = self.folder();
+        std::fs::create_dir_all(&folder).expect("target/bench");
+        let rows = serde_json::to_string_pretty(self).expect("rows");
+        write(&folder, ROWS, &rows);
         let medians = self.rows().map(|row| (row.name.clone(), row.median().into()));
-        let map: Map<String, Value> = medians.collect();
-        write(
-            "summary.json",
-            &serde_json::to_string_pretty(&map).expect("numbers"),
-        );
+        let mut map: Map<String, Value> = medians.collect();
+        if let Some(seconds) = self.run_seconds {
+            map.insert("run_seconds".to_owned(), seconds.into());
+        }
+        let summary = serde_json::to_string_pretty(&map).expect("numbers");
+        write(&folder, "summary.json", &summary);
     }
 
-    /// Without what other builds measured.
+    /// Where it is kept, and what is drawn of it.
+    pub fn folder(&self) -> PathBuf {
+        folder(self.quick)
+    }
+
+    /// Without what other builds measured, and before a whole run of this one is over.
     pub fn of_build(mut self, build: &str) -> Kept {
         self.groups.retain(|group| group.build == build);
+        self.run_seconds = None;
         self
+    }
+
+    /// A whole run of these groups is over. Those that an earlier one had measured already took what they took then.
+    pub fn run_is_over(&mut self, groups: &[&str]) {
+        let seconds = |name: &&str| self.groups.iter().find(|group| group.name == **name)?.seconds;
+        self.run_seconds = groups.iter().map(seconds).sum();
     }
 
     pub fn has(&self, group: &str, build: &str) -> bool {
@@ -77,6 +94,7 @@ impl Kept {
             name: name.to_owned(),
             build: build.to_owned(),
             whole: false,
+            seconds: None,
             rows: Vec::new(),
         };
         match self.groups.iter_mut().find(|one| one.name == name) {
@@ -172,17 +190,16 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-pub fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench")
-}
+const ROWS: &str = "rows.json";
 
-fn file(quick: bool) -> &'static str {
-    if quick { "rows-quick.json" } else { "rows.json" }
+fn folder(quick: bool) -> PathBuf {
+    let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench");
+    if quick { all.join("quick") } else { all }
 }
 
 /// Whole or not at all: what is there is worth hours.
-fn write(name: &str, text: &str) {
-    let (path, next) = (folder().join(name), folder().join(format!("{name}.next")));
+fn write(folder: &Path, name: &str, text: &str) {
+    let (path, next) = (folder.join(name), folder.join(format!("{name}.next")));
     std::fs::write(&next, format!("{text}\n")).expect("target/bench");
     std::fs::rename(next, path).expect("target/bench");
 }

@@ -121,6 +121,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let begun = std::time::Instant::now();
     let build = kept::build();
     let mut kept = Kept::read(plan.quick);
     if !plan.is_partial() {
@@ -141,9 +142,16 @@ fn main() -> ExitCode {
         eprintln!("{place} ...");
         report.begin(group.name);
         (group.run)(&plan, &mut report);
-        report.end();
-        eprintln!("{place} took {:.0} s", started.elapsed().as_secs_f32());
+        let took = started.elapsed();
+        report.end(took);
+        eprintln!("{place} took {:.0} s", took.as_secs_f32());
     }
+    // A part says nothing of how long the whole takes.
+    if !plan.is_partial() {
+        let names: Vec<&str> = groups.iter().map(|group| group.name).collect();
+        report.run_is_over(&names);
+    }
+    eprintln!("bench: all took {:.0} s", begun.elapsed().as_secs_f32());
     report.print();
     plots::draw(report.kept());
     if let Some(failure) = report.failure() {

@@ -3,7 +3,7 @@
 use plotters::coord::combinators::IntoLogRange as _;
 use plotters::prelude::*;
 
-use crate::kept::{Kept, Row, folder};
+use crate::kept::{Kept, Row};
 
 /// One picture: logarithmic on both sides, so that what grows with the number is a slope and what does not lies flat.
 struct Plot {
@@ -139,7 +139,7 @@ pub fn draw(kept: &Kept) {
         let curves = curves(plot, kept);
         if curves.iter().any(|curve| curve.points.len() > 1) {
             let text = picture(plot, &curves).expect("a picture in memory");
-            std::fs::write(folder().join(plot.file), text).expect("target/bench");
+            std::fs::write(kept.folder().join(plot.file), text).expect("target/bench");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What a run measures as it goes, and the table that is printed.
 
+use std::time::Duration;
+
 use crate::kept::{Group, Kept, Row, median};
 
 pub struct Report {
@@ -38,13 +40,20 @@ impl Report {
     }
 
     /// From here on a run that ends early does not lose this group.
-    pub fn end(&mut self) {
+    pub fn end(&mut self, took: Duration) {
         let whole = self.failures.len() == self.earlier;
         for group in &mut self.kept.groups {
             if group.name == self.group {
                 group.whole = whole;
+                group.seconds = Some(took.as_secs_f64());
             }
         }
+        self.kept.write();
+    }
+
+    /// All groups of a whole run have ended.
+    pub fn run_is_over(&mut self, groups: &[&str]) {
+        self.kept.run_is_over(groups);
         self.kept.write();
     }
 
@@ -112,6 +121,9 @@ impl Report {
                 println!("{}, by another build ({}):", group.name, group.build);
             }
             self.print_group(group);
+        }
+        if let Some(seconds) = self.kept.run_seconds {
+            println!("{:<36} {:>12} s", "run_seconds", shown(seconds));
         }
         for line in &self.missing {
             println!("{line}");
