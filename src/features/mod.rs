@@ -44,7 +44,7 @@ pub enum Stage {
 #[derive(Clone, Debug)]
 pub struct StagedFilter {
     pub stage: Stage,
-    /// Listed once per listener, disabled; a route that has the policy enables it by its own configuration.
+    /// Listed once per listener, with nothing to do; a route that has the policy brings its own configuration.
     pub filter: HttpFilter,
 }
 

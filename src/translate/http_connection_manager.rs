@@ -1,4 +1,5 @@
-//! How a listener treats HTTP: safe defaults for the edge, and only the filters that the documents ask for.
+//! How a listener treats HTTP: safe defaults for the edge, and only the filters that the documents ask for, but for those of
+//! hosts' spelling (ADR 2) and of security policies (ADR 15).
 //!
 //! The values follow Envoy's own guide for edge proxies; where we differ the comment says why.
 

@@ -9,5 +9,6 @@ mod chains;
 mod descriptors;
 mod envoy;
 mod examples;
+mod filters;
 mod named_ports;
 mod reference;

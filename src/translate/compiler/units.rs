@@ -249,7 +249,7 @@ impl Compiler {
             Protocol::Http | Protocol::Https => {
                 // Filters of security policies are always there: when a listener gets another filter chain, connections
                 // on the old one go on with the new routes, and a policy whose filter they lack would let everything
-                // pass.
+                // pass (ADR 15).
                 let features = FEATURES
                     .iter()
                     .filter(|feature| feature.is_security() || self.filter_in_use(name, feature.name()))
