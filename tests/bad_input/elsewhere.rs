@@ -85,7 +85,7 @@ pub const AREAS: &[Area] = &[
             ),
             row(
                 "a data directory that others may use",
-                "under `-dev` the agent does not start and says why; elsewhere it warns where others may write",
+                "the default one of `-dev`: the agent does not start and says why; any other: it warns where others may write",
                 &[
                     "a_dev_directory_that_others_may_use_is_refused",
                     "a_directory_that_others_may_write_is_told",

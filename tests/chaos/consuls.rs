@@ -57,9 +57,10 @@ async fn consul_leader_lost() {
 async fn consul_agent_restarted() {
     let mut course = Course::begin_with("consul_agent_restarted", clustered()).await;
     for _ in 0..course.rounds(1) {
+        let before = course.log_length();
         course.stack.consul.kill();
         course.lasts(700).await;
-        course.is_told(&["source-problem"]).await;
+        course.is_told_since(before, &["source-problem"]).await;
         course.stack.consul.restart().await;
         course.change(PLAIN_RULE).await;
         course.recovers().await;

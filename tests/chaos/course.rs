@@ -396,7 +396,16 @@ impl Course {
     /// Waits until one line of the agent's log has all of these, since the fault began. Called while it goes on, so that it is told
     /// in time to be of use.
     pub async fn is_told(&self, all: &[&str]) {
-        let (process, start) = (&self.stack.agent.process, self.log_start);
+        self.is_told_since(self.log_start, all).await;
+    }
+
+    pub fn log_length(&self) -> usize {
+        self.stack.agent.process.log_length()
+    }
+
+    /// The same, of what the log says after that much.
+    pub async fn is_told_since(&self, start: usize, all: &[&str]) {
+        let process = &self.stack.agent.process;
         wait_for(&format!("{all:?} in the agent's log"), PATIENCE, async || {
             let log = process.log();
             let since = log.get(start..).unwrap_or_default();

@@ -10,6 +10,9 @@ use crate::support::wait_for;
 /// One instance among ten that still had its share would get eight requests within it, at the lowest rate.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// So many answers of the new ones come meanwhile: whoever waits for quiet is not to find a machine that stands still.
+const ENOUGH: u64 = 5;
+
 /// As deploy tools do: the new one passes, the old one is deregistered, and ends when it has drained.
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_rolled() {
@@ -75,12 +78,14 @@ pub async fn take_turns(course: &Course, since: Instant, new: &[&Backend], old: 
     }
     let arrived = since.elapsed();
     let got = || -> u64 { old.iter().map(|backend| backend.requests()).sum() };
-    let (mut before, mut last) = (got(), Duration::ZERO);
-    while since.elapsed() < last.max(arrived) + QUIET {
+    let answers = || -> u64 { new.iter().map(|backend| course.answers_of(&backend.name)).sum() };
+    let (mut before, mut last, mut answered) = (got(), Duration::ZERO, answers());
+    // Not where nobody sends or answers for a while.
+    while since.elapsed() < last.max(arrived) + QUIET || answers() < answered + ENOUGH {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let now = got();
         if now != before {
-            (before, last) = (now, since.elapsed());
+            (before, last, answered) = (now, since.elapsed(), answers());
         }
         assert!(last < PATIENCE, "instances that are gone still get requests");
     }

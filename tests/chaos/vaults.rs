@@ -9,7 +9,7 @@ use crate::support::stack::Options;
 use crate::support::vault::Vault;
 
 /// What the log says of a certificate that cannot be had.
-const NOT_REFRESHED: &str = "certificate not refreshed";
+const NOT_REFRESHED: &str = "certificate-problem";
 
 async fn with_vault() -> Options {
     Options {
