@@ -7,6 +7,9 @@ use super::backoff::spread;
 /// A token shorter-lived than this is renewed in a tight loop otherwise.
 const FLOOR: Duration = Duration::from_secs(5);
 
+/// Nobody means more than a century; what a server says beyond it, no clock can count.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
+
 /// Renewals of many agents that started together drift apart.
 const SPREAD: f64 = 0.10;
 
@@ -64,7 +67,7 @@ fn tolerance(full: u64) -> u64 {
 
 /// 2/3 of a life, spread by 10 %, at least 5 s: but never beyond 90 % of the life itself.
 fn two_thirds(seconds: u64, jitter: f64) -> Duration {
-    let life = Duration::from_secs(seconds);
+    let life = Duration::from_secs(seconds).min(LONGEST);
     spread(life * 2 / 3, SPREAD, jitter)
         .max(FLOOR)
         .min(life.mul_f64(0.9))
@@ -123,6 +126,20 @@ mod tests {
             Step::Replace(_)
         ));
         assert_eq!(left(7, 20), 7);
+    }
+
+    #[test]
+    fn a_life_that_no_clock_can_count_is_a_century() {
+        for seconds in [u64::MAX, u64::MAX / 2 + 1] {
+            let Step::Renew(after) = first_step(life(seconds, true), 1.0) else {
+                panic!("it is renewable");
+            };
+            assert!(after <= LONGEST);
+            assert!(matches!(
+                after_renewal(life(seconds, true), seconds, false, 1.0),
+                Step::Replace(_)
+            ));
+        }
     }
 
     #[test]

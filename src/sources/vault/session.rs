@@ -314,8 +314,7 @@ impl VaultSession {
     }
 
     fn note_expiry(&self, life: TokenLife) {
-        let expires = Some(life.ttl).filter(|ttl| *ttl > 0);
-        let expires = expires.and_then(|ttl| Some(unix_now() + i64::try_from(ttl).ok()?));
+        let expires = end_of(life, unix_now());
         let ending = expires.filter(|_| self.nobody_renews(life));
         let warning = ending.map(|end| self.ending(end));
         let mut before = None;
@@ -373,6 +372,12 @@ impl VaultSession {
     }
 }
 
+/// In Unix seconds. None: it does not end, or not in any time that can be counted.
+pub(super) fn end_of(life: TokenLife, now: i64) -> Option<i64> {
+    let left = Some(life.ttl).filter(|ttl| *ttl > 0)?;
+    now.checked_add(i64::try_from(left).ok()?)
+}
+
 /// Waits until asking again may help.
 async fn retry_time(shared: &Shared, fault: &VaultFault, stamp: &Stamp, pauses: &mut Pauses) {
     if fault.kind() == ProblemKind::Unavailable {
@@ -420,6 +425,27 @@ impl Timer {
         match self.at {
             Some(at) => tokio::time::sleep_until(at).await,
             None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_cannot_be_counted_is_none() {
+        let of = |ttl| {
+            let life = TokenLife {
+                ttl,
+                ..TokenLife::default()
+            };
+            end_of(life, 1_000)
+        };
+        assert_eq!(of(0), None);
+        assert_eq!(of(60), Some(1_060));
+        for ttl in [u64::MAX, i64::MAX.unsigned_abs()] {
+            assert_eq!(of(ttl), None, "{ttl}");
         }
     }
 }
