@@ -326,10 +326,10 @@ impl Subscription {
 
     /// Takes back what a refused response told, as far as Envoy did not apply it.
     pub(super) fn refuse(&mut self, nonce: u64, message: &str, now: Duration) -> Vec<Report> {
-        let mut settled = self.settle(nonce);
-        let Some(refused) = settled.pop() else {
+        let Some(at) = self.in_flight.iter().position(|response| response.nonce == nonce) else {
             return Vec::new();
         };
+        let settled: Vec<InFlight> = self.in_flight.drain(..at).collect();
         let mut reports = Vec::new();
         for earlier in settled {
             self.accept(&earlier.changed, &earlier.removed);
@@ -339,6 +339,10 @@ impl Subscription {
                 removed: earlier.removed,
             });
         }
+        // Not before: while it was under way it was what Envoy was told last, and the earlier ones do not take its place.
+        let Some(refused) = self.in_flight.pop_front() else {
+            return reports;
+        };
         let message: Arc<str> = shorten(self.kind, message).into();
         if refused.is_trial {
             self.refusals.finish_group();

@@ -10,7 +10,7 @@
 //! subscribe EDS a b                     delta; also `unsubscribe`
 //! names EDS a b                         sotw, answering the latest response
 //! ack CDS                               the oldest response open, or `ack CDS 3`
-//! nack CDS message…
+//! nack CDS message…                     likewise, or `nack CDS 3 message…`
 //! wait 2s                               in steps of the deadlines that the stream asks for
 //! refused CDS                           shows what counts as refused on this stream
 //!   -> ...                              expected: a response      (kind, nonce, +resource@version, -removed)
@@ -125,17 +125,15 @@ impl Stage {
             "open" | "subscribe" | "unsubscribe" | "names" => self.ask(command, &words),
             "ack" | "nack" => {
                 let kind = kind(words[0]);
-                let number = words
-                    .get(1)
-                    .filter(|_| command == "ack")
-                    .and_then(|word| word.parse().ok());
+                let number = words.get(1).and_then(|word| word.parse().ok());
                 let open = self.open.entry(kind).or_default();
                 let Some(nonce) = number.or(open.front().copied()) else {
                     writeln!(self.shown, "  nothing is open").unwrap();
                     return;
                 };
                 open.retain(|other| *other != nonce);
-                let error = (command == "nack").then(|| words[1..].join(" ").replace("\\n", "\n"));
+                let said = &words[1 + usize::from(number.is_some())..];
+                let error = (command == "nack").then(|| said.join(" ").replace("\\n", "\n"));
                 self.request(kind, Some(nonce), error, self.same_names(kind));
             }
             "wait" => {
