@@ -93,14 +93,17 @@ impl Withheld {
     ) {
         let key = (refused.kind, refused.name.clone());
         let before = self.entries.remove(&key);
-        let (mut versions, former) = match before {
-            Some(before) => (before.versions, Some((before.instead, before.needed))),
+        let (mut versions, former, needed_before) = match before {
+            Some(before) => (before.versions, before.instead, before.needed),
             None => Default::default(),
         };
         versions.insert(refused.version.clone());
+        let former = former.filter(|former| !versions.contains(&former.version));
         let (instead, needed) = match (instead, former) {
             // No Envoy that is here has any: what was put back before is as good as ever.
-            (None, Some(former)) => former,
+            (None, Some(former)) => (Some(former), needed_before),
+            // Its bytes are not known from Envoy, but from before.
+            (Some(instead), Some(former)) if instead.is_held_by_envoy() => (Some(former), needed_before),
             (instead, _) => (instead, needed),
         };
         let entry = Entry {
@@ -297,6 +300,19 @@ mod tests {
         applied(&mut withheld, &last);
         withheld.accepted(&set(&last), &set(&last));
         assert_eq!(applied(&mut withheld, &bad), Some(bad), "a new attempt");
+    }
+
+    #[test]
+    fn what_is_refused_itself_serves_in_no_place() {
+        let (good, bad) = (endpoints(b"good"), endpoints(b"bad"));
+        let mut withheld = Withheld::default();
+        let refused = || Diagnostic::error(Code::EnvoyRejected, "refused");
+        withheld.add(&bad, Some(good.clone()), Vec::new(), refused());
+        // Another Envoy, of another version.
+        withheld.add(&good, None, Vec::new(), refused());
+        for resource in [&bad, &good] {
+            assert_eq!(applied(&mut withheld, resource), None);
+        }
     }
 
     #[test]

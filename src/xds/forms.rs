@@ -27,8 +27,8 @@ pub(super) struct Forms {
     turning: BTreeSet<Arc<str>>,
     /// Those that were sent in their new form, and when.
     turned: BTreeMap<Arc<str>, Duration>,
-    /// Until when a new listener waits for its scopes.
-    opening: Option<Duration>,
+    /// A new listener waits for its scopes.
+    opening: bool,
 }
 
 impl Forms {
@@ -41,7 +41,7 @@ impl Forms {
     ) {
         self.waiting.clear();
         self.turning.clear();
-        self.opening = None;
+        self.opening = false;
         self.turned.retain(|_, since| now < *since + DRAIN_PATIENCE);
         let listeners = &subscriptions[ResourceKind::Listener as usize];
         for (name, dirty) in &listeners.dirty {
@@ -51,12 +51,10 @@ impl Forms {
             let until = dirty.since + GATE_PATIENCE_SILENT;
             let Some(told) = listeners.told.get(name) else {
                 // An Envoy that starts opens no port before it has all that it asked for.
-                let is_early = listeners.answered
+                self.opening |= listeners.answered
+                    && now < until
                     && !published.has_table()
-                    && are_scopes_early(subscriptions, target, name);
-                if is_early && now < until {
-                    self.opening = self.opening.max(Some(until));
-                }
+                    && are_scopes_missing(subscriptions, target, name, dirty.since);
                 continue;
             };
             if told.is_held_by_envoy() {
@@ -74,6 +72,14 @@ impl Forms {
                 self.waiting.insert(name.clone(), until);
             }
         }
+        if self.opening {
+            let all = listeners
+                .dirty
+                .iter()
+                .map(|(name, dirty)| (name.clone(), dirty.since));
+            let in_time = all.map(|(name, since)| (name, since + GATE_PATIENCE_SILENT));
+            self.waiting.extend(in_time.filter(|(_, until)| now < *until));
+        }
     }
 
     pub(super) fn on_sent(&mut self, listeners: &[Arc<Resource>], now: Duration) {
@@ -85,8 +91,7 @@ impl Forms {
     }
 
     pub(super) fn withholds(&self, resource: &Resource) -> bool {
-        resource.kind == ResourceKind::Listener
-            && (self.opening.is_some() || self.waiting.contains_key(&resource.name))
+        resource.kind == ResourceKind::Listener && self.waiting.contains_key(&resource.name)
     }
 
     /// It is of the former form of a listener that has turned, or is about to; or a listener that a new one replaces, or
@@ -95,11 +100,13 @@ impl Forms {
         if self.is_at_rest() {
             return false;
         }
-        if self.opening.is_some() {
-            let is_gone = |listener| target.get(ResourceKind::Listener, listener).is_none();
+        if self.opening {
+            let is_kept = |listener: &str| {
+                self.waiting.contains_key(listener) && target.get(ResourceKind::Listener, listener).is_none()
+            };
             match kind {
-                ResourceKind::Listener => return true,
-                ResourceKind::ScopedRoute if listener_of_scope(name).is_some_and(is_gone) => return true,
+                ResourceKind::Listener if is_kept(name) => return true,
+                ResourceKind::ScopedRoute if listener_of_scope(name).is_some_and(is_kept) => return true,
                 _ => {}
             }
         }
@@ -116,17 +123,17 @@ impl Forms {
 
     /// A new listener waits for its scopes: what is held meanwhile goes within moments.
     pub(super) fn is_opening(&self) -> bool {
-        self.opening.is_some()
+        self.opening
     }
 
     /// No listener has turned, or is about to, or waits to open.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.turned.is_empty() && self.turning.is_empty() && self.opening.is_none()
+        self.turned.is_empty() && self.turning.is_empty() && !self.opening
     }
 
     pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
         let ends = self.turned.values().map(|since| *since + DRAIN_PATIENCE);
-        let all = self.waiting.values().copied().chain(ends).chain(self.opening);
+        let all = self.waiting.values().copied().chain(ends);
         all.filter(|at| *at > now).min()
     }
 }
@@ -148,4 +155,27 @@ fn is_table_early(
 fn are_scopes_early(subscriptions: &[Subscription; 7], target: &ResourceSet, listener: &Arc<str>) -> bool {
     let scopes = &subscriptions[ResourceKind::ScopedRoute as usize];
     scopes.wildcard && scopes.is_awaited(target, |scope| listener_of_scope(scope) == Some(listener))
+}
+
+/// Envoy has asked for scopes, and some that a new listener came with are not there in any version.
+fn are_scopes_missing(
+    subscriptions: &[Subscription; 7],
+    target: &ResourceSet,
+    listener: &Arc<str>,
+    since: Duration,
+) -> bool {
+    let scopes = &subscriptions[ResourceKind::ScopedRoute as usize];
+    let is_meant =
+        |scope: &Arc<str>| listener_of_scope(scope) == Some(listener) && !scopes.acked.contains_key(scope);
+    // None will come of one that Envoy refuses, or that nobody has the bytes of.
+    let will_come = |scope: &Arc<str>| {
+        target
+            .get(ResourceKind::ScopedRoute, scope)
+            .is_some_and(|published| !published.is_held_by_envoy() && !scopes.refusals.is_refused(published))
+    };
+    let mut to_be_sent = scopes.dirty.iter().filter(|(_, dirty)| dirty.since <= since);
+    let mut unanswered = scopes.in_flight.iter().flat_map(|response| &response.changed);
+    scopes.wildcard
+        && (to_be_sent.any(|(scope, _)| is_meant(scope) && will_come(scope))
+            || unanswered.any(|scope| is_meant(&scope.name)))
 }

@@ -52,7 +52,7 @@ count() { # objects
     local out="$folder/$1"
     rm -f "$out".*
     local status=0
-    timeout "$patience" valgrind --tool=callgrind --collect-atstart=no --toggle-collect='suite::one_change::measured*' \
+    timeout --foreground "$patience" valgrind --tool=callgrind --collect-atstart=no --toggle-collect='suite::one_change::measured*' \
         --dump-after='*suite::one_change::measured*' --callgrind-out-file="$out" \
         "$suite" "$what" "$1" "$times" >"$out.kinds" 2>"$out.log" || status=$?
     if ((status == 124)); then
