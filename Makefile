@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny growth bench bench-full bench-quick bench-instructions fuzz-smoke chaos soak docs clean
+.PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny growth bench bench-full bench-quick bench-instructions fuzz fuzz-smoke chaos soak docs clean
 
 help: ## Print these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -76,6 +76,9 @@ chaos: setup ## Let everything go wrong under load, one fault after the other; r
 soak: setup ## Change everything for an hour under load (SOAK_MINUTES=60): nothing fails, nothing grows; results in target/chaos/soak.json
 	CHAOS=long SOAK_MINUTES=$${SOAK_MINUTES:-60} cargo test --locked --profile faults --test chaos -- --nocapture soak::
 
+fuzz: ## Fuzz every parser, guided by the code that inputs reach: FUZZ_SECONDS=60 for each, TARGET=name for one; findings in target/fuzz/crashes
+	@status=0; tests/fuzz/run.sh $(TARGET) || status=$$?; UPDATE_REFERENCE=1 cargo test --locked --quiet --lib fuzz_page && exit $$status
+
 fuzz-smoke: ## Feed every parser, and the model of xDS, many more random inputs than `make test` does
 	PROPTEST_CASES=20000 cargo test --locked fuzz
 	PROPTEST_CASES=20000 cargo test --locked --test xds -- model:: keyless::
@@ -84,4 +87,4 @@ docs: ## Build the API documentation, warnings being errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 clean: ## Remove what cargo built; the fetched programs stay
-	rm -rf target/{debug,release,faults,count,doc,criterion,tmp}
+	rm -rf target/{debug,release,faults,count,doc,criterion,tmp} target/fuzz/{fuzz,*-linux-*}

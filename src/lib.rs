@@ -1,5 +1,9 @@
 //! Portreeve turns HCL documents into Envoy configuration, live.
 
+// The small world of the tests names the crate, also where it is built into it.
+#[cfg(any(test, fuzzing))]
+extern crate self as portreeve;
+
 pub mod admin;
 pub mod agent;
 pub mod cli;
@@ -8,6 +12,8 @@ pub mod diagnostics;
 pub mod envoy;
 pub mod envoy_process;
 pub mod features;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod hcl;
 pub mod ir;
 pub mod model;

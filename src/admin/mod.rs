@@ -12,6 +12,8 @@
 mod answer;
 mod envoy;
 mod explain;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod metrics;
 mod openapi;
 mod parameters;

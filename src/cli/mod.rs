@@ -23,6 +23,8 @@ mod envoy;
 mod explain;
 mod failure;
 mod fmt;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod kv;
 mod offline;
 mod panic_hook;

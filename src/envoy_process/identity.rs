@@ -95,7 +95,7 @@ fn is_owned_by(pid: u32, uid: u32) -> bool {
 }
 
 /// Real, effective, saved, and that of the file system.
-fn all_ids_are(status: &str, uid: u32) -> bool {
+pub(super) fn all_ids_are(status: &str, uid: u32) -> bool {
     let Some(ids) = status.lines().find_map(|line| line.strip_prefix("Uid:")) else {
         return false;
     };
@@ -103,7 +103,7 @@ fn all_ids_are(status: &str, uid: u32) -> bool {
     ids.peek().is_some() && ids.all(|id| id.parse() == Ok(uid))
 }
 
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
+pub(super) fn parse_stat(stat: &str) -> Option<(char, u64)> {
     // The command name stands in parentheses and may itself hold any character, also `) `.
     let after_name = &stat[stat.rfind(')')? + 1..];
     let mut fields = after_name.split_ascii_whitespace();

@@ -20,7 +20,7 @@ pub(super) fn listening() -> Vec<Listening> {
 }
 
 /// The kernel writes the listening sockets first. A busy machine has a hundred thousand others, which are not read.
-fn listening_of(table: impl BufRead) -> Vec<Listening> {
+pub(super) fn listening_of(table: impl BufRead) -> Vec<Listening> {
     let lines = table.lines().skip(1).map_while(Result::ok);
     lines.map_while(|line| parse_line(&line)).collect()
 }

@@ -169,14 +169,14 @@ fn is_told_by_xds(message: &str) -> bool {
     is_rejection || message.contains("failed to bind or apply socket options")
 }
 
-struct Line<'a> {
+pub(super) struct Line<'a> {
     level: Level,
     logger: &'a str,
     message: &'a str,
 }
 
 /// Reads `[date time][thread][level][logger] [file:line] message`.
-fn parse(line: &str) -> Option<Line<'_>> {
+pub(super) fn parse(line: &str) -> Option<Line<'_>> {
     let mut rest = line;
     let mut bracket = || {
         let inside = rest.trim_start().strip_prefix('[')?;

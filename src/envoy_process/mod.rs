@@ -23,6 +23,8 @@ mod admin_client;
 mod binary;
 mod error;
 mod exec;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handle;
 mod identity;
 mod launch;

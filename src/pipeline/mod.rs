@@ -14,6 +14,8 @@ mod accepted;
 mod core;
 mod events;
 mod flood;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod gateway;
 mod inbox;
 mod object_behind;

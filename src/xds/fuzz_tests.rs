@@ -1,35 +1,11 @@
-//! Requests that no Envoy sends: any bytes, any nonce, any order. Never a panic, never more state than the limits allow.
-
-use std::sync::Arc;
-use std::time::Duration;
+//! Random conversations: what `fuzz` plays, without its guide.
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::rpc::Status;
 use proptest::prelude::*;
 
-use super::service::DiscoveryMessage;
-use super::{Limits, StreamState};
-use crate::envoy::{Resource, ResourceKind, ResourceSet};
-
-const NAMES: usize = 8;
-
-fn limits() -> Limits {
-    Limits {
-        names: NAMES,
-        name_bytes: 32,
-        ..Limits::default()
-    }
-}
-
-fn set(version: u8) -> ResourceSet {
-    let mut set = ResourceSet::default();
-    for kind in ResourceKind::ALL {
-        for name in ["a", "b", "c"].iter().take(usize::from(version % 4)) {
-            set.insert(Arc::new(Resource::new(kind, Arc::from(*name), &[8, version])));
-        }
-    }
-    set
-}
+use super::fuzz::{Step, play};
+use crate::envoy::ResourceKind;
 
 fn name() -> impl Strategy<Value = String> {
     prop_oneof![4 => "[a-d*]", 1 => Just(String::new()), 1 => "\\PC{0,40}"]
@@ -78,14 +54,6 @@ fn whole() -> impl Strategy<Value = DiscoveryRequest> {
     )
 }
 
-#[derive(Clone, Debug)]
-enum Step<M> {
-    Request(usize, M),
-    Bytes(usize, Vec<u8>),
-    Set(u8),
-    Time(u64),
-}
-
 fn steps<M: Clone + std::fmt::Debug + 'static>(
     message: impl Strategy<Value = M> + 'static,
 ) -> impl Strategy<Value = Vec<Step<M>>> {
@@ -98,64 +66,16 @@ fn steps<M: Clone + std::fmt::Debug + 'static>(
     prop::collection::vec(step, 1..30)
 }
 
-fn play<M: DiscoveryMessage + Clone>(steps: &[Step<M>]) -> Result<(), TestCaseError> {
-    let mut state = StreamState::new(M::VARIANT, &limits());
-    let mut now = Duration::ZERO;
-    for step in steps {
-        let outcome = match step {
-            Step::Request(kind, message) => {
-                // Through bytes, as it comes from the wire.
-                let decoded = M::decode(message.encode_to_vec().as_slice());
-                let request = decoded.unwrap().into_request(ResourceKind::ALL[*kind]);
-                state.on_request(request, now)
-            }
-            Step::Bytes(kind, bytes) => match M::decode(bytes.as_slice()) {
-                Ok(message) => state.on_request(message.into_request(ResourceKind::ALL[*kind]), now),
-                Err(_) => continue,
-            },
-            Step::Set(version) => Ok(state.on_set(&set(*version), now)),
-            Step::Time(millis) => {
-                now += Duration::from_millis(*millis);
-                Ok(state.on_deadline(now))
-            }
-        };
-        let Ok(actions) = outcome else {
-            // The stream ends: nothing further is asked of its state.
-            return Ok(());
-        };
-        // One response a kind and input, or the parts of one that are being tried apart.
-        prop_assert!(
-            actions.responses.len() <= ResourceKind::ALL.len() * 2,
-            "{} responses",
-            actions.responses.len()
-        );
-        for response in &actions.responses {
-            prop_assert!(response.resources.len() <= 3);
-        }
-        prop_assert!(actions.reports.len() <= 100, "{} reports", actions.reports.len());
-        if let Some(at) = state.deadline(now) {
-            prop_assert!(at > now, "a deadline in the past spins");
-        }
-        let _ = state.acked();
-        for kind in ResourceKind::ALL {
-            let _ = state.pending(kind);
-            prop_assert!(state.refused(kind).count() <= 3);
-            prop_assert!(state.wanted(kind).count() <= NAMES + 3);
-        }
-    }
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn fuzz_delta_requests(steps in steps(delta())) {
-        play(&steps)?;
+        play(&steps);
     }
 
     #[test]
     fn fuzz_state_of_the_world_requests(steps in steps(whole())) {
-        play(&steps)?;
+        play(&steps);
     }
 }

@@ -28,6 +28,8 @@ mod delivery;
 mod event;
 mod exchange;
 mod forms;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod fuzz_tests;
 mod gate;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use syn::punctuated::Punctuated;
 use syn::visit::Visit;
 
 use super::{rust_files, shown};
@@ -12,9 +13,26 @@ fn is_test_only(attributes: &[syn::Attribute]) -> bool {
         attribute.path().is_ident("test")
             || (attribute.path().is_ident("cfg")
                 && attribute
-                    .parse_args::<syn::Path>()
-                    .is_ok_and(|path| path.is_ident("test")))
+                    .parse_args::<syn::Meta>()
+                    .is_ok_and(|condition| is_of_tests(&condition)))
     })
+}
+
+/// `test`, and `any(test, fuzzing)`: no program of ours is built with either.
+fn is_of_tests(condition: &syn::Meta) -> bool {
+    let names = |list: &syn::MetaList| {
+        list.parse_args_with(Punctuated::<syn::Path, syn::Token![,]>::parse_terminated)
+            .is_ok_and(|names| {
+                names
+                    .iter()
+                    .all(|name| name.is_ident("test") || name.is_ident("fuzzing"))
+            })
+    };
+    match condition {
+        syn::Meta::Path(path) => path.is_ident("test"),
+        syn::Meta::List(list) => list.path.is_ident("any") && names(list),
+        syn::Meta::NameValue(_) => false,
+    }
 }
 
 /// Every path that a file's code outside tests names, `use` trees written out.
@@ -83,7 +101,7 @@ impl<'ast> Visit<'ast> for Paths {
     /// Macros take tokens: what they hold is looked at as paths where it reads as expressions.
     fn visit_macro(&mut self, item: &'ast syn::Macro) {
         self.visit_path(&item.path);
-        let parser = syn::punctuated::Punctuated::<syn::Expr, syn::Token![,]>::parse_terminated;
+        let parser = Punctuated::<syn::Expr, syn::Token![,]>::parse_terminated;
         if let Ok(arguments) = item.parse_body_with(parser) {
             for argument in arguments.iter() {
                 // Parsed here, so shorter-lived than the file: a visitor of its own.
@@ -114,14 +132,15 @@ pub fn visited() -> Vec<(PathBuf, Paths)> {
             "mod" | "lib" | "main" => path.parent().unwrap().to_owned(),
             stem => path.with_file_name(stem),
         };
-        of_tests.extend(paths.test_files.iter().flat_map(|name| {
-            [
-                folder.join(format!("{name}.rs")),
-                folder.join(name).join("mod.rs"),
-            ]
-        }));
+        of_tests.extend(
+            paths
+                .test_files
+                .iter()
+                .flat_map(|name| [folder.join(format!("{name}.rs")), folder.join(name)]),
+        );
         read.push((path, paths));
     }
-    read.retain(|(path, _)| !of_tests.contains(path));
+    // A folder of tests is one with all that is in it.
+    read.retain(|(path, _)| !path.ancestors().any(|part| of_tests.contains(part)));
     read
 }

@@ -249,6 +249,24 @@ impl Answer {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl Answer {
+    /// As if Consul had given it.
+    pub(in crate::sources) fn of_consul(body: &[u8]) -> Self {
+        Self {
+            found: true,
+            index: None,
+            filtered_by_acls: false,
+            body: Bytes::copy_from_slice(body),
+            asked: String::new(),
+            server: Server {
+                product: super::product::Product::Consul,
+                address: "".into(),
+            },
+        }
+    }
+}
+
 /// For its token. Nomad answers 500 to one that has ended.
 fn is_turned_away(status: StatusCode, body: &str) -> bool {
     matches!(status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED)

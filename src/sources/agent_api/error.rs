@@ -337,7 +337,7 @@ pub(super) fn is_unknown_token(body: &str) -> bool {
         .any(|words| body.contains(words))
 }
 
-fn is_bad_filter(body: &str) -> bool {
+pub(super) fn is_bad_filter(body: &str) -> bool {
     ["filter", "Selector", "selector"]
         .iter()
         .any(|word| body.contains(word))

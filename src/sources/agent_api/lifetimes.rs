@@ -222,7 +222,7 @@ impl Lifetimes {
 }
 
 /// What is past is known: a life in its last third is no reason to ask every few seconds for the rest of it.
-fn next_look(moments: impl Iterator<Item = i64>, now: i64) -> Duration {
+pub(super) fn next_look(moments: impl Iterator<Item = i64>, now: i64) -> Duration {
     let to_come = moments.filter_map(|moment| u64::try_from(moment - now).ok().filter(|left| *left > 0));
     let soonest = to_come.min().map_or(LONGEST_PAUSE, Duration::from_secs);
     soonest.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
@@ -231,12 +231,12 @@ fn next_look(moments: impl Iterator<Item = i64>, now: i64) -> Duration {
 /// As Consul and Nomad answer about a token; the secret in it is not read.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct TokenAnswer {
+pub(super) struct TokenAnswer {
     create_time: String,
     expiration_time: Option<String>,
 }
 
-fn life_of_token(answer: TokenAnswer) -> Option<Life> {
+pub(super) fn life_of_token(answer: TokenAnswer) -> Option<Life> {
     Some(Life {
         start: unix_seconds(&answer.create_time)?,
         end: unix_seconds(answer.expiration_time.as_deref()?)?,

@@ -48,7 +48,7 @@ impl Lines {
 
 /// Cuts what arrives into lines. Holds one line and one chunk at most.
 #[derive(Debug)]
-struct Cutter {
+pub(super) struct Cutter {
     longest: usize,
     held: BytesMut,
     /// How much of it has no end of a line.
@@ -58,7 +58,7 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn new(longest: usize) -> Self {
+    pub(super) fn new(longest: usize) -> Self {
         Self {
             longest,
             held: BytesMut::new(),
@@ -67,11 +67,11 @@ impl Cutter {
         }
     }
 
-    fn push(&mut self, chunk: &[u8]) {
+    pub(super) fn push(&mut self, chunk: &[u8]) {
         self.held.extend_from_slice(chunk);
     }
 
-    fn line(&mut self) -> Option<Line> {
+    pub(super) fn line(&mut self) -> Option<Line> {
         let fresh = self.held.get(self.scanned..).unwrap_or_default();
         if let Some(at) = fresh.iter().position(|byte| *byte == b'\n') {
             let mut line = self.held.split_to(self.scanned + at + 1);

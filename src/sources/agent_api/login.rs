@@ -71,7 +71,7 @@ struct State {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Granted {
+pub(super) struct Granted {
     #[serde(rename = "SecretID")]
     secret: String,
     expiration_time: Option<String>,
@@ -80,7 +80,7 @@ struct Granted {
 /// What Consul says of a token to the one who has it.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Kept {
+pub(super) struct Kept {
     auth_method: Option<String>,
     expiration_time: Option<String>,
 }

@@ -12,6 +12,8 @@ pub(super) mod call;
 pub(super) mod client;
 mod connector;
 pub(super) mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod json;
 mod lifetimes;
 pub(super) mod lines;

@@ -17,6 +17,8 @@ mod budget;
 mod client_ca;
 mod clock;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod issued;
 mod kv;
 mod lease;

@@ -71,13 +71,13 @@ struct VariableWatch<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Variable {
-    items: BTreeMap<String, Item>,
+pub(super) struct Variable {
+    pub(super) items: BTreeMap<String, Item>,
 }
 
 #[derive(Deserialize)]
 #[serde(from = "String")]
-struct Item(Redacted<String>);
+pub(super) struct Item(pub(super) Redacted<String>);
 
 impl From<String> for Item {
     fn from(text: String) -> Self {

@@ -330,13 +330,13 @@ struct TxnRow<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct TxnAnswer {
+pub(super) struct TxnAnswer {
     results: Option<Vec<TxnResult>>,
     errors: Option<Vec<TxnError>>,
 }
 
 impl TxnAnswer {
-    fn failures(self) -> Vec<TxnFailure> {
+    pub(super) fn failures(self) -> Vec<TxnFailure> {
         let errors = self.errors.unwrap_or_default().into_iter();
         errors
             .map(|error| TxnFailure {

@@ -15,13 +15,15 @@ mod client;
 mod document_ledger;
 mod documents;
 mod exposed;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod fuzz_tests;
 mod health_answer;
 mod kv;
 mod kv_tree;
 mod leader;
-mod mesh;
+pub(crate) mod mesh;
 mod services;
 mod session;
 mod settings;

@@ -203,13 +203,10 @@ impl Listener {
         if let Some(index) = batch.index {
             self.last = Some((place.region.clone(), index));
         }
-        for event in batch.events.unwrap_or_default() {
-            let Some(service) = event.payload.and_then(|payload| payload.service) else {
-                continue;
-            };
+        for service in batch.named() {
             let at = Place {
                 region: place.region.clone(),
-                namespace: service.namespace,
+                namespace: service.namespace.clone(),
             };
             self.hints.name(&service.service_name, &at);
         }
@@ -220,9 +217,16 @@ impl Listener {
 /// A heartbeat is one without anything.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Batch {
+pub(super) struct Batch {
     index: Option<u64>,
     events: Option<Vec<Event>>,
+}
+
+impl Batch {
+    pub(super) fn named(&self) -> impl Iterator<Item = &Service> {
+        let events = self.events.iter().flatten();
+        events.filter_map(|event| event.payload.as_ref()?.service.as_ref())
+    }
 }
 
 #[derive(Deserialize)]
@@ -239,7 +243,7 @@ struct Payload {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Service {
+pub(super) struct Service {
     service_name: Arc<str>,
     namespace: Arc<str>,
 }

@@ -6,6 +6,8 @@
 mod answer;
 mod client;
 mod event_stream;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod fuzz_tests;
 mod hints;

@@ -16,7 +16,7 @@ use super::transport::Call;
 const MOST_ISSUERS: usize = 32;
 
 #[derive(Deserialize)]
-struct Issuers {
+pub(super) struct Issuers {
     #[serde(default)]
     keys: Vec<String>,
     #[serde(default)]
@@ -31,12 +31,12 @@ struct IssuerInfo {
 }
 
 #[derive(Deserialize)]
-struct IssuerData {
+pub(super) struct IssuerData {
     certificate: String,
 }
 
 #[derive(Deserialize)]
-struct CrlData {
+pub(super) struct CrlData {
     #[serde(default)]
     crl: String,
 }

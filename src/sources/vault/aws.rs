@@ -112,7 +112,7 @@ fn keys_of(text: &str, profile: &str) -> Option<AwsKeys> {
 }
 
 #[derive(Deserialize)]
-struct MetadataKeys {
+pub(super) struct MetadataKeys {
     #[serde(rename = "AccessKeyId")]
     access_key: String,
     #[serde(rename = "SecretAccessKey")]

@@ -12,7 +12,7 @@ use super::transport::Call;
 use crate::model::KvVersion;
 
 #[derive(Deserialize)]
-struct Mount {
+pub(super) struct Mount {
     #[serde(default, rename = "type")]
     kind: String,
     #[serde(default)]

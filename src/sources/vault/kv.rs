@@ -53,7 +53,7 @@ impl KvSecret {
 }
 
 #[derive(Deserialize)]
-struct V2Secret {
+pub(super) struct V2Secret {
     data: Option<Fields>,
     metadata: V2Version,
 }
@@ -67,7 +67,7 @@ struct V2Version {
 }
 
 #[derive(Deserialize)]
-struct V2Metadata {
+pub(super) struct V2Metadata {
     current_version: u64,
     #[serde(default)]
     versions: BTreeMap<String, V2MetadataVersion>,

@@ -173,17 +173,21 @@ pub(super) async fn inspect(shared: &Shared, state: &TokenState) -> Result<Token
     let Some(data) = data else {
         return Err(unreadable(shared, &call));
     };
+    Ok(life_of(&data))
+}
+
+pub(super) fn life_of(data: &TokenData) -> TokenLife {
     let full = if data.period > 0 {
         data.period
     } else {
         data.creation_ttl
     };
     let full = full.max(data.ttl);
-    Ok(TokenLife {
+    TokenLife {
         ttl: left(data.ttl, full),
         full,
         renewable: data.renewable,
-    })
+    }
 }
 
 /// Prolongs a token to its full life. Returns the seconds granted and whether it can be done again.
@@ -248,15 +252,18 @@ async fn log_in(shared: &Shared, call: Call) -> Result<Received, VaultFault> {
     }
     let auth = auth(shared, &call, &answer)?;
     shared.freshness.update(|status| status.logins += 1);
-    let life = TokenLife {
+    Ok(Received {
+        life: Some(life_of_new(&auth)),
+        token: Some(auth.client_token),
+    })
+}
+
+pub(super) fn life_of_new(auth: &Auth) -> TokenLife {
+    TokenLife {
         ttl: auth.lease_duration,
         full: auth.lease_duration,
         renewable: auth.renewable,
-    };
-    Ok(Received {
-        token: Some(auth.client_token),
-        life: Some(life),
-    })
+    }
 }
 
 fn auth(shared: &Shared, call: &Call, answer: &Answer) -> Result<Auth, VaultFault> {

@@ -21,6 +21,8 @@ mod detect;
 mod ends;
 mod fault;
 mod freshness;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod kv;
 mod login;
 mod pki;

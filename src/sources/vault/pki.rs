@@ -47,14 +47,14 @@ pub struct Lease {
 }
 
 #[derive(Deserialize)]
-struct StoredData {
+pub(super) struct StoredData {
     /// Unix seconds; 0: it was not.
     #[serde(default)]
     revocation_time: i64,
 }
 
 #[derive(Deserialize)]
-struct SignedData {
+pub(super) struct SignedData {
     certificate: String,
     #[serde(default)]
     ca_chain: Option<Vec<String>>,

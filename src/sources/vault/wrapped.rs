@@ -64,7 +64,7 @@ impl SecretIds {
 }
 
 #[derive(Deserialize)]
-struct Wrapping {
+pub(super) struct Wrapping {
     #[serde(default)]
     creation_path: String,
     #[serde(default)]
@@ -72,7 +72,7 @@ struct Wrapping {
 }
 
 #[derive(Deserialize)]
-struct SecretIdData {
+pub(super) struct SecretIdData {
     #[serde(deserialize_with = "redacted")]
     secret_id: Arc<Redacted<String>>,
     /// Seconds; 0 where it has no end. Older servers do not tell it.
@@ -159,13 +159,17 @@ async fn open(
             let what = "what it holds is no secret_id".to_owned();
             shared.transport.fault(&call, refused(file, what))
         })?;
+    let life = life_of(made, &data);
+    Ok((data.secret_id, life))
+}
+
+/// It was made with the wrapping token, in one request.
+pub(super) fn life_of(made: Option<i64>, data: &SecretIdData) -> Option<Life> {
     let ttl = data.secret_id_ttl.as_i64().filter(|ttl| *ttl > 0);
-    // It was made with the wrapping token, in one request.
-    let life = made.zip(ttl).map(|(start, ttl)| Life {
+    made.zip(ttl).map(|(start, ttl)| Life {
         start,
         end: start.saturating_add(ttl),
-    });
-    Ok((data.secret_id, life))
+    })
 }
 
 fn hash_of(token: &Redacted<String>) -> blake3::Hash {

@@ -50,7 +50,7 @@ struct RawRoot {
 }
 
 /// All of them: while the CA is rotated, instances have leafs of the old one and of the new one.
-fn roots(answer: &Answer) -> Result<MeshRoots, ConsulError> {
+pub(super) fn roots(answer: &Answer) -> Result<MeshRoots, ConsulError> {
     let raw: RawRoots = answer.json()?;
     let mut pem = String::new();
     for root in raw.roots.iter().take(ROOTS) {
@@ -117,11 +117,11 @@ impl Watched for RootsWatch {
 }
 
 #[derive(Deserialize)]
-struct RawLeaf {
+pub(super) struct RawLeaf {
     #[serde(rename = "CertPEM")]
-    certificate: String,
+    pub(super) certificate: String,
     #[serde(rename = "PrivateKeyPEM")]
-    private_key: String,
+    pub(super) private_key: String,
     #[serde(rename = "ServiceURI", default)]
     uri: Arc<str>,
 }

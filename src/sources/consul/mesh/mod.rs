@@ -14,6 +14,8 @@
 mod chain;
 mod chain_answer;
 mod checks;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod go_duration;
 mod identity;
 mod intention;

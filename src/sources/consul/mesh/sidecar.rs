@@ -207,7 +207,7 @@ impl Watched for SidecarWatch {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct Check {
+pub(super) struct Check {
     #[serde(rename = "CheckID")]
     check_id: String,
     #[serde(rename = "ServiceID")]
@@ -220,7 +220,7 @@ struct Check {
 }
 
 impl Check {
-    fn fails(&self) -> bool {
+    pub(super) fn fails(&self) -> bool {
         // Without an output it was not made yet; an alias repeats the checks of the gateway's own service.
         self.status == "critical" && !self.output.is_empty() && self.kind != "alias"
     }
@@ -285,7 +285,7 @@ impl Upstream {
     }
 }
 
-fn listeners_for(
+pub(super) fn listeners_for(
     body: &[u8],
     id: &Arc<str>,
     query: &ServiceQuery,
