@@ -90,18 +90,18 @@ fn bars_are_twice_the_worst_of_what_was_recorded() {
     let row = |cpu: f64, requests: u64| serde_json::json!({ "agent_cpu_share_busiest_5s": cpu, "consul_busiest_second": requests });
     let recorded = serde_json::json!({
         "suites": [
-            { "faults": { "quiet": row(0.01, 4), "busy": row(0.1, 20), "wild": row(0.9, 274) } },
+            { "faults": { "quiet": row(0.01, 4), "busy": row(0.1, 28), "wild": row(0.9, 274) } },
             { "faults": { "quiet": row(0.02, 5), "busy": row(0.125, 18) } },
         ],
-        "soaks": [row(0.08, 17)],
+        "soaks": [row(0.08, 27)],
     });
     let of = |fault| {
         let bars = Bars::by(&recorded, fault);
         (bars.cpu, bars.consul)
     };
     assert_eq!(of("quiet"), (LEAST_CPU, LEAST_REQUESTS));
-    assert_eq!(of("busy"), (0.25, 40));
+    assert_eq!(of("busy"), (0.25, 56));
     assert_eq!(of("wild"), (MOST_CPU, MOST_REQUESTS));
-    assert_eq!(of("soak"), (0.16, 34));
+    assert_eq!(of("soak"), (0.16, 54));
     assert_eq!(of("new"), (LEAST_CPU, LEAST_REQUESTS));
 }
