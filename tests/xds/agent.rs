@@ -202,7 +202,8 @@ pub async fn answer_until(client: &mut Client, name: &str) -> DeltaDiscoveryResp
     }
 }
 
-pub async fn envoy(agent: &Agent) -> Client {
+/// One that knows of no listener yet: it asks for no routes before one runs.
+pub async fn starting_envoy(agent: &Agent) -> Client {
     let client = Client::open(
         connect(&agent.served.socket).await,
         node("edge"),
@@ -212,6 +213,29 @@ pub async fn envoy(agent: &Agent) -> Client {
     .unwrap();
     client.ask(Runtime, &[RUNTIME_LAYER]).await;
     client.ask(Listener, &[]).await;
+    client
+}
+
+pub async fn envoy(agent: &Agent) -> Client {
+    let client = starting_envoy(agent).await;
     client.ask(ScopedRoute, &[]).await;
+    client
+}
+
+/// An Envoy that acknowledged everything; what `shop` says is confirmed, though each event of it was lost.
+pub async fn settled_envoy(agent: &mut Agent) -> Client {
+    let mut client = envoy(agent).await;
+    let response = answer_until(&mut client, "web/a.example.com").await;
+    client.answer(&response, None).await;
+    agent
+        .served
+        .view_where("everything acknowledged", |view| {
+            view.acked.len() == 3 && view.is_settled()
+        })
+        .await;
+    agent.lose_events().await;
+    agent
+        .document_where("shop", |state| state.confirmed.is_some())
+        .await;
     client
 }

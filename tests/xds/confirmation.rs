@@ -7,7 +7,6 @@ use std::time::Duration;
 use portreeve::config::DocumentState;
 use portreeve::diagnostics::Code;
 use portreeve::envoy::ResourceKind;
-use portreeve::envoy::bootstrap::RUNTIME_LAYER;
 use portreeve::model::mesh::{Chain, ChainQuery, MeshLeaf, MeshRoots};
 use portreeve::model::{
     CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentsUpdate, Observation,
@@ -16,10 +15,10 @@ use portreeve::model::{
 use portreeve::pipeline::Restored;
 use portreeve::xds::StreamView;
 
-use crate::agent::{Agent, GATEWAY, answer_until, envoy, id, route};
-use crate::harness::{Client, PATIENCE, ask, connect, node};
+use crate::agent::{Agent, GATEWAY, answer_until, envoy, id, route, settled_envoy, starting_envoy};
+use crate::harness::{Client, PATIENCE};
 
-use ResourceKind::{Cluster, Listener, Runtime, ScopedRoute, Secret};
+use ResourceKind::{Listener, ScopedRoute, Secret};
 
 /// "Not known yet" is not "empty".
 #[tokio::test]
@@ -138,19 +137,7 @@ async fn lost_events_are_made_up_for() {
     let mut agent = Agent::start().await;
     let good = route("edge", 200);
     agent.put(&[("gateway", GATEWAY), ("shop", &good)]).await;
-    let mut client = envoy(&agent).await;
-    let response = answer_until(&mut client, "web/a.example.com").await;
-    client.answer(&response, None).await;
-    agent
-        .served
-        .view_where("everything acknowledged", |view| {
-            view.acked.len() == 3 && view.is_settled()
-        })
-        .await;
-    agent.lose_events().await;
-    agent
-        .document_where("shop", |state| state.confirmed.is_some())
-        .await;
+    let mut client = settled_envoy(&mut agent).await;
 
     agent.put(&[("shop", &route("edge", 201))]).await;
     let response = answer_until(&mut client, "web/a.example.com").await;
@@ -242,19 +229,7 @@ async fn a_document_of_a_gateway_that_is_served_elsewhere_is_not_confirmed() {
         ("pets", &theirs),
     ];
     agent.put(&documents).await;
-    let mut client = envoy(&agent).await;
-    let response = answer_until(&mut client, "web/a.example.com").await;
-    client.answer(&response, None).await;
-    agent
-        .served
-        .view_where("everything acknowledged", |view| {
-            view.acked.len() == 3 && view.is_settled()
-        })
-        .await;
-    agent.lose_events().await;
-    agent
-        .document_where("shop", |state| state.confirmed.is_some())
-        .await;
+    let _client = settled_envoy(&mut agent).await;
     let view = agent.view.borrow().clone();
     for name in ["inner", "pets"] {
         let state = view.snapshot.config.document(&id(name)).unwrap();
@@ -338,15 +313,7 @@ async fn what_no_chain_shows_is_not_published_and_what_no_envoy_runs_is_not_conf
         agent.certify(&query, &["www.example.com"], Some("key")).await;
     }
     // As Envoy does it: no certificate is asked for but by the chain that shows it, no routes but by a listener that runs.
-    let mut client = Client::open(
-        connect(&agent.served.socket).await,
-        node("edge"),
-        ask(Cluster, &[]),
-    )
-    .await
-    .unwrap();
-    client.ask(Runtime, &[RUNTIME_LAYER]).await;
-    client.ask(Listener, &[]).await;
+    let mut client = starting_envoy(&agent).await;
     let response = answer_until(&mut client, "web").await;
     let busy = "Error adding/updating listener(s) web: cannot bind '127.0.0.1:443': Address already in use";
     client.answer(&response, Some(busy)).await;

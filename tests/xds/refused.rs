@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
 use portreeve::envoy::ResourceKind;
-use portreeve::envoy::bootstrap::RUNTIME_LAYER;
 use portreeve::model::CertificateQuery;
 
-use crate::agent::{Agent, GATEWAY, answer_until, envoy, route};
-use crate::harness::{Client, PATIENCE, ask, connect, names, node};
+use crate::agent::{Agent, GATEWAY, answer_until, route, settled_envoy, starting_envoy};
+use crate::harness::{Client, PATIENCE, names};
 
-use ResourceKind::{Cluster, Listener, Runtime, ScopedRoute, Secret};
+use ResourceKind::{ScopedRoute, Secret};
 
 /// Two certificates: which names each serves is in the listener.
 fn gateway(timeout: &str) -> String {
@@ -68,15 +67,7 @@ async fn a_text_is_not_blamed_for_a_fault_that_was_there_before() {
     let (www, api) = (query(&agent, "www"), query(&agent, "api"));
     agent.certify(&www, &["www.example.com"], Some("key")).await;
     agent.certify(&api, &["api.example.com"], Some("key")).await;
-    let mut client = Client::open(
-        connect(&agent.served.socket).await,
-        node("edge"),
-        ask(Cluster, &[]),
-    )
-    .await
-    .unwrap();
-    client.ask(Runtime, &[RUNTIME_LAYER]).await;
-    client.ask(Listener, &[]).await;
+    let mut client = starting_envoy(&agent).await;
     let response = listener(&mut client).await;
     client.answer(&response, None).await;
     client.ask(Secret, &["certificate/www", "certificate/api"]).await;
@@ -148,19 +139,7 @@ async fn that_an_envoy_left_is_seen_though_the_event_was_lost() {
     agent
         .put(&[("gateway", GATEWAY), ("shop", &route("edge", 200))])
         .await;
-    let mut client = envoy(&agent).await;
-    let response = answer_until(&mut client, "web/a.example.com").await;
-    client.answer(&response, None).await;
-    agent
-        .served
-        .view_where("everything acknowledged", |view| {
-            view.acked.len() == 3 && view.is_settled()
-        })
-        .await;
-    agent.lose_events().await;
-    agent
-        .document_where("shop", |state| state.confirmed.is_some())
-        .await;
+    let client = settled_envoy(&mut agent).await;
     drop(client);
     let streams = agent.served.server.streams().clone();
     let started = std::time::Instant::now();
