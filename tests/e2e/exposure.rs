@@ -453,9 +453,6 @@ async fn consul_that_comes_back_wiped_takes_no_route_away() {
     let load = Load::start(100, stack.client(), Request::get("orders.apps.example.com", "/"));
     stack.consul.kill();
     std::fs::remove_dir_all(stack.consul.directory.path().join("data")).unwrap();
-    // Longer than the pause after a poll that was cut. Whoever asks again before it is gone, or when it is back already, takes it
-    // for the same, and waits as long for news as of that.
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     stack.consul.restart().await;
     let line = stack.agent.wait_for_log("no longer lists the service").await;
     assert!(

@@ -24,7 +24,8 @@ pub(in crate::sources) use super::poll_loop::{keep_watching, watch};
 pub struct WatchTiming {
     /// How long Consul may hold a poll. Its default is 5 min, its most 10 min.
     pub wait: Duration,
-    /// The first wait after a failure: the watch shows itself healthy soon, without reading everything again.
+    /// The first wait after a failure or a cut: the watch shows itself healthy soon, without reading everything again, and a
+    /// server that has lost its past shows its lower index now rather than when a whole poll runs out.
     pub recovery_wait: Duration,
     /// The waits while an answer is not believed, or lacks a part that was refused: restored rights do not wake a poll.
     pub doubt_wait: (Duration, Duration),
@@ -123,8 +124,11 @@ pub(in crate::sources) struct WatchState<'a> {
     index: u64,
     /// As lowered for a server that cuts long polls.
     wait: Duration,
+    /// Of the next poll alone, for what went wrong with the last.
     next_wait: Option<Duration>,
     last_cut: Option<Duration>,
+    /// The last poll. Whoever answers next may be another process.
+    was_cut: bool,
     failures: u32,
     /// None: what was answered last was whole. Most are, at all times.
     trouble: Option<Box<Trouble>>,
@@ -147,6 +151,7 @@ impl<'a> WatchState<'a> {
             wait: timing.wait,
             next_wait: None,
             last_cut: None,
+            was_cut: false,
             failures: 0,
             trouble: None,
             doubting: false,
@@ -176,7 +181,7 @@ impl<'a> WatchState<'a> {
 
     /// The answer cannot be told from an older one by its version numbers alone: the server may have lost its past.
     pub(in crate::sources) fn must_compare_whole(&self, index: Option<u64>) -> bool {
-        self.failures > 0 || self.doubting || index.is_none_or(|index| index < self.index)
+        self.failures > 0 || self.doubting || self.was_cut || index.is_none_or(|index| index < self.index)
     }
 
     /// What was answered is no answer to what is asked next.
@@ -267,6 +272,8 @@ impl<'a> WatchState<'a> {
             tracing::info!(wait = ?self.wait, cut_after = ?after, "long polls are cut, shorter ones from now on");
         }
         self.last_cut = habitual.then_some(after);
+        self.was_cut = true;
+        self.next_wait = Some(self.timing.recovery_wait.min(self.wait));
         Next {
             after: jittered(self.timing.retry.0),
             ..Next::default()
@@ -279,8 +286,11 @@ impl<'a> WatchState<'a> {
             trouble.retries.reset();
             trouble.refusals.reset();
         }
-        self.last_cut = None;
-        self.next_wait = None;
+        // That a short poll was answered says nothing about how long ones end.
+        if self.next_wait.take().is_none() {
+            self.last_cut = None;
+        }
+        self.was_cut = false;
     }
 
     fn advance(&mut self, index: Option<u64>) -> Next {
