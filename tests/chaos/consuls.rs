@@ -1,4 +1,5 @@
-//! Consul goes away, comes back, and answers late, wrongly or not at all. A change is written meanwhile, past the bad line.
+//! Consul goes away, comes back, and answers late, wrongly or not at all. A change is written meanwhile, past the bad line. What
+//! connections have a part in is played twice: over HTTP/1, where each poll has its own, and over TLS, where polls share few.
 
 use std::time::Duration;
 
@@ -9,7 +10,15 @@ use crate::support::wait_for;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_restarted() {
-    let mut course = Course::begin("consul_restarted").await;
+    restarted(Course::begin("consul_restarted").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_restarted_https() {
+    restarted(Course::begin_https("consul_restarted_https").await).await;
+}
+
+async fn restarted(mut course: Course) {
     course.stack.consul.kill();
     course.lasts(1500).await;
     course.is_told(&["source-problem"]).await;
@@ -76,8 +85,7 @@ fn clustered() -> Options {
 }
 
 /// One fault of the line, with a change that has to wait for its end. One line of the log has all of `told`, if there is any.
-async fn bad_line(fault: &'static str, trouble: Trouble, lasts: u64, told: &[&str]) {
-    let mut course = Course::begin(fault).await;
+async fn bad_line(mut course: Course, trouble: Trouble, lasts: u64, told: &[&str]) {
     course.trouble(trouble);
     course.lasts(lasts / 2).await;
     course.change(PLAIN_RULE).await;
@@ -93,38 +101,63 @@ async fn bad_line(fault: &'static str, trouble: Trouble, lasts: u64, told: &[&st
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_answers_500() {
     let told = ["source-problem", "with 500"];
-    bad_line("consul_answers_500", Trouble::Status(500), 3000, &told).await;
+    let course = Course::begin("consul_answers_500").await;
+    bad_line(course, Trouble::Status(500), 3000, &told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_answers_429() {
     let told = ["source-problem", "with 429"];
-    bad_line("consul_answers_429", Trouble::Status(429), 3000, &told).await;
+    let course = Course::begin("consul_answers_429").await;
+    bad_line(course, Trouble::Status(429), 3000, &told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_answers_403() {
     // The agent has none here, and is told that one is wanted.
     let told = ["no-token", "with 403"];
-    bad_line("consul_answers_403", Trouble::Status(403), 3000, &told).await;
+    let course = Course::begin("consul_answers_403").await;
+    bad_line(course, Trouble::Status(403), 3000, &told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_silent() {
     // Nothing to tell yet: a poll that has nothing to say looks alike.
-    bad_line("consul_silent", Trouble::Silent, 3000, &[]).await;
+    let course = Course::begin("consul_silent").await;
+    bad_line(course, Trouble::Silent, 3000, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_silent_https() {
+    let course = Course::begin_https("consul_silent_https").await;
+    bad_line(course, Trouble::Silent, 3000, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_slow() {
-    bad_line("consul_slow", Trouble::Late(Duration::from_secs(5)), 6000, &[]).await;
+    let course = Course::begin("consul_slow").await;
+    bad_line(course, Trouble::Late(Duration::from_secs(5)), 6000, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_slow_https() {
+    let course = Course::begin_https("consul_slow_https").await;
+    bad_line(course, Trouble::Late(Duration::from_secs(5)), 6000, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_polls_cut() {
+    polls_cut(Course::begin("consul_polls_cut").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_polls_cut_https() {
+    polls_cut(Course::begin_https("consul_polls_cut_https").await).await;
 }
 
 /// What was found out meanwhile is served meanwhile: the change does not wait for the end.
-#[tokio::test(flavor = "multi_thread")]
-async fn consul_polls_cut() {
+async fn polls_cut(mut course: Course) {
     let after = if crate::summary::is_long() { 30_000 } else { 700 };
-    let mut course = Course::begin("consul_polls_cut").await;
     course.trouble(Trouble::Cut(Duration::from_millis(after)));
     for _ in 0..3 {
         course.lasts(800).await;
@@ -141,7 +174,15 @@ async fn consul_polls_cut() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_index_goes_back() {
-    let mut course = Course::begin("consul_index_goes_back").await;
+    index_goes_back(Course::begin("consul_index_goes_back").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_index_goes_back_https() {
+    index_goes_back(Course::begin_https("consul_index_goes_back_https").await).await;
+}
+
+async fn index_goes_back(mut course: Course) {
     course.stack.consul.grow_old().await;
     course.is_served().await;
     course.trouble(Trouble::IndexGoesBack(90));

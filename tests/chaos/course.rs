@@ -69,15 +69,27 @@ impl Course {
         Course::begin_with(fault, Options::default()).await
     }
 
+    /// Consul over TLS: all polls share a few connections of HTTP/2.
+    pub async fn begin_https(fault: &'static str) -> Course {
+        let options = Options {
+            line: Some(Line::start_tls().await),
+            ..Options::default()
+        };
+        Course::begin_with(fault, options).await
+    }
+
     /// Consul on a disk, one service, one route; with Vault also a certificate, and the load by https.
     pub async fn begin_with(fault: &'static str, options: Options) -> Course {
         let rate = rate(options.vault);
         Course::begin_at(fault, options, rate).await
     }
 
-    /// The same with so many requests a second on new connections.
+    /// The same with so many requests a second on new connections, and the line that is given, if one is.
     pub async fn begin_at(fault: &'static str, options: Options, rate: u32) -> Course {
-        let line = Line::start().await;
+        let line = match options.line.clone() {
+            Some(line) => line,
+            None => Line::start().await,
+        };
         let (has_vault, vault_line) = (options.vault, options.vault_line.clone());
         let stack = Stack::start(Options {
             line: Some(line.clone()),

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::summary::directory;
 
 /// Every fault that the suite plays.
-pub const FAULTS: [&str; 34] = [
+pub const FAULTS: [&str; 39] = [
     "agent_killed",
     "agent_restarted",
     "agent_upgraded",
@@ -20,12 +20,17 @@ pub const FAULTS: [&str; 34] = [
     "consul_answers_429",
     "consul_answers_500",
     "consul_index_goes_back",
+    "consul_index_goes_back_https",
     "consul_leader_lost",
     "consul_partitioned",
     "consul_polls_cut",
+    "consul_polls_cut_https",
     "consul_restarted",
+    "consul_restarted_https",
     "consul_silent",
+    "consul_silent_https",
     "consul_slow",
+    "consul_slow_https",
     "disk_full",
     "disk_read_only",
     "a_refusal_among_good_changes",

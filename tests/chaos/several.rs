@@ -7,10 +7,10 @@ use crate::endpoints::take_turns;
 use crate::support::backend::Backend;
 use crate::support::line::Trouble;
 
-/// Routes are edited and instances rolled, while the line to Consul fails, the agent is killed and Consul restarted.
+/// Routes are edited and instances rolled, while the line to Consul (over TLS) fails, the agent is killed and Consul restarted.
 #[tokio::test(flavor = "multi_thread")]
 async fn several_at_once() {
-    let mut course = Course::begin("several_at_once").await;
+    let mut course = Course::begin_https("several_at_once").await;
     let mut before = Backend::start("several-0").await;
     course.stack.register("orders", &before).await;
     for round in 1..=course.rounds(1) {

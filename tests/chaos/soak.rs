@@ -40,6 +40,7 @@ fn length() -> Option<Duration> {
 async fn soak() {
     let options = Options {
         vault: true,
+        line: Some(Line::start_tls().await),
         vault_line: Some(Line::start().await),
         ..Options::default()
     };

@@ -1,7 +1,8 @@
 //! The line between an agent and Consul, which can go bad: it counts what is asked, and answers late, wrongly or not at all. To
-//! Vault it counts alone.
+//! Vault it counts alone. Over TLS it speaks HTTP/2, as Consul does.
+//!
+//! Who is not there behind it is not there in front of it either: connections end, and new ones are closed at once.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,15 +10,17 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderValue, TRANSFER_ENCODING};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 use super::http::install_tls_provider;
+use super::pki::Ca;
 
 /// What the line does to each request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,11 +30,12 @@ pub enum Trouble {
     Late(Duration),
     /// Every request gets this status from the line itself, with a text like Consul's.
     Status(u16),
-    /// Connections are taken, and nothing is ever answered: a network that drops packets.
+    /// Connections are taken, and nothing is ever read or answered: a network that drops packets.
     Silent,
     /// A Consul restored from an older snapshot: what waits is cut off, and indexes are lower than they were by this much.
     IndexGoesBack(u64),
-    /// A poll that waits is cut off after this long, without an answer: a proxy with a time limit of its own.
+    /// A poll that waits is cut off after this long, without an answer: a proxy with a time limit of its own. Over TLS the
+    /// stream is reset, and the connection stays.
     Cut(Duration),
 }
 
@@ -45,10 +49,48 @@ pub struct Line {
     begun: std::time::Instant,
     client: reqwest::Client,
     server: Mutex<Option<JoinHandle<()>>>,
+    tls: Option<Tls>,
+    /// All connections end.
+    hung_up: watch::Sender<()>,
 }
+
+struct Tls {
+    acceptor: TlsAcceptor,
+    /// The certificate of who vouches for it, PEM.
+    authority: String,
+}
+
+/// Nothing is answered, and the stream or connection ends.
+#[derive(Debug)]
+struct Gone;
+
+impl std::fmt::Display for Gone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the line is cut")
+    }
+}
+
+impl std::error::Error for Gone {}
+
+type Answered = Result<Response<Full<Bytes>>, Gone>;
 
 impl Line {
     pub async fn start() -> Arc<Line> {
+        Line::start_with(None).await
+    }
+
+    pub async fn start_tls() -> Arc<Line> {
+        let ca = Ca::new("line");
+        let mut config = (*ca.issue(&["127.0.0.1"]).server_config()).clone();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = Tls {
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            authority: ca.certificate,
+        };
+        Line::start_with(Some(tls)).await
+    }
+
+    async fn start_with(tls: Option<Tls>) -> Arc<Line> {
         install_tls_provider();
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
@@ -65,6 +107,8 @@ impl Line {
                 .build()
                 .expect("an HTTP client"),
             server: Mutex::new(None),
+            tls,
+            hung_up: watch::Sender::new(()),
         });
         // Weak: the line ends with whoever holds it.
         let of = Arc::downgrade(&line);
@@ -82,6 +126,17 @@ impl Line {
 
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Of Consul, as the agent's settings have it.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address())
+    }
+
+    /// Who vouches for it, PEM, if it speaks TLS.
+    pub fn authority(&self) -> Option<&str> {
+        self.tls.as_ref().map(|tls| tls.authority.as_str())
     }
 
     pub fn lead_to(&self, port: u16) {
@@ -116,7 +171,7 @@ impl Line {
         *most = (*most).max(*requests);
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Answered {
         self.count();
         let mut trouble = self.trouble.subscribe();
         let lower = match *trouble.borrow() {
@@ -129,7 +184,7 @@ impl Line {
             let now = trouble.borrow_and_update().clone();
             match now {
                 Trouble::IndexGoesBack(by) if by != lower => {
-                    return own_answer(502, "connection reset by peer");
+                    return Err(self.hang_up());
                 }
                 Trouble::None => {
                     tokio::select! {
@@ -156,7 +211,7 @@ impl Line {
                         429 => "Your request was rejected because the rate limit was exceeded",
                         _ => "No cluster leader",
                     };
-                    return own_answer(status, text);
+                    return Ok(own_answer(status, text));
                 }
                 Trouble::Silent => _ = trouble.changed().await,
                 Trouble::IndexGoesBack(_) => {
@@ -169,29 +224,33 @@ impl Line {
                     tokio::select! {
                         answer = &mut passed => return answer,
                         _ = trouble.changed() => {}
-                        () = tokio::time::sleep(after) => return own_answer(504, "upstream request timeout"),
+                        () = tokio::time::sleep(after) => {
+                            return match self.tls {
+                                Some(_) => Err(Gone),
+                                None => Ok(own_answer(504, "upstream request timeout")),
+                            };
+                        }
                     }
                 }
             }
         }
     }
 
-    async fn pass(&self, request: Request<Incoming>, lower: u64) -> Response<Full<Bytes>> {
+    fn hang_up(&self) -> Gone {
+        self.hung_up.send_replace(());
+        Gone
+    }
+
+    async fn pass(&self, request: Request<Incoming>, lower: u64) -> Answered {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let path = with_index(path, |index| index + lower);
         let url = format!("http://127.0.0.1:{}{path}", self.to.load(Ordering::Relaxed));
         let (parts, body) = request.into_parts();
-        let body = match body.collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return own_answer(502, &error.to_string()),
-        };
+        let body = body.collect().await.map_err(|_| Gone)?.to_bytes();
         let mut headers = parts.headers;
         headers.remove(TRANSFER_ENCODING);
         let sent = self.client.request(parts.method, url).headers(headers).body(body);
-        let answer = match sent.send().await {
-            Ok(answer) => answer,
-            Err(error) => return own_answer(502, &error.to_string()),
-        };
+        let answer = sent.send().await.map_err(|_| self.hang_up())?;
         let (status, mut headers) = (answer.status(), answer.headers().clone());
         headers.remove(TRANSFER_ENCODING);
         let index = headers
@@ -204,15 +263,11 @@ impl Line {
                 HeaderValue::from(index.saturating_sub(lower).max(1)),
             );
         }
-        match answer.bytes().await {
-            Ok(body) => {
-                let mut answer = Response::new(Full::new(body));
-                *answer.status_mut() = status;
-                *answer.headers_mut() = headers;
-                answer
-            }
-            Err(error) => own_answer(502, &error.to_string()),
-        }
+        let body = answer.bytes().await.map_err(|_| self.hang_up())?;
+        let mut answer = Response::new(Full::new(body));
+        *answer.status_mut() = status;
+        *answer.headers_mut() = headers;
+        Ok(answer)
     }
 }
 
@@ -225,12 +280,42 @@ impl Drop for Line {
 }
 
 async fn serve(stream: TcpStream, line: Arc<Line>) {
-    let service = service_fn(|request| {
-        let line = line.clone();
-        async move { Ok::<_, Infallible>(line.answer(request).await) }
+    let to = ("127.0.0.1", line.to.load(Ordering::Relaxed));
+    if TcpStream::connect(to).await.is_err() {
+        return;
+    }
+    let (mut hung_up, mut trouble) = (line.hung_up.subscribe(), line.trouble.subscribe());
+    let spoken = speak(stream, line);
+    tokio::pin!(spoken);
+    loop {
+        let is_silent = *trouble.borrow_and_update() == Trouble::Silent;
+        tokio::select! {
+            // Else nobody reads, shakes hands or answers a ping.
+            () = &mut spoken, if !is_silent => return,
+            _ = hung_up.changed() => return,
+            _ = trouble.changed() => {}
+        }
+    }
+}
+
+async fn speak(stream: TcpStream, line: Arc<Line>) {
+    let of = line.clone();
+    let service = service_fn(move |request| {
+        let line = of.clone();
+        async move { line.answer(request).await }
     });
     // An agent that is killed leaves its connections half done.
-    _ = http1::Builder::new()
+    let Some(tls) = &line.tls else {
+        _ = http1::Builder::new()
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        return;
+    };
+    let Ok(stream) = tls.acceptor.accept(stream).await else {
+        return;
+    };
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    _ = http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }

@@ -381,8 +381,11 @@ api {{
         data = launch.directory().join("data").display(),
         consul = options.consul_block.clone().unwrap_or_else(|| {
             let line = options.line.as_ref().filter(|_| options.consul_network.is_none());
-            let line = line.map(|line| line.address());
-            format!("address = {:?}", line.unwrap_or_else(|| consul.address()))
+            let address = line.map_or_else(|| consul.address(), |line| line.url());
+            let authority = line.and_then(|line| line.authority());
+            let authority = authority.map(|pem| launch.file("consul-ca.pem", pem));
+            let ca_file = authority.map(|file| format!("\n  ca_file = {file:?}"));
+            format!("address = {address:?}{}", ca_file.unwrap_or_default())
         }),
         kv_documents = options.kv_documents.as_deref().unwrap_or("allow_loopback = true"),
         supervise = !options.no_envoy,
