@@ -12,6 +12,9 @@ pub struct Limits {
     pub names: usize,
     /// Bytes of one resource name.
     pub name_bytes: usize,
+    /// Bytes of the names that one stream subscribes to and nothing is published of: a peer may think up any, and they are
+    /// kept for as long as it stays. An Envoy has some after a restart, until everything is published again.
+    pub unpublished_bytes: usize,
     /// Bytes of Envoy's self-description. A stock Envoy lists about 500 extensions in 40 to 60 KB.
     pub node_bytes: usize,
     /// Bytes of one request. A reconnecting Envoy lists everything it holds: 100,000 names of 100 bytes with their
@@ -27,6 +30,7 @@ impl Default for Limits {
             streams: 10_000,
             names: 200_000,
             name_bytes: 2048,
+            unpublished_bytes: 32 << 20,
             node_bytes: 512 << 10,
             request_bytes: 32 << 20,
             first_request: Duration::from_secs(15),
@@ -44,6 +48,8 @@ pub enum Violation {
     },
     #[error("a resource name of {length} bytes; at most {limit} are accepted")]
     NameTooLong { length: usize, limit: usize },
+    #[error("more than {limit} bytes of names subscribed on one stream that nothing is published of")]
+    TooMuchUnpublished { limit: usize },
     #[error("a node message of {length} bytes; at most {limit} are accepted: reduce node.metadata")]
     NodeTooLarge { length: usize, limit: usize },
 }

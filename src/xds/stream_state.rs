@@ -23,6 +23,7 @@ pub struct StreamState {
     variant: Variant,
     max_names: usize,
     max_name_bytes: usize,
+    max_unpublished_bytes: usize,
     subscriptions: [Subscription; 7],
     /// The newest published set. None: not complete yet, so nothing is answered.
     target: Option<ResourceSet>,
@@ -42,6 +43,7 @@ impl StreamState {
             variant,
             max_names: limits.names,
             max_name_bytes: limits.name_bytes,
+            max_unpublished_bytes: limits.unpublished_bytes,
             subscriptions: ResourceKind::ALL.map(|kind| Subscription::new(kind, variant)),
             target: None,
             gates: Gates::default(),
@@ -105,6 +107,7 @@ impl StreamState {
                 limit: self.max_names,
             });
         }
+        self.check_unpublished()?;
         self.flush(&mut actions, now);
         Ok(actions)
     }
@@ -264,6 +267,18 @@ impl StreamState {
                 limit: self.max_name_bytes,
             }),
             None => Ok(()),
+        }
+    }
+
+    /// Counted only where they are so many that it could be too much.
+    fn check_unpublished(&self) -> Result<(), Violation> {
+        let limit = self.max_unpublished_bytes;
+        let of_each = || self.subscriptions.iter().map(Subscription::unpublished);
+        let names: usize = of_each().map(|names| names.size_hint().0).sum();
+        let could_be = names.saturating_mul(self.max_name_bytes) > limit;
+        match could_be && of_each().flatten().map(|name| name.len()).sum::<usize>() > limit {
+            true => Err(Violation::TooMuchUnpublished { limit }),
+            false => Ok(()),
         }
     }
 

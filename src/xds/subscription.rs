@@ -123,6 +123,11 @@ impl Subscription {
         told + self.unheld.len()
     }
 
+    /// Asked for by name, whether or not there is such a resource: roughly those that only the peer knows.
+    pub(super) fn unpublished(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.unheld.iter().chain(&self.named_beside)
+    }
+
     pub(super) fn is_subscribed(&self, name: &str) -> bool {
         self.wildcard || self.told.contains_key(name) || self.unheld.contains(name)
     }

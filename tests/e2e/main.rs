@@ -30,6 +30,7 @@ mod faults;
 mod first_start;
 mod headers;
 mod hostile;
+mod hostile_envoys;
 mod inheritance;
 mod intentions;
 mod large_catalog;

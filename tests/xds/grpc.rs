@@ -136,6 +136,7 @@ async fn refuses_with_a_status_and_an_event() {
     let limits = Limits {
         streams: 1,
         names: 3,
+        unpublished_bytes: 3000,
         node_bytes: 4096,
         ..Limits::default()
     };
@@ -181,6 +182,12 @@ async fn refuses_with_a_status_and_an_event() {
         (
             node("edge"),
             ask(Endpoint, &[&"a".repeat(5000)]),
+            Code::ResourceExhausted,
+            RefusedReason::Limit,
+        ),
+        (
+            node("edge"),
+            ask(Endpoint, &[&"a".repeat(2000), &"b".repeat(2000)]),
             Code::ResourceExhausted,
             RefusedReason::Limit,
         ),
