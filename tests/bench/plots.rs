@@ -175,10 +175,13 @@ fn curves(plot: &Plot, kept: &Kept) -> Vec<Curve> {
         for (at, name) in line.points {
             for (peer, row) in kept.peers(name) {
                 let point = (*at, row.median());
-                match curves.iter_mut().find(|curve| curve.label == peer) {
-                    Some(curve) if curve.points.contains(&point) => {}
+                let label = match plot.lines {
+                    [_] => peer.to_owned(),
+                    _ => format!("{peer}, {}", line.label),
+                };
+                match curves.iter_mut().find(|curve| curve.label == label) {
                     Some(curve) => curve.points.push(point),
-                    None => curves.push(curve(peer.to_owned(), Kind::Peer, vec![point])),
+                    None => curves.push(curve(label, Kind::Peer, vec![point])),
                 }
             }
         }

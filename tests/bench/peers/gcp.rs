@@ -24,7 +24,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     let sizes: &[(usize, usize, &str)] = if plan.quick {
         &[(100, 100, "100")]
     } else {
-        &[(1_000, 1_000, "1k"), (100, 10_000, "10k")]
+        &[(100, 1_000, "100"), (1_000, 1_000, "1k"), (100, 10_000, "10k")]
     };
     let changes = if plan.quick { 5 } else { 10 };
     for _ in 0..plan.rounds {

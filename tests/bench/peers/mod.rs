@@ -79,11 +79,24 @@ async fn endpoints(plan: &Plan, report: &mut Report, proxies: &[Given]) {
 }
 
 async fn routes(plan: &Plan, report: &mut Report, proxies: &[Given]) {
-    let (hosts, label, samples) = if plan.quick {
-        (100, "100", 5)
+    let sizes: &[(usize, &str, usize)] = if plan.quick {
+        &[(100, "100", 5)]
     } else {
-        (1_000, "1k", 20)
+        &[(100, "100", 20), (1_000, "1k", 20)]
     };
+    for &(hosts, label, samples) in sizes {
+        routes_among(hosts, label, samples, plan, report, proxies).await;
+    }
+}
+
+async fn routes_among(
+    hosts: usize,
+    label: &str,
+    samples: usize,
+    plan: &Plan,
+    report: &mut Report,
+    proxies: &[Given],
+) {
     let metric = format!("route_add_p50_ms_{label}");
     let scene = Scene::of_routes(hosts, proxies).await;
     for round in 0..plan.rounds {
