@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::Node;
+use prost::Message as _;
 use thiserror::Error;
 
 #[derive(Clone, Debug)]
@@ -12,8 +14,8 @@ pub struct Limits {
     pub names: usize,
     /// Bytes of one resource name.
     pub name_bytes: usize,
-    /// Bytes of the names that one stream subscribes to and nothing is published of: a peer may think up any, and they are
-    /// kept for as long as it stays. An Envoy has some after a restart, until everything is published again.
+    /// Bytes of the names that one stream makes us keep and nothing is published of. An Envoy has some after a restart, until
+    /// everything is published again.
     pub unpublished_bytes: usize,
     /// Bytes of Envoy's self-description. A stock Envoy lists about 500 extensions in 40 to 60 KB.
     pub node_bytes: usize,
@@ -38,6 +40,21 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The id is kept with the stream, the rest is not.
+    pub(super) fn check_node(&self, node: &Node) -> Result<(), Violation> {
+        let (length, limit) = (node.encoded_len(), self.node_bytes);
+        if length > limit {
+            return Err(Violation::NodeTooLarge { length, limit });
+        }
+        let (length, limit) = (node.id.len(), self.name_bytes);
+        if length > limit {
+            return Err(Violation::NodeIdTooLong { length, limit });
+        }
+        Ok(())
+    }
+}
+
 /// A peer went over a bound. Ends its stream.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Violation {
@@ -46,10 +63,15 @@ pub enum Violation {
         kind: crate::envoy::ResourceKind,
         limit: usize,
     },
-    #[error("a resource name of {length} bytes; at most {limit} are accepted")]
+    #[error("a resource name or version of {length} bytes; at most {limit} are accepted")]
     NameTooLong { length: usize, limit: usize },
-    #[error("more than {limit} bytes of names subscribed on one stream that nothing is published of")]
+    #[error(
+        "more than {limit} bytes of names that nothing is published of: no Envoy of this gateway asks for so many; \
+         find out what this client is"
+    )]
     TooMuchUnpublished { limit: usize },
+    #[error("a node.id of {length} bytes; at most {limit} are accepted")]
+    NodeIdTooLong { length: usize, limit: usize },
     #[error("a node message of {length} bytes; at most {limit} are accepted: reduce node.metadata")]
     NodeTooLarge { length: usize, limit: usize },
 }

@@ -35,6 +35,7 @@ mod fuzz_tests;
 mod gate;
 mod gateways;
 mod in_use;
+mod invented;
 mod keyless;
 mod limits;
 mod listener;

@@ -13,7 +13,6 @@ use envoy_types::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType}
 use futures::Stream;
 use http::HeaderMap;
 use hyper::body::Frame;
-use prost::Message;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -175,9 +174,7 @@ impl<M: DiscoveryMessage> Opening<M> {
             }
         };
         let node = message.take_node().unwrap_or_default();
-        let (length, limit) = (node.encoded_len(), shared.limits.node_bytes);
-        if length > limit {
-            let violation = Violation::NodeTooLarge { length, limit };
+        if let Err(violation) = shared.limits.check_node(&node) {
             return Err(refuse(Some(&node), RefusedReason::Limit, violation.to_string()));
         }
         let gateway = match permitted.choose(&node.cluster) {

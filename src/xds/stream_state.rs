@@ -12,6 +12,7 @@ use super::exchange::{Actions, Asked, Report, Request, Variant};
 use super::forms::Forms;
 use super::gate::Gates;
 use super::in_use::InUse;
+use super::invented::Invented;
 use super::keyless::{Keyless, Standing};
 use super::limits::{Limits, Violation};
 use super::order::{self, RECONNECT_SETTLE};
@@ -23,7 +24,7 @@ pub struct StreamState {
     variant: Variant,
     max_names: usize,
     max_name_bytes: usize,
-    max_unpublished_bytes: usize,
+    invented: Invented,
     subscriptions: [Subscription; 7],
     /// The newest published set. None: not complete yet, so nothing is answered.
     target: Option<ResourceSet>,
@@ -43,7 +44,7 @@ impl StreamState {
             variant,
             max_names: limits.names,
             max_name_bytes: limits.name_bytes,
-            max_unpublished_bytes: limits.unpublished_bytes,
+            invented: Invented::new(limits),
             subscriptions: ResourceKind::ALL.map(|kind| Subscription::new(kind, variant)),
             target: None,
             gates: Gates::default(),
@@ -61,13 +62,16 @@ impl StreamState {
         let is_current = self.on_answer(&request, &mut actions.reports, now);
         let kind = request.kind;
         let is_first = !self.subscriptions[kind as usize].opened;
+        self.invented.note(&request.asked);
         match request.asked {
             Asked::Delta {
                 subscribe,
                 unsubscribe,
                 initial,
             } => {
-                self.check_name_lengths(subscribe.iter().chain(&unsubscribe).chain(initial.keys()))?;
+                let brought = initial.iter().flat_map(|(name, version)| [name, version]);
+                self.check_lengths(subscribe.iter().chain(&unsubscribe).chain(brought))?;
+                self.check_count(kind, initial.len())?;
                 let subscription = &mut self.subscriptions[kind as usize];
                 if is_first {
                     subscription.open_delta(&subscribe, initial);
@@ -84,7 +88,7 @@ impl StreamState {
                 }
             }
             Asked::StateOfTheWorld { names, version } => {
-                self.check_name_lengths(names.iter())?;
+                self.check_lengths(names.iter().chain([&version]))?;
                 let subscription = &mut self.subscriptions[kind as usize];
                 if is_first {
                     subscription.open_state_of_the_world(&names, version);
@@ -101,13 +105,8 @@ impl StreamState {
         if kind == ResourceKind::Secret {
             self.doubt_withheld(now);
         }
-        if self.subscriptions[kind as usize].name_count() > self.max_names {
-            return Err(Violation::TooManyNames {
-                kind,
-                limit: self.max_names,
-            });
-        }
-        self.check_unpublished()?;
+        self.check_count(kind, self.subscriptions[kind as usize].name_count())?;
+        self.invented.check(&self.subscriptions, self.target.as_ref())?;
         self.flush(&mut actions, now);
         Ok(actions)
     }
@@ -257,7 +256,15 @@ impl StreamState {
         is_current
     }
 
-    fn check_name_lengths<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<(), Violation> {
+    fn check_count(&self, kind: ResourceKind, names: usize) -> Result<(), Violation> {
+        let limit = self.max_names;
+        match names > limit {
+            true => Err(Violation::TooManyNames { kind, limit }),
+            false => Ok(()),
+        }
+    }
+
+    fn check_lengths<'a>(&self, names: impl Iterator<Item = &'a String>) -> Result<(), Violation> {
         match names
             .map(String::len)
             .find(|length| *length > self.max_name_bytes)
@@ -267,18 +274,6 @@ impl StreamState {
                 limit: self.max_name_bytes,
             }),
             None => Ok(()),
-        }
-    }
-
-    /// Counted only where they are so many that it could be too much.
-    fn check_unpublished(&self) -> Result<(), Violation> {
-        let limit = self.max_unpublished_bytes;
-        let of_each = || self.subscriptions.iter().map(Subscription::unpublished);
-        let names: usize = of_each().map(|names| names.size_hint().0).sum();
-        let could_be = names.saturating_mul(self.max_name_bytes) > limit;
-        match could_be && of_each().flatten().map(|name| name.len()).sum::<usize>() > limit {
-            true => Err(Violation::TooMuchUnpublished { limit }),
-            false => Ok(()),
         }
     }
 

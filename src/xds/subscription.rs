@@ -29,15 +29,15 @@ pub(super) struct Subscription {
     pub(super) answered: bool,
     pub(super) wildcard: bool,
     /// Names asked for beside a wildcard; they stay when the wildcard goes.
-    named_beside: BTreeSet<Arc<str>>,
-    initial: Initial,
+    pub(super) named_beside: BTreeSet<Arc<str>>,
+    pub(super) initial: Initial,
     pub(super) told: Held,
     pub(super) acked: Held,
     /// Subscribed by name, and nothing told yet.
     pub(super) unheld: BTreeSet<Arc<str>>,
     pub(super) dirty: BTreeMap<Arc<str>, Dirty>,
     /// State of the world: what Envoy comes back with, in versions that it does not tell. Of secrets alone.
-    untold: BTreeSet<Arc<str>>,
+    pub(super) untold: BTreeSet<Arc<str>>,
     /// Only Envoy could hold these bytes and it does not: name to version, each reported once.
     pub(super) wanted: BTreeMap<Arc<str>, Arc<str>>,
     pub(super) refusals: Refusals,
@@ -48,7 +48,7 @@ pub(super) struct Subscription {
 }
 
 /// What Envoy holds from an earlier stream.
-enum Initial {
+pub(super) enum Initial {
     Nothing,
     Versions(HashMap<String, String>),
     /// State of the world has one version for all.
@@ -121,11 +121,6 @@ impl Subscription {
             self.told.len()
         };
         told + self.unheld.len()
-    }
-
-    /// Asked for by name, whether or not there is such a resource: roughly those that only the peer knows.
-    pub(super) fn unpublished(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.unheld.iter().chain(&self.named_beside)
     }
 
     pub(super) fn is_subscribed(&self, name: &str) -> bool {
