@@ -159,11 +159,13 @@ async fn a_cut_poll_is_benign_and_habitual_cuts_shorten_the_wait() {
     let server = ContractServer::start([unchanged()].into_iter().chain(cuts)).await;
     let (mut running, _) = watch(&server, timing);
     running.documents().await;
-    let is_usual = |asked: &String| {
-        ["wait=300000ms", "wait=200ms"]
-            .iter()
-            .any(|wait| asked.contains(wait))
+    let wait_of = |asked: &String| -> u64 {
+        let (_, wait) = asked.split_once("wait=").unwrap();
+        wait.trim_end_matches("ms").parse().unwrap()
     };
+    // Four times the 200 ms after a failure, give or take a half.
+    let is_brief = |asked: &String| (400..=1200).contains(&wait_of(asked));
+    let is_usual = |asked: &String| wait_of(asked) == 300_000 || is_brief(asked);
     let begun = std::time::Instant::now();
     while server.listings().iter().skip(1).all(is_usual) {
         assert!(
@@ -175,20 +177,43 @@ async fn a_cut_poll_is_benign_and_habitual_cuts_shorten_the_wait() {
     }
     let asked = server.listings();
     assert!(indexes(&server)[1..].iter().all(|index| *index == 7), "{asked:?}");
-    for (at, wait) in [(1, "300000ms"), (2, "200ms"), (3, "300000ms"), (4, "200ms")] {
-        assert!(asked[at].ends_with(&format!("wait={wait}")), "{at}: {asked:?}");
+    for (at, brief) in [(1, false), (2, true), (3, false), (4, true)] {
+        assert_eq!(is_brief(&asked[at]), brief, "{at}: {asked:?}");
     }
     let shorter = asked.iter().skip(1).find(|asked| !is_usual(asked)).unwrap();
-    let wait: u64 = shorter
-        .split("wait=")
-        .nth(1)
-        .unwrap()
-        .trim_end_matches("ms")
-        .parse()
-        .unwrap();
+    let wait = wait_of(shorter);
     assert!((1250..1500).contains(&wait), "{wait}");
     server.add(ok("8", &[("a", "2", 8)]));
     assert_eq!(texts(&running.documents().await), ["2"]);
+}
+
+/// Who answers after a cut has lost its past: it says so as soon as the short poll runs out.
+#[tokio::test]
+async fn a_past_that_is_lost_behind_a_cut_is_noticed_by_the_next_poll() {
+    let timing = WatchTiming {
+        benign_cut: Duration::from_millis(500),
+        ..quick()
+    };
+    let wiped = || Step::Answer(404, Some("12"), String::new());
+    let steps = [
+        ok("900", &[("a", "1", 5)]),
+        Step::CutAfter(1000),
+        wiped(),
+        wiped(),
+        wiped(),
+    ];
+    let server = ContractServer::start(steps).await;
+    let (mut running, _) = watch(&server, timing);
+    assert_eq!(texts(&running.documents().await), ["1"]);
+    let told = running.documents().await;
+    assert!(told.changed.is_empty() && told.removed.is_empty(), "{told:?}");
+    let problem = told.problem.unwrap();
+    assert!(problem.message.contains("lost its state"), "{problem}");
+    let asked = server.listings();
+    assert!(asked[2].contains("index=900"), "{asked:?}");
+    let (_, wait) = asked[2].split_once("wait=").unwrap();
+    let wait: u64 = wait.trim_end_matches("ms").parse().unwrap();
+    assert!((400..=1200).contains(&wait), "{asked:?}");
 }
 
 #[tokio::test]

@@ -124,7 +124,7 @@ pub(in crate::sources) struct WatchState<'a> {
     index: u64,
     /// As lowered for a server that cuts long polls.
     wait: Duration,
-    /// Of the next poll alone, for what went wrong with the last.
+    /// Of the next poll alone, for what was wrong with the last: it failed, was cut, or is not believed whole.
     next_wait: Option<Duration>,
     last_cut: Option<Duration>,
     /// The last poll. Whoever answers next may be another process.
@@ -181,7 +181,8 @@ impl<'a> WatchState<'a> {
 
     /// The answer cannot be told from an older one by its version numbers alone: the server may have lost its past.
     pub(in crate::sources) fn must_compare_whole(&self, index: Option<u64>) -> bool {
-        self.failures > 0 || self.doubting || self.was_cut || index.is_none_or(|index| index < self.index)
+        let is_another = self.was_cut && index != Some(self.index);
+        self.failures > 0 || self.doubting || is_another || index.is_none_or(|index| index < self.index)
     }
 
     /// What was answered is no answer to what is asked next.
@@ -271,9 +272,13 @@ impl<'a> WatchState<'a> {
             self.wait = last.min(after) * 5 / 6;
             tracing::info!(wait = ?self.wait, cut_after = ?after, "long polls are cut, shorter ones from now on");
         }
-        self.last_cut = habitual.then_some(after);
+        if habitual || self.next_wait.is_none() {
+            self.last_cut = habitual.then_some(after);
+        }
         self.was_cut = true;
-        self.next_wait = Some(self.timing.recovery_wait.min(self.wait));
+        // A connection that ends cuts thousands of polls at once, and each of these brings its answer whole: not all at once.
+        let brief = jittered(self.timing.recovery_wait * 4);
+        self.next_wait = Some(brief.min(self.wait));
         Next {
             after: jittered(self.timing.retry.0),
             ..Next::default()
@@ -286,10 +291,9 @@ impl<'a> WatchState<'a> {
             trouble.retries.reset();
             trouble.refusals.reset();
         }
-        // That a short poll was answered says nothing about how long ones end.
-        if self.next_wait.take().is_none() {
-            self.last_cut = None;
-        }
+        let waited = self.next_wait.take().unwrap_or(self.wait);
+        // That a poll was answered which would have ended before it says nothing about a cut.
+        self.last_cut = self.last_cut.filter(|cut| waited < *cut);
         self.was_cut = false;
     }
 

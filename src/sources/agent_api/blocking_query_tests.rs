@@ -84,16 +84,18 @@ fn one_cut_is_benign_two_alike_lower_the_wait() {
     state.on_answer(&taken(7));
     let next = state.on_answer(&cut(30));
     assert!(!next.tell && next.after < Duration::from_secs(1));
-    assert_eq!(
-        poll_at(&state),
-        (7, 1),
-        "same index; short, for a server that came back without its past"
+    let (index, wait) = poll_at(&state);
+    assert_eq!(index, 7);
+    assert!(
+        (2..=6).contains(&wait),
+        "short, for a server without its past: {wait}"
     );
     assert!(!state.is_troubled());
-    assert!(state.must_compare_whole(Some(7)), "it may be another server");
+    assert!(state.must_compare_whole(Some(8)), "it may be another server");
+    assert!(!state.must_compare_whole(Some(7)), "nothing has changed");
     state.on_answer(&taken(7));
     assert_eq!(poll_at(&state), (7, 300), "same wait");
-    assert!(!state.must_compare_whole(Some(7)));
+    assert!(!state.must_compare_whole(Some(8)));
     state.on_answer(&cut(30));
     state.on_answer(&taken(7));
     assert_eq!(poll_at(&state), (7, 25));
@@ -116,6 +118,46 @@ fn restarts_do_not_lower_the_wait() {
     state.on_answer(&cut(30));
     state.on_answer(&taken(8));
     assert_eq!(poll_at(&state), (8, 300), "not in a row");
+}
+
+#[test]
+fn a_habit_is_met_whatever_else_goes_wrong_between_two_cuts_and_forgotten_when_a_long_poll_ends_well() {
+    let doubted = || Polled::Doubted { index: Some(7) };
+    let partial = || Polled::Partial { index: Some(7) };
+    for (between, is_habit) in [
+        (vec![taken(7)], true),
+        (vec![taken(7), taken(7)], false),
+        // A short poll of its own that is cut says nothing.
+        (vec![cut(2), taken(7)], true),
+        // A failure is a restart.
+        (vec![refused(500), taken(7)], false),
+        (vec![taken(7), cut(4), taken(7)], false),
+        // These wait for seconds, and then for as long as to show that thirty seconds are borne.
+        (vec![doubted(), taken(7)], true),
+        (
+            vec![
+                partial(),
+                partial(),
+                partial(),
+                partial(),
+                partial(),
+                partial(),
+                partial(),
+                taken(7),
+            ],
+            false,
+        ),
+    ] {
+        let mut state = state();
+        state.on_answer(&taken(7));
+        state.on_answer(&cut(30));
+        let played = format!("{between:?}");
+        between.iter().for_each(|polled| _ = state.on_answer(polled));
+        state.on_answer(&cut(30));
+        state.on_answer(&taken(7));
+        let wait = if is_habit { 25 } else { 300 };
+        assert_eq!(poll_at(&state), (7, wait), "{played}");
+    }
 }
 
 #[test]
@@ -285,6 +327,9 @@ fn the_figures_that_are_shipped_tell_a_habit_from_a_restart_and_from_a_failure()
                 after: Duration::from_secs_f64(cut_at),
             };
             assert!(!state.on_answer(&lost).tell, "{cut_at}");
+            if !failed {
+                state.on_answer(&taken(7));
+            }
             assert_eq!(state.on_answer(&lost).tell, failed, "{cut_at}");
             assert_eq!(state.is_troubled(), failed, "{cut_at}");
             if !failed {
@@ -340,6 +385,6 @@ fn an_hour_behind_a_proxy_that_cuts_polls_is_told_to_nobody_and_costs_little() {
     }
     // So early that no wait is short enough to trust: each long one is cut, and a short one follows it.
     let (polls, cuts, told) = an_hour(Duration::from_secs(5));
-    assert_eq!((cuts, told), (polls.div_ceil(2), 0));
-    assert!((1050..=1180).contains(&polls), "{polls}");
+    assert!(cuts >= polls / 2 && told == 0, "{polls} {cuts} {told}");
+    assert!((650..=1180).contains(&polls), "{polls}");
 }
