@@ -34,8 +34,8 @@ pub enum Trouble {
     Silent,
     /// A Consul restored from an older snapshot: what waits is cut off, and indexes are lower than they were by this much.
     IndexGoesBack(u64),
-    /// A poll that waits is cut off after this long, without an answer: a proxy with a time limit of its own. Over TLS the
-    /// stream is reset, and the connection stays.
+    /// A poll that waits is cut off after this long, without an answer: by a proxy with a time limit of its own, or by Consul. Over
+    /// TLS its stream is reset, and the connection stays.
     Cut(Duration),
 }
 
@@ -82,7 +82,7 @@ impl Line {
     pub async fn start_tls() -> Arc<Line> {
         let ca = Ca::new("line");
         let mut config = (*ca.issue(&["127.0.0.1"]).server_config()).clone();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec()];
         let tls = Tls {
             acceptor: TlsAcceptor::from(Arc::new(config)),
             authority: ca.certificate,
@@ -184,7 +184,8 @@ impl Line {
             let now = trouble.borrow_and_update().clone();
             match now {
                 Trouble::IndexGoesBack(by) if by != lower => {
-                    return Err(self.hang_up());
+                    self.hung_up.send_replace(());
+                    return Err(Gone);
                 }
                 Trouble::None => {
                     tokio::select! {
@@ -224,21 +225,24 @@ impl Line {
                     tokio::select! {
                         answer = &mut passed => return answer,
                         _ = trouble.changed() => {}
-                        () = tokio::time::sleep(after) => {
-                            return match self.tls {
-                                Some(_) => Err(Gone),
-                                None => Ok(own_answer(504, "upstream request timeout")),
-                            };
-                        }
+                        () = tokio::time::sleep(after) => return Err(Gone),
                     }
                 }
             }
         }
     }
 
-    fn hang_up(&self) -> Gone {
-        self.hung_up.send_replace(());
+    /// Something went wrong behind the line. If nobody is there any more, everybody in front of it notices.
+    async fn gone(&self) -> Gone {
+        if !self.is_answered().await {
+            self.hung_up.send_replace(());
+        }
         Gone
+    }
+
+    async fn is_answered(&self) -> bool {
+        let to = ("127.0.0.1", self.to.load(Ordering::Relaxed));
+        TcpStream::connect(to).await.is_ok()
     }
 
     async fn pass(&self, request: Request<Incoming>, lower: u64) -> Answered {
@@ -250,7 +254,9 @@ impl Line {
         let mut headers = parts.headers;
         headers.remove(TRANSFER_ENCODING);
         let sent = self.client.request(parts.method, url).headers(headers).body(body);
-        let answer = sent.send().await.map_err(|_| self.hang_up())?;
+        let Ok(answer) = sent.send().await else {
+            return Err(self.gone().await);
+        };
         let (status, mut headers) = (answer.status(), answer.headers().clone());
         headers.remove(TRANSFER_ENCODING);
         let index = headers
@@ -263,7 +269,9 @@ impl Line {
                 HeaderValue::from(index.saturating_sub(lower).max(1)),
             );
         }
-        let body = answer.bytes().await.map_err(|_| self.hang_up())?;
+        let Ok(body) = answer.bytes().await else {
+            return Err(self.gone().await);
+        };
         let mut answer = Response::new(Full::new(body));
         *answer.status_mut() = status;
         *answer.headers_mut() = headers;
@@ -280,11 +288,14 @@ impl Drop for Line {
 }
 
 async fn serve(stream: TcpStream, line: Arc<Line>) {
-    let to = ("127.0.0.1", line.to.load(Ordering::Relaxed));
-    if TcpStream::connect(to).await.is_err() {
+    let (mut hung_up, mut trouble) = (line.hung_up.subscribe(), line.trouble.subscribe());
+    // Whoever looks again and again meanwhile asks, too: it counts.
+    if *trouble.borrow() == Trouble::Silent {
+        line.count();
+    } else if !line.is_answered().await {
+        line.count();
         return;
     }
-    let (mut hung_up, mut trouble) = (line.hung_up.subscribe(), line.trouble.subscribe());
     let spoken = speak(stream, line);
     tokio::pin!(spoken);
     loop {
@@ -314,7 +325,6 @@ async fn speak(stream: TcpStream, line: Arc<Line>) {
     let Ok(stream) = tls.acceptor.accept(stream).await else {
         return;
     };
-    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     _ = http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;

@@ -27,8 +27,11 @@ const PROXY: &str = "gateway-proxy";
 fn launches(gloo: &Path, place: &Place) -> Vec<Launch> {
     let xds = free_port();
     write(place, &format!("{NAMESPACE}/default.yaml"), &settings(place, xds));
+    // It takes every directory beside its own for a namespace, and wants it in each of these.
     for kind in ["artifacts", "secrets"] {
-        std::fs::create_dir_all(place.directory.join(kind).join(NAMESPACE)).expect("a directory");
+        for namespace in [NAMESPACE, "artifacts", "secrets"] {
+            std::fs::create_dir_all(place.directory.join(kind).join(namespace)).expect("a directory");
+        }
     }
     let bootstrap = write(place, "envoy.json", &bootstrap(place, xds));
     let gloo = Launch::new("gloo", gloo, place.directory).arg(format!("--dir={}", place.directory.display()));

@@ -79,24 +79,18 @@ async fn endpoints(plan: &Plan, report: &mut Report, proxies: &[Given]) {
 }
 
 async fn routes(plan: &Plan, report: &mut Report, proxies: &[Given]) {
-    let sizes: &[(usize, &str, usize)] = if plan.quick {
-        &[(100, "100", 5)]
+    let sizes: &[(usize, &str)] = if plan.quick {
+        &[(100, "100")]
     } else {
-        &[(100, "100", 20), (1_000, "1k", 20)]
+        &[(100, "100"), (1_000, "1k")]
     };
-    for &(hosts, label, samples) in sizes {
-        routes_among(hosts, label, samples, plan, report, proxies).await;
+    for &(hosts, label) in sizes {
+        routes_among(hosts, label, plan, report, proxies).await;
     }
 }
 
-async fn routes_among(
-    hosts: usize,
-    label: &str,
-    samples: usize,
-    plan: &Plan,
-    report: &mut Report,
-    proxies: &[Given],
-) {
+async fn routes_among(hosts: usize, label: &str, plan: &Plan, report: &mut Report, proxies: &[Given]) {
+    let samples = if plan.quick { 5 } else { 20 };
     let metric = format!("route_add_p50_ms_{label}");
     let scene = Scene::of_routes(hosts, proxies).await;
     for round in 0..plan.rounds {
