@@ -247,6 +247,15 @@ pub const AREAS: &[Area] = &[
                 &["answers_to_what_was_never_sent_are_passed_over"],
             ),
             row(
+                "names that are invented without end; floods and lies by both dialects, from clients that read nothing",
+                "at 32 MiB of names that nothing is published of a stream ends with a status, told in the log; Envoy gets its changes, no request is lost, and the memory is given back",
+                &[
+                    "envoys_that_flood_and_lie_harm_neither_requests_nor_changes",
+                    "names_are_bounded_whatever_a_peer_does_with_them",
+                    "names_of_what_is_published_are_never_too_many",
+                ],
+            ),
+            row(
                 "more than 16 streams on one connection",
                 "they wait until others end, or are refused; other connections go on",
                 &["streams_beyond_the_limit_wait"],
