@@ -80,7 +80,6 @@ impl Subscription {
 
 #[cfg(test)]
 mod tests {
-
     use std::time::Duration;
 
     use super::*;

@@ -12,7 +12,8 @@
 //!        |                                        |-- Subscription x 6: asked, told, acknowledged, refused
 //!        v                                        |-- Gates: a route waits for its new clusters
 //!  Event, StreamView                              |-- InUse: a removal waits for who used it
-//!                                                 `-- Keyless: a listener waits for the key of a certificate
+//!                                                 |-- Keyless: a listener waits for the key of a certificate
+//!                                                 `-- Invented: names of nothing are bounded
 //! ```
 //!
 //! State of the world is the weaker dialect, and nothing here can help it: it has no word for "absent" (endpoints,
