@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::support::process::memory_kib;
+
 /// The same in every process of this machine.
 pub fn monotonic() -> Duration {
     read(ClockId::Monotonic)
@@ -43,13 +45,9 @@ pub fn cpu_of_process(pid: u32) -> Duration {
 
 /// VmRSS.
 pub fn resident_mib(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: f64 = line
-        .and_then(|line| line.split_whitespace().next())
-        .and_then(|word| word.parse().ok())
-        .expect("VmRSS");
-    kib / 1024.0
+    let kib = memory_kib(pid);
+    assert!(kib > 0, "process {pid} does not run");
+    kib as f64 / 1024.0
 }
 
 /// Connections of a process to a port of this machine.

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
+use crate::support::process::memory_kib;
+
 /// What /proc counts in, on every Linux there is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -80,14 +82,6 @@ impl Observer {
     pub fn pid(&self) -> u32 {
         self.pid.load(Ordering::Relaxed)
     }
-}
-
-/// Resident memory of a process now; 0 when it does not run.
-pub fn memory_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok())
-        .unwrap_or(0)
 }
 
 /// How many files a process has open.

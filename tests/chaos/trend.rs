@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use crate::bars::Bars;
 use crate::course::Course;
-use crate::observer::{memory_kib, open_files};
+use crate::observer::open_files;
 use crate::record;
 use crate::summary::{Row, directory, merge};
 use crate::support::load::{Load, Report};
+use crate::support::process::memory_kib;
 
 const PAUSE: Duration = Duration::from_secs(5);
 /// Between two lines that say how it stands.

@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 use crate::stack::{Options, Stack, route};
 use crate::support::client::Request;
 use crate::support::load::Load;
+use crate::support::process::memory_kib;
 use crate::support::wait_for;
 
 /// As often as one asks, if it is let.
@@ -157,10 +158,7 @@ async fn lies_by_state_of_the_world(socket: PathBuf, id: String, is_over: Arc<At
 }
 
 fn memory_mib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: u64 = line.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
-    kib / 1024
+    memory_kib(pid) / 1024
 }
 
 #[tokio::test(flavor = "multi_thread")]

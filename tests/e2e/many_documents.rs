@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::stack::{Options, Stack, route};
 use crate::support::client::Request;
 use crate::support::load::Load;
+use crate::support::process::memory_kib;
 use crate::support::wait_for;
 
 /// How soon so many are read and judged by a build without optimisation, on a busy machine.
@@ -55,9 +56,7 @@ async fn a_hundred_thousand_tiny_documents_harm_nothing_else() {
     println!("{MANY} documents written in {:.1?}", begun.elapsed());
     put_until_served(&stack, "late", "a good document among them").await;
     println!("a good one serves after {:.1?}", begun.elapsed());
-    let process = std::fs::read_to_string(format!("/proc/{}/status", stack.agent.process.pid())).unwrap();
-    let memory: Vec<&str> = process.lines().filter(|line| line.starts_with("VmRSS")).collect();
-    println!("{memory:?}");
+    println!("{} KiB", memory_kib(stack.agent.process.pid()));
 
     // One more than the bound: what was known stays, and it is said.
     write(&stack, MANY..MANY + 20, "x").await;
