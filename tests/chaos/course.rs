@@ -40,6 +40,8 @@ pub struct Course {
     memory_before: u64,
     log_start: usize,
     epoch: u32,
+    /// With Vault: the port of one more listener, while there is one.
+    pub more: Option<u16>,
     /// With Vault: a client that trusts it, and what it was served before it asked for something else.
     https: Option<Client>,
     before: Option<Bytes>,
@@ -144,6 +146,7 @@ impl Course {
             load: Some(load),
             begun,
             epoch: 0,
+            more: None,
             https,
             before: None,
             asked: 0,
@@ -288,9 +291,15 @@ impl Course {
     /// The document with https: a gateway, its certificate and a route.
     pub fn www(&self) -> String {
         let hours = 24 + self.asked % 48;
-        secure("backend \"consul\" \"orders\" {}").replace(
+        let text = secure("backend \"consul\" \"orders\" {}").replace(
             "common_name = \"www.example.com\"\n",
             &format!("common_name = \"www.example.com\"\n    ttl         = \"{hours}h\"\n"),
+        );
+        let Some(port) = self.more else { return text };
+        let web = "  listener \"web\" {";
+        text.replace(
+            web,
+            &format!("  listener \"more\" {{\n    port = {port}\n  }}\n\n{web}"),
         )
     }
 

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::course::{Course, PLAIN_RULE};
 use crate::support::network::{self, FarNetwork};
+use crate::support::pki::Ca;
+use crate::support::ports::free_port;
+use crate::support::scratch_directory;
 use crate::support::stack::Options;
 
-/// One change is written on the other side while nobody can see it, another when the link is back.
 #[tokio::test(flavor = "multi_thread")]
 async fn consul_partitioned() {
     if !network::is_own() {
@@ -18,7 +22,47 @@ async fn consul_partitioned() {
         consul_network: Some(link.clone()),
         ..Options::default()
     };
-    let mut course = Course::begin_with("consul_partitioned", options).await;
+    partitioned(Course::begin_with("consul_partitioned", options).await, &link).await;
+}
+
+/// Over TLS all polls are lost with a few connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn consul_partitioned_https() {
+    if !network::is_own() {
+        return in_own_network("consul_partitioned_https", "partitions::consul_partitioned_https");
+    }
+    let link = Arc::new(FarNetwork::join().await);
+    let directory = scratch_directory("partition");
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("a file of Consul's");
+        path
+    };
+    let (ca, https) = (Ca::new("consul"), free_port());
+    let own = ca.issue(&[FarNetwork::ADDRESS]);
+    let ca_file = file("ca.pem", &ca.certificate);
+    let options = Options {
+        consul_network: Some(link.clone()),
+        consul_settings: Some(json!({
+            "ports": { "https": https },
+            "cert_file": file("consul.pem", &own.certificate),
+            "key_file": file("consul.key", &own.key),
+        })),
+        consul_block: Some(format!(
+            "address = \"https://{}:{https}\"\n  ca_file = {ca_file:?}",
+            FarNetwork::ADDRESS
+        )),
+        ..Options::default()
+    };
+    partitioned(
+        Course::begin_with("consul_partitioned_https", options).await,
+        &link,
+    )
+    .await;
+}
+
+/// One change is written on the other side while nobody can see it, another when the link is back.
+async fn partitioned(mut course: Course, link: &FarNetwork) {
     let (begun, made) = (Instant::now(), course.requests_made().await);
     assert!(made > 0.0, "nothing is counted");
     for _ in 0..course.rounds(1) {
@@ -26,7 +70,7 @@ async fn consul_partitioned() {
         assert_packets_vanish(&course.stack.consul.address()).await;
         course.lasts(500).await;
         let before = course.served_epoch().await;
-        course.change_there(PLAIN_RULE, &link);
+        course.change_there(PLAIN_RULE, link);
         // No longer in the long form: the longer it lasts, the rarer the kernel sends again what was lost.
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(course.served_epoch().await, before, "the link is cut");
@@ -39,7 +83,7 @@ async fn consul_partitioned() {
     if crate::summary::is_long() {
         // So long that the polls are given up. A try to connect that was begun before its end may take 5 s: not held to the bar.
         link.cut();
-        course.change_there(PLAIN_RULE, &link);
+        course.change_there(PLAIN_RULE, link);
         course.log_says("did not answer").await;
         link.mend();
         course.is_served().await;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::summary::directory;
 
 /// Every fault that the suite plays.
-pub const FAULTS: [&str; 39] = [
+pub const FAULTS: [&str; 41] = [
     "agent_killed",
     "agent_restarted",
     "agent_upgraded",
@@ -23,6 +23,7 @@ pub const FAULTS: [&str; 39] = [
     "consul_index_goes_back_https",
     "consul_leader_lost",
     "consul_partitioned",
+    "consul_partitioned_https",
     "consul_polls_cut",
     "consul_polls_cut_https",
     "consul_restarted",
@@ -43,6 +44,7 @@ pub const FAULTS: [&str; 39] = [
     "envoy_restarted",
     "listeners_added_and_removed",
     "routes_edited",
+    "everything_at_once",
     "several_at_once",
     "certificates_rotated",
     "vault_down",

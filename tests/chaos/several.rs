@@ -2,10 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::course::{Course, PLAIN_RULE};
+use crate::course::{Course, PATIENCE, PLAIN_RULE};
 use crate::endpoints::take_turns;
 use crate::support::backend::Backend;
-use crate::support::line::Trouble;
+use crate::support::client::{Client, Request};
+use crate::support::line::{Line, Trouble};
+use crate::support::ports::free_port;
+use crate::support::stack::Options;
+use crate::support::wait_for;
 
 /// Routes are edited and instances rolled, while the line to Consul (over TLS) fails, the agent is killed and Consul restarted.
 #[tokio::test(flavor = "multi_thread")]
@@ -31,6 +35,63 @@ async fn several_at_once() {
         course.change(PLAIN_RULE).await;
         course.recovers().await;
         // Known to be seen: only now may the old one go.
+        let since = Instant::now();
+        course.stack.deregister("orders", &before).await;
+        let converge = take_turns(&course, since, &[&next], &[&before]).await;
+        course.converged(converge);
+        before.stop().await;
+        before = next;
+    }
+    course.end().await;
+    before.stop().await;
+}
+
+/// Consul and Vault are both away; meanwhile Envoy dies, the next one makes way for another, and the agent is killed and comes back
+/// with nothing but what it kept. What was written meanwhile (a route, a listener, an instance, a certificate of other parameters)
+/// is all there when both are back.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_at_once() {
+    let options = Options {
+        vault: true,
+        line: Some(Line::start_tls().await),
+        vault_line: Some(Line::start().await),
+        ..Options::default()
+    };
+    let mut course = Course::begin_with("everything_at_once", options).await;
+    let port = free_port();
+    let mut before = Backend::start("everything-0").await;
+    course.stack.register("orders", &before).await;
+    for round in 1..=course.rounds(1) {
+        course.stack.vault.as_mut().expect("a Vault").seal().await;
+        course.trouble(Trouble::Silent);
+        let next = Backend::start(&format!("everything-{round}")).await;
+        course.stack.register("orders", &next).await;
+        course.more = course.more.xor(Some(port));
+        course.ask_for_another_certificate().await;
+        course.change(PLAIN_RULE).await;
+        course.kill_envoy().await;
+        course.restart_envoy().await;
+        course.trouble(Trouble::Status(500));
+        // Not before Envoy: none but the agent that had them knows the keys that are to be issued.
+        course.stack.agent.kill();
+        course.stack.consul.kill();
+        course.lasts(500).await;
+        course.agent_returns().await;
+        course.lasts(500).await;
+        course.trouble(Trouble::None);
+        course.stack.consul.restart().await;
+        course.recovers().await;
+        course.stack.vault.as_mut().expect("a Vault").unseal().await;
+        course.certificate_arrives().await;
+        let since = Instant::now();
+        let added = Client::http(port);
+        wait_for("the second listener to follow", PATIENCE, async || {
+            let answer = added.send(&Request::get("shop.example.com", "/")).await;
+            anyhow::ensure!(answer.is_ok() == course.more.is_some(), "{answer:?}");
+            Ok(())
+        })
+        .await;
+        course.converged(since.elapsed());
         let since = Instant::now();
         course.stack.deregister("orders", &before).await;
         let converge = take_turns(&course, since, &[&next], &[&before]).await;

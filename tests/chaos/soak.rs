@@ -79,7 +79,6 @@ struct Churn {
     draining: VecDeque<Backend>,
     names: VecDeque<String>,
     more: u16,
-    has_more: bool,
     certificates: u64,
     /// When Envoy made way for another: the beginning and the end of it, since the start.
     begun: Instant,
@@ -96,7 +95,6 @@ impl Churn {
             draining: VecDeque::new(),
             names: VecDeque::new(),
             more: free_port(),
-            has_more: false,
             certificates: 0,
             begun: Instant::now(),
             envoys: Vec::new(),
@@ -111,13 +109,13 @@ impl Churn {
             self.roll(course).await;
         }
         if self.steps.is_multiple_of(LISTENER) {
-            self.has_more = !self.has_more;
-            let text = self.www(course);
+            course.more = course.more.xor(Some(self.more));
+            let text = course.www();
             course.stack.put("www", &text).await;
         }
         if self.steps % CERTIFICATE == CERTIFICATE / 4 {
             course.next_certificate();
-            let text = self.www(course);
+            let text = course.www();
             course.stack.put("www", &text).await;
             self.certificates += 1;
         }
@@ -155,16 +153,6 @@ impl Churn {
             && let Some(mut drained) = self.draining.pop_front()
         {
             drained.stop().await;
-        }
-    }
-
-    fn www(&self, course: &Course) -> String {
-        let more = format!("  listener \"more\" {{\n    port = {}\n  }}\n", self.more);
-        match self.has_more {
-            true => course
-                .www()
-                .replace("  listener \"web\" {", &format!("{more}\n  listener \"web\" {{")),
-            false => course.www(),
         }
     }
 

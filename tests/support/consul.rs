@@ -45,9 +45,9 @@ impl Consul {
     }
 
     /// Without ACLs, in another network: it is asked across the link, and on its own loopback.
-    pub async fn start_in(network: &FarNetwork) -> Consul {
-        let addresses = format!("{} 127.0.0.1", FarNetwork::ADDRESS);
-        let mut this = Consul::launch(false, json!({ "client_addr": addresses }), Some(network));
+    pub async fn start_in(network: &FarNetwork, mut settings: Value) -> Consul {
+        settings["client_addr"] = json!(format!("{} 127.0.0.1", FarNetwork::ADDRESS));
+        let mut this = Consul::launch(false, settings, Some(network));
         this.wait_ready().await;
         this
     }

@@ -324,10 +324,10 @@ fn find_pid(value: &serde_json::Value) -> Option<i32> {
 }
 
 async fn start_consul(options: &Options) -> (Consul, Option<AclToken>) {
-    if let Some(network) = &options.consul_network {
-        return (Consul::start_in(network).await, None);
-    }
     let settings = options.consul_settings.clone().unwrap_or_else(|| json!({}));
+    if let Some(network) = &options.consul_network {
+        return (Consul::start_in(network, settings).await, None);
+    }
     match options.consul_policy.as_deref() {
         None => (Consul::start_with(false, settings).await, None),
         Some(rules) => {
