@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::blocking_query::{Closed, Context, Polled, Verdict, WatchState, WatchTiming, Watched};
-use super::client::ApiClient;
+use super::client::{Answer, ApiClient};
 use super::error::ApiError;
 use super::recovery::{Ear, Failing};
 use crate::sources::SourceHealth;
@@ -67,22 +67,26 @@ async fn drive<W: Watched>(
     timing: &WatchTiming,
     health: &SourceHealth,
 ) -> Closed {
-    let mut state = WatchState::new(timing);
-    let mut pace = Pace::new(timing);
+    let mut turns = Turns {
+        client,
+        health,
+        state: WatchState::new(timing),
+        pace: Pace::new(timing),
+        ear: client.recovery().ear(),
+        first: true,
+        failing: None,
+    };
     let mut token = client.token().changes();
-    let mut first = true;
     let mut seated = true;
-    let mut failing = None;
-    let mut ear = client.recovery().ear();
     loop {
-        let pass = watched.admit(first).await;
+        let pass = watched.admit(turns.first).await;
         if watched.shows_rights() && token.has_changed().is_ok_and(|changed| changed) {
-            state.forget();
+            turns.state.forget();
         }
         token.mark_unchanged();
         // A watch that just got a place looks once more at once, to say so; then it waits.
         let blocking = if pass.may_block && seated {
-            state.poll()
+            turns.state.poll()
         } else {
             None
         };
@@ -95,18 +99,12 @@ async fn drive<W: Watched>(
             }
         };
         health.requested();
-        ear.listen();
+        turns.ear.listen();
         let started = Instant::now();
         let answer = tokio::select! {
-            answer = client.call_on(pass.lane, &asked) => answer,
+            answer = client.call_on(pass.lane, &asked) => Some(answer),
             // A poll that was asked with a token in trouble is not worth waiting for.
-            () = async { Box::pin(another_token(client, &mut token)).await }, if state.is_troubled() || watched.shows_rights() => {
-                if watched.shows_rights() {
-                    state.forget();
-                }
-                Box::pin(tokio::time::sleep(pace.after(false))).await;
-                continue;
-            }
+            () = async { Box::pin(another_token(client, &mut token)).await }, if turns.state.is_troubled() || watched.shows_rights() => None,
         };
         // Over HTTP/2 there is a place for everyone: the next turn takes one.
         let rest = if client.is_multiplexed() {
@@ -115,15 +113,67 @@ async fn drive<W: Watched>(
             pass.rest
         };
         drop(pass);
+        let polled = Poll {
+            answer,
+            waited: blocking.is_some(),
+            started,
+            rest,
+        };
+        if let Err(closed) = Box::pin(turns.after(polled, watched, &mut token)).await {
+            return closed;
+        }
+    }
+}
+
+/// What a watch keeps from one poll to the next.
+struct Turns<'a> {
+    client: &'a ApiClient,
+    health: &'a SourceHealth,
+    state: WatchState<'a>,
+    pace: Pace,
+    ear: Ear,
+    /// No answer was read yet.
+    first: bool,
+    /// Since when it gets no answer.
+    failing: Option<Failing>,
+}
+
+/// A poll that is over.
+struct Poll {
+    /// None: another token came before one did.
+    answer: Option<Result<Answer, ApiError>>,
+    /// It was asked to wait.
+    waited: bool,
+    started: Instant,
+    /// At least, before the next.
+    rest: Duration,
+}
+
+impl Turns<'_> {
+    /// Hands on what a poll brought, and rests. A function of its own: what waits for an answer would have room for all that this
+    /// needs.
+    async fn after<W: Watched, T>(
+        &mut self,
+        poll: Poll,
+        watched: &mut W,
+        token: &mut tokio::sync::watch::Receiver<T>,
+    ) -> Result<(), Closed> {
+        let Some(answer) = poll.answer else {
+            if watched.shows_rights() {
+                self.state.forget();
+            }
+            tokio::time::sleep(self.pace.after(false)).await;
+            return Ok(());
+        };
         let mut news = false;
         let outcome = match answer {
             Ok(answer) => {
                 let index = answer.index.filter(|_| watched.is_waited_for());
                 let context = Context {
-                    compare_whole: first || state.must_compare_whole(index),
-                    waited: blocking.is_some(),
+                    compare_whole: self.first || self.state.must_compare_whole(index),
+                    waited: poll.waited,
                 };
-                first = false;
+                self.first = false;
                 match Box::pin(watched.take(answer, context)).await {
                     Ok(Verdict::Taken { news: differs }) => {
                         news = differs;
@@ -134,7 +184,7 @@ async fn drive<W: Watched>(
                         Ok((Polled::Partial { index }, None))
                     }
                     Ok(Verdict::Doubted(problem)) => Ok((Polled::Doubted { index }, Some(problem))),
-                    Ok(Verdict::Closed) => return Closed,
+                    Ok(Verdict::Closed) => return Err(Closed),
                     Err(error) => Err(error),
                 }
             }
@@ -142,42 +192,41 @@ async fn drive<W: Watched>(
         };
         let (polled, problem) = match outcome {
             Ok(outcome) => outcome,
-            Err(error) => (polled_of(&error, started.elapsed()), Some(error.problem())),
+            Err(error) => (polled_of(&error, poll.started.elapsed()), Some(error.problem())),
         };
-        let next = state.on_answer(&polled);
+        let next = self.state.on_answer(&polled);
         match &problem {
             None => {
-                client.recovery().answered(failing.take().is_some());
-                health.succeeded(next.woken);
+                self.client.recovery().answered(self.failing.take().is_some());
+                self.health.succeeded(next.woken);
             }
             Some(problem) => {
                 // A doubted answer is one.
-                failing = (state.is_failing() && !next.is_kept)
-                    .then(|| failing.unwrap_or_else(|| client.recovery().begin()));
-                health.failed();
+                self.failing = (self.state.is_failing() && !next.is_kept)
+                    .then(|| self.failing.unwrap_or_else(|| self.client.recovery().begin()));
+                self.health.failed();
                 tracing::debug!(%problem, retry_in = ?next.after, "watch");
             }
         }
-        if let (Some(problem), true) = (problem, next.tell)
-            && Box::pin(watched.tell(problem)).await.is_err()
-        {
-            return Closed;
+        if let (Some(problem), true) = (problem, next.tell) {
+            Box::pin(watched.tell(problem)).await?;
         }
         // No hint shortens what keeps a watch from spinning.
-        let least = next.after.max(pace.after(news));
-        let rest = rest.max(least);
+        let least = next.after.max(self.pace.after(news));
+        let rest = poll.rest.max(least);
         if rest.is_zero() {
-            continue;
+            return Ok(());
         }
         let rests = Rest {
             whole: rest,
             least,
-            troubled: state.is_troubled(),
-            failing,
+            troubled: self.state.is_troubled(),
+            failing: self.failing,
         };
-        if Box::pin(rests.over(client, watched, &mut token, &mut ear)).await && watched.shows_rights() {
-            state.forget();
+        if Box::pin(rests.over(self.client, watched, token, &mut self.ear)).await && watched.shows_rights() {
+            self.state.forget();
         }
+        Ok(())
     }
 }
 
@@ -192,7 +241,7 @@ struct Rest {
 }
 
 impl Rest {
-    /// Whether another token ended it. A function of its own: what waits for an answer would have room for all that this needs.
+    /// Whether another token ended it.
     async fn over<W: Watched, T>(
         self,
         client: &ApiClient,

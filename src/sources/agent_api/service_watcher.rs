@@ -205,6 +205,13 @@ impl ServiceWatcherTask {
         })
     }
 
+    /// What a watch holds that waits, without what it borrows and points to.
+    #[cfg(test)]
+    pub(in crate::sources) fn size_of_one(&self, query: ServiceQuery) -> usize {
+        let budget = Budget::new(self.client.clone(), self.connections, self.turn);
+        size_of_val(&*self.one(query, &budget))
+    }
+
     fn health_of_all<T>(&self, change: impl FnOnce(&mut BTreeMap<ServiceQuery, SourceHealth>) -> T) -> T {
         change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -207,12 +207,13 @@ impl Connection {
 }
 
 impl Awaited {
-    pub(super) async fn head(self) -> Result<Streamed, StreamError> {
+    /// No `async fn`: it would hold everything twice, and ten thousand wait in here.
+    pub(super) fn head(self) -> impl Future<Output = Result<Streamed, StreamError>> + use<> {
         let Self { response, connection } = self;
-        match response.await {
+        response.map(|replied| match replied {
             Ok(response) => Ok(Streamed { response, connection }),
             Err(error) => Err(connection.error(&error)),
-        }
+        })
     }
 }
 

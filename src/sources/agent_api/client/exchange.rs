@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
+use futures::future::{Either, ready};
 use http::{HeaderMap, HeaderValue, header};
 use reqwest::{Method, StatusCode, Version};
 use url::Url;
@@ -49,13 +50,11 @@ impl ApiClient {
         asked: &(impl Fn() -> Call + Sync),
     ) -> Result<Answer, ApiError> {
         let token = Box::pin(self.token_of(asked)).await?;
-        let answer = self.send(lane, asked, &token).await;
-        match answer {
-            Err(error) if error.kind() == ProblemKind::TokenNotAccepted => {
-                Box::pin(self.send_anew(lane, asked, token, error)).await
-            }
-            answer => answer,
-        }
+        let refused = match self.send(lane, asked, &token).await {
+            Err(error) if error.kind() == ProblemKind::TokenNotAccepted => error,
+            answer => return answer,
+        };
+        Box::pin(self.send_anew(lane, asked, token, refused)).await
     }
 
     async fn token_of(&self, asked: &(impl Fn() -> Call + Sync)) -> Result<Token, ApiError> {
@@ -152,27 +151,33 @@ impl ApiClient {
         let mut again = true;
         loop {
             let begun = Box::pin(async { self.begin(lane, &asked(), token).await });
-            let Some(awaited) = begun.await? else {
+            let Some(replied) = begun.await? else {
                 return Ok(None);
             };
-            let replied = match awaited {
-                Ok(awaited) => awaited.await,
-                Err(not_sent) => Err(not_sent),
+            let Some(reply) = self.replied(replied.await, asked, &mut again)? else {
+                continue;
             };
-            let failed = match replied {
-                Ok(reply) => {
-                    self.0.spoken.note(Version::HTTP_2);
-                    let reply = Reply::Streamed(reply);
-                    let read = async { self.read(reply, &asked(), token.is_some()).await };
-                    return Box::pin(read).await.map(Some);
-                }
-                Err(failed) => failed,
-            };
+            self.0.spoken.note(Version::HTTP_2);
+            let read = async move { self.read(Reply::Streamed(reply), &asked(), token.is_some()).await };
+            return Box::pin(read).await.map(Some);
+        }
+    }
+
+    /// None: to be asked once more. A function of its own: what it looks at would be held while the answer is read.
+    fn replied(
+        &self,
+        replied: Result<Streamed, StreamError>,
+        asked: &impl Fn() -> Call,
+        again: &mut bool,
+    ) -> Result<Option<Streamed>, ApiError> {
+        match replied {
+            Ok(reply) => Ok(Some(reply)),
             // A server that ends tells which requests it never looked at.
-            if !failed.is_unprocessed() || !again {
-                return Err(self.transport_error(asked(), failed));
+            Err(failed) if failed.is_unprocessed() && *again => {
+                *again = false;
+                Ok(None)
             }
-            again = false;
+            Err(failed) => Err(self.transport_error(asked(), failed)),
         }
     }
 
@@ -182,10 +187,7 @@ impl ApiClient {
         lane: usize,
         call: &Call,
         token: &Token,
-    ) -> Result<
-        Option<Result<impl Future<Output = Result<Streamed, StreamError>> + use<>, StreamError>>,
-        ApiError,
-    > {
+    ) -> Result<Option<impl Future<Output = Result<Streamed, StreamError>> + use<>>, ApiError> {
         let settings = &self.0.settings;
         let Endpoint::Https { authority } = &settings.address.endpoint else {
             return Ok(None);
@@ -208,7 +210,10 @@ impl ApiClient {
             .parse()
             .map_err(|error: http::uri::InvalidUri| not_sent(call, error.to_string()))?;
         *request.headers_mut() = self.headers(call, token)?;
-        Ok(Some(connection.send(request).map(|awaited| awaited.head())))
+        Ok(Some(match connection.send(request) {
+            Ok(awaited) => Either::Left(awaited.head()),
+            Err(not_sent) => Either::Right(ready(Err(not_sent))),
+        }))
     }
 
     async fn send_pooled(&self, lane: usize, call: &Call, token: &Token) -> Result<Answer, ApiError> {
