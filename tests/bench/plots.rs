@@ -202,6 +202,12 @@ fn picture(plot: &Plot, curves: &[Curve]) -> Result<String, DrawingAreaErrorKind
         let points = || curves.iter().flat_map(|curve| &curve.points);
         let (left, right) = decades(points().map(|(at, _)| *at));
         let (bottom, top) = decades(points().map(|(_, value)| *value * 1.2));
+        // Peers lie above and ours below: the legend has a place of its own, a third of the width.
+        let has_peers = curves.iter().any(|curve| curve.kind == Kind::Peer);
+        let (place, legend) = match has_peers {
+            true => ((right / left).sqrt(), SeriesLabelPosition::MiddleRight),
+            false => (1.0, SeriesLabelPosition::UpperLeft),
+        };
         let mut chart = ChartBuilder::on(&area)
             .caption(plot.title, (FONT, 20))
             .margin(14)
@@ -209,7 +215,7 @@ fn picture(plot: &Plot, curves: &[Curve]) -> Result<String, DrawingAreaErrorKind
             .x_label_area_size(46)
             .y_label_area_size(66)
             .build_cartesian_2d(
-                (left * 0.8..right * 1.25)
+                (left * 0.8..right * 1.25 * place)
                     .log_scale()
                     .with_key_points(steps(left, right, &[1.0])),
                 (bottom..top)
@@ -242,16 +248,11 @@ fn picture(plot: &Plot, curves: &[Curve]) -> Result<String, DrawingAreaErrorKind
                 .label(&curve.label)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
         }
-        // Peers lie above: the legend goes where they are not.
-        let corner = match curves.iter().any(|curve| curve.kind == Kind::Peer) {
-            true => SeriesLabelPosition::LowerRight,
-            false => SeriesLabelPosition::UpperLeft,
-        };
         chart
             .configure_series_labels()
             .label_font((FONT, 14))
             .background_style(WHITE.mix(0.85))
-            .position(corner)
+            .position(legend)
             .draw()?;
         area.present()?;
     }
