@@ -67,7 +67,7 @@ async fn drive<W: Watched>(
     timing: &WatchTiming,
     health: &SourceHealth,
 ) -> Closed {
-    let mut turns = Turns {
+    let mut memory = Memory {
         client,
         health,
         state: WatchState::new(timing),
@@ -79,14 +79,14 @@ async fn drive<W: Watched>(
     let mut token = client.token().changes();
     let mut seated = true;
     loop {
-        let pass = watched.admit(turns.first).await;
+        let pass = watched.admit(memory.first).await;
         if watched.shows_rights() && token.has_changed().is_ok_and(|changed| changed) {
-            turns.state.forget();
+            memory.state.forget();
         }
         token.mark_unchanged();
         // A watch that just got a place looks once more at once, to say so; then it waits.
         let blocking = if pass.may_block && seated {
-            turns.state.poll()
+            memory.state.poll()
         } else {
             None
         };
@@ -99,12 +99,12 @@ async fn drive<W: Watched>(
             }
         };
         health.requested();
-        turns.ear.listen();
+        memory.ear.listen();
         let started = Instant::now();
         let answer = tokio::select! {
             answer = client.call_on(pass.lane, &asked) => Some(answer),
             // A poll that was asked with a token in trouble is not worth waiting for.
-            () = async { Box::pin(another_token(client, &mut token)).await }, if turns.state.is_troubled() || watched.shows_rights() => None,
+            () = async { Box::pin(another_token(client, &mut token)).await }, if memory.state.is_troubled() || watched.shows_rights() => None,
         };
         // Over HTTP/2 there is a place for everyone: the next turn takes one.
         let rest = if client.is_multiplexed() {
@@ -113,26 +113,26 @@ async fn drive<W: Watched>(
             pass.rest
         };
         drop(pass);
-        let polled = Poll {
+        let poll = Poll {
             answer,
             waited: blocking.is_some(),
             started,
             rest,
         };
-        if let Err(closed) = Box::pin(turns.after(polled, watched, &mut token)).await {
+        if let Err(closed) = Box::pin(memory.after(poll, watched, &mut token)).await {
             return closed;
         }
     }
 }
 
 /// What a watch keeps from one poll to the next.
-struct Turns<'a> {
+struct Memory<'a> {
     client: &'a ApiClient,
     health: &'a SourceHealth,
     state: WatchState<'a>,
     pace: Pace,
     ear: Ear,
-    /// No answer was read yet.
+    /// No answer came yet.
     first: bool,
     /// Since when it gets no answer.
     failing: Option<Failing>,
@@ -149,8 +149,8 @@ struct Poll {
     rest: Duration,
 }
 
-impl Turns<'_> {
-    /// Hands on what a poll brought, and rests. A function of its own: what waits for an answer would have room for all that this
+impl Memory<'_> {
+    /// Hands on what a poll brought, and rests. Err: nobody listens any more. A function of its own: what waits for an answer would have room for all that this
     /// needs.
     async fn after<W: Watched, T>(
         &mut self,

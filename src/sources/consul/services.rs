@@ -447,14 +447,12 @@ mod tests {
     use super::*;
     use crate::sources::consul::ConsulSettings;
 
-    /// Ten thousand wait at all times. The allocator rounds up to this size, and above it to a fifth more.
     #[test]
     fn a_watch_is_small_while_it_waits() {
         let settings = ConsulSettings::from_env(|_| None).unwrap();
         let client = ConsulClient::new(&settings).unwrap();
         let (_watcher, task) = ServiceWatcher::new(client, mpsc::channel(1).0);
-        let size = task.size_of_one(ServiceQuery::named("web"));
-        assert!(size <= 1280, "{size} bytes");
+        task.assert_small_while_it_waits(ServiceQuery::named("web"));
     }
 
     #[test]

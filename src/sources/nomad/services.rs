@@ -290,3 +290,17 @@ const ANSWER_BYTES: usize = 32 * 1024 * 1024;
 pub(super) fn read_rule(namespace: &str) -> String {
     format!("namespace \"{namespace}\" {{ capabilities = [\"read-job\"] }}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::nomad::NomadSettings;
+
+    #[test]
+    fn a_watch_is_small_while_it_waits() {
+        let settings = NomadSettings::from_env(|_| None).unwrap();
+        let client = NomadClient::new(&settings).unwrap();
+        let (_watcher, task) = ServiceWatcher::of_nomad(client, mpsc::channel(1).0);
+        task.assert_small_while_it_waits(ServiceQuery::named("web"));
+    }
+}

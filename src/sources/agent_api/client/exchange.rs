@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
-use futures::future::{Either, ready};
+use futures::future::{Either, FutureExt as _, ready};
 use http::{HeaderMap, HeaderValue, header};
 use reqwest::{Method, StatusCode, Version};
 use url::Url;
@@ -151,10 +151,10 @@ impl ApiClient {
         let mut again = true;
         loop {
             let begun = Box::pin(async { self.begin(lane, &asked(), token).await });
-            let Some(replied) = begun.await? else {
+            let Some(awaited) = begun.await? else {
                 return Ok(None);
             };
-            let Some(reply) = self.replied(replied.await, asked, &mut again)? else {
+            let Some(reply) = self.or_again(awaited.await, asked, &mut again)? else {
                 continue;
             };
             self.0.spoken.note(Version::HTTP_2);
@@ -164,7 +164,7 @@ impl ApiClient {
     }
 
     /// None: to be asked once more. A function of its own: what it looks at would be held while the answer is read.
-    fn replied(
+    fn or_again(
         &self,
         replied: Result<Streamed, StreamError>,
         asked: &impl Fn() -> Call,
@@ -212,7 +212,7 @@ impl ApiClient {
         *request.headers_mut() = self.headers(call, token)?;
         Ok(Some(match connection.send(request) {
             Ok(awaited) => Either::Left(awaited.head()),
-            Err(not_sent) => Either::Right(ready(Err(not_sent))),
+            Err(not_sent) => Either::Right(ready(not_sent).map(Err)),
         }))
     }
 
