@@ -20,7 +20,7 @@ use crate::support::stack::{self, Options, SOON, Stack, secure};
 use crate::support::{program, wait_for};
 
 /// After its end a fault may not last for ever either: a machine with much beside may be this slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 const REST: Duration = Duration::from_secs(30);
 
@@ -303,6 +303,20 @@ impl Course {
         )
     }
 
+    /// From now on the document has one more listener, or no longer.
+    pub fn add_or_remove_listener(&mut self, port: u16) {
+        self.more = match self.more {
+            None => Some(port),
+            Some(_) => None,
+        };
+    }
+
+    /// What was served before another certificate was asked for.
+    pub async fn serves_the_former_certificate(&self) {
+        assert!(self.before.is_some());
+        assert_eq!(self.certificate().await, self.before);
+    }
+
     /// Vault answers again, from now on: measures until the certificate asked for is served.
     pub async fn certificate_arrives(&mut self) {
         let since = Instant::now();
@@ -340,6 +354,13 @@ impl Course {
             Ok(())
         })
         .await;
+        if let Some(client) = &self.https {
+            let secure = Request::get("www.example.com", "/");
+            stack::until(client, &secure, "https of the next Envoy", |reply| {
+                reply.status == 200
+            })
+            .await;
+        }
         let open = self.begun.elapsed();
         self.without_envoy.push(WithoutEnvoy { killed, gone, open });
     }

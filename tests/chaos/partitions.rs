@@ -82,9 +82,10 @@ async fn partitioned(mut course: Course, link: &FarNetwork) {
     }
     if crate::summary::is_long() {
         // So long that the polls are given up. A try to connect that was begun before its end may take 5 s: not held to the bar.
+        let start = course.log_length();
         link.cut();
         course.change_there(PLAIN_RULE, link);
-        course.log_says("did not answer").await;
+        course.is_told_since(start, &["did not answer"]).await;
         link.mend();
         course.is_served().await;
     }

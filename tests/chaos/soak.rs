@@ -109,7 +109,7 @@ impl Churn {
             self.roll(course).await;
         }
         if self.steps.is_multiple_of(LISTENER) {
-            course.more = course.more.xor(Some(self.more));
+            course.add_or_remove_listener(self.more);
             let text = course.www();
             course.stack.put("www", &text).await;
         }
