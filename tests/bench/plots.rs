@@ -202,10 +202,15 @@ fn picture(plot: &Plot, curves: &[Curve]) -> Result<String, DrawingAreaErrorKind
         let points = || curves.iter().flat_map(|curve| &curve.points);
         let (left, right) = decades(points().map(|(at, _)| *at));
         let (bottom, top) = decades(points().map(|(_, value)| *value * 1.2));
-        // Peers lie above and ours below: the legend has a place of its own, a third of the width.
+        // Peers lie above and ours below: the legend has a place of its own beside them, as wide as its words.
         let has_peers = curves.iter().any(|curve| curve.kind == Kind::Peer);
         let (place, legend) = match has_peers {
-            true => ((right / left).sqrt(), SeriesLabelPosition::MiddleRight),
+            true => {
+                let letters = curves.iter().map(|curve| curve.label.len()).max();
+                let share = (50.0 + 7.5 * letters.unwrap_or(0) as f64) / f64::from(SIZE.0 - 110);
+                let place = (right / left).powf(share / (1.0 - share));
+                (place, SeriesLabelPosition::MiddleRight)
+            }
             false => (1.0, SeriesLabelPosition::UpperLeft),
         };
         let mut chart = ChartBuilder::on(&area)
