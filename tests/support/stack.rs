@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Method;
 use serde_json::json;
 
 use super::acl::AclToken;
@@ -16,7 +17,7 @@ use super::line::Line;
 use super::network::FarNetwork;
 use super::ports::free_port;
 use super::vault::Vault;
-use super::{program, wait_for};
+use super::{START_LIMIT, program, wait_for};
 
 /// How soon a change must be seen. Generous against a busy machine; the benchmarks measure the real figure.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -215,14 +216,20 @@ impl Stack {
         self.consul.delete(&format!("portreeve/config/{name}")).await;
     }
 
-    /// Registers a backend as an instance that passes.
+    /// Registers a backend as an instance that passes, and waits until the catalog has it. Consul's agent may take half a minute to
+    /// tell its servers, where it looks everything through since it met a leader: that is no time of ours.
     pub async fn register(&self, name: &str, backend: &Backend) {
-        self.consul
-            .register(&service(name, &id(name, backend), backend.port))
-            .await;
-        self.consul
-            .set_check(&format!("service:{}", id(name, backend)), "passing")
-            .await;
+        let id = id(name, backend);
+        self.consul.register(&service(name, &id, backend.port)).await;
+        self.consul.set_check(&format!("service:{id}"), "passing").await;
+        wait_for(&format!("{id} in the catalog"), START_LIMIT, async || {
+            let path = format!("/v1/health/service/{name}?passing");
+            let instances = self.consul.call(Method::GET, &path, "").await?.ok()?.json();
+            let ids = instances.as_array().into_iter().flatten();
+            anyhow::ensure!(ids.map(|one| &one["Service"]["ID"]).any(|one| *one == id));
+            Ok(())
+        })
+        .await;
     }
 
     pub async fn deregister(&self, name: &str, backend: &Backend) {
