@@ -5,6 +5,7 @@
 mod check;
 mod format;
 mod json;
+mod operators;
 mod parse;
 mod read;
 mod regex;

@@ -2,6 +2,7 @@ use hcl_edit::Span as _;
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{BlockLabel, Body as EditBody, Structure};
 
+use super::operators;
 use super::schema::BlockSchema;
 use super::syntax_hint::hint;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
@@ -51,6 +52,17 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
     }
     if text.trim_start().starts_with('{') {
         return super::json::parse_json(source, schema);
+    }
+    if operators::count(text) > operators::MOST {
+        return Err(vec![
+            Diagnostic::error(
+                Code::TooLarge,
+                format!("the document has more than {} operators", operators::MOST),
+            )
+            .at(source.origin(Span::default()))
+            .because("expressions are not evaluated here, and to read many of them may take for ever")
+            .fix("write values as they are, and text that has such characters in quotes"),
+        ]);
     }
     let body = hcl_edit::parser::parse_body(text).map_err(|error| vec![syntax_error(source, &error)])?;
     let mut problems = Vec::new();

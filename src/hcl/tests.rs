@@ -118,6 +118,25 @@ fn deep_nesting_is_refused_in_both_forms() {
     }
 }
 
+/// Each would be read for ever.
+#[test]
+fn operators_and_brackets_in_one_another_are_refused_unread() {
+    for nested in [
+        "0. 0/0%{e. 0/0%{",
+        "0/0%(",
+        "e.0/0%[",
+        "0-0-f(",
+        "0/0%f(e.0/0%f(",
+        "0/0%\"${e.0/0%\"${",
+        "0==0!={",
+        "0&&0||{",
+        "0 ?0/0: {",
+    ] {
+        let problems = read(&format!("a = {}\n", nested.repeat(40))).unwrap_err();
+        assert_eq!(problems[0].code, Code::TooLarge, "{nested}: {problems:?}");
+    }
+}
+
 #[test]
 fn problems_point_at_their_place() {
     use Code::*;

@@ -116,6 +116,11 @@ pub fn syntax() -> Vec<Case> {
             &[TooLarge],
         ),
         bad(
+            "operators and brackets in one another, which would be read for ever",
+            format!("a = {}\n", "0/0%{e.0/0%{".repeat(40)),
+            &[TooLarge],
+        ),
+        bad(
             "a document over 512 KiB",
             format!("{SHOP}#{}\n", "x".repeat(512 * 1024)),
             &[TooLarge],
