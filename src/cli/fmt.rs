@@ -12,7 +12,7 @@ use super::terminal::Terminal;
 use super::unified_diff;
 use crate::config::document_schema;
 use crate::diagnostics::{Code, Diagnostic};
-use crate::hcl::{self, Limits, Source};
+use crate::hcl::{self, Limits, NotHcl, Source};
 use crate::model::{Document, Span};
 
 /// Rewrite documents in the canonical format
@@ -116,14 +116,14 @@ fn as_hcl(document: &Document) -> Result<String, Vec<Diagnostic>> {
     })
 }
 
-fn not_hcl(document: &Document, error: &hcl_edit::parser::Error) -> Diagnostic {
+fn not_hcl(document: &Document, error: &NotHcl) -> Diagnostic {
     let source = Source::new(document.id.clone(), document.text.clone());
-    let start = error.location().offset().min(document.text.len());
+    let start = error.offset().min(document.text.len());
     let end = document.text[start..]
         .chars()
         .next()
         .map_or(start, |next| start + next.len_utf8());
-    Diagnostic::error(Code::SyntaxError, format!("not valid HCL: {}", error.message()))
+    Diagnostic::error(Code::SyntaxError, format!("not valid HCL: {error}"))
         .at(source.origin(Span { start, end }))
         .because("left as it is")
         .fix("`portreeve validate` says more about what is wrong with it")

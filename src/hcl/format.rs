@@ -1,11 +1,11 @@
-use hcl_edit::structure::Body;
+use super::parse::{NotHcl, parse_text};
 
 /// The one way a document is written: two spaces a level, `=` aligned in runs of attributes, comments kept.
 ///
 /// Works on lines, so that comments and blank lines stay where their author put them: the parser is asked only whether
 /// the text is HCL at all.
-pub fn format(text: &str) -> Result<String, hcl_edit::parser::Error> {
-    let _: Body = hcl_edit::parser::parse_body(text)?;
+pub fn format(text: &str) -> Result<String, NotHcl> {
+    parse_text(text)?;
     let mut lines: Vec<Line> = Vec::new();
     let mut depth = 0usize;
     let mut scanner = Scanner::default();

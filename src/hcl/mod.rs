@@ -19,7 +19,8 @@ mod value_types;
 
 pub use check::check;
 pub use format::format;
-pub use parse::{Limits, parse};
+pub use operators::Unread;
+pub use parse::{Limits, NotHcl, parse};
 pub use read::Reader;
 pub use render::to_hcl;
 pub use schema::{AttributeSchema, BlockSchema, Occurs, Type};

@@ -1,8 +1,10 @@
+use std::fmt;
+
 use hcl_edit::Span as _;
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{BlockLabel, Body as EditBody, Structure};
 
-use super::operators;
+use super::operators::{self, Unread};
 use super::schema::BlockSchema;
 use super::syntax_hint::hint;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
@@ -53,18 +55,7 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
     if text.trim_start().starts_with('{') {
         return super::json::parse_json(source, schema);
     }
-    if operators::count(text) > operators::MOST {
-        return Err(vec![
-            Diagnostic::error(
-                Code::TooLarge,
-                format!("the document has more than {} operators", operators::MOST),
-            )
-            .at(source.origin(Span::default()))
-            .because("expressions are not evaluated here, and to read many of them may take for ever")
-            .fix("write values as they are, and text that has such characters in quotes"),
-        ]);
-    }
-    let body = hcl_edit::parser::parse_body(text).map_err(|error| vec![syntax_error(source, &error)])?;
+    let body = parse_text(text).map_err(|error| vec![syntax_error(source, &error)])?;
     let mut problems = Vec::new();
     let body = convert_body(source, &body, &mut problems);
     if problems.is_empty() {
@@ -74,12 +65,64 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
     }
 }
 
-fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic {
+/// Why a text is not read as HCL.
+#[derive(Debug)]
+pub enum NotHcl {
+    Syntax(hcl_edit::parser::Error),
+    Unread(Unread),
+}
+
+impl NotHcl {
+    pub fn offset(&self) -> usize {
+        match self {
+            Self::Syntax(error) => error.location().offset(),
+            Self::Unread(why) => why.offset(),
+        }
+    }
+}
+
+impl fmt::Display for NotHcl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax(error) => f.write_str(error.message()),
+            Self::Unread(why) => why.fmt(f),
+        }
+    }
+}
+
+/// The only way to the parser.
+pub(super) fn parse_text(text: &str) -> Result<EditBody, NotHcl> {
+    match operators::forbids(text) {
+        Some(why) => Err(NotHcl::Unread(why)),
+        None => hcl_edit::parser::parse_body(text).map_err(NotHcl::Syntax),
+    }
+}
+
+fn syntax_error(source: &Source, error: &NotHcl) -> Diagnostic {
     let text = source.text();
-    let mut offset = error.location().offset().min(text.len());
+    let mut offset = error.offset().min(text.len());
     while !text.is_char_boundary(offset) {
         offset -= 1;
     }
+    let error = match error {
+        NotHcl::Syntax(error) => error,
+        NotHcl::Unread(why) => {
+            let end = text[offset..].chars().next().map_or(0, char::len_utf8);
+            let span = Span {
+                start: offset,
+                end: offset + end,
+            };
+            let diagnostic = |code| Diagnostic::error(code, why.to_string()).at(source.origin(span));
+            return match why {
+                Unread::Operators(_) | Unread::Templates(_) => diagnostic(Code::TooLarge)
+                    .because("expressions are not evaluated here, and to read many of them may take for ever")
+                    .fix("write values as they are, and text that has such characters in quotes"),
+                Unread::EmptyHeredoc(_) => diagnostic(Code::SyntaxError)
+                    .because("the line may be text as well, if another one like it follows")
+                    .fix("write `\"\"` for an empty text"),
+            };
+        }
+    };
     let message = format!("not valid HCL: {}", error.message());
     // The parser bounds its own recursion: 64 levels, 128 operators in a row.
     if error.message().contains("at most") {

@@ -228,13 +228,13 @@ fn structure(text: &str) -> Vec<(usize, u8)> {
 }
 
 /// Up to and with the end, or all that is left.
-pub(super) fn length_until(bytes: &[u8], end: &[u8]) -> usize {
+fn length_until(bytes: &[u8], end: &[u8]) -> usize {
     let found = bytes.windows(end.len()).skip(1).position(|window| window == end);
     found.map_or(bytes.len(), |position| position + 1 + end.len())
 }
 
 /// A string ends with its line at the latest.
-pub(super) fn string_length(bytes: &[u8]) -> usize {
+fn string_length(bytes: &[u8]) -> usize {
     let mut at = 1;
     while let Some(byte) = bytes.get(at) {
         match byte {
@@ -248,7 +248,7 @@ pub(super) fn string_length(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-pub(super) fn heredoc_length(bytes: &[u8]) -> usize {
+fn heredoc_length(bytes: &[u8]) -> usize {
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let Some(head) = lines.next() else { return 2 };
     let marker = head[2..].strip_prefix(b"-").unwrap_or(&head[2..]).trim_ascii();

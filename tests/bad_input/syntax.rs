@@ -121,6 +121,11 @@ pub fn syntax() -> Vec<Case> {
             &[TooLarge],
         ),
         bad(
+            "a heredoc whose first line is its end",
+            format!("{SHOP}mirror \"m\" {{\n  text = <<EOT\nEOT\n}}\n"),
+            &[SyntaxError],
+        ),
+        bad(
             "a document over 512 KiB",
             format!("{SHOP}#{}\n", "x".repeat(512 * 1024)),
             &[TooLarge],
