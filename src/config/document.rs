@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::objects::{Object, Policy, Scope};
 use super::permissions::Permissions;
 use super::schema::document_schema;
-use crate::diagnostics::Diagnostic;
+use crate::diagnostics::{Diagnostic, first_problems};
 use crate::features::FEATURES;
 use crate::hcl::{self, Limits, Reader, Source};
 use crate::model::{Document, Policies};
@@ -17,6 +17,14 @@ pub struct ParsedDocument {
 
 /// All or nothing: a document with one error is not taken in part, its last good version stays.
 pub fn parse_document(
+    document: &Document,
+    permissions: &Permissions,
+    limits: &Limits,
+) -> Result<ParsedDocument, Vec<Diagnostic>> {
+    read_document(document, permissions, limits).map_err(first_problems)
+}
+
+fn read_document(
     document: &Document,
     permissions: &Permissions,
     limits: &Limits,

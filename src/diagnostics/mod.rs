@@ -135,6 +135,27 @@ impl std::fmt::Display for Diagnostic {
     }
 }
 
+/// What is said of one document at most.
+const OF_A_DOCUMENT: usize = 100;
+
+/// The first problems of a document, and how many more there are: a text that is no document of ours can have one on each line,
+/// which nobody reads and every agent would keep.
+pub fn first_problems(mut problems: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let more = problems.len().saturating_sub(OF_A_DOCUMENT);
+    if more < 2 {
+        return problems;
+    }
+    problems.truncate(OF_A_DOCUMENT + 1);
+    if let Some(first_left_out) = problems.pop() {
+        let mut summary = Diagnostic::error(Code::TooLarge, format!("{more} more problems in this document"))
+            .because(format!("the first {OF_A_DOCUMENT} are told"))
+            .fix("mend these first; if the text is no document, keep it elsewhere");
+        summary.origin = first_left_out.origin;
+        problems.push(summary);
+    }
+    problems
+}
+
 /// The nearest of `known` to a word nobody knows, if it is near enough to be a slip.
 pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known

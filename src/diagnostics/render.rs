@@ -1,6 +1,7 @@
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
 use super::{Diagnostic, Severity};
+use crate::model::Span;
 
 /// Characters that still fit beside the mark on most terminals.
 const LABEL: usize = 60;
@@ -24,11 +25,15 @@ pub fn render(diagnostic: &Diagnostic, source: Option<&str>, color: bool) -> Str
     let path = diagnostic.origin.as_ref().map(ToString::to_string);
     let mut group = match (&diagnostic.origin, source) {
         (Some(origin), Some(source)) if source.get(origin.span.start..origin.span.end).is_some() => {
-            let mut annotation = AnnotationKind::Primary.span(origin.span.start..origin.span.end);
+            let (before, lines) = lines_around(source, origin.span);
+            let start = origin.span.start - before.len();
+            let end = origin.span.end - before.len();
+            let mut annotation = AnnotationKind::Primary.span(start..end);
             if let Some(label) = label {
                 annotation = annotation.label(label);
             }
-            let snippet = Snippet::source(source)
+            let snippet = Snippet::source(lines)
+                .line_start(1 + before.matches('\n').count())
                 .path(origin.document.as_str())
                 .annotation(annotation);
             let group = title.element(snippet);
@@ -62,11 +67,20 @@ pub fn render(diagnostic: &Diagnostic, source: Option<&str>, color: bool) -> Str
     renderer.render(&[group]).to_string()
 }
 
+/// What stands before the lines that a span touches, and these lines. The renderer reads all it is given, for every diagnostic.
+fn lines_around(source: &str, span: Span) -> (&str, &str) {
+    let start = source[..span.start].rfind('\n').map_or(0, |at| at + 1);
+    let end = source[span.end..]
+        .find('\n')
+        .map_or(source.len(), |at| span.end + at);
+    (&source[..start], &source[start..end])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::diagnostics::Code;
-    use crate::model::{DocumentId, Origin, Span};
+    use crate::model::{DocumentId, Origin};
 
     #[test]
     fn shows_line_reason_and_fix() {

@@ -200,6 +200,24 @@ fn validate_bad() {
 
 /// A team's part of a tree: its gateway is declared elsewhere. That is a warning, and fails only under -strict.
 #[test]
+fn of_a_problem_on_every_line_the_first_hundred_are_told() {
+    let directory = scratch_directory("cli");
+    write(
+        directory.path(),
+        &[
+            ("terraform.hcl", &"resource \"a\" \"b\" {}\n".repeat(1000)),
+            ("shop.hcl", SHOP),
+        ],
+    );
+    let outcome = portreeve(directory.path(), &["validate", "."]);
+    let told = outcome.out.matches("unknown block \"resource\"").count();
+    assert_eq!((outcome.code, told), (1, 100));
+    assert!(outcome.out.contains("terraform.hcl:100:1\n"), "{}", outcome.out);
+    let rest = &outcome.out[outcome.out.find("error[too-large]").unwrap()..];
+    insta::assert_snapshot!("validate_many", rest);
+}
+
+#[test]
 fn validate_a_part() {
     let directory = scratch_directory("cli");
     let part = concat!(

@@ -168,7 +168,6 @@ pub(super) fn of_broken_text(text: &str) -> Vec<Word> {
                         };
                         words.push(Word::new(name, Span::default(), used));
                     }
-                    rest = line[..].char_indices();
                     let until = (at + length + 2).min(line.len());
                     while rest.offset() < until && rest.next().is_some() {}
                 }
