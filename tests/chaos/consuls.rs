@@ -133,9 +133,10 @@ async fn consul_silent_https() {
     if crate::summary::is_long() {
         // So long that connections are given up for want of an answer to their pings, and new ones tried: what is left of those is
         // not to be waited for either.
+        let start = course.log_length();
         course.trouble(Trouble::Silent);
         course.change(PLAIN_RULE).await;
-        course.is_told(&["source-problem"]).await;
+        course.silence_is_told_since(start, &["source-problem"]).await;
         tokio::time::sleep(Duration::from_secs(20)).await;
         course.trouble(Trouble::None);
         course.recovers().await;

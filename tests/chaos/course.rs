@@ -20,7 +20,10 @@ use crate::support::stack::{self, Options, SOON, Stack, secure};
 use crate::support::{program, wait_for};
 
 /// After its end a fault may not last for ever either: a machine with much beside may be this slow.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// That a silent connection is none takes two pings of 20 s and a try to connect, before a word is said of it.
+const UNTIL_SILENCE_IS_TOLD: Duration = Duration::from_secs(90);
 
 const REST: Duration = Duration::from_secs(30);
 
@@ -447,8 +450,17 @@ impl Course {
 
     /// The same, of what the log says after that much.
     pub async fn is_told_since(&self, start: usize, all: &[&str]) {
+        self.is_told_within(PATIENCE, start, all).await;
+    }
+
+    /// The same, of a server that is there and silent.
+    pub async fn silence_is_told_since(&self, start: usize, all: &[&str]) {
+        self.is_told_within(UNTIL_SILENCE_IS_TOLD, start, all).await;
+    }
+
+    async fn is_told_within(&self, limit: Duration, start: usize, all: &[&str]) {
         let process = &self.stack.agent.process;
-        wait_for(&format!("{all:?} in the agent's log"), PATIENCE, async || {
+        wait_for(&format!("{all:?} in the agent's log"), limit, async || {
             let log = process.log();
             let since = log.get(start..).unwrap_or_default();
             let found = since

@@ -23,11 +23,7 @@ async fn endpoints_rolled() {
         let next = Backend::start(&format!("rolled-{round}")).await;
         let since = Instant::now();
         course.stack.register("orders", &next).await;
-        course.stack.deregister("orders", &before).await;
-        let converge = take_turns(&course, since, &[&next], &[&before]).await;
-        course.converged(converge);
-        before.stop().await;
-        before = next;
+        gives_way(&mut course, since, &mut before, next).await;
     }
     course.recovers().await;
     course.end().await;
@@ -66,9 +62,17 @@ async fn deployments_replaced() {
     drop(old);
 }
 
+/// The next one is there, since then: the one before goes, and ends when it has drained.
+pub async fn gives_way(course: &mut Course, since: Instant, before: &mut Backend, next: Backend) {
+    course.stack.deregister("orders", before).await;
+    let converge = take_turns(course, since, &[&next], &[before]).await;
+    course.converged(converge);
+    std::mem::replace(before, next).stop().await;
+}
+
 /// Waits until each of the new instances has answered a request and the old ones get none any more, and for what these still have.
 /// Returns how long the first two took.
-pub async fn take_turns(course: &Course, since: Instant, new: &[&Backend], old: &[&Backend]) -> Duration {
+async fn take_turns(course: &Course, since: Instant, new: &[&Backend], old: &[&Backend]) -> Duration {
     for backend in new {
         wait_for(&format!("an answer of {}", backend.name), PATIENCE, async || {
             anyhow::ensure!(course.answers_of(&backend.name) > 0, "none yet");

@@ -85,7 +85,7 @@ async fn partitioned(mut course: Course, link: &FarNetwork) {
         let start = course.log_length();
         link.cut();
         course.change_there(PLAIN_RULE, link);
-        course.is_told_since(start, &["did not answer"]).await;
+        course.silence_is_told_since(start, &["did not answer"]).await;
         link.mend();
         course.is_served().await;
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::course::{Course, PATIENCE, PLAIN_RULE};
-use crate::endpoints::take_turns;
+use crate::endpoints::gives_way;
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::failure::Failure;
@@ -36,12 +36,7 @@ async fn several_at_once() {
         course.change(PLAIN_RULE).await;
         course.recovers().await;
         // Known to be seen: only now may the old one go.
-        let since = Instant::now();
-        course.stack.deregister("orders", &before).await;
-        let converge = take_turns(&course, since, &[&next], &[&before]).await;
-        course.converged(converge);
-        before.stop().await;
-        before = next;
+        gives_way(&mut course, Instant::now(), &mut before, next).await;
     }
     course.end().await;
     before.stop().await;
@@ -98,12 +93,7 @@ async fn everything_at_once() {
         course.serves_the_former_certificate().await;
         course.stack.vault.as_mut().expect("a Vault").unseal().await;
         course.certificate_arrives().await;
-        let since = Instant::now();
-        course.stack.deregister("orders", &before).await;
-        let converge = take_turns(&course, since, &[&next], &[&before]).await;
-        course.converged(converge);
-        before.stop().await;
-        before = next;
+        gives_way(&mut course, Instant::now(), &mut before, next).await;
     }
     course.end().await;
     before.stop().await;
