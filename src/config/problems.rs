@@ -2,7 +2,7 @@
 
 use super::objects::{ObjectKey, ObjectKind, Protocol, RouteRef};
 use super::store::Config;
-use crate::diagnostics::{Code, Diagnostic, suggestion};
+use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
 use crate::model::Origin;
 
 impl Config {
@@ -66,7 +66,7 @@ impl Config {
 
     /// Gateways and listeners that a route names and nobody declares, or that speak something else.
     fn attachment_problems(&self, route: RouteRef<'_>) -> Vec<Diagnostic> {
-        let mut said = Vec::new();
+        let mut said = Problems::default();
         let mut listeners: Vec<(&str, Protocol)> = Vec::new();
         for (name, origin) in route.gateways() {
             match self.gateway(name) {
@@ -107,7 +107,7 @@ impl Config {
         }
         if listeners.is_empty() {
             // Its listeners cannot be known either.
-            return said;
+            return said.told();
         }
         let fitting = || {
             listeners
@@ -150,8 +150,8 @@ impl Config {
                         .fix(fix)
                 }
                 None => {
-                    let near = suggestion(name, fitting().map(|(listener, _)| *listener));
-                    let known: Vec<&str> = listeners.iter().map(|(listener, _)| *listener).collect();
+                    let near = suggestion(name, fitting().take(256).map(|(listener, _)| *listener));
+                    let known: Vec<&str> = listeners.iter().take(8).map(|(listener, _)| *listener).collect();
                     not_attached(
                         origin,
                         format!("none of the route's gateways has a listener {name:?}"),
@@ -164,6 +164,6 @@ impl Config {
                 }
             });
         }
-        said
+        said.told()
     }
 }

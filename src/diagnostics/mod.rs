@@ -4,6 +4,7 @@
 //! text of a document came from; whoever renders brings it.
 
 mod code;
+mod problems;
 mod render;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use code::Code;
+pub use problems::{Problems, first_problems};
 pub use render::render;
 
 use crate::model::{Origin, Problem, ProblemKind};
@@ -133,27 +135,6 @@ impl std::fmt::Display for Diagnostic {
         }
         Ok(())
     }
-}
-
-/// What is said of one document at most.
-const OF_A_DOCUMENT: usize = 100;
-
-/// The first problems of a document, and how many more there are: a text that is no document of ours can have one on each line,
-/// which nobody reads and every agent would keep.
-pub fn first_problems(mut problems: Vec<Diagnostic>) -> Vec<Diagnostic> {
-    let more = problems.len().saturating_sub(OF_A_DOCUMENT);
-    if more < 2 {
-        return problems;
-    }
-    problems.truncate(OF_A_DOCUMENT + 1);
-    if let Some(first_left_out) = problems.pop() {
-        let mut summary = Diagnostic::error(Code::TooLarge, format!("{more} more problems in this document"))
-            .because(format!("the first {OF_A_DOCUMENT} are told"))
-            .fix("mend these first; if the text is no document, keep it elsewhere");
-        summary.origin = first_left_out.origin;
-        problems.push(summary);
-    }
-    problems
 }
 
 /// The nearest of `known` to a word nobody knows, if it is near enough to be a slip.

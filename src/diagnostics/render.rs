@@ -72,7 +72,7 @@ fn lines_around(source: &str, span: Span) -> (&str, &str) {
     let start = source[..span.start].rfind('\n').map_or(0, |at| at + 1);
     let end = source[span.end..]
         .find('\n')
-        .map_or(source.len(), |at| span.end + at);
+        .map_or(source.len(), |at| span.end + at + 1);
     (&source[..start], &source[start..end])
 }
 
@@ -105,5 +105,26 @@ mod tests {
           = note: in http_route "shop"
           = help: did you mean "hostnames"?
         "#);
+    }
+
+    #[test]
+    fn shows_lines_that_end_like_those_of_windows() {
+        let source = "a = 1\r\nb = 2\r\nc = 3";
+        for (text, line) in [("b", 2), ("c", 3)] {
+            let start = source.find(text).unwrap();
+            let diagnostic = Diagnostic::error(Code::UnknownKey, "unknown").at(Origin {
+                document: DocumentId::File("shop.hcl".into()),
+                span: Span {
+                    start,
+                    end: start + 1,
+                },
+                line,
+                column: 1,
+            });
+            let shown = render(&diagnostic, Some(source), false);
+            let marked = format!("{line} | {text} = {line}\n");
+            assert!(shown.contains(&marked), "{shown:?}");
+            assert!(shown.contains(&format!("shop.hcl:{line}:1\n")), "{shown:?}");
+        }
     }
 }

@@ -1,23 +1,17 @@
 use super::schema::{BlockSchema, Occurs};
 use super::tree::{Body, Source};
 use super::value_types::mismatch;
-use crate::diagnostics::{Code, Diagnostic, suggestion};
+use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
 use crate::model::Span;
 
-/// Holds a tree against its schema: every problem, not only the first. What passes can be read without further checks.
+/// Holds a tree against its schema: every problem, not only the first (more than a hundred are counted). What passes can be read without further checks.
 pub fn check(source: &Source, body: &Body, schema: &BlockSchema) -> Vec<Diagnostic> {
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     check_body(source, body, schema, Span::default(), &mut problems);
-    problems
+    problems.told()
 }
 
-fn check_body(
-    source: &Source,
-    body: &Body,
-    schema: &BlockSchema,
-    header: Span,
-    problems: &mut Vec<Diagnostic>,
-) {
+fn check_body(source: &Source, body: &Body, schema: &BlockSchema, header: Span, problems: &mut Problems) {
     let place = schema.place();
     check_attributes(source, body, schema, place, problems);
     check_blocks(source, body, schema, place, problems);
@@ -86,7 +80,7 @@ fn check_attributes(
     body: &Body,
     schema: &BlockSchema,
     place: &str,
-    problems: &mut Vec<Diagnostic>,
+    problems: &mut Problems,
 ) {
     for (index, attribute) in body.attributes.iter().enumerate() {
         let Some(known) = schema.attribute_schema(&attribute.name) else {
@@ -129,13 +123,7 @@ fn check_attributes(
     }
 }
 
-fn check_blocks(
-    source: &Source,
-    body: &Body,
-    schema: &BlockSchema,
-    place: &str,
-    problems: &mut Vec<Diagnostic>,
-) {
+fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str, problems: &mut Problems) {
     for (index, block) in body.blocks.iter().enumerate() {
         let Some((known, occurs)) = schema.block_schema(&block.kind) else {
             let attribute = schema.attribute_schema(&block.kind).map(|attribute| {

@@ -1,7 +1,7 @@
 use super::parse::not_a_literal;
 use super::schema::BlockSchema;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
-use crate::diagnostics::{Code, Diagnostic};
+use crate::diagnostics::{Code, Diagnostic, Problems};
 use crate::model::Span;
 
 /// Levels of `{` and `[`; the HCL parser has the same bound.
@@ -33,7 +33,7 @@ pub(super) fn parse_json(source: &Source, schema: &BlockSchema) -> Result<Body, 
         source,
         text,
         at: 0,
-        problems: Vec::new(),
+        problems: Problems::default(),
     };
     let value = reader.value(0);
     let mut problems = reader.problems;
@@ -44,7 +44,7 @@ pub(super) fn parse_json(source: &Source, schema: &BlockSchema) -> Result<Body, 
     if problems.is_empty() {
         Ok(body)
     } else {
-        Err(problems)
+        Err(problems.told())
     }
 }
 
@@ -53,7 +53,7 @@ struct Reader<'a> {
     source: &'a Source,
     text: &'a str,
     at: usize,
-    problems: Vec<Diagnostic>,
+    problems: Problems,
 }
 
 impl Reader<'_> {
@@ -191,13 +191,7 @@ impl Reader<'_> {
     }
 }
 
-fn to_body(
-    source: &Source,
-    value: Value,
-    schema: &BlockSchema,
-    body: &mut Body,
-    problems: &mut Vec<Diagnostic>,
-) {
+fn to_body(source: &Source, value: Value, schema: &BlockSchema, body: &mut Body, problems: &mut Problems) {
     let ValueKind::Object(entries) = value.kind else {
         problems.push(
             Diagnostic::error(
@@ -259,7 +253,7 @@ fn to_blocks(
     key_span: Span,
     labels: Vec<(String, Span)>,
     body: &mut Body,
-    problems: &mut Vec<Diagnostic>,
+    problems: &mut Problems,
 ) {
     match value.kind {
         ValueKind::List(items) => {

@@ -8,7 +8,7 @@ use super::operators::{self, Unread};
 use super::schema::BlockSchema;
 use super::syntax_hint::hint;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
-use crate::diagnostics::{Code, Diagnostic};
+use crate::diagnostics::{Code, Diagnostic, Problems};
 use crate::model::Span;
 
 /// Bounds on what is read, whoever wrote it.
@@ -56,12 +56,12 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
         return super::json::parse_json(source, schema);
     }
     let body = parse_text(text).map_err(|error| vec![syntax_error(source, &error)])?;
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     let body = convert_body(source, &body, &mut problems);
     if problems.is_empty() {
         Ok(body)
     } else {
-        Err(problems)
+        Err(problems.told())
     }
 }
 
@@ -142,7 +142,7 @@ fn syntax_error(source: &Source, error: &NotHcl) -> Diagnostic {
         .fix(hint.fix)
 }
 
-fn convert_body(source: &Source, body: &EditBody, problems: &mut Vec<Diagnostic>) -> Body {
+fn convert_body(source: &Source, body: &EditBody, problems: &mut Problems) -> Body {
     let mut converted = Body::default();
     for structure in body {
         match structure {
@@ -182,7 +182,7 @@ fn convert_body(source: &Source, body: &EditBody, problems: &mut Vec<Diagnostic>
     converted
 }
 
-fn convert_value(source: &Source, expression: &Expression, problems: &mut Vec<Diagnostic>) -> Option<Value> {
+fn convert_value(source: &Source, expression: &Expression, problems: &mut Problems) -> Option<Value> {
     let span = span_of(expression.span());
     let kind = match expression {
         Expression::Null(_) => ValueKind::Null,

@@ -150,6 +150,8 @@ fn block_on_one_line(text: &str, offset: usize, marks: &Brackets) -> Option<Hint
 struct Open {
     byte: u8,
     at: usize,
+    /// Of its line.
+    indent: usize,
 }
 
 /// Brackets outside of strings, comments and heredocs.
@@ -167,22 +169,26 @@ impl Brackets {
             suspect: None,
         };
         let mut stack: Vec<usize> = Vec::new();
+        // The line that the bracket stands in. All are on one line perhaps: none may look for its beginning by itself.
+        let mut line = 0..0;
+        let mut indent = 0;
         for (at, byte) in structure(text) {
+            if at >= line.end {
+                line.start = line_start(text, at);
+                line.end = text[at..].find('\n').map_or(text.len(), |end| at + end + 1);
+                indent = indentation(text, at);
+            }
             match byte {
                 b'{' | b'[' | b'(' => {
                     stack.push(found.pairs.len());
-                    found.pairs.push((Open { byte, at }, None));
+                    found.pairs.push((Open { byte, at, indent }, None));
                 }
                 _ => {
                     let Some(index) = stack.pop() else { continue };
                     let (open, close) = &mut found.pairs[index];
                     *close = Some(at);
-                    let own_line = text[line_start(text, at)..at].trim().is_empty();
-                    if own_line
-                        && open.byte == b'{'
-                        && indentation(text, at) < indentation(text, open.at)
-                        && found.suspect.is_none()
-                    {
+                    let own_line = at == line.start + indent;
+                    if own_line && open.byte == b'{' && indent < open.indent && found.suspect.is_none() {
                         found.suspect = Some(*open);
                     }
                 }
@@ -249,17 +255,21 @@ fn string_length(bytes: &[u8]) -> usize {
 }
 
 fn heredoc_length(bytes: &[u8]) -> usize {
-    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
-    let Some(head) = lines.next() else { return 2 };
-    let marker = head[2..].strip_prefix(b"-").unwrap_or(&head[2..]).trim_ascii();
-    if marker.is_empty()
-        || !marker
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_')
-    {
+    let head = bytes[2..].strip_prefix(b"-").unwrap_or(&bytes[2..]);
+    let length = head
+        .iter()
+        .take_while(|byte| byte.is_ascii_alphanumeric() || **byte == b'_')
+        .count();
+    let (marker, head) = head.split_at(length);
+    let spaces = head
+        .iter()
+        .take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r'))
+        .count();
+    if marker.is_empty() || !matches!(head.get(spaces), None | Some(b'\n')) {
         return 2;
     }
-    let mut length = head.len();
+    let lines = head[spaces..].split_inclusive(|byte| *byte == b'\n');
+    let mut length = bytes.len() - head.len() + spaces;
     for line in lines {
         length += line.len();
         if line.trim_ascii() == marker {

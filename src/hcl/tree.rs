@@ -7,6 +7,8 @@ use crate::model::{DocumentId, Origin, Span};
 pub struct Source {
     pub document: DocumentId,
     line_starts: Arc<[usize]>,
+    /// How many characters stand before each [`STEP`] bytes: a text may be one line, with a problem everywhere.
+    characters: Arc<[usize]>,
     text: Arc<str>,
     /// Of several texts read as one: where the spans of each begin.
     parts: Vec<(usize, Source)>,
@@ -22,9 +24,16 @@ impl Source {
                     .map(|(index, _)| index + 1),
             )
             .collect();
+        let mut before = 0;
+        let mut characters = vec![0];
+        for step in text.as_bytes().chunks(STEP) {
+            before += characters_begun(step);
+            characters.push(before);
+        }
         Self {
             document,
             line_starts,
+            characters: characters.into(),
             text,
             parts: Vec::new(),
         }
@@ -64,10 +73,11 @@ impl Source {
         }
         let line = self.line_starts.partition_point(|start| *start <= span.start);
         let line_start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
-        let column = self
-            .text
-            .get(line_start..span.start)
-            .map_or(1, |before| before.chars().count() + 1);
+        let is_in_line = self.text.get(line_start..span.start).is_some();
+        let column = match is_in_line {
+            true => self.characters_before(span.start) - self.characters_before(line_start) + 1,
+            false => 1,
+        };
         Origin {
             document: self.document.clone(),
             span,
@@ -75,6 +85,18 @@ impl Source {
             column: column as u32,
         }
     }
+
+    fn characters_before(&self, offset: usize) -> usize {
+        let step = offset / STEP;
+        self.characters[step] + characters_begun(&self.text.as_bytes()[step * STEP..offset])
+    }
+}
+
+const STEP: usize = 1024;
+
+fn characters_begun(bytes: &[u8]) -> usize {
+    let continues = |byte: &u8| byte & 0b1100_0000 == 0b1000_0000;
+    bytes.len() - bytes.iter().filter(|byte| continues(byte)).count()
 }
 
 /// The inside of a block, or a whole document, in the order written.
