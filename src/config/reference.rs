@@ -18,8 +18,9 @@ pub fn reference_markdown() -> String {
          - A block written on one line holds one attribute at most.\n\
          - In a string a backslash is written twice (`\"\\\\d+\"`); `${{` and `%{{` begin expressions, which are refused: \
          write `$${{` and `%%{{` for the characters themselves.\n\
-         - Outside of strings, heredocs and comments there is no operator. More than 8 of them, or of expressions in one another, \
-         are refused before anything is read (`too-large`). A heredoc whose first line is its end is refused too: write `\"\"`.\n\
+         - Outside of strings, heredocs and comments there is no operator: more than 8, or more than 4096 keys in one object, are \
+         refused before anything is read (`too-large`). A heredoc whose first line is its end is refused, too: write `\"\"`.\n\
+         - Of a document's problems the first 100 are told, and the others counted.\n\
          - A document whose first character is `{{` is read as JSON: a block is a member, its labels nest \
          (`{{\"upstream\": {{\"app\": {{...}}}}}}`), a list of objects repeats it.\n\
          - A document with an error is not taken in part: its last good version stays in service.\n\n",

@@ -19,7 +19,6 @@ mod value_types;
 
 pub use check::check;
 pub use format::format;
-pub use operators::Unread;
 pub use parse::{Limits, NotHcl, parse};
 pub use read::Reader;
 pub use render::to_hcl;

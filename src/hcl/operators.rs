@@ -1,71 +1,123 @@
-//! Keeps texts from the parser that it would read for ever.
+//! Keeps texts from the parser that it would read for ever, or would overflow the stack with.
 //!
 //! Where an operand cannot be read that follows two operators in a row, the parser reads it twice: once for each way to go on. With
 //! brackets in one another that doubles on every level, and a few hundred bytes are enough. A document needs no operator, as
 //! expressions are not evaluated; so those of a text are counted before it is parsed.
 //!
-//! What is code and what is text is told as the parser tells it: strings go on over line ends, and what is interpolated in
-//! them, or in a heredoc, is code. So this is not what `syntax_hint` looks at, which guesses where a quote was forgotten.
-//!
-//! A heredoc whose first line is its end is not given to the parser at all: it looks for another end in all that follows, takes
-//! that for the right one if it finds it, and else reads what follows once more.
+//! What is code and what is text is told as the parser tells it: strings go on over line ends. So this is not what `syntax_hint`
+//! looks at, which guesses where a quote was forgotten. To follow the parser further is not possible: templates (`"${a}"`)
+//! hold code again, and their directives end strings elsewhere; the words in a `for` expression need no space behind them.
+//! As these have no meaning in a document either, a text that has one is not parsed. Nor is one with a heredoc whose first line
+//! is its end: the parser looks for another end in all that follows, takes that for the right one if it finds it, and else reads what
+//! follows once more.
 
 use std::fmt;
 
 /// More are refused unread.
 const MOST: usize = 8;
 
-/// A template in a template in a template: the parser's own bound, 64 brackets of any kind, lets these take a megabyte of stack.
-const DEEPEST: usize = 8;
+/// The parser compares each key of an object with all before it.
+const MOST_KEYS: usize = 4096;
+
+/// No more templates are looked for.
+const MOST_TEMPLATES: usize = 100;
 
 /// Why a text is not given to the parser.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unread {
-    /// The first one that is too many stands here.
-    Operators(usize),
-    Templates(usize),
-    EmptyHeredoc(usize),
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    pub why: Why,
+    /// Where each of them stands; one at least.
+    pub places: Vec<usize>,
 }
 
-impl Unread {
-    pub fn offset(self) -> usize {
-        match self {
-            Self::Operators(at) | Self::Templates(at) | Self::EmptyHeredoc(at) => at,
-        }
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The first one that is too many.
+    Operators,
+    /// The same, behind a string that goes on over the end of its line: the slashes of a path make operators, too.
+    ForgottenQuote,
+    Keys,
+    Expressions,
+    EmptyHeredoc,
 }
 
 impl fmt::Display for Unread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Operators(_) => write!(f, "more than {MOST} operators in a document"),
-            Self::Templates(_) => write!(f, "more than {DEEPEST} templates in one another"),
-            Self::EmptyHeredoc(_) => f.write_str("the first line of a heredoc is its end"),
+        match self.why {
+            Why::ForgottenQuote => f.write_str("a quoted text goes on over the end of its line"),
+            Why::Operators => write!(f, "more than {MOST} operators in a document"),
+            Why::Keys => write!(f, "more than {MOST_KEYS} keys in one object"),
+            Why::Expressions => f.write_str("expressions are not evaluated here"),
+            Why::EmptyHeredoc => f.write_str("the first line of a heredoc is its end"),
         }
     }
 }
 
 /// What forbids to read a text.
 pub(super) fn forbids(text: &str) -> Option<Unread> {
-    let mut reader = Reader::of(text);
+    let mut lexer = Lexer {
+        text,
+        at: 0,
+        over_lines: None,
+    };
     let mut last = Token::Other(b'=');
-    let mut found = 0;
-    while let Some((at, token)) = reader.next() {
-        let is_operator = match token {
-            Token::Operator(b'-') => !matches!(last, Token::Other(b'=' | b':' | b',' | b'[' | b'(')),
-            Token::Operator(_) => true,
-            Token::Operand | Token::EmptyHeredoc | Token::Other(_) => false,
+    let mut operators = 0;
+    // Of each brace that is open: how many keys its object has so far; None of a block.
+    let mut braces: Vec<Option<usize>> = Vec::new();
+    while let Some((at, token)) = lexer.next() {
+        let unread = |why| {
+            Some(Unread {
+                why,
+                places: vec![at],
+            })
         };
-        if token == Token::EmptyHeredoc {
-            return Some(Unread::EmptyHeredoc(at));
+        match token {
+            Token::Text { template: None } | Token::Other(_) | Token::Name(_) | Token::Number => {}
+            Token::Text {
+                template: Some(first),
+            } => {
+                return Some(Unread {
+                    why: Why::Expressions,
+                    places: lexer.templates(first),
+                });
+            }
+            Token::EmptyHeredoc => return unread(Why::EmptyHeredoc),
+            Token::Operator(byte) => {
+                let is_sign = byte == b'-' && matches!(last, Token::Other(b'=' | b':' | b',' | b'[' | b'('));
+                operators += usize::from(!is_sign);
+                if operators > MOST {
+                    let (why, place) = match lexer.over_lines {
+                        Some(quote) => (Why::ForgottenQuote, quote),
+                        None => (Why::Operators, at),
+                    };
+                    return Some(Unread {
+                        why,
+                        places: vec![place],
+                    });
+                }
+            }
         }
-        found += usize::from(is_operator);
-        if found > MOST {
-            return Some(Unread::Operators(at));
-        }
-        // Each is in code, and in the quotes or the heredoc around it.
-        if reader.within.len() > 1 + 2 * DEEPEST {
-            return Some(Unread::Templates(at));
+        match token {
+            Token::Other(b'{') => {
+                let is_block = matches!(last, Token::Name(_) | Token::Text { .. });
+                braces.push((!is_block).then_some(0));
+            }
+            Token::Other(b'}') => _ = braces.pop(),
+            Token::Other(b'=' | b':') => {
+                if let Some(Some(keys)) = braces.last_mut() {
+                    *keys += 1;
+                    if *keys > MOST_KEYS {
+                        return unread(Why::Keys);
+                    }
+                }
+            }
+            Token::Name("for")
+                if matches!(last, Token::Other(b'['))
+                    || matches!((last, braces.last()), (Token::Other(b'{'), Some(Some(_)))) =>
+            {
+                return unread(Why::Expressions);
+            }
+            _ => {}
         }
         last = token;
     }
@@ -73,140 +125,81 @@ pub(super) fn forbids(text: &str) -> Option<Unread> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    /// An identifier or a number.
-    Operand,
+enum Token<'a> {
+    Name(&'a str),
+    Number,
+    /// A string or a heredoc, and where the first template in it begins.
+    Text {
+        template: Option<usize>,
+    },
     /// A part of one at least; of a minus it is not known whether it is a sign.
     Operator(u8),
     EmptyHeredoc,
     Other(u8),
 }
 
-/// What the reader is in.
-enum Within<'a> {
-    /// With so many braces open. What is interpolated ends with one more that closes.
-    Code {
-        braces: usize,
-    },
-    Quotes,
-    Heredoc {
-        delimiter: &'a str,
-    },
-}
-
-struct Reader<'a> {
+struct Lexer<'a> {
     text: &'a str,
     at: usize,
-    within: Vec<Within<'a>>,
+    /// The first string that does not end on its line.
+    over_lines: Option<usize>,
 }
 
-impl<'a> Reader<'a> {
-    fn of(text: &'a str) -> Self {
-        Self {
-            text,
-            at: 0,
-            within: vec![Within::Code { braces: 0 }],
-        }
-    }
-
-    fn rest(&self) -> &'a [u8] {
-        &self.text.as_bytes()[self.at..]
-    }
-
-    /// The next token of code, with its place.
-    fn next(&mut self) -> Option<(usize, Token)> {
+impl<'a> Lexer<'a> {
+    /// The next token, with its place.
+    fn next(&mut self) -> Option<(usize, Token<'a>)> {
         while self.at < self.text.len() {
-            match self.within.last() {
-                Some(Within::Quotes) => self.quoted(),
-                Some(Within::Heredoc { delimiter }) => self.heredoc(delimiter),
-                Some(Within::Code { .. }) | None => {
-                    let at = self.at;
-                    if let Some(token) = self.code() {
-                        return Some((at, token));
-                    }
-                }
+            let at = self.at;
+            if let Some(token) = self.step() {
+                return Some((at, token));
             }
         }
         None
     }
 
-    /// One step; None where it is none of a token.
-    fn code(&mut self) -> Option<Token> {
-        let rest = self.rest();
+    /// None where it is none of a token.
+    fn step(&mut self) -> Option<Token<'a>> {
+        let rest = &self.text.as_bytes()[self.at..];
         if let Some((delimiter, body)) = self.heredoc_begun() {
-            self.within.push(Within::Heredoc { delimiter });
-            self.at = self.text.len() - body.len();
-            return ends_heredoc(body.as_bytes(), delimiter).map(|_| Token::EmptyHeredoc);
+            let begun = self.text.len() - body.len();
+            self.at = begun;
+            return Some(match ends_heredoc(body.as_bytes(), delimiter) {
+                Some(_) => Token::EmptyHeredoc,
+                None => {
+                    let (length, template) = heredoc(body.as_bytes(), delimiter);
+                    self.at += length;
+                    Token::Text {
+                        template: template.map(|template| begun + template),
+                    }
+                }
+            });
         }
         let (length, token) = match rest {
             [b'#', ..] | [b'/', b'/', ..] => (until(rest, b"\n"), None),
             [b'/', b'*', ..] => (2 + until(&rest[2..], b"*/"), None),
             [b'"', ..] => {
-                self.within.push(Within::Quotes);
-                (1, Some(Token::Other(b'"')))
+                let (length, template) = quoted(rest);
+                if self.over_lines.is_none() && rest[..length].contains(&b'\n') {
+                    self.over_lines = Some(self.at);
+                }
+                let template = template.map(|template| self.at + template);
+                (length, Some(Token::Text { template }))
             }
-            [b'{', ..] => (1, self.brace(true)),
-            [b'}', ..] => (1, self.brace(false)),
             [b'=', b'=', ..] => (2, Some(Token::Operator(b'='))),
             [
                 byte @ (b'%' | b'/' | b'*' | b'+' | b'-' | b'<' | b'>' | b'&' | b'|' | b'!' | b'?'),
                 ..,
             ] => (1, Some(Token::Operator(*byte))),
-            [b'0'..=b'9', ..] => (number(rest), Some(Token::Operand)),
-            [byte, ..] if is_of_name(*byte) => (name(rest), Some(Token::Operand)),
+            [b'0'..=b'9', ..] => (number(rest), Some(Token::Number)),
+            [byte, ..] if is_of_name(*byte) => {
+                let length = name(rest);
+                (length, self.text.get(self.at..self.at + length).map(Token::Name))
+            }
             [byte, ..] => (1, (!byte.is_ascii_whitespace()).then_some(Token::Other(*byte))),
             [] => (0, None),
         };
         self.at += length;
         token
-    }
-
-    fn brace(&mut self, opens: bool) -> Option<Token> {
-        let is_nested = self.within.len() > 1;
-        if let Some(Within::Code { braces }) = self.within.last_mut() {
-            match (opens, *braces) {
-                (true, _) => *braces += 1,
-                (false, 1..) => *braces -= 1,
-                (false, 0) if is_nested => _ = self.within.pop(),
-                (false, 0) => {}
-            }
-        }
-        Some(Token::Other(if opens { b'{' } else { b'}' }))
-    }
-
-    fn quoted(&mut self) {
-        match self.rest() {
-            [b'"', ..] => {
-                self.within.pop();
-                self.at += 1;
-            }
-            // The character behind it may be longer than a byte, but no byte of it is one that means something here.
-            [b'\\', ..] => self.at = (self.at + 2).min(self.text.len()),
-            _ => self.literal(),
-        }
-    }
-
-    fn heredoc(&mut self, delimiter: &str) {
-        if self.rest().starts_with(b"\n")
-            && let Some(length) = ends_heredoc(&self.rest()[1..], delimiter)
-        {
-            self.within.pop();
-            self.at += 1 + length;
-            return;
-        }
-        self.literal();
-    }
-
-    /// One character of text, or the beginning of what is interpolated.
-    fn literal(&mut self) {
-        self.at += match self.rest() {
-            [b'$', b'$', b'{', ..] | [b'%', b'%', b'{', ..] => 3,
-            [b'$' | b'%', b'{', ..] => {
-                self.within.push(Within::Code { braces: 0 });
-                2
-            }
-            _ => 1,
-        };
     }
 
     /// The delimiter of a heredoc, and all that follows the line that begins it.
@@ -218,6 +211,76 @@ impl<'a> Reader<'a> {
             matches!(delimiter.as_bytes(), [first, ..] if !matches!(first, b'0'..=b'9' | b'-'));
         let body = rest.strip_prefix('\n').or_else(|| rest.strip_prefix("\r\n"))?;
         is_delimiter.then_some((delimiter, body))
+    }
+
+    /// The first template and those of the texts that follow, as far as these can be told from code: they are to be shown.
+    fn templates(&mut self, first: usize) -> Vec<usize> {
+        let mut found = vec![first];
+        let mut template = Some(first);
+        while found.len() < MOST_TEMPLATES {
+            if let Some(begun) = template {
+                // A quote in it, as in "${f("a")}", does not end the text around it; so what follows it is looked at anew.
+                let line = self.text[begun..].lines().next().unwrap_or_default();
+                let Some(end) = line.find('}') else { break };
+                self.at = begun + end + 1;
+                let Some(text_end) = self.text[self.at..].find(['"', '\n']) else {
+                    break;
+                };
+                self.at += text_end + 1;
+            }
+            match self.next() {
+                None => break,
+                Some((_, Token::Text { template: Some(next) })) => {
+                    found.push(next);
+                    template = Some(next);
+                }
+                Some(_) => template = None,
+            }
+        }
+        found
+    }
+}
+
+/// How long a string is, and where the first template in it begins.
+fn quoted(bytes: &[u8]) -> (usize, Option<usize>) {
+    let mut at = 1;
+    while at < bytes.len() {
+        match &bytes[at..] {
+            [b'"', ..] => return (at + 1, None),
+            // The character behind it may be longer than a byte, but no byte of it is one that means something here.
+            [b'\\', ..] => at += 2,
+            rest => match literal(rest) {
+                Some(length) => at += length,
+                None => return (bytes.len(), Some(at)),
+            },
+        }
+    }
+    (bytes.len(), None)
+}
+
+/// The same of what stands in a heredoc, with its end.
+fn heredoc(bytes: &[u8], delimiter: &str) -> (usize, Option<usize>) {
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] == b'\n'
+            && let Some(length) = ends_heredoc(&bytes[at + 1..], delimiter)
+        {
+            return (at + 1 + length, None);
+        }
+        match literal(&bytes[at..]) {
+            Some(length) => at += length,
+            None => return (bytes.len(), Some(at)),
+        }
+    }
+    (bytes.len(), None)
+}
+
+/// The length of one character of text, more or less; None where a template begins.
+fn literal(bytes: &[u8]) -> Option<usize> {
+    match bytes {
+        [b'$', b'$', b'{', ..] | [b'%', b'%', b'{', ..] => Some(3),
+        [b'$' | b'%', b'{', ..] => None,
+        _ => Some(1),
     }
 }
 
@@ -288,8 +351,12 @@ mod tests {
             "x-1-y \"l\" {\n}\nä-ö = 1e-5\n",
         ] {
             assert!(hcl_edit::parser::parse_body(text).is_ok(), "{text}");
-            assert_eq!(forbids(&text.repeat(9)), None, "{text}");
+            assert_eq!(refused(&text.repeat(9)), None, "{text}");
         }
+    }
+
+    fn refused(text: &str) -> Option<(Why, Vec<usize>)> {
+        forbids(text).map(|unread| (unread.why, unread.places))
     }
 
     #[test]
@@ -300,38 +367,83 @@ mod tests {
             "b ? c : d",
             "!b",
             "1 % /* */ {",
-            "\"${a / b}\"",
-            "<<E\n${a / b}\nE\n",
-            "\"${\"${0/0}\"}\" / 1",
+            "<<E\nx\nE\n - 1",
+            "\"x\" - 1",
         ] {
             let text = format!("a = {text}\n");
-            assert!(forbids(&text.repeat(9)).is_some(), "{text}");
-            assert_eq!(forbids(&text), None, "{text}");
+            let why = refused(&text.repeat(9)).map(|(why, _)| why);
+            assert_eq!(why, Some(Why::Operators), "{text}");
+            assert_eq!(refused(&text), None, "{text}");
         }
         let text = format!("a = {}0\n", "0 + ".repeat(9));
-        assert_eq!(forbids(&text), Some(Unread::Operators(4 + 8 * 4 + 2)));
+        assert_eq!(refused(&text), Some((Why::Operators, vec![4 + 8 * 4 + 2])));
+    }
+
+    /// Their directives end strings elsewhere, and so hide operators from whoever does not read them.
+    #[test]
+    fn templates_are_refused_each_at_its_place() {
+        let hidden = format!("a = \"%{{if a}}\"#${{{}\n", "0-0-(".repeat(40));
+        for (text, places) in [
+            ("a = \"x ${b}\"\n", vec![7]),
+            ("a = \"${f(\"b\")}\" # \"${c}\"\nd = \"%{if e}\"\n", vec![5, 30]),
+            ("a = <<E\nä ${b}\nE\nc = \"${d}\"\n", vec![11, 23]),
+            ("a = \"${", vec![5]),
+            (&hidden, vec![5]),
+        ] {
+            assert_eq!(refused(text), Some((Why::Expressions, places)), "{text}");
+        }
+        let many = "a = \"${b}\"\n".repeat(1000);
+        assert_eq!(
+            refused(&many).map(|(_, places)| places.len()),
+            Some(MOST_TEMPLATES)
+        );
+    }
+
+    /// Its words need no space behind them: `in-0-0-` is no name there.
+    #[test]
+    fn for_is_refused_where_it_is_none_of_a_name() {
+        let hidden = format!("a = {}(", "[for x in-0-0-".repeat(40));
+        for text in [
+            hidden.as_str(),
+            "a = [ /* */ for b in c : b]",
+            "a = {\n for b in c : b => b}",
+        ] {
+            let why = refused(text).map(|(why, _)| why);
+            assert_eq!(why, Some(Why::Expressions), "{text}");
+        }
+        for text in [
+            "for = 1\n",
+            "a {\n for = 1\n}\n",
+            "a = [format]\n",
+            "a = { b = 1, for = 2 }\n",
+        ] {
+            assert!(hcl_edit::parser::parse_body(text).is_ok(), "{text}");
+            assert_eq!(refused(text), None, "{text}");
+        }
     }
 
     #[test]
-    fn templates_in_one_another_have_a_bound() {
-        for text in ["\"${", "\"%{if <<E\n%{if "] {
-            let deep = format!("a = {}", text.repeat(40));
-            assert!(matches!(forbids(&deep), Some(Unread::Templates(_))), "{text}");
-            let flat = format!("a = {}\n", "\"${b}\" ".repeat(40));
-            assert_eq!(forbids(&flat), None);
+    fn the_keys_of_one_object_have_a_bound() {
+        let keys = |count: usize| -> String { (0..count).map(|key| format!("k{key} = 1\n")).collect() };
+        assert_eq!(refused(&format!("a = {{\n{}}}\n", keys(MOST_KEYS))), None);
+        let more = keys(MOST_KEYS + 1);
+        for text in [format!("a = {{\n{more}}}\n"), format!("a = [{{\n{more}}}]\n")] {
+            assert_eq!(refused(&text).map(|(why, _)| why), Some(Why::Keys));
         }
+        let of_blocks = format!("{more}a {{\n{more}}}\nb \"c\" {{\n{more}}}\n");
+        assert_eq!(refused(&of_blocks), None);
     }
 
     #[test]
     fn a_heredoc_whose_first_line_is_its_end_is_not_read() {
-        for text in ["<<E\nE\n", "<<-E\r\n \tE", "[<<E\nE, 1]\n", "\"${<<E\nE\n}\"\n"] {
-            let refused = forbids(text);
-            assert!(matches!(refused, Some(Unread::EmptyHeredoc(_))), "{text}");
+        for text in ["<<E\nE\n", "<<-E\r\n \tE", "[<<E\nE, 1]\n"] {
+            let why = refused(text).map(|(why, _)| why);
+            assert_eq!(why, Some(Why::EmptyHeredoc), "{text}");
         }
-        for text in ["<<E\n\nE\n", "<<E\nE1\nE\n", "<<E\n${b}\nE\n", "\"<<E\nE\n\"\n"] {
+        for text in ["<<E\n\nE\n", "<<E\nE1\nE\n", "\"<<E\nE\n\"\n"] {
             let text = format!("a = {text}");
             assert!(hcl_edit::parser::parse_body(&text).is_ok(), "{text}");
-            assert_eq!(forbids(&text), None, "{text}");
+            assert_eq!(refused(&text), None, "{text}");
         }
     }
 
@@ -351,9 +463,45 @@ mod tests {
 
     fn part() -> impl Strategy<Value = &'static str> {
         prop::sample::select(vec![
-            "0", "e", "e.0", ".", " ", "\n", "/0", "-0", "*", "==", "?0:", "{", "}", "(", ")", "[", "]",
-            "f(", ",", "=", "\"", "<<F\nF\n", "\\\"", "${", "%{if ", "$${", "<<E\n", "\nE\n", "E", "#", "/*",
-            "*/", "0/0*", "0-0-",
+            "0",
+            "e",
+            "e.0",
+            ".",
+            " ",
+            "\n",
+            "/0",
+            "-0",
+            "*",
+            "==",
+            "?0:",
+            "{",
+            "}",
+            "(",
+            ")",
+            "[",
+            "]",
+            "f(",
+            ",",
+            "=",
+            "\"",
+            "<<F\nF\n",
+            "\\\"",
+            "${",
+            "%{if a}",
+            "$${",
+            "[for a in",
+            "{for a in",
+            ":",
+            "if",
+            "in",
+            "<<E\n",
+            "\nE\n",
+            "E",
+            "#",
+            "/*",
+            "*/",
+            "0/0*",
+            "0-0-",
         ])
     }
 }

@@ -4,7 +4,7 @@ use hcl_edit::Span as _;
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{BlockLabel, Body as EditBody, Structure};
 
-use super::operators::{self, Unread};
+use super::operators::{self, Unread, Why};
 use super::schema::BlockSchema;
 use super::syntax_hint::hint;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
@@ -55,7 +55,7 @@ pub fn parse(source: &Source, schema: &BlockSchema, limits: &Limits) -> Result<B
     if text.trim_start().starts_with('{') {
         return super::json::parse_json(source, schema);
     }
-    let body = parse_text(text).map_err(|error| vec![syntax_error(source, &error)])?;
+    let body = parse_text(text).map_err(|error| not_hcl(source, &error))?;
     let mut problems = Problems::default();
     let body = convert_body(source, &body, &mut problems);
     if problems.is_empty() {
@@ -76,7 +76,7 @@ impl NotHcl {
     pub fn offset(&self) -> usize {
         match self {
             Self::Syntax(error) => error.location().offset(),
-            Self::Unread(why) => why.offset(),
+            Self::Unread(unread) => unread.places.first().copied().unwrap_or_default(),
         }
     }
 }
@@ -85,7 +85,7 @@ impl fmt::Display for NotHcl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Syntax(error) => f.write_str(error.message()),
-            Self::Unread(why) => why.fmt(f),
+            Self::Unread(unread) => unread.fmt(f),
         }
     }
 }
@@ -93,36 +93,51 @@ impl fmt::Display for NotHcl {
 /// The only way to the parser.
 pub(super) fn parse_text(text: &str) -> Result<EditBody, NotHcl> {
     match operators::forbids(text) {
-        Some(why) => Err(NotHcl::Unread(why)),
+        Some(unread) => Err(NotHcl::Unread(unread)),
         None => hcl_edit::parser::parse_body(text).map_err(NotHcl::Syntax),
     }
 }
 
-fn syntax_error(source: &Source, error: &NotHcl) -> Diagnostic {
+fn not_hcl(source: &Source, error: &NotHcl) -> Vec<Diagnostic> {
+    match error {
+        NotHcl::Syntax(error) => vec![syntax_error(source, error)],
+        NotHcl::Unread(unread) => unread
+            .places
+            .iter()
+            .map(|place| was_not_read(source, unread, *place))
+            .collect(),
+    }
+}
+
+fn was_not_read(source: &Source, unread: &Unread, start: usize) -> Diagnostic {
+    let length = source.text()[start..].chars().next().map_or(0, char::len_utf8);
+    let span = Span {
+        start,
+        end: start + length,
+    };
+    let diagnostic = |code| Diagnostic::error(code, unread.to_string()).at(source.origin(span));
+    match unread.why {
+        Why::Expressions => not_a_literal(source, span),
+        Why::ForgottenQuote => diagnostic(Code::SyntaxError)
+            .because("where it ends, what was meant as text becomes code")
+            .fix("put a quote at the end of this text, or write it as a heredoc"),
+        Why::Operators => diagnostic(Code::TooLarge)
+            .because("expressions are not evaluated here, and to read many of them may take for ever")
+            .fix("write values as they are, and text that has such characters in quotes"),
+        Why::Keys => diagnostic(Code::TooLarge)
+            .because("it would take too long to read, as each is compared with the others"),
+        Why::EmptyHeredoc => diagnostic(Code::SyntaxError)
+            .because("the line may be text as well, if another one like it follows")
+            .fix("write `\"\"` for an empty text"),
+    }
+}
+
+fn syntax_error(source: &Source, error: &hcl_edit::parser::Error) -> Diagnostic {
     let text = source.text();
-    let mut offset = error.offset().min(text.len());
+    let mut offset = error.location().offset().min(text.len());
     while !text.is_char_boundary(offset) {
         offset -= 1;
     }
-    let error = match error {
-        NotHcl::Syntax(error) => error,
-        NotHcl::Unread(why) => {
-            let end = text[offset..].chars().next().map_or(0, char::len_utf8);
-            let span = Span {
-                start: offset,
-                end: offset + end,
-            };
-            let diagnostic = |code| Diagnostic::error(code, why.to_string()).at(source.origin(span));
-            return match why {
-                Unread::Operators(_) | Unread::Templates(_) => diagnostic(Code::TooLarge)
-                    .because("expressions are not evaluated here, and to read many of them may take for ever")
-                    .fix("write values as they are, and text that has such characters in quotes"),
-                Unread::EmptyHeredoc(_) => diagnostic(Code::SyntaxError)
-                    .because("the line may be text as well, if another one like it follows")
-                    .fix("write `\"\"` for an empty text"),
-            };
-        }
-    };
     let message = format!("not valid HCL: {}", error.message());
     // The parser bounds its own recursion: 64 levels, 128 operators in a row.
     if error.message().contains("at most") {

@@ -85,7 +85,7 @@ fn here_documents_are_text() {
         "one\n  two ( [ {\n"
     );
     let (code, _, line, _) = marked("thing \"x\" {\n  text = <<EOT\na ${b} c\nEOT\n}\n");
-    assert_eq!((code, line), (Code::InvalidValue, 2));
+    assert_eq!((code, line), (Code::InvalidValue, 3));
 }
 
 #[test]
@@ -108,7 +108,6 @@ fn deep_nesting_is_refused_in_both_forms() {
     for text in [
         format!("a = {}1{}\n", "[".repeat(5000), "]".repeat(5000)),
         format!("a = {}1\n", "!".repeat(5000)),
-        format!("a = \"{}{}\"\n", "${\"".repeat(5000), "\"}".repeat(5000)),
         format!("{}{}\n", "a {\n".repeat(5000), "}\n".repeat(5000)),
         format!("{{\"a\": {}1{}}}", "[".repeat(100), "]".repeat(100)),
         format!("{{\"a\": {}1{}}}", "[".repeat(5000), "]".repeat(5000)),
@@ -127,13 +126,63 @@ fn operators_and_brackets_in_one_another_are_refused_unread() {
         "e.0/0%[",
         "0-0-f(",
         "0/0%f(e.0/0%f(",
-        "0/0%\"${e.0/0%\"${",
         "0==0!={",
         "0&&0||{",
         "0 ?0/0: {",
     ] {
         let problems = read(&format!("a = {}\n", nested.repeat(40))).unwrap_err();
         assert_eq!(problems[0].code, Code::TooLarge, "{nested}: {problems:?}");
+    }
+}
+
+#[test]
+fn expressions_are_refused_unread_each_at_its_place() {
+    let deep = format!("a = \"{}{}\"\n", "${\"".repeat(5000), "\"}".repeat(5000));
+    let hidden = format!("a = {}\n", "0/0%\"${e.0/0%\"${".repeat(40));
+    let two = "a = \"${b}\"\nc = \"${d(\"e\")}\" # \"${f}\"\n";
+    for (text, count) in [
+        (deep.as_str(), 1),
+        (&hidden, 1),
+        (two, 2),
+        ("a = [for b in c : b]\n", 1),
+    ] {
+        let problems = read(text).unwrap_err();
+        assert!(problems.len() >= count, "{problems:?}");
+        assert!(
+            problems.iter().all(|problem| problem.code == Code::InvalidValue),
+            "{problems:?}"
+        );
+    }
+    let lines: Vec<u32> = read(two)
+        .unwrap_err()
+        .iter()
+        .filter_map(|problem| Some(problem.origin.as_ref()?.line))
+        .collect();
+    assert_eq!(lines, [1, 2]);
+}
+
+/// Behind it all text is code, with many operators.
+#[test]
+fn a_forgotten_quote_is_told_of_and_not_what_it_makes_of_the_rest() {
+    let text = format!(
+        "thing \"x\" {{\n  text = \"a\n{}}}\n",
+        "  path = \"/api/v1/b\"\n".repeat(20)
+    );
+    let problems = read(&text).unwrap_err();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].code, Code::SyntaxError, "{problems:?}");
+    assert_eq!(problems[0].origin.as_ref().unwrap().line, 2);
+}
+
+#[test]
+fn a_place_far_along_a_line_has_its_column_in_characters() {
+    for before in [0_u32, 1, 500, 1020, 1021, 1022, 1023, 1024, 3000] {
+        let text = format!(
+            "# ä\nthing \"x\" {{\n  /* {} */ txt = 1\n}}\n",
+            "ä".repeat(before as usize)
+        );
+        let (_, mark, line, column) = marked(&text);
+        assert_eq!((mark.as_str(), line, column), ("txt", 3, before + 10));
     }
 }
 

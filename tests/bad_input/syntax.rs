@@ -121,6 +121,14 @@ pub fn syntax() -> Vec<Case> {
             &[TooLarge],
         ),
         bad(
+            "a forgotten quote before many paths",
+            format!(
+                "mirror \"m\" {{\n  text = \"a\n{}}}\n",
+                "  path = \"/api/v1/b\"\n".repeat(9)
+            ),
+            &[SyntaxError],
+        ),
+        bad(
             "a heredoc whose first line is its end",
             format!("{SHOP}mirror \"m\" {{\n  text = <<EOT\nEOT\n}}\n"),
             &[SyntaxError],
