@@ -23,7 +23,7 @@ use super::binary::Binary;
 use super::error::{Error, RestartError};
 use super::identity::Identity;
 use super::process::Process;
-use super::record::{RuntimeDirectory, write_private};
+use super::record::{RuntimeDirectory, is_private_with, write_private};
 use super::settings::Settings;
 use crate::envoy::bootstrap::Rendered;
 
@@ -98,12 +98,22 @@ impl Launch {
         for (file, content) in &self.rendered.files {
             write_private(file, format!("{content:#}").as_bytes())?;
         }
-        write_private(path, format!("{:#}", self.rendered.bootstrap).as_bytes())
+        write_private(path, self.bootstrap_text().as_bytes())
+    }
+
+    fn bootstrap_text(&self) -> String {
+        format!("{:#}", self.rendered.bootstrap)
     }
 
     /// Lets the binary itself judge the bootstrap, before a running Envoy is told to make room.
     pub async fn validate(&self) -> Result<(), RestartError> {
-        let path = self.runtime.next_bootstrap();
+        // Of one that is in place nothing is written: the disk may be full.
+        let current = self.runtime.bootstrap();
+        let is_in_place = is_private_with(&current, self.bootstrap_text().as_bytes());
+        let path = match is_in_place {
+            true => current,
+            false => self.runtime.next_bootstrap(),
+        };
         self.write_as(&path)?;
         let mut command = Command::new(&self.binary.path);
         command
@@ -118,8 +128,10 @@ impl Launch {
             Ok(result) => result.map_err(spawn)?,
             Err(_) => return Err(RestartError::Refused("validation takes too long".to_owned())),
         };
-        // The trial file has served; if it stays it is overwritten the next time.
-        let _ = std::fs::remove_file(&path);
+        if !is_in_place {
+            // The trial file has served; if it stays it is overwritten the next time.
+            let _ = std::fs::remove_file(&path);
+        }
         if output.status.success() {
             return Ok(());
         }

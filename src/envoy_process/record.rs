@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -97,9 +97,10 @@ impl RuntimeDirectory {
             }
             Err(errno) => return Err(Error::file("lock", &path)(errno.into())),
         }
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(Error::file("write", &path))?;
+        // The same: on a full disk we start without.
+        let _ = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Lock { _file: file })
     }
 
@@ -171,7 +172,12 @@ pub(super) struct Record {
 }
 
 /// Replaces a file as a whole, readable by our user only. A reader sees the old or the new content, never a part.
+///
+/// One that holds this already is left: on a full disk, Envoy starts again with what it was started with.
 pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
+    if is_private_with(path, content) {
+        return Ok(());
+    }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
@@ -188,6 +194,17 @@ pub(super) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
         fs::rename(&new, path)
     };
     write().map_err(Error::file("write", path))
+}
+
+pub(super) fn is_private_with(path: &Path, content: &[u8]) -> bool {
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return false;
+    };
+    found.is_file()
+        && found.uid() == rustix::process::geteuid().as_raw()
+        && found.mode() & 0o7777 == 0o600
+        && found.len() == content.len() as u64
+        && fs::read(path).is_ok_and(|held| held == content)
 }
 
 #[cfg(test)]
@@ -237,6 +254,30 @@ mod tests {
         assert_eq!(runtime.load(), None);
         fs::write(runtime.record(), "{").unwrap();
         assert_eq!(runtime.load(), None);
+    }
+
+    #[test]
+    fn a_file_is_written_where_it_is_another_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("a"), directory.path().join("b"));
+        let inode = || fs::symlink_metadata(&path).unwrap().ino();
+        let is_written = |content: &str| {
+            let before = inode();
+            write_private(&path, content.as_bytes()).unwrap();
+            let found = fs::symlink_metadata(&path).unwrap();
+            assert_eq!((found.mode() & 0o7777, found.is_file()), (0o600, true));
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+            inode() != before
+        };
+        write_private(&path, b"one").unwrap();
+        assert!(!is_written("one"));
+        assert!(is_written("two"));
+        assert!(!is_written("two"));
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        assert!(is_written("two"));
+        fs::rename(&path, &other).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        assert!(is_written("two"));
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use hyper::Method;
 use hyper::body::Bytes;
+use serde_json::Value;
 
 use crate::bars::Bars;
 use crate::epochs::{self, Epochs};
@@ -343,7 +345,7 @@ impl Course {
 
     /// SIGKILL for Envoy; waits for the next one.
     pub async fn kill_envoy(&mut self) {
-        let before = self.stack.envoy_pid();
+        let before = self.envoy_told().await.expect("an Envoy");
         let killed = self.begun.elapsed();
         stack::kill_and_wait(before).await;
         let gone = self.begun.elapsed();
@@ -353,7 +355,7 @@ impl Course {
                 .send(&request)
                 .await
                 .map_err(|failure| anyhow::anyhow!("{failure}"))?;
-            anyhow::ensure!(reply.status == 200 && self.stack.envoy_pid() != before);
+            anyhow::ensure!(reply.status == 200 && self.envoy_told().await? != before);
             Ok(())
         })
         .await;
@@ -370,7 +372,7 @@ impl Course {
 
     /// The supervised Envoy makes way for another.
     pub async fn restart_envoy(&self) {
-        let before = self.stack.envoy_pid();
+        let before = self.envoy_told().await.expect("an Envoy");
         // Refused (409) while the one before last still drains. Each try looks through all processes: not fifty a second.
         wait_for("a planned restart", SOON * 3, async || {
             let agent = &self.stack.agent;
@@ -381,7 +383,17 @@ impl Course {
             answer.ok()
         })
         .await;
-        assert_ne!(self.stack.envoy_pid(), before);
+        assert_ne!(self.envoy_told().await.expect("an Envoy"), before);
+    }
+
+    /// The pid of the supervised Envoy, as the agent tells it: its record may be older, where the disk is full.
+    pub async fn envoy_told(&self) -> anyhow::Result<i32> {
+        let answer = self.stack.agent.api(Method::GET, "/v1/status", "").await?;
+        let status: Value = serde_json::from_str(&answer.text())?;
+        let pid = status.pointer("/agent/envoys/0/pid").and_then(Value::as_i64);
+        Ok(i32::try_from(
+            pid.with_context(|| format!("no pid in {}", status["agent"]))?,
+        )?)
     }
 
     /// Requests of its sources, as the agent counts them: the line does not see those that go past it.

@@ -1,6 +1,6 @@
 //! The agent's disk is full, and then read-only: a small tmpfs, in a mount namespace of the agent's own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::course::{Course, PATIENCE, PLAIN_RULE};
@@ -16,16 +16,7 @@ async fn disk_full() {
     let Some(mut course) = on_small_disk("disk_full", false).await else {
         return;
     };
-    let filler = course.stack.data.join("filler");
-    // Until nothing fits any more. What is open stays on the disk, so it is closed again.
-    let mut file = std::fs::File::create(&filler).unwrap();
-    let mut block = vec![0; 64 * 1024];
-    while !block.is_empty() {
-        if std::io::Write::write_all(&mut file, &block).is_err() {
-            block.truncate(block.len() / 2);
-        }
-    }
-    drop(file);
+    let filler = fill(&course);
     for round in 0..course.rounds(5) {
         // Changes flow although they cannot be kept. Long texts: the state's file has some room of its own. Of a few
         // documents: all of them have to fit when there is room again.
@@ -55,6 +46,42 @@ async fn disk_full() {
     course.end().await;
 }
 
+/// Nothing fits on the agent's disk any more, and everything that runs there begins anew: Envoy is killed, makes way for another, and the
+/// agent is killed. What a start needs is there, so nothing has to be written for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_full_restarts() {
+    let Some(mut course) = on_small_disk("disk_full_restarts", false).await else {
+        return;
+    };
+    for _ in 0..course.rounds(1) {
+        let start = course.log_length();
+        fill(&course);
+        course.change(PLAIN_RULE).await;
+        course.recovers().await;
+        course.kill_envoy().await;
+        course.restart_envoy().await;
+        let envoy = course.envoy_told().await.expect("an Envoy");
+        course.stack.agent.kill();
+        stay_in_namespace_of(envoy, &mut course);
+        course.change(PLAIN_RULE).await;
+        course.agent_returns().await;
+        course.recovers().await;
+        let told = course.envoy_told().await.expect("an Envoy");
+        assert_eq!(told, envoy, "adopted, not doubled");
+        course
+            .is_told_since(start, &["cannot save the agent's state"])
+            .await;
+        std::fs::remove_file(course.stack.data.join("filler")).unwrap();
+        let start = course.log_length();
+        course.change(PLAIN_RULE).await;
+        course
+            .is_told_since(start, &["the agent's state is saved again"])
+            .await;
+        course.recovers().await;
+    }
+    course.end().await;
+}
+
 /// A disk can be made read-only only while nobody has a file open for writing, as Envoy its log: that one is elsewhere. The agent dies, finds the disk so, says so
 /// and ends; Envoy serves on, until the disk is mended and the agent is back.
 #[tokio::test(flavor = "multi_thread")]
@@ -64,16 +91,8 @@ async fn disk_read_only() {
     };
     let envoy = course.stack.envoy_pid();
     course.stack.agent.kill();
-    let namespace = envoy.to_string();
-    // What is seen of the namespace from here was seen by the agent's pid.
     let data = course.stack.data_directory().to_owned();
-    let seen = format!("/proc/{namespace}/root{}", data.display());
-    course.stack.data = seen.into();
-    let launch = course.stack.agent.process.launch_mut();
-    launch.program = "nsenter".into();
-    // In place of: --mount bash -c SCRIPT.
-    let enter = ["--target", &namespace, "--mount"].map(std::ffi::OsString::from);
-    launch.args.splice(0..4, enter);
+    let namespace = stay_in_namespace_of(envoy, &mut course);
     remount(&namespace, &data, "ro");
     course.change(PLAIN_RULE).await;
     course.stack.agent.process.start_again();
@@ -87,6 +106,39 @@ async fn disk_read_only() {
     course.recovers().await;
     assert_eq!(course.stack.envoy_pid(), envoy, "adopted, not doubled");
     course.end().await;
+}
+
+/// Until nothing fits any more. What is open stays on the disk, so it is closed again.
+fn fill(course: &Course) -> PathBuf {
+    let filler = course.stack.data.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let mut block = vec![0; 64 * 1024];
+    while !block.is_empty() {
+        if std::io::Write::write_all(&mut file, &block).is_err() {
+            block.truncate(block.len() / 2);
+        }
+    }
+    filler
+}
+
+/// The next agent enters it in place of making its own.
+fn stay_in_namespace_of(envoy: i32, course: &mut Course) -> String {
+    let namespace = envoy.to_string();
+    // What is seen of the namespace from here was seen by the agent's pid.
+    let data = course.stack.data_directory().to_owned();
+    let seen = format!("/proc/{namespace}/root{}", data.display());
+    course.stack.data = seen.into();
+    let launch = course.stack.agent.process.launch_mut();
+    // In place of: --mount bash -c SCRIPT; or of what this put there before.
+    let former = if launch.program.as_os_str() == "nsenter" {
+        3
+    } else {
+        4
+    };
+    launch.program = "nsenter".into();
+    let enter = ["--target", &namespace, "--mount"].map(std::ffi::OsString::from);
+    launch.args.splice(0..former, enter);
+    namespace
 }
 
 /// None: this machine does not let us mount. Where CI runs that is a failure.

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::summary::directory;
 
 /// Every fault that the suite plays.
-pub const FAULTS: [&str; 41] = [
+pub const FAULTS: [&str; 42] = [
     "agent_killed",
     "agent_restarted",
     "agent_upgraded",
@@ -33,6 +33,7 @@ pub const FAULTS: [&str; 41] = [
     "consul_slow",
     "consul_slow_https",
     "disk_full",
+    "disk_full_restarts",
     "disk_read_only",
     "a_refusal_among_good_changes",
     "a_thousand_documents_in_one_second",
