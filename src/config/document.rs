@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::breadth;
 use super::objects::{Object, Policy, Scope};
 use super::permissions::Permissions;
 use super::schema::document_schema;
@@ -91,6 +92,15 @@ fn read_document(
             origin: reader.origin(),
             policies,
         })));
+    }
+    let claims = breadth::count_claims(&mut objects);
+    if let Some(problem) = breadth::too_many_claims(claims) {
+        let widest = reader
+            .children("http_route")
+            .next()
+            .or_else(|| reader.children("tcp_route").next());
+        let at = widest.map_or_else(|| reader.origin(), |(_, reader)| reader.origin());
+        decoder.problems.push(problem.at(at));
     }
     if decoder.problems.is_empty() {
         Ok(ParsedDocument {

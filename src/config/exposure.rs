@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::breadth;
 use super::document::ParsedDocument;
 use super::objects::{
     Backend, BackendTarget, HttpRoute, Object, Rule, RuleAction, Scope, Upstream, UpstreamSource,
@@ -108,7 +109,15 @@ impl Exposure {
             problems: Vec::new(),
         };
         let kinds = reader.kinds(&document.text);
-        let objects = reader.objects(&kinds);
+        let mut objects = reader.objects(&kinds);
+        let claims = breadth::count_claims(&mut objects);
+        if let (Some(problem), Some(kind)) = (breadth::too_many_claims(claims), kinds.first()) {
+            let problem = match &kind.first {
+                Some(first) => problem.at(first.clone()),
+                None => problem,
+            };
+            reader.problems.push(problem);
+        }
         if reader.problems.is_empty() {
             Ok(ParsedDocument {
                 document: document.clone(),
@@ -350,6 +359,7 @@ impl Text<'_> {
                 gateways: chosen(&kind.gateways, &self.exposure.gateways),
                 listeners: chosen(&kind.listeners, &self.exposure.listeners),
                 hostnames,
+                claims_of_document: 0,
                 rules: vec![Rule {
                     name: "all".into(),
                     origin: at.clone(),

@@ -112,12 +112,16 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         }
         listeners.push(listener);
     }
-    Gateway {
+    let gateway = Gateway {
         name: block.label(0).into(),
         origin: reader.origin(),
         listeners,
         scope: decoder.scope(reader),
-    }
+    };
+    decoder
+        .problems
+        .extend(super::breadth::too_many_listeners(&gateway));
+    gateway
 }
 
 fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Listener {

@@ -2,6 +2,7 @@
 //!
 //! Pure: the same documents give the same [`Config`] in every process and in every order of arrival.
 
+mod breadth;
 mod certificate;
 mod client_ca;
 mod connect;
@@ -20,6 +21,7 @@ mod store;
 mod tcp_route;
 mod upstream;
 
+pub use breadth::fits;
 pub use client_ca::{client_ca_name, listener_of_client_ca};
 pub use document::{ParsedDocument, parse_document};
 pub use exposure::{CATALOG, Exposure};

@@ -249,6 +249,8 @@ pub struct HttpRoute {
     pub hostnames: Vec<Arc<str>>,
     pub rules: Vec<Rule>,
     pub scope: Scope,
+    /// Its own and those of its neighbours, rounded up to a power of two.
+    pub claims_of_document: usize,
 }
 
 impl HttpRoute {

@@ -1,5 +1,6 @@
 //! What is wrong with the configuration as a whole, whichever gateway an agent serves.
 
+use super::breadth;
 use super::objects::{ObjectKey, ObjectKind, Protocol, RouteRef};
 use super::store::Config;
 use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
@@ -71,6 +72,15 @@ impl Config {
         for (name, origin) in route.gateways() {
             match self.gateway(name) {
                 Some(gateway) => {
+                    if let RouteRef::Http(http) = route
+                        && let Some(problem) = breadth::does_not_fit(gateway, http)
+                    {
+                        said.push(
+                            problem
+                                .at(origin.clone())
+                                .about(route.kind().as_str(), route.name()),
+                        );
+                    }
                     let declared = gateway.listeners.iter();
                     listeners.extend(declared.map(|listener| (&*listener.name, listener.protocol)));
                 }

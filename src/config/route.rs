@@ -201,6 +201,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         hostnames,
         rules,
         scope: decoder.scope(reader),
+        claims_of_document: 0,
     }
 }
 

@@ -5,7 +5,7 @@ use super::policies::{documents_of, effective};
 use super::redirect::Place;
 use super::rule::Builder;
 use super::{Destination, Resolved};
-use crate::config::{BackendTarget, Gateway, Listener, Protocol};
+use crate::config::{BackendTarget, Gateway, Listener, Protocol, fits};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::ir::{Route, VirtualHost};
 use crate::model::DocumentId;
@@ -58,6 +58,9 @@ pub fn resolve_virtual_host(
     let mut attached = false;
     for (_, route) in config.routes_of_host(&gateway.name, host) {
         if !route.listeners.is_empty() && !route.listeners.iter().any(|(name, _)| *name == listener.name) {
+            continue;
+        }
+        if !fits(gateway, route) {
             continue;
         }
         attached = true;
@@ -205,6 +208,9 @@ fn holders(routes: &[Placed]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, ConfigChange, Permissions};
+    use crate::hcl::Limits;
+    use crate::model::Document;
 
     fn route(path: &str) -> Route {
         Route::to_nowhere(path, PathMatch::Prefix(path.into()))
@@ -228,5 +234,48 @@ mod tests {
             Placed::new(route("/api")),
         ];
         assert_eq!(holders(&mixed), [0, 1, 0]);
+    }
+
+    /// And it says so.
+    #[test]
+    fn a_route_too_wide_for_the_gateway_is_on_none_of_its_listeners() {
+        let listeners: String = (1..=9)
+            .map(|port| format!("listener \"l{port}\" {{\n port = {port}\n}}\n"))
+            .collect();
+        let hosts: Vec<String> = (0..600).map(|number| format!("\"h{number}\"")).collect();
+        let matches = "match { path = \"/\" }\n".repeat(99);
+        let action = "direct_response { status = 204 }\n";
+        let wide = format!(
+            "http_route \"wide\" {{\n gateways = [\"edge\"]\n hostnames = [{}]\n rule \"a\" {{\n{matches}{action}}}\n}}\n",
+            hosts.join(", ")
+        );
+        let narrow = format!(
+            "http_route \"narrow\" {{\n gateways = [\"edge\"]\n hostnames = [\"h0\"]\n rule \"b\" {{\n{action}}}\n}}\n"
+        );
+        let mut config = Config::new(Permissions::default(), Limits::default());
+        for (order, text) in [format!("gateway \"edge\" {{\n{listeners}}}\n"), wide, narrow]
+            .into_iter()
+            .enumerate()
+        {
+            let document = Document {
+                id: DocumentId::File(format!("{order}.hcl").into()),
+                text: text.into(),
+                order: order as u64,
+                version: 0,
+            };
+            config.upsert(document, None, &mut ConfigChange::default());
+        }
+        let said: Vec<_> = config
+            .diagnostics()
+            .into_iter()
+            .map(|said| (said.code, said.object.map(|object| object.name)))
+            .collect();
+        assert_eq!(said, [(Code::TooLarge, Some("wide".into()))]);
+        let snapshot = Snapshot::new(config, Default::default());
+        let gateway = snapshot.config.gateway("edge").unwrap().clone();
+        for (host, rules) in [("h0", Some(1)), ("h1", None)] {
+            let host = resolve_virtual_host(&snapshot, &gateway, &gateway.listeners[0], &host.into());
+            assert_eq!(host.map(|resolved| resolved.value.host.routes.len()), rules);
+        }
     }
 }

@@ -134,6 +134,28 @@ pub fn syntax() -> Vec<Case> {
             &[SyntaxError],
         ),
         bad(
+            "hostnames and matches that multiply to more than fits",
+            format!(
+                "http_route \"shop\" {{\n  gateways  = [\"edge\"]\n  hostnames = [{}]\n\n  rule \"all\" {{\n{}    backend \"consul\" \"orders\" {{}}\n  }}\n}}\n",
+                (0..1000)
+                    .map(|host| format!("\"h{host}.example.com\""))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                "    match { path_prefix = \"/\" }\n".repeat(101)
+            ),
+            &[TooLarge],
+        ),
+        bad(
+            "a gateway with hundreds of listeners for http",
+            format!(
+                "gateway \"other\" {{\n{}}}\n",
+                (1..300)
+                    .map(|port| format!("  listener \"l{port}\" {{\n    port = {port}\n  }}\n"))
+                    .collect::<String>()
+            ),
+            &[TooLarge],
+        ),
+        bad(
             "a document over 512 KiB",
             format!("{SHOP}#{}\n", "x".repeat(512 * 1024)),
             &[TooLarge],

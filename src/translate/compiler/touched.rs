@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::books::Fed;
 use super::{Compiler, NO_HOST, UnitKey, Work, least};
 use crate::config::{
-    BackendTarget, ConnectSource, Object, ObjectKey, ObjectKind, Protocol, RouteRef, UpstreamSource,
+    BackendTarget, ConnectSource, Listener, Object, ObjectKey, ObjectKind, Protocol, RouteRef, UpstreamSource,
 };
 use crate::envoy::ResourceKind;
 use crate::model::ServiceQuery;
@@ -93,7 +93,8 @@ impl Compiler {
         };
         match route {
             RouteRef::Http(route) => {
-                for listener in &gateway.listeners {
+                let speaks_http = |listener: &&Listener| listener.protocol != Protocol::Tcp;
+                for listener in gateway.listeners.iter().filter(speaks_http) {
                     for host in &route.hostnames {
                         work.hosts.insert((listener.name.clone(), host.clone()));
                     }
