@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use super::schema::{BlockSchema, Occurs};
 use super::tree::{Body, Source};
 use super::value_types::mismatch;
@@ -82,7 +84,8 @@ fn check_attributes(
     place: &str,
     problems: &mut Problems,
 ) {
-    for (index, attribute) in body.attributes.iter().enumerate() {
+    let mut seen = HashSet::new();
+    for attribute in &body.attributes {
         let Some(known) = schema.attribute_schema(&attribute.name) else {
             let block = schema.block_schema(&attribute.name).map(|_| {
                 format!(
@@ -101,10 +104,7 @@ fn check_attributes(
             ));
             continue;
         };
-        if body.attributes[..index]
-            .iter()
-            .any(|other| other.name == attribute.name)
-        {
+        if !seen.insert(attribute.name.as_str()) {
             problems.push(
                 Diagnostic::error(Code::Conflict, format!("{:?} is set twice", attribute.name))
                     .at(source.origin(attribute.name_span))
@@ -124,7 +124,8 @@ fn check_attributes(
 }
 
 fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str, problems: &mut Problems) {
-    for (index, block) in body.blocks.iter().enumerate() {
+    let mut seen = HashSet::new();
+    for block in &body.blocks {
         let Some((known, occurs)) = schema.block_schema(&block.kind) else {
             let attribute = schema.attribute_schema(&block.kind).map(|attribute| {
                 format!(
@@ -175,17 +176,12 @@ fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str,
                 );
             }
         }
-        let same_before = body.blocks[..index].iter().find(|other| {
-            other.kind == block.kind
-                && (matches!(occurs, Occurs::Optional | Occurs::Once)
-                    || (!block.labels.is_empty()
-                        && other
-                            .labels
-                            .iter()
-                            .map(|l| &l.0)
-                            .eq(block.labels.iter().map(|l| &l.0))))
-        });
-        if same_before.is_some() {
+        let told_apart_by: Option<Vec<&str>> = match occurs {
+            Occurs::Optional | Occurs::Once => Some(Vec::new()),
+            _ if block.labels.is_empty() => None,
+            _ => Some(block.labels.iter().map(|(label, _)| label.as_str()).collect()),
+        };
+        if told_apart_by.is_some_and(|labels| !seen.insert((block.kind.as_str(), labels))) {
             problems.push(
                 Diagnostic::error(Code::Conflict, format!("this block stands twice in {place}"))
                     .at(source.origin(block.span))
