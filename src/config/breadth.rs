@@ -18,6 +18,9 @@ pub const HTTP_LISTENERS: usize = 64;
 /// Of every protocol.
 pub const LISTENERS: usize = 1024;
 
+/// Of a rule, or of a TCP route: Envoy looks through them for each request.
+pub(super) const BACKENDS: usize = 256;
+
 /// What the routes of a document claim together. Each of them knows it from then on, rounded: no route may become another one whenever
 /// its neighbours do.
 pub(super) fn count_claims(objects: &mut [Object]) -> usize {
@@ -174,6 +177,24 @@ mod tests {
             let problems = codes(&gateway(protocol, most + 1));
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert_eq!(problems[0].0, Code::TooLarge, "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_has_backends_in_measure() {
+        for (most, codes_of) in [(BACKENDS, vec![]), (BACKENDS + 1, vec![Code::TooLarge])] {
+            let backends: String = (0..most)
+                .map(|number| format!("backend \"consul\" \"b{number}\" {{}}\n"))
+                .collect();
+            for text in [
+                format!(
+                    "http_route \"r\" {{\ngateways = [\"g\"]\nhostnames = [\"h\"]\nrule \"a\" {{\n{backends}}}\n}}\n"
+                ),
+                format!("tcp_route \"t\" {{\ngateways = [\"g\"]\nlisteners = [\"l\"]\n{backends}}}\n"),
+            ] {
+                let found: Vec<Code> = codes(&text).into_iter().map(|(code, _)| code).collect();
+                assert_eq!(found, codes_of);
+            }
         }
     }
 

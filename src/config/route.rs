@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::breadth::BACKENDS;
 use super::document::Decoder;
 use super::objects::{Backend, BackendTarget, HttpRoute, Rule, RuleAction};
 use super::schema::{with_backend_policies, with_policies};
@@ -236,11 +237,7 @@ fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) ->
             body,
         })
     } else {
-        RuleAction::Forward(fitted(
-            reader
-                .children("backend")
-                .filter_map(|(block, reader)| decode_backend(decoder, block, &reader)),
-        ))
+        RuleAction::Forward(decode_backends(decoder, reader))
     };
     if rewrite.is_some() && !matches!(action, RuleAction::Forward(_)) {
         decoder.problems.push(
@@ -271,11 +268,24 @@ fn fitted<T>(items: impl Iterator<Item = T>) -> Vec<T> {
     list
 }
 
-pub(super) fn decode_backend(
-    decoder: &mut Decoder<'_>,
-    block: &Block,
-    reader: &Reader<'_>,
-) -> Option<Backend> {
+pub(super) fn decode_backends(decoder: &mut Decoder<'_>, reader: &Reader<'_>) -> Vec<Backend> {
+    if let Some((_, first)) = reader.children("backend").nth(BACKENDS) {
+        decoder.problems.push(
+            Diagnostic::error(Code::TooLarge, format!("more than {BACKENDS} backends"))
+                .at(first.origin())
+                .because("Envoy looks through them for every request")
+                .fix("name one service or upstream that has the instances of many"),
+        );
+        return Vec::new();
+    }
+    fitted(
+        reader
+            .children("backend")
+            .filter_map(|(block, reader)| decode_backend(decoder, block, &reader)),
+    )
+}
+
+fn decode_backend(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Option<Backend> {
     let target = match block.label(0) {
         "consul" => BackendTarget::Consul(block.label(1).into()),
         "upstream" => BackendTarget::Upstream(block.label(1).into()),

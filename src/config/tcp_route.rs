@@ -2,7 +2,7 @@
 
 use super::document::Decoder;
 use super::objects::TcpRoute;
-use super::route::decode_backend;
+use super::route::decode_backends;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
 
@@ -58,10 +58,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         origin: reader.origin(),
         gateways: reader.strings_with_origin("gateways"),
         listeners: reader.strings_with_origin("listeners"),
-        backends: reader
-            .children("backend")
-            .filter_map(|(block, reader)| decode_backend(decoder, block, &reader))
-            .collect(),
+        backends: decode_backends(decoder, reader),
         connect_attempts: reader.unsigned("connect_attempts").unwrap_or(3),
     }
 }
