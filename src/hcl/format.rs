@@ -10,7 +10,8 @@ pub fn format(text: &str) -> Result<String, NotHcl> {
     let mut depth = 0usize;
     let mut scanner = Scanner::default();
     let mut blank_pending = false;
-    for raw in text.lines() {
+    // One CR belongs to the line's end. More of them are of no use, and would be taken off one at a time.
+    for raw in text.lines().map(|line| line.trim_end_matches('\r')) {
         if scanner.in_verbatim() {
             lines.push(Line {
                 depth: 0,
@@ -195,5 +196,12 @@ mod tests {
             "http_route \"a\" {\n  hostnames = [\"x\"] # why\n  gateways  = [\"edge\"]\n\n  rule \"r\" {\n    match { path_prefix = \"/\" }\n  }\n}\n"
         );
         assert_eq!(format(&formatted).unwrap(), formatted, "formatting is stable");
+    }
+
+    #[test]
+    fn ends_lines_of_comments_and_heredocs_with_a_newline_alone() {
+        let text = "/* a\r\r\n b\r\n*/\r\ntext = <<E\r\none\r\r\r\nE\r\n";
+        let formatted = format(text).unwrap();
+        assert_eq!(formatted, "/* a\n b\n*/\ntext = <<E\none\nE\n");
     }
 }
