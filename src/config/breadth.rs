@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 
-use super::objects::{Gateway, HttpRoute, Object, Protocol};
+use super::objects::{Gateway, HttpRoute, Object, Protocol, Rule, RuleAction};
 use crate::diagnostics::{Code, Diagnostic};
+use crate::model::Origin;
 
-/// Of all routes of a document: gateways x hostnames x matches, or gateways x listeners of TCP.
+/// Of all routes of a document: gateways x hostnames x matches, or gateways x listeners of TCP. With every eighth backend of a rule its matches
+/// count once more.
 pub const CLAIMS: usize = 100_000;
 
 /// The same, rounded up to a power of two, times the listeners of one gateway.
@@ -20,6 +22,9 @@ pub const LISTENERS: usize = 1024;
 
 /// Of a rule, or of a TCP route: Envoy looks through them for each request.
 pub(super) const BACKENDS: usize = 256;
+
+/// In one `policies`.
+pub(super) const BUNDLES: usize = 64;
 
 /// What the routes of a document claim together. Each of them knows it from then on, rounded: no route may become another one whenever
 /// its neighbours do.
@@ -36,7 +41,7 @@ pub(super) fn count_claims(objects: &mut [Object]) -> usize {
 fn claims(objects: &[Object]) -> usize {
     let of_each = objects.iter().map(|object| match object {
         Object::HttpRoute(route) => {
-            let matches: usize = route.rules.iter().map(|rule| rule.matches.len()).sum();
+            let matches: usize = route.rules.iter().map(entries).sum();
             let names = route.gateways.len().saturating_mul(route.hostnames.len());
             names.saturating_mul(matches)
         }
@@ -46,11 +51,30 @@ fn claims(objects: &[Object]) -> usize {
     of_each.fold(0, usize::saturating_add)
 }
 
+/// Each match is made with all backends. A few are usual and cost little.
+fn entries(rule: &Rule) -> usize {
+    let backends = match &rule.action {
+        RuleAction::Forward(backends) => backends.len(),
+        RuleAction::Redirect(_) | RuleAction::Respond(_) => 0,
+    };
+    rule.matches.len() * (1 + backends / 8)
+}
+
+pub(super) fn too_many_bundles(origin: &Origin) -> Diagnostic {
+    Diagnostic::error(
+        Code::TooLarge,
+        format!("more than {BUNDLES} bundles in `policies`"),
+    )
+    .at(origin.clone())
+    .because("each is laid over the ones before it, for every host of every route there")
+    .fix("put what belongs together into one `policy`")
+}
+
 pub(super) fn too_many_claims(claims: usize) -> Option<Diagnostic> {
     (claims > CLAIMS).then(|| {
         let message = format!("the routes of this document multiply to {claims}, and {CLAIMS} is the most");
         Diagnostic::error(Code::TooLarge, message)
-            .because("for each gateway, each hostname and each match of a route an entry is made")
+            .because("for each gateway, each hostname and each match of a route an entry is made, and more of many backends")
             .fix("use a wildcard hostname for many, or fewer matches; or divide the routes among several documents")
     })
 }
@@ -167,6 +191,32 @@ mod tests {
             let problems = codes(&text);
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert_eq!(problems[0].0, Code::TooLarge, "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn many_backends_count_as_many_matches() {
+        let with = |backends: usize| {
+            let backends: String = (0..backends)
+                .map(|number| format!("backend \"consul\" \"b{number}\" {{}}\n"))
+                .collect();
+            route("a", 1, 100, 400).replace("backend \"consul\" \"x\" {}\n", &backends)
+        };
+        assert_eq!(codes(&with(15)), []);
+        let problems = codes(&with(16));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!(problems[0].0, Code::TooLarge, "{problems:?}");
+    }
+
+    #[test]
+    fn a_scope_has_bundles_in_measure() {
+        for (count, expected) in [(BUNDLES, vec![]), (BUNDLES + 1, vec![Code::TooLarge])] {
+            let text = route("a", 1, 1, 1).replace(
+                "hostnames",
+                &format!("policies = [{}]\nhostnames", names("p", count)),
+            );
+            let found: Vec<Code> = codes(&text).into_iter().map(|(code, _)| code).collect();
+            assert_eq!(found, expected);
         }
     }
 

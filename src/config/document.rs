@@ -121,8 +121,12 @@ pub(super) struct Decoder<'a> {
 
 impl Decoder<'_> {
     pub fn scope(&mut self, reader: &Reader<'_>) -> Scope {
+        let bundles = reader.strings_with_origin("policies");
+        if let Some((_, origin)) = bundles.get(breadth::BUNDLES) {
+            self.problems.push(breadth::too_many_bundles(origin));
+        }
         Scope {
-            bundles: reader.strings_with_origin("policies"),
+            bundles,
             policies: self.policies(reader),
         }
     }

@@ -53,14 +53,14 @@ impl Config {
             .collect()
     }
 
-    /// The declared name nearest to one that nobody declares. Looks at no more than 256 names that begin alike: a hint
+    /// The declared name nearest to one that nobody declares. Looks at no more than 64 names that begin alike: a hint
     /// must not cost a walk over all objects.
     pub fn nearest(&self, kind: ObjectKind, name: &str) -> Option<String> {
         let first: String = name.chars().take(1).collect();
         let known: Vec<_> = self
             .keys_from(ObjectKey::new(kind, &first))
             .take_while(|key| key.kind == kind && key.name.starts_with(&first))
-            .take(256)
+            .take(64)
             .collect();
         suggestion(name, known.iter().map(|key| &*key.name)).map(str::to_owned)
     }
@@ -160,7 +160,7 @@ impl Config {
                         .fix(fix)
                 }
                 None => {
-                    let near = suggestion(name, fitting().take(256).map(|(listener, _)| *listener));
+                    let near = suggestion(name, fitting().take(64).map(|(listener, _)| *listener));
                     let known: Vec<&str> = listeners.iter().take(8).map(|(listener, _)| *listener).collect();
                     not_attached(
                         origin,

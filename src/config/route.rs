@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::breadth::BACKENDS;
@@ -6,6 +7,7 @@ use super::objects::{Backend, BackendTarget, HttpRoute, Rule, RuleAction};
 use super::schema::{with_backend_policies, with_policies};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type, parse_hostname};
+use crate::model::Origin;
 use crate::model::http::{
     DirectResponse, PathMatch, PathRewrite, Redirect, RequestMatch, Rewrite, TextMatch, ValueMatch,
 };
@@ -197,13 +199,21 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
     HttpRoute {
         name: block.label(0).into(),
         origin: reader.origin(),
-        gateways: reader.strings_with_origin("gateways"),
-        listeners: reader.strings_with_origin("listeners"),
+        gateways: names(reader, "gateways"),
+        listeners: names(reader, "listeners"),
         hostnames,
         rules,
         scope: decoder.scope(reader),
         claims_of_document: 0,
     }
+}
+
+/// Each at its first place: written twice, a name means what it means once.
+pub(super) fn names(reader: &Reader<'_>, list: &str) -> Vec<(Arc<str>, Origin)> {
+    let mut names = reader.strings_with_origin(list);
+    let mut seen = HashSet::new();
+    names.retain(|(name, _)| seen.insert(name.clone()));
+    names
 }
 
 fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Rule {

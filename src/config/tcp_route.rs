@@ -2,7 +2,7 @@
 
 use super::document::Decoder;
 use super::objects::TcpRoute;
-use super::route::decode_backends;
+use super::route::{decode_backends, names};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
 
@@ -56,8 +56,8 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
     TcpRoute {
         name: block.label(0).into(),
         origin: reader.origin(),
-        gateways: reader.strings_with_origin("gateways"),
-        listeners: reader.strings_with_origin("listeners"),
+        gateways: names(reader, "gateways"),
+        listeners: names(reader, "listeners"),
         backends: decode_backends(decoder, reader),
         connect_attempts: reader.unsigned("connect_attempts").unwrap_or(3),
     }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::connect;
@@ -245,18 +246,17 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             filter: consul.string("filter"),
         };
         let query = ServiceQuery::new(lookup, service, narrowing.clone());
-        let mut seen = vec![narrowing.datacenter.clone()];
+        let mut seen = HashSet::from([narrowing.datacenter.clone()]);
         let mut failover = Vec::new();
         for (name, origin) in consul.strings_with_origin("failover") {
             let datacenter = Some(name.clone());
-            if seen.contains(&datacenter) {
+            if !seen.insert(datacenter.clone()) {
                 decoder.problems.push(
                     Diagnostic::error(Code::Conflict, format!("the datacenter {name:?} is named twice"))
                         .at(origin),
                 );
                 continue;
             }
-            seen.push(datacenter.clone());
             let narrowing = Narrowing {
                 datacenter,
                 ..narrowing.clone()

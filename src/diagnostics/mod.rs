@@ -141,10 +141,38 @@ impl std::fmt::Display for Diagnostic {
 pub fn suggestion<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(word.len()) / 4)
+        .filter_map(|candidate| {
+            let most = 1 + candidate.len().min(word.len()) / 4;
+            let (one, other) = differing(word, candidate);
+            let is_slip =
+                one.len().max(other.len()) <= LONGEST_SLIP && one.len().abs_diff(other.len()) <= 4 * most;
+            let distance = is_slip.then(|| strsim::damerau_levenshtein(one, other))?;
+            (distance <= most).then_some((distance, candidate))
+        })
         .min()
         .map(|(_, candidate)| candidate)
+}
+
+/// Bytes between the first and the last that differ. To compare takes a time of its square, and many names may be alike.
+const LONGEST_SLIP: usize = 24;
+
+/// What is left of both without what they begin and end with alike.
+fn differing<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str) {
+    let same: usize = one
+        .chars()
+        .zip(other.chars())
+        .take_while(|(left, right)| left == right)
+        .map(|(same, _)| same.len_utf8())
+        .sum();
+    let (one, other) = (&one[same..], &other[same..]);
+    let same: usize = one
+        .chars()
+        .rev()
+        .zip(other.chars().rev())
+        .take_while(|(left, right)| left == right)
+        .map(|(same, _)| same.len_utf8())
+        .sum();
+    (&one[..one.len() - same], &other[..other.len() - same])
 }
 
 #[cfg(test)]
@@ -159,5 +187,14 @@ mod tests {
         );
         assert_eq!(suggestion("rewirte", ["rewrite", "redirect"]), Some("rewrite"));
         assert_eq!(suggestion("banana", ["rewrite", "redirect"]), None);
+        assert_eq!(suggestion("hëste", ["häste", "host"]), Some("häste"));
+        assert_eq!(suggestion("aa", ["a", "aaa"]), Some("a"));
+        let long = |middle: &str| format!("{}{middle}{}", "x".repeat(100), "y".repeat(100));
+        let (word, near) = (long("chekcout"), long("checkout"));
+        assert_eq!(
+            suggestion(&word, [near.as_str(), &long("basket")]),
+            Some(near.as_str())
+        );
+        assert_eq!(suggestion(&word, [&*"z".repeat(200)]), None);
     }
 }

@@ -246,6 +246,8 @@ fn unknown_block(name: String, span: Span, value: Value) -> Block {
     }
 }
 
+const LONGEST_LABEL: usize = 256;
+
 fn to_blocks(
     source: &Source,
     value: Value,
@@ -263,6 +265,19 @@ fn to_blocks(
         }
         ValueKind::Object(entries) if labels.len() < schema.labels.len() => {
             for (label, span, value) in entries {
+                // Each block of a list below gets a copy.
+                if label.len() > LONGEST_LABEL {
+                    problems.push(
+                        Diagnostic::error(
+                            Code::TooLarge,
+                            format!("a label of {} has more than {LONGEST_LABEL} bytes", schema.kind),
+                        )
+                        .at(source.origin(span))
+                        .because("other documents, Envoy's statistics and KV keys name it too")
+                        .fix("give it a shorter name"),
+                    );
+                    continue;
+                }
                 let labels = labels.iter().cloned().chain([(label, span)]).collect();
                 to_blocks(source, value, schema, key_span, labels, body, problems);
             }
