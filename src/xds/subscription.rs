@@ -519,18 +519,18 @@ impl Subscription {
     /// Back to what Envoy acknowledged, unless (false) it was told something else since.
     fn take_back(&mut self, refused: &Resource) -> bool {
         let name = &refused.name;
-        if self
-            .told
-            .get(name)
-            .is_none_or(|told| told.version != refused.version)
-        {
-            return false;
+        let told = self.told.get(name);
+        let is_told = told.is_some_and(|told| told.version == refused.version);
+        // An earlier refusal of the same version took it back, and what was acknowledged in between could not be noted: this is
+        // the last answer, so that is what Envoy has.
+        let is_answered = !self.in_flight.iter().any(|later| later.mentions(name));
+        if is_told || is_answered {
+            match self.acked.get(name) {
+                Some(old) => _ = self.told.insert(name.clone(), old.clone()),
+                None => self.forget_told(name),
+            }
         }
-        match self.acked.get(name) {
-            Some(old) => _ = self.told.insert(name.clone(), old.clone()),
-            None => self.forget_told(name),
-        }
-        true
+        is_told
     }
 
     fn drop_name(&mut self, name: &str) {
