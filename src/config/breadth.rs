@@ -3,15 +3,15 @@
 
 use std::sync::Arc;
 
-use super::objects::{Gateway, HttpRoute, Object, Protocol, Rule, RuleAction};
+use super::objects::{Gateway, HttpRoute, Listener, Object, Protocol, Rule, RuleAction};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::model::Origin;
 
-/// Of all routes of a document: gateways x hostnames x matches, or gateways x listeners of TCP. With every eighth backend of a rule its matches
-/// count once more.
+/// Of all routes of a document: gateways x hostnames x matches, or gateways x listeners of TCP. With every eighth backend of
+/// a rule its matches count once more.
 pub const CLAIMS: usize = 100_000;
 
-/// The same, rounded up to a power of two, times the listeners of one gateway.
+/// The same, rounded up to a power of two, times the listeners for http and https of one gateway.
 pub const PLACES: usize = 1 << 19;
 
 /// Of a gateway; Gateway API has the same bound.
@@ -26,8 +26,8 @@ pub(super) const BACKENDS: usize = 256;
 /// In one `policies`.
 pub(super) const BUNDLES: usize = 64;
 
-/// What the routes of a document claim together. Each of them knows it from then on, rounded: no route may become another one whenever
-/// its neighbours do.
+/// What the routes of a document claim together. Each of them knows it from then on, rounded: no route may become another one
+/// whenever its neighbours do.
 pub(super) fn count_claims(objects: &mut [Object]) -> usize {
     let all = claims(objects);
     for object in objects {
@@ -81,18 +81,26 @@ pub(super) fn too_many_claims(claims: usize) -> Option<Diagnostic> {
 
 /// Whether the routes of a document can be put on this gateway.
 pub fn fits(gateway: &Gateway, route: &HttpRoute) -> bool {
-    let listeners = match route.listeners.len() {
-        0 => gateway.listeners.len(),
-        named => named,
-    };
-    route.claims_of_document.saturating_mul(listeners) <= PLACES
+    let fit_on = |listeners: usize| route.claims_of_document.saturating_mul(listeners) <= PLACES;
+    match route.listeners.len() {
+        // Asked for each host: most often no listener has to be looked at.
+        0 => fit_on(gateway.listeners.len()) || fit_on(http_listeners(gateway).count()),
+        named => fit_on(named),
+    }
+}
+
+fn http_listeners(gateway: &Gateway) -> impl Iterator<Item = &Listener> {
+    gateway
+        .listeners
+        .iter()
+        .filter(|listener| listener.protocol != Protocol::Tcp)
 }
 
 pub(super) fn does_not_fit(gateway: &Gateway, route: &HttpRoute) -> Option<Diagnostic> {
     (!fits(gateway, route)).then(|| {
         let message = format!(
-            "the routes of this document multiply to more than fits the {} listeners of the gateway {:?}",
-            gateway.listeners.len(),
+            "the routes of this document multiply to more than fits the {} listeners for http and https of the gateway {:?}",
+            http_listeners(gateway).count(),
             gateway.name
         );
         Diagnostic::error(Code::TooLarge, message)
@@ -105,11 +113,7 @@ pub(super) fn does_not_fit(gateway: &Gateway, route: &HttpRoute) -> Option<Diagn
 
 /// At the first listener that is one too many.
 pub(super) fn too_many_listeners(gateway: &Gateway) -> Option<Diagnostic> {
-    let mut http = gateway
-        .listeners
-        .iter()
-        .filter(|listener| listener.protocol != Protocol::Tcp);
-    let (listener, most, of) = match http.nth(HTTP_LISTENERS) {
+    let (listener, most, of) = match http_listeners(gateway).nth(HTTP_LISTENERS) {
         Some(listener) => (listener, HTTP_LISTENERS, " for http and https"),
         None => (gateway.listeners.get(LISTENERS)?, LISTENERS, ""),
     };
@@ -270,6 +274,14 @@ mod tests {
             assert!(!fits(&gateway, route));
             assert!(does_not_fit(&gateway, route).is_some());
         }
+        // Those of TCP take no routes of http.
+        let mut of_tcp = (*gateway).clone();
+        of_tcp
+            .listeners
+            .iter_mut()
+            .skip(1)
+            .for_each(|listener| listener.protocol = Protocol::Tcp);
+        assert!(fits(&of_tcp, &routes[0]));
         let mut few = (*routes[0]).clone();
         few.listeners = vec![("l1".into(), few.origin.clone())];
         assert!(fits(&gateway, &few));

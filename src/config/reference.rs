@@ -21,8 +21,9 @@ pub fn reference_markdown() -> String {
          - Outside of strings, heredocs and comments there is no operator: more than 8, or more than 4096 keys in one object, are \
          refused before anything is read (`too-large`). A heredoc whose first line is its end is refused, too: write `\"\"`.\n\
          - What the routes of a document multiply to, gateways x hostnames x matches (once more for every eighth backend of a rule), \
-         is at most 100,000, and in all not more than 524,288 on the listeners of a gateway. A gateway has at most 64 listeners for http and https, and 1,024 in all; a rule \
-         or TCP route at most 256 backends, and `policies` at most 64 bundles.\n\
+         is at most 100,000; rounded up to a power of two, and times the listeners for http and https of a gateway, at most 524,288. \
+         A gateway has at most 64 such listeners, and 1,024 in all; a rule or TCP route at most 256 backends, and `policies` at most \
+         64 bundles.\n\
          - Of a document's problems the first 100 are told, and the others counted.\n\
          - A document whose first character is `{{` is read as JSON: a block is a member, its labels nest \
          (`{{\"upstream\": {{\"app\": {{...}}}}}}`), a list of objects repeats it.\n\

@@ -6,7 +6,8 @@ use super::value_types::mismatch;
 use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
 use crate::model::Span;
 
-/// Holds a tree against its schema: every problem, not only the first (more than a hundred are counted). What passes can be read without further checks.
+/// Holds a tree against its schema: every problem, not only the first (more than a hundred are counted). What passes can be
+/// read without further checks.
 pub fn check(source: &Source, body: &Body, schema: &BlockSchema) -> Vec<Diagnostic> {
     let mut problems = Problems::default();
     check_body(source, body, schema, Span::default(), &mut problems);

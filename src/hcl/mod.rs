@@ -5,9 +5,9 @@
 mod check;
 mod format;
 mod json;
-mod operators;
 mod parse;
 mod read;
+mod readable;
 mod regex;
 mod render;
 mod schema;

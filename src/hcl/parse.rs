@@ -4,7 +4,7 @@ use hcl_edit::Span as _;
 use hcl_edit::expr::Expression;
 use hcl_edit::structure::{BlockLabel, Body as EditBody, Structure};
 
-use super::operators::{self, Unread, Why};
+use super::readable::{self, Unread, Why};
 use super::schema::BlockSchema;
 use super::syntax_hint::hint;
 use super::tree::{Attribute, Block, Body, Source, Value, ValueKind};
@@ -92,7 +92,7 @@ impl fmt::Display for NotHcl {
 
 /// The only way to the parser.
 pub(super) fn parse_text(text: &str) -> Result<EditBody, NotHcl> {
-    match operators::forbids(text) {
+    match readable::forbids(text) {
         Some(unread) => Err(NotHcl::Unread(unread)),
         None => hcl_edit::parser::parse_body(text).map_err(NotHcl::Syntax),
     }

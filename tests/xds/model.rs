@@ -9,34 +9,10 @@ use portreeve::envoy::{Resource, ResourceKind, ResourceRef, ResourceSet};
 use portreeve::xds::{Actions, Asked, Limits, Report, Request, Response, StreamState, Variant};
 use proptest::prelude::*;
 
+mod found;
 mod worlds;
 
 use worlds::*;
-
-/// What is published: by number, the version of each resource; a route also says which cluster it needs.
-#[derive(Clone, Default)]
-struct World {
-    clusters: BTreeMap<u8, Cluster>,
-    routes: BTreeMap<u8, (u8, u8)>,
-    secrets: BTreeMap<u8, u8>,
-}
-
-#[derive(Clone)]
-struct Cluster {
-    version: u8,
-    /// None: a cluster without endpoints in the set.
-    endpoints: Option<u8>,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Publish(World),
-    /// Envoy handles this many of the responses that arrived.
-    Handle(u8),
-    Wait(u16),
-    Reconnect,
-    Secrets(BTreeSet<u8>),
-}
 
 /// Versions from here on are refused by the model.
 const BAD: u8 = 3;
@@ -597,36 +573,4 @@ impl Envoy {
         }
         Ok(())
     }
-}
-
-/// Found by the property above: one of its cases in many runs.
-#[test]
-fn what_envoy_applied_of_refused_responses_is_not_noted_as_something_older() {
-    let cluster = |number: u8, version: u8, endpoints: Option<u8>| (number, Cluster { version, endpoints });
-    let world = |clusters: &[(u8, Cluster)], routes: &[(u8, (u8, u8))]| {
-        Step::Publish(World {
-            clusters: clusters.iter().cloned().collect(),
-            routes: routes.iter().copied().collect(),
-            secrets: BTreeMap::new(),
-        })
-    };
-    let steps = [
-        world(&[cluster(3, 0, Some(0))], &[]),
-        Step::Handle(3),
-        Step::Reconnect,
-        world(&[cluster(1, 0, None)], &[]),
-        world(&[cluster(2, 0, None)], &[]),
-        Step::Handle(3),
-        world(&[], &[]),
-        Step::Handle(2),
-        world(&[cluster(1, 3, None)], &[]),
-        world(&[cluster(1, 1, None), cluster(3, 0, None)], &[(0, (0, 1))]),
-        Step::Wait(196),
-        world(&[cluster(1, 3, None)], &[]),
-    ];
-    let checks = Checks {
-        references: false,
-        refusals: true,
-    };
-    play(Variant::Delta, &steps, checks).unwrap();
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::SettingsError;
 use super::schema::settings_schema;
 use super::words::{self, Side, Weight, Word};
-use crate::diagnostics::{Code, Diagnostic, first_problems};
+use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{self, Block, Body, Limits, Source};
 use crate::model::{DocumentId, Span};
 use crate::sources::bounded_file;
@@ -39,14 +39,13 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Read, SettingsError> {
             match settings_of(&source, alone, is_text) {
                 Ok(Some(body)) => {
                     let text = source.text().clone();
-                    let said = first_problems(hcl::check(&source, &body, settings_schema()));
+                    let said = hcl::check(&source, &body, settings_schema());
                     problems.extend(said.into_iter().map(|problem| (problem, text.clone())));
                     found.push((source, body));
                 }
                 Ok(None) if alone => document_paths.push(file),
                 Ok(None) => {}
                 Err(said) => {
-                    let said = first_problems(said);
                     problems.extend(said.into_iter().map(|problem| (problem, source.text().clone())))
                 }
             }
@@ -150,12 +149,11 @@ pub fn is_settings(path: &Path, text: &str) -> bool {
 /// The problems of a file that holds settings, or may. None: it holds documents.
 pub fn settings_problems(path: &str, text: &Arc<str>) -> Option<Vec<Diagnostic>> {
     let source = Source::new(DocumentId::File(path.into()), text.clone());
-    let problems = match settings_of(&source, false, true) {
-        Ok(Some(body)) => hcl::check(&source, &body, settings_schema()),
-        Ok(None) => return None,
-        Err(problems) => problems,
-    };
-    Some(first_problems(problems))
+    match settings_of(&source, false, true) {
+        Ok(Some(body)) => Some(hcl::check(&source, &body, settings_schema())),
+        Ok(None) => None,
+        Err(problems) => Some(problems),
+    }
 }
 
 /// None: the file holds documents, good or bad; they are somebody else's. A file that may be settings and cannot be taken

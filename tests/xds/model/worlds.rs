@@ -2,6 +2,31 @@
 
 use super::*;
 
+/// What is published: by number, the version of each resource; a route also says which cluster it needs.
+#[derive(Clone, Default)]
+pub(super) struct World {
+    pub(super) clusters: BTreeMap<u8, Cluster>,
+    pub(super) routes: BTreeMap<u8, (u8, u8)>,
+    pub(super) secrets: BTreeMap<u8, u8>,
+}
+
+#[derive(Clone)]
+pub(super) struct Cluster {
+    pub(super) version: u8,
+    /// None: a cluster without endpoints in the set.
+    pub(super) endpoints: Option<u8>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Publish(World),
+    /// Envoy handles this many of the responses that arrived.
+    Handle(u8),
+    Wait(u16),
+    Reconnect,
+    Secrets(BTreeSet<u8>),
+}
+
 pub(super) struct Flat<'a, V>(&'a BTreeMap<u8, V>);
 
 impl<V: std::fmt::Debug> std::fmt::Debug for Flat<'_, V> {
