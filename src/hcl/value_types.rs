@@ -1,5 +1,6 @@
 //! Checks of single values by type.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -41,22 +42,17 @@ pub(super) fn mismatch(ty: &Type, value: &Value) -> Option<(Span, String)> {
         }
         (Type::List(item), ValueKind::List(items)) => items.iter().find_map(|value| mismatch(item, value)),
         (Type::Map(key, item), ValueKind::Object(entries)) => {
-            entries
-                .iter()
-                .enumerate()
-                .find_map(|(index, (name, span, value))| {
-                    if entries[..index]
-                        .iter()
-                        .any(|(other, ..)| other.eq_ignore_ascii_case(name))
-                    {
-                        return Some((*span, format!("{name:?} is set twice")));
-                    }
-                    let as_value = Value {
-                        kind: ValueKind::String(name.clone()),
-                        span: *span,
-                    };
-                    mismatch(key, &as_value).or_else(|| mismatch(item, value))
-                })
+            let mut seen = HashSet::new();
+            entries.iter().find_map(|(name, span, value)| {
+                if !seen.insert(name.to_ascii_lowercase()) {
+                    return Some((*span, format!("{name:?} is set twice")));
+                }
+                let as_value = Value {
+                    kind: ValueKind::String(name.clone()),
+                    span: *span,
+                };
+                mismatch(key, &as_value).or_else(|| mismatch(item, value))
+            })
         }
         (_, ValueKind::String(text)) => match check_text(ty, text) {
             Ok(()) => None,

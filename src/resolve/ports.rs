@@ -3,7 +3,8 @@
 //! Each gateway has an Envoy of its own, and both run on this node: the
 //! kernel would share the port between them, and every other connection would reach the wrong gateway.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crate::config::{Config, Gateway, Listener, ObjectKey, ObjectKind};
@@ -32,35 +33,63 @@ pub(super) fn port_clash(
         })
         .collect();
     older.sort_by_key(|(age, _)| *age);
-    // Who holds the port where, oldest first. A listener that is withheld holds nothing.
-    let mut held: Vec<(&Gateway, &Listener)> = Vec::new();
+    let mut held = Held::default();
     for (_, other) in older {
         for wanted in other
             .listeners
             .iter()
             .filter(|wanted| wanted.port == listener.port)
         {
-            let clashes = |(holder, taken): &&(&Gateway, &Listener)| {
-                holder.name != other.name && overlap(taken.address, wanted.address, bind)
-            };
-            let holder = held.iter().find(clashes).copied();
+            // A listener without an address binds where the agent's settings say.
+            let address = wanted.address.unwrap_or(bind);
+            let holder = held.in_the_way_of(other, address);
             if other.name == gateway.name && wanted.name == listener.name {
                 return holder.map(|(holder, taken)| clash(gateway, listener, holder, taken));
             }
+            // A listener that is withheld holds nothing.
             if holder.is_none() {
-                held.push((&**other, wanted));
+                held.add(address, (&**other, wanted));
             }
         }
     }
     None
 }
 
-/// A listener without an address binds where the agent's settings say.
-fn overlap(one: Option<IpAddr>, other: Option<IpAddr>, bind: IpAddr) -> bool {
-    let (one, other) = (one.unwrap_or(bind), other.unwrap_or(bind));
-    // Envoy's `::` takes no IPv4 connections.
-    let same_family = one.is_ipv4() == other.is_ipv4();
-    one == other || (same_family && (one.is_unspecified() || other.is_unspecified()))
+type Holder<'a> = (&'a Gateway, &'a Listener);
+
+/// Who holds one port, and where. Of each place the first two gateways: one of them is not the one that asks.
+#[derive(Default)]
+struct Held<'a> {
+    at: BTreeMap<IpAddr, Vec<Holder<'a>>>,
+    /// At any address of IPv4, or of IPv6: Envoy's `::` takes no IPv4 connections.
+    of_family: BTreeMap<bool, Vec<Holder<'a>>>,
+}
+
+impl<'a> Held<'a> {
+    fn in_the_way_of(&self, gateway: &Gateway, address: IpAddr) -> Option<Holder<'a>> {
+        let everywhere: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let at = |place: IpAddr| self.at.get(&place).into_iter().flatten();
+        let of_others = |holder: &&Holder<'a>| holder.0.name != gateway.name;
+        if address == everywhere {
+            let all = self.of_family.get(&address.is_ipv4());
+            return all.into_iter().flatten().find(of_others).copied();
+        }
+        at(address).chain(at(everywhere)).find(of_others).copied()
+    }
+
+    fn add(&mut self, address: IpAddr, holder: Holder<'a>) {
+        for places in [
+            self.at.entry(address).or_default(),
+            self.of_family.entry(address.is_ipv4()).or_default(),
+        ] {
+            if places.len() < 2 && places.iter().all(|(gateway, _)| gateway.name != holder.0.name) {
+                places.push(holder);
+            }
+        }
+    }
 }
 
 fn clash(gateway: &Gateway, listener: &Listener, holder: &Gateway, other: &Listener) -> Diagnostic {
@@ -201,5 +230,23 @@ mod tests {
         assert!(found[0].message.contains("\"zoo\" and \"any\""), "{}", found[0]);
         let third = younger + &gateway("third", 80, "10.0.0.2");
         assert_eq!(clashes(&third, &["any", "zoo", "third"]).len(), 1);
+    }
+    /// Of those that hold a part of it, one's own do not count.
+    #[test]
+    fn who_wants_every_address_clashes_with_any_other() {
+        let blue = "gateway \"blue\" {\n  listener \"one\" {\n port = 80\n address = \"10.0.0.1\"\n }\n  listener \"all\" {\n port = 80\n address = \"0.0.0.0\"\n }\n}\n";
+        assert!(clashes(blue, &["blue"]).is_empty());
+        let after_green = gateway("green", 80, "10.0.0.2") + blue;
+        let found = clashes(&after_green, &["blue", "green"]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].message.contains("\"green\" and \"blue\""),
+            "{}",
+            found[0]
+        );
+        // The two oldest of three: the third clashes with one that is not the first.
+        let third = gateway("green", 80, "10.0.0.2") + &gateway("red", 80, "10.0.0.3");
+        let found = clashes(&(third + blue), &["red", "blue", "green"]);
+        assert_eq!(found.len(), 1, "{found:?}");
     }
 }

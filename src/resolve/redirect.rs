@@ -73,7 +73,9 @@ fn lost_port(written: &Redirect, gateway: &Gateway, listener: &Listener) -> Opti
     if of_scheme().any(|other| other.port == port) {
         return None;
     }
+    // Said of each rule and host.
     let ports: Vec<String> = of_scheme()
+        .take(8)
         .map(|other| format!("{:?} on {}", other.name, other.port))
         .collect();
     Some(

@@ -174,31 +174,28 @@ impl Snapshot {
             self.authorities_changed(&key, before, listener, after);
             let entry = self.succession.outgoing.remove(&key);
             let (mut shown, awaited) = entry.map(|entry| (entry.shown, entry.until)).unwrap_or_default();
-            let new = names_of(after.and_then(|after| listener_of(after, &listener.name)));
+            let new: BTreeSet<_> = names_of(after.and_then(|after| listener_of(after, &listener.name)))
+                .into_iter()
+                .collect();
             // Those it named last before those it went on with already.
             let mut candidates = names_of(Some(listener));
             candidates.append(&mut shown);
+            let mut before = BTreeSet::new();
+            candidates.retain(|name| before.insert(name.clone()));
             let best = self.best(&candidates);
             let is_missing = |name: &&Arc<str>| self.strength_of(name) < best || best == Strength::None;
             let mut until: BTreeSet<Arc<str>> = new
                 .iter()
-                .filter(|name| !candidates.contains(name) || awaited.contains(*name))
+                .filter(|name| !before.contains(*name) || awaited.contains(*name))
                 .filter(is_missing)
                 .cloned()
                 .collect();
             let serves_nothing = new.iter().all(|name| self.strength_of(name) == Strength::None);
             if until.is_empty() && serves_nothing {
-                until = new.iter().cloned().collect();
+                until = new.clone();
             }
-            let mut outgoing: Vec<Arc<str>> = Vec::new();
-            for name in candidates {
-                if !new.contains(&name)
-                    && !outgoing.contains(&name)
-                    && self.strength_of(&name) > Strength::None
-                {
-                    outgoing.push(name);
-                }
-            }
+            let mut outgoing = candidates;
+            outgoing.retain(|name| !new.contains(name) && self.strength_of(name) > Strength::None);
             if !until.is_empty() && !outgoing.is_empty() {
                 let entry = Outgoing {
                     shown: outgoing,
@@ -241,7 +238,7 @@ impl Snapshot {
                 .config
                 .gateway(gateway)
                 .and_then(|now| listener_of(now, listener));
-            let named = names_of(listener_now);
+            let named: BTreeSet<_> = names_of(listener_now).into_iter().collect();
             let best = self.best(&entry.shown);
             entry
                 .until
@@ -253,6 +250,7 @@ impl Snapshot {
             }
             goes_on
         });
+        let shown: BTreeSet<&Arc<str>> = outgoing.values().flat_map(|entry| &entry.shown).collect();
         let mut former = std::mem::take(&mut self.succession.former);
         former.retain(|name, former| {
             let goes_on = match self.config.certificate(name) {
@@ -260,7 +258,7 @@ impl Snapshot {
                     declared.query != former.query
                         && self.strength(&declared.query) < self.strength(&former.query)
                 }
-                None => outgoing.values().any(|entry| entry.shown.contains(name)),
+                None => shown.contains(name),
             };
             if !goes_on {
                 changes.names.insert(name.clone());

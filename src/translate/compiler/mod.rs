@@ -14,6 +14,7 @@ use std::sync::{Arc, LazyLock};
 
 use imbl::{OrdMap, OrdSet};
 
+use crate::config::ObjectKey;
 use crate::diagnostics::Diagnostic;
 use crate::envoy::{ResourceKind, ResourceSet};
 use crate::ir::{TcpProxy, Unavailable};
@@ -183,6 +184,8 @@ struct Work {
     endpoints: BTreeSet<Destination>,
     secrets: BTreeSet<Arc<str>>,
     mesh_secrets: bool,
+    /// Whose units are all here already: one may use many of what changed.
+    users: BTreeSet<ObjectKey>,
     /// Its hosts have waited long enough.
     release: bool,
 }

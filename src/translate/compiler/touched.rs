@@ -71,6 +71,9 @@ impl Compiler {
 
     pub(super) fn users_touched(&self, snapshot: &Snapshot, key: &ObjectKey, work: &mut Work) {
         for user in snapshot.config.users_of(key) {
+            if !work.users.insert(user.clone()) {
+                continue;
+            }
             match user.kind {
                 ObjectKind::Gateway if user.name == self.gateway => self.whole_gateway(snapshot, work),
                 ObjectKind::HttpRoute | ObjectKind::TcpRoute => {

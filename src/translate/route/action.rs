@@ -121,10 +121,13 @@ fn put_forward(
             put_bytes(buffer, 1, only.cluster.as_bytes());
         }
         several => {
+            let told_apart =
+                |feature: &&dyn AnyFeature| several.len() > 1 && is_told_apart(*feature, several);
+            let told_apart: Vec<&dyn AnyFeature> = FEATURES.iter().copied().filter(told_apart).collect();
             let weighted = WeightedCluster {
                 clusters: several
                     .iter()
-                    .map(|one| cluster_weight(route, one, several))
+                    .map(|one| cluster_weight(route, one, &told_apart))
                     .collect(),
                 ..WeightedCluster::default()
             };
@@ -176,12 +179,11 @@ fn is_told_apart(feature: &dyn AnyFeature, destinations: &[ir::WeightedCluster])
 fn cluster_weight(
     route: &ir::Route,
     weighted: &ir::WeightedCluster,
-    all: &[ir::WeightedCluster],
+    told_apart: &[&dyn AnyFeature],
 ) -> weighted_cluster::ClusterWeight {
     let policies = route.policies.overlaid_by(&weighted.policies);
     let mut parts = RouteParts::default();
-    let told_apart = |feature: &&&dyn AnyFeature| all.len() > 1 && is_told_apart(**feature, all);
-    for feature in FEATURES.iter().filter(told_apart) {
+    for feature in told_apart {
         if let Some(policy) = policies.get(feature.name()) {
             feature.apply(policy, &mut parts);
         }
