@@ -50,26 +50,17 @@ impl<'a> Builder<'a> {
         &mut self,
         route: &Arc<HttpRoute>,
         rule: &Rule,
-        outer: Option<&Policies>,
-        wide: &Result<Policies, Vec<Diagnostic>>,
+        inherited: Option<&Policies>,
         routes: &mut Vec<Placed>,
     ) {
-        let own = match wide {
-            Ok(wide) => {
-                effective(&self.backends.snapshot.config, &rule.scope).map(|near| wide.overlaid_by(&near))
-            }
-            Err(problems) => Err(problems.clone()),
-        };
-        let (policies, plan) = match (outer, own) {
-            (Some(outer), Ok(own)) => (outer.overlaid_by(&own), self.plan(route, rule)),
-            (_, own) => {
-                if let Err(problems) = own {
-                    self.backends.diagnostics.extend(
-                        problems
-                            .into_iter()
-                            .map(|problem| problem.about("http_route", &route.name)),
-                    );
-                }
+        let own = effective(&self.backends.snapshot.config, &rule.scope).map_err(|problem| {
+            self.backends
+                .diagnostics
+                .push(problem.about("http_route", &route.name))
+        });
+        let (policies, plan) = match (inherited, own) {
+            (Some(inherited), Ok(own)) => (inherited.overlaid_by(&own), self.plan(route, rule)),
+            _ => {
                 let closed = Action::Unavailable(Unavailable::PolicyUnresolved);
                 (Policies::default(), Plan::Same(closed))
             }

@@ -52,7 +52,7 @@ pub fn resolve_virtual_host(
     );
     let outer = effective(config, &gateway.scope)
         .and_then(|outer| effective(config, &listener.scope).map(|inner| outer.overlaid_by(&inner)))
-        .map_err(|problems| diagnostics.extend(problems))
+        .map_err(|problem| diagnostics.push(*problem))
         .ok();
     let mut routes: Vec<Placed> = Vec::new();
     let mut attached = false;
@@ -66,11 +66,17 @@ pub fn resolve_virtual_host(
         attached = true;
         origins.push(route.origin.document.clone());
         origins.extend(documents_of(config, &route.scope));
-        let wide = effective(config, &route.scope);
+        let wide = effective(config, &route.scope)
+            .map_err(|problem| diagnostics.push(problem.about("http_route", &route.name)))
+            .ok();
+        let inherited = outer
+            .as_ref()
+            .zip(wide)
+            .map(|(outer, wide)| outer.overlaid_by(&wide));
         routes.reserve(route.rules.len());
         for rule in &route.rules {
             origins.extend(documents_of(config, &rule.scope));
-            builder.rule(route, rule, outer.as_ref(), &wide, &mut routes);
+            builder.rule(route, rule, inherited.as_ref(), &mut routes);
         }
     }
     if !attached {
