@@ -3,13 +3,22 @@
 
 use std::sync::Arc;
 
-use super::objects::{Gateway, HttpRoute, Listener, Object, Protocol, Rule, RuleAction};
+use super::objects::{Gateway, HttpRoute, Listener, Object, Protocol, Rule, RuleAction, Scope};
+use super::store::Config;
 use crate::diagnostics::{Code, Diagnostic};
+use crate::hcl::{Block, Reader, program_bytes};
 use crate::model::Origin;
+use crate::model::http::{PathMatch, RequestMatch, TextMatch};
 
 /// Of all routes of a document: gateways x hostnames x matches, or gateways x listeners of TCP. With every eighth backend of
-/// a rule its matches count once more.
+/// a rule, and with each KiB of what else stands in it or around it, its matches count once more.
 pub const CLAIMS: usize = 100_000;
+
+/// What an entry may be made of, to count no more than once.
+const TEXT: usize = 1024;
+
+/// The same of compiled regular expressions: Envoy has one for each entry.
+const PROGRAM: usize = 8192;
 
 /// The same, rounded up to a power of two, times the listeners for http and https of one gateway.
 pub const PLACES: usize = 1 << 19;
@@ -22,6 +31,9 @@ pub const LISTENERS: usize = 1024;
 
 /// Of a rule, or of a TCP route: Envoy looks through them for each request.
 pub(super) const BACKENDS: usize = 256;
+
+/// Of a listener: each is a filter chain of its own, with all that the listener does.
+const CERTIFICATES: usize = 4096;
 
 /// In one `policies`.
 pub(super) const BUNDLES: usize = 64;
@@ -40,24 +52,50 @@ pub(super) fn count_claims(objects: &mut [Object]) -> usize {
 
 fn claims(objects: &[Object]) -> usize {
     let of_each = objects.iter().map(|object| match object {
-        Object::HttpRoute(route) => {
-            let matches: usize = route.rules.iter().map(entries).sum();
-            let names = route.gateways.len().saturating_mul(route.hostnames.len());
-            names.saturating_mul(matches)
-        }
+        Object::HttpRoute(route) => route.claims_of_document,
         Object::TcpRoute(route) => route.gateways.len().saturating_mul(route.listeners.len()),
         _ => 0,
     });
     of_each.fold(0, usize::saturating_add)
 }
 
-/// Each match is made with all backends. A few are usual and cost little.
-fn entries(rule: &Rule) -> usize {
+/// What a route as it is written claims for itself.
+pub(super) fn claims_of_route(route: &HttpRoute, reader: &Reader<'_>) -> usize {
+    let blocks = reader.body.blocks.iter();
+    let around: usize = blocks
+        .filter(|block| block.kind != "rule")
+        .map(Block::bytes)
+        .sum();
+    let rules = route.rules.iter().zip(reader.children("rule"));
+    let matches: usize = rules.map(|(rule, (block, _))| entries(rule, block, around)).sum();
+    let names = route.gateways.len().saturating_mul(route.hostnames.len());
+    names.saturating_mul(matches)
+}
+
+/// Each match is made with all backends and all policies. A few are usual and cost little.
+fn entries(rule: &Rule, block: &Block, around: usize) -> usize {
     let backends = match &rule.action {
         RuleAction::Forward(backends) => backends.len(),
         RuleAction::Redirect(_) | RuleAction::Respond(_) => 0,
     };
-    rule.matches.len() * (1 + backends / 8)
+    let of_matches: usize = block.body.blocks_of("match").map(Block::bytes).sum();
+    let of_each = around + block.bytes() - of_matches;
+    let regexes: usize = rule.matches.iter().flat_map(regexes).map(program_bytes).sum();
+    rule.matches.len() * (1 + backends / 8 + of_each / TEXT) + of_matches / TEXT + regexes / PROGRAM
+}
+
+fn regexes(matching: &RequestMatch) -> impl Iterator<Item = &str> {
+    let of_path = match &matching.path {
+        PathMatch::Regex(regex) => Some(&**regex),
+        PathMatch::Exact(_) | PathMatch::Prefix(_) | PathMatch::StartsWith(_) => None,
+    };
+    let values = matching.headers.iter().chain(&matching.query);
+    of_path
+        .into_iter()
+        .chain(values.filter_map(|value| match &value.text {
+            TextMatch::Regex(regex) => Some(&**regex),
+            _ => None,
+        }))
 }
 
 pub(super) fn too_many_bundles(origin: &Origin) -> Diagnostic {
@@ -70,23 +108,48 @@ pub(super) fn too_many_bundles(origin: &Origin) -> Diagnostic {
     .fix("put what belongs together into one `policy`")
 }
 
+pub(super) fn too_many_certificates(named: &[(Arc<str>, Origin)]) -> Option<Diagnostic> {
+    let (_, origin) = named.get(CERTIFICATES)?;
+    let message = format!("more than {CERTIFICATES} certificates on one listener");
+    let diagnostic = Diagnostic::error(Code::TooLarge, message)
+        .at(origin.clone())
+        .because("all that the listener does is made once for each of them")
+        .fix(
+            "use certificates of several names or of a wildcard, or divide the hosts among several listeners",
+        );
+    Some(diagnostic)
+}
+
 pub(super) fn too_many_claims(claims: usize) -> Option<Diagnostic> {
     (claims > CLAIMS).then(|| {
         let message = format!("the routes of this document multiply to {claims}, and {CLAIMS} is the most");
         Diagnostic::error(Code::TooLarge, message)
-            .because("for each gateway, each hostname and each match of a route an entry is made, and more of many backends")
+            .because("for each gateway, each hostname and each match of a route an entry is made, and more of many backends and of long policies")
             .fix("use a wildcard hostname for many, or fewer matches; or divide the routes among several documents")
     })
 }
 
 /// Whether the routes of a document can be put on this gateway.
-pub fn fits(gateway: &Gateway, route: &HttpRoute) -> bool {
-    let fit_on = |listeners: usize| route.claims_of_document.saturating_mul(listeners) <= PLACES;
+pub fn fits(config: &Config, gateway: &Gateway, route: &HttpRoute) -> bool {
+    let claims = route
+        .claims_of_document
+        .saturating_mul(1 + bytes_of_bundles(config, route) / TEXT);
+    let fit_on = |listeners: usize| claims.saturating_mul(listeners) <= PLACES;
     match route.listeners.len() {
         // Asked for each host: most often no listener has to be looked at.
         0 => fit_on(gateway.listeners.len()) || fit_on(http_listeners(gateway).count()),
         named => fit_on(named),
     }
+}
+
+/// Those are not of its document: laid on the rule that has most.
+fn bytes_of_bundles(config: &Config, route: &HttpRoute) -> usize {
+    let of = |scope: &Scope| -> usize {
+        let bundles = scope.bundles.iter().filter_map(|(name, _)| config.policy(name));
+        bundles.map(|bundle| bundle.bytes).sum()
+    };
+    let of_rules = route.rules.iter().map(|rule| of(&rule.scope));
+    of(&route.scope) + of_rules.max().unwrap_or_default()
 }
 
 fn http_listeners(gateway: &Gateway) -> impl Iterator<Item = &Listener> {
@@ -96,8 +159,8 @@ fn http_listeners(gateway: &Gateway) -> impl Iterator<Item = &Listener> {
         .filter(|listener| listener.protocol != Protocol::Tcp)
 }
 
-pub(super) fn does_not_fit(gateway: &Gateway, route: &HttpRoute) -> Option<Diagnostic> {
-    (!fits(gateway, route)).then(|| {
+pub(super) fn does_not_fit(config: &Config, gateway: &Gateway, route: &HttpRoute) -> Option<Diagnostic> {
+    (!fits(config, gateway, route)).then(|| {
         let message = format!(
             "the routes of this document multiply to more than fits the {} listeners for http and https of the gateway {:?}",
             http_listeners(gateway).count(),
@@ -105,9 +168,9 @@ pub(super) fn does_not_fit(gateway: &Gateway, route: &HttpRoute) -> Option<Diagn
         );
         Diagnostic::error(Code::TooLarge, message)
             .because(format!(
-                "gateways, hostnames, matches and listeners make more than {PLACES} entries: the gateway does not serve the route"
+                "gateways, hostnames, matches and listeners make more than {PLACES} entries, of long policies sooner: the gateway does not serve the route"
             ))
-            .fix("name the listeners that are meant in `listeners`, or divide the routes among several documents")
+            .fix("name the listeners that are meant in `listeners`, shorten the bundles in `policies`, or divide the routes among several documents")
     })
 }
 
@@ -131,7 +194,7 @@ pub(super) fn too_many_listeners(gateway: &Gateway) -> Option<Diagnostic> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Permissions, parse_document};
+    use crate::config::{ConfigChange, Permissions, parse_document};
     use crate::hcl::Limits;
     use crate::model::{Document, DocumentId};
 
@@ -235,6 +298,22 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_has_certificates_in_measure() {
+        for (most, expected) in [(CERTIFICATES, vec![]), (CERTIFICATES + 1, vec![Code::TooLarge])] {
+            // Named twice is named once.
+            let text = gateway("https", 1).replace(
+                "protocol",
+                &format!(
+                    "tls {{\ncertificates = [\"c1\", {}]\n}}\nprotocol",
+                    names("c", most)
+                ),
+            );
+            let found: Vec<Code> = codes(&text).into_iter().map(|(code, _)| code).collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
     fn a_rule_has_backends_in_measure() {
         for (most, codes_of) in [(BACKENDS, vec![]), (BACKENDS + 1, vec![Code::TooLarge])] {
             let backends: String = (0..most)
@@ -256,6 +335,7 @@ mod tests {
     fn a_route_that_is_too_wide_for_the_listeners_is_not_put_on_them() {
         let of = |text: &str| read(text).unwrap();
         let objects = of(&(gateway("http", 9) + &route("wide", 1, 600, 99) + &route("neighbour", 1, 1, 1)));
+        let config = Config::new(Permissions::default(), Limits::default());
         let mut gateways = objects.iter().filter_map(|object| match object {
             Object::Gateway(gateway) => Some(gateway.clone()),
             _ => None,
@@ -271,8 +351,8 @@ mod tests {
         assert_eq!(routes.len(), 2);
         for route in &routes {
             assert_eq!(route.claims_of_document, 1 << 16);
-            assert!(!fits(&gateway, route));
-            assert!(does_not_fit(&gateway, route).is_some());
+            assert!(!fits(&config, &gateway, route));
+            assert!(does_not_fit(&config, &gateway, route).is_some());
         }
         // Those of TCP take no routes of http.
         let mut of_tcp = (*gateway).clone();
@@ -281,10 +361,70 @@ mod tests {
             .iter_mut()
             .skip(1)
             .for_each(|listener| listener.protocol = Protocol::Tcp);
-        assert!(fits(&of_tcp, &routes[0]));
+        assert!(fits(&config, &of_tcp, &routes[0]));
         let mut few = (*routes[0]).clone();
         few.listeners = vec![("l1".into(), few.origin.clone())];
-        assert!(fits(&gateway, &few));
-        assert!(does_not_fit(&gateway, &few).is_none());
+        assert!(fits(&config, &gateway, &few));
+        assert!(does_not_fit(&config, &gateway, &few).is_none());
+    }
+
+    /// Each copy of a rule has all that stands in it and around it.
+    #[test]
+    fn long_policies_count_as_many_matches() {
+        let value = "v".repeat(1000);
+        let headers = |count: usize| {
+            let lines: Vec<String> = (0..count)
+                .map(|number| format!("x{number} = \"{value}\""))
+                .collect();
+            format!("request_headers {{\nset = {{\n{}\n}}\n}}\n", lines.join("\n"))
+        };
+        let with = |at: &str, count: usize| route("a", 1, 50, 100).replacen(at, &(headers(count) + at), 1);
+        for at in ["rule", "match"] {
+            assert_eq!(codes(&with(at, 20)), [], "{at}");
+            let problems = codes(&with(at, 21));
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert_eq!(problems[0].0, Code::TooLarge, "{problems:?}");
+        }
+        // What stands in a match is not copied to the others.
+        let long = "/p".repeat(500);
+        let paths = route("a", 1, 50, 100).replace("\"/\"", &format!("\"{long}\""));
+        assert_eq!(codes(&paths), []);
+        assert_eq!(read(&paths).unwrap().len(), 1);
+    }
+
+    /// They may stand in a document of their own.
+    #[test]
+    fn long_bundles_count_too() {
+        let value = "v".repeat(1000);
+        let bundle = |headers: usize| {
+            let lines: Vec<String> = (0..headers)
+                .map(|number| format!("x{number} = \"{value}\""))
+                .collect();
+            format!(
+                "policy \"long\" {{\nrequest_headers {{\nset = {{\n{}\n}}\n}}\n}}\n",
+                lines.join("\n")
+            )
+        };
+        let in_route = route("a", 1, 50, 1000).replace("hostnames", "policies = [\"long\"]\nhostnames");
+        let in_rule = route("a", 1, 50, 1000).replacen("match", "policies = [\"long\"]\nmatch", 1);
+        for text in [in_route, in_rule] {
+            for (headers, expected) in [(7, vec![]), (9, vec![Code::TooLarge])] {
+                let mut config = Config::new(Permissions::default(), Limits::default());
+                for (order, text) in [gateway("http", 1), bundle(headers), text.clone()]
+                    .into_iter()
+                    .enumerate()
+                {
+                    let document = Document {
+                        id: DocumentId::File(format!("{order}.hcl").into()),
+                        text: text.into(),
+                        order: order as u64,
+                        version: 1,
+                    };
+                    config.upsert(document, None, &mut ConfigChange::default());
+                }
+                let found: Vec<Code> = config.diagnostics().into_iter().map(|said| said.code).collect();
+                assert_eq!(found, expected);
+            }
+        }
     }
 }

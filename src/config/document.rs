@@ -91,6 +91,7 @@ fn read_document(
             name: block.label(0).into(),
             origin: reader.origin(),
             policies,
+            bytes: reader.body.bytes(),
         })));
     }
     let claims = breadth::count_claims(&mut objects);

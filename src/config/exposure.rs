@@ -353,13 +353,14 @@ impl Text<'_> {
                 .policies
                 .iter()
                 .map(|name| (name.clone(), at.clone()));
+            let gateways: Vec<_> = chosen(&kind.gateways, &self.exposure.gateways);
             objects.push(Object::HttpRoute(Arc::new(HttpRoute {
                 name: name(number).into(),
                 origin: at.clone(),
-                gateways: chosen(&kind.gateways, &self.exposure.gateways),
+                claims_of_document: gateways.len().saturating_mul(hostnames.len()),
+                gateways,
                 listeners: chosen(&kind.listeners, &self.exposure.listeners),
                 hostnames,
-                claims_of_document: 0,
                 rules: vec![Rule {
                     name: "all".into(),
                     origin: at.clone(),

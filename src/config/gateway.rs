@@ -1,7 +1,9 @@
 use std::time::Duration;
 
+use super::breadth::too_many_certificates;
 use super::document::Decoder;
 use super::objects::{Gateway, Listener, ListenerTls, Protocol, Scope};
+use super::route::names;
 use super::schema::with_policies;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
@@ -131,12 +133,15 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
         _ => Protocol::Http,
     };
     let tls = reader.child("tls").map(|tls| ListenerTls {
-        certificates: tls.strings_with_origin("certificates"),
+        certificates: names(&tls, "certificates"),
         min_version: tls.string("min_version").unwrap_or_else(|| "1.2".into()),
         client_ca: tls
             .child("client_ca")
             .map(|block| super::client_ca::decode(decoder, &block)),
     });
+    let certificates = tls.iter().map(|tls| &tls.certificates[..]);
+    let too_many = certificates.filter_map(too_many_certificates);
+    decoder.problems.extend(too_many);
     match (&tls, protocol) {
         (None, Protocol::Https) => decoder.problems.push(
             Diagnostic::error(Code::MissingKey, "an https listener needs a tls block")

@@ -434,4 +434,6 @@ pub struct Policy {
     pub name: Arc<str>,
     pub origin: Origin,
     pub policies: Policies,
+    /// What was written of them, about.
+    pub bytes: usize,
 }

@@ -73,7 +73,7 @@ impl Config {
             match self.gateway(name) {
                 Some(gateway) => {
                     if let RouteRef::Http(http) = route
-                        && let Some(problem) = breadth::does_not_fit(gateway, http)
+                        && let Some(problem) = breadth::does_not_fit(self, gateway, http)
                     {
                         said.push(
                             problem

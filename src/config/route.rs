@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::breadth::BACKENDS;
+use super::breadth::{BACKENDS, claims_of_route};
 use super::document::Decoder;
 use super::objects::{Backend, BackendTarget, HttpRoute, Rule, RuleAction};
 use super::schema::{with_backend_policies, with_policies};
@@ -196,7 +196,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             .children("rule")
             .map(|(block, reader)| decode_rule(decoder, block, &reader)),
     );
-    HttpRoute {
+    let mut route = HttpRoute {
         name: block.label(0).into(),
         origin: reader.origin(),
         gateways: names(reader, "gateways"),
@@ -205,7 +205,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         rules,
         scope: decoder.scope(reader),
         claims_of_document: 0,
-    }
+    };
+    route.claims_of_document = claims_of_route(&route, reader);
+    route
 }
 
 /// Each at its first place: written twice, a name means what it means once.

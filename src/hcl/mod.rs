@@ -21,6 +21,7 @@ pub use check::check;
 pub use format::format;
 pub use parse::{Limits, NotHcl, parse};
 pub use read::Reader;
+pub use regex::program_bytes;
 pub use render::to_hcl;
 pub use schema::{AttributeSchema, BlockSchema, Occurs, Type};
 pub use tree::{Attribute, Block, Body, Source, Value, ValueKind};

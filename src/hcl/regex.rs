@@ -1,6 +1,7 @@
 //! Regular expressions that mean the same to Envoy's engine (RE2) and to ours, which `explain` uses.
 
 use regex_syntax::ast::{self, Ast};
+use regex_syntax::hir::{Class, Hir, HirKind};
 
 /// Compiled size of a user's regular expression, in bytes. Envoy's bootstrap lifts RE2's own bound of 100 instructions
 /// (`re2.max_program_size.error_level`), which a path of 100 letters would reach: this one stands in its place.
@@ -27,6 +28,34 @@ pub(super) fn check_regex(text: &str) -> Result<(), String> {
             regex::Error::CompiledTooBig(_) => format!("{text:?} is too costly: use smaller repeat counts"),
             other => format!("not a regular expression: {other}"),
         })
+}
+
+/// Bytes of the program that it becomes, about, without making it: what is repeated stands in it as often. No more than
+/// are made of any.
+pub fn program_bytes(text: &str) -> usize {
+    regex_syntax::parse(text).map_or(0, |tree| bytes_of(&tree).min(COMPILED_BYTES))
+}
+
+fn bytes_of(tree: &Hir) -> usize {
+    const STATE: usize = 24;
+    match tree.kind() {
+        HirKind::Empty | HirKind::Look(_) => STATE,
+        HirKind::Literal(text) => STATE * text.0.len(),
+        HirKind::Class(Class::Bytes(class)) => STATE * class.ranges().len(),
+        HirKind::Class(Class::Unicode(class)) => {
+            let ranges = class.iter().map(|range| STATE * range.end().len_utf8());
+            ranges.sum()
+        }
+        HirKind::Repetition(repeated) => {
+            let times = repeated.max.unwrap_or(repeated.min.max(1));
+            let each = STATE + bytes_of(&repeated.sub);
+            each.saturating_mul(usize::try_from(times).unwrap_or(usize::MAX))
+        }
+        HirKind::Capture(group) => 2 * STATE + bytes_of(&group.sub),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => {
+            parts.iter().map(bytes_of).fold(STATE, usize::saturating_add)
+        }
+    }
 }
 
 /// Refuses what RE2 refuses or reads differently.
@@ -125,7 +154,18 @@ fn unknown_to_re2(what: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::check_regex;
+    use super::{COMPILED_BYTES, check_regex, program_bytes};
+
+    #[test]
+    fn what_it_becomes_is_told_by_what_is_repeated() {
+        let plain = program_bytes("/orders/[0-9]+");
+        assert!((100..1000).contains(&plain), "{plain}");
+        let repeated = program_bytes("(/orders/[0-9]+){100}");
+        assert!((100 * plain..150 * plain).contains(&repeated), "{repeated}");
+        let endless = program_bytes("((((a{1000}){1000}){1000}){1000}){1000}");
+        assert_eq!(endless, COMPILED_BYTES);
+        assert_eq!(program_bytes("("), 0);
+    }
 
     #[test]
     fn takes_what_both_engines_read_alike() {

@@ -164,6 +164,20 @@ impl Body {
     pub fn block(&self, kind: &str) -> Option<&Block> {
         self.blocks.iter().find(|block| block.kind == kind)
     }
+
+    /// Bytes of the names and values in it: what it takes wherever it is copied to, about.
+    pub fn bytes(&self) -> usize {
+        let attributes = self.attributes.iter();
+        let values = attributes.map(|attribute| attribute.name.len() + attribute.value.bytes());
+        values.sum::<usize>() + self.blocks.iter().map(Block::bytes).sum::<usize>()
+    }
+}
+
+impl Block {
+    pub fn bytes(&self) -> usize {
+        let labels = self.labels.iter().map(|(label, _)| label.len());
+        self.kind.len() + labels.sum::<usize>() + self.body.bytes()
+    }
 }
 
 impl Body {
@@ -184,6 +198,18 @@ impl Body {
 }
 
 impl Value {
+    fn bytes(&self) -> usize {
+        match &self.kind {
+            ValueKind::Null | ValueKind::Bool(_) | ValueKind::Integer(_) | ValueKind::Float(_) => 8,
+            ValueKind::String(text) => text.len(),
+            ValueKind::List(items) => items.iter().map(|item| 8 + item.bytes()).sum(),
+            ValueKind::Object(entries) => entries
+                .iter()
+                .map(|(key, _, value)| 8 + key.len() + value.bytes())
+                .sum(),
+        }
+    }
+
     fn shift(&mut self, by: usize) {
         self.span = shifted(self.span, by);
         match &mut self.kind {

@@ -60,7 +60,7 @@ pub fn resolve_virtual_host(
         if !route.listeners.is_empty() && !route.listeners.iter().any(|(name, _)| *name == listener.name) {
             continue;
         }
-        if !fits(gateway, route) {
+        if !fits(config, gateway, route) {
             continue;
         }
         attached = true;

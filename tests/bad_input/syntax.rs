@@ -146,6 +146,43 @@ pub fn syntax() -> Vec<Case> {
             &[TooLarge],
         ),
         bad(
+            "long policies on many hostnames and matches",
+            format!(
+                "http_route \"shop\" {{\n  gateways  = [\"edge\"]\n  hostnames = [{}]\n\n  request_headers {{\n    set = {{\n{}    }}\n  }}\n\n  rule \"all\" {{\n{}    backend \"consul\" \"orders\" {{}}\n  }}\n}}\n",
+                (0..100)
+                    .map(|host| format!("\"h{host}.example.com\""))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                (0..100)
+                    .map(|header| format!("      \"x-{header}\" = \"{}\"\n", "v".repeat(200)))
+                    .collect::<String>(),
+                "    match { path_prefix = \"/\" }\n".repeat(100)
+            ),
+            &[TooLarge],
+        ),
+        bad(
+            "a listener with thousands of certificates",
+            format!(
+                "gateway \"other\" {{\n  listener \"web\" {{\n    port     = 443\n    protocol = \"https\"\n    tls {{\n      certificates = [\n{}      ]\n    }}\n  }}\n}}\n",
+                (0..5000)
+                    .map(|name| format!("        \"c{name}\",\n"))
+                    .collect::<String>()
+            ),
+            &[TooLarge],
+        ),
+        bad(
+            "regular expressions that are too costly together",
+            format!(
+                "http_route \"shop\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"shop.example.com\"]\n\n  rule \"all\" {{\n{}    backend \"consul\" \"orders\" {{}}\n  }}\n}}\n",
+                (0..2000)
+                    .map(|path| format!(
+                        "    match {{ path_regex = \"/{path}/[a-z]{{500}}[0-9]{{500}}\" }}\n"
+                    ))
+                    .collect::<String>()
+            ),
+            &[TooLarge],
+        ),
+        bad(
             "a gateway with hundreds of listeners for http",
             format!(
                 "gateway \"other\" {{\n{}}}\n",
