@@ -165,8 +165,14 @@ fn are_scopes_missing(
     since: Duration,
 ) -> bool {
     let scopes = &subscriptions[ResourceKind::ScopedRoute as usize];
-    let is_meant =
-        |scope: &Arc<str>| listener_of_scope(scope) == Some(listener) && !scopes.acked.contains_key(scope);
+    // It closed a moment ago: what was acknowledged of it is on its way out.
+    let going: BTreeSet<&Arc<str>> = scopes
+        .in_flight
+        .iter()
+        .flat_map(|response| &response.removed)
+        .collect();
+    let is_there = |scope: &Arc<str>| scopes.acked.contains_key(scope) && !going.contains(scope);
+    let is_meant = |scope: &Arc<str>| listener_of_scope(scope) == Some(listener) && !is_there(scope);
     // None will come of one that Envoy refuses, or that nobody has the bytes of.
     let will_come = |scope: &Arc<str>| {
         target
