@@ -6,16 +6,17 @@ use std::sync::Arc;
 use super::objects::{Gateway, HttpRoute, Listener, Object, Protocol, Rule, RuleAction, Scope};
 use super::store::Config;
 use crate::diagnostics::{Code, Diagnostic};
-use crate::hcl::{Block, Reader, program_bytes};
+use crate::hcl::{Block, Body, Reader};
 use crate::model::Origin;
-use crate::model::http::{PathMatch, RequestMatch, TextMatch};
+use crate::model::http::RequestMatch;
+use crate::model::regex::program_bytes;
 
 /// Of all routes of a document: gateways x hostnames x matches, or gateways x listeners of TCP. With every eighth backend of
-/// a rule, and with each KiB of what else stands in it or around it, its matches count once more.
+/// a rule, and with each 2 KiB of what else stands in it or around it, its matches count once more.
 pub const CLAIMS: usize = 100_000;
 
-/// What an entry may be made of, to count no more than once.
-const TEXT: usize = 1024;
+/// What an entry may be made of, to count no more than once: some policies are usual.
+const TEXT: usize = 2048;
 
 /// The same of compiled regular expressions: Envoy has one for each entry.
 const PROGRAM: usize = 8192;
@@ -79,23 +80,21 @@ fn entries(rule: &Rule, block: &Block, around: usize) -> usize {
         RuleAction::Redirect(_) | RuleAction::Respond(_) => 0,
     };
     let of_matches: usize = block.body.blocks_of("match").map(Block::bytes).sum();
-    let of_each = around + block.bytes() - of_matches;
-    let regexes: usize = rule.matches.iter().flat_map(regexes).map(program_bytes).sum();
-    rule.matches.len() * (1 + backends / 8 + of_each / TEXT) + of_matches / TEXT + regexes / PROGRAM
-}
-
-fn regexes(matching: &RequestMatch) -> impl Iterator<Item = &str> {
-    let of_path = match &matching.path {
-        PathMatch::Regex(regex) => Some(&**regex),
-        PathMatch::Exact(_) | PathMatch::Prefix(_) | PathMatch::StartsWith(_) => None,
+    let copied = around + block.bytes() - of_matches;
+    // What some backend says otherwise is written at each of them, not once for all.
+    let of_each = match &rule.action {
+        RuleAction::Forward(backends) if backends.iter().any(|backend| !backend.policies.is_empty()) => {
+            copied.saturating_mul(backends.len())
+        }
+        _ => copied,
     };
-    let values = matching.headers.iter().chain(&matching.query);
-    of_path
-        .into_iter()
-        .chain(values.filter_map(|value| match &value.text {
-            TextMatch::Regex(regex) => Some(&**regex),
-            _ => None,
-        }))
+    let regexes: usize = rule
+        .matches
+        .iter()
+        .flat_map(RequestMatch::regexes)
+        .map(program_bytes)
+        .sum();
+    rule.matches.len() * (1 + backends / 8 + of_each / TEXT) + of_matches / TEXT + regexes / PROGRAM
 }
 
 pub(super) fn too_many_bundles(origin: &Origin) -> Diagnostic {
@@ -124,32 +123,53 @@ pub(super) fn too_many_claims(claims: usize) -> Option<Diagnostic> {
     (claims > CLAIMS).then(|| {
         let message = format!("the routes of this document multiply to {claims}, and {CLAIMS} is the most");
         Diagnostic::error(Code::TooLarge, message)
-            .because("for each gateway, each hostname and each match of a route an entry is made, and more of many backends and of long policies")
+            .because("for each gateway, each hostname and each match of a route an entry is made, which counts more with many backends, long policies or costly regular expressions")
             .fix("use a wildcard hostname for many, or fewer matches; or divide the routes among several documents")
     })
 }
 
 /// Whether the routes of a document can be put on this gateway.
 pub fn fits(config: &Config, gateway: &Gateway, route: &HttpRoute) -> bool {
-    let claims = route
-        .claims_of_document
-        .saturating_mul(1 + bytes_of_bundles(config, route) / TEXT);
-    let fit_on = |listeners: usize| claims.saturating_mul(listeners) <= PLACES;
+    // Asked for each host: most often nothing more has to be looked at.
+    let fits = |listeners: usize| {
+        let places = route.claims_of_document.saturating_mul(listeners);
+        places <= PLACES && places.saturating_mul(1 + bytes_laid_on(config, gateway, route) / TEXT) <= PLACES
+    };
     match route.listeners.len() {
-        // Asked for each host: most often no listener has to be looked at.
-        0 => fit_on(gateway.listeners.len()) || fit_on(http_listeners(gateway).count()),
-        named => fit_on(named),
+        0 => fits(gateway.listeners.len()) || fits(http_listeners(gateway).count()),
+        named => fits(named),
     }
 }
 
-/// Those are not of its document: laid on the rule that has most.
-fn bytes_of_bundles(config: &Config, route: &HttpRoute) -> usize {
-    let of = |scope: &Scope| -> usize {
+/// What is not of its document and stands in each entry all the same: the policies of the gateway, and all bundles. Of
+/// listeners and rules that which has most.
+fn bytes_laid_on(config: &Config, gateway: &Gateway, route: &HttpRoute) -> usize {
+    let bundles = |scope: &Scope| -> usize {
         let bundles = scope.bundles.iter().filter_map(|(name, _)| config.policy(name));
         bundles.map(|bundle| bundle.bytes).sum()
     };
-    let of_rules = route.rules.iter().map(|rule| of(&rule.scope));
-    of(&route.scope) + of_rules.max().unwrap_or_default()
+    let of_listeners = gateway.listeners.iter().map(|listener| bundles(&listener.scope));
+    let of_rules = route.rules.iter().map(|rule| bundles(&rule.scope));
+    gateway.policy_bytes
+        + bundles(&gateway.scope)
+        + of_listeners.max().unwrap_or_default()
+        + bundles(&route.scope)
+        + of_rules.max().unwrap_or_default()
+}
+
+/// What a gateway as it is written lays on each of its routes.
+pub(super) fn policy_bytes(reader: &Reader<'_>) -> usize {
+    let of = |body: &Body| -> usize {
+        let policies = body
+            .blocks
+            .iter()
+            .filter(|block| block.kind != "listener" && block.kind != "tls");
+        policies.map(Block::bytes).sum()
+    };
+    let of_listeners = reader
+        .children("listener")
+        .map(|(listener, _)| of(&listener.body));
+    of(reader.body) + of_listeners.max().unwrap_or_default()
 }
 
 fn http_listeners(gateway: &Gateway) -> impl Iterator<Item = &Listener> {
@@ -162,15 +182,15 @@ fn http_listeners(gateway: &Gateway) -> impl Iterator<Item = &Listener> {
 pub(super) fn does_not_fit(config: &Config, gateway: &Gateway, route: &HttpRoute) -> Option<Diagnostic> {
     (!fits(config, gateway, route)).then(|| {
         let message = format!(
-            "the routes of this document multiply to more than fits the {} listeners for http and https of the gateway {:?}",
+            "the routes of this document multiply to more than fits the gateway {:?} with its {} listeners for http and https",
+            gateway.name,
             http_listeners(gateway).count(),
-            gateway.name
         );
         Diagnostic::error(Code::TooLarge, message)
             .because(format!(
-                "gateways, hostnames, matches and listeners make more than {PLACES} entries, of long policies sooner: the gateway does not serve the route"
+                "gateways, hostnames, matches and listeners make more than {PLACES} entries, or fewer that the policies of the gateway and the bundles in `policies` make long: the gateway does not serve the route"
             ))
-            .fix("name the listeners that are meant in `listeners`, shorten the bundles in `policies`, or divide the routes among several documents")
+            .fix("name the listeners that are meant in `listeners`, shorten the policies, or divide the routes among several documents")
     })
 }
 
@@ -380,8 +400,8 @@ mod tests {
         };
         let with = |at: &str, count: usize| route("a", 1, 50, 100).replacen(at, &(headers(count) + at), 1);
         for at in ["rule", "match"] {
-            assert_eq!(codes(&with(at, 20)), [], "{at}");
-            let problems = codes(&with(at, 21));
+            assert_eq!(codes(&with(at, 40)), [], "{at}");
+            let problems = codes(&with(at, 41));
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert_eq!(problems[0].0, Code::TooLarge, "{problems:?}");
         }
@@ -392,38 +412,73 @@ mod tests {
         assert_eq!(read(&paths).unwrap().len(), 1);
     }
 
-    /// They may stand in a document of their own.
+    /// What a backend says otherwise makes Envoy be told of each what holds for it.
     #[test]
-    fn long_bundles_count_too() {
+    fn policies_count_for_each_backend_that_is_told_apart() {
+        let headers = |value: &str| format!("request_headers {{\nset = {{\nx = \"{value}\"\n}}\n}}\n");
+        let with = |own: &str| {
+            let backends = format!("backend \"consul\" \"x\" {{\n{own}}}\nbackend \"consul\" \"y\" {{}}\n");
+            let backends = backends + "backend \"consul\" \"z\" {}\nbackend \"consul\" \"w\" {}\n";
+            let long = headers(&"v".repeat(3000));
+            route("a", 1, 500, 60)
+                .replace("backend \"consul\" \"x\" {}\n", &backends)
+                .replacen("match", &(long + "match"), 1)
+        };
+        assert_eq!(codes(&with("")), []);
+        let problems = codes(&with(&headers("own")));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!(problems[0].0, Code::TooLarge, "{problems:?}");
+    }
+
+    /// What is wrong with these documents together.
+    fn codes_of(documents: [&str; 3]) -> Vec<Code> {
+        let mut config = Config::new(Permissions::default(), Limits::default());
+        for (order, text) in documents.into_iter().enumerate() {
+            let document = Document {
+                id: DocumentId::File(format!("{order}.hcl").into()),
+                text: text.into(),
+                order: order as u64,
+                version: 1,
+            };
+            config.upsert(document, None, &mut ConfigChange::default());
+        }
+        config.diagnostics().into_iter().map(|said| said.code).collect()
+    }
+
+    /// They may stand in a document of their own, as may those of the gateway.
+    #[test]
+    fn what_is_laid_on_a_route_from_elsewhere_counts_too() {
         let value = "v".repeat(1000);
-        let bundle = |headers: usize| {
+        let policy = |headers: usize| {
             let lines: Vec<String> = (0..headers)
                 .map(|number| format!("x{number} = \"{value}\""))
                 .collect();
-            format!(
-                "policy \"long\" {{\nrequest_headers {{\nset = {{\n{}\n}}\n}}\n}}\n",
-                lines.join("\n")
-            )
+            format!("request_headers {{\nset = {{\n{}\n}}\n}}\n", lines.join("\n"))
         };
-        let in_route = route("a", 1, 50, 1000).replace("hostnames", "policies = [\"long\"]\nhostnames");
-        let in_rule = route("a", 1, 50, 1000).replacen("match", "policies = [\"long\"]\nmatch", 1);
-        for text in [in_route, in_rule] {
-            for (headers, expected) in [(7, vec![]), (9, vec![Code::TooLarge])] {
-                let mut config = Config::new(Permissions::default(), Limits::default());
-                for (order, text) in [gateway("http", 1), bundle(headers), text.clone()]
-                    .into_iter()
-                    .enumerate()
-                {
-                    let document = Document {
-                        id: DocumentId::File(format!("{order}.hcl").into()),
-                        text: text.into(),
-                        order: order as u64,
-                        version: 1,
-                    };
-                    config.upsert(document, None, &mut ConfigChange::default());
-                }
-                let found: Vec<Code> = config.diagnostics().into_iter().map(|said| said.code).collect();
-                assert_eq!(found, expected);
+        let before = |text: &str, at: &str, what: &str| text.replacen(at, &format!("{what}{at}"), 1);
+        let (wide, edge) = (route("a", 1, 50, 1000), gateway("http", 1));
+        let named = "policies = [\"long\"]\n";
+        for (headers, expected) in [(16, vec![]), (17, vec![Code::TooLarge])] {
+            let own = policy(headers);
+            let bundle = format!("policy \"long\" {{\n{own}}}\n");
+            for at in ["hostnames", "match"] {
+                assert_eq!(
+                    codes_of([&edge, &bundle, &before(&wide, at, named)]),
+                    expected,
+                    "{at}"
+                );
+            }
+            for at in ["listener", "port"] {
+                assert_eq!(
+                    codes_of([&before(&edge, at, named), &bundle, &wide]),
+                    expected,
+                    "{at}"
+                );
+                assert_eq!(
+                    codes_of([&before(&edge, at, &own), &bundle, &wide]),
+                    expected,
+                    "{at}"
+                );
             }
         }
     }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::breadth::too_many_certificates;
+use super::breadth::{policy_bytes, too_many_certificates, too_many_listeners};
 use super::document::Decoder;
 use super::objects::{Gateway, Listener, ListenerTls, Protocol, Scope};
 use super::route::names;
@@ -119,10 +119,9 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         origin: reader.origin(),
         listeners,
         scope: decoder.scope(reader),
+        policy_bytes: policy_bytes(reader),
     };
-    decoder
-        .problems
-        .extend(super::breadth::too_many_listeners(&gateway));
+    decoder.problems.extend(too_many_listeners(&gateway));
     gateway
 }
 

@@ -173,6 +173,8 @@ pub struct Gateway {
     pub origin: Origin,
     pub listeners: Vec<Listener>,
     pub scope: Scope,
+    /// What was written of its policies, and of those of the listener that has most, about.
+    pub policy_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]

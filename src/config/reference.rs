@@ -21,8 +21,9 @@ pub fn reference_markdown() -> String {
          - Outside of strings, heredocs and comments there is no operator: more than 8, or more than 4096 keys in one object, are \
          refused before anything is read (`too-large`). A heredoc whose first line is its end is refused, too: write `\"\"`.\n\
          - What the routes of a document multiply to, gateways x hostnames x matches (once more for every eighth backend of a rule, \
-         and for each KiB of its policies and of what else stands in it), is at most 100,000; rounded up to a power of two, times \
-         the listeners for http and https of a gateway, and once more for each KiB of the bundles in `policies`, at most 524,288. \
+         for each 2 KiB of what stands in it or around it beside its matches, and for each 8 KiB of what Envoy compiles a regular \
+         expression to), is at most 100,000; rounded up to a power of two, times the listeners for http and https of a gateway, \
+         and once more for each 2 KiB of the gateway's policies and the bundles in `policies`, at most 524,288. \
          A gateway has at most 64 such listeners, and 1,024 in all, each with at most 4,096 certificates; a rule or TCP route at most 256 backends, and `policies` at most \
          64 bundles.\n\
          - Of a document's problems the first 100 are told, and the others counted.\n\

@@ -1,4 +1,4 @@
-use super::{Code, Diagnostic};
+use super::{Code, Diagnostic, Severity};
 
 /// What is told of one document at most.
 const TOLD: usize = 100;
@@ -10,12 +10,15 @@ pub struct Problems {
     /// One more than are told: where there is just one more, it is told as well.
     first: Vec<Diagnostic>,
     more: usize,
+    /// There is an error among those that are not told.
+    more_errors: bool,
 }
 
 impl Problems {
     pub fn push(&mut self, problem: Diagnostic) {
         if self.first.len() > TOLD {
             self.more += 1;
+            self.more_errors |= problem.severity == Severity::Error;
         } else {
             self.first.push(problem);
         }
@@ -34,6 +37,9 @@ impl Problems {
             let mut summary = Diagnostic::error(Code::TooLarge, message)
                 .because(format!("the first {TOLD} are told"))
                 .fix("mend these first; if the text is no document, keep it elsewhere");
+            if !self.more_errors {
+                summary.severity = first_left_out.severity;
+            }
             summary.origin = first_left_out.origin;
             told.push(summary);
         }

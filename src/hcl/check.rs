@@ -1,60 +1,23 @@
 use std::collections::HashSet;
 
-use super::regex::program_bytes;
-use super::schema::{BlockSchema, Occurs, Type};
-use super::tree::{Body, Source, ValueKind};
+use super::schema::{BlockSchema, Occurs};
+use super::tree::{Body, Source};
 use super::value_types::mismatch;
 use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
-use crate::model::{Origin, Span};
+use crate::model::Span;
 
 /// Holds a tree against its schema: every problem, not only the first (more than a hundred are counted). What passes can be
 /// read without further checks.
 pub fn check(source: &Source, body: &Body, schema: &BlockSchema) -> Vec<Diagnostic> {
-    let mut found = Found::default();
-    check_body(source, body, schema, Span::default(), &mut found);
-    found.problems.told()
+    let mut problems = Problems::default();
+    check_body(source, body, schema, Span::default(), &mut problems);
+    problems.told()
 }
 
-/// Of all regular expressions of a document: each takes its time here, and in every Envoy.
-const PROGRAM_BYTES: usize = 64 << 20;
-
-#[derive(Default)]
-struct Found {
-    problems: Problems,
-    program_bytes: usize,
-}
-
-impl Found {
-    /// False from the one on that is one too many, which is told: no more of them are made.
-    fn has_room_for(&mut self, regex: &str, at: impl FnOnce() -> Origin) -> bool {
-        let had_room = self.program_bytes <= PROGRAM_BYTES;
-        if had_room {
-            self.program_bytes = self.program_bytes.saturating_add(program_bytes(regex));
-        }
-        let has_room = self.program_bytes <= PROGRAM_BYTES;
-        if had_room && !has_room {
-            self.problems.push(
-                Diagnostic::error(
-                    Code::TooLarge,
-                    "the regular expressions of this document are too costly together",
-                )
-                .at(at())
-                .because(format!(
-                    "compiled, those up to here take more than {} MiB, in each Envoy as well",
-                    PROGRAM_BYTES >> 20
-                ))
-                .fix("use smaller repeat counts and classes, or divide the document"),
-            );
-        }
-        has_room
-    }
-}
-
-fn check_body(source: &Source, body: &Body, schema: &BlockSchema, header: Span, found: &mut Found) {
+fn check_body(source: &Source, body: &Body, schema: &BlockSchema, header: Span, problems: &mut Problems) {
     let place = schema.place();
-    check_attributes(source, body, schema, place, found);
-    check_blocks(source, body, schema, place, found);
-    let problems = &mut found.problems;
+    check_attributes(source, body, schema, place, problems);
+    check_blocks(source, body, schema, place, problems);
     for attribute in schema.attributes.iter().filter(|attribute| attribute.required) {
         if body.attribute(attribute.name).is_none() {
             problems.push(
@@ -115,7 +78,13 @@ fn check_body(source: &Source, body: &Body, schema: &BlockSchema, header: Span, 
     }
 }
 
-fn check_attributes(source: &Source, body: &Body, schema: &BlockSchema, place: &str, found: &mut Found) {
+fn check_attributes(
+    source: &Source,
+    body: &Body,
+    schema: &BlockSchema,
+    place: &str,
+    problems: &mut Problems,
+) {
     let mut seen = HashSet::new();
     for attribute in &body.attributes {
         let Some(known) = schema.attribute_schema(&attribute.name) else {
@@ -125,7 +94,7 @@ fn check_attributes(source: &Source, body: &Body, schema: &BlockSchema, place: &
                     attribute.name, attribute.name
                 )
             });
-            found.problems.push(unknown(
+            problems.push(unknown(
                 source,
                 "attribute",
                 &attribute.name,
@@ -137,20 +106,15 @@ fn check_attributes(source: &Source, body: &Body, schema: &BlockSchema, place: &
             continue;
         };
         if !seen.insert(attribute.name.as_str()) {
-            found.problems.push(
+            problems.push(
                 Diagnostic::error(Code::Conflict, format!("{:?} is set twice", attribute.name))
                     .at(source.origin(attribute.name_span))
                     .because("only one of the two values can be in effect, and nothing says which")
                     .fix("keep one of them"),
             );
         }
-        if let (Type::Regex, ValueKind::String(text)) = (&known.ty, &attribute.value.kind)
-            && !found.has_room_for(text, || source.origin(attribute.value.span))
-        {
-            continue;
-        }
         if let Some((span, why)) = mismatch(&known.ty, &attribute.value) {
-            found.problems.push(
+            problems.push(
                 Diagnostic::error(Code::InvalidValue, format!("{}: {why}", attribute.name))
                     .at(source.origin(span))
                     .because(known.doc)
@@ -160,7 +124,7 @@ fn check_attributes(source: &Source, body: &Body, schema: &BlockSchema, place: &
     }
 }
 
-fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str, found: &mut Found) {
+fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str, problems: &mut Problems) {
     let mut seen = HashSet::new();
     for block in &body.blocks {
         let Some((known, occurs)) = schema.block_schema(&block.kind) else {
@@ -170,7 +134,7 @@ fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str,
                     block.kind, block.kind, attribute.example
                 )
             });
-            found.problems.push(unknown(
+            problems.push(unknown(
                 source,
                 "block",
                 &block.kind,
@@ -182,7 +146,7 @@ fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str,
             continue;
         };
         if block.labels.len() != known.labels.len() {
-            found.problems.push(
+            problems.push(
                 Diagnostic::error(
                     Code::MissingKey,
                     format!(
@@ -201,11 +165,11 @@ fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str,
         }
         for (label, span) in &block.labels {
             let value = super::tree::Value {
-                kind: ValueKind::String(label.clone()),
+                kind: super::tree::ValueKind::String(label.clone()),
                 span: *span,
             };
-            if let Some((span, why)) = mismatch(&Type::Name, &value) {
-                found.problems.push(
+            if let Some((span, why)) = mismatch(&super::schema::Type::Name, &value) {
+                problems.push(
                     Diagnostic::error(Code::InvalidValue, why)
                         .at(source.origin(span))
                         .because("other documents, Envoy's statistics and KV keys name it too")
@@ -219,14 +183,14 @@ fn check_blocks(source: &Source, body: &Body, schema: &BlockSchema, place: &str,
             _ => Some(block.labels.iter().map(|(label, _)| label.as_str()).collect()),
         };
         if told_apart_by.is_some_and(|labels| !seen.insert((block.kind.as_str(), labels))) {
-            found.problems.push(
+            problems.push(
                 Diagnostic::error(Code::Conflict, format!("this block stands twice in {place}"))
                     .at(source.origin(block.span))
                     .because("only one of the two can be in effect, and nothing says which")
                     .fix("keep one, or give the second another label where labels are allowed"),
             );
         }
-        check_body(source, &block.body, known, block.span, found);
+        check_body(source, &block.body, known, block.span, problems);
     }
 }
 

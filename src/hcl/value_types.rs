@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::schema::Type;
 use super::tree::{Value, ValueKind};
 use crate::model::Span;
+use crate::model::regex::check_regex;
 
 /// Why a value does not fit, and where exactly.
 pub(super) fn mismatch(ty: &Type, value: &Value) -> Option<(Span, String)> {
@@ -96,7 +97,7 @@ pub fn check_text(ty: &Type, text: &str) -> Result<(), String> {
         Type::Host => check_host(text),
         Type::Path => check_path(text),
         Type::NewPath => check_new_path(text),
-        Type::Regex => super::regex::check_regex(text),
+        Type::Regex => check_regex(text),
         Type::HeaderName => check_header_name(text),
         Type::HeaderValue => http::HeaderValue::from_str(text)
             .map(|_| ())

@@ -65,6 +65,20 @@ impl RequestMatch {
             query: Vec::new(),
         }
     }
+
+    /// The regular expressions that Envoy compiles for it.
+    pub fn regexes(&self) -> impl Iterator<Item = &str> {
+        let of_path = match &self.path {
+            PathMatch::Regex(regex) => Some(&**regex),
+            PathMatch::Exact(_) | PathMatch::Prefix(_) | PathMatch::StartsWith(_) => None,
+        };
+        let values = self.headers.iter().chain(&self.query);
+        let of_values = values.filter_map(|value| match &value.text {
+            TextMatch::Regex(regex) => Some(&**regex),
+            _ => None,
+        });
+        of_path.into_iter().chain(of_values)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]

@@ -10,6 +10,7 @@ mod observation;
 mod policies;
 mod problem;
 mod redacted;
+pub mod regex;
 mod service;
 
 pub use certificate::{CertificateMaterial, CertificateQuery, ClientCaQuery, KeyType, KvVersion};

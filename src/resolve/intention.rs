@@ -1,12 +1,11 @@
 //! What the destination's proxy will say to a request, before it is sent.
 
-use regex::Regex;
-
 use super::matching::{Request, holds};
 use crate::diagnostics::{Code, Diagnostic, Severity};
 use crate::model::mesh::{
     ChainProtocol, Intention, IntentionRule, Permission, PermissionMatch, PermissionPath,
 };
+use crate::model::regex::full_match;
 use crate::snapshot::Known;
 
 /// Said once for each target that every request of ours will be refused by.
@@ -123,9 +122,7 @@ fn takes(condition: &PermissionMatch, request: &Request) -> bool {
         PermissionPath::AnyPath => true,
         PermissionPath::PathExact(path) => request.path == **path,
         PermissionPath::PathPrefix(prefix) => request.path.starts_with(&**prefix),
-        PermissionPath::PathRegex(regex) => {
-            Regex::new(&format!("^(?:{regex})$")).is_ok_and(|regex| regex.is_match(&request.path))
-        }
+        PermissionPath::PathRegex(regex) => full_match(regex, &request.path).unwrap_or(false),
     };
     let method_fits = condition.methods.is_empty()
         || condition

@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use regex::Regex;
-
 use crate::model::http::{PathMatch, RequestMatch, TextMatch, ValueMatch};
+use crate::model::regex::full_match;
 
 /// HTTP/2's name for the path and query, which Envoy matches like a header.
 pub(super) const PATH_HEADER: &str = ":path";
@@ -261,7 +260,7 @@ fn describe(what: &str, condition: &ValueMatch, values: &[&str]) -> String {
 
 /// RE2's full match. A pattern that does not compile was refused with its document.
 fn whole(pattern: &str, text: &str) -> bool {
-    Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|regex| regex.is_match(text))
+    full_match(pattern, text).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -171,10 +171,14 @@ pub fn syntax() -> Vec<Case> {
             &[TooLarge],
         ),
         bad(
-            "regular expressions that are too costly together",
+            "costly regular expressions on several hostnames",
             format!(
-                "http_route \"shop\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"shop.example.com\"]\n\n  rule \"all\" {{\n{}    backend \"consul\" \"orders\" {{}}\n  }}\n}}\n",
-                (0..2000)
+                "http_route \"shop\" {{\n  gateways  = [\"edge\"]\n  hostnames = [{}]\n\n  rule \"all\" {{\n{}    backend \"consul\" \"orders\" {{}}\n  }}\n}}\n",
+                (0..20)
+                    .map(|host| format!("\"h{host}.example.com\""))
+                    .collect::<Vec<_>>()
+                    .join(", "),
+                (0..1000)
                     .map(|path| format!(
                         "    match {{ path_regex = \"/{path}/[a-z]{{500}}[0-9]{{500}}\" }}\n"
                     ))

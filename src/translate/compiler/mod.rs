@@ -15,7 +15,7 @@ use std::sync::{Arc, LazyLock};
 use imbl::{OrdMap, OrdSet};
 
 use crate::config::ObjectKey;
-use crate::diagnostics::Diagnostic;
+use crate::diagnostics::{Diagnostic, first_problems};
 use crate::envoy::{ResourceKind, ResourceSet};
 use crate::ir::{TcpProxy, Unavailable};
 use crate::model::mesh::Interest;
@@ -448,7 +448,8 @@ impl Compiler {
         if diagnostics.is_empty() {
             self.diagnostics.remove(&unit);
         } else {
-            self.diagnostics.insert(unit, diagnostics.into());
+            // Each rule of a host may have something to say.
+            self.diagnostics.insert(unit, first_problems(diagnostics).into());
         }
     }
 }

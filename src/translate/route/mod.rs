@@ -26,6 +26,7 @@ use crate::envoy::{Resource, ResourceKind, ResourceRef, any, scope_name, wrap_bo
 use crate::features::default_retry;
 use crate::ir::{self, Action};
 use crate::model::DocumentId;
+use crate::model::regex::program_bytes;
 
 /// Why the gateway itself answered, for whoever looks at a 503.
 pub(super) const REASON_HEADER: &str = "x-portreeve-reason";
@@ -47,24 +48,11 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     put_bytes(&mut buffer, 1, scope_name(&host.listener, &host.host).as_bytes());
     put_bytes(&mut buffer, 2, host.host.as_bytes());
     let names = ServerNames::of(&host.host).filter(|_| host.checks_sni);
-    match PathTree::of(host.routes.iter().map(|route| &route.matching.path)) {
-        None => {
-            if let Some(names) = names {
-                put_struct(&mut buffer, 3, &misdirected(names));
-            }
-            put_routes(&mut buffer, 3, &host.routes, |_| ());
+    if !put_branches(&mut buffer, &host.routes, names) {
+        if let Some(names) = names {
+            put_struct(&mut buffer, 3, &misdirected(names));
         }
-        Some(tree) => {
-            let (mut routes, mut ends) = (Vec::new(), Vec::with_capacity(host.routes.len()));
-            put_routes(&mut routes, ROUTE_OF_LIST, &host.routes, |end| ends.push(end));
-            let routes = Encoded {
-                bytes: &routes,
-                ends: &ends,
-            };
-            put_message(&mut buffer, 21, |buffer| {
-                put_path_matcher(buffer, &tree, routes, names)
-            });
-        }
+        put_routes(&mut buffer, 3, &host.routes, |_| ());
     }
     // Once for the host and not in each route: Envoy reads and keeps it once.
     if host.routes.iter().any(retries_by_default) {
@@ -78,6 +66,32 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
         needs: clusters(host),
         origins: host.origins.clone().into(),
     }
+}
+
+/// False: a list serves as well, and nothing is written.
+fn put_branches(buffer: &mut Vec<u8>, routes: &[ir::Route], names: Option<ServerNames>) -> bool {
+    if !PathTree::is_for(routes.len()) {
+        return false;
+    }
+    let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(routes.len()));
+    put_routes(&mut bytes, ROUTE_OF_LIST, routes, |end| ends.push(end));
+    let encoded = Encoded {
+        bytes: &bytes,
+        ends: &ends,
+    };
+    let paths = routes.iter().map(|route| &route.matching.path);
+    let Some(tree) = PathTree::of(paths, |at| encoded.route(at).len() + programs(&routes[at])) else {
+        return false;
+    };
+    put_message(buffer, 21, |buffer| {
+        put_path_matcher(buffer, &tree, encoded, names)
+    });
+    true
+}
+
+/// Bytes of the regular expressions that Envoy compiles for a route.
+fn programs(route: &ir::Route) -> usize {
+    route.matching.regexes().map(program_bytes).sum()
 }
 
 /// The routes as fields of `tag`. `each` is told where each ends.

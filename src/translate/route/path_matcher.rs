@@ -32,7 +32,7 @@ pub(super) struct Encoded<'a> {
 }
 
 impl Encoded<'_> {
-    fn route(&self, at: usize) -> &[u8] {
+    pub fn route(&self, at: usize) -> &[u8] {
         let start = at.checked_sub(1).map_or(0, |before| self.ends[before]);
         &self.bytes[start..self.ends[at]]
     }

@@ -16,8 +16,10 @@ use crate::model::http::PathMatch;
 /// Fewer routes than this are asked as fast in a list.
 const LIST: usize = 16;
 /// The branches of a host hold each route this often at most, on average: a regular expression without a fixed beginning
-/// and a rule for all paths stand in every branch, and a copy costs Envoy a KiB.
+/// and a rule for all paths stand in every branch.
 const COPIES: usize = 4;
+/// What a copy costs Envoy at the least, in bytes.
+const COPY: usize = 1024;
 
 /// Routes by their place among the host's, ascending.
 #[derive(Debug, PartialEq)]
@@ -29,18 +31,28 @@ pub(super) struct PathTree {
 }
 
 impl PathTree {
-    /// None: a list serves as well.
-    pub(super) fn of<'a>(paths: impl ExactSizeIterator<Item = &'a PathMatch>) -> Option<Self> {
-        if paths.len() < LIST {
+    /// So few that nothing is gained.
+    pub(super) fn is_for(routes: usize) -> bool {
+        routes >= LIST
+    }
+
+    /// Of each path, how long its route is: a route with long policies is not copied as often. None: a list serves as well.
+    pub(super) fn of<'a>(
+        paths: impl ExactSizeIterator<Item = &'a PathMatch>,
+        bytes: impl Fn(usize) -> usize,
+    ) -> Option<Self> {
+        if !Self::is_for(paths.len()) {
             return None;
         }
+        let costs: Vec<usize> = (0..paths.len()).map(|at| COPY + bytes(at)).collect();
+        let room = costs.iter().sum::<usize>() * COPIES;
         let beginnings: Vec<_> = paths.map(beginning).collect();
         let mut sorted: Vec<(&str, usize)> = beginnings.iter().map(|text| &**text).zip(0..).collect();
         sorted.sort_unstable();
         // A branch for each beginning, or for so many routes that the copies are few enough.
         std::iter::successors(Some(1), |routes| Some(routes * 4))
             .take_while(|routes| *routes < sorted.len())
-            .find_map(|routes| Growing::new(routes, sorted.len() * COPIES).grow(&sorted))
+            .find_map(|routes| Growing::new(routes, &costs, room).grow(&sorted))
             .filter(|tree| !tree.branches.is_empty())
     }
 }
@@ -77,7 +89,8 @@ fn regex_beginning(regex: &str) -> String {
 struct Growing<'a> {
     /// So many routes make a branch.
     routes: usize,
-    /// In all branches together, at most.
+    costs: &'a [usize],
+    /// Of all branches together, at most.
     room: usize,
     stack: Vec<Node<'a>>,
     branches: Vec<(String, Vec<usize>)>,
@@ -93,9 +106,10 @@ struct Node<'a> {
 }
 
 impl<'a> Growing<'a> {
-    fn new(routes: usize, room: usize) -> Self {
+    fn new(routes: usize, costs: &'a [usize], room: usize) -> Self {
         Self {
             routes,
+            costs,
             room,
             stack: vec![Node::default()],
             branches: Vec::new(),
@@ -148,7 +162,8 @@ impl<'a> Growing<'a> {
         for shorter in &self.stack {
             routes.extend(&shorter.own);
         }
-        self.room = self.room.checked_sub(routes.len())?;
+        let cost = routes.iter().map(|at| self.costs[*at]).sum();
+        self.room = self.room.checked_sub(cost)?;
         routes.sort_unstable();
         self.branches.push((node.text.to_owned(), routes));
         Some(())
@@ -185,6 +200,11 @@ mod tests {
         }
     }
 
+    /// Of routes that are all short.
+    fn tree(paths: &[PathMatch]) -> Option<PathTree> {
+        PathTree::of(paths.iter(), |_| 0)
+    }
+
     fn branch<'a>(tree: &'a PathTree, text: &str) -> &'a [usize] {
         let branches = tree
             .branches
@@ -215,13 +235,13 @@ mod tests {
             paths in prop::collection::vec(a_path(), 1..80),
             asked in prop::collection::vec("/[ab/ä.?]{0,8}", 20),
         ) {
-            if let Some(tree) = PathTree::of(paths.iter()) {
-                let held: usize = tree.branches.iter().map(|(_, routes)| routes.len()).sum();
+            if let Some(made) = tree(&paths) {
+                let held: usize = made.branches.iter().map(|(_, routes)| routes.len()).sum();
                 prop_assert!(held <= COPIES * paths.len());
                 let takes: Vec<Taker> = paths.iter().map(takes).collect();
                 for text in &asked {
                     let all: Vec<_> = (0..paths.len()).filter(|at| takes[*at](text)).collect();
-                    let found: Vec<_> = branch(&tree, text)
+                    let found: Vec<_> = branch(&made, text)
                         .iter()
                         .copied()
                         .filter(|at| takes[*at](text))
@@ -253,40 +273,59 @@ mod tests {
         let mut paths = exact(10_000);
         paths.push(PathMatch::Prefix("/p00007/below".into()));
         paths.push(PathMatch::Prefix("/".into()));
-        let tree = PathTree::of(paths.iter()).unwrap();
-        assert_eq!(branch(&tree, "/p00007"), [7, 10_001]);
-        assert_eq!(branch(&tree, "/p00007?q=1"), [7, 10_001]);
-        assert_eq!(branch(&tree, "/p00007/below/x"), [7, 10_000, 10_001]);
-        assert_eq!(branch(&tree, "/q"), [10_001]);
-        assert_eq!(branch(&tree, "*"), [0; 0]);
+        let made = tree(&paths).unwrap();
+        assert_eq!(branch(&made, "/p00007"), [7, 10_001]);
+        assert_eq!(branch(&made, "/p00007?q=1"), [7, 10_001]);
+        assert_eq!(branch(&made, "/p00007/below/x"), [7, 10_000, 10_001]);
+        assert_eq!(branch(&made, "/q"), [10_001]);
+        assert_eq!(branch(&made, "*"), [0; 0]);
     }
 
     #[test]
     fn what_stands_everywhere_makes_the_branches_wider_and_not_the_host_larger() {
         let mut paths = exact(10_000);
         paths.extend((0..20).map(|at| PathMatch::Regex(format!(".*/r{at}").into())));
-        let tree = PathTree::of(paths.iter()).unwrap();
-        let held: usize = tree.branches.iter().map(|(_, routes)| routes.len()).sum();
+        let made = tree(&paths).unwrap();
+        let held: usize = made.branches.iter().map(|(_, routes)| routes.len()).sum();
         assert!(held <= COPIES * paths.len(), "{held}");
-        let longest = tree.branches.iter().map(|(_, routes)| routes.len()).max();
+        let longest = made.branches.iter().map(|(_, routes)| routes.len()).max();
         assert!(longest < Some(100), "{longest:?}");
         // One below the other: every branch would hold all that are above.
         let nested: Vec<_> = (1..2_000)
             .map(|depth| PathMatch::Prefix("/a".repeat(depth).into()))
             .collect();
-        let tree = PathTree::of(nested.iter()).unwrap();
-        let held: usize = tree.branches.iter().map(|(_, routes)| routes.len()).sum();
+        let made = tree(&nested).unwrap();
+        let held: usize = made.branches.iter().map(|(_, routes)| routes.len()).sum();
         assert!(held <= COPIES * nested.len(), "{held}");
     }
 
     #[test]
+    fn a_long_route_that_stands_everywhere_is_not_copied_as_often() {
+        let mut paths = exact(10_000);
+        paths.push(PathMatch::Prefix("/".into()));
+        let branches = [200, 10_000, 1_000_000].map(|long| {
+            let bytes = |at: usize| if at == 10_000 { long } else { 200 };
+            let made = PathTree::of(paths.iter(), bytes).unwrap();
+            let held = made.branches.iter().flat_map(|(_, routes)| routes);
+            let held: usize = held.map(|at| COPY + bytes(*at)).sum();
+            assert!(held <= COPIES * (10_001 * COPY + 10_000 * 200 + long), "{held}");
+            made.branches.len()
+        });
+        assert!(
+            branches[0] > 2 * branches[1] && branches[1] > 2 * branches[2],
+            "{branches:?}"
+        );
+        assert!(branches[2] > 2, "{branches:?}");
+    }
+
+    #[test]
     fn few_routes_or_routes_that_begin_alike_stay_a_list() {
-        assert_eq!(PathTree::of(exact(LIST - 1).iter()), None);
-        assert!(PathTree::of(exact(LIST).iter()).is_some());
+        assert_eq!(tree(&exact(LIST - 1)), None);
+        assert!(tree(&exact(LIST)).is_some());
         let alike: Vec<_> = (0..100)
             .map(|at| PathMatch::Regex(format!(".*{at}").into()))
             .collect();
-        assert_eq!(PathTree::of(alike.iter()), None);
+        assert_eq!(tree(&alike), None);
     }
 
     #[test]
