@@ -80,7 +80,13 @@ pub(super) struct Outcome {
 
 /// The choices of a mesh backend.
 pub(super) fn choices_of<'a>(chain: &'a Chain, upstream: &Arc<str>) -> Result<Vec<Choice<'a>>, String> {
-    let walk = |from: &Arc<str>, headers: (&HeaderEdits, &HeaderEdits)| {
+    let mut walk = Walk {
+        chain,
+        upstream,
+        nodes: 0,
+        bytes: 0,
+    };
+    let mut walk = |from: &Arc<str>, headers: (&HeaderEdits, &HeaderEdits)| {
         let mut choice = Choice {
             route: None,
             legs: Vec::new(),
@@ -93,7 +99,7 @@ pub(super) fn choices_of<'a>(chain: &'a Chain, upstream: &Arc<str>) -> Result<Ve
             response_headers: headers.1.clone(),
             depth: 0,
         };
-        follow(chain, upstream, from, first, &mut choice)?;
+        walk.follow(from, first, &mut choice)?;
         Ok::<_, String>(choice)
     };
     match chain.nodes.get(&chain.start) {
@@ -124,76 +130,91 @@ struct Step {
     depth: usize,
 }
 
-fn follow(
-    chain: &Chain,
-    upstream: &Arc<str>,
-    id: &Arc<str>,
-    step: Step,
-    choice: &mut Choice<'_>,
-) -> Result<(), String> {
-    if step.depth > DEPTH || choice.legs.len() >= LEGS {
-        return Err(format!(
-            "the chain of {:?} is nested more than {DEPTH} deep or splits into more than {LEGS}",
-            chain.service
-        ));
-    }
-    match chain.nodes.get(id) {
-        Some(ChainNode::Splitter(splits)) => {
-            for split in splits.iter().filter(|split| split.weight > 0) {
-                let next = Step {
-                    share: step.share * f64::from(split.weight) / 10_000.0,
-                    request_headers: merged(&step.request_headers, &split.request_headers),
-                    response_headers: merged(&step.response_headers, &split.response_headers),
-                    depth: step.depth + 1,
+/// Through one chain, by way of all routes of its router.
+struct Walk<'a> {
+    chain: &'a Chain,
+    upstream: &'a Arc<str>,
+    /// Followed, each as often as it was.
+    nodes: usize,
+    /// Of the header edits that the legs carry.
+    bytes: usize,
+}
+
+impl Walk<'_> {
+    fn follow(&mut self, id: &Arc<str>, step: Step, choice: &mut Choice<'_>) -> Result<(), String> {
+        self.nodes += 1;
+        if step.depth > DEPTH || choice.legs.len() >= LEGS || self.nodes > FOLLOWED {
+            return Err(format!(
+                "the chain of {:?} is nested more than {DEPTH} deep, splits into more than {LEGS} or has more than {FOLLOWED} ways",
+                self.chain.service
+            ));
+        }
+        match self.chain.nodes.get(id) {
+            Some(ChainNode::Splitter(splits)) => {
+                for split in splits.iter().filter(|split| split.weight > 0) {
+                    let next = Step {
+                        share: step.share * f64::from(split.weight) / 10_000.0,
+                        request_headers: merged(&step.request_headers, &split.request_headers),
+                        response_headers: merged(&step.response_headers, &split.response_headers),
+                        depth: step.depth + 1,
+                    };
+                    self.follow(&split.next, next, choice)?;
+                }
+                Ok(())
+            }
+            Some(ChainNode::Resolver(resolver)) => {
+                let destination = if resolver.failover.is_empty() {
+                    Destination::Mesh {
+                        upstream: self.upstream.clone(),
+                        target: resolver.target.clone(),
+                    }
+                } else {
+                    Destination::Failover {
+                        upstream: self.upstream.clone(),
+                        resolver: id.clone(),
+                    }
                 };
-                follow(chain, upstream, &split.next, next, choice)?;
+                let settings = &mut choice.settings;
+                // One route bounds every leg of a split: one without a bound must not be cut.
+                settings.timeout = match choice.legs.is_empty() {
+                    true => resolver.request_timeout,
+                    false => settings
+                        .timeout
+                        .zip(resolver.request_timeout)
+                        .map(|(one, other)| one.max(other)),
+                };
+                for hash in resolver.balancer.iter().flat_map(|balancer| &balancer.hash) {
+                    if !settings.hash.contains(hash) {
+                        settings.hash.push(hash.clone());
+                    }
+                }
+                self.bytes += bytes_of(&step.request_headers) + bytes_of(&step.response_headers);
+                if self.bytes > EDITS_BYTES {
+                    return Err(format!(
+                        "the ways through the chain of {:?} carry more than {} KiB of header edits",
+                        self.chain.service,
+                        EDITS_BYTES / 1024
+                    ));
+                }
+                choice.legs.push(Leg {
+                    destination,
+                    share: step.share,
+                    request_headers: step.request_headers,
+                    response_headers: step.response_headers,
+                    policies: Policies::default(),
+                });
+                Ok(())
             }
-            Ok(())
+            // Only the first router of a chain counts; Consul never puts another one behind it.
+            Some(ChainNode::Router(_)) => Err(format!(
+                "the chain of {:?} has a router behind another node",
+                self.chain.service
+            )),
+            None => Err(format!(
+                "the chain of {:?} names the node {id:?}, which it does not have",
+                self.chain.service
+            )),
         }
-        Some(ChainNode::Resolver(resolver)) => {
-            let destination = if resolver.failover.is_empty() {
-                Destination::Mesh {
-                    upstream: upstream.clone(),
-                    target: resolver.target.clone(),
-                }
-            } else {
-                Destination::Failover {
-                    upstream: upstream.clone(),
-                    resolver: id.clone(),
-                }
-            };
-            let settings = &mut choice.settings;
-            // One route bounds every leg of a split: one without a bound must not be cut.
-            settings.timeout = match choice.legs.is_empty() {
-                true => resolver.request_timeout,
-                false => settings
-                    .timeout
-                    .zip(resolver.request_timeout)
-                    .map(|(one, other)| one.max(other)),
-            };
-            for hash in resolver.balancer.iter().flat_map(|balancer| &balancer.hash) {
-                if !settings.hash.contains(hash) {
-                    settings.hash.push(hash.clone());
-                }
-            }
-            choice.legs.push(Leg {
-                destination,
-                share: step.share,
-                request_headers: step.request_headers,
-                response_headers: step.response_headers,
-                policies: Policies::default(),
-            });
-            Ok(())
-        }
-        // Only the first router of a chain counts; Consul never puts another one behind it.
-        Some(ChainNode::Router(_)) => Err(format!(
-            "the chain of {:?} has a router behind another node",
-            chain.service
-        )),
-        None => Err(format!(
-            "the chain of {:?} names the node {id:?}, which it does not have",
-            chain.service
-        )),
     }
 }
 
@@ -207,6 +228,12 @@ fn merged(first: &HeaderEdits, then: &HeaderEdits) -> HeaderEdits {
     merged.add.extend(then.add.iter().cloned());
     merged.remove.extend(then.remove.iter().cloned());
     merged
+}
+
+fn bytes_of(edits: &HeaderEdits) -> usize {
+    let pairs = edits.set.iter().chain(&edits.add);
+    let of_pairs: usize = pairs.map(|(name, value)| name.len() + value.len()).sum();
+    of_pairs + edits.remove.iter().map(|name| name.len()).sum::<usize>()
 }
 
 /// Every target behind a leg, for which there must be a cluster.
@@ -230,7 +257,8 @@ pub(super) fn compose(
     rewrite: Option<&Rewrite>,
     backends: &[Choices<'_>],
 ) -> Result<Vec<Composed>, Inexpressible> {
-    let combinations: usize = backends.iter().map(|backend| backend.all.len()).product();
+    let of_each = backends.iter().map(|backend| backend.all.len());
+    let combinations = of_each.fold(1, usize::saturating_mul);
     if combinations > COMBINATIONS {
         return Err(format!(
             "the service routers behind this rule combine to {combinations} routes; {COMBINATIONS} is the most"
@@ -389,6 +417,10 @@ const SCALE: f64 = 100_000_000.0;
 const DEPTH: usize = 32;
 const LEGS: usize = 256;
 
+/// Nodes on all ways through a chain, and header edits at their ends: both are copied into each match of a rule.
+const FOLLOWED: usize = 4096;
+const EDITS_BYTES: usize = 1024 * 1024;
+
 /// Routes that one match of a rule may become.
 const COMBINATIONS: usize = 512;
 
@@ -399,15 +431,72 @@ mod tests {
     use super::*;
     use crate::model::mesh::{ChainQuery, ChainResolver, ChainSplit};
 
-    /// The bound of a route whose chain splits between targets with these.
-    fn bound_of_a_split(timeouts: &[Option<u64>]) -> Option<u64> {
-        let query = ChainQuery {
+    fn empty_chain() -> Chain {
+        Chain::plain(&ChainQuery {
             service: "web".into(),
             datacenter: None,
             namespace: None,
             partition: None,
+        })
+    }
+
+    fn split(next: &str, request_headers: HeaderEdits) -> ChainSplit {
+        ChainSplit {
+            weight: 100,
+            next: next.into(),
+            request_headers,
+            response_headers: HeaderEdits::default(),
+        }
+    }
+
+    /// No Consul answers so: it merges splitters, and takes none without splits.
+    #[test]
+    fn splits_that_lead_nowhere_end() {
+        let mut chain = empty_chain();
+        for level in 0..DEPTH {
+            let next = format!("splitter:{}", level + 1);
+            let splits = vec![
+                split(&next, HeaderEdits::default()),
+                split(&next, HeaderEdits::default()),
+            ];
+            chain
+                .nodes
+                .insert(format!("splitter:{level}").into(), ChainNode::Splitter(splits));
+        }
+        let last = format!("splitter:{DEPTH}");
+        chain.nodes.insert(last.into(), ChainNode::Splitter(Vec::new()));
+        chain.start = "splitter:0".into();
+        let refused = choices_of(&chain, &"web".into()).err().unwrap();
+        assert!(refused.contains("more than 4096 ways"), "{refused}");
+    }
+
+    /// A router may lead to one splitter on many ways, and each leg takes its edits along.
+    #[test]
+    fn what_the_ways_through_a_chain_carry_is_bounded() {
+        let value: Arc<str> = "v".repeat(1000).into();
+        let with = |edits: usize| {
+            let set = (0..edits).map(|at| (format!("x-{at}").into(), value.clone()));
+            let edits = HeaderEdits {
+                set: set.collect(),
+                ..HeaderEdits::default()
+            };
+            let mut chain = empty_chain();
+            let start = chain.start.clone();
+            let splits = (0..100).map(|_| split(&start, edits.clone())).collect();
+            chain.start = "splitter:web".into();
+            chain
+                .nodes
+                .insert(chain.start.clone(), ChainNode::Splitter(splits));
+            chain
         };
-        let mut chain = Chain::plain(&query);
+        assert_eq!(choices_of(&with(10), &"web".into()).unwrap()[0].legs.len(), 100);
+        let refused = choices_of(&with(11), &"web".into()).err().unwrap();
+        assert!(refused.contains("1024 KiB of header edits"), "{refused}");
+    }
+
+    /// The bound of a route whose chain splits between targets with these.
+    fn bound_of_a_split(timeouts: &[Option<u64>]) -> Option<u64> {
+        let mut chain = empty_chain();
         let splits = timeouts.iter().enumerate().map(|(index, timeout)| {
             let next: Arc<str> = format!("resolver:{index}").into();
             let resolver = ChainResolver {

@@ -6,11 +6,10 @@
 
 use std::sync::Arc;
 
-use regex::Regex;
-
 use super::matching::{PATH_HEADER, normal_path};
 use crate::model::http::{PathMatch, PathRewrite, RequestMatch, Rewrite, TextMatch, ValueMatch};
 use crate::model::mesh::{ChainMatch, ChainPath};
+use crate::model::regex::full_match;
 
 /// What of a rule the chain's route stands behind.
 #[derive(Clone, Debug)]
@@ -194,18 +193,11 @@ fn normal(path: &str) -> String {
 }
 
 fn insensitive(route: &ChainMatch) -> Result<ChainPath, Inexpressible> {
-    for condition in route.headers.iter().chain(&route.query) {
-        if let TextMatch::Regex(regex) = &condition.text {
-            Regex::new(regex)
-                .map_err(|_| format!("{regex:?} is not a regular expression that Envoy takes"))?;
-        }
+    if let Some(reason) = &route.refused {
+        return Err(reason.to_string());
     }
     Ok(match &route.path {
-        ChainPath::Regex(regex) => {
-            Regex::new(regex)
-                .map_err(|_| format!("{regex:?} is not a regular expression that Envoy takes"))?;
-            route.path.clone()
-        }
+        ChainPath::Regex(_) => route.path.clone(),
         path if !route.case_insensitive => path.clone(),
         ChainPath::Any => ChainPath::Any,
         ChainPath::Exact(text) => ChainPath::Regex(format!("(?i:{})", regex::escape(text)).into()),
@@ -218,9 +210,8 @@ fn takes(condition: &ChainPath, path: &str) -> Result<bool, Inexpressible> {
         ChainPath::Any => true,
         ChainPath::Exact(text) => **text == *path,
         ChainPath::StartsWith(text) => path.starts_with(&**text),
-        ChainPath::Regex(regex) => Regex::new(&format!("^(?:{regex})$"))
-            .map_err(|_| format!("{regex:?} is not a regular expression that Envoy takes"))?
-            .is_match(path),
+        ChainPath::Regex(regex) => full_match(regex, path)
+            .ok_or_else(|| format!("{regex:?} is not a regular expression that Envoy takes"))?,
     })
 }
 
@@ -245,9 +236,7 @@ pub(super) fn both_paths(request: &RequestMatch, condition: &ChainPath) -> Optio
             let fits = match known {
                 PathMatch::Prefix(prefix) => is_under(path, prefix),
                 PathMatch::StartsWith(text) => path.starts_with(&**text),
-                PathMatch::Regex(regex) => {
-                    Regex::new(&format!("^(?:{regex})$")).is_ok_and(|regex| regex.is_match(path))
-                }
+                PathMatch::Regex(regex) => full_match(regex, path).unwrap_or(false),
                 PathMatch::Exact(_) => false,
             };
             if !fits {

@@ -4,13 +4,13 @@
 //! What the chain says ends up in Envoy's configuration, so what Envoy would refuse is refused here, with a reason, and
 //! the last good chain stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use super::checks::{bounded, header_edits, header_match, header_name, methods, value_match};
+use super::checks::{bounded, header_edits, header_match, header_name, methods, refused, value_match};
 use super::go_duration;
 use crate::model::http::HeaderEdits;
 use crate::model::mesh::{
@@ -145,7 +145,7 @@ impl RawNode {
                     target: resolver.target,
                     connect_timeout: resolver.connect_timeout,
                     request_timeout: resolver.request_timeout,
-                    failover: resolver.failover.unwrap_or_default().targets,
+                    failover: each_once(resolver.failover.unwrap_or_default().targets),
                     balancer: balancer.map(RawBalancer::balancer).transpose()?,
                 }))
             }
@@ -248,23 +248,32 @@ impl RawRoute {
             ("", "", regex) => ChainPath::Regex(bounded(regex.into())?),
             _ => return Err("a route matches the path in two ways".to_owned()),
         };
+        let conditions = http.header.len() + http.query_param.len();
+        if conditions > CONDITIONS {
+            return Err(format!(
+                "a route asks for {conditions} headers and parameters; at most {CONDITIONS} are taken"
+            ));
+        }
         let destination = self.definition.destination;
         let rewrite = &destination.prefix_rewrite;
+        let headers: Vec<_> = http
+            .header
+            .into_iter()
+            .map(header_match)
+            .collect::<Result<_, _>>()?;
+        let query: Vec<_> = http
+            .query_param
+            .into_iter()
+            .map(value_match)
+            .collect::<Result<_, _>>()?;
         Ok(ChainRoute {
             matching: ChainMatch {
+                refused: refused(&path, headers.iter().chain(&query)),
                 path,
                 case_insensitive: http.case_insensitive,
                 methods: methods(http.methods)?,
-                headers: http
-                    .header
-                    .into_iter()
-                    .map(header_match)
-                    .collect::<Result<_, _>>()?,
-                query: http
-                    .query_param
-                    .into_iter()
-                    .map(value_match)
-                    .collect::<Result<_, _>>()?,
+                headers,
+                query,
             },
             next: self.next_node,
             prefix_rewrite: match &**rewrite {
@@ -291,22 +300,35 @@ impl RawDestination {
         }
         // Envoy's own words. One it does not know it ignores.
         let is_word = |word: &&String| {
-            word.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            word.len() <= 64
+                && word
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         };
         on.extend(
             self.retry_on
                 .iter()
                 .filter(is_word)
+                .take(CONDITIONS)
                 .map(|word| Arc::from(word.as_str())),
         );
         (self.num_retries > 0 || !on.is_empty()).then(|| ChainRetry {
             // One, if Consul says nothing about the number: Envoy's own default.
             attempts: self.num_retries.clamp(1, RETRIES),
             on,
-            status_codes: self.retry_on_status_codes.clone(),
+            status_codes: each_once(self.retry_on_status_codes.clone())
+                .into_iter()
+                .filter(|code| (100..600).contains(code))
+                .collect(),
         })
     }
+}
+
+/// In order, at its first place.
+fn each_once<T: Ord + Clone>(mut list: Vec<T>) -> Vec<T> {
+    let mut seen = BTreeSet::new();
+    list.retain(|item| seen.insert(item.clone()));
+    list
 }
 
 fn edits(raw: Option<RawHeaderEdits>) -> Result<HeaderEdits, String> {
@@ -543,6 +565,7 @@ pub(super) fn null_is_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + D
 
 /// Each route becomes one of Envoy's in every host that uses the chain.
 const ROUTES: usize = 256;
+const CONDITIONS: usize = 64;
 const NODES: usize = 1024;
 const TARGETS: usize = 256;
 const HASHES: usize = 16;

@@ -131,6 +131,57 @@ fn ids_are_opaque_and_nulls_are_empty() {
     );
 }
 
+/// Consul compiles none of them. The route of one that Envoy would refuse is known, and the others are as they were.
+#[test]
+fn a_route_whose_regular_expression_envoy_refuses_is_marked() {
+    let path = |regex: &str| ANSWER.replace("\"PathPrefix\":\"/admin\"", &format!("\"PathRegex\":{regex:?}"));
+    let header = |regex: &str| ANSWER.replace("\"Present\":true", &format!("\"Regex\":{regex:?}"));
+    let query = |regex: &str| ANSWER.replace("\"Exact\":\"1\"", &format!("\"Regex\":{regex:?}"));
+    let refused = |answer: String| -> Vec<bool> {
+        let chain = parse(answer.as_bytes()).unwrap();
+        let routes = router(&chain).iter();
+        routes.map(|route| route.matching.refused.is_some()).collect()
+    };
+    for bad in ["/a{1001}", "[a&&b]", "/\\u{61}", "v("] {
+        for answer in [path(bad), header(bad), query(bad)] {
+            assert_eq!(refused(answer), [true, false], "{bad}");
+        }
+    }
+    for answer in [path("/v[12]"), header("/v[12]"), query("/v[12]")] {
+        assert_eq!(refused(answer), [false, false]);
+    }
+}
+
+#[test]
+fn what_a_chain_repeats_is_taken_once_and_what_it_asks_for_is_bounded() {
+    let repeated = ANSWER
+        .replace("[502,503]", &format!("[{}503,99]", "502,".repeat(10_000)))
+        .replace(
+            "[\"backup.default.dc2\"]",
+            &format!(
+                "[{}\"backup.default.dc2\"]",
+                "\"backup.default.dc2\",".repeat(10_000)
+            ),
+        );
+    let chain = parse(repeated.as_bytes()).unwrap();
+    let retry = router(&chain)[0].retry.as_ref().unwrap();
+    assert_eq!(retry.status_codes, [502, 503]);
+    assert_eq!(
+        resolver(&chain, "resolver:v1.web.default.dc1").failover,
+        [Arc::from("backup.default.dc2")]
+    );
+    let conditions = |count: usize| {
+        let all = vec![r#"{"Name":"q","Exact":"1"}"#; count].join(",");
+        ANSWER.replace(r#"{"Name":"q","Exact":"1"}"#, &all)
+    };
+    assert!(parse(conditions(63).as_bytes()).is_ok());
+    assert!(
+        parse(conditions(64).as_bytes())
+            .unwrap_err()
+            .contains("65 headers and parameters")
+    );
+}
+
 /// Whatever Consul, or whoever answers in its place, says: a chain that is whole, or a reason.
 mod fuzz {
     use proptest::prelude::*;

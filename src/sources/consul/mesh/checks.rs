@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use super::chain_answer::{RawHeaderEdits, RawValueMatch};
 use crate::model::http::{HeaderEdits, TextMatch, ValueMatch};
+use crate::model::mesh::ChainPath;
+use crate::model::regex::check_regex;
 
 /// A name, path or pattern of bounded length, without control characters.
 pub(super) fn bounded(text: Arc<str>) -> Result<Arc<str>, String> {
@@ -65,6 +67,27 @@ pub(super) fn header_match(raw: RawValueMatch) -> Result<ValueMatch, String> {
     Ok(ValueMatch {
         name: header_name(&condition.name)?,
         ..condition
+    })
+}
+
+/// Consul takes any text for a regular expression. One that Envoy does not would take the whole host with it, so its
+/// route stays out, and the others serve.
+pub(super) fn refused<'a>(
+    path: &'a ChainPath,
+    conditions: impl Iterator<Item = &'a ValueMatch>,
+) -> Option<Arc<str>> {
+    let of_path = match path {
+        ChainPath::Regex(regex) => Some(regex),
+        _ => None,
+    };
+    let of_conditions = conditions.filter_map(|condition| match &condition.text {
+        TextMatch::Regex(regex) => Some(regex),
+        _ => None,
+    });
+    let mut all = of_path.into_iter().chain(of_conditions);
+    all.find_map(|regex| {
+        let why = check_regex(regex).err()?;
+        Some(format!("{regex:?} is not a regular expression that Envoy takes: {why}").into())
     })
 }
 
