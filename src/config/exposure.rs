@@ -7,7 +7,7 @@
 //! Instances that say different things live side by side during a rolling deploy. Each kind is a paragraph of the
 //! text, the oldest first, and all of them are served: the union, until the last instance of a kind is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use super::document::ParsedDocument;
 use super::objects::{
     Backend, BackendTarget, HttpRoute, Object, Rule, RuleAction, Scope, Upstream, UpstreamSource,
 };
-use crate::diagnostics::{Code, Diagnostic, suggestion};
+use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
 use crate::hcl::{Type, check_text, parse_hostname};
 use crate::model::http::{PathMatch, PathRewrite, RequestMatch, Rewrite, UpstreamOptions, UpstreamProtocol};
 use crate::model::{
@@ -57,6 +57,8 @@ impl Exposure {
         }
         let mut kinds: Vec<(u64, Vec<String>)> = kinds.into_iter().map(|(lines, at)| (at, lines)).collect();
         kinds.sort();
+        // One more than may be: that it is one too many is to be told.
+        kinds.truncate(KINDS + 1);
         let order = kinds.first()?.0;
         let paragraphs: Vec<String> = kinds.iter().map(|(_, lines)| lines.join("\n")).collect();
         Some(Document {
@@ -106,8 +108,11 @@ impl Exposure {
             exposure: self,
             service,
             document: &document.id,
-            problems: Vec::new(),
+            problems: Problems::default(),
         };
+        if document.text.len() > TEXT_BYTES {
+            return Err(vec![reader.too_long(&document.text)]);
+        }
         let kinds = reader.kinds(&document.text);
         let mut objects = reader.objects(&kinds);
         let claims = breadth::count_claims(&mut objects);
@@ -124,7 +129,7 @@ impl Exposure {
                 objects,
             })
         } else {
-            Err(reader.problems)
+            Err(reader.problems.told())
         }
     }
 }
@@ -148,10 +153,30 @@ struct Text<'a> {
     exposure: &'a Exposure,
     service: &'a str,
     document: &'a DocumentId,
-    problems: Vec<Diagnostic>,
+    problems: Problems,
 }
 
 impl Text<'_> {
+    fn too_long(&self, text: &str) -> Diagnostic {
+        let origin = Origin {
+            document: self.document.clone(),
+            span: Span {
+                start: 0,
+                end: text.find('\n').unwrap_or(text.len()),
+            },
+            line: 1,
+            column: 1,
+        };
+        let message = format!(
+            "what the instances say of how to expose the service is {} KiB long, and {} the most",
+            text.len().div_ceil(1024),
+            TEXT_BYTES / 1024
+        );
+        self.problem(Code::TooLarge, message, &origin)
+            .because("everybody who may register a service can write here")
+            .fix("write an http_route for a service with so many hosts")
+    }
+
     fn kinds(&mut self, text: &str) -> Vec<Kind> {
         let mut kinds = vec![Kind::default()];
         let mut start = 0;
@@ -178,7 +203,7 @@ impl Text<'_> {
             self.problems.extend(origin.map(|origin| {
                 Diagnostic::error(
                     Code::TooLarge,
-                    format!("the service's instances say {} different things", kinds.len()),
+                    format!("the service's instances say more than {KINDS} different things"),
                 )
                 .at(origin)
                 .because(format!("at most {KINDS} may live side by side"))
@@ -320,7 +345,7 @@ impl Text<'_> {
         };
         let target = self.target(kinds);
         let mut objects = Vec::new();
-        let mut claimed: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+        let mut claimed: HashSet<(Arc<str>, Arc<str>)> = HashSet::new();
         for (number, kind) in kinds.iter().enumerate() {
             let hosts = match self.hosts(kind) {
                 Ok(hosts) => hosts,
@@ -516,6 +541,9 @@ const KEYS: &[&str] = &[
 
 /// Of one instance.
 const LINES: usize = 64;
+
+/// Of all kinds together: some hundred hosts.
+const TEXT_BYTES: usize = 64 * 1024;
 
 /// A deploy has two, a canary on top of it three.
 const KINDS: usize = 16;

@@ -202,6 +202,56 @@ fn constraints_say_which_and_what_to_do() {
     assert!(exposure().parse("or ders", &names).is_err());
 }
 
+/// Whoever may register a service writes here.
+#[test]
+fn what_instances_say_is_bounded() {
+    let kinds = |count: usize| -> Vec<Instance> {
+        (0..count)
+            .map(|at| {
+                let host = format!("portreeve.host=h{at}.apps.example.com");
+                instance(&format!("i{at}"), at as u64, &["portreeve.enable=true", &host])
+            })
+            .collect()
+    };
+    assert_eq!(routes(&exposure(), &kinds(KINDS)).unwrap().len(), KINDS);
+    let problems = routes(&exposure(), &kinds(100)).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(problems[0].code, Code::TooLarge);
+    assert!(
+        exposure()
+            .document("web", &kinds(100))
+            .unwrap()
+            .text
+            .lines()
+            .count()
+            < 3 * (KINDS + 1) + 1
+    );
+
+    let long = |commas: usize| {
+        let hosts = format!("portreeve.host=a.apps.example.com{}", ",".repeat(commas));
+        routes(
+            &exposure(),
+            &[instance("i", 1, &["portreeve.enable=true", &hosts])],
+        )
+        .unwrap_err()
+    };
+    let told = long(1_000);
+    assert!(
+        told.len() == 101
+            && told
+                .iter()
+                .all(|problem| problem.code != Code::TooLarge || problem.message.contains("900 more")),
+        "{told:?}"
+    );
+    let told = long(TEXT_BYTES);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].message.contains("65 KiB long, and 64 the most"),
+        "{}",
+        told[0]
+    );
+}
+
 fn tag() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => "portreeve[.-](enable|host|path|strip_path|protocol|port|policy)=[a-z0-9.*,/{}-]{0,24}",

@@ -105,8 +105,11 @@ impl ExposedWatch {
             .partition(|name| is_service_name(name));
         let mut names: BTreeSet<Arc<str>> = named.into_iter().map(Arc::from).collect();
         let over = names.len().saturating_sub(SERVICES);
-        while names.len() > SERVICES {
-            names.pop_last();
+        if over > 0 {
+            // Whoever registers thousands of names must not take the place of what is served.
+            let (known, new): (Vec<_>, Vec<_>) =
+                names.into_iter().partition(|name| self.known.contains(name));
+            names = known.into_iter().chain(new).take(SERVICES).collect();
         }
         Ok(Asking {
             names,
@@ -174,8 +177,9 @@ impl ExposedWatch {
         }
         let over = asking.over;
         (over > 0).then(|| {
-            let message =
-                format!("{over} services ask to be exposed beyond the first {SERVICES}; they are left out");
+            let message = format!(
+                "{over} services ask to be exposed beyond {SERVICES}; of those that are new they are left out"
+            );
             Problem::new(ProblemKind::Limit, message)
         })
     }
