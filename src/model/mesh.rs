@@ -170,9 +170,6 @@ pub struct ChainMatch {
     pub methods: Vec<Arc<str>>,
     pub headers: Vec<ValueMatch>,
     pub query: Vec<ValueMatch>,
-    /// Why Envoy would not take it: its requests are answered without a backend.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refused: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -57,7 +57,7 @@ impl Front<'_> {
 
     /// The conditions on the path as it arrives under which the chain's route takes it: any of them. None: never.
     pub(super) fn path_conditions(&self, route: &ChainMatch) -> Result<Vec<ChainPath>, Inexpressible> {
-        let path = insensitive(route)?;
+        let path = insensitive(route);
         if let Some(PathRewrite::Full(fixed)) = self.path_rewrite() {
             return Ok(if takes(&path, fixed)? {
                 vec![ChainPath::Any]
@@ -192,17 +192,14 @@ fn normal(path: &str) -> String {
     normal_path(&format!("/{}", path.trim_start_matches('/')))
 }
 
-fn insensitive(route: &ChainMatch) -> Result<ChainPath, Inexpressible> {
-    if let Some(reason) = &route.refused {
-        return Err(reason.to_string());
-    }
-    Ok(match &route.path {
-        ChainPath::Regex(_) => route.path.clone(),
+fn insensitive(route: &ChainMatch) -> ChainPath {
+    match &route.path {
         path if !route.case_insensitive => path.clone(),
         ChainPath::Any => ChainPath::Any,
         ChainPath::Exact(text) => ChainPath::Regex(format!("(?i:{})", regex::escape(text)).into()),
         ChainPath::StartsWith(text) => ChainPath::Regex(format!("(?i:{}).*", regex::escape(text)).into()),
-    })
+        ChainPath::Regex(_) => route.path.clone(),
+    }
 }
 
 fn takes(condition: &ChainPath, path: &str) -> Result<bool, Inexpressible> {

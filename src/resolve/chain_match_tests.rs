@@ -10,7 +10,6 @@ fn route(path: ChainPath) -> ChainMatch {
         methods: Vec::new(),
         headers: Vec::new(),
         query: Vec::new(),
-        refused: None,
     }
 }
 
@@ -292,15 +291,4 @@ fn what_a_router_rewrites_stays_normalised() {
         let seen = applied(&both, "/", "/x");
         assert!(matches!(&*seen, "/v2/" | "/v2/users"), "{seen}");
     }
-}
-
-/// Envoy would refuse the whole host for one of them.
-#[test]
-fn what_envoy_would_refuse_cannot_be_expressed() {
-    let refused = ChainMatch {
-        refused: Some("no regular expression".into()),
-        ..route(ChainPath::Any)
-    };
-    assert!(insensitive(&route(ChainPath::Any)).is_ok());
-    assert_eq!(insensitive(&refused), Err("no regular expression".to_owned()));
 }

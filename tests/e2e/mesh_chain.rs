@@ -107,6 +107,48 @@ async fn each_condition_of_a_router_leads_where_it_says() {
     }
 }
 
+/// Consul takes any text for a regular expression. Envoy would refuse the host for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_envoy_would_refuse_leaves_the_last_good_one_and_all_others() {
+    let mut stack = open_mesh().await;
+    let mut instances = Vec::new();
+    for name in ["pets", "birds", "cats"] {
+        instances.push(Native::start(&stack, name).await);
+    }
+    let routes =
+        |path: &str, service: &str| json!({ "Routes": [leads(json!({ "PathRegex": path }), service)] });
+    entry(&stack, "service-router", "pets", routes("/r/[0-9]+", "birds")).await;
+    stack.put("pets", &document("pets.example.com", "pets", "")).await;
+    let known = Request::get("pets.example.com", "/r/12");
+    stack.until(&known, "the good router", from("birds")).await;
+
+    entry(&stack, "service-router", "pets", routes("/r/a{1001}", "birds")).await;
+    stack
+        .agent
+        .wait_for_log("Envoy does not take the regular expression")
+        .await;
+    // Of one that was never good there is nothing. The other host of its document is served all the same.
+    entry(&stack, "service-router", "cats", routes("/[a&&b]", "birds")).await;
+    let other = "http_route \"other\" {\n  gateways  = [\"edge\"]\n  hostnames = [\"other.example.com\"]\n  rule \"all\" {\n    direct_response { status = 204 }\n  }\n}\n";
+    let both = document("cats.example.com", "cats", "") + other;
+    stack.put("both", &both).await;
+    let other = Request::get("other.example.com", "/");
+    stack
+        .until(&other, "the other host", |reply| reply.status == 204)
+        .await;
+    let cats = Request::get("cats.example.com", "/");
+    stack
+        .until(&cats, "why not", |reply| {
+            reply.status == 503 && reply.header("x-portreeve-reason") == Some("mesh-unavailable")
+        })
+        .await;
+    let reply = stack.client().send(&known).await.unwrap();
+    assert!(from("birds")(&reply), "{} {:?}", reply.status, reply.backend());
+
+    entry(&stack, "service-router", "cats", routes("/[ab]", "birds")).await;
+    stack.until(&cats, "the mended router", from("cats")).await;
+}
+
 /// Once each of these has answered, everything that shares the requests is there; who answered how often then.
 async fn shares(stack: &Stack, host: &str, expected: &[(&str, f64)]) {
     let request = Request::get(host, "/");

@@ -164,7 +164,6 @@ pub fn plain_route(path: ChainPath, next: &str) -> ChainRoute {
             methods: Vec::new(),
             headers: Vec::new(),
             query: Vec::new(),
-            refused: None,
         },
         next: next.into(),
         prefix_rewrite: None,

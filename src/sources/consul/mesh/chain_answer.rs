@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use super::checks::{bounded, header_edits, header_match, header_name, methods, refused, value_match};
+use super::checks::{
+    bounded, header_edits, header_match, header_name, methods, regexes_are_taken, value_match,
+};
 use super::go_duration;
 use crate::model::http::HeaderEdits;
 use crate::model::mesh::{
@@ -266,9 +268,9 @@ impl RawRoute {
             .into_iter()
             .map(value_match)
             .collect::<Result<_, _>>()?;
+        regexes_are_taken(&path, headers.iter().chain(&query))?;
         Ok(ChainRoute {
             matching: ChainMatch {
-                refused: refused(&path, headers.iter().chain(&query)),
                 path,
                 case_insensitive: http.case_insensitive,
                 methods: methods(http.methods)?,

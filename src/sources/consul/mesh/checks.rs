@@ -70,12 +70,12 @@ pub(super) fn header_match(raw: RawValueMatch) -> Result<ValueMatch, String> {
     })
 }
 
-/// Consul takes any text for a regular expression. One that Envoy does not would take the whole host with it, so its
-/// route stays out, and the others serve.
-pub(super) fn refused<'a>(
+/// Consul takes any text for a regular expression. One that Envoy does not take would take the whole host with it, and
+/// the document that names the service.
+pub(super) fn regexes_are_taken<'a>(
     path: &'a ChainPath,
     conditions: impl Iterator<Item = &'a ValueMatch>,
-) -> Option<Arc<str>> {
+) -> Result<(), String> {
     let of_path = match path {
         ChainPath::Regex(regex) => Some(regex),
         _ => None,
@@ -84,10 +84,9 @@ pub(super) fn refused<'a>(
         TextMatch::Regex(regex) => Some(regex),
         _ => None,
     });
-    let mut all = of_path.into_iter().chain(of_conditions);
-    all.find_map(|regex| {
-        let why = check_regex(regex).err()?;
-        Some(format!("{regex:?} is not a regular expression that Envoy takes: {why}").into())
+    of_path.into_iter().chain(of_conditions).try_for_each(|regex| {
+        check_regex(regex)
+            .map_err(|why| format!("Envoy does not take the regular expression {regex:?} of a route: {why}"))
     })
 }
 
