@@ -75,8 +75,12 @@ impl Source {
         let line_start = self.line_starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
         let is_in_line = self.text.get(line_start..span.start).is_some();
         let column = match is_in_line {
-            true => self.characters_before(span.start) - self.characters_before(line_start) + 1,
             false => 1,
+            // Most lines are short.
+            true if span.start - line_start <= STEP => {
+                1 + characters_begun(&self.text.as_bytes()[line_start..span.start])
+            }
+            true => 1 + self.characters_before(span.start) - self.characters_before(line_start),
         };
         Origin {
             document: self.document.clone(),
