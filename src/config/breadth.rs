@@ -81,13 +81,7 @@ fn entries(rule: &Rule, block: &Block, around: usize) -> usize {
     };
     let of_matches: usize = block.body.blocks_of("match").map(Block::bytes).sum();
     let copied = around + block.bytes() - of_matches;
-    // What some backend says otherwise is written at each of them, not once for all.
-    let of_each = match &rule.action {
-        RuleAction::Forward(backends) if backends.iter().any(|backend| !backend.policies.is_empty()) => {
-            copied.saturating_mul(backends.len())
-        }
-        _ => copied,
-    };
+    let of_each = copied.saturating_mul(told_apart(rule).max(1));
     let regexes: usize = rule
         .matches
         .iter()
@@ -130,15 +124,13 @@ pub(super) fn too_many_claims(claims: usize) -> Option<Diagnostic> {
 
 /// Whether the routes of a document can be put on this gateway.
 pub fn fits(config: &Config, gateway: &Gateway, route: &HttpRoute) -> bool {
-    // Asked for each host: most often nothing more has to be looked at.
-    let fits = |listeners: usize| {
-        let places = route.claims_of_document.saturating_mul(listeners);
-        places <= PLACES && places.saturating_mul(1 + bytes_laid_on(config, gateway, route) / TEXT) <= PLACES
+    let listeners = match route.listeners.len() {
+        0 => http_listeners(gateway).count(),
+        named => named,
     };
-    match route.listeners.len() {
-        0 => fits(gateway.listeners.len()) || fits(http_listeners(gateway).count()),
-        named => fits(named),
-    }
+    let places = route.claims_of_document.saturating_mul(listeners);
+    let fits = |times: usize| places.saturating_mul(times) <= PLACES;
+    fits(1) && fits(1 + bytes_laid_on(config, gateway, route) / TEXT)
 }
 
 /// What is not of its document and stands in each entry all the same: the policies of the gateway, and all bundles. Of
@@ -148,13 +140,26 @@ fn bytes_laid_on(config: &Config, gateway: &Gateway, route: &HttpRoute) -> usize
         let bundles = scope.bundles.iter().filter_map(|(name, _)| config.policy(name));
         bundles.map(|bundle| bundle.bytes).sum()
     };
-    let of_listeners = gateway.listeners.iter().map(|listener| bundles(&listener.scope));
-    let of_rules = route.rules.iter().map(|rule| bundles(&rule.scope));
-    gateway.policy_bytes
+    let of_listeners = http_listeners(gateway).map(|listener| bundles(&listener.scope));
+    let of_all = gateway.policy_bytes
         + bundles(&gateway.scope)
         + of_listeners.max().unwrap_or_default()
-        + bundles(&route.scope)
-        + of_rules.max().unwrap_or_default()
+        + bundles(&route.scope);
+    let of_rules = route.rules.iter().map(|rule| {
+        let of_each = of_all + bundles(&rule.scope);
+        of_each.saturating_mul(told_apart(rule).max(1))
+    });
+    of_rules.max().unwrap_or(of_all)
+}
+
+/// Backends of which some says otherwise than its rule: what holds is then written at each of them, not once for all.
+fn told_apart(rule: &Rule) -> usize {
+    match &rule.action {
+        RuleAction::Forward(backends) if backends.iter().any(|backend| !backend.policies.is_empty()) => {
+            backends.len()
+        }
+        _ => 0,
+    }
 }
 
 /// What a gateway as it is written lays on each of its routes.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::breadth;
+use super::breadth::{self, BUNDLES};
 use super::document::ParsedDocument;
 use super::objects::{
     Backend, BackendTarget, HttpRoute, Object, Rule, RuleAction, Scope, Upstream, UpstreamSource,
@@ -230,6 +230,8 @@ impl Text<'_> {
         let mut names = |into: &mut Vec<(Arc<str>, Origin)>| {
             for name in list(value) {
                 match check_text(&Type::Name, &name) {
+                    Ok(()) if into.iter().any(|(known, _)| *known == name) => {}
+                    Ok(()) if into.len() == NAMES => wrong = Some(format!("more than {NAMES} names")),
                     Ok(()) => into.push((name, origin.clone())),
                     Err(why) => wrong = Some(why),
                 }
@@ -542,8 +544,11 @@ const KEYS: &[&str] = &[
 /// Of one instance.
 const LINES: usize = 64;
 
-/// Of all kinds together: some hundred hosts.
-const TEXT_BYTES: usize = 64 * 1024;
+/// In one list.
+const NAMES: usize = BUNDLES;
+
+/// Of all kinds together: a thousand hosts, and as many again during a deploy.
+const TEXT_BYTES: usize = 128 * 1024;
 
 /// A deploy has two, a canary on top of it three.
 const KINDS: usize = 16;

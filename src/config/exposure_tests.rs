@@ -227,6 +227,25 @@ fn what_instances_say_is_bounded() {
             < 3 * (KINDS + 1) + 1
     );
 
+    let names: Vec<String> = (0..NAMES).map(|at| format!("p{at}")).collect();
+    let bundles = |more: &str| {
+        let tag = format!("portreeve.policies={},{more}", names.join(","));
+        routes(
+            &exposure(),
+            &[instance(
+                "i",
+                1,
+                &["portreeve.enable=true", "portreeve.host=a.apps.example.com", &tag],
+            )],
+        )
+    };
+    // One that is named again is one.
+    assert_eq!(
+        bundles("p1").unwrap()[0].scope.bundles.len(),
+        NAMES + exposure().policies.len()
+    );
+    assert_eq!(bundles("q").unwrap_err()[0].message, "more than 64 names");
+
     let long = |commas: usize| {
         let hosts = format!("portreeve.host=a.apps.example.com{}", ",".repeat(commas));
         routes(
@@ -246,7 +265,7 @@ fn what_instances_say_is_bounded() {
     let told = long(TEXT_BYTES);
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(
-        told[0].message.contains("65 KiB long, and 64 the most"),
+        told[0].message.contains("129 KiB long, and 128 the most"),
         "{}",
         told[0]
     );

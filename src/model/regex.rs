@@ -7,15 +7,72 @@ use regex_syntax::ast::{self, Ast};
 /// (`re2.max_program_size.error_level`), which a path of 100 letters would reach: this one stands in its place.
 const COMPILED_BYTES: usize = 256 * 1024;
 const CHARACTERS: usize = 1024;
-/// Characters in classes that are without case, of one regular expression: all there are, once.
-const FOLDED: usize = 0x11_0000;
-/// `\pL` has about so many.
-const UNICODE_CLASS: usize = 140_000;
+/// Characters in classes that are without case, of one regular expression: some that have all there are.
+const FOLDED: usize = 4 * ALL;
+const ALL: usize = 0x11_0000;
+
+const CATEGORIES: &[&str] = &[
+    "C", "Cc", "Cf", "Co", "L", "Ll", "Lm", "Lo", "Lt", "Lu", "M", "Mc", "Me", "Mn", "N", "Nd", "Nl", "No",
+    "P", "Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "S", "Sc", "Sk", "Sm", "So", "Z", "Zl", "Zp", "Zs",
+];
+/// Those in use. A rare one is refused here, not by Envoy.
+const SCRIPTS: &[&str] = &[
+    "Arabic",
+    "Armenian",
+    "Bengali",
+    "Bopomofo",
+    "Braille",
+    "Cherokee",
+    "Common",
+    "Coptic",
+    "Cyrillic",
+    "Devanagari",
+    "Ethiopic",
+    "Georgian",
+    "Greek",
+    "Gujarati",
+    "Gurmukhi",
+    "Han",
+    "Hangul",
+    "Hebrew",
+    "Hiragana",
+    "Inherited",
+    "Kannada",
+    "Katakana",
+    "Khmer",
+    "Lao",
+    "Latin",
+    "Malayalam",
+    "Mongolian",
+    "Myanmar",
+    "Oriya",
+    "Sinhala",
+    "Syriac",
+    "Tamil",
+    "Telugu",
+    "Thaana",
+    "Thai",
+    "Tibetan",
+    "Yi",
+];
 /// RE2's bound on `{n,m}`.
 const REPEATS: u32 = 1000;
 
 pub fn check_regex(text: &str) -> Result<(), String> {
-    let (tree, of_re2) = parsed(text)?;
+    if text.chars().count() > CHARACTERS {
+        return Err(format!(
+            "a regular expression is at most {CHARACTERS} characters long"
+        ));
+    }
+    let tree = ast::parse::Parser::new()
+        .parse(text)
+        .map_err(|error| format!("not a regular expression: {}", error.kind()))?;
+    let of_re2 = ast::visit(&tree, Re2::new(text))?;
+    if !is_repeated_in_measure(&tree, REPEATS) {
+        return Err(format!(
+            "repeat counts within each other multiply to at most {REPEATS}"
+        ));
+    }
     if of_re2.folds && of_re2.width > FOLDED {
         return Err(format!(
             "{text:?} is too costly: use smaller character classes, or none without case"
@@ -45,22 +102,31 @@ pub fn full_match(pattern: &str, text: &str) -> Option<bool> {
         .or_else(of_unicode)
 }
 
-fn parsed(text: &str) -> Result<(Ast, Re2), String> {
-    if text.chars().count() > CHARACTERS {
-        return Err(format!(
-            "a regular expression is at most {CHARACTERS} characters long"
-        ));
-    }
-    let tree = ast::parse::Parser::new()
-        .parse(text)
-        .map_err(|error| format!("not a regular expression: {}", error.kind()))?;
-    let of_re2 = ast::visit(&tree, Re2::default())?;
-    Ok((tree, of_re2))
-}
-
 /// Bytes of the program that it becomes, about, without making it. No more than are made of any.
 pub fn program_bytes(text: &str) -> usize {
-    parsed(text).map_or(0, |(tree, _)| bytes_of(&tree).min(COMPILED_BYTES))
+    // What is put together of two is longer than any that is written.
+    if text.len() > 16 * CHARACTERS {
+        return COMPILED_BYTES;
+    }
+    let tree = ast::parse::Parser::new().parse(text);
+    tree.map_or(0, |tree| bytes_of(&tree).min(COMPILED_BYTES))
+}
+
+/// RE2 divides its bound by each count on the way inwards, and nothing may be left over for none.
+fn is_repeated_in_measure(tree: &Ast, left: u32) -> bool {
+    match tree {
+        Ast::Repetition(repetition) => {
+            let left = match &repetition.op.kind {
+                ast::RepetitionKind::Range(range) => left / most(range).max(1),
+                _ => left,
+            };
+            left > 0 && is_repeated_in_measure(&repetition.ast, left)
+        }
+        Ast::Group(group) => is_repeated_in_measure(&group.ast, left),
+        Ast::Alternation(parts) => parts.asts.iter().all(|part| is_repeated_in_measure(part, left)),
+        Ast::Concat(parts) => parts.asts.iter().all(|part| is_repeated_in_measure(part, left)),
+        _ => true,
+    }
 }
 
 /// What is repeated stands in the program as often.
@@ -73,7 +139,7 @@ fn bytes_of(tree: &Ast) -> usize {
         Ast::Dot(_) => 10 * STATE,
         // Of ASCII, to Envoy.
         Ast::ClassPerl(_) => 4 * STATE,
-        Ast::ClassUnicode(_) => 1000 * STATE,
+        Ast::ClassUnicode(class) => ranges_of(class) * STATE,
         Ast::ClassBracketed(class) => {
             // All but a few are any character, in UTF-8.
             let others = if class.negated { 10 } else { 0 };
@@ -98,21 +164,25 @@ fn sum(parts: &[Ast]) -> usize {
 }
 
 fn items_of(set: &ast::ClassSet) -> usize {
-    let of = |item: &ast::ClassSetItem| match item {
-        ast::ClassSetItem::Unicode(_) => 1000,
-        ast::ClassSetItem::Union(union) => {
-            let of_unicode = union
-                .items
-                .iter()
-                .filter(|item| matches!(item, ast::ClassSetItem::Unicode(_)));
-            1000 * of_unicode.count() + 2 * union.items.len()
-        }
-        _ => 1,
-    };
     match set {
-        ast::ClassSet::Item(item) => of(item),
-        // Refused.
-        ast::ClassSet::BinaryOp(_) => 0,
+        ast::ClassSet::Item(ast::ClassSetItem::Unicode(class)) => ranges_of(class),
+        ast::ClassSet::Item(ast::ClassSetItem::Union(union)) => {
+            let of = |item: &ast::ClassSetItem| match item {
+                ast::ClassSetItem::Unicode(class) => ranges_of(class),
+                _ => 2,
+            };
+            union.items.iter().map(of).sum()
+        }
+        // The others of its kind are refused.
+        _ => 1,
+    }
+}
+
+/// A script has a few ranges, a category hundreds.
+fn ranges_of(class: &ast::ClassUnicode) -> usize {
+    match &class.kind {
+        ast::ClassUnicodeKind::Named(name) if name.len() > 2 => 100,
+        _ => 1000,
     }
 }
 
@@ -124,15 +194,15 @@ fn most(range: &ast::RepetitionRange) -> u32 {
 }
 
 /// Refuses what RE2 refuses or reads differently.
-#[derive(Default)]
-struct Re2 {
+struct Re2<'a> {
+    text: &'a str,
     /// Somewhere it is without case.
     folds: bool,
     /// Characters that stand in classes: each is looked up, where case does not matter.
     width: usize,
 }
 
-impl ast::Visitor for Re2 {
+impl ast::Visitor for Re2<'_> {
     type Output = Self;
     type Err = String;
 
@@ -145,14 +215,26 @@ impl ast::Visitor for Re2 {
             Ast::Flags(flags) => self.flags(&flags.flags),
             Ast::Group(group) => match &group.kind {
                 ast::GroupKind::NonCapturing(flags) => self.flags(flags),
+                ast::GroupKind::CaptureName { name, .. } => {
+                    let is_of_words = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                    match name.name.chars().all(is_of_words) {
+                        true => Ok(()),
+                        false => unknown_to_re2("names of groups but of letters, digits and \"_\""),
+                    }
+                }
                 _ => Ok(()),
             },
-            Ast::ClassUnicode(_) => {
-                self.width += UNICODE_CLASS;
-                Ok(())
+            Ast::ClassUnicode(class) => self.of_unicode(class),
+            Ast::Repetition(repetition) if matches!(*repetition.ast, Ast::Repetition(_)) => {
+                unknown_to_re2("a repetition of a repetition (write \"(?:a*)+\")")
             }
             Ast::Repetition(repetition) => match &repetition.op.kind {
                 ast::RepetitionKind::Range(range) => {
+                    let span = &repetition.op.span;
+                    let written = self.text.get(span.start.offset..span.end.offset);
+                    if written.is_some_and(|written| written.contains(char::is_whitespace)) {
+                        return unknown_to_re2("spaces in a repeat count");
+                    }
                     if most(range) > REPEATS {
                         return Err(format!("a repeat count is at most {REPEATS}"));
                     }
@@ -183,8 +265,10 @@ impl ast::Visitor for Re2 {
                 check_literal(&range.start)?;
                 check_literal(&range.end)
             }
-            ast::ClassSetItem::Unicode(_) => {
-                self.width += UNICODE_CLASS;
+            ast::ClassSetItem::Unicode(class) => self.of_unicode(class),
+            // Of all characters but a few.
+            ast::ClassSetItem::Ascii(_) | ast::ClassSetItem::Perl(_) => {
+                self.width += ALL;
                 Ok(())
             }
             ast::ClassSetItem::Bracketed(_) => unknown_to_re2("a class within a class (write \"\\[\")"),
@@ -197,7 +281,33 @@ impl ast::Visitor for Re2 {
     }
 }
 
-impl Re2 {
+impl<'a> Re2<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            folds: false,
+            width: 0,
+        }
+    }
+
+    /// RE2 has its categories by their short names, and its scripts, written so and no other way.
+    fn of_unicode(&mut self, class: &ast::ClassUnicode) -> Result<(), String> {
+        self.width += ALL;
+        let is_known = match &class.kind {
+            ast::ClassUnicodeKind::OneLetter(letter) => "CLMNPSZ".contains(*letter),
+            ast::ClassUnicodeKind::Named(name) => {
+                CATEGORIES.contains(&name.as_str()) || SCRIPTS.contains(&name.as_str())
+            }
+            ast::ClassUnicodeKind::NamedValue { .. } => false,
+        };
+        match is_known {
+            true => Ok(()),
+            false => unknown_to_re2(
+                "this class of Unicode: categories such as \\pL and \\p{Lu}, scripts such as \\p{Greek}",
+            ),
+        }
+    }
+
     fn flags(&mut self, flags: &ast::Flags) -> Result<(), String> {
         self.folds |= flags.flag_state(ast::Flag::CaseInsensitive) == Some(true);
         check_flags(flags)
@@ -238,7 +348,7 @@ fn unknown_to_re2(what: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{COMPILED_BYTES, check_regex, full_match, program_bytes};
+    use super::{CATEGORIES, COMPILED_BYTES, SCRIPTS, check_regex, full_match, program_bytes};
 
     #[test]
     fn what_it_becomes_is_told_by_what_is_repeated() {
@@ -279,8 +389,21 @@ mod tests {
             r"\pL[[:alpha:]]\x{61}\x41",
             "a{1,1000}?",
             r"\A[^/]*\z",
+            r"\p{Greek}{1,11}\P{Lu}[\pN_]",
+            "(?:a{31}){32}",
+            "(?:a{1,}){1000}",
+            "(?:a{0}){5}",
+            "(?:a*)+?",
+            "a{2}?",
         ] {
             assert_eq!(check_regex(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn all_classes_of_unicode_that_are_named_here_are_known() {
+        for name in CATEGORIES.iter().chain(SCRIPTS) {
+            assert_eq!(check_regex(&format!("\\p{{{name}}}")), Ok(()), "{name}");
         }
     }
 
@@ -298,6 +421,19 @@ mod tests {
             "[a--b]",
             "[a[b]]",
             r"\<a",
+            "/[^/]++",
+            "a**",
+            "a{2}{3}",
+            "(a{40}){30}",
+            "(?:a{2,}){600}",
+            "(?:a{32}){32}",
+            "a+?*",
+            r"\p{Letter}",
+            r"\p{greek}",
+            r"\pl",
+            r"\p{sc=Greek}",
+            "(?P<a.b>x)",
+            "a{ 2 }",
             "(?-u:a)",
             "((((a{1,100}){1,100}){1,100}){1,100})",
         ] {
@@ -305,10 +441,11 @@ mod tests {
         }
         assert!(check_regex(&"a".repeat(1025)).is_err());
         // Each of the characters of these classes is looked up, many times over.
-        let wide = "[!-\u{10ffff}]".repeat(3);
+        let wide = "[!-\u{10ffff}]".repeat(5);
         assert_eq!(check_regex(&wide), Ok(()));
         assert!(check_regex(&format!("(?i){wide}")).is_err());
         assert!(check_regex(&format!("(?i:a{wide})")).is_err());
-        assert_eq!(check_regex("(?i)[^/]+.*[a-z]"), Ok(()));
+        assert!(check_regex(&format!("(?i){}", r"[\S]".repeat(5))).is_err());
+        assert_eq!(check_regex(r"(?i)[^/]+.*[a-z][\w-]+\pL"), Ok(()));
     }
 }

@@ -418,7 +418,7 @@ const DEPTH: usize = 32;
 const LEGS: usize = 256;
 
 /// Nodes on all ways through a chain, and header edits at their ends: both are copied into each match of a rule.
-const FOLLOWED: usize = 4096;
+const FOLLOWED: usize = 16_384;
 const EDITS_BYTES: usize = 1024 * 1024;
 
 /// Routes that one match of a rule may become.
@@ -467,7 +467,7 @@ mod tests {
         chain.nodes.insert(last.into(), ChainNode::Splitter(Vec::new()));
         chain.start = "splitter:0".into();
         let refused = choices_of(&chain, &"web".into()).err().unwrap();
-        assert!(refused.contains("more than 4096 ways"), "{refused}");
+        assert!(refused.contains("more than 16384 ways"), "{refused}");
     }
 
     /// A router may lead to one splitter on many ways, and each leg takes its edits along.

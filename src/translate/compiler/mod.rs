@@ -15,7 +15,7 @@ use std::sync::{Arc, LazyLock};
 use imbl::{OrdMap, OrdSet};
 
 use crate::config::ObjectKey;
-use crate::diagnostics::{Diagnostic, first_problems};
+use crate::diagnostics::{Diagnostic, Problems};
 use crate::envoy::{ResourceKind, ResourceSet};
 use crate::ir::{TcpProxy, Unavailable};
 use crate::model::mesh::Interest;
@@ -448,10 +448,20 @@ impl Compiler {
         if diagnostics.is_empty() {
             self.diagnostics.remove(&unit);
         } else {
-            // Each rule of a host may have something to say.
-            self.diagnostics.insert(unit, first_problems(diagnostics).into());
+            self.diagnostics
+                .insert(unit, first_of_each_document(diagnostics).into());
         }
     }
+}
+
+/// Each rule of a host may have something to say, and a host may be of several documents.
+fn first_of_each_document(diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let mut by_document: BTreeMap<Option<DocumentId>, Problems> = BTreeMap::new();
+    for diagnostic in diagnostics {
+        let document = diagnostic.origin.as_ref().map(|origin| origin.document.clone());
+        by_document.entry(document).or_default().push(diagnostic);
+    }
+    by_document.into_values().flat_map(Problems::told).collect()
 }
 
 /// What was dropped by one unit and added by another in one step did not change.
