@@ -89,7 +89,7 @@ pub(super) const FAMILIES: &[Family] = &[
 ];
 
 pub(super) async fn get(State(api): State<Api>) -> Result<Response, ApiError> {
-    let text = scrape(&api).map_err(|error| {
+    let text = read::aside(move || scrape(&api)).await?.map_err(|error| {
         ApiError::new(
             axum::http::StatusCode::INTERNAL_SERVER_ERROR,
             format!("metrics cannot be written: {error}"),

@@ -92,11 +92,23 @@ pub(super) async fn ready(State(api): State<Api>) -> Response {
 
 pub(super) async fn status(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Response, ApiError> {
     let parameters = Parameters::parse(query.as_deref(), &["limit"])?;
-    let mut report = report(&api);
+    let mut report = aside(move || report(&api)).await?;
     if let Some(rows) = parameters.number("limit")? {
         report.status = report.status.excerpt(rows);
     }
     Ok(json(&report))
+}
+
+/// Beside the threads that serve Envoys: what is to be told of many documents takes its time.
+pub(super) async fn aside<T: Send + 'static>(
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(make).await.map_err(|error| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the answer could not be made: {error}"),
+        )
+    })
 }
 
 pub(super) fn report(api: &Api) -> StatusReport {

@@ -124,6 +124,9 @@ pub(super) fn objects(
         let Some(parsed) = &state.in_service else { continue };
         let id = &state.document.id;
         let said = by_document.get(id).map(Vec::as_slice).unwrap_or_default();
+        // The spans of a text that is not in service lead elsewhere.
+        let of_text = said.iter().copied().filter(|said| !state.problems.contains(said));
+        let by_object = by_object(of_text, &parsed.objects);
         for object in &parsed.objects {
             let key = object.key();
             let mut reasons: Vec<String> = state
@@ -135,13 +138,8 @@ pub(super) fn objects(
             if let Some(holder) = holder.filter(|holder| *holder != object.origin()) {
                 reasons.push(format!("{holder} holds the name"));
             }
-            // The spans of a text that is not in service lead elsewhere.
-            let own: Vec<Diagnostic> = said
-                .iter()
-                .filter(|diagnostic| !state.problems.contains(diagnostic))
-                .filter(|diagnostic| is_about(diagnostic, object, &parsed.objects))
-                .map(|diagnostic| (*diagnostic).clone())
-                .collect();
+            let own = by_object.get(&start(object)).into_iter().flatten();
+            let own: Vec<Diagnostic> = own.map(|diagnostic| (*diagnostic).clone()).collect();
             let unresolved = own
                 .iter()
                 .filter(|diagnostic| diagnostic.severity == Severity::Error)
@@ -176,16 +174,24 @@ fn by_document(diagnostics: &[Diagnostic]) -> BTreeMap<&DocumentId, Vec<&Diagnos
     by_document
 }
 
-/// The object whose block the place stands in: the last one that begins before it.
-fn is_about(diagnostic: &Diagnostic, object: &Object, siblings: &[Object]) -> bool {
-    let Some(place) = &diagnostic.origin else {
-        return false;
-    };
-    let start = |object: &Object| object.origin().span.start;
-    let owner = siblings
-        .iter()
-        .map(start)
-        .filter(|start| *start <= place.span.start)
-        .max();
-    owner == Some(start(object))
+/// Of each object, by where it begins, what is said of places in its block: that is the last one that begins before them.
+fn by_object<'a>(
+    said: impl Iterator<Item = &'a Diagnostic>,
+    objects: &[Object],
+) -> BTreeMap<usize, Vec<&'a Diagnostic>> {
+    let mut starts: Vec<usize> = objects.iter().map(start).collect();
+    starts.sort_unstable();
+    let mut by_object: BTreeMap<usize, Vec<&Diagnostic>> = BTreeMap::new();
+    for diagnostic in said {
+        let Some(place) = &diagnostic.origin else { continue };
+        let begun = starts.partition_point(|start| *start <= place.span.start);
+        if let Some(owner) = begun.checked_sub(1) {
+            by_object.entry(starts[owner]).or_default().push(diagnostic);
+        }
+    }
+    by_object
+}
+
+fn start(object: &Object) -> usize {
+    object.origin().span.start
 }
