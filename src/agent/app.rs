@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
+use super::log_thread::LogThread;
 use super::notify_systemd::ServiceManager;
 use super::settings::{Flags, Settings, SettingsError, is_settings, without_tokens};
 use super::signals::{SignalEvent, Signals};
@@ -56,7 +57,11 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     if format == LogFormat::Text {
         start_banner::write_starting(&mut out)?;
     }
-    let (subscriber, level_handle) = log_format::subscriber(format, level, std::io::stdout());
+    let log = LogThread::start(std::io::stdout(), move |lost| {
+        log_format::lost_lines(format, lost)
+    })
+    .context("the thread of the log cannot be started")?;
+    let (subscriber, level_handle) = log_format::subscriber(format, level, log.clone());
     tracing::subscriber::set_global_default(subscriber).context("a second log in one process")?;
     data_directory::make(&settings.data_dir)?;
     if settings.gateways.is_empty() {
@@ -67,6 +72,8 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     let mut running = Running::start(&settings, &stop).await?;
     let facts = running.facts(&settings);
+    // What was said before comes before.
+    log.wait();
     match format {
         LogFormat::Text => start_banner::write_started(&mut out, &facts)?,
         // Whoever parses the log must not meet anything else on its stream.
@@ -90,6 +97,7 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         false => StopMode::LeaveRunning,
     };
     let in_order = running.stop(mode, &mut signals, &stop).await;
+    log.wait();
     outcome.map(|code| if in_order { code } else { ExitCode::FAILURE })
 }
 

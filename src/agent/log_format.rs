@@ -172,6 +172,19 @@ where
     }
 }
 
+/// What stands in the place of lines that nobody read in time.
+pub fn lost_lines(format: LogFormat, lost: u64) -> String {
+    let fields = Fields {
+        message: "lines of the log are lost here: whoever reads it did not".to_owned(),
+        fields: vec![("lost", lost.into())],
+    };
+    let now = SystemTime::now();
+    match format {
+        LogFormat::Text => text_line(now, Level::WARN, "agent.log", &fields),
+        LogFormat::Json => json_line(now, Level::WARN, "agent.log", &fields),
+    }
+}
+
 impl Fields {
     fn push(&mut self, field: &Field, value: Value) {
         // A value recorded later replaces the first one.

@@ -3,6 +3,7 @@
 pub mod app;
 pub mod data_directory;
 pub mod log_format;
+mod log_thread;
 mod mesh_interests;
 pub mod notify_systemd;
 mod other_users;
