@@ -7,7 +7,8 @@ use regex::{Captures, Regex};
 
 /// In HCL or JSON, whatever else is on the line.
 static TOKEN: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    let text = r#"("?\b(?:token|secret_id|password)"?\s*[=:]\s*")((?:[^"\\\n]|\\.)*)"#;
+    // Also where the quotes were forgotten, which is a mistake that shows the line; of a heredoc all that follows.
+    let text = r#"("?\b(?:token|secret_id|password)"?[ \t]*[=:][ \t]*)("(?:[^"\\\n]|\\.)*|<<(?s:.*)|[^\s"{<][^\n]*)"#;
     Regex::new(text).ok()
 });
 
@@ -17,7 +18,13 @@ pub fn without_tokens(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed("");
     };
     token.replace_all(text, |found: &Captures<'_>| {
-        format!("{}{}", &found[1], "*".repeat(found[2].len()))
+        let (quote, secret) = match found[2].strip_prefix('"') {
+            Some(secret) => ("\"", secret),
+            None => ("", &found[2]),
+        };
+        let blank = |byte: u8| if byte == b'\n' { '\n' } else { '*' };
+        let blanked: String = secret.bytes().map(blank).collect();
+        format!("{}{quote}{blanked}", &found[1])
     })
 }
 
@@ -37,6 +44,13 @@ mod tests {
                 r#"{"mesh": {"token":"***", "sidecar": 5}}"#,
             ),
             ("token = \"never closed", "token = \"************"),
+            (
+                "consul { token = 8f24-é\n  adress = \"x\"\n}\n",
+                "consul { token = *******\n  adress = \"x\"\n}\n",
+            ),
+            ("password: s3cret }", "password: ********"),
+            ("token = <<EOT\nab\nEOT\n", "token = *****\n**\n***\n"),
+            (r#"{"token": 12, "x": 1}"#, r#"{"token": ***********"#),
         ] {
             let blanked = without_tokens(text);
             assert_eq!(blanked, shown);
