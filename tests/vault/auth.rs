@@ -220,6 +220,7 @@ async fn a_token_file_is_read_again_when_it_changes() {
     bao.revoke(&second).await;
     let problem = rig.problem().await;
     assert!(problem.message.contains("token is invalid"), "{problem}");
+    assert!(!rig.vault.status().is_ok(), "{:?}", rig.vault.status());
     std::fs::write(
         &file,
         bao.token(json!({"no_default_policy": true, "policies": ["reader"]}))
@@ -316,6 +317,29 @@ async fn batch_and_periodic_tokens_live_on() {
     rig.material().await;
     until("two renewals", async || rig.vault.status().renewals == 2).await;
     assert_eq!(rig.vault.status().errors, 0);
+    rig.stop().await;
+}
+
+/// Whoever writes it is late, or gone. The token is as good as it was.
+#[tokio::test]
+async fn a_token_whose_file_vanishes_is_renewed_all_the_same() {
+    let bao = with_secret().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vault_token");
+    let periodic = bao
+        .token(json!({"no_default_policy": true, "policies": ["reader"], "period": "7s"}))
+        .await;
+    std::fs::write(&file, &periodic).unwrap();
+    let mut rig = Rig::start(&bao.address, VaultAuth::TokenFile(file.clone()), directory.path());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
+    rig.material().await;
+    std::fs::remove_file(&file).unwrap();
+    until("the file is missed", async || !rig.vault.status().is_ok()).await;
+    let missed = rig.vault.status().problem.unwrap();
+    assert!(missed.message.contains("vault_token cannot be used"), "{missed}");
+    until("three renewals", async || rig.vault.status().renewals >= 3).await;
+    store(&bao, "two.example").await;
+    assert_eq!(rig.eventually().await.names[0].as_ref(), "two.example");
     rig.stop().await;
 }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::ahead::Ahead;
 use super::backoff::{Pause, Pauses, jitter};
 use super::client::Shared;
-use super::credential::Stamp;
+use super::credential::{self, Stamp};
 use super::ends::Ends;
 use super::fault::{Reason, VaultFault};
 use super::freshness::{timestamp, unix_now};
@@ -199,7 +199,7 @@ impl VaultSession {
         }
     }
 
-    async fn live(&mut self, life: Option<TokenLife>, stamp: Stamp, cancel: &CancellationToken) -> End {
+    async fn live(&mut self, life: Option<TokenLife>, mut stamp: Stamp, cancel: &CancellationToken) -> End {
         let replaceable = login::can_log_in(&self.auth);
         let mut life = life.unwrap_or_default();
         let known = self.state.borrow().may_look_up || replaceable;
@@ -214,14 +214,10 @@ impl VaultSession {
                 Some(doubt) = self.doubts.recv() => {
                     if doubt.generation != self.state.borrow().generation {
                         let _ = doubt.reply.send(Ok(()));
-                    } else if self.credential.is_some() || replaceable {
-                        if !replaceable && !stamp.changed().await {
-                            // The same token again would be doubted again.
-                            let _ = doubt.reply.send(Err(self.invalid()));
-                            continue;
-                        }
+                    } else if replaceable || stamp.changed().await {
                         return End::Replace(Some(doubt));
                     } else {
+                        // The same token again would be doubted again.
                         let fault = self.invalid();
                         self.report(Some(&fault));
                         let _ = doubt.reply.send(Err(fault));
@@ -255,6 +251,12 @@ impl VaultSession {
                     },
                 },
                 () = stamp.wait_for_change(), if self.replaced_by_a_file() => {
+                    if let Err(fault) = self.credential_is_there().await {
+                        // The token of before is good as long as it is renewed.
+                        self.report(Some(&fault));
+                        stamp = Stamp::of(self.credential.as_deref()).await;
+                        continue;
+                    }
                     tracing::info!("vault credential file changed");
                     self.shared.transport.reread_files();
                     return End::Replace(None);
@@ -267,6 +269,13 @@ impl VaultSession {
     /// that it was got with.
     fn replaced_by_a_file(&self) -> bool {
         matches!(self.auth, VaultAuth::TokenFile(_) | VaultAuth::Certificate { .. })
+    }
+
+    async fn credential_is_there(&self) -> Result<(), VaultFault> {
+        match &self.auth {
+            VaultAuth::TokenFile(path) => credential::read(&self.shared, "token", path).await.map(drop),
+            _ => Ok(()),
+        }
     }
 
     async fn renew(&self, life: TokenLife) -> Result<(u64, bool), VaultFault> {
