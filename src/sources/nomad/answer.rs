@@ -47,8 +47,9 @@ pub(super) fn parse(body: &[u8]) -> Result<Instances, serde_json::Error> {
     Ok(Instances { list, unusable, cut })
 }
 
-/// The namespaces in which a service of this name is registered, from `/v1/services?namespace=*`.
-pub(super) fn namespaces_of(body: &[u8], service: &str) -> Result<Vec<Arc<str>>, serde_json::Error> {
+/// The namespaces in which a service of this name is registered, from `/v1/services?namespace=*`, and how many more there
+/// are than are taken.
+pub(super) fn namespaces_of(body: &[u8], service: &str) -> Result<(Vec<Arc<str>>, usize), serde_json::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Namespace {
@@ -71,8 +72,9 @@ pub(super) fn namespaces_of(body: &[u8], service: &str) -> Result<Vec<Arc<str>>,
         .map(|namespace| namespace.namespace)
         .collect();
     found.sort();
+    let cut = found.len().saturating_sub(NAMESPACES);
     found.truncate(NAMESPACES);
-    Ok(found)
+    Ok((found, cut))
 }
 
 impl Registration {
@@ -107,7 +109,7 @@ impl Registration {
 /// As for Consul.
 pub(super) const INSTANCES: usize = 10_000;
 
-const NAMESPACES: usize = 64;
+pub(super) const NAMESPACES: usize = 64;
 const NAME_BYTES: usize = 512;
 const TAG_BYTES: usize = 512;
 const TAGS: usize = 128;
@@ -167,7 +169,14 @@ mod tests {
             {"Namespace":"empty","Services":null}]"#;
         assert_eq!(
             namespaces_of(body, "web").unwrap(),
-            ["default".into(), "shop".into()]
+            (vec!["default".into(), "shop".into()], 0)
         );
+        let many: Vec<_> = (0..NAMESPACES + 3)
+            .map(
+                |at| serde_json::json!({"Namespace": format!("n{at}"), "Services": [{"ServiceName": "web"}]}),
+            )
+            .collect();
+        let (taken, cut) = namespaces_of(serde_json::json!(many).to_string().as_bytes(), "web").unwrap();
+        assert_eq!((taken.len(), cut), (NAMESPACES, 3));
     }
 }

@@ -26,7 +26,7 @@ fn services(input: &[u8]) {
             assert!(!instance.address.contains(char::is_whitespace), "{instance:?}");
         }
     }
-    if let Ok(namespaces) = namespaces_of(input, "web") {
+    if let Ok((namespaces, _)) = namespaces_of(input, "web") {
         assert!(namespaces.is_sorted());
     }
 }

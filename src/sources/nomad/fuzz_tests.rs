@@ -61,7 +61,7 @@ proptest! {
 
     #[test]
     fn fuzz_lists_of_nomad(body in hostile(LIST)) {
-        if let Ok(namespaces) = answer::namespaces_of(&body, "web") {
+        if let Ok((namespaces, _)) = answer::namespaces_of(&body, "web") {
             prop_assert!(namespaces.len() <= 3);
             prop_assert!(namespaces.is_sorted());
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{self, INSTANCES, Instances};
+use super::answer::{self, INSTANCES, Instances, NAMESPACES};
 use super::client::NomadClient;
 use super::event_stream;
 use super::hints::{Hints, Place, Waiter};
@@ -67,6 +67,7 @@ impl ServiceSource for NomadServices {
             observations: self.observations.clone(),
             known: None,
             by_namespace: BTreeMap::new(),
+            namespaces_cut: 0,
             told: None,
             hints: self.hints.clone(),
             waiter: None,
@@ -89,6 +90,8 @@ struct Watch {
     known: Option<Arc<[Instance]>>,
     /// Of `*`: what each namespace had that had any.
     by_namespace: BTreeMap<Arc<str>, Instances>,
+    /// Namespaces beyond those that are taken.
+    namespaces_cut: usize,
     /// The problem that the receiver believes in.
     told: Option<Problem>,
     hints: Hints,
@@ -190,8 +193,9 @@ impl Watch {
     /// The list is watched, the instances are read: `/v1/service` takes one namespace only. With the first refusal, of
     /// which what was known before is kept.
     async fn of_all_namespaces(&mut self, listed: &Answer) -> Result<(Instances, Option<Problem>), ApiError> {
-        let listed = answer::namespaces_of(&listed.body, &self.query.name)
+        let (listed, cut) = answer::namespaces_of(&listed.body, &self.query.name)
             .map_err(|error| listed.unreadable(error))?;
+        self.namespaces_cut = cut;
         let known = self.by_namespace.keys().cloned();
         let all: BTreeSet<Arc<str>> = listed.into_iter().chain(known).collect();
         let mut refused = None;
@@ -229,6 +233,14 @@ impl Watch {
                 INSTANCES + found.cut
             );
             return Some(Problem::new(ProblemKind::Limit, message));
+        }
+        if self.namespaces_cut > 0 {
+            let message = format!(
+                "{query} is registered in {} namespaces of Nomad at {address}; those in the first {NAMESPACES} are taken",
+                NAMESPACES + self.namespaces_cut
+            );
+            let fix = "name the namespaces that are meant, each in an upstream of its own";
+            return Some(Problem::new(ProblemKind::Limit, message).with_fix(fix));
         }
         if found.unusable > 0 {
             let message = format!(
