@@ -29,6 +29,10 @@ pub(super) struct Forms {
     turned: BTreeMap<Arc<str>, Duration>,
     /// A new listener waits for its scopes.
     opening: bool,
+    /// Listeners that are to go and have not yet been told to: while they are open, they need their scopes.
+    leaving: BTreeSet<Arc<str>>,
+    /// A new listener waits for a new cluster: one that goes may leave its port to it.
+    replacing: bool,
 }
 
 impl Forms {
@@ -42,14 +46,20 @@ impl Forms {
         self.waiting.clear();
         self.turning.clear();
         self.opening = false;
+        self.leaving.clear();
+        self.replacing = false;
         self.turned.retain(|_, since| now < *since + DRAIN_PATIENCE);
         let listeners = &subscriptions[ResourceKind::Listener as usize];
         for (name, dirty) in &listeners.dirty {
             let Some(published) = target.get(ResourceKind::Listener, name) else {
+                if listeners.told.contains_key(name) {
+                    self.leaving.insert(name.clone());
+                }
                 continue;
             };
             let until = dirty.since + GATE_PATIENCE_SILENT;
             let Some(told) = listeners.told.get(name) else {
+                self.replacing |= listeners.answered && gates.withholds(published);
                 // An Envoy that starts opens no port before it has all that it asked for.
                 self.opening |= listeners.answered
                     && now < until
@@ -82,7 +92,8 @@ impl Forms {
         }
     }
 
-    pub(super) fn on_sent(&mut self, listeners: &[Arc<Resource>], now: Duration) {
+    pub(super) fn on_sent(&mut self, listeners: &[Arc<Resource>], removed: &[Arc<str>], now: Duration) {
+        removed.iter().for_each(|name| _ = self.leaving.remove(name));
         for listener in listeners {
             if self.turning.contains(&listener.name) {
                 self.turned.insert(listener.name.clone(), now);
@@ -99,6 +110,15 @@ impl Forms {
     pub(super) fn holds_removal(&self, kind: ResourceKind, name: &str, target: &ResourceSet) -> bool {
         if self.is_at_rest() {
             return false;
+        }
+        match kind {
+            ResourceKind::Listener if self.replacing && target.get(kind, name).is_none() => return true,
+            ResourceKind::ScopedRoute
+                if listener_of_scope(name).is_some_and(|listener| self.leaving.contains(listener)) =>
+            {
+                return true;
+            }
+            _ => {}
         }
         if self.opening {
             let is_kept = |listener: &str| {
@@ -121,14 +141,15 @@ impl Forms {
             .is_some_and(|listener| listener.has_table() != is_table)
     }
 
-    /// A new listener waits for its scopes: what is held meanwhile goes within moments.
+    /// A new listener waits to open, or one that goes has not been told: what is held meanwhile goes within moments.
     pub(super) fn is_opening(&self) -> bool {
-        self.opening
+        self.opening || self.replacing || !self.leaving.is_empty()
     }
 
-    /// No listener has turned, or is about to, or waits to open.
+    /// No listener has turned, or is about to, or waits to open, or to go.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.turned.is_empty() && self.turning.is_empty() && !self.opening
+        let nobody_turns = self.turned.is_empty() && self.turning.is_empty() && self.leaving.is_empty();
+        nobody_turns && !self.opening && !self.replacing
     }
 
     pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {

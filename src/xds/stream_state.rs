@@ -351,7 +351,7 @@ impl StreamState {
             if kind == ResourceKind::Listener
                 && let Some(sent) = subscription.in_flight.back()
             {
-                self.forms.on_sent(sent.fresh(), now);
+                self.forms.on_sent(sent.fresh(), &sent.removed, now);
             }
             actions.responses.push(response);
         }
