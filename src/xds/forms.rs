@@ -31,8 +31,6 @@ pub(super) struct Forms {
     opening: bool,
     /// Listeners that are to go and have not yet been told to: while they are open, they need their scopes.
     leaving: BTreeSet<Arc<str>>,
-    /// A new listener waits for a new cluster: one that goes may leave its port to it.
-    replacing: bool,
 }
 
 impl Forms {
@@ -47,7 +45,6 @@ impl Forms {
         self.turning.clear();
         self.opening = false;
         self.leaving.clear();
-        self.replacing = false;
         self.turned.retain(|_, since| now < *since + DRAIN_PATIENCE);
         let listeners = &subscriptions[ResourceKind::Listener as usize];
         for (name, dirty) in &listeners.dirty {
@@ -59,7 +56,6 @@ impl Forms {
             };
             let until = dirty.since + GATE_PATIENCE_SILENT;
             let Some(told) = listeners.told.get(name) else {
-                self.replacing |= listeners.answered && gates.withholds(published);
                 // An Envoy that starts opens no port before it has all that it asked for.
                 self.opening |= listeners.answered
                     && now < until
@@ -111,14 +107,9 @@ impl Forms {
         if self.is_at_rest() {
             return false;
         }
-        match kind {
-            ResourceKind::Listener if self.replacing && target.get(kind, name).is_none() => return true,
-            ResourceKind::ScopedRoute
-                if listener_of_scope(name).is_some_and(|listener| self.leaving.contains(listener)) =>
-            {
-                return true;
-            }
-            _ => {}
+        let is_open = |listener: &str| self.leaving.contains(listener);
+        if kind == ResourceKind::ScopedRoute && listener_of_scope(name).is_some_and(is_open) {
+            return true;
         }
         if self.opening {
             let is_kept = |listener: &str| {
@@ -143,13 +134,13 @@ impl Forms {
 
     /// A new listener waits to open, or one that goes has not been told: what is held meanwhile goes within moments.
     pub(super) fn is_opening(&self) -> bool {
-        self.opening || self.replacing || !self.leaving.is_empty()
+        self.opening || !self.leaving.is_empty()
     }
 
     /// No listener has turned, or is about to, or waits to open, or to go.
     pub(super) fn is_at_rest(&self) -> bool {
         let nobody_turns = self.turned.is_empty() && self.turning.is_empty() && self.leaving.is_empty();
-        nobody_turns && !self.opening && !self.replacing
+        nobody_turns && !self.opening
     }
 
     pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
