@@ -1,7 +1,9 @@
 //! Builds the running agent from its settings, and takes it down again in order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
-use super::log_thread::LogThread;
+use super::log_thread::{LogThread, UntilOut};
 use super::notify_systemd::ServiceManager;
 use super::settings::{Flags, Settings, SettingsError, is_settings, without_tokens};
 use super::signals::{SignalEvent, Signals};
@@ -57,10 +59,12 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     if format == LogFormat::Text {
         start_banner::write_starting(&mut out)?;
     }
-    let log = LogThread::start(std::io::stdout(), move |lost| {
-        log_format::lost_lines(format, lost)
-    })
-    .context("the thread of the log cannot be started")?;
+    // A descriptor of its own: where it hangs, nobody waits for a lock that it holds.
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+    let stdout = File::from(stdout.context("standard output cannot be used")?);
+    let log = LogThread::start(stdout, move |lost| log_format::lost_lines(format, lost))
+        .context("the thread of the log cannot be started")?;
+    let _until_out = UntilOut(log.clone());
     let (subscriber, level_handle) = log_format::subscriber(format, level, log.clone());
     tracing::subscriber::set_global_default(subscriber).context("a second log in one process")?;
     data_directory::make(&settings.data_dir)?;
@@ -97,7 +101,6 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         false => StopMode::LeaveRunning,
     };
     let in_order = running.stop(mode, &mut signals, &stop).await;
-    log.wait();
     outcome.map(|code| if in_order { code } else { ExitCode::FAILURE })
 }
 

@@ -12,6 +12,7 @@ const LINES: usize = 4096;
 
 /// What a way out waits for a reader that hangs.
 const PATIENCE: Duration = Duration::from_secs(1);
+const TRIES: u32 = 50;
 
 enum Order {
     Line(Vec<u8>),
@@ -43,9 +44,27 @@ impl LogThread {
     /// Until all lines so far are out, or nobody takes them.
     pub fn wait(&self) {
         let (done, is_done) = sync_channel(1);
-        if self.orders.try_send(Order::Flush(done)).is_ok() {
-            let _ = is_done.recv_timeout(PATIENCE);
+        let mut order = Order::Flush(done);
+        for _ in 0..TRIES {
+            match self.orders.try_send(order) {
+                Ok(()) => {
+                    let _ = is_done.recv_timeout(PATIENCE);
+                    return;
+                }
+                Err(TrySendError::Full(back)) => order = back,
+                Err(TrySendError::Disconnected(_)) => return,
+            }
+            std::thread::sleep(PATIENCE / TRIES);
         }
+    }
+}
+
+/// However a run ends, what it said last is waited for.
+pub struct UntilOut(pub LogThread);
+
+impl Drop for UntilOut {
+    fn drop(&mut self) {
+        self.0.wait();
     }
 }
 
@@ -65,15 +84,19 @@ impl Write for LogThread {
 /// A full disk or a closed pipe is no reason to end a gateway.
 fn write_out(orders: &Receiver<Order>, lost: &AtomicU64, told: impl Fn(u64) -> String, mut out: impl Write) {
     for order in orders {
-        match order {
+        let done = match order {
             Order::Line(line) => {
                 let _ = out.write_all(&line).and_then(|()| out.flush());
+                None
             }
-            Order::Flush(done) => drop(done.try_send(())),
-        }
+            Order::Flush(done) => Some(done),
+        };
         let number = lost.swap(0, Ordering::Relaxed);
         if number > 0 {
             let _ = out.write_all(told(number).as_bytes()).and_then(|()| out.flush());
+        }
+        if let Some(done) = done {
+            let _ = done.try_send(());
         }
     }
 }

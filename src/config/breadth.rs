@@ -34,7 +34,7 @@ pub const LISTENERS: usize = 1024;
 pub(super) const BACKENDS: usize = 256;
 
 /// Of a listener: each is a filter chain of its own, with all that the listener does.
-const CERTIFICATES: usize = 4096;
+const CERTIFICATES: usize = 16_384;
 
 /// In one `policies`.
 pub(super) const BUNDLES: usize = 64;

@@ -24,7 +24,7 @@ pub fn reference_markdown() -> String {
          for each 2 KiB of what stands in it or around it beside its matches, and for each 8 KiB of what Envoy compiles a regular \
          expression to), is at most 100,000; rounded up to a power of two, times the listeners for http and https of a gateway, \
          and once more for each 2 KiB of the gateway's policies and the bundles in `policies`, at most 524,288. \
-         A gateway has at most 64 such listeners, and 1,024 in all, each with at most 4,096 certificates; a rule or TCP route at most 256 backends, and `policies` at most \
+         A gateway has at most 64 such listeners, and 1,024 in all, each with at most 16,384 certificates; a rule or TCP route at most 256 backends, and `policies` at most \
          64 bundles.\n\
          - Of a document's problems the first 100 are told, and the others counted.\n\
          - A document whose first character is `{{` is read as JSON: a block is a member, its labels nest \

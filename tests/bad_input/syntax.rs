@@ -161,10 +161,10 @@ pub fn syntax() -> Vec<Case> {
             &[TooLarge],
         ),
         bad(
-            "a listener with thousands of certificates",
+            "a listener with tens of thousands of certificates",
             format!(
                 "gateway \"other\" {{\n  listener \"web\" {{\n    port     = 443\n    protocol = \"https\"\n    tls {{\n      certificates = [\n{}      ]\n    }}\n  }}\n}}\n",
-                (0..5000)
+                (0..20_000)
                     .map(|name| format!("        \"c{name}\",\n"))
                     .collect::<String>()
             ),

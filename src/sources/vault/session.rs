@@ -251,10 +251,11 @@ impl VaultSession {
                     },
                 },
                 () = stamp.wait_for_change(), if self.replaced_by_a_file() => {
+                    let seen = Stamp::of(self.credential.as_deref()).await;
                     if let Err(fault) = self.credential_is_there().await {
                         // The token of before is good as long as it is renewed.
                         self.report(Some(&fault));
-                        stamp = Stamp::of(self.credential.as_deref()).await;
+                        stamp = seen;
                         continue;
                     }
                     tracing::info!("vault credential file changed");
