@@ -259,6 +259,15 @@ mod tests {
         format!("gateway \"edge0\" {{\n{listeners}}}\n")
     }
 
+    /// About a thousand bytes for each header.
+    fn long_policy(headers: usize) -> String {
+        let value = "v".repeat(1000);
+        let lines: Vec<String> = (0..headers)
+            .map(|number| format!("x{number} = \"{value}\""))
+            .collect();
+        format!("request_headers {{\nset = {{\n{}\n}}\n}}\n", lines.join("\n"))
+    }
+
     fn codes(text: &str) -> Vec<(Code, String)> {
         let problems = read(text).err().unwrap_or_default();
         problems
@@ -396,14 +405,8 @@ mod tests {
     /// Each copy of a rule has all that stands in it and around it.
     #[test]
     fn long_policies_count_as_many_matches() {
-        let value = "v".repeat(1000);
-        let headers = |count: usize| {
-            let lines: Vec<String> = (0..count)
-                .map(|number| format!("x{number} = \"{value}\""))
-                .collect();
-            format!("request_headers {{\nset = {{\n{}\n}}\n}}\n", lines.join("\n"))
-        };
-        let with = |at: &str, count: usize| route("a", 1, 50, 100).replacen(at, &(headers(count) + at), 1);
+        let with =
+            |at: &str, count: usize| route("a", 1, 50, 100).replacen(at, &(long_policy(count) + at), 1);
         for at in ["rule", "match"] {
             assert_eq!(codes(&with(at, 40)), [], "{at}");
             let problems = codes(&with(at, 41));
@@ -453,18 +456,11 @@ mod tests {
     /// They may stand in a document of their own, as may those of the gateway.
     #[test]
     fn what_is_laid_on_a_route_from_elsewhere_counts_too() {
-        let value = "v".repeat(1000);
-        let policy = |headers: usize| {
-            let lines: Vec<String> = (0..headers)
-                .map(|number| format!("x{number} = \"{value}\""))
-                .collect();
-            format!("request_headers {{\nset = {{\n{}\n}}\n}}\n", lines.join("\n"))
-        };
         let before = |text: &str, at: &str, what: &str| text.replacen(at, &format!("{what}{at}"), 1);
         let (wide, edge) = (route("a", 1, 50, 1000), gateway("http", 1));
         let named = "policies = [\"long\"]\n";
         for (headers, expected) in [(16, vec![]), (17, vec![Code::TooLarge])] {
-            let own = policy(headers);
+            let own = long_policy(headers);
             let bundle = format!("policy \"long\" {{\n{own}}}\n");
             for at in ["hostnames", "match"] {
                 assert_eq!(
