@@ -38,6 +38,13 @@ impl ResourceSet {
                 .is_some_and(|listener| self.get(ResourceKind::Route, listener).is_some())
     }
 
+    /// A scope that only connections to a listener from before still find.
+    fn is_of_no_listener(&self, kind: ResourceKind, name: &str) -> bool {
+        kind == ResourceKind::ScopedRoute
+            && listener_of_scope(name)
+                .is_some_and(|listener| self.get(ResourceKind::Listener, listener).is_none())
+    }
+
     /// What to do to `older` for new connections to find what is in `self`. What goes because nothing leads to it any more is
     /// none of it, and may take a while.
     pub fn changes_that_count_since<'a>(
@@ -48,6 +55,7 @@ impl ResourceSet {
         self.changes_since(older, kind)
             .filter(move |change| match change {
                 ResourceChange::Removed(_) if is_led_to(kind) => false,
+                ResourceChange::Removed(name) if self.is_of_no_listener(kind, name) => false,
                 change => !self.is_beside_a_table(kind, change.name()),
             })
     }

@@ -86,6 +86,8 @@ pub struct Resource {
     /// Secrets of which Envoy must have one at least: without any, this is better not there at all. A listener's
     /// certificates.
     pub needs_one_of: Arc<[Arc<str>]>,
+    /// The address and port of a listener.
+    pub binds: Option<Arc<str>>,
     /// The documents this was made from: who to tell when Envoy refuses it.
     pub origins: Arc<[DocumentId]>,
 }
@@ -118,6 +120,7 @@ impl Resource {
             body: Body::Encoded { delta, any },
             needs: Arc::default(),
             needs_one_of: Arc::default(),
+            binds: None,
             origins: Arc::default(),
         }
     }
@@ -131,6 +134,7 @@ impl Resource {
             body: Body::HeldByEnvoy,
             needs: Arc::default(),
             needs_one_of: Arc::default(),
+            binds: None,
             origins: Arc::default(),
         }
     }
@@ -142,6 +146,11 @@ impl Resource {
 
     pub fn needing_one_of(mut self, secrets: Arc<[Arc<str>]>) -> Self {
         self.needs_one_of = secrets;
+        self
+    }
+
+    pub fn binding(mut self, address: Arc<str>) -> Self {
+        self.binds = Some(address);
         self
     }
 

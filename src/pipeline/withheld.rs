@@ -46,6 +46,8 @@ struct Kept {
     needs: Vec<(ResourceKind, Arc<str>)>,
     #[serde(default)]
     needs_one_of: Vec<Arc<str>>,
+    #[serde(default)]
+    binds: Option<Arc<str>>,
 }
 
 impl Kept {
@@ -57,15 +59,17 @@ impl Kept {
             documents: resource.origins.to_vec(),
             needs: needs.map(|need| (need.kind, need.name.clone())).collect(),
             needs_one_of: resource.needs_one_of.to_vec(),
+            binds: resource.binds.clone(),
         })
     }
 
     fn resource(self, kind: ResourceKind, name: Arc<str>) -> Arc<Resource> {
         let needs = self.needs.into_iter();
-        let resource = Resource::new(kind, name, &self.message)
+        let mut resource = Resource::new(kind, name, &self.message)
             .needing(needs.map(|(kind, name)| ResourceRef { kind, name }).collect())
             .needing_one_of(self.needs_one_of.into())
             .from_documents(self.documents.into());
+        resource.binds = self.binds;
         Arc::new(resource)
     }
 }

@@ -49,6 +49,7 @@ pub(super) fn listener_resource(listener: &ir::Listener) -> Resource {
     )
     .needing(needs.into())
     .needing_one_of(certificates.into())
+    .binding(format!("{}:{}", listener.address, listener.port).into())
     .from_documents(listener.origins.clone().into())
 }
 

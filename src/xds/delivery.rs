@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::exchange::{Report, Response, Variant};
 use super::gate::give_back_room;
 use super::keyless::Standing;
-use super::order::{self, CLUSTER_OVERLAP_MAX, REMOVAL_PATIENCE};
+use super::order::{self, CLUSTER_OVERLAP_MAX};
 use super::subscription::{Dirty, InFlight, Subscription};
 use crate::envoy::{Resource, ResourceKind, ResourceSet};
 
@@ -16,14 +16,25 @@ pub(super) trait Holds {
     /// It needs something new that is not in place yet.
     fn withholds(&self, resource: &Resource) -> bool;
     /// Something that Envoy still has uses it.
-    fn holds_removal(&self, name: &Arc<str>, since: Duration) -> bool;
+    fn holds_removal(&self, name: &Arc<str>, since: Duration) -> Hold;
     /// Whether this Envoy could do anything with it.
     fn standing(&self, resource: &Resource) -> Standing;
+}
+
+/// Whether something stays that is gone here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    No,
+    /// It is looked at again then, at the latest.
+    Until(Duration),
+    /// For connections from before, as long as Envoy drains them.
+    Drained,
 }
 
 enum Verdict {
     Send(Arc<Resource>),
     Remove,
+    Park,
     /// Envoy has this version: nothing to send.
     UpToDate(Arc<Resource>),
     /// Looked at and left as it is, until it changes.
@@ -45,7 +56,7 @@ impl Subscription {
         if !self.opened || !self.may_send(now) {
             return None;
         }
-        self.removal_held_since = None;
+        self.next_removal = None;
         for name in self.refusals.retries(now) {
             self.mark(name, now, false);
         }
@@ -113,9 +124,8 @@ impl Subscription {
             .back()
             .filter(|_| self.kind == ResourceKind::Cluster && self.in_flight.len() < CLUSTER_OVERLAP_MAX)
             .map(|response| response.sent_at + order::cluster_overlap(self.variant));
-        let removal = self.removal_held_since.map(|since| since + REMOVAL_PATIENCE);
         let backed_off = Some(self.refusals.not_before());
-        [overlap, removal, backed_off, retry]
+        [overlap, self.next_removal, backed_off, retry]
             .into_iter()
             .flatten()
             .filter(|at| *at > now)
@@ -173,6 +183,7 @@ impl Subscription {
             match self.judge(name, *dirty, target, holds, now, reports) {
                 Verdict::Wait => continue,
                 Verdict::Leave => {}
+                Verdict::Park => self.has_parked = true,
                 Verdict::UpToDate(resource) => {
                     self.refusals.forget(name);
                     self.wanted.remove(name);
@@ -217,7 +228,8 @@ impl Subscription {
     /// first copy the node.
     fn tell(&mut self, target: &ResourceSet, resources: Vec<Arc<Resource>>) {
         let published = target.of_kind(self.kind);
-        let is_behind = !self.dirty.is_empty() || !self.refusals.is_empty() || !self.wanted.is_empty();
+        let is_behind =
+            self.has_parked || !self.dirty.is_empty() || !self.refusals.is_empty() || !self.wanted.is_empty();
         let is_new = |resource: &&Arc<Resource>| !self.told.contains_key(&resource.name);
         let count = || self.told.len() + resources.iter().filter(is_new).count();
         if !is_behind && count() == published.len() {
@@ -258,10 +270,19 @@ impl Subscription {
         let Some(resource) = published.filter(|_| standing == Standing::Usable) else {
             self.wanted.remove(name);
             if told.is_some() {
-                if !holds.holds_removal(name, dirty.since) {
-                    return Verdict::Remove;
+                match holds.holds_removal(name, dirty.since) {
+                    Hold::No => return Verdict::Remove,
+                    Hold::Drained if published.is_none() && !dirty.forced => {
+                        self.refusals.forget(name);
+                        return Verdict::Park;
+                    }
+                    Hold::Drained => {}
+                    Hold::Until(until) => {
+                        // What is held for longer has been looked at by then.
+                        let ahead = [until].into_iter().filter(|until| *until > now);
+                        self.next_removal = self.next_removal.into_iter().chain(ahead).min();
+                    }
                 }
-                self.removal_held_since = self.removal_held_since.into_iter().chain([dirty.since]).min();
                 if published.is_none() {
                     self.refusals.forget(name);
                 }

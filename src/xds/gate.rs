@@ -37,32 +37,36 @@ impl Gates {
         self.by_cluster.is_empty()
     }
 
+    /// Of a cluster that Envoy has not been told, or was told to remove.
     pub(super) fn add(&mut self, cluster: Arc<str>, now: Duration) {
-        self.by_cluster.entry(cluster).or_insert(Gate {
+        let gate = self.by_cluster.entry(cluster).or_insert(Gate {
             since: now,
             sent: None,
             cluster_acked: false,
             endpoints_acked: false,
         });
+        gate.forget_sent();
     }
 
     /// A cluster response leaves.
     pub(super) fn on_sent(&mut self, clusters: &[Arc<Resource>], nonce: u64) {
         for cluster in clusters {
             if let Some(gate) = self.by_cluster.get_mut(&cluster.name) {
+                gate.forget_sent();
                 gate.sent = Some(Sent {
                     nonce,
                     reacted_at: None,
                 });
-                gate.cluster_acked = false;
-                gate.endpoints_acked = false;
             }
         }
     }
 
-    pub(super) fn on_request(&mut self, now: Duration) {
+    /// `answers`: the response that it is the answer to.
+    pub(super) fn on_request(&mut self, answers: Option<u64>, now: Duration) {
         for gate in self.by_cluster.values_mut() {
-            if let Some(sent) = &mut gate.sent {
+            if let Some(sent) = &mut gate.sent
+                && answers.is_none_or(|nonce| nonce >= sent.nonce)
+            {
                 sent.reacted_at.get_or_insert(now);
             }
         }
@@ -88,10 +92,17 @@ impl Gates {
     }
 
     /// Opens the gates of clusters that are in place, gone, or waited for long enough.
-    pub(super) fn review(&mut self, target: &ResourceSet, acked_secrets: &Held, now: Duration) {
+    pub(super) fn review(
+        &mut self,
+        target: &ResourceSet,
+        told_clusters: &Held,
+        acked_secrets: &Held,
+        now: Duration,
+    ) {
         self.by_cluster.retain(|name, gate| {
             let Some(cluster) = target.get(ResourceKind::Cluster, name) else {
-                return false;
+                // Back before Envoy is told to remove it, it is as cold as it was.
+                return told_clusters.contains_key(name) && now < gate.deadline();
             };
             let has_endpoints = target.get(ResourceKind::Endpoint, name).is_some();
             let is_warm = if has_endpoints {
@@ -138,6 +149,12 @@ pub(super) fn give_back_room<V>(map: &mut BTreeMap<Arc<str>, V>) {
 }
 
 impl Gate {
+    fn forget_sent(&mut self) {
+        self.sent = None;
+        self.cluster_acked = false;
+        self.endpoints_acked = false;
+    }
+
     fn deadline(&self) -> Duration {
         let at_last = self.since + GATE_PATIENCE_SILENT;
         let reacted_at = self.sent.as_ref().and_then(|sent| sent.reacted_at);

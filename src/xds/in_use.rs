@@ -3,22 +3,29 @@
 //! Computed only when something is to be removed, and only from what is about to change: a resource that is up to date
 //! was published together with everything it needs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::delivery::Hold;
 use super::forms::Forms;
-use super::order::REMOVAL_PATIENCE;
+use super::order::{GATE_PATIENCE_SILENT, REMOVAL_PATIENCE};
 use super::subscription::Subscription;
 use crate::envoy::{Resource, ResourceKind, ResourceRef, ResourceSet};
 
 #[derive(Default)]
 pub(super) struct InUse {
-    /// Needed by something whose change Envoy has not acknowledged yet.
-    for_now: HashSet<ResourceRef>,
-    /// Needed by the old version of something whose new version Envoy refuses, or by what stays for connections from
-    /// before.
+    /// Needed by something whose change Envoy has not acknowledged yet, and until when to wait for that.
+    for_now: HashMap<ResourceRef, Duration>,
+    /// Needed by the old version of something whose new version Envoy refuses, or by what stays where a listener is about to
+    /// go, or to turn.
     lasting: HashSet<ResourceRef>,
+    /// Some of that is from another stream: nobody knows what it needs.
+    is_lasting_unknown: bool,
+    /// Needed by what stays for connections from before.
+    drained: HashSet<ResourceRef>,
+    /// Some of that is from another stream: nobody knows what it needs.
+    is_drained_unknown: bool,
     /// A route or listener at Envoy is from another stream: nobody knows which clusters and routes it needs.
     are_clusters_unknown: bool,
     /// The same of a cluster or listener, and the secrets it needs.
@@ -50,24 +57,31 @@ impl InUse {
                 }
             }
             for name in subscription.dirty.keys() {
-                if forms.holds_removal(subscription.kind, name, target) {
+                if forms.is_drained(subscription.kind, name, target) {
+                    held(subscription, name).for_each(|resource| in_use.keep_for_drained(resource));
+                } else if forms.holds_removal(subscription.kind, name, target) {
                     for resource in held(subscription, name) {
+                        in_use.is_lasting_unknown |= resource.is_held_by_envoy();
                         in_use.lasting.extend(resource.needs.iter().cloned());
                     }
                 }
             }
-            let in_flight = subscription.in_flight.iter().flat_map(|response| {
-                response
-                    .changed
-                    .iter()
-                    .map(|resource| &resource.name)
-                    .chain(&response.removed)
-            });
-            for resource in subscription
+            for resource in subscription.parked(target.of_kind(subscription.kind)) {
+                in_use.keep_for_drained(resource);
+            }
+            // What is to be sent may wait for a new cluster first.
+            let unsent = subscription
                 .dirty
-                .keys()
+                .iter()
+                .map(|(name, dirty)| (name, dirty.since + GATE_PATIENCE_SILENT + REMOVAL_PATIENCE));
+            let in_flight = subscription.in_flight.iter().flat_map(|response| {
+                let changed = response.changed.iter().map(|resource| &resource.name);
+                let until = response.sent_at + REMOVAL_PATIENCE;
+                changed.chain(&response.removed).map(move |name| (name, until))
+            });
+            for (resource, until) in unsent
                 .chain(in_flight)
-                .flat_map(|name| held(subscription, name))
+                .flat_map(|(name, until)| held(subscription, name).map(move |resource| (resource, until)))
             {
                 if resource.is_held_by_envoy() {
                     use ResourceKind::{Cluster, Listener, Route, ScopedRoute};
@@ -75,11 +89,19 @@ impl InUse {
                         matches!(subscription.kind, Listener | ScopedRoute | Route);
                     in_use.are_secrets_unknown |= matches!(subscription.kind, Listener | Cluster);
                 }
-                in_use.for_now.extend(resource.needs.iter().cloned());
+                for need in resource.needs.iter() {
+                    let last = in_use.for_now.entry(need.clone()).or_default();
+                    *last = until.max(*last);
+                }
             }
         }
         in_use.keep_endpoints_of_leaving_clusters(subscriptions, target);
         in_use
+    }
+
+    fn keep_for_drained(&mut self, resource: &Resource) {
+        self.is_drained_unknown |= resource.is_held_by_envoy();
+        self.drained.extend(resource.needs.iter().cloned());
     }
 
     pub(super) fn holds_removal(
@@ -88,25 +110,35 @@ impl InUse {
         name: &Arc<str>,
         since: Duration,
         now: Duration,
-    ) -> bool {
+    ) -> Hold {
         if matches!(kind, ResourceKind::Listener | ResourceKind::ScopedRoute) {
             // Nothing refers to them; and a listener must go in the response that brings its successor on the same
             // port, a scope in the one that brings its successor with the same key.
-            return false;
+            return Hold::No;
         }
         let reference = ResourceRef {
             kind,
             name: name.clone(),
         };
-        if now < self.not_before || self.lasting.contains(&reference) {
-            return true;
+        let patience = since + REMOVAL_PATIENCE;
+        let is_lasting = || self.is_lasting_unknown || self.lasting.contains(&reference);
+        if now < self.not_before || is_lasting() {
+            return Hold::Until(patience);
+        }
+        if self.is_drained_unknown || self.drained.contains(&reference) {
+            return Hold::Drained;
         }
         let is_unknown = if kind == ResourceKind::Secret {
             self.are_secrets_unknown
         } else {
             self.are_clusters_unknown
         };
-        now < since + REMOVAL_PATIENCE && (is_unknown || self.for_now.contains(&reference))
+        let needed = self.for_now.get(&reference).copied();
+        let until = needed.max(is_unknown.then_some(patience));
+        match until {
+            Some(until) if now < until => Hold::Until(until),
+            _ => Hold::No,
+        }
     }
 
     fn keep_endpoints_of_leaving_clusters(
@@ -117,10 +149,15 @@ impl InUse {
         let clusters = &subscriptions[ResourceKind::Cluster as usize];
         for name in subscriptions[ResourceKind::Endpoint as usize].dirty.keys() {
             if clusters.told.contains_key(name) && target.get(ResourceKind::Cluster, name).is_none() {
-                self.lasting.insert(ResourceRef {
+                let endpoints = ResourceRef {
                     kind: ResourceKind::Endpoint,
                     name: name.clone(),
-                });
+                };
+                let is_parked = clusters.has_parked && !clusters.dirty.contains_key(name);
+                match is_parked {
+                    true => self.drained.insert(endpoints),
+                    false => self.lasting.insert(endpoints),
+                };
             }
         }
     }

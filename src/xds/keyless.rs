@@ -104,6 +104,18 @@ impl Keyless {
         }
     }
 
+    /// Envoy may yet say that it has a certificate for it, or one may be issued.
+    pub(super) fn may_wait(
+        &self,
+        subscriptions: &[Subscription; 7],
+        target: &ResourceSet,
+        listener: &Resource,
+        now: Duration,
+    ) -> bool {
+        let secrets = &subscriptions[ResourceKind::Secret as usize];
+        lacks_all(secrets, target, listener) && self.standing(&listener.name, now) != Standing::Unusable
+    }
+
     /// When the next listener is given up, or was.
     pub(super) fn deadline(&self, now: Duration) -> Option<Duration> {
         let decisions = self.withheld.values().filter_map(Withheld::decided_at);

@@ -226,6 +226,25 @@ fn is_mentioned(message: &str, name: &str) -> bool {
         })
 }
 
+/// Envoy may append the refused resource itself, which can be megabytes; what is wrong comes first.
+pub(super) fn shorten(kind: ResourceKind, message: &str) -> String {
+    const LONGEST: usize = 2048;
+    // A secret that breaks a constraint is appended behind it, key and all: "...: value is too short): name: ...".
+    let said = match kind {
+        ResourceKind::Secret => message.split("): ").next().unwrap_or_default(),
+        _ => message,
+    };
+    if said.contains("PRIVATE KEY") {
+        return "the secret was refused (the message held its private key and is not repeated)".to_owned();
+    }
+    let message = said;
+    let mut end = message.len().min(LONGEST);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message[..end].to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,5 +355,20 @@ mod tests {
             waits.push(refusals.not_before().as_millis());
         }
         assert_eq!(waits, [0, 0, 0, 100, 200, 400, 800, 800]);
+    }
+
+    #[test]
+    fn a_refused_secret_is_not_repeated() {
+        let constraint = "Proto constraint validation failed (SecretValidationError.Name: too short): name: \"www\" \
+                          tls_certificate { private_key { inline_string: \"-----BEGIN PRIVATE KEY-----\" } }";
+        let said = shorten(ResourceKind::Secret, constraint);
+        assert!(
+            said.ends_with("too short") && !said.contains("tls_certificate"),
+            "{said}"
+        );
+        let other = shorten(ResourceKind::Secret, "what comes: -----BEGIN EC PRIVATE KEY-----");
+        assert!(!other.contains("BEGIN"), "{other}");
+        let cluster = shorten(ResourceKind::Cluster, "no such thing (x): name");
+        assert_eq!(cluster, "no such thing (x): name");
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::delivery::Holds;
+use super::delivery::{Hold, Holds};
 use super::exchange::{Actions, Asked, Report, Request, Variant};
 use super::forms::Forms;
 use super::gate::Gates;
@@ -15,7 +15,7 @@ use super::in_use::InUse;
 use super::invented::Invented;
 use super::keyless::{Keyless, Standing};
 use super::limits::{Limits, Violation};
-use super::order::{self, RECONNECT_SETTLE};
+use super::order::{self, RECONNECT_SETTLE, REMOVAL_PATIENCE};
 use super::refusal::Refusal;
 use super::subscription::Subscription;
 use crate::envoy::{Resource, ResourceKind, ResourceSet};
@@ -58,7 +58,7 @@ impl StreamState {
 
     pub fn on_request(&mut self, request: Request, now: Duration) -> Result<Actions, Violation> {
         let mut actions = Actions::default();
-        self.gates.on_request(now);
+        self.note_reaction(&request, now);
         let is_current = self.on_answer(&request, &mut actions.reports, now);
         let kind = request.kind;
         let is_first = !self.subscriptions[kind as usize].opened;
@@ -99,7 +99,7 @@ impl StreamState {
                 }
             }
         }
-        if is_first && self.subscriptions[kind as usize].is_resumed() {
+        if is_first && self.subscriptions[kind as usize].resumed {
             self.removals_not_before = now + RECONNECT_SETTLE;
         }
         if kind == ResourceKind::Secret {
@@ -230,6 +230,13 @@ impl StreamState {
         self.keyless.all()
     }
 
+    /// An answer to what was sent before a cluster was may have been under way already, and says nothing of that cluster.
+    fn note_reaction(&mut self, request: &Request, now: Duration) {
+        let in_flight = &self.subscriptions[request.kind as usize].in_flight;
+        let is_open = |nonce: &u64| in_flight.iter().any(|response| response.nonce == *nonce);
+        self.gates.on_request(request.nonce.filter(is_open), now);
+    }
+
     /// Books an acknowledgement or a refusal. False: it answers a response that is not the latest of its kind.
     fn on_answer(&mut self, request: &Request, reports: &mut Vec<Report>, now: Duration) -> bool {
         let subscription = &mut self.subscriptions[request.kind as usize];
@@ -305,11 +312,25 @@ impl StreamState {
         if !self.gates.is_empty() {
             self.gates.review(
                 &target,
+                &self.subscriptions[ResourceKind::Cluster as usize].told,
                 &self.subscriptions[ResourceKind::Secret as usize].acked,
                 now,
             );
         }
-        self.forms.review(&self.subscriptions, &target, &self.gates, now);
+        let said_by = self.removals_not_before;
+        self.forms.review(
+            &self.subscriptions,
+            &target,
+            &self.gates,
+            &self.keyless,
+            said_by,
+            now,
+        );
+        if self.forms.take_ended() {
+            for subscription in &mut self.subscriptions {
+                subscription.unpark(target.of_kind(subscription.kind), now);
+            }
+        }
         let in_use = InUse::of(
             &self.subscriptions,
             &target,
@@ -321,7 +342,6 @@ impl StreamState {
                 self.send_due_endpoints(now);
             }
             if kind == ResourceKind::Listener {
-                let said_by = self.removals_not_before;
                 let reports = &mut actions.reports;
                 self.keyless
                     .review(&mut self.subscriptions, &target, said_by, now, reports);
@@ -385,9 +405,15 @@ impl Holds for StreamHolds<'_> {
         order::is_gated(self.kind) && (self.gates.withholds(resource) || self.forms.withholds(resource))
     }
 
-    fn holds_removal(&self, name: &Arc<str>, since: Duration) -> bool {
-        self.forms.holds_removal(self.kind, name, self.target)
-            || self.in_use.holds_removal(self.kind, name, since, self.now)
+    fn holds_removal(&self, name: &Arc<str>, since: Duration) -> Hold {
+        if self.forms.is_drained(self.kind, name, self.target) {
+            return Hold::Drained;
+        }
+        if self.forms.holds_removal(self.kind, name, self.target) {
+            // The forms of listeners have their own clock.
+            return Hold::Until(since + REMOVAL_PATIENCE);
+        }
+        self.in_use.holds_removal(self.kind, name, since, self.now)
     }
 
     fn standing(&self, resource: &Resource) -> Standing {

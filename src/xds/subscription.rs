@@ -13,7 +13,7 @@ use imbl::OrdMap;
 
 use super::exchange::{Report, Variant};
 use super::order;
-use super::refusal::{Blame, Refusals, blame, is_of_node, said_of};
+use super::refusal::{Blame, Refusals, blame, is_of_node, said_of, shorten};
 use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceSet};
 
 pub(super) type Held = OrdMap<Arc<str>, Arc<Resource>>;
@@ -31,6 +31,8 @@ pub(super) struct Subscription {
     /// Names asked for beside a wildcard; they stay when the wildcard goes.
     pub(super) named_beside: BTreeSet<Arc<str>>,
     pub(super) initial: Initial,
+    /// Envoy brought something along from before this stream.
+    pub(super) resumed: bool,
     pub(super) told: Held,
     pub(super) acked: Held,
     /// Subscribed by name, and nothing told yet.
@@ -43,8 +45,11 @@ pub(super) struct Subscription {
     pub(super) refusals: Refusals,
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) last_nonce: u64,
-    /// The oldest removal that waits for who uses it.
-    pub(super) removal_held_since: Option<Duration>,
+    /// Some that are gone are kept for connections from before, and are not dirty: there may be ten thousand of them, and for a
+    /// minute there is nothing to look at.
+    pub(super) has_parked: bool,
+    /// When to look again at a removal that waits for who uses it.
+    pub(super) next_removal: Option<Duration>,
 }
 
 /// What Envoy holds from an earlier stream.
@@ -98,6 +103,7 @@ impl Subscription {
             wildcard: false,
             named_beside: BTreeSet::new(),
             initial: Initial::Nothing,
+            resumed: false,
             told: Held::new(),
             acked: Held::new(),
             unheld: BTreeSet::new(),
@@ -107,7 +113,8 @@ impl Subscription {
             refusals: Refusals::default(),
             in_flight: VecDeque::new(),
             last_nonce: 0,
-            removal_held_since: None,
+            has_parked: false,
+            next_removal: None,
         }
     }
 
@@ -135,14 +142,10 @@ impl Subscription {
             && !self.untold.contains(name)
     }
 
-    /// Envoy holds something from before this stream.
-    pub(super) fn is_resumed(&self) -> bool {
-        !matches!(self.initial, Initial::Nothing)
-    }
-
     pub(super) fn open_delta(&mut self, subscribe: &[String], initial: HashMap<String, String>) {
         self.opened = true;
         if !initial.is_empty() {
+            self.resumed = true;
             self.initial = Initial::Versions(initial);
         }
         // An empty first request is the older way to say "everything".
@@ -154,6 +157,7 @@ impl Subscription {
     pub(super) fn open_state_of_the_world(&mut self, names: &[String], version: String) {
         self.opened = true;
         if !version.is_empty() {
+            self.resumed = true;
             self.initial = Initial::Whole(version);
         }
         if order::is_wildcard(self.kind) && names.is_empty() {
@@ -365,6 +369,10 @@ impl Subscription {
                 if self.take_back(resource) || self.dirty.contains_key(&resource.name) {
                     let said = said_of(self.kind, &message, &resource.name, &blamed);
                     self.refusals.refuse(resource, said, now);
+                    if self.has_parked {
+                        // Perhaps this is: what is gone is not refused any more.
+                        self.mark(resource.name.clone(), now, false);
+                    }
                 }
                 continue;
             }
@@ -549,44 +557,5 @@ impl Subscription {
             .get_key_value(name)
             .map(|(name, _)| name.clone())
             .unwrap_or_else(|| name.into())
-    }
-}
-
-/// Envoy may append the refused resource itself, which can be megabytes; what is wrong comes first.
-fn shorten(kind: ResourceKind, message: &str) -> String {
-    const LONGEST: usize = 2048;
-    // A secret that breaks a constraint is appended behind it, key and all: "...: value is too short): name: ...".
-    let said = match kind {
-        ResourceKind::Secret => message.split("): ").next().unwrap_or_default(),
-        _ => message,
-    };
-    if said.contains("PRIVATE KEY") {
-        return "the secret was refused (the message held its private key and is not repeated)".to_owned();
-    }
-    let message = said;
-    let mut end = message.len().min(LONGEST);
-    while !message.is_char_boundary(end) {
-        end -= 1;
-    }
-    message[..end].to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_secret_is_not_repeated() {
-        let constraint = "Proto constraint validation failed (SecretValidationError.Name: too short): name: \"www\" \
-                          tls_certificate { private_key { inline_string: \"-----BEGIN PRIVATE KEY-----\" } }";
-        let said = shorten(ResourceKind::Secret, constraint);
-        assert!(
-            said.ends_with("too short") && !said.contains("tls_certificate"),
-            "{said}"
-        );
-        let other = shorten(ResourceKind::Secret, "what comes: -----BEGIN EC PRIVATE KEY-----");
-        assert!(!other.contains("BEGIN"), "{other}");
-        let cluster = shorten(ResourceKind::Cluster, "no such thing (x): name");
-        assert_eq!(cluster, "no such thing (x): name");
     }
 }

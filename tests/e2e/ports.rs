@@ -1,11 +1,12 @@
 //! Ports come and go with documents; of two gateways that want one, the older has it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use serde_json::Value;
 
 use crate::stack::{GATEWAY, Options, SOON, Stack, route, until};
+use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::load::Load;
 use crate::support::wait_for;
@@ -160,4 +161,94 @@ async fn a_port_opens_with_all_its_hosts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_opens_with_all_its_hosts_in_the_state_of_the_world() {
     opens_whole(true).await;
+}
+
+/// The listener in Envoy that new connections find.
+async fn until_named(stack: &Stack, name: &str) {
+    wait_for(&format!("the listener {name}"), SOON, async || {
+        let listeners = stack.envoy().listeners().await.to_string();
+        anyhow::ensure!(listeners.contains(&format!("\"{name}\"")), "{listeners}");
+        Ok(())
+    })
+    .await;
+}
+
+/// The port goes from one listener to another and nothing else changes. Connections from before find what they found: nothing
+/// of theirs is drained meanwhile.
+async fn renamed(state_of_the_world: bool) {
+    let mut stack = Stack::start(Options {
+        state_of_the_world,
+        drain_time: Some("10m"),
+        ..Options::default()
+    })
+    .await;
+    let (_backend, request) = stack.shop().await;
+    let loads = [stack.client(), Client::http(stack.http).keep_alive()]
+        .map(|client| Load::start(100, client, request.clone()));
+    for name in ["public", "web", "other", "web"] {
+        let gateway = GATEWAY.replace("\"web\"", &format!("{name:?}"));
+        stack.put("gateway", &gateway).await;
+        until_named(&stack, name).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    // The same while nobody is there to tell Envoy. Of what it has, an Envoy that speaks the state of the world says no more
+    // than a number: what it is told first replaces all of a kind.
+    if !state_of_the_world {
+        stack.agent.kill();
+        stack
+            .put("gateway", &GATEWAY.replace("\"web\"", "\"last\""))
+            .await;
+        stack.agent.process.start_again();
+        until_named(&stack, "last").await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    for load in loads {
+        let report = load.finish().await;
+        println!("{report}");
+        report.assert_none_lost();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_by_another_name_loses_no_request() {
+    renamed(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_by_another_name_loses_no_request_in_the_state_of_the_world() {
+    renamed(true).await;
+}
+
+/// Each listener takes over from the one before, and brings a cluster that Envoy does not have yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_goes_to_a_listener_with_a_new_cluster_refuses_nobody() {
+    let stack = Stack::start(Options {
+        drain_time: Some("10m"),
+        ..Options::default()
+    })
+    .await;
+    let backend = Backend::start("one").await;
+    let passes_on = |number: usize| {
+        format!(
+            "gateway \"edge\" {{\n  listener \"lines{number}\" {{\n    port     = $HTTP\n    protocol = \"tcp\"\n  }}\n}}\n\n\
+             tcp_route \"lines\" {{\n  gateways  = [\"edge\"]\n  listeners = [\"lines{number}\"]\n\n  backend \"upstream\" \"fixed{number}\" {{}}\n}}\n\n\
+             upstream \"fixed{number}\" {{\n  static {{ addresses = [\"{}\"] }}\n}}\n",
+            backend.address()
+        )
+    };
+    stack.put("gateway", &passes_on(0)).await;
+    let request = Request::get("any.example.com", "/");
+    stack
+        .until(&request, "the first", |reply| reply.status == 200)
+        .await;
+    let loads = [stack.client(), Client::http(stack.http).keep_alive()]
+        .map(|client| Load::start(400, client, request.clone()));
+    for number in 1..=10 {
+        stack.put("gateway", &passes_on(number)).await;
+        until_named(&stack, &format!("lines{number}")).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for load in loads {
+        load.finish().await.assert_none_lost();
+    }
 }

@@ -107,10 +107,11 @@ struct Envoy {
     proven: BTreeSet<(ResourceKind, Arc<str>, Arc<str>)>,
 }
 
-const KINDS: [ResourceKind; 4] = [
+const KINDS: [ResourceKind; 5] = [
     ResourceKind::Cluster,
     ResourceKind::Endpoint,
     ResourceKind::Secret,
+    ResourceKind::Listener,
     ResourceKind::ScopedRoute,
 ];
 
@@ -344,7 +345,10 @@ impl Envoy {
         let kind = response.kind;
         let mut removed: Vec<Arc<str>> = response.removed.clone();
         let is_whole = self.variant == Variant::StateOfTheWorld
-            && matches!(kind, ResourceKind::Cluster | ResourceKind::ScopedRoute);
+            && matches!(
+                kind,
+                ResourceKind::Cluster | ResourceKind::Listener | ResourceKind::ScopedRoute
+            );
         if is_whole {
             let kept: BTreeSet<&Arc<str>> =
                 response.resources.iter().map(|resource| &resource.name).collect();

@@ -5,7 +5,7 @@
 //! ```text
 //! stream delta                          a new stream (or: sotw); the published set stays
 //! set +CDS a@1 +LDS web@1 needs=CDS/a   publish: changes to the set, all at once; `held` for bytes only Envoy has;
-//!                                       `one-of=a,b` for secrets of which it needs one
+//!                                       `one-of=a,b` for secrets of which it needs one; `port=80` of a listener
 //! open CDS *                            a first request; `initial=a@1,b@1` (delta) or `version=..` (sotw)
 //! subscribe EDS a b                     delta; also `unsubscribe`
 //! names EDS a b                         sotw, answering the latest response
@@ -177,11 +177,13 @@ impl Stage {
             at += 1;
             let mut needs: Vec<ResourceRef> = Vec::new();
             let mut one_of: Vec<Arc<str>> = Vec::new();
+            let mut port: Option<&str> = None;
             let mut is_held = false;
             while let Some(extra) = words.get(at).filter(|word| !word.starts_with(['+', '-'])) {
                 match extra.split_once('=') {
                     Some(("needs", list)) => needs.extend(list.split(',').map(reference)),
                     Some(("one-of", list)) => one_of.extend(list.split(',').map(Arc::from)),
+                    Some(("port", number)) => port = Some(number),
                     None if *extra == "held" => is_held = true,
                     _ => panic!("{extra}"),
                 }
@@ -192,7 +194,8 @@ impl Stage {
             } else {
                 Resource::with_version(kind, name.into(), version.into(), version.as_bytes())
             };
-            let resource = resource.needing(needs.into()).needing_one_of(one_of.into());
+            let mut resource = resource.needing(needs.into()).needing_one_of(one_of.into());
+            resource.binds = port.map(Arc::from);
             self.set.insert(Arc::new(resource));
         }
     }

@@ -120,9 +120,16 @@ pub(super) fn set_of(world: &World) -> ResourceSet {
         }];
         insert(
             ResourceKind::ScopedRoute,
-            format!("r{number}"),
+            format!("l{}/r{number}", number % 2),
             format!("{version}-c{need}"),
             needs,
+        );
+        // A listener is there as long as something of it is.
+        insert(
+            ResourceKind::Listener,
+            format!("l{}", number % 2),
+            "0".to_owned(),
+            Vec::new(),
         );
     }
     for (number, version) in &world.secrets {
