@@ -1,12 +1,13 @@
 //! Authorities and revocations from a real OpenBao, with the shipped policies alone.
 
 use std::path::Path;
+use std::time::Duration;
 
 use portreeve::model::{CertificateQuery, ClientCaQuery, KvVersion, ProblemKind};
 use serde_json::json;
 
 use super::bao::Bao;
-use super::rig::{Rig, app_role, self_signed};
+use super::rig::{Rig, app_role, self_signed, token};
 use super::shipped::shipped;
 
 fn from_pki(mount: &str, issuer: Option<&str>, crl: bool) -> CertificateQuery {
@@ -250,19 +251,61 @@ async fn authorities_in_kv_version_1_are_followed_too() {
     let (role_id, secret_id) = bao.app_role(role).await;
     let directory = tempfile::tempdir().unwrap();
     let mut rig = Rig::start(&bao.address, app_role(&role_id, &secret_id), directory.path());
-    rig.watch(&[&CertificateQuery::ClientCa(ClientCaQuery::VaultKv {
-        mount: "kv".into(),
-        path: "portreeve/clients".into(),
-        version: KvVersion::Detect,
-        certificate_field: "certificate".into(),
-        crl_field: None,
-    })]);
+    rig.watch(&[&from_kv_of_any_version()]);
     let first = rig.material().await;
     bao.write("kv/portreeve/clients", json!({"certificate": two}))
         .await;
     let second = rig.material().await;
     assert_ne!(first.chain, second.chain);
     rig.stop().await;
+}
+
+/// The document leaves the version out, so the mount may be upgraded under it.
+#[tokio::test]
+async fn authorities_in_a_mount_that_becomes_version_2_are_followed() {
+    let bao = Bao::start().await;
+    bao.write(
+        "sys/mounts/kv",
+        json!({"type": "kv", "options": {"version": "1"}}),
+    )
+    .await;
+    bao.write("kv/portreeve/clients", json!({"certificate": authority("one")}))
+        .await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, token(&bao.root_token), directory.path());
+    rig.watch(&[&from_kv_of_any_version()]);
+    let first = rig.material().await;
+    bao.write("sys/mounts/kv/tune", json!({"options": {"version": "2"}}))
+        .await;
+    let two = json!({"data": {"certificate": authority("two")}});
+    let mut tries = 0;
+    // A mount upgrades itself for a moment, and answers 400 until then.
+    while bao
+        .send("POST", "kv/data/portreeve/clients", Some(two.clone()))
+        .await
+        .0
+        != 200
+    {
+        tries += 1;
+        assert!(tries < 200);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut next = rig.eventually().await;
+    while next.chain == first.chain {
+        next = rig.eventually().await;
+    }
+    rig.stop().await;
+}
+
+/// At `kv/portreeve/clients`, of whatever version the mount is.
+fn from_kv_of_any_version() -> CertificateQuery {
+    CertificateQuery::ClientCa(ClientCaQuery::VaultKv {
+        mount: "kv".into(),
+        path: "portreeve/clients".into(),
+        version: KvVersion::Detect,
+        certificate_field: "certificate".into(),
+        crl_field: None,
+    })
 }
 
 fn from_file(path: &Path) -> CertificateQuery {

@@ -1,12 +1,13 @@
 //! What one server in a test never does: standby redirects, quotas, consistency misses, odd answers.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{ConnectInfo, Request};
 use axum::response::Response;
 use portreeve::model::{KvVersion, ProblemKind};
 use portreeve::sources::certificates::CertificateSettings;
@@ -15,7 +16,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::rig::{Rig, kv, pki, self_signed, token};
+use super::rig::{Rig, app_role, kv, pki, self_signed, token};
 
 type Seen = Arc<Mutex<Vec<(String, Option<String>, Option<String>, bool)>>>;
 
@@ -43,10 +44,14 @@ async fn mock(answer: impl Fn(&str, usize) -> Response + Clone + Send + Sync + '
         };
         async move { response }
     });
+    (serve(app).await, seen)
+}
+
+async fn serve(app: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
-    (address, seen)
+    address
 }
 
 fn body(status: u16, value: serde_json::Value) -> Response {
@@ -215,6 +220,150 @@ async fn an_issue_that_no_active_server_saw_is_asked_for_again_at_once() {
     tokio::time::timeout(Duration::from_secs(20), often)
         .await
         .expect("more requests than one a minute");
+    rig.stop().await;
+}
+
+/// A key costs a second of one core at RSA's worst, and an election may take many requests.
+#[tokio::test]
+async fn what_no_active_server_saw_is_asked_for_again_with_the_same_key() {
+    let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = requests.clone();
+    let app = Router::new().fallback(move |request: Request| {
+        let seen = seen.clone();
+        async move {
+            let path = request.uri().path().to_owned();
+            let sent = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+            if path.ends_with("sign/edge") {
+                let sent: serde_json::Value = serde_json::from_slice(&sent).unwrap();
+                seen.lock()
+                    .unwrap()
+                    .push(sent["csr"].as_str().unwrap().to_owned());
+                return body(500, nobody_active());
+            }
+            body(200, json!({"data": {"ttl": 0, "renewable": false}}))
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let rig = asking(&serve(app).await, directory.path());
+    let thrice = async {
+        while requests.lock().unwrap().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), thrice).await;
+    waited.expect("three requests");
+    rig.stop().await;
+    let requests = requests.lock().unwrap();
+    assert!(requests.iter().all(|request| *request == requests[0]));
+}
+
+/// A role that has other policies than the token, or is gone, is a failure of Vault's own to it.
+#[tokio::test]
+async fn a_token_that_is_not_renewed_for_good_is_replaced_before_it_ends() {
+    for (status, said) in [
+        (500, "policies have changed, not renewing"),
+        (400, "role not found"),
+    ] {
+        let logins: Arc<AtomicU64> = Arc::default();
+        let counted = logins.clone();
+        let app = Router::new().fallback(move |request: Request| {
+            let answer = match request.uri().path() {
+                "/v1/auth/approle/login" => {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    let auth = json!({"client_token": "s.token", "lease_duration": 6, "renewable": true});
+                    body(200, json!({"auth": auth}))
+                }
+                "/v1/auth/token/renew-self" => body(status, json!({"errors": [said]})),
+                "/v1/sys/health" => body(200, json!({})),
+                _ => body(403, json!({"errors": ["permission denied"]})),
+            };
+            async move { answer }
+        });
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let settings = VaultSettings::new(serve(app).await, app_role("role", "secret"));
+        let (client, session) = VaultClient::new(settings).unwrap();
+        let cancel = CancellationToken::new();
+        let session = tokio::spawn(session.run(cancel.clone()));
+        let twice = async {
+            while logins.load(Ordering::Relaxed) < 2 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), twice).await;
+        assert!(waited.is_ok(), "{said}: {:?}", client.status());
+        cancel.cancel();
+        session.await.unwrap();
+    }
+}
+
+/// One address, two servers behind it: a connection stays with the one that it was made to.
+#[tokio::test]
+async fn a_server_that_says_that_it_is_sealed_is_left_for_another_connection() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let first: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
+    let app = Router::new().fallback(move |ConnectInfo(peer): ConnectInfo<SocketAddr>| {
+        let is_first = *first.lock().unwrap().get_or_insert(peer) == peer;
+        async move {
+            match is_first {
+                true => body(503, json!({"errors": ["Vault is sealed"], "sealed": true})),
+                false => body(200, json!({"data": {"ttl": 0, "renewable": false}})),
+            }
+        }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let client = client(&address);
+    let failed = Instant::now();
+    assert!(client.read_kv(KvVersion::V1, "kv", "a").await.is_err());
+    let served = async {
+        while client.read_kv(KvVersion::V1, "kv", "a").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), served).await;
+    assert!(waited.is_ok(), "after {:?}", failed.elapsed());
+}
+
+/// A standby answers that it is well, and has nobody to pass a request on to.
+#[tokio::test]
+async fn a_cluster_without_a_leader_is_asked_for_nothing_until_it_has_one() {
+    let leader = Arc::new(Mutex::new(""));
+    let elected = leader.clone();
+    let (address, seen) = mock(move |path, _| match path {
+        "/v1/sys/health" => body(429, json!({})),
+        "/v1/sys/leader" => {
+            let address = *elected.lock().unwrap();
+            body(
+                200,
+                json!({"ha_enabled": true, "is_self": false, "leader_address": address}),
+            )
+        }
+        _ if path.ends_with("sign/edge") => body(500, nobody_active()),
+        _ => body(200, json!({})),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = asking(&address, directory.path());
+    assert_eq!(rig.problem().await.kind, ProblemKind::Unavailable);
+    let asked = |path: &str| {
+        let seen = seen.lock().unwrap();
+        seen.iter().filter(|(asked, ..)| asked.ends_with(path)).count()
+    };
+    let until = async |path: &str, times: usize| {
+        let often = async {
+            while asked(path) < times {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), often).await;
+        assert!(waited.is_ok(), "{path}: {} times", asked(path));
+    };
+    until("sys/leader", 4).await;
+    assert_eq!(asked("sign/edge"), 1);
+    *leader.lock().unwrap() = "https://10.0.0.1:8200";
+    until("sign/edge", 3).await;
     rig.stop().await;
 }
 

@@ -2,10 +2,11 @@ use std::time::Duration;
 
 use portreeve::model::KvVersion::{Detect, V1, V2};
 use portreeve::model::{CertificateQuery, KvVersion, Problem, ProblemKind};
+use portreeve::sources::certificates::CertificateSettings;
 use serde_json::json;
 
 use super::bao::Bao;
-use super::rig::{Rig, kv, self_signed, token};
+use super::rig::{Rig, fast, kv, self_signed, token};
 use super::shipped::{named, shipped};
 
 /// A version, a mount and a path below it.
@@ -66,6 +67,34 @@ async fn both_engines_deliver_and_follow_changes() {
     let before = rig.vault.status().requests;
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert!(rig.vault.status().requests <= before + 2);
+    rig.stop().await;
+}
+
+/// Its first version is version 1 again.
+#[tokio::test]
+async fn a_secret_that_was_deleted_whole_and_written_again_is_read() {
+    let bao = Bao::start().await;
+    let held = bao.kv_token().await;
+    bao.mount_kv().await;
+    let put = async |name: &str| {
+        let (certificate, key) = self_signed(name, 5);
+        let fields = json!({"certificate": certificate, "private_key": key});
+        bao.write("secret/data/portreeve/www", json!({"data": fields}))
+            .await;
+    };
+    put("one.example").await;
+    let directory = tempfile::tempdir().unwrap();
+    let settings = CertificateSettings {
+        kv_poll: Duration::from_secs(2),
+        ..fast()
+    };
+    let mut rig = Rig::with(&bao.address, token(&held), directory.path(), settings);
+    rig.watch(&[&kv(V2, "secret", "portreeve/www")]);
+    assert_eq!(rig.material().await.names[0].as_ref(), "one.example");
+    bao.delete("secret/metadata/portreeve/www").await;
+    put("two.example").await;
+    let next = rig.eventually().await;
+    assert_eq!(next.names[0].as_ref(), "two.example");
     rig.stop().await;
 }
 

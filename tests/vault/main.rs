@@ -15,6 +15,7 @@ mod auth;
 mod aws;
 mod bao;
 mod client_ca;
+mod clocks;
 mod contract;
 mod files;
 mod gate;

@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use portreeve::model::{KvVersion, ProblemKind};
 use portreeve::sources::vault::VaultSettings;
 use serde_json::json;
 
 use super::bao::Bao;
-use super::rig::{Rig, app_role, fast, kv, pki, self_signed};
+use super::rig::{Rig, app_role, fast, kv, pki, self_signed, token};
 use super::shipped::shipped;
 
 #[tokio::test]
@@ -48,5 +50,45 @@ async fn everything_happens_in_the_namespace() {
     rig.remembered().await;
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Forbidden, "{problem}");
+    rig.stop().await;
+}
+
+/// Vault answers in no namespace how it is.
+#[tokio::test]
+async fn a_seal_is_seen_from_within_a_namespace() {
+    let mut bao = Bao::start().await;
+    bao.write("sys/namespaces/team", json!({})).await;
+    bao.namespace = "team".to_owned();
+    bao.mount_kv().await;
+    let (certificate, key) = self_signed("one.example", 5);
+    let fields = json!({"certificate": certificate, "private_key": key});
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
+    bao.namespace.clear();
+    let directory = tempfile::tempdir().unwrap();
+    let mut settings = VaultSettings::new(&bao.address, token(&bao.root_token));
+    settings.namespace = Some("team".to_owned());
+    let mut rig = Rig::of(settings, directory.path(), fast());
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www")]);
+    rig.material().await;
+
+    bao.seal().await;
+    assert!(rig.problem().await.message.contains("sealed"));
+    let outage = async |is_there: bool| {
+        for _ in 0..300 {
+            if rig.vault.status().outage.is_some() == is_there {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{:?}", rig.vault.status());
+    };
+    outage(true).await;
+    let before = rig.vault.status().requests;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let asked = rig.vault.status().requests - before;
+    assert!(asked <= 1, "{asked} requests to a Vault that is sealed");
+    bao.unseal().await;
+    outage(false).await;
     rig.stop().await;
 }

@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::bao::Bao;
+
 pub struct Rig {
     pub vault: VaultClient,
     pub watcher: CertificateWatcher,
@@ -44,7 +46,23 @@ impl Rig {
         Self::on(vault, Arc::new(store), settings)
     }
 
+    /// What certificates say of dates is compared with this clock.
+    pub fn by_clock(bao: &Bao, store: &Path, clock: WallClock) -> Self {
+        let store = RedbCertificateStore::open(&store.join("certificates.redb")).unwrap();
+        let settings = VaultSettings::new(&bao.address, token(&bao.root_token));
+        Self::put_together(settings, Arc::new(store), fast(), clock)
+    }
+
     pub fn on(vault: VaultSettings, store: Arc<dyn CertificateStore>, settings: CertificateSettings) -> Self {
+        Self::put_together(vault, store, settings, WallClock::default())
+    }
+
+    fn put_together(
+        vault: VaultSettings,
+        store: Arc<dyn CertificateStore>,
+        settings: CertificateSettings,
+        clock: WallClock,
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (vault, session) = VaultClient::new(vault).unwrap();
         let cancel = CancellationToken::new();
@@ -54,7 +72,7 @@ impl Rig {
             settings,
             (Some(vault.clone()), None),
             store,
-            WallClock::default(),
+            clock,
             sender,
             CancellationToken::new(),
         );

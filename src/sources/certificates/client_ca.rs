@@ -2,9 +2,10 @@
 //! a list of revocations changes without anything else.
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::authorities::{self, Authorities, AuthorityFault, MAX_AUTHORITIES_BYTES, MAX_CRL_BYTES};
@@ -22,7 +23,7 @@ pub(super) struct ClientCaWatch<'a> {
     pub(super) vault: Option<&'a VaultClient>,
     pub(super) poll: Duration,
     /// What the KV mount turned out to be, where the document does not say.
-    pub(super) kv_version: OnceCell<KvVersion>,
+    pub(super) kv_version: Mutex<Option<KvVersion>>,
 }
 
 impl ClientCaWatch<'_> {
@@ -43,6 +44,10 @@ impl ClientCaWatch<'_> {
                 files.observe();
             }
             let result = self.settled(files.is_some(), publisher.now()).await;
+            if result.is_err() {
+                // The mount may have become another one.
+                *self.detected() = None;
+            }
             let unavailable = matches!(&result, Err(problem) if problem.kind == ProblemKind::Unavailable);
             let sent = match result {
                 Ok(Authorities { material, shut_out }) => {
@@ -72,6 +77,10 @@ impl ClientCaWatch<'_> {
                 () = refresh.notified() => {}
             }
         }
+    }
+
+    fn detected(&self) -> MutexGuard<'_, Option<KvVersion>> {
+        self.kv_version.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Authorities and lists in files are two that do not change at the same instant.
@@ -143,8 +152,13 @@ impl ClientCaWatch<'_> {
         let said = |fault: VaultFault| fault.problem();
         let version = match version {
             KvVersion::Detect => {
-                let detect = || vault.detect_kv(mount, path);
-                *self.kv_version.get_or_try_init(detect).await.map_err(said)?
+                let known = *self.detected();
+                let version = match known {
+                    Some(version) => version,
+                    None => vault.detect_kv(mount, path).await.map_err(said)?,
+                };
+                *self.detected() = Some(version);
+                version
             }
             known => known,
         };

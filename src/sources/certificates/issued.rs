@@ -71,6 +71,20 @@ enum Hope {
     At(Instant),
 }
 
+/// More than Vault dates a certificate back, and clocks by NTP differ.
+const CLOCKS_APART: i64 = 30;
+
+/// By a clock that is far ahead a certificate may be due when it comes, and so would be each after it: then its life begins
+/// with its receipt.
+fn due_by_dates(material: &CertificateMaterial, received: Option<i64>) -> i64 {
+    let due = |from| renewal_time(from, material.not_after, &material.serial);
+    let by_dates = due(material.not_before);
+    match received {
+        Some(received) if by_dates <= received && received < material.not_after => due(received),
+        _ => by_dates,
+    }
+}
+
 /// What makes another certificate due before two thirds of this one's life.
 struct Haste {
     /// An Envoy lacks the key, and so do we.
@@ -95,6 +109,7 @@ impl IssuedWatch<'_> {
         }
         let mut pauses = Pauses::default();
         let mut setback = Setback::default();
+        let mut unused = None;
         let mut haste = Haste {
             key_wanted: false,
             lease: record
@@ -119,7 +134,7 @@ impl IssuedWatch<'_> {
                     Err(closed) => return closed,
                 }
             }
-            match self.issue(&mut record, started, publisher).await {
+            match self.issue(&mut record, &mut unused, started, publisher).await {
                 Ok((material, lease)) => {
                     setback = Setback::default();
                     haste = Haste {
@@ -178,7 +193,7 @@ impl IssuedWatch<'_> {
             let needed = match (publisher.good(), &record.certificate) {
                 (Some(material), _) if material.private_key.is_none() && haste.key_wanted => now,
                 (Some(material), _) => {
-                    let by_dates = renewal_time(material.not_before, material.not_after, &material.serial);
+                    let by_dates = due_by_dates(material, record.received);
                     haste
                         .lease
                         .as_ref()
@@ -222,6 +237,7 @@ impl IssuedWatch<'_> {
     async fn issue(
         &self,
         record: &mut StoredCertificate,
+        unused: &mut Option<(KeyType, Request)>,
         started: i64,
         publisher: &Publisher,
     ) -> Result<(CertificateMaterial, Option<LeaseWatch>), Problem> {
@@ -238,7 +254,10 @@ impl IssuedWatch<'_> {
         let mut turns = 0;
         let (request, signed) = loop {
             turns += 1;
-            let request = self.request(key_type).await?;
+            let request = match unused.take().filter(|(made_for, _)| *made_for == key_type) {
+                Some((_, request)) => request,
+                None => self.request(key_type).await?,
+            };
             match self.sign(&request).await {
                 Ok(signed) => break (request, signed),
                 Err(fault) => {
@@ -251,7 +270,8 @@ impl IssuedWatch<'_> {
                         continue;
                     }
                     if !fault.may_have_happened() {
-                        // Nothing was issued: the next request need not wait out the interval.
+                        // Nothing was issued: the next request need not wait out the interval, nor for another key.
+                        *unused = Some((key_type, request));
                         record.last_attempt = before;
                         let _ = self.save(record).await;
                     }
@@ -270,15 +290,32 @@ impl IssuedWatch<'_> {
                  token needs another; set generate_lease=false on the role"
             );
         }
-        let material = pem::parse(&signed.chain, request.private_key.expose(), publisher.now())
+        let now = publisher.now();
+        let material = pem::parse_signed_now(&signed.chain, request.private_key.expose(), now)
             .map_err(|fault| fault.problem(&self.query.to_string()))?;
+        self.compare_clocks(&material, now);
         record.certificate = Some(PublicCertificate::of(&material));
+        record.received = Some(now);
         record.leased = signed.lease.is_some();
         let _ = self.save(record).await;
         let lease = signed
             .lease
             .map(|lease| LeaseWatch::of(lease, &material.serial, publisher.now()));
         Ok((material, lease))
+    }
+
+    /// A certificate begins when it was signed, or half a minute before.
+    fn compare_clocks(&self, material: &CertificateMaterial, now: i64) {
+        let certificate = self.query;
+        let ahead = material.not_before.saturating_sub(now);
+        if ahead > CLOCKS_APART {
+            tracing::warn!(%certificate, seconds = ahead, "Vault's clock is ahead of this machine's; set both by NTP");
+        } else if due_by_dates(material, None) <= now {
+            tracing::warn!(
+                %certificate, seconds = -ahead,
+                "a certificate that was signed just now looks old: this machine's clock is ahead of Vault's; set both by NTP"
+            );
+        }
     }
 
     async fn request(&self, key_type: KeyType) -> Result<Request, Problem> {
@@ -347,6 +384,7 @@ impl IssuedWatch<'_> {
                 StoredCertificate {
                     certificate: None,
                     last_attempt: Some(publisher.now()),
+                    received: None,
                     leased: false,
                 }
             }

@@ -51,6 +51,9 @@ pub struct StoredCertificate {
     pub certificate: Option<PublicCertificate>,
     /// When one was last asked for, in Unix seconds; written before the request is sent.
     pub last_attempt: Option<i64>,
+    /// When the certificate came, in Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<i64>,
     /// Vault revokes it with the token that asked for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leased: bool,
@@ -284,6 +287,7 @@ mod tests {
                 crl: None,
             }),
             last_attempt: Some(7),
+            received: None,
             leased: false,
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -382,7 +382,7 @@ async fn run(
                 source,
                 vault: vault.as_ref(),
                 poll: context.settings.kv_poll,
-                kv_version: OnceCell::new(),
+                kv_version: Mutex::default(),
             }
             .run(&wishes.refresh, publisher)
             .await

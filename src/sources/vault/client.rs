@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -272,20 +273,51 @@ impl Shared {
 
     /// Why Vault does not serve requests now.
     pub(super) async fn outage(&self) -> Option<VaultFault> {
-        let call = Call::get("sys/health".to_owned()).ok()?;
-        let reason = match self.transport.status(&call.clone().within(PROBE_TIMEOUT)).await {
+        let call = Call::get_of_server("sys/health").ok()?;
+        let answer = match self.transport.ask(&call.clone().within(PROBE_TIMEOUT)).await {
+            Ok(answer) => answer,
             Err(fault) => return Some(fault),
-            Ok(472) => Reason::Standby("it is a recovery replica".to_owned()),
-            Ok(501) => Reason::Uninitialised,
-            Ok(503) => Reason::Sealed(String::new()),
-            // A gateway without a server.
-            Ok(status @ 500..=599) => Reason::ServerError {
-                status,
-                errors: String::new(),
-            },
-            // 429 and 473 are standbys here: they forward or redirect.
-            Ok(_) => return None,
         };
+        let reason = match answer.status {
+            472 => Reason::Standby("it is a recovery replica".to_owned()),
+            501 => Reason::Uninitialised,
+            503 if says_sealed(&answer) => Reason::Sealed(String::new()),
+            // A gateway without a server.
+            status @ 500..=599 => Reason::ServerError {
+                status,
+                errors: answer.errors(),
+            },
+            // Standbys: they forward or redirect, as long as there is somebody to.
+            429 | 473 if self.is_without_leader().await => Reason::NoActiveServer,
+            _ => return None,
+        };
+        // Behind the same address there may be one that serves.
+        self.transport.connect_anew();
         Some(self.transport.fault(&call, reason))
     }
+
+    /// What a standby says of its cluster. Needs no token either; one that does not say it may have a leader.
+    async fn is_without_leader(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Leader {
+            ha_enabled: bool,
+            leader_address: String,
+        }
+        let Ok(call) = Call::get_of_server("sys/leader") else {
+            return false;
+        };
+        let answer = self.transport.ask(&call.within(PROBE_TIMEOUT)).await;
+        let said = answer
+            .ok()
+            .and_then(|answer| serde_json::from_slice::<Leader>(&answer.body).ok());
+        said.is_some_and(|said| said.ha_enabled && said.leader_address.is_empty())
+    }
+}
+
+fn says_sealed(health: &Answer) -> bool {
+    #[derive(Deserialize)]
+    struct Health {
+        sealed: bool,
+    }
+    serde_json::from_slice::<Health>(&health.body).is_ok_and(|health| health.sealed)
 }

@@ -14,6 +14,9 @@ use super::tls::{FileStamp, Route, Trust, stamps};
 /// How often the files are looked at: a `stat` for each.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// While Vault says that it does not serve: a new connection at most so often.
+const CONNECT_ANEW: Duration = Duration::from_secs(5);
+
 /// A cluster has a handful of servers; more names than this come from a broken redirect.
 const MOST_OTHERS: usize = 16;
 
@@ -28,6 +31,7 @@ struct Current {
     made: Arc<Made>,
     stamps: Vec<FileStamp>,
     looked: Instant,
+    connected: Instant,
     /// Said once: the files are looked at every second.
     failure: Option<String>,
 }
@@ -56,6 +60,7 @@ impl Clients {
                 made,
                 stamps,
                 looked: Instant::now(),
+                connected: Instant::now(),
                 failure: None,
             }),
         })
@@ -72,6 +77,20 @@ impl Clients {
     /// Looks at the files whenever they were looked at last.
     pub(super) fn reread(&self) {
         self.read(Duration::ZERO);
+    }
+
+    /// Leaves the connections that there are to whoever uses them. A pool keeps one for as long as it is asked for
+    /// something, and the address is resolved for a new one only.
+    pub(super) fn connect_anew(&self) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.connected.elapsed() < CONNECT_ANEW {
+            return;
+        }
+        current.connected = Instant::now();
+        // What the files hold now is the next look's matter: files that do not fit are told there.
+        if let Ok(made) = make(&self.settings, &self.base, self.socket.as_ref()) {
+            current.made = Arc::new(made);
+        }
     }
 
     fn read(&self, at_most_every: Duration) -> Arc<Made> {

@@ -167,6 +167,13 @@ impl VaultFault {
                     .to_owned()
             }
             Reason::Overloaded => "Raise the rate limit quota, or lengthen the poll interval.".to_owned(),
+            Reason::ServerError {
+                status: 502..=504,
+                errors,
+            } if errors.is_empty() => {
+                "That is a proxy's answer rather than Vault's: look whether Vault runs behind it. It is tried again by itself."
+                    .to_owned()
+            }
             Reason::ServerError { .. } => "See Vault's own log; it is tried again by itself.".to_owned(),
             // Vault says the same of a token that it does not know, and of one that may not ask about itself.
             Reason::TokenInvalid(_) if path.starts_with("auth/token/") => format!(

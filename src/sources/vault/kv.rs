@@ -22,6 +22,8 @@ pub struct KvSecret {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvStamp {
     pub version: u64,
+    /// A secret that was deleted whole and written again begins with version 1 again.
+    created: String,
     /// The version carries a deletion time, which may lie ahead: its content can go without a new version.
     pub ends: bool,
     pub destroyed: bool,
@@ -76,6 +78,8 @@ pub(super) struct V2Metadata {
 #[derive(Deserialize)]
 struct V2MetadataVersion {
     #[serde(default)]
+    created_time: String,
+    #[serde(default)]
     deletion_time: String,
     #[serde(default)]
     destroyed: bool,
@@ -117,6 +121,7 @@ impl VaultClient {
         let current = data.versions.get(&data.current_version.to_string());
         Ok(KvStamp {
             version: data.current_version,
+            created: current.map_or_else(String::new, |version| version.created_time.clone()),
             ends: current.is_some_and(|version| !version.deletion_time.is_empty()),
             destroyed: current.is_some_and(|version| version.destroyed),
         })

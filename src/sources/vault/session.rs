@@ -207,6 +207,7 @@ impl VaultSession {
         let spread = if replaceable { jitter() } else { jitter().abs() };
         let mut timer = Timer::start(first_step(life, spread), replaceable, known);
         let mut pause = Pause::while_refused();
+        let mut since = Instant::now();
         self.note_expiry(life);
         loop {
             tokio::select! {
@@ -228,23 +229,25 @@ impl VaultSession {
                 }
                 () = timer.due() => match timer.action {
                     Action::Replace | Action::Inspect => return End::Replace(None),
-                    Action::Renew => match self.renew(life).await {
-                        Ok((granted, renewable)) => {
+                    Action::Renew => match self.renew_unless(life, cancel).await {
+                        None => return End::Cancelled,
+                        Some(Ok((granted, renewable))) => {
                             pause.reset();
                             timer = Timer::start(
                                 after_renewal(life, granted, renewable, jitter()), replaceable, true,
                             );
                             life = TokenLife { ttl: granted, renewable, ..life };
+                            since = Instant::now();
                             self.note_expiry(life);
                             self.report(None);
                         }
-                        Err(fault) if fault.kind().is_refusal() && replaceable => {
+                        Some(Err(fault)) if replaceable && is_for_good(&fault, life, since.elapsed()) => {
                             if matches!(fault.reason, Reason::Forbidden(_)) {
                                 self.shared.lacks(&fault, "the agent logs in again where it would renew its token");
                             }
                             return End::Replace(None);
                         }
-                        Err(fault) => {
+                        Some(Err(fault)) => {
                             self.report(Some(&fault));
                             timer.at = Some(Instant::now() + pause.next());
                         }
@@ -279,9 +282,17 @@ impl VaultSession {
         }
     }
 
-    async fn renew(&self, life: TokenLife) -> Result<(u64, bool), VaultFault> {
+    /// None: cancelled. A server that does not answer holds up no stop.
+    async fn renew_unless(
+        &self,
+        life: TokenLife,
+        cancel: &CancellationToken,
+    ) -> Option<Result<(u64, bool), VaultFault>> {
         let state = self.state.borrow().clone();
-        login::renew(&self.shared, &state, life).await
+        tokio::select! {
+            () = cancel.cancelled() => None,
+            renewed = login::renew(&self.shared, &state, life) => Some(renewed),
+        }
     }
 
     fn publish(&self, received: Received, may_look_up: bool) {
@@ -379,6 +390,20 @@ impl VaultSession {
             not_sent: true,
             told_apart: state.looked_up,
         }
+    }
+}
+
+/// The token will not be renewed: a login has to bring another. That the role has other policies now, or is gone, Vault
+/// answers as a failure of its own, or with nothing, and so may a proxy: after such an answer the last sixth of the life is a
+/// login's.
+fn is_for_good(fault: &VaultFault, life: TokenLife, since: Duration) -> bool {
+    match &fault.reason {
+        Reason::Refused { errors, .. } if !errors.is_empty() => true,
+        Reason::ServerError { status: 500, errors } if errors.is_empty() => false,
+        Reason::Refused { .. } | Reason::Unusable(_) | Reason::ServerError { status: 500, .. } => {
+            life.ttl > 0 && since.as_secs() >= life.ttl.saturating_sub(life.ttl / 6)
+        }
+        _ => fault.kind().is_refusal(),
     }
 }
 

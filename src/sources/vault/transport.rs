@@ -40,6 +40,8 @@ pub(super) struct Call {
     /// Whether asking twice does no harm.
     repeatable: bool,
     timeout: Option<Duration>,
+    /// Asked in no namespace: Vault answers such paths outside of them alone.
+    is_of_server: bool,
 }
 
 impl Call {
@@ -62,6 +64,7 @@ impl Call {
             body,
             repeatable,
             timeout: None,
+            is_of_server: false,
         };
         call.checked()
     }
@@ -74,8 +77,18 @@ impl Call {
             body: None,
             repeatable: true,
             timeout: None,
+            is_of_server: false,
         }
         .checked()
+    }
+
+    /// What a server says of itself.
+    pub(super) fn get_of_server(path: &str) -> Result<Self, VaultFault> {
+        let call = Self::get(path.to_owned())?;
+        Ok(Self {
+            is_of_server: true,
+            ..call
+        })
     }
 
     pub(super) fn with_query(mut self, query: &str) -> Self {
@@ -131,7 +144,7 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(settings: &VaultSettings) -> Result<Self, SettingsError> {
         let bad = |reason: &str| SettingsError::Address {
-            address: settings.address.clone(),
+            address: without_user(&settings.address),
             reason: reason.to_owned(),
         };
         let socket = settings.address.strip_prefix("unix://").map(PathBuf::from);
@@ -204,9 +217,14 @@ impl Transport {
         }
     }
 
-    /// A request whose status is the answer (`sys/health`).
-    pub(super) async fn status(&self, call: &Call) -> Result<u16, VaultFault> {
-        self.send_once(call, None).await.map(|(answer, _)| answer.status)
+    /// The answer, whatever its status (`sys/health`).
+    pub(super) async fn ask(&self, call: &Call) -> Result<Answer, VaultFault> {
+        self.send_once(call, None).await.map(|(answer, _)| answer)
+    }
+
+    /// The next request goes over a new connection: where one address leads to several servers, perhaps to another one.
+    pub(super) fn connect_anew(&self) {
+        self.clients.connect_anew();
     }
 
     pub(super) fn fault(&self, call: &Call, reason: Reason) -> VaultFault {
@@ -231,7 +249,8 @@ impl Transport {
             429 => Reason::Overloaded,
             500 | 503 if says_that_nobody_is_active(&answer.errors()) => Reason::NoActiveServer,
             501 => Reason::Uninitialised,
-            503 => Reason::Sealed(answer.errors()),
+            // Vault gives a reason. A balancer without a server has none, or a web page.
+            503 if !answer.errors().is_empty() => Reason::Sealed(answer.errors()),
             472 | 473 => Reason::Standby(format!("it answered {}", answer.status)),
             status if status >= 500 => Reason::ServerError {
                 status,
@@ -297,7 +316,7 @@ impl Transport {
             value.set_sensitive(true);
             request = request.header("X-Vault-Token", value);
         }
-        if let Some(namespace) = &self.namespace {
+        if let Some(namespace) = self.namespace.as_ref().filter(|_| !call.is_of_server) {
             request = request.header("X-Vault-Namespace", namespace.clone());
         }
         if let Some(timeout) = call.timeout {
@@ -391,6 +410,15 @@ fn fault(method: &Method, place: &str, path: &str, reason: Reason) -> VaultFault
 
 /// What a standby says that knows of no active server: it looks for one before it does anything with a request. In its
 /// request forwarding (500), and where it would redirect (503).
+/// An address that is refused is told, and a password in it is not.
+fn without_user(address: &str) -> String {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
+    match rest.rfind('@') {
+        Some(at) => format!("{scheme}://...{}", &rest[at..]),
+        None => address.to_owned(),
+    }
+}
+
 fn says_that_nobody_is_active(errors: &str) -> bool {
     errors.contains("active cluster node not found") || errors.contains("no active Vault instance found")
 }
@@ -424,6 +452,18 @@ mod tests {
     fn transport(address: &str) -> Result<Transport, SettingsError> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Transport::new(&VaultSettings::new(address, VaultAuth::Proxy))
+    }
+
+    #[test]
+    fn a_password_in_a_refused_address_is_not_told() {
+        for (address, told) in [
+            ("https://me:s3cret@vault:8200", "https://...@vault:8200"),
+            ("https://me:s3@c/ret@vault:8200", "https://...@vault:8200"),
+            ("me:s3cret@vault", "://...@vault"),
+        ] {
+            let said = transport(address).err().unwrap().to_string();
+            assert!(said.contains(told) && !said.contains("s3"), "{said}");
+        }
     }
 
     #[test]
