@@ -60,6 +60,11 @@ impl Signals {
         }
     }
 
+    /// Waits for one that does not mean reload. May be cancelled.
+    pub async fn told_to_leave(&mut self) {
+        while self.next().await == SignalEvent::Reload {}
+    }
+
     fn leave(&mut self, signal: &'static str) -> SignalEvent {
         if std::mem::replace(&mut self.terminating, true) {
             tracing::warn!(signal, "caught a second signal, ending at once");

@@ -7,7 +7,7 @@ use super::envoy::{ADMIN_SOCKET, runtime_directory, settings_of, the_gateway};
 use super::failure::Failure;
 use super::runtime::block_on;
 use super::terminal::Terminal;
-use crate::agent::signals::{SignalEvent, Signals};
+use crate::agent::signals::Signals;
 use crate::envoy_process::{AdminClient, AdminError, drain};
 
 #[derive(Debug, clap::Args)]
@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow
         if arguments.when_stopped {
             let mut signals = Signals::install()
                 .map_err(|error| Failure::new("cannot listen for signals").because(error))?;
-            while signals.next().await == SignalEvent::Reload {}
+            signals.told_to_leave().await;
         }
         let drained = drain(&AdminClient::new(&socket), drain_time, arguments.finish_time).await;
         Ok(drained.map_err(|error| failure(error, &gateway))?)
@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow
     match left {
         0 => terminal.line(format!("Envoy of gateway {gateway} drained")),
         left => terminal.line(format!(
-            "Envoy of gateway {gateway} drained; {left} requests outlast it and will be cut"
+            "Envoy of gateway {gateway} drained; {left} requests, or connections without HTTP, outlast it and will be cut"
         )),
     }?;
     Ok(())

@@ -30,6 +30,8 @@ pub enum AdminError {
     Connect { socket: PathBuf, source: io::Error },
     #[error("Envoy's admin API did not answer {path} within {} s", CALL_TIMEOUT.as_secs())]
     Timeout { path: String },
+    #[error("Envoy's admin API did not answer within the time that is left")]
+    Late,
     #[error("Envoy's admin API broke off {path}")]
     Transport { path: String, source: hyper::Error },
     #[error("Envoy's admin API answered {path} with {status}: {body}")]
@@ -42,6 +44,14 @@ pub enum AdminError {
     Body { path: String, source: serde_json::Error },
     #[error("{path} cannot be a request path")]
     Path { path: String, source: http::Error },
+}
+
+impl AdminError {
+    /// Nobody listens there, and nobody will: Envoy opens it once, when it starts.
+    pub(super) fn is_absent(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Connect { source, .. } if matches!(source.kind(), ConnectionRefused | NotFound))
+    }
 }
 
 /// What listeners do when asked to drain.
@@ -78,6 +88,9 @@ pub struct CommandLine {
     pub base_id: String,
     #[serde(default)]
     pub restart_epoch: u32,
+    /// Worker threads.
+    #[serde(default)]
+    pub concurrency: u32,
 }
 
 impl ServerInfo {
@@ -86,6 +99,22 @@ impl ServerInfo {
         let line = &self.command_line_options;
         line.base_id.parse() == Ok(base_id) && line.restart_epoch == epoch
     }
+}
+
+/// The admin API's own not counted: no listener of ours counts under its name.
+fn in_use(stats: &BTreeMap<String, u64>) -> u64 {
+    let sum = |of: &str, what: &str| -> u64 {
+        let is_counted = |name: &str| {
+            let rest = name.strip_prefix(of).filter(|rest| rest.ends_with(what));
+            // A listener's workers have their own counts of what is counted by it.
+            rest.is_some_and(|rest| !rest.starts_with("admin.") && !rest.contains(".worker_"))
+        };
+        let counted = stats.iter().filter(|(name, _)| is_counted(name));
+        counted.map(|(_, value)| value).sum()
+    };
+    let connections = sum("listener.", ".downstream_cx_active");
+    let of_http = sum("http.", ".downstream_cx_active");
+    sum("http.", ".downstream_rq_active") + connections.saturating_sub(of_http)
 }
 
 impl AdminClient {
@@ -148,14 +177,12 @@ impl AdminClient {
         self.ok(Method::POST, path).await.map(drop)
     }
 
-    /// Requests that clients of our listeners still wait for, the admin API's own not counted.
+    /// Requests that clients of our listeners still wait for, and connections that carry no HTTP.
     pub async fn active_requests(&self) -> Result<u64, AdminError> {
-        let stats = self.stats(r"^http\..*\.downstream_rq_active$").await?;
-        Ok(stats
-            .iter()
-            .filter(|(name, _)| !name.starts_with("http.admin."))
-            .map(|(_, value)| value)
-            .sum())
+        let stats = self
+            .stats(r"^(http|listener)\..*\.downstream_(rq|cx)_active$")
+            .await?;
+        Ok(in_use(&stats))
     }
 
     async fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
@@ -221,5 +248,37 @@ impl AdminClient {
             result = &mut exchange => result.map_err(transport),
             _ = connection => exchange.await.map_err(transport),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_connections_without_http_are_in_use() {
+        let stats = |all: &[(&str, u64)]| {
+            all.iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect()
+        };
+        assert_eq!(in_use(&BTreeMap::new()), 0);
+        let idle = [
+            ("http.admin.downstream_cx_active", 1),
+            ("http.admin.downstream_rq_active", 1),
+            ("http.web.downstream_cx_active", 3),
+            ("http.web.downstream_rq_active", 0),
+            ("listener.admin.downstream_cx_active", 1),
+            ("listener.127.0.0.1_80.downstream_cx_active", 3),
+            ("listener.127.0.0.1_80.worker_0.downstream_cx_active", 3),
+        ];
+        assert_eq!(in_use(&stats(&idle)), 0, "kept connections wait for nothing");
+        let busy = [
+            ("http.portreeve/admin.downstream_cx_active", 2),
+            ("http.portreeve/admin.downstream_rq_active", 5),
+            ("listener.[__1]_80.downstream_cx_active", 2),
+            ("listener.127.0.0.1_5432.downstream_cx_active", 7),
+        ];
+        assert_eq!(in_use(&stats(&busy)), 12);
     }
 }

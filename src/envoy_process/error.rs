@@ -73,6 +73,10 @@ pub enum RestartError {
     )]
     Died { exit: String, last_lines: String },
     #[error(
+        "the new Envoy ended ({exit}), and the old one does not serve any more: another one is being started: {last_lines}"
+    )]
+    NoneLeft { exit: String, last_lines: String },
+    #[error(
         "the new Envoy got no configuration within {seconds} s and was stopped, the old one serves on; is the xDS server answering?"
     )]
     NotReady { seconds: u64 },

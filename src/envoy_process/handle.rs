@@ -44,6 +44,18 @@ pub enum Status {
 }
 
 impl Status {
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self, Self::Running(_))
+    }
+
+    /// The supervisor stops: nobody follows.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(
+            self,
+            Self::Stopping { .. } | Self::Stopped | Self::LeftRunning { .. }
+        )
+    }
+
     /// Of the process that has the ports, or is about to.
     pub(super) fn serving_pid(&self) -> Option<u32> {
         match self {

@@ -1,5 +1,6 @@
 //! The kernel's table of listening sockets, and whose they are: by the links of `/proc/<pid>/fd`, as `ss -p` does it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -70,6 +71,12 @@ pub(super) fn sockets_of(pid: u32) -> io::Result<impl Iterator<Item = (i32, u64)
     }))
 }
 
+/// Whether a process has a port open. An error: as above.
+pub(super) fn has_open_port(pid: u32) -> io::Result<bool> {
+    let listen: BTreeSet<u64> = listening().iter().map(|socket| socket.inode).collect();
+    Ok(sockets_of(pid)?.any(|(_, inode)| listen.contains(&inode)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -96,6 +103,20 @@ mod tests {
                 ("[::1]:80".parse().unwrap(), 7)
             ]
         );
+    }
+
+    #[test]
+    fn a_port_is_its_owners() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(has_open_port(std::process::id()).unwrap());
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let of_child = has_open_port(child.id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!of_child.unwrap());
+        // Gone, which looks like one whose files may not be seen.
+        assert!(has_open_port(child.id()).is_err());
+        drop(listener);
     }
 
     proptest! {

@@ -39,6 +39,7 @@ mod settle;
 mod shared_ports;
 mod steering;
 mod stop;
+mod strays;
 mod supervise;
 mod takeover;
 
@@ -52,4 +53,5 @@ pub use process::Exit;
 pub use settings::Settings;
 pub use shared_ports::{PortSharer, PortWatch};
 pub use stop::{StopMode, drain};
+pub use strays::{Stray, strays};
 pub use supervise::start_or_adopt;

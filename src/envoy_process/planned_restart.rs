@@ -7,12 +7,14 @@
 //! This file decides and starts; `supervise` waits for the result, so that a death of either is seen meanwhile.
 
 use std::fmt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::admin_client::AdminClient;
 use super::error::RestartError;
 use super::launch::{Launch, new_base_id};
 use super::process::Process;
+use super::stop::hands_waiting_connections_over;
 
 /// How one Envoy follows another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,8 +54,25 @@ pub(super) async fn choose(
             "hot restart versions differ: {} runs, {} is new",
             info.hot_restart_version, launch.binary.hot_restart_version
         )),
-        Ok(_) => RestartMethod::HotRestart,
+        Ok(info) => {
+            let (workers, of_new) = (info.command_line_options.concurrency, launch.settings.concurrency);
+            tell_of_workers_that_go(workers, of_new.unwrap_or(workers));
+            RestartMethod::HotRestart
+        }
         Err(error) => overlap(format!("the running Envoy does not answer: {error}")),
+    }
+}
+
+/// Sockets are handed over by the number of the worker that has them; those without a counterpart close with what waits in
+/// them. An overlap would lose more: all of the old one's close, and nobody can be kept away from so many.
+fn tell_of_workers_that_go(old: u32, new: u32) {
+    if new < old && !hands_waiting_connections_over() {
+        tracing::info!(
+            old,
+            new,
+            fix = "sysctl -w net.ipv4.tcp_migrate_req=1",
+            "the new Envoy has fewer workers: connections that wait for those that go may be reset"
+        );
     }
 }
 
@@ -87,9 +106,13 @@ pub(super) fn previous_admin_socket(socket: &Path) -> PathBuf {
 /// A second name for the socket: the new Envoy unlinks the first one and binds its own there.
 pub(super) fn keep_admin_reachable(socket: &Path) {
     let previous = previous_admin_socket(socket);
+    if UnixStream::connect(&previous).is_ok() {
+        // The old one has been there since its last successor, which did not last.
+        return;
+    }
     let _ = std::fs::remove_file(&previous);
     if let Err(error) = std::fs::hard_link(socket, &previous) {
-        // Without it the old Envoy is ended without a drain.
+        // Without it nobody asks the old Envoy's clients to leave, and requests that outlast its time are cut.
         tracing::warn!(socket = %socket.display(), %error, "cannot keep the old Envoy's admin socket");
     }
 }

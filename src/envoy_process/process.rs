@@ -32,6 +32,8 @@ pub(super) struct Process {
     pub epoch: u32,
     status_file: PathBuf,
     watch: Watch,
+    /// When the end was first seen.
+    ended_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl Process {
             epoch,
             status_file,
             watch,
+            ended_at: None,
         })
     }
 
@@ -122,7 +125,8 @@ impl Process {
             Watch::Poll => poll_until_dead(self.identity).await,
             Watch::Ended => {}
         }
-        let patience = Instant::now() + STATUS_PATIENCE;
+        // Not from this call on: while Envoy starts, a call is given up after 50 ms and made again.
+        let patience = *self.ended_at.get_or_insert_with(Instant::now) + STATUS_PATIENCE;
         loop {
             let status = std::fs::read_to_string(&self.status_file).unwrap_or_default();
             // A whole line: the writer may be between making the file and filling it.
@@ -231,6 +235,21 @@ mod tests {
         let end = timeout(Duration::from_secs(30), process.terminate(Duration::from_secs(5))).await;
         assert_eq!(end, Ok(Exit::Unknown));
         child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_status_is_waited_for_once_however_often_the_wait_is_given_up() {
+        let (mut child, mut process, _directory) = sleeper();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let start = Instant::now();
+        let exit = loop {
+            if let Some(exit) = process.exited_within(Duration::from_millis(50)).await {
+                break exit;
+            }
+            assert!(start.elapsed() < 20 * STATUS_PATIENCE);
+        };
+        assert_eq!(exit, Exit::Unknown);
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub(super) struct RuntimeDirectory {
     root: PathBuf,
 }
 
+/// The file that names an Envoy as ours.
+pub(super) const BOOTSTRAP: &str = "bootstrap.json";
+
 impl RuntimeDirectory {
     /// Makes it, for our user only: it holds sockets that can stop Envoy, and files that start it.
     pub fn open(path: &Path) -> Result<Self, Error> {
@@ -46,7 +49,7 @@ impl RuntimeDirectory {
     }
 
     pub fn bootstrap(&self) -> PathBuf {
-        self.root.join("bootstrap.json")
+        self.root.join(BOOTSTRAP)
     }
 
     /// A bootstrap on trial, before it takes the place of the one in use.
@@ -169,6 +172,9 @@ pub(super) struct Record {
     pub bootstrap: String,
     /// It has been told to drain: not to be taken over as if it served.
     pub leaving: bool,
+    /// Others of which the same is true.
+    #[serde(default)]
+    pub others_leaving: Vec<Identity>,
 }
 
 /// Replaces a file as a whole, readable by our user only. A reader sees the old or the new content, never a part.
@@ -244,6 +250,7 @@ mod tests {
             epoch: 1,
             bootstrap: "ab".to_owned(),
             leaving: false,
+            others_leaving: Vec::new(),
         };
         runtime.save(&record).unwrap();
         assert_eq!(runtime.load().as_ref(), Some(&record));

@@ -9,11 +9,12 @@ use super::admin_client::AdminClient;
 use super::error::RestartError;
 use super::handle::{RestartReply, Status};
 use super::launch::Launch;
+use super::listening_sockets::has_open_port;
 use super::planned_restart::{self, RestartMethod, previous_admin_socket};
 use super::process::{Exit, Process};
 use super::settings::Settings;
 use super::stop;
-use super::supervise::{Checked, Current, LOOK_INTERVAL, PendingRestart, Supervisor};
+use super::supervise::{Checked, Current, LOOK_INTERVAL, LOOK_INTERVAL_SLOW, PendingRestart, Supervisor};
 
 /// How much longer than announced the parent of a hot restart may live.
 const PARENT_GRACE: Duration = Duration::from_secs(10);
@@ -24,6 +25,7 @@ impl Supervisor {
             return;
         };
         for other in self.others.drain(..) {
+            self.leaving.push(other.process.identity);
             let settings = self.settings.clone();
             let mut process = other.process;
             let successor = self.status.subscribe();
@@ -60,13 +62,14 @@ impl Supervisor {
 
     pub(super) fn go_on_with_old(&mut self) {
         let Some(old) = self.others.pop() else { return };
+        planned_restart::restore_admin(&self.settings.bootstrap.admin_socket);
         let (spoiled, live) = (old.spoiled, old.live);
         let (pid, epoch, adopted) = (old.process.pid(), old.process.epoch, old.adopted);
         self.current = Some(old);
-        self.save_record(false);
+        self.save_record();
         if spoiled {
-            // It has no admin API to ask. It served before, and nothing told it to stop.
-            self.wake_at = None;
+            // It has no admin API to ask. It served before, and has its ports still.
+            self.wake_at = Some(Instant::now() + LOOK_INTERVAL);
             self.show_running(None);
         } else {
             self.wake_at = Some(Instant::now());
@@ -76,12 +79,51 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn answer_restart(&mut self, exit: Exit, last_lines: String) {
+    /// The successor to whom the last of the others was handing over has ended. As soon as its workers ran it told that one to
+    /// close its ports, and it may have come so far.
+    pub(super) fn spoil_old(&mut self) {
+        let Some(old) = self.others.last_mut() else { return };
+        old.spoiled = true;
+        // Where its files may not be seen (file capabilities) the worst is assumed. One Envoy too many costs little, ports that
+        // stay closed cost all.
+        old.leaving |= !has_open_port(old.process.pid()).unwrap_or(false);
+    }
+
+    /// It closes its ports a moment after a successor, since dead, told it to.
+    pub(super) fn look_at_ports(&mut self) {
+        let Some(pid) = self.current.as_ref().map(|current| current.process.pid()) else {
+            return;
+        };
+        match has_open_port(pid) {
+            Ok(true) => self.wake_at = Some(Instant::now() + LOOK_INTERVAL_SLOW),
+            // `spoil_old` has judged, and there is no more to see.
+            Err(_) => self.wake_at = None,
+            Ok(false) => {
+                tracing::error!(
+                    pid,
+                    "Envoy has closed its ports for another that ended, starting a new one"
+                );
+                let mut old = self.current.take();
+                old.iter_mut().for_each(|old| old.leaving = true);
+                self.others.extend(old);
+                self.save_record();
+                self.back_off("its ports were closed for another Envoy, which ended".to_owned());
+            }
+        }
+    }
+
+    /// Tells who asked for a restart that the newcomer has ended.
+    pub(super) fn answer_restart(&mut self, exit: Exit, last_lines: String, old_goes_on: bool) {
         let expired = std::mem::take(&mut self.expired);
         let Some(pending) = self.pending_restart.take() else {
             return;
         };
-        let error = if expired {
+        let error = if !old_goes_on {
+            RestartError::NoneLeft {
+                exit: exit.to_string(),
+                last_lines,
+            }
+        } else if expired {
             RestartError::NotReady {
                 seconds: pending.launch.settings.takeover_deadline.as_secs(),
             }
@@ -153,7 +195,7 @@ impl Supervisor {
                     launch,
                     reply,
                 });
-                self.save_record(false);
+                self.save_record();
                 self.status.send_replace(Status::Replacing { pid, next_pid });
                 self.wake_at = Some(Instant::now() + LOOK_INTERVAL);
             }

@@ -17,8 +17,15 @@ impl Supervisor {
     /// that there is no time.
     pub(super) async fn settle_restart(&mut self) -> StopMode {
         let until = Instant::now() + HAND_OVER;
-        // One that is spoiled has no admin API: it can be asked for nothing.
-        while self.current.as_ref().is_some_and(|current| !current.spoiled) {
+        loop {
+            if self.current.is_none() {
+                // Only what was to leave is left: nothing follows it, so that it is drained as it is.
+                self.go_on_with_old();
+            }
+            // One that is spoiled has no admin API: it can be asked for nothing.
+            if self.current.as_ref().is_none_or(|current| current.spoiled) {
+                break;
+            }
             // It may serve by now; then the others retire.
             self.look().await;
             let (Some(current), Some(old)) = (&mut self.current, self.others.last()) else {

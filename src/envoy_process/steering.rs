@@ -131,7 +131,7 @@ impl Steering {
     }
 
     /// All of the successor's sockets in turn. Groups that do not take it are left alone.
-    fn choose_any_new(&mut self) {
+    pub fn choose_any_new(&mut self) {
         self.groups.retain(|group| {
             group.attach(&[
                 filter(LOAD_ANCILLARY, RANDOM),

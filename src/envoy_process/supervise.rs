@@ -17,10 +17,10 @@ use super::admin_client::{AdminClient, ServerInfo, ServerState};
 use super::binary::Version;
 use super::error::{Error, RestartError};
 use super::handle::{Command, Handle, RestartReply, Running, Status};
-use super::identity::{boot_id, find_envoys};
+use super::identity::{Identity, boot_id, find_envoys};
 use super::launch::{Launch, new_base_id};
 use super::log_tail::LogTail;
-use super::planned_restart::{self, RestartMethod};
+use super::planned_restart::RestartMethod;
 use super::process::{Exit, Process};
 use super::record::{Lock, Record, RuntimeDirectory};
 use super::settings::Settings;
@@ -34,7 +34,7 @@ const GOOD_RUN: Duration = Duration::from_secs(60);
 /// How often a starting Envoy is asked whether it serves: its fastest start takes 0.5 s.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// The same for one that has been starting for `SLOW_START`: it waits for its xDS server, or has no admin API.
-const LOOK_INTERVAL_SLOW: Duration = Duration::from_secs(1);
+pub(super) const LOOK_INTERVAL_SLOW: Duration = Duration::from_secs(1);
 const SLOW_START: Duration = Duration::from_secs(20);
 /// One look. Its main thread may be busy with configuration for seconds; then the next look will do.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -76,6 +76,7 @@ pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
         current: None,
         others: Vec::new(),
         retiring: JoinSet::new(),
+        leaving: Vec::new(),
         checking: JoinSet::new(),
         pending_restart: None,
         deadline: None,
@@ -111,6 +112,8 @@ pub(super) struct Supervisor {
     pub(super) others: Vec<Current>,
     /// Older ones after that: on their way out.
     pub(super) retiring: JoinSet<u32>,
+    /// Those, and who came before them.
+    pub(super) leaving: Vec<Identity>,
     /// The successor that is being checked: that takes up to a minute, in which the current one may end.
     pub(super) checking: JoinSet<Checked>,
     pub(super) pending_restart: Option<PendingRestart>,
@@ -134,6 +137,8 @@ pub(super) struct Current {
     pub(super) live: bool,
     /// A hot restart from this process failed: it has no admin API any more and can hand over nothing.
     pub(super) spoiled: bool,
+    /// It turns clients away: it stays until another serves, and is never again the one that is to serve.
+    pub(super) leaving: bool,
 }
 
 /// What may take the current one's place, and who asked for it.
@@ -235,7 +240,7 @@ impl Supervisor {
         });
         self.current = Some(Current::new(process, false, launch.bootstrap_hash()));
         self.launch = Some(launch);
-        self.save_record(false);
+        self.save_record();
         self.wake_at = Some(Instant::now() + LOOK_INTERVAL);
         Ok(())
     }
@@ -256,7 +261,7 @@ impl Supervisor {
         }
     }
 
-    fn back_off(&mut self, reason: String) {
+    pub(super) fn back_off(&mut self, reason: String) {
         let retry_in = self.restarts.next_backoff().unwrap_or(BACKOFF_LAST);
         self.attempt += 1;
         self.wake_at = Some(Instant::now() + retry_in);
@@ -270,6 +275,9 @@ impl Supervisor {
     /// Asks a starting Envoy whether it serves.
     pub(super) async fn look(&mut self) {
         let Some(current) = &mut self.current else { return };
+        if current.spoiled {
+            return self.look_at_ports();
+        }
         let answer = match timeout(LOOK_TIMEOUT, self.admin.server_info()).await {
             Ok(Ok(info)) if info.is(current.process.base_id, current.process.epoch) => Some(info),
             // Not up yet, busy, or its parent answers.
@@ -283,8 +291,8 @@ impl Supervisor {
                 let slow = current.since.elapsed() >= SLOW_START;
                 let pause = if slow { LOOK_INTERVAL_SLOW } else { LOOK_INTERVAL };
                 self.wake_at = Some(Instant::now() + pause);
-                if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) && !self.others.is_empty()
-                {
+                let can_go_back = self.others.last().is_some_and(|old| !old.leaving);
+                if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) && can_go_back {
                     self.deadline = None;
                     self.expired = true;
                     // Its end is an event like any other; then the old one is current again.
@@ -311,8 +319,8 @@ impl Supervisor {
             let _ = pending.reply.send(Ok(pending.method));
         }
         self.show_running(Version::from_build(&info.version));
-        self.save_record(false);
         self.retire_others();
+        self.save_record();
     }
 
     pub(super) fn show_running(&mut self, version: Option<Version>) {
@@ -342,15 +350,15 @@ impl Supervisor {
             .others
             .last()
             .is_some_and(|other| other.process.base_id == base_id);
-        if !was_hot {
+        if was_hot {
+            self.spoil_old();
+        } else {
             self.runtime.remove_leftovers(base_id);
         }
-        if let Some(old) = self.others.last_mut() {
+        if self.others.last().is_some_and(|old| !old.leaving) {
             tracing::error!(pid, %exit, last_lines, "the new Envoy ended before it served, the old one goes on");
-            old.spoiled |= was_hot;
-            planned_restart::restore_admin(&self.settings.bootstrap.admin_socket);
             self.go_on_with_old();
-            self.answer_restart(exit, last_lines);
+            self.answer_restart(exit, last_lines, true);
             return;
         }
         tracing::error!(pid, %exit, ran_for = ?ended.since.elapsed(), last_lines, "Envoy ended, starting it again");
@@ -358,7 +366,8 @@ impl Supervisor {
             self.restarts.reset();
             self.attempt = 0;
         }
-        self.answer_restart(exit, last_lines.clone());
+        self.answer_restart(exit, last_lines.clone(), false);
+        self.save_record();
         self.back_off(match last_lines.as_str() {
             "" => exit.to_string(),
             lines => format!("{exit}: {lines}"),
@@ -386,8 +395,12 @@ impl Supervisor {
             StopMode::Drain if !self.others.is_empty() => self.settle_restart().await,
             mode => mode,
         };
-        self.save_record(true);
+        if mode == StopMode::Drain && !self.retiring.is_empty() && !self.is_served() {
+            return self.stop_former().await;
+        }
         if let Some(mut current) = self.current.take() {
+            current.leaving = true;
+            self.save_record_of(&current);
             self.status.send_replace(Status::Stopping {
                 pid: current.process.pid(),
             });
@@ -398,6 +411,31 @@ impl Supervisor {
             tracing::info!(pid = current.process.pid(), %exit, "Envoy stopped");
             self.others.push(current);
         }
+        self.end_all().await;
+    }
+
+    fn is_served(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.live)
+    }
+
+    /// What serves is a former Envoy, which waits for one that does in its place.
+    async fn stop_former(&mut self) {
+        if let Some(mut current) = self.current.take() {
+            current.process.terminate(self.settings.kill_after).await;
+        }
+        let former = find_envoys(&self.runtime.bootstrap());
+        let pid = former.last().map_or(0, |envoy| envoy.identity.pid);
+        tracing::info!(pid, "the former Envoy still serves, and is drained");
+        // It hears of it, and waits no longer.
+        self.status.send_replace(Status::Stopping { pid });
+        tokio::select! {
+            () = async { while self.retiring.join_next().await.is_some() {} } => {}
+            () = told_to_hurry(&mut self.commands, &mut self.stop_replies) => {}
+        }
+        self.end_all().await;
+    }
+
+    async fn end_all(&mut self) {
         // Those that were about to leave have no successor any more.
         self.retiring.shutdown().await;
         for other in find_envoys(&self.runtime.bootstrap()) {
@@ -425,15 +463,25 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn save_record(&self, leaving: bool) {
-        let Some(current) = &self.current else { return };
+    /// Of the one that serves, or will. Else of one that a following agent must replace.
+    pub(super) fn save_record(&self) {
+        if let Some(newest) = self.current.as_ref().or(self.others.last()) {
+            self.save_record_of(newest);
+        }
+    }
+
+    fn save_record_of(&self, current: &Current) {
+        let of_others = self.others.iter().filter(|other| other.leaving);
+        let leaving = of_others.map(|other| other.process.identity);
+        let leaving = leaving.chain(self.leaving.iter().copied());
         let record = Record {
             boot_id: boot_id(),
             identity: current.process.identity,
             base_id: current.process.base_id,
             epoch: current.process.epoch,
             bootstrap: current.bootstrap.clone(),
-            leaving,
+            leaving: current.leaving,
+            others_leaving: leaving.filter(|identity| identity.is_alive()).collect(),
         };
         if let Err(error) = self.runtime.save(&record) {
             // The process table still shows it to the next agent.
@@ -468,6 +516,7 @@ impl Current {
             since: Instant::now(),
             live: false,
             spoiled: false,
+            leaving: false,
         }
     }
 }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::handle::Status;
-use super::identity::find_envoys;
+use super::identity::{Identity, find_envoys};
 use super::launch::{Launch, bootstrap_hash};
 use super::planned_restart;
 use super::process::Process;
@@ -47,14 +47,21 @@ impl Supervisor {
             );
             self.others.push(Current::new(process, true, bootstrap));
         }
-        let leaving = record.as_ref().is_some_and(|record| {
-            record.leaving
-                && self
-                    .others
-                    .iter()
-                    .any(|other| other.process.identity == record.identity)
-        });
-        if !self.others.is_empty() && !leaving {
+        let leaving = record
+            .as_ref()
+            .filter(|record| record.leaving)
+            .and_then(|record| {
+                let mut others = self.others.iter();
+                others.position(|other| other.process.identity == record.identity)
+            });
+        // Those before it were on their way out already.
+        let and_before = leaving.map_or(0, |place| place + 1);
+        let named = record.iter().flat_map(|record| &record.others_leaving);
+        let named: Vec<Identity> = named.copied().collect();
+        for (place, other) in self.others.iter_mut().enumerate() {
+            other.leaving = place < and_before || named.contains(&other.process.identity);
+        }
+        if self.others.last().is_some_and(|newest| !newest.leaving) {
             match prepared {
                 Ok(launch) => self.launch = Some(launch),
                 // It serves: that the next one could not be started is a warning, not an end.
@@ -68,17 +75,15 @@ impl Supervisor {
             self.promote_newest();
             return Ok(());
         }
-        if let Some(record) = &record {
-            if leaving {
-                // Its drain was cut short by our death: it may refuse clients. Replace it, then end it.
-                tracing::info!(
-                    pid = record.identity.pid,
-                    "the Envoy left behind was draining, replacing it"
-                );
-                planned_restart::keep_admin_reachable(&self.settings.bootstrap.admin_socket);
-            } else {
-                self.runtime.remove_leftovers(record.base_id);
-            }
+        if let Some(leaving) = self.others.last() {
+            // Its drain was cut short by our death: it may refuse clients. Replace it, then end it.
+            tracing::info!(
+                pid = leaving.process.pid(),
+                "the Envoy left behind was draining, replacing it"
+            );
+            planned_restart::keep_admin_reachable(&self.settings.bootstrap.admin_socket);
+        } else if let Some(record) = &record {
+            self.runtime.remove_leftovers(record.base_id);
         }
         let launch = prepared?;
         self.start(launch).await
@@ -92,7 +97,7 @@ impl Supervisor {
         steering::end_at(current.process.pid());
         let (pid, epoch, adopted) = (current.process.pid(), current.process.epoch, current.adopted);
         self.current = Some(current);
-        self.save_record(false);
+        self.save_record();
         self.status.send_replace(Status::Starting { pid, epoch, adopted });
         self.wake_at = Some(Instant::now());
     }

@@ -49,7 +49,7 @@ pub(super) const SNI_HEADER: &str = "x-portreeve-sni";
 pub(super) fn http_connection_manager(listener: &Listener, http: &Http) -> HttpConnectionManager {
     HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
-        stat_prefix: listener.name.to_string(),
+        stat_prefix: stat_prefix(&listener.name),
         route_specifier: Some(match http.routing {
             Routing::Scoped => RouteSpecifier::ScopedRoutes(scoped_routes(listener)),
             Routing::Table => RouteSpecifier::Rds(Rds {
@@ -104,6 +104,16 @@ pub(super) fn http_connection_manager(listener: &Listener, http: &Http) -> HttpC
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         local_reply_config: Some(reasons()),
         ..HttpConnectionManager::default()
+    }
+}
+
+/// Envoy's own admin API counts as `admin`, and what begins so is not made (see the bootstrap): neither seen in metrics, nor
+/// waited for in a drain. No other listener can have such a name: they hold no slash.
+fn stat_prefix(listener: &str) -> String {
+    if listener == "admin" || listener.starts_with("admin.") {
+        format!("portreeve/{listener}")
+    } else {
+        listener.to_owned()
     }
 }
 
@@ -289,5 +299,18 @@ fn reasons() -> LocalReplyConfig {
             reason(&["NR"], "no-route"),
         ],
         ..LocalReplyConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_called_admin_does_not_count_as_envoys_own_api() {
+        assert_eq!(stat_prefix("web"), "web");
+        assert_eq!(stat_prefix("administration"), "administration");
+        assert_eq!(stat_prefix("admin"), "portreeve/admin");
+        assert_eq!(stat_prefix("admin.eu"), "portreeve/admin.eu");
     }
 }

@@ -54,7 +54,6 @@ async fn disk_full_restarts() {
         return;
     };
     for _ in 0..course.rounds(1) {
-        let start = course.log_length();
         fill(&course);
         course.change(PLAIN_RULE).await;
         course.recovers().await;
@@ -64,10 +63,13 @@ async fn disk_full_restarts() {
         course.stack.agent.kill();
         stay_in_namespace_of(envoy, &mut course);
         course.change(PLAIN_RULE).await;
+        // What the agent before said is not this one's word.
+        let start = course.log_length();
         course.agent_returns().await;
         course.recovers().await;
         let told = course.envoy_told().await.expect("an Envoy");
         assert_eq!(told, envoy, "adopted, not doubled");
+        grow(&course).await;
         course
             .is_told_since(start, &["cannot save the agent's state"])
             .await;
@@ -106,6 +108,12 @@ async fn disk_read_only() {
     course.recovers().await;
     assert_eq!(course.stack.envoy_pid(), envoy, "adopted, not doubled");
     course.end().await;
+}
+
+/// A document for which what is saved has no room left from before.
+async fn grow(course: &Course) {
+    let text = "# much to keep\n".repeat(20_000);
+    course.stack.put("large", &text).await;
 }
 
 /// Until nothing fits any more. What is open stays on the disk, so it is closed again.

@@ -11,6 +11,7 @@
 
 mod bootstrap;
 mod crash;
+mod former;
 mod gateway;
 mod load;
 mod mutual_tls;

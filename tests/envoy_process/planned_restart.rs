@@ -7,9 +7,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use portreeve::envoy_process::{Handle, RestartError, RestartMethod, Settings, StopMode, start_or_adopt};
+use portreeve::envoy_process::{
+    Handle, RestartError, RestartMethod, Settings, Status, StopMode, start_or_adopt,
+};
 
-use crate::gateway::{Gateway, all_envoys, alone, eventually, is_served, not_checked, wait_until_running};
+use crate::gateway::{
+    Gateway, all_envoys, alone, eventually, is_served, not_checked, signal, wait_for, wait_until_running,
+};
 use crate::load;
 
 const PER_SECOND: u32 = 1000;
@@ -89,6 +93,23 @@ async fn a_hot_restart_loses_no_request() {
     assert!(gateway.envoys().is_empty());
 }
 
+/// The sockets of three workers close with what waits in them; nothing else fails, and at no other time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hot_restart_to_fewer_workers_resets_no_more_than_what_waits() {
+    let _alone = alone().await;
+    let gateway = Gateway::new();
+    let mut settings = gateway.settings();
+    settings.concurrency = Some(4);
+    let handle = start_or_adopt(settings.clone()).await.unwrap();
+    settings.concurrency = Some(1);
+    let (method, outcome, window) =
+        restart_watched_under_load(&gateway, &handle, Some(settings), PER_SECOND).await;
+    assert_eq!(method, RestartMethod::HotRestart);
+    assert!(!migrates() || outcome.failures() == 0, "{:?}", outcome.failed);
+    assert_only_reset_within(&outcome, window);
+    handle.stop(StopMode::Now).await;
+}
+
 /// An Envoy that calls itself incompatible with the one that runs.
 pub fn other_envoy(gateway: &Gateway) -> PathBuf {
     let real = std::env::var("PORTREEVE_TEST_ENVOY").unwrap_or_else(|_| "envoy".to_owned());
@@ -107,7 +128,7 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
     let handle = gateway.start().await;
     let mut settings = gateway.settings();
     settings.binary = Some(other_envoy(&gateway));
-    let (method, outcome, (asked, left)) =
+    let (method, outcome, window) =
         restart_watched_under_load(&gateway, &handle, Some(settings), PER_SECOND).await;
     assert!(
         matches!(&method, RestartMethod::Overlap { reason } if reason.contains("99.1")),
@@ -116,12 +137,16 @@ async fn where_hot_restart_is_impossible_both_serve_for_a_while() {
     // Measured before new connections were kept away from the one that closes: 0 to 18 of 6,000.
     let allowed = if migrates() || can_borrow() { 0 } else { 16 };
     assert!(outcome.failures() <= allowed, "{:?}", outcome.failed);
-    // What waits at the old one's ports as it closes them is reset. Nothing else fails, and at no other time.
+    assert_only_reset_within(&outcome, window);
+    handle.stop(StopMode::Now).await;
+}
+
+/// What waits at the old one's ports as it closes them is reset. Nothing else fails, and at no other time.
+fn assert_only_reset_within(outcome: &load::Outcome, (asked, left): (Instant, Instant)) {
     let is_reset = |failure: &String| failure.contains("reset by peer");
     assert!(outcome.failed.keys().all(is_reset), "{:?}", outcome.failed);
     let is_of_closing = |(began, ended): &(Instant, Instant)| *began >= asked && *ended <= left;
     assert!(outcome.failed_at.iter().all(is_of_closing), "{outcome:?}");
-    handle.stop(StopMode::Now).await;
 }
 
 /// Whether this process may take a descriptor out of a child: the default sandbox of Docker does not let it.
@@ -209,6 +234,59 @@ async fn an_upgrade_loses_no_request() {
         assert_eq!(wait_until_running(&handle).await.outdated, None);
         handle.stop(StopMode::Now).await;
     }
+}
+
+/// The ports were its own by then: the one before it has closed them, and gets none back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_that_dies_with_the_ports_is_followed_by_another() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    let before = wait_until_running(&handle).await.pid;
+    // Without its admin socket nobody notices that it serves: there is time to meet it then.
+    let mut next = gateway.settings();
+    next.bootstrap.initial_fetch_timeout = Duration::from_millis(300);
+    let restarting = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.restart(Some(next)).await }
+    });
+    let successor = wait_for(&handle, "restart", |status| match status {
+        Status::Replacing { next_pid, .. } => Some(*next_pid),
+        _ => None,
+    })
+    .await;
+    let admin = gateway.directory.path().join("run/admin.sock");
+    eventually("the ports given away", Duration::from_secs(20), || {
+        let _ = std::fs::remove_file(&admin);
+        !has_port(before, gateway.port)
+    })
+    .await;
+    assert!(is_served(&gateway.get("/").await), "by the newcomer");
+    signal(successor, "KILL");
+    let error = restarting.await.unwrap().unwrap_err();
+    assert!(matches!(error, RestartError::NoneLeft { .. }), "{error}");
+    let after = wait_until_running(&handle).await;
+    assert!(![before, successor].contains(&after.pid), "{after:?}");
+    assert_eq!(after.outdated, None);
+    assert!(is_served(&gateway.get("/").await));
+    eventually("only the new one", Duration::from_secs(20), || {
+        gateway.envoys() == [after.pid]
+    })
+    .await;
+    handle.stop(StopMode::Now).await;
+}
+
+/// Whether this process listens on the port, by the kernel's table and the process's open files.
+fn has_port(pid: u32, port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let of_port = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let is_it = fields.get(1)?.ends_with(&format!(":{port:04X}")) && fields.get(3) == Some(&"0A");
+        is_it.then(|| format!("socket:[{}]", fields[9]))
+    });
+    let inodes: Vec<String> = of_port.collect();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    open.filter_map(|file| std::fs::read_link(file.path()).ok())
+        .any(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))
 }
 
 /// It would refuse to hand over, and every later attempt too.

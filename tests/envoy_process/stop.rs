@@ -3,13 +3,17 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use portreeve::envoy_process::{Error, Handle, RestartError, RestartMethod, Settings, Status, StopMode};
+use portreeve::envoy_process::{
+    Error, Handle, RestartError, RestartMethod, Settings, Status, StopMode, start_or_adopt,
+};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::gateway::{Gateway, get, is_served, signal, wait_for, wait_until_running};
 use crate::planned_restart::other_envoy;
+use crate::ports::free_port;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_serves_newcomers_and_finishes_what_runs() {
@@ -61,6 +65,44 @@ async fn a_second_stop_cuts_the_drain_short() {
     handle.stop(StopMode::Now).await;
     assert!(gateway.envoys().is_empty());
     first.await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// As a tcp route's: it is over when its client says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_waits_for_connections_without_http() {
+    let gateway = Gateway::new();
+    let mut settings = gateway.settings();
+    settings.finish_time = Duration::from_secs(20);
+    let port = free_port();
+    settings.bootstrap.static_listeners.push(json!({
+        "name": "echo",
+        "address": { "socket_address": { "address": "127.0.0.1", "port_value": port } },
+        "filter_chains": [{ "filters": [{
+            "name": "echo",
+            "typed_config": { "@type": "type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo" },
+        }] }],
+    }));
+    let handle = start_or_adopt(settings.clone()).await.unwrap();
+    wait_until_running(&handle).await;
+    // One that waits for its next request is not waited for.
+    let mut kept = TcpStream::connect(("127.0.0.1", gateway.port)).await.unwrap();
+    kept.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(kept.read(&mut [0; 1024]).await.unwrap() > 0);
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let draining = begin_drain(&handle);
+    tokio::time::sleep(settings.drain_time + Duration::from_secs(2)).await;
+    assert!(
+        TcpStream::connect(("127.0.0.1", port)).await.is_err(),
+        "the port is closed"
+    );
+    stream.write_all(b"a").await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'a');
+    drop(stream);
+    let start = Instant::now();
+    draining.await.unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
@@ -231,7 +273,7 @@ async fn is_asked_to_leave(port: u16) -> bool {
     seen.to_lowercase().contains("connection: close")
 }
 
-async fn get_slowly(port: u16, milliseconds: u32) -> std::io::Result<String> {
+pub async fn get_slowly(port: u16, milliseconds: u32) -> std::io::Result<String> {
     get(
         port,
         "/",

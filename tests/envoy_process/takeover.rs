@@ -50,9 +50,14 @@ async fn agent_process() {
         };
         panic!("{}", exec_envoy(settings, options).await.unwrap_err());
     }
+    if mode == "drain" {
+        settings.drain_time = Duration::from_secs(60);
+    }
     let handle = start_or_adopt(settings.clone()).await.unwrap();
     wait_until_running(&handle).await;
-    if mode == "restart" {
+    if mode == "drain" {
+        handle.stop(StopMode::Drain).await;
+    } else if mode == "restart" {
         // The next Envoy waits for an xDS server that never answers.
         settings.bootstrap.initial_fetch_timeout = Duration::ZERO;
         let _ = handle.restart(Some(settings)).await;
@@ -220,6 +225,39 @@ async fn an_agent_killed_in_the_middle_of_a_restart_leaves_two_and_the_next_make
     assert!(is_served(&response), "{response:?}");
     handle.stop(StopMode::Now).await;
     assert!(gateway.envoys().is_empty());
+}
+
+/// It asks clients to leave, and ends when another serves: the first of those dies before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_left_in_the_middle_of_its_drain_never_becomes_the_one_that_serves() {
+    let gateway = Gateway::new();
+    let agent = spawn_agent(&gateway, "drain");
+    let record = gateway.directory.path().join("run/envoy-state.json");
+    let is_told = || std::fs::read_to_string(&record).is_ok_and(|text| text.contains("\"leaving\": true"));
+    eventually("a drain", Duration::from_secs(20), is_told).await;
+    let [draining] = gateway.envoys()[..] else {
+        panic!("{:?}", gateway.envoys())
+    };
+    kill_agent(agent);
+
+    let mut settings = gateway.settings();
+    // Time to die in.
+    settings.bootstrap.initial_fetch_timeout = Duration::from_secs(1);
+    let handle = start_or_adopt(settings).await.unwrap();
+    let first = wait_for(&handle, "the next one", |status| match status {
+        Status::Starting { pid, .. } => Some(*pid),
+        _ => None,
+    })
+    .await;
+    signal(first, "KILL");
+    let running = wait_until_running(&handle).await;
+    assert!(![draining, first].contains(&running.pid), "{running:?}");
+    eventually("only the new one", Duration::from_secs(20), || {
+        gateway.envoys() == [running.pid]
+    })
+    .await;
+    assert!(is_served(&gateway.get("/").await));
+    handle.stop(StopMode::Now).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
