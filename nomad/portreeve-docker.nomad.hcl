@@ -130,7 +130,7 @@ variable "healthy_deadline" {
 }
 
 variable "drain_seconds" {
-  description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 10 s more."
+  description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 20 s more."
   type        = number
   default     = 20
 }
@@ -223,7 +223,7 @@ job "portreeve" {
     # Told to end, the agent lets Envoy drain and ends it, and then itself.
     task "gateway" {
       driver       = "docker"
-      kill_timeout = "${var.drain_seconds + 10}s"
+      kill_timeout = "${var.drain_seconds + 20}s"
 
       # The agent reads Nomad's services with this one, over the task API's socket, if its settings have `nomad {}`.
       identity {

@@ -42,7 +42,6 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs until told to stop. Settings that do not work end it before anything is started.
 pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
-    let mut out = std::io::stdout();
     let mut settings = match load(&flags) {
         Ok(settings) => settings,
         Err(error) => {
@@ -56,14 +55,18 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     } else {
         LogFormat::Text
     };
-    if format == LogFormat::Text {
-        start_banner::write_starting(&mut out)?;
-    }
     // A descriptor of its own: where it hangs, nobody waits for a lock that it holds.
     let stdout = std::io::stdout().as_fd().try_clone_to_owned();
     let stdout = File::from(stdout.context("standard output cannot be used")?);
     let log = LogThread::start(stdout, move |lost| log_format::lost_lines(format, lost))
         .context("the thread of the log cannot be started")?;
+    // By the same way as the log: a full disk or a closed pipe is no reason for a gateway not to start.
+    let show = |text: Vec<u8>| log.clone().write_all(&text);
+    if format == LogFormat::Text {
+        let mut banner = Vec::new();
+        start_banner::write_starting(&mut banner)?;
+        show(banner)?;
+    }
     let _until_out = UntilOut(log.clone());
     let (subscriber, level_handle) = log_format::subscriber(format, level, log.clone());
     tracing::subscriber::set_global_default(subscriber).context("a second log in one process")?;
@@ -76,14 +79,15 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     let mut running = Running::start(&settings, &stop).await?;
     let facts = running.facts(&settings);
-    // What was said before comes before.
-    log.wait();
     match format {
-        LogFormat::Text => start_banner::write_started(&mut out, &facts)?,
+        LogFormat::Text => {
+            let mut banner = Vec::new();
+            start_banner::write_started(&mut banner, &facts)?;
+            show(banner)?;
+        }
         // Whoever parses the log must not meet anything else on its stream.
         LogFormat::Json => start_banner::log_started(&facts),
     }
-    out.flush()?;
     let outcome = running
         .serve(
             &flags,
@@ -391,19 +395,27 @@ impl Running {
         let envoys = std::mem::take(&mut self.envoys);
         // All at once: what stops the agent waits no longer for several than for one.
         let all = |mode| join_all(envoys.iter().map(move |envoy| envoy.stop(mode)));
-        let in_order = tokio::select! {
+        // An Envoy that is to be left is left, however great the hurry.
+        let hurry = match mode {
+            StopMode::LeaveRunning => StopMode::LeaveRunning,
+            StopMode::Drain | StopMode::Now => StopMode::Now,
+        };
+        let mut in_order = tokio::select! {
+            // Two signals may have come together: the Envoys are told what the first one means before.
+            biased;
             _ = all(mode) => true,
-            _ = signals.next() => {
-                all(StopMode::Now).await;
+            () = signals.told_to_leave() => {
+                all(hurry).await;
                 false
             }
         };
         stop.cancel();
-        if tokio::time::timeout(STOP_LIMIT, self.tasks.finish())
-            .await
-            .is_err()
-        {
-            tracing::warn!(limit = ?STOP_LIMIT, "some tasks did not stop in time");
+        tokio::select! {
+            biased;
+            finished = tokio::time::timeout(STOP_LIMIT, self.tasks.finish()) => if finished.is_err() {
+                tracing::warn!(limit = ?STOP_LIMIT, "some tasks did not stop in time");
+            },
+            () = signals.told_to_leave() => in_order = false,
         }
         // Last, because what ended before used it.
         if let Some(client) = &self.consul {
@@ -501,6 +513,7 @@ async fn start_envoys(
     facts: &mut Vec<(&'static str, String)>,
 ) -> anyhow::Result<Vec<envoy_process::Handle>> {
     let mut envoys = Vec::new();
+    warn_of_strays(settings);
     if !settings.envoy.supervise {
         return Ok(envoys);
     }
@@ -514,6 +527,18 @@ async fn start_envoys(
         envoys.push(handle);
     }
     Ok(envoys)
+}
+
+/// A gateway taken out of the settings leaves its Envoy running where that outlives the agent.
+fn warn_of_strays(settings: &Settings) {
+    for stray in envoy_process::strays(&settings.data_dir.join("envoy"), &settings.gateways) {
+        tracing::warn!(
+            gateway = %stray.gateway,
+            pid = stray.pid,
+            fix = "serve the gateway again, or end that Envoy (`kill` and its pid; `portreeve envoy drain -gateway` and its name before)",
+            "an Envoy of a gateway that this agent does not serve is still running, with what it was told last"
+        );
+    }
 }
 
 /// The Envoy of one gateway, as supervised by this agent.

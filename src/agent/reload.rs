@@ -17,25 +17,48 @@ pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static
         let exposure = settings.permissions.exposure.as_deref();
         exposure.map(|exposure| exposure.opt_in.clone())
     };
+    // Named one by one: a new setting is in the list below, or here it is said why not.
+    let Settings {
+        node,
+        data_dir,
+        keeps_state: _, // Of -dev and data_dir.
+        bind_addr,
+        log_level: _, // Taken over at once, as permissions are.
+        log_json,
+        gateways,
+        document_paths,
+        kv_prefix,
+        status_prefix,
+        permissions: _,
+        consul,
+        mesh,
+        vault,
+        nomad,
+        envoy,
+        xds: _, // By its parts.
+        api,
+    } = after;
+    let is_same_prefix = before.kv_prefix == *kv_prefix && before.status_prefix == *status_prefix;
     let same = [
-        ("gateways", before.gateways == after.gateways),
-        ("node_name", before.node == after.node),
-        ("data_dir", before.data_dir == after.data_dir),
-        ("bind_addr", before.bind_addr == after.bind_addr),
-        ("log_json", before.log_json == after.log_json),
-        ("-config", before.document_paths == after.document_paths),
-        ("kv_documents.prefix", before.kv_prefix == after.kv_prefix),
-        ("consul", before.consul == after.consul),
-        ("vault", before.vault == after.vault),
+        ("gateways", before.gateways == *gateways),
+        ("node_name", before.node == *node),
+        ("data_dir", before.data_dir == *data_dir),
+        ("bind_addr", before.bind_addr == *bind_addr),
+        ("log_json", before.log_json == *log_json),
+        ("-config", before.document_paths == *document_paths),
+        ("kv_documents.prefix", is_same_prefix),
+        ("consul", before.consul == *consul),
+        ("mesh", before.mesh == *mesh),
+        ("vault", before.vault == *vault),
         ("catalog", asked(before) == asked(after)),
-        ("nomad", before.nomad == after.nomad),
-        ("envoy", before.envoy == after.envoy),
+        ("nomad", before.nomad == *nomad),
+        ("envoy", before.envoy == *envoy),
         ("xds.socket", before.xds.socket == after.xds.socket),
         ("xds.uids", before.xds.uids == after.xds.uids),
         ("xds.client", before.xds.clients == after.xds.clients),
         // Its files and clients are taken over at once.
         ("xds.tcp", address(before) == address(after)),
-        ("api", before.api == after.api),
+        ("api", before.api == *api),
     ];
     same.into_iter()
         .filter(|(_, same)| !same)

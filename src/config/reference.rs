@@ -23,7 +23,8 @@ pub fn reference_markdown() -> String {
          - What the routes of a document multiply to, gateways x hostnames x matches (once more for every eighth backend of a rule, \
          for each 2 KiB of what stands in it or around it beside its matches, and for each 8 KiB of what Envoy compiles a regular \
          expression to), is at most 100,000; rounded up to a power of two, times the listeners for http and https of a gateway, \
-         and once more for each 2 KiB of the gateway's policies and the bundles in `policies`, at most 524,288. \
+         and once more for each 2 KiB of the gateway's policies and the bundles in `policies`, at most 524,288: beyond that the document \
+         is taken, and that gateway serves none of its route (404), also where a later edit of the gateway or a bundle is the cause. \
          A gateway has at most 64 such listeners, and 1,024 in all, each with at most 16,384 certificates; a rule or TCP route at most 256 backends, and `policies` at most \
          64 bundles.\n\
          - Of a document's problems the first 100 are told, and the others counted.\n\

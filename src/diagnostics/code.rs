@@ -73,7 +73,8 @@ codes! {
     VaultWrongMount => "vault-wrong-mount",
     /// The mount is of another version of KV than the document says.
     VaultWrongKvVersion => "vault-wrong-kv-version",
-    /// A certificate, an authority of clients or a revocation list near or past its end.
+    /// A certificate, an authority of clients or a revocation list in the last fifth of its life (with a list: the last tenth), or
+    /// past its end.
     CertificateExpiry => "certificate-expiry",
     /// A document from KV reaches for something that the agent's settings do not allow it.
     NotAllowed => "not-allowed",

@@ -142,8 +142,8 @@ impl Bootstrap {
             xds,
             variant: XdsVariant::Delta,
             admin_socket: admin_socket.to_owned(),
-            // Under the 65536 descriptors of our systemd unit, with room for one upstream connection for each.
-            max_downstream_connections: 30_000,
+            // The agent's default too. Each may take an upstream connection besides: our systemd units grant descriptors for that.
+            max_downstream_connections: 50_000,
             initial_fetch_timeout: Duration::ZERO,
             // The admin listener's own traffic, of no use to anyone: about 60 stats.
             excluded_stat_prefixes: vec!["http.admin.".to_owned(), "listener.admin.".to_owned()],

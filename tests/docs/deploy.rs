@@ -42,6 +42,11 @@ fn commands_of_the_systemd_units_are_ours() {
             checked += 1;
         }
         assert!(
+            text.contains("\nStartLimitIntervalSec=0\n"),
+            "{}: systemd would give it up",
+            unit.display()
+        );
+        assert!(
             !text.contains("curl"),
             "{}: needs another program",
             unit.display()

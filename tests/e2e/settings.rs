@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use hyper::Method;
+
 use crate::stack::SOON;
 use crate::support::agent::{Agent, AgentLaunch};
 use crate::support::ports::free_port;
+use crate::support::wait_for;
 
 const GATEWAY: &str = "gateway \"edge\" {\n  listener \"web\" {\n    port = 8080\n  }\n}\n";
 
@@ -492,6 +495,21 @@ mod service_manager {
     }
 }
 
+/// A disk without room under it, and a pipe that nobody reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_takes_keeps_no_agent_from_starting() {
+    for place in ["/dev/full", ">(exec true)"] {
+        let (launch, _conf) = prepare(&[("conf/agent.hcl", "gateways = [\"edge\"]\n")]);
+        let mut agent = launch.output_to(place).start();
+        wait_for("its API", SOON, async || {
+            agent.process.check_running()?;
+            agent.api(Method::GET, "/v1/status", "").await?.ok()
+        })
+        .await;
+        agent.terminate();
+    }
+}
+
 /// What a reload takes over, and what it names as needing a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_names_what_needs_a_restart() {
@@ -519,6 +537,10 @@ async fn a_reload_names_what_needs_a_restart() {
         (
             "gateways = [\"edge\"]\nconsul {\n  token = \"one\"\n}\nxds {\n  uids = [7]\n}\n",
             "xds.uids",
+        ),
+        (
+            "gateways = [\"edge\"]\nconsul {\n  token = \"one\"\n}\nmesh {\n  service = \"edge-gw\"\n}\n",
+            "mesh",
         ),
     ] {
         let start = agent.process.log_length();

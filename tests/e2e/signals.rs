@@ -56,6 +56,35 @@ async fn ctrl_c_after_sigterm_ends_at_once() {
     a_second_signal(Signal::TERM, Signal::INT).await;
 }
 
+/// Both are there before the first of them is taken up.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_signals_at_once_leave_an_envoy_that_is_to_be_left() {
+    let mut stack = Stack::start(Options {
+        leave_envoy: true,
+        ..Options::default()
+    })
+    .await;
+    let (_backend, shop) = stack.shop().await;
+    let envoy = stack.envoy_pid();
+    // Which of two is looked at first was drawn by lot.
+    for _ in 0..4 {
+        stack.agent.process.signal(Signal::TERM);
+        stack.agent.process.signal(Signal::INT);
+        stack.agent.process.wait_exit(Duration::from_secs(60)).unwrap();
+        stack
+            .until(&shop, "Envoy alone", |reply| reply.status == 200)
+            .await;
+        let start = stack.agent.process.log_length();
+        stack.agent.process.start_again();
+        stack
+            .agent
+            .process
+            .wait_for_log_after(start, "Envoy connected", SOON)
+            .await;
+        assert_eq!(stack.envoy_pid(), envoy, "adopted");
+    }
+}
+
 /// New files of the xDS port are taken up by SIGHUP, the authority of the clients included; bad ones are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_takes_up_the_certificate_of_the_xds_port() {

@@ -100,3 +100,25 @@ pub fn assert_only_refused(report: &Report, closed: Duration, what: &str) {
     let reset = report.failed.get("reset").copied().unwrap_or(0);
     assert!(reset <= 3, "more than a queue: {report}");
 }
+
+/// An Envoy outlives an agent that is killed, and the next one may serve another gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_envoy_of_a_gateway_that_is_served_no_more_is_told() {
+    let mut stack = Stack::start(Options {
+        arguments: vec!["-gateway=edge", "-gateway=inner"],
+        ..Options::default()
+    })
+    .await;
+    let (_backend, request) = stack.shop().await;
+    stack.agent.wait_for_log("gateway=inner peer=").await;
+    stack.agent.kill();
+    let start = stack.agent.process.log_length();
+    let arguments = &mut stack.agent.process.launch_mut().args;
+    arguments.retain(|argument| argument != "-gateway=inner");
+    stack.agent.restart().await;
+    let said = "an Envoy of a gateway that this agent does not serve is still running";
+    let line = stack.agent.process.wait_for_log_after(start, said, SOON).await;
+    assert!(line.contains("gateway=inner pid="), "{line}");
+    assert!(!line.contains("gateway=edge"), "{line}");
+    stack.until(&request, "edge", |reply| reply.status == 200).await;
+}

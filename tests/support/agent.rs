@@ -149,6 +149,16 @@ impl AgentLaunch {
         self
     }
 
+    /// Where its standard output goes, as a shell writes it.
+    pub fn output_to(mut self, place: &str) -> AgentLaunch {
+        let program = std::mem::replace(&mut self.launch.program, "bash".into());
+        let script = format!("exec \"$0\" \"$@\" > {place}");
+        self.launch
+            .args
+            .splice(0..0, ["-c".into(), script.into(), program.into_os_string()]);
+        self
+    }
+
     /// This directory is a tmpfs, which the agent and its children alone see.
     pub fn on_disk(mut self, directory: &Path, disk: SmallDisk) -> AgentLaunch {
         std::fs::create_dir_all(directory).expect("a directory to mount on");
