@@ -17,7 +17,7 @@ use super::settings::{ApiAddress, LONGEST_RETRY};
 use crate::model::Problem;
 use crate::sources::retry::{Intervals, jittered};
 
-pub(in crate::sources) use super::poll_loop::{keep_watching, watch};
+pub(in crate::sources) use super::poll_loop::{READ_TIMEOUT, keep_watching, watch};
 
 /// The figures of the contract. Tests shrink them; nobody else should need to.
 #[derive(Clone, Debug)]
@@ -127,8 +127,10 @@ pub(in crate::sources) struct WatchState<'a> {
     /// Of the next poll alone, for what was wrong with the last: it failed, was cut, or is not believed whole.
     next_wait: Option<Duration>,
     last_cut: Option<Duration>,
-    /// The last poll. Whoever answers next may be another process.
-    was_cut: bool,
+    /// In a row, the last poll being one of them. Whoever answers next may be another process.
+    cuts: u8,
+    /// In a row that ran out as they were asked to, since `wait` was lowered.
+    ran_out: u8,
     failures: u32,
     /// None: what was answered last was whole. Most are, at all times.
     trouble: Option<Box<Trouble>>,
@@ -151,7 +153,8 @@ impl<'a> WatchState<'a> {
             wait: timing.wait,
             next_wait: None,
             last_cut: None,
-            was_cut: false,
+            cuts: 0,
+            ran_out: 0,
             failures: 0,
             trouble: None,
             doubting: false,
@@ -181,7 +184,7 @@ impl<'a> WatchState<'a> {
 
     /// The answer cannot be told from an older one by its version numbers alone: the server may have lost its past.
     pub(in crate::sources) fn must_compare_whole(&self, index: Option<u64>) -> bool {
-        let is_another = self.was_cut && index != Some(self.index);
+        let is_another = self.cuts > 0 && index != Some(self.index);
         self.failures > 0 || self.doubting || is_another || index.is_none_or(|index| index < self.index)
     }
 
@@ -263,6 +266,11 @@ impl<'a> WatchState<'a> {
             // A first failure is mostly a restart; the second says so.
             return self.fail(None, self.failures > 0);
         }
+        self.cuts = self.cuts.saturating_add(1);
+        if self.cuts >= CUTS {
+            // The polls since the first were asked to end before, and nothing came.
+            return self.fail(None, true);
+        }
         let habitual = after >= self.timing.habitual_cut;
         if let Some(last) = self
             .last_cut
@@ -270,15 +278,16 @@ impl<'a> WatchState<'a> {
         {
             // 5/6 leaves room for the server's own jitter of 1/16: 30 s become 25 s.
             self.wait = last.min(after) * 5 / 6;
-            tracing::info!(wait = ?self.wait, cut_after = ?after, "long polls are cut, shorter ones from now on");
+            self.ran_out = 0;
+            tracing::info!(wait = ?self.wait, cut_after = ?after, "long polls are cut, shorter ones for a while");
         }
         if habitual || self.next_wait.is_none() {
             self.last_cut = habitual.then_some(after);
         }
-        self.was_cut = true;
         // A connection that ends cuts thousands of polls at once, and each of these brings its answer whole: not all at once.
         let brief = jittered(self.timing.recovery_wait * 4);
-        self.next_wait = Some(brief.min(self.wait));
+        // Whoever cuts sooner than that leaves room for an answer still.
+        self.next_wait = Some(brief.min(self.wait).min(after * 5 / 6));
         Next {
             after: jittered(self.timing.retry.0),
             ..Next::default()
@@ -294,7 +303,20 @@ impl<'a> WatchState<'a> {
         let waited = self.next_wait.take().unwrap_or(self.wait);
         // That a poll was answered which would have ended before it says nothing about a cut.
         self.last_cut = self.last_cut.filter(|cut| waited < *cut);
-        self.was_cut = false;
+        self.cuts = 0;
+        self.lengthen();
+    }
+
+    /// Two restarts may look like a habit. Where it is one, one more cut shows it, which loses nothing.
+    fn lengthen(&mut self) {
+        if self.wait == self.timing.wait {
+            return;
+        }
+        self.ran_out = self.ran_out.saturating_add(1);
+        if self.ran_out >= SHORT_POLLS {
+            self.wait = self.timing.wait;
+            self.ran_out = 0;
+        }
     }
 
     fn advance(&mut self, index: Option<u64>) -> Next {
@@ -408,6 +430,12 @@ pub(in crate::sources) struct Closed;
 
 /// Failures in a row after which the index is worth less than a fresh read.
 const FORGET_AFTER: u32 = 5;
+
+/// In a row, with no answer between: no habit of cutting long polls, but a server that answers nobody.
+const CUTS: u8 = 3;
+
+/// Before it is tried again whether long polls are cut.
+const SHORT_POLLS: u8 = 100;
 
 #[cfg(test)]
 #[path = "blocking_query_tests.rs"]
