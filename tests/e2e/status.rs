@@ -201,7 +201,15 @@ async fn a_fresh_node_serves_the_accepted_text_while_the_document_is_bad() {
 
 /// `rules` are the policy; a document directly answers, so that no service is needed.
 async fn with_policy(rules: &str) -> (Consul, Agent, Client) {
+    with_policy_beside(rules, &[]).await
+}
+
+/// The same, with other keys there before.
+async fn with_policy_beside(rules: &str, keys: &[(&str, &str)]) -> (Consul, Agent, Client) {
     let consul = Consul::start_with_acl().await;
+    for (key, text) in keys {
+        consul.put(&format!("portreeve/{key}"), (*text).to_owned()).await;
+    }
     let token = consul.create_token("agent", rules).await;
     let http = free_port();
     let document = GATEWAY.replace("$HTTP", &http.to_string())
@@ -224,6 +232,36 @@ async fn the_shipped_policy_is_enough() {
         Ok(())
     })
     .await;
+    let log = agent.process.log();
+    assert!(!log.contains("[WARN]"), "{log}");
+}
+
+/// The list of documents leaves out what its token may not read. What somebody else keeps there stops nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_keeps_the_texts_of_documents_that_it_may_not_read() {
+    let shipped = include_str!("../../docs/deploy/consul-acl-policy.hcl");
+    let rules = format!("{shipped}\nkey \"portreeve/config/hidden\" {{\n  policy = \"deny\"\n}}\n");
+    let text = "policy \"p\" {}\n";
+    let (consul, agent, _client) = with_policy_beside(
+        &rules,
+        &[
+            ("config/hidden", text),
+            ("accepted/hidden", text),
+            ("accepted/gone", text),
+            ("accepted/odd!name", text),
+        ],
+    )
+    .await;
+    wait_for("the accepted texts", WRITTEN, async || {
+        anyhow::ensure!(consul.get("portreeve/accepted/a").await.is_some());
+        anyhow::ensure!(consul.get("portreeve/accepted/gone").await.is_none());
+        Ok(())
+    })
+    .await;
+    for name in ["hidden", "odd!name"] {
+        let kept = consul.get(&format!("portreeve/accepted/{name}")).await;
+        assert_eq!(kept.as_deref(), Some(text), "{name}");
+    }
     let log = agent.process.log();
     assert!(!log.contains("[WARN]"), "{log}");
 }

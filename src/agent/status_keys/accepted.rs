@@ -14,7 +14,7 @@ use super::Shared;
 use super::rights::Trouble;
 use crate::model::{AcceptedText, DocumentId, Observation};
 use crate::pipeline::View;
-use crate::sources::consul::{ConsulClient, ConsulError, FencedWriteError, Leadership, TxnWrite};
+use crate::sources::consul::{ConsulClient, ConsulError, FencedWriteError, Leadership, TxnWrite, is_written};
 
 /// Reads what the pipeline asks for.
 pub(super) async fn answer(
@@ -160,7 +160,10 @@ impl AcceptedKeeper {
             Some(known) => known,
             None => self.read(client).await?,
         };
-        let steps = steps(&known, &texts(view, &format!("{}config/", self.prefix)));
+        let wanted = texts(view, &format!("{}config/", self.prefix));
+        self.leave_alone_what_is_hidden(client, &mut known, &wanted)
+            .await?;
+        let steps = steps(&known, &wanted);
         // On any failure `known` is forgotten and read anew: somebody else may have written.
         for batch in batches(steps) {
             self.write(client, leadership, &batch, &mut known).await?;
@@ -175,10 +178,39 @@ impl AcceptedKeeper {
         Ok(entries
             .into_iter()
             .filter_map(|entry| {
-                let name = entry.key.strip_prefix(&prefix)?.to_owned();
-                Some((name, (entry.value, entry.modify_index)))
+                // What somebody else put there under a name that we would not write is none of ours.
+                let name = entry
+                    .key
+                    .strip_prefix(&prefix)
+                    .filter(|_| is_written(&entry.key))?;
+                Some((name.to_owned(), (entry.value, entry.modify_index)))
             })
             .collect())
+    }
+
+    /// A list leaves out what the token may not see: that a document is gone is asked about it alone. What is there, and what
+    /// this agent may not read, is another agent's to keep.
+    async fn leave_alone_what_is_hidden(
+        &self,
+        client: &ConsulClient,
+        known: &mut BTreeMap<String, (Bytes, u64)>,
+        wanted: &BTreeMap<String, Option<Confirmed>>,
+    ) -> Result<(), ConsulError> {
+        let gone: Vec<String> = known
+            .keys()
+            .filter(|name| !wanted.contains_key(*name))
+            .cloned()
+            .collect();
+        for name in gone {
+            let key = format!("{}config/{name}", self.prefix);
+            match client.read_key(&key).await {
+                Ok(None) => {}
+                Ok(Some(_)) => drop(known.remove(&name)),
+                Err(error) if error.status() == Some(403) => drop(known.remove(&name)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     async fn write(
@@ -240,7 +272,10 @@ fn texts(view: &View, config_prefix: &str) -> BTreeMap<String, Option<Confirmed>
             let DocumentId::Kv(key) = &state.document.id else {
                 return None;
             };
-            let name = key.strip_prefix(config_prefix)?.to_owned();
+            let name = key
+                .strip_prefix(config_prefix)
+                .filter(|_| is_written(key))?
+                .to_owned();
             let confirmed = state.confirmed.as_ref().map(|parsed| {
                 let text = parsed.document.text.clone();
                 let is_present = text == state.document.text;

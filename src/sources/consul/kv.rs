@@ -262,6 +262,11 @@ fn write_call(method: Method, key: &str) -> Result<Call, ConsulError> {
     }
 }
 
+/// Whether a key is one that we write, which every Consul takes.
+pub fn is_written(key: &str) -> bool {
+    check_key(key).is_ok()
+}
+
 /// What every Consul takes: one patch release refused more than this, and broke those who used it.
 pub(super) fn check_key(key: &str) -> Result<(), String> {
     if key.is_empty() || key.len() > KEY_BYTES {

@@ -39,7 +39,7 @@ pub use client::ConsulClient;
 pub use document_ledger::Rejected;
 pub use documents::{DocumentsWatch, KvListing, list_documents};
 pub use exposed::ExposedWatch;
-pub use kv::{KvEntry, TxnWrite};
+pub use kv::{KvEntry, TxnWrite, is_written};
 pub use leader::{FencedWriteError, LeaderElection, LeaderSettings, Leadership};
 pub use mesh::{LeafReading, MeshWatcher, MeshWatcherTask};
 pub use session::{SessionBehavior, SessionKeeper, SessionKey, SessionSettings};
