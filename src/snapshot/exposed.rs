@@ -42,7 +42,7 @@ impl Snapshot {
             // What a restart found on disk is not yet what the instances say.
             let known = self
                 .service(&query)
-                .is_some_and(|known| known.value.is_some() && !known.stale);
+                .is_some_and(|known| known.answered() && (!known.stale || known.problem.is_some()));
             changes.watched.insert(query.clone());
             if known {
                 self.hear_exposed(&query, &mut changes);
@@ -67,10 +67,12 @@ impl Snapshot {
             return;
         };
         let Some(known) = self.service(query) else { return };
-        if known.stale {
+        // From disk: not what the instances say now, and if there is a problem, they will not say for a while.
+        let is_old = known.stale;
+        if is_old && known.problem.is_none() {
             return;
         }
-        if let (Some(instances), None) = (known.value.clone(), &known.problem) {
+        if let Some(instances) = known.value.clone().filter(|_| !is_old) {
             match exposure.document(&query.name, &instances) {
                 // That a service has ended is for the list to say, which doubts it.
                 None if instances.is_empty() => {}

@@ -19,6 +19,7 @@ mod contract_server;
 mod documents;
 mod enterprise;
 mod event_stream;
+mod exposed;
 mod leader;
 mod mesh;
 mod mesh_roots;

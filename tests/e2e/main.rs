@@ -25,6 +25,7 @@ mod edge_node;
 mod enterprise;
 mod exposure;
 mod exposure_gateways;
+mod exposure_kept;
 mod fail_closed;
 mod faults;
 mod first_start;

@@ -324,6 +324,6 @@ fn polled_of(error: &ApiError, after: Duration) -> Polled {
 }
 
 /// For answers that are not waited for: 64 MiB from an agent beside us, with room for a busy one.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+pub(in crate::sources) const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 const TOKEN_LOOK: Duration = Duration::from_millis(500);

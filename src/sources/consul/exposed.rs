@@ -3,18 +3,19 @@
 //! The list wakes on every registration and costs one small read then; what each service asks for comes with its
 //! instances, whose watch its endpoints need anyway. Names that vanish are doubted as instances are: the list leaves
 //! out what the token may not see, and a Consul that lost its state lists nothing. That holds for what was known before
-//! a restart, too.
+//! a restart, too. One that is hidden stays, and keeps none of the others.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::ConsulError;
-use super::blocking_query::{Closed, Context, Verdict, WatchTiming, Watched, watch};
+use super::blocking_query::{Closed, Context, READ_TIMEOUT, Verdict, WatchTiming, Watched, watch};
 use super::budget::Pass;
 use super::call::Call;
 use super::client::{Answer, ConsulClient};
@@ -29,7 +30,7 @@ pub struct ExposedWatch {
     timing: WatchTiming,
     /// Those that ask, as far as they were told; before the first answer, those that a restart found on disk.
     known: BTreeSet<Arc<str>>,
-    /// Of those: not in the list since Consul lost its state.
+    /// Of those: not in the list since Consul lost its state. What the token may not see is found anew with each list.
     kept: BTreeSet<Arc<str>>,
     /// Of the last list that was believed; before that, the highest that the disk knows of.
     index: u64,
@@ -46,6 +47,17 @@ struct Asking {
     /// How many ask under what is no name.
     misnamed: usize,
     first_misnamed: Option<String>,
+}
+
+/// What was found out about names that a list lacks.
+#[derive(Default)]
+struct Doubt {
+    /// Nothing hides them: they have ended, if the next list lacks them, too.
+    visible: BTreeSet<Arc<str>>,
+    /// How many the token may not read, as far as was asked.
+    hidden: usize,
+    /// Of those, with what Consul said.
+    first: Option<(Arc<str>, Problem)>,
 }
 
 /// Consul takes any text for a name. As a part of a URL some lead elsewhere, and no document could name such a service.
@@ -78,6 +90,11 @@ impl ExposedWatch {
                 self.index = self.index.max(document.order);
             }
         }
+        self
+    }
+
+    pub fn with_timing(mut self, timing: WatchTiming) -> Self {
+        self.timing = timing;
         self
     }
 
@@ -122,32 +139,70 @@ impl ExposedWatch {
         })
     }
 
-    /// Of a few of the names that vanished: may the token still see them?
-    async fn doubt(&self, gone: &[&Arc<str>]) -> Result<Option<Problem>, ConsulError> {
+    /// Known, and in this list no more.
+    fn lacking(&self, asking: &Asking) -> BTreeSet<Arc<str>> {
+        let here = &asking.names | &self.kept;
+        &self.known - &here
+    }
+
+    /// Which of the names that the list lacks may the token still see? Each is asked for itself: rights are lost for one
+    /// service as for all.
+    async fn doubt(&self, lacking: &BTreeSet<Arc<str>>) -> Result<Doubt, ConsulError> {
+        let mut doubt = Doubt::default();
         // One that is no name, from the disk of a former version, cannot be asked about.
-        let gone: Vec<&&Arc<str>> = gone.iter().filter(|name| is_service_name(name)).collect();
-        for name in gone.iter().step_by(gone.len().div_ceil(NAMES_ASKED).max(1)) {
-            let call = Call::get("config/service-defaults")
-                .segment(name)
-                .needs(format!("service {name:?} {{ policy = \"read\" }}"))
-                .not_found_is_answer();
-            match self.client.probe(call).await {
-                Ok(_) => {}
-                Err(error) if error.is_lack_of_rights() => {
-                    let problem = error.problem();
-                    let message = format!(
-                        "the service {name:?} vanished from the catalog because {} may no longer read it; its routes are kept. {problem}",
-                        self.client.asker()
-                    );
-                    return Ok(Some(Problem {
-                        message: message.into(),
-                        ..problem
-                    }));
+        let (named, misnamed): (Vec<&Arc<str>>, Vec<&Arc<str>>) =
+            lacking.iter().partition(|name| is_service_name(name));
+        doubt.visible.extend(misnamed.into_iter().cloned());
+        for names in named.chunks(ASKED_TOGETHER) {
+            let mut asks = Vec::new();
+            for name in names {
+                asks.push(self.is_visible(name));
+            }
+            let answers: Vec<_> = stream::iter(asks).buffered(IN_FLIGHT).try_collect().await?;
+            for (name, hidden) in names.iter().zip(answers) {
+                match hidden {
+                    None => drop(doubt.visible.insert((*name).clone())),
+                    Some(problem) => {
+                        doubt.hidden += 1;
+                        doubt.first.get_or_insert_with(|| ((*name).clone(), problem));
+                    }
                 }
-                Err(error) => return Err(error),
+            }
+            // Without rights all may be hidden: they are not asked about one by one each time.
+            if doubt.first.is_some() {
+                break;
             }
         }
-        Ok(None)
+        Ok(doubt)
+    }
+
+    /// None: it is.
+    async fn is_visible(&self, name: &str) -> Result<Option<Problem>, ConsulError> {
+        let call = Call::get("config/service-defaults")
+            .segment(name)
+            .needs(format!("service {name:?} {{ policy = \"read\" }}"))
+            .not_found_is_answer();
+        match self.client.probe(call).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.is_lack_of_rights() => Ok(Some(error.problem())),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn vanished(&self, doubt: Doubt) -> Option<Problem> {
+        let (name, problem) = doubt.first?;
+        let others = match doubt.hidden {
+            1 => "; its routes are kept".to_owned(),
+            count => format!(", nor {} others; their routes are kept", count - 1),
+        };
+        let message = format!(
+            "the service {name:?} vanished from the catalog because {} may no longer read it{others}. {problem}",
+            self.client.asker()
+        );
+        Some(Problem {
+            message: message.into(),
+            ..problem
+        })
     }
 
     /// What is worth saying beside a list that is taken.
@@ -202,28 +257,39 @@ impl Watched for ExposedWatch {
         Pass::granted()
     }
 
-    async fn take(&mut self, mut answer: Answer, context: Context) -> Result<Verdict, ConsulError> {
+    async fn take(&mut self, mut answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
         let mut asking = self.asking(&answer)?;
-        let lacks = |name: &Arc<str>| !asking.names.contains(name) && !self.kept.contains(name);
-        if context.waited && self.known.iter().any(lacks) {
-            // A poll that ran out shows the rights of its beginning, the probes show those of now: rights that came
-            // back meanwhile would pass for the end of all services. So look again first.
-            answer = self.client.probe(self.call()).await?;
+        let mut doubt = Doubt::default();
+        let lacking = self.lacking(&asking);
+        if !lacking.is_empty() {
+            doubt = self.doubt(&lacking).await?;
+            // The list shows the rights of its own time, which for a poll may be long ago, and the questions those of now:
+            // rights that came back in between would pass for an end. So what lacks must lack in a later list, too.
+            answer = self.client.probe(self.call().timeout(READ_TIMEOUT)).await?;
             asking = self.asking(&answer)?;
         }
         let mut kept = &self.kept - &asking.names;
-        let listed_before = &self.known - &kept;
-        let gone: Vec<&Arc<str>> = listed_before.difference(&asking.names).collect();
-        if let Some(problem) = self.doubt(&gone).await? {
-            return Ok(Verdict::Doubted(problem));
-        }
+        let (ended, hidden): (BTreeSet<_>, BTreeSet<_>) = self
+            .lacking(&asking)
+            .into_iter()
+            .partition(|name| doubt.visible.contains(name));
         let index = answer.index.unwrap_or(self.index);
         if index < self.index {
             // What ends in the order of things moves the index on.
-            kept.extend(gone.into_iter().cloned());
+            kept.extend(ended);
+            kept.extend(hidden.iter().cloned());
         }
-        let problem = self.remark(&kept, &asking);
-        let now = &asking.names | &kept;
+        let problem = match hidden.is_empty() {
+            true => None,
+            false => self.vanished(doubt),
+        };
+        let problem = problem.or_else(|| self.remark(&kept, &asking));
+        let now = &(&asking.names | &kept) | &hidden;
+        // What the token may not see is asked about again before long.
+        let taken = |news| match hidden.is_empty() {
+            true => Verdict::Taken { news },
+            false => Verdict::Partial { news },
+        };
         let mut update = ExposedUpdate {
             added: now.difference(&self.known).cloned().collect(),
             removed: self.known.difference(&now).cloned().collect(),
@@ -236,7 +302,7 @@ impl Watched for ExposedWatch {
         let news = !self.listed || !update.added.is_empty() || !update.removed.is_empty();
         (self.kept, self.index) = (kept, index);
         if !news && self.told == problem {
-            return Ok(Verdict::Taken { news });
+            return Ok(taken(news));
         }
         (self.known, self.listed) = (now, true);
         self.told.clone_from(&problem);
@@ -252,7 +318,7 @@ impl Watched for ExposedWatch {
                 return Ok(Verdict::Closed);
             }
         }
-        Ok(Verdict::Taken { news })
+        Ok(taken(news))
     }
 
     async fn tell(&mut self, problem: Problem) -> Result<(), Closed> {
@@ -277,6 +343,10 @@ const NAME_SHOWN: usize = 64;
 /// 100,000 names with tags.
 const LIST_BYTES: usize = 16 * 1024 * 1024;
 
-const NAMES_ASKED: usize = 4;
+/// Names that vanished, in one go.
+const ASKED_TOGETHER: usize = 64;
+
+/// Each has a connection over plain HTTP.
+const IN_FLIGHT: usize = 4;
 
 const RULE: &str = "service_prefix \"\" { policy = \"read\" }";
