@@ -84,6 +84,24 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// What Consul makes of a service that no config entry knows.
+    pub fn is_default(&self) -> bool {
+        let has_plain_target = |resolver: &ChainResolver| {
+            resolver.failover.is_empty()
+                && self.targets.get(&resolver.target).is_some_and(|target| {
+                    target.service == self.service
+                        && target.datacenter == self.datacenter
+                        && target.filter.is_none()
+                        && !target.external
+                })
+        };
+        let is_plain = |node: &ChainNode| match node {
+            ChainNode::Resolver(resolver) => has_plain_target(resolver),
+            _ => false,
+        };
+        self.protocol == ChainProtocol::Tcp && self.nodes.len() == 1 && self.nodes.values().all(is_plain)
+    }
+
     /// What Consul makes of a service of which no config entry says anything but that it speaks HTTP.
     pub fn plain(query: &ChainQuery) -> Self {
         let datacenter = query.datacenter.clone().unwrap_or_else(|| "dc1".into());
@@ -305,6 +323,18 @@ pub struct PublicLeaf {
 }
 
 impl MeshLeaf {
+    /// Where the gateway is: its Consul agent signs for its own datacenter.
+    pub fn datacenter(&self) -> Option<&str> {
+        let (_, path) = self.uri.strip_prefix("spiffe://")?.split_once('/')?;
+        let mut segments = path.split('/');
+        while let (Some(kind), Some(name)) = (segments.next(), segments.next()) {
+            if kind == "dc" {
+                return Some(name);
+            }
+        }
+        None
+    }
+
     pub fn public(&self) -> PublicLeaf {
         PublicLeaf {
             service: self.service.clone(),
@@ -415,4 +445,33 @@ pub enum PermissionPath {
     PathExact(Arc<str>),
     PathPrefix(Arc<str>),
     PathRegex(Arc<str>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_is_where_its_certificate_says() {
+        let datacenter = |uri: &str| {
+            let leaf = MeshLeaf::from(PublicLeaf {
+                service: "gw".into(),
+                uri: uri.into(),
+                chain: "".into(),
+                serial: "".into(),
+                not_before: 0,
+                not_after: 0,
+            });
+            leaf.datacenter().map(str::to_owned)
+        };
+        for (uri, expected) in [
+            ("spiffe://x.consul/ns/default/dc/dc1/svc/gw", Some("dc1")),
+            ("spiffe://x.consul/ap/dc/ns/dc/dc/dc2/svc/dc", Some("dc2")),
+            ("spiffe://x.consul/ns/default/svc/gw", None),
+            ("https://x/ns/default/dc/dc1/svc/gw", None),
+            ("", None),
+        ] {
+            assert_eq!(datacenter(uri).as_deref(), expected, "{uri}");
+        }
+    }
 }

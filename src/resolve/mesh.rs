@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Resolved;
 use super::cluster::{LEFT_OUT_SHOWN, endpoint, none_of, origins};
 use super::destination::{Destination, cluster_name, connect_source};
-use super::intention::{denies_all, intention_diagnostic, verdict};
+use super::intention::{denies_all, intention_diagnostics, verdict};
 use super::matching::Request;
 use super::named_port::{fix_for_none, may_be_asked, target_of_port};
 use crate::config::{BackendTarget, ConnectSource};
@@ -27,6 +27,8 @@ struct Target<'a> {
     source: &'a ConnectSource,
     chain: &'a Chain,
     target: Cow<'a, ChainTarget>,
+    /// The gateway's own datacenter, as far as is known.
+    here: Option<&'a str>,
 }
 
 pub(super) fn chain_of<'a>(snapshot: &'a Snapshot, source: &ConnectSource) -> Option<&'a Arc<Chain>> {
@@ -43,10 +45,20 @@ fn find<'a>(snapshot: &'a Snapshot, upstream: &str, target: &str) -> Option<Targ
         }
         None => Cow::Borrowed(chain.targets.get(target)?),
     };
+    let here = match &source.query.datacenter {
+        // Compiled where we are.
+        None => Some(&*chain.datacenter),
+        // Compiled as if we were there.
+        Some(_) => {
+            let leaf = snapshot.mesh().leaf.value.as_ref();
+            leaf.and_then(|leaf| leaf.datacenter())
+        }
+    };
     Some(Target {
         source,
         chain,
         target,
+        here,
     })
 }
 
@@ -105,11 +117,16 @@ pub(super) fn is_ready(snapshot: &Snapshot, upstream: &str, target: &str) -> boo
 }
 
 impl Target<'_> {
+    /// The target's datacenter, if it is not ours.
+    fn elsewhere(&self) -> Option<&Arc<str>> {
+        let there = &self.target.datacenter;
+        (!there.is_empty() && self.here != Some(&**there)).then_some(there)
+    }
+
     fn scope(&self) -> Narrowing {
         let target = &self.target;
         Narrowing {
-            datacenter: (target.datacenter != self.chain.datacenter && !target.datacenter.is_empty())
-                .then(|| target.datacenter.clone()),
+            datacenter: self.elsewhere().cloned(),
             namespace: enterprise(&target.namespace, &self.source.query.namespace),
             partition: enterprise(&target.partition, &self.source.query.partition),
             peer: None,
@@ -120,14 +137,14 @@ impl Target<'_> {
     /// Mesh gateways carry what leaves the datacenter, if Consul says so. They look at the SNI and decrypt nothing, so
     /// certificates and names are those of the target all the same.
     fn gateways(&self) -> Option<ServiceQuery> {
-        let elsewhere = self.target.datacenter != self.chain.datacenter && !self.target.datacenter.is_empty();
+        let elsewhere = self.elsewhere()?;
         let lookup = match self.target.mesh_gateway {
-            MeshGatewayMode::Local if elsewhere => Lookup::MeshGateway,
-            MeshGatewayMode::Remote if elsewhere => Lookup::MeshGatewayWan,
-            _ => return None,
+            MeshGatewayMode::Local => Lookup::MeshGateway,
+            MeshGatewayMode::Remote => Lookup::MeshGatewayWan,
+            MeshGatewayMode::None => return None,
         };
         let narrowing = Narrowing {
-            datacenter: (lookup == Lookup::MeshGatewayWan).then(|| self.target.datacenter.clone()),
+            datacenter: (lookup == Lookup::MeshGatewayWan).then(|| elsewhere.clone()),
             ..Narrowing::default()
         };
         let name = self.source.mesh_gateway.clone();
@@ -346,7 +363,9 @@ pub(super) fn endpoints(
     let intention = snapshot.intention(&found.intention());
     diagnostics.extend(
         intention
-            .and_then(|known| intention_diagnostic(known, found.chain.protocol))
+            .map(|known| intention_diagnostics(known, found.chain.protocol))
+            .unwrap_or_default()
+            .into_iter()
             .map(about),
     );
     if intention

@@ -72,4 +72,20 @@ async fn a_chain_falls_over_to_another_datacenter_through_its_mesh_gateway() {
     );
     stack.consul.set_check(&check, "passing").await;
     until(&client, &request, "its own datacenter again", from("near")).await;
+
+    // Named by the document: its chain is compiled as if there, and the way is the same.
+    let there = |host: &str| document(&format!("{host}.example.com"), host, "");
+    let named = |host: &str, datacenter: &str| {
+        let connect = format!("connect {{\n    service = \"pets\"\n    datacenter = \"{datacenter}\"\n  }}");
+        there(host).replace("connect {}", &connect)
+    };
+    stack.put("far-pets", &named("far-pets", "dc2")).await;
+    let before = connections(&gateway).await;
+    let request = Request::get("far-pets.example.com", "/");
+    until(&client, &request, "the datacenter that is named", from("far")).await;
+    assert!(connections(&gateway).await > before, "through its mesh gateway");
+    // Our own by its name is ours: its instances themselves.
+    stack.put("near-pets", &named("near-pets", "dc1")).await;
+    let request = Request::get("near-pets.example.com", "/");
+    until(&client, &request, "our own datacenter by its name", from("near")).await;
 }
