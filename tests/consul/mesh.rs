@@ -6,8 +6,8 @@ use std::time::Duration;
 use imbl::OrdMap;
 use portreeve::envoy::{ResourceKind, render_resource};
 use portreeve::model::mesh::{
-    BalancerPolicy, Chain, ChainNode, ChainPath, ChainQuery, HashOn, Intention, IntentionQuery,
-    IntentionRule, Interest, PermissionPath,
+    BalancerPolicy, Chain, ChainNode, ChainPath, ChainProtocol, ChainQuery, HashOn, Intention,
+    IntentionQuery, IntentionRule, Interest, PermissionPath,
 };
 use portreeve::model::{
     Lookup, MeshUpdate, Narrowing, Observation, Problem, ProblemKind, Redacted, ServiceQuery,
@@ -15,9 +15,10 @@ use portreeve::model::{
 use portreeve::sources::agent_api::{ApiAddress, Product};
 use portreeve::sources::consul::{ConsulClient, ConsulSettings, MeshWatcher, ServiceWatcher, WatchTiming};
 use portreeve::translate::Compiler;
+use serde_json::json;
 
 use crate::answering::{Answer, AnsweringServer};
-use crate::server::{Running, quick};
+use crate::server::{Running, Server, quick};
 use crate::world;
 
 pub const CHAIN: &str = "/v1/discovery-chain/web";
@@ -517,4 +518,51 @@ async fn a_consul_without_connect_says_so() {
         };
         assert!(problem.message.contains("Connect must be enabled"), "{problem:?}");
     }
+}
+
+/// Its services register themselves again, and the chain that Consul then answers with speaks TCP.
+#[tokio::test]
+async fn a_consul_that_lost_its_entries_takes_no_chain_away() {
+    let mut server = Server::start_with(false, "connect { enabled = true }").await;
+    let entry = json!({ "Kind": "service-defaults", "Name": "web", "Protocol": "http" });
+    // So old that its index shows that it has begun anew.
+    for round in 0..300 {
+        server.put("kv/grows", round).await;
+    }
+    server.put("config", &entry).await;
+    server.register("web", "web-1", 80).await;
+    let (mut running, sender) = Running::new();
+    let client = || server.client(None);
+    let (watcher, task) = MeshWatcher::new(client(), client(), "edge-gw".into(), sender);
+    watcher.set_interests(wishes([Interest::chain(chain_of("web"))]));
+    running
+        .tasks
+        .spawn(task.with_timing(quick()).run(running.cancel.clone()));
+    let known = chain(running.next().await).unwrap();
+    assert!(!known.is_default() && known.protocol == ChainProtocol::Http);
+
+    // An entry that is deleted is gone, and one that is written is there.
+    server.delete("config/service-defaults/web").await;
+    assert!(chain(running.next().await).unwrap().is_default());
+    server.put("config", &entry).await;
+    assert_eq!(chain(running.next().await).unwrap(), known);
+
+    server.restart_wiped().await;
+    server.register("web", "web-1", 80).await;
+    let problem = loop {
+        // While it was away, that is what was told.
+        let problem = chain(running.next().await).expect_err("kept");
+        if problem.kind == ProblemKind::Invalid {
+            break problem;
+        }
+    };
+    assert!(problem.message.contains("lost its state"), "{problem:?}");
+    running.quiet_for(2000).await;
+    server.put("config", &entry).await;
+    // It is of another trust domain, as all is that this Consul says.
+    let again = chain(running.next().await).unwrap();
+    assert_eq!(
+        (again.protocol, again.nodes.clone()),
+        (known.protocol, known.nodes.clone())
+    );
 }

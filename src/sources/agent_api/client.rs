@@ -77,7 +77,7 @@ pub(in crate::sources) struct Answer {
     pub(in crate::sources) filtered_by_acls: bool,
     pub(in crate::sources) body: Bytes,
     pub(in crate::sources) asked: String,
-    server: Server,
+    pub(in crate::sources) server: Server,
 }
 
 impl ApiClient {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::model::mesh::{Chain, ChainQuery};
-use crate::model::{ChainUpdate, Observation, Problem};
+use crate::model::{ChainUpdate, Observation, Problem, ProblemKind};
 use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
 use crate::sources::agent_api::budget::{Claim, Pass};
 use crate::sources::agent_api::call::{Call, Scope};
@@ -18,6 +18,10 @@ pub(super) struct ChainWatch {
     pub(super) claim: Claim,
     pub(super) observations: mpsc::Sender<Observation>,
     known: Option<Arc<Chain>>,
+    /// Of the last answer that was believed.
+    index: u64,
+    /// Consul came back without its state: so it stays until an entry shows in the chain.
+    wiped: bool,
     told: Option<Problem>,
 }
 
@@ -28,8 +32,28 @@ impl ChainWatch {
             claim,
             observations,
             known: None,
+            index: 0,
+            wiped: false,
             told: None,
         }
+    }
+
+    /// An entry that is deleted moves the index on; only a Consul that lost its state has less past and no entry. Its services
+    /// register themselves again, and then it says of each that it speaks TCP.
+    fn lost_state(&mut self, now: &Chain, answer: &Answer) -> Option<Problem> {
+        let is_end = now.is_default() && self.known.as_ref().is_some_and(|known| !known.is_default());
+        let fell = answer.index.is_some_and(|index| index < self.index);
+        self.wiped = is_end && (self.wiped || fell);
+        self.wiped.then(|| {
+            let service = &self.query.service;
+            let message = format!(
+                "Consul at {} knows no config entry of {service:?} any more and its index fell below {}: it seems to have \
+                 lost its state; the last known discovery chain is kept",
+                answer.server.address, self.index
+            );
+            let fix = "restore Consul, or write the config entries again; if they are to be gone, start the agent again";
+            Problem::new(ProblemKind::Invalid, message).with_fix(fix)
+        })
     }
 
     async fn send(&self, result: Result<Arc<Chain>, Problem>) -> Result<(), Closed> {
@@ -66,6 +90,10 @@ impl Watched for ChainWatch {
 
     async fn take(&mut self, answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
         let chain = chain_answer::parse(&answer.body).map_err(|reason| answer.unreadable(reason))?;
+        if let Some(problem) = self.lost_state(&chain, &answer) {
+            return Ok(Verdict::Doubted(problem));
+        }
+        self.index = answer.index.unwrap_or(0);
         if self.told.is_none() && self.known.as_deref() == Some(&chain) {
             return Ok(Verdict::Taken { news: false });
         }
