@@ -8,15 +8,25 @@ use crate::model::mesh::{
 use crate::model::regex::full_match;
 use crate::snapshot::Known;
 
-/// Said once for each target that every request of ours will be refused by.
-pub(super) fn intention_diagnostic(known: &Known<Intention>, protocol: ChainProtocol) -> Option<Diagnostic> {
-    if let Some(problem) = &known.problem {
-        let mut diagnostic = Diagnostic::of_problem(Code::SourceProblem, problem)
-            .because("whether the gateway may reach the service cannot be told beforehand");
+/// What is wrong with the intentions of a target, and what they refuse us as far as they are known.
+pub(super) fn intention_diagnostics(known: &Known<Intention>, protocol: ChainProtocol) -> Vec<Diagnostic> {
+    let denial = known
+        .value
+        .as_ref()
+        .and_then(|intention| denial(intention, protocol));
+    let trouble = known.problem.as_ref().map(|problem| {
+        let mut diagnostic = Diagnostic::of_problem(Code::SourceProblem, problem).because(match &denial {
+            Some(_) => "the denial that was last known is in force until the intentions can be read",
+            None => "whether the gateway may reach the service cannot be told beforehand",
+        });
         diagnostic.severity = Severity::Warning;
-        return Some(diagnostic);
-    }
-    let intention = known.value.as_ref()?;
+        diagnostic
+    });
+    trouble.into_iter().chain(denial).collect()
+}
+
+/// Said once for each target that every request of ours will be refused by.
+fn denial(intention: &Intention, protocol: ChainProtocol) -> Option<Diagnostic> {
     let (source, destination) = (&intention.source, &intention.destination);
     if let IntentionRule::Permissions(permissions) = &intention.rule
         && protocol != ChainProtocol::Tcp
@@ -146,6 +156,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::model::{Problem, ProblemKind};
 
     fn intention(rule: IntentionRule) -> Intention {
         Intention {
@@ -218,7 +229,8 @@ mod tests {
                 )))),
                 ..Known::default()
             };
-            let said = intention_diagnostic(&known, protocol).map(|said| said.message.to_string());
+            let said = intention_diagnostics(&known, protocol).pop();
+            let said = said.map(|said| said.message.to_string());
             match message {
                 Some(message) => assert!(
                     said.as_ref().is_some_and(|said| said.contains(message)),
@@ -233,6 +245,29 @@ mod tests {
                 "its proxy answers requests itself"
             );
         }
+    }
+
+    #[test]
+    fn a_denial_in_force_is_told_also_where_the_intentions_cannot_be_read() {
+        let problem = Problem::new(ProblemKind::Unavailable, "no leader");
+        let known = |rule| Known {
+            value: rule,
+            problem: Some(problem.clone()),
+            stale: false,
+        };
+        let codes = |known: Known<Intention>| {
+            let said = intention_diagnostics(&known, ChainProtocol::Tcp);
+            said.iter()
+                .map(|said| (said.code, said.severity))
+                .collect::<Vec<_>>()
+        };
+        let denied = Arc::new(intention(IntentionRule::Deny));
+        let trouble = (Code::SourceProblem, Severity::Warning);
+        assert_eq!(
+            codes(known(Some(denied))),
+            [trouble, (Code::IntentionDenied, Severity::Error)]
+        );
+        assert_eq!(codes(known(None)), [trouble]);
     }
 
     #[test]
