@@ -103,7 +103,7 @@ impl DirectoryWatch {
                 let scan = scanner.scan();
                 (scanner, scan)
             });
-            let Some(Ok((returned, scan))) = scanning.join_next().await else {
+            let Some(Ok((returned, mut scan))) = scanning.join_next().await else {
                 tracing::error!(root = %self.root.display(), "the scan of documents panicked, starting over");
                 self.health.failed();
                 scanner = Scanner::new(self.root.clone(), self.is_other);
@@ -111,19 +111,26 @@ impl DirectoryWatch {
                 continue;
             };
             scanner = returned;
-            if scan.is_torn {
-                tokio::time::sleep(SETTLE).await;
-                continue;
-            }
-            if scan.is_unsettled {
+            if scan.is_torn || scan.is_unsettled {
                 // Someone is writing: an editor that truncates first would otherwise empty a document for a moment.
-                let until = *patience.get_or_insert_with(|| Instant::now() + SETTLE_AT_MOST);
-                if Instant::now() < until {
+                let at_most = if scan.is_torn {
+                    TORN_AT_MOST
+                } else {
+                    SETTLE_AT_MOST
+                };
+                let since = *patience.get_or_insert_with(Instant::now);
+                if since.elapsed() < at_most {
                     tokio::time::sleep(SETTLE).await;
                     continue;
                 }
             }
             patience = None;
+            if scan.is_torn {
+                scan.root_problem = Some(format!(
+                    "for {} s directories in it were others each time after they were read, by their device and inode",
+                    TORN_AT_MOST.as_secs()
+                ));
+            }
             // A directory that is new to the watch may have changed before it was watched: look once more.
             let look_again = watched.follow(&scan.directories);
             match known.compare(scan) {
@@ -149,7 +156,8 @@ impl DirectoryWatch {
             if look_again {
                 continue;
             }
-            let rescan = if watched.is_blind() {
+            // Neither is told by an event that what was missing is there: a mount, for one.
+            let rescan = if watched.is_blind() || known.told.is_some() {
                 BLIND_RESCAN.min(self.rescan)
             } else {
                 self.rescan
@@ -199,6 +207,8 @@ async fn settle(moved: &Notify) {
 struct Known {
     documents: std::collections::BTreeMap<Arc<str>, Document>,
     complete: bool,
+    /// The root in which they were, by its identity. None: not looked at yet.
+    root: Option<(u64, u64)>,
     told: Option<Problem>,
 }
 
@@ -210,13 +220,27 @@ impl Known {
             complete: self.complete,
             ..DocumentsUpdate::from_source(&*source)
         };
+        let root = scan
+            .directories
+            .iter()
+            .find(|directory| directory.path == scan.root);
+        let root = root.map(|root| root.identity);
         match scan.root_problem {
             Some(reason) => update.problem = Some(root_problem(&scan.root, &reason)),
+            None if scan.is_bare && root != self.root && !self.documents.is_empty() => {
+                update.problem = Some(bare_problem(&scan.root));
+            }
             None => {
+                let mut unreadable = scan.unreadable;
+                // Of what is no document by its name, a directory that had some is worth a word.
+                let had_documents = |(path, _): &(String, String)| {
+                    self.documents.keys().any(|known| is_at_or_below(known, path))
+                };
+                unreadable.extend(scan.unknown.into_iter().filter(had_documents));
                 let gone = |path: &Arc<str>| {
                     !scan.documents.contains_key(path)
                         // An unreadable file, or one below an unreadable directory, is still there.
-                        && !scan.unreadable.keys().any(|bad| is_at_or_below(path, bad))
+                        && !unreadable.keys().any(|bad| is_at_or_below(path, bad))
                 };
                 let removed: Vec<Arc<str>> =
                     self.documents.keys().filter(|path| gone(path)).cloned().collect();
@@ -230,8 +254,9 @@ impl Known {
                         self.documents.insert(path, document);
                     }
                 }
-                update.problem = unreadable_problem(&scan.unreadable);
+                update.problem = unreadable_problem(&unreadable);
                 update.complete = true;
+                self.root = root;
             }
         }
         let news = !update.changed.is_empty()
@@ -247,6 +272,16 @@ impl Known {
 fn is_at_or_below(path: &str, above: &str) -> bool {
     path.strip_prefix(above)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// A file system that is not mounted leaves an empty directory in its place.
+fn bare_problem(root: &Path) -> Problem {
+    let message = format!(
+        "documents directory {} is empty, and is not known to be the one that had documents; what was known stands",
+        root.display()
+    );
+    let fix = "mount it, or fill it; if nothing is to be served, put any file into it";
+    Problem::new(ProblemKind::Unavailable, message).with_fix(fix)
 }
 
 fn root_problem(root: &Path, reason: &str) -> Problem {
@@ -354,6 +389,9 @@ const BLIND_RESCAN: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_millis(50);
 
 const SETTLE_AT_MOST: Duration = Duration::from_millis(500);
+
+/// A checkout replaces directories for as long; some file systems give one another inode each time.
+const TORN_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Paths named in one message.
 const SHOWN: usize = 5;

@@ -30,10 +30,14 @@ pub(super) struct Scan {
     pub(super) directories: BTreeSet<Directory>,
     /// Of the documents together.
     bytes: u64,
+    /// The same of what cannot be looked at and is named as no document is: a directory, perhaps.
+    pub(super) unknown: BTreeMap<String, String>,
     /// A document was written to just now, perhaps not to its end.
     pub(super) is_unsettled: bool,
     /// A directory was replaced during the look: what was found belongs to no one state of the tree.
     pub(super) is_torn: bool,
+    /// Nothing is in the root, not even a directory.
+    pub(super) is_bare: bool,
     /// Nothing can be said about anything.
     pub(super) root_problem: Option<String>,
 }
@@ -42,7 +46,7 @@ pub(super) struct Scan {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Directory {
     pub(super) path: PathBuf,
-    identity: (u64, u64),
+    pub(super) identity: (u64, u64),
 }
 
 /// Says of a file right in the root, by path and text, that it is no document but something else.
@@ -134,6 +138,7 @@ impl Walk<'_> {
             names.push(entry?.file_name());
         }
         names.sort();
+        self.scan.is_bare |= self.ancestors.is_empty() && names.is_empty();
         self.scan.directories.insert(Directory {
             path: path.to_owned(),
             identity,
@@ -165,6 +170,9 @@ impl Walk<'_> {
             Err(error) => {
                 if is_document {
                     self.reject(path, error.to_string());
+                } else {
+                    let path = path.to_string_lossy().into_owned();
+                    self.scan.unknown.insert(path, error.to_string());
                 }
                 return;
             }

@@ -290,3 +290,102 @@ async fn what_went_since_the_last_run_is_told_as_removed() {
     assert_eq!(update.changed, [file(&root.join("a.hcl"), "new")]);
     assert_eq!(update.removed, [known[2].id.clone()]);
 }
+
+/// A file system that is not there leaves what lies below it as it was.
+#[tokio::test]
+async fn a_directory_that_cannot_be_looked_at_is_not_gone() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir_all(top.join("mnt/teams")).unwrap();
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("mnt/teams/shop.hcl"), "a").unwrap();
+        fs::write(top.join("d/edge.hcl"), "b").unwrap();
+        symlink(top.join("mnt/teams"), top.join("d/teams")).unwrap();
+        // Names no document, and leads nowhere: nobody's trouble.
+        symlink(top.join("nowhere"), top.join("d/README")).unwrap();
+    });
+    let update = watched.next().await;
+    assert_eq!(update.changed.len(), 2);
+    assert_eq!(update.problem, None);
+
+    fs::rename(watched.path("mnt"), watched.path("away")).unwrap();
+    fs::write(watched.path("d/edge.hcl"), "c").unwrap();
+    let update = watched.next().await;
+    assert_eq!(watched.changed(&update), pairs(&[("d/edge.hcl", "c")]));
+    assert!(update.removed.is_empty(), "{:?}", update.removed);
+    let message = update.problem.expect("told").message;
+    assert!(message.contains("d/teams: No such file"), "{message}");
+
+    fs::rename(watched.path("away"), watched.path("mnt")).unwrap();
+    fs::write(watched.path("d/edge.hcl"), "d").unwrap();
+    let update = watched.next().await;
+    assert_eq!((update.removed, update.problem), (Vec::new(), None));
+    // Taken away by name, it is gone.
+    fs::remove_file(watched.path("d/teams")).unwrap();
+    assert_eq!(watched.next().await.removed.len(), 1);
+}
+
+#[tokio::test]
+async fn an_empty_directory_in_the_place_of_one_with_documents_removes_none() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir(top.join("d")).unwrap();
+        fs::write(top.join("d/edge.hcl"), "a").unwrap();
+    });
+    assert_eq!(watched.next().await.changed.len(), 1);
+    fs::rename(watched.path("d"), watched.path("unmounted")).unwrap();
+    fs::create_dir(watched.path("d")).unwrap();
+    let update = loop {
+        let update = watched.next().await;
+        // For a moment it may have been seen missing.
+        if update
+            .problem
+            .as_ref()
+            .is_some_and(|problem| problem.message.contains("is empty"))
+        {
+            break update;
+        }
+    };
+    assert!(update.removed.is_empty(), "{:?}", update.removed);
+    fs::remove_dir(watched.path("d")).unwrap();
+    fs::rename(watched.path("unmounted"), watched.path("d")).unwrap();
+    let update = loop {
+        let update = watched.next().await;
+        if update.problem.is_none() {
+            break update;
+        }
+    };
+    assert!(
+        update.removed.is_empty() && update.changed.is_empty(),
+        "{update:?}"
+    );
+    // The same directory without its last document is meant so.
+    fs::remove_file(watched.path("d/edge.hcl")).unwrap();
+    assert_eq!(watched.next().await.removed.len(), 1);
+}
+
+#[tokio::test]
+async fn a_root_that_is_empty_after_a_restart_is_doubted_unless_something_is_in_it() {
+    for (left, removed) in [(None, 0), (Some("README"), 1)] {
+        let directory = tempfile::tempdir().unwrap();
+        let known = Document {
+            id: DocumentId::File(directory.path().join("edge.hcl").to_string_lossy().into()),
+            text: "a".into(),
+            order: 0,
+            version: 0,
+        };
+        if let Some(name) = left {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        let (sender, mut updates) = mpsc::channel(16);
+        let watch = DirectoryWatch::new(directory.path(), sender).with_known(&[known]);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch.run(CancellationToken::new()));
+        let Some(Observation::Documents(update)) = updates.recv().await else {
+            panic!("an update")
+        };
+        assert_eq!(update.removed.len(), removed);
+        assert_eq!(
+            (update.problem.is_none(), update.complete),
+            (removed > 0, removed > 0)
+        );
+    }
+}
