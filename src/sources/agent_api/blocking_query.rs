@@ -17,7 +17,7 @@ use super::settings::{ApiAddress, LONGEST_RETRY};
 use crate::model::Problem;
 use crate::sources::retry::{Intervals, jittered};
 
-pub(in crate::sources) use super::poll_loop::{READ_TIMEOUT, keep_watching, watch};
+pub(in crate::sources) use super::poll_loop::{READ_ONE_TIMEOUT, READ_TIMEOUT, keep_watching, watch};
 
 /// The figures of the contract. Tests shrink them; nobody else should need to.
 #[derive(Clone, Debug)]
@@ -263,8 +263,10 @@ impl<'a> WatchState<'a> {
 
     fn on_lost(&mut self, failure: TransportFailure, after: Duration) -> Next {
         if failure != TransportFailure::Cut || after < self.timing.benign_cut {
-            // A first failure is mostly a restart; the second says so.
-            return self.fail(None, self.failures > 0);
+            // A first failure is mostly a restart; the second says so. One that hangs before it ever answered is none, and who
+            // starts waits for it.
+            let hangs = failure == TransportFailure::TimedOut && self.index == 0;
+            return self.fail(None, hangs || self.failures > 0);
         }
         self.cuts = self.cuts.saturating_add(1);
         if self.cuts >= CUTS {
@@ -379,6 +381,11 @@ pub(in crate::sources) trait Watched: Send + Sync {
     /// and not when something changes.
     fn shows_rights(&self) -> bool {
         false
+    }
+
+    /// How long an answer may take that is not waited for.
+    fn read_timeout(&self) -> Duration {
+        READ_TIMEOUT
     }
 
     /// Waits for a place among the connections.

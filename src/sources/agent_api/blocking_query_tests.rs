@@ -422,3 +422,17 @@ fn a_server_that_cuts_whatever_is_asked_is_told_and_left_in_peace() {
     assert_eq!(poll_at(&state), (8, 300));
     assert!(!state.is_troubled() && !state.on_answer(&cut(2)).tell);
 }
+
+/// Who starts waits for every first answer.
+#[test]
+fn a_first_read_that_hangs_is_told_at_once_and_a_poll_that_hangs_the_second_time() {
+    let hung = Polled::Lost {
+        failure: TransportFailure::TimedOut,
+        after: Duration::from_secs(20),
+    };
+    let mut state = state();
+    assert!(state.on_answer(&hung).tell);
+    state.on_answer(&taken(7));
+    assert!(!state.on_answer(&hung).tell);
+    assert!(state.on_answer(&hung).tell);
+}

@@ -44,8 +44,26 @@ pub(in crate::sources) struct Budget {
     shortest_turn: Duration,
     seats: Mutex<Seats>,
     waiting: AtomicUsize,
+    here: Queues,
+    /// What another datacenter or region answers: one that hangs holds each of its requests for as long as it takes, and is to
+    /// hold none of ours.
+    elsewhere: Queues,
+}
+
+/// Requests that are under way at once.
+#[derive(Debug)]
+struct Queues {
     turns: Arc<Semaphore>,
     first_reads: Arc<Semaphore>,
+}
+
+impl Queues {
+    fn of(turns: usize, first_reads: usize) -> Self {
+        Self {
+            turns: Arc::new(Semaphore::new(turns)),
+            first_reads: Arc::new(Semaphore::new(first_reads)),
+        }
+    }
 }
 
 /// Places by number. The lowest free one is taken first: low numbers share connections.
@@ -80,6 +98,7 @@ pub(in crate::sources) struct Claim {
     budget: Arc<Budget>,
     seat: Option<usize>,
     waits: bool,
+    is_elsewhere: bool,
 }
 
 impl Budget {
@@ -91,16 +110,26 @@ impl Budget {
             shortest_turn,
             seats: Mutex::new(Seats::default()),
             waiting: AtomicUsize::new(0),
-            turns: Arc::new(Semaphore::new(TURNS_IN_FLIGHT)),
-            first_reads: Arc::new(Semaphore::new(FIRST_READS_IN_FLIGHT)),
+            here: Queues::of(TURNS_IN_FLIGHT, FIRST_READS_IN_FLIGHT),
+            elsewhere: Queues::of(TURNS_ELSEWHERE, FIRST_READS_IN_FLIGHT),
         })
     }
 
     pub(in crate::sources) fn claim(self: &Arc<Self>) -> Claim {
+        self.claim_of(false)
+    }
+
+    /// For what another datacenter or region answers.
+    pub(in crate::sources) fn claim_elsewhere(self: &Arc<Self>) -> Claim {
+        self.claim_of(true)
+    }
+
+    fn claim_of(self: &Arc<Self>, is_elsewhere: bool) -> Claim {
         Claim {
             budget: self.clone(),
             seat: None,
             waits: false,
+            is_elsewhere,
         }
     }
 
@@ -133,10 +162,14 @@ impl Claim {
             self.seat = self.budget.take_seat();
             self.set_waiting(self.seat.is_none());
         }
-        // Neither semaphore is ever closed; a pass without a permit would merely be unbounded.
+        let queues = match self.is_elsewhere {
+            false => &self.budget.here,
+            true => &self.budget.elsewhere,
+        };
+        // No semaphore is ever closed; a pass without a permit would merely be unbounded.
         match self.seat {
             Some(seat) => {
-                let gate = first.then(|| self.budget.first_reads.clone().acquire_owned());
+                let gate = first.then(|| queues.first_reads.clone().acquire_owned());
                 let permit = match gate {
                     Some(gate) => gate.await.ok(),
                     None => None,
@@ -149,7 +182,7 @@ impl Claim {
                 }
             }
             None => {
-                let permit = self.budget.turns.clone().acquire_owned().await.ok();
+                let permit = queues.turns.clone().acquire_owned().await.ok();
                 Pass {
                     lane: CALL_LANE,
                     may_block: false,
@@ -184,7 +217,8 @@ impl Drop for Claim {
 }
 
 /// Connections for those without a place.
-const TURNS_IN_FLIGHT: usize = 8;
+const TURNS_IN_FLIGHT: usize = 6;
+const TURNS_ELSEWHERE: usize = 2;
 
 /// First reads at once: a start with 10,000 services must not look like an attack.
 const FIRST_READS_IN_FLIGHT: usize = 64;
@@ -332,6 +366,28 @@ mod tests {
         );
         queue.waiting.clear();
         assert_eq!(queue.budget.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_datacenter_that_hangs_holds_nobody_of_another() {
+        let client = ApiClient::new(&ApiSettings::of(Product::Consul)).unwrap();
+        for (limit, held) in [(0, TURNS_ELSEWHERE), (200, FIRST_READS_IN_FLIGHT)] {
+            let budget = Budget::new(client.clone(), limit, Duration::from_secs(10));
+            let mut passes = Vec::new();
+            for _ in 0..held {
+                let mut claim = budget.claim_elsewhere();
+                passes.push((claim.admit(true).await, claim));
+            }
+            let mut next = budget.claim_elsewhere();
+            let mut next = std::pin::pin!(next.admit(true));
+            tokio::select! {
+                biased;
+                _ = &mut next => panic!("one more than may hang at once"),
+                () = std::future::ready(()) => {}
+            }
+            let mut ours = budget.claim();
+            assert_eq!(ours.admit(true).await.may_block, limit > 0);
+        }
     }
 
     #[tokio::test]

@@ -197,8 +197,11 @@ impl ServiceWatcherTask {
         let health = SourceHealth::default();
         self.health_of_all(|all| all.insert(query.clone(), health.clone()));
         (self.start)(One {
+            claim: match query.narrowing().datacenter {
+                None => budget.claim(),
+                Some(_) => budget.claim_elsewhere(),
+            },
             query,
-            claim: budget.claim(),
             connections: budget.limit(),
             timing: self.timing.clone(),
             health,

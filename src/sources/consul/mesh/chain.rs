@@ -1,10 +1,11 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::model::mesh::{Chain, ChainQuery};
 use crate::model::{ChainUpdate, Observation, Problem, ProblemKind};
-use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
+use crate::sources::agent_api::blocking_query::{Closed, Context, READ_ONE_TIMEOUT, Verdict, Watched};
 use crate::sources::agent_api::budget::{Claim, Pass};
 use crate::sources::agent_api::call::{Call, Scope};
 use crate::sources::consul::ConsulError;
@@ -82,6 +83,10 @@ impl Watched for ChainWatch {
             Some(datacenter) => call.query("compile-dc", datacenter),
             None => call,
         }
+    }
+
+    fn read_timeout(&self) -> Duration {
+        READ_ONE_TIMEOUT
     }
 
     async fn admit(&mut self, first: bool) -> Pass {
