@@ -125,3 +125,32 @@ async fn a_request_that_may_have_taken_effect_is_not_repeated() {
     assert_eq!(cut(Request::get(HOST, "/reset-default")).await, 1);
     assert_eq!(cut(post("/reset-default")).await, 1);
 }
+
+/// An instance that is gone before the catalog says so refuses connections, while an upload is already coming in.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_reaches_another_instance_where_one_refuses() {
+    let stack = Stack::start(Options::default()).await;
+    let backend = Backend::start("app").await;
+    let mut gone = Backend::start("gone").await;
+    for instance in [&backend, &gone] {
+        stack.register("app", instance).await;
+    }
+    stack.put("edge", &document(gone.port)).await;
+    let ready = Request::get(HOST, "/plain");
+    stack
+        .until(&ready, "both", |reply| reply.backend() == Some("gone"))
+        .await;
+    gone.stop().await;
+    let client = stack.client();
+    for kib in [16, 64, 1000] {
+        for upload in 0..40 {
+            let request = Request::post(HOST, "/plain", "x".repeat(kib * 1024));
+            let reply = client.send(&request).await.unwrap();
+            assert_eq!(
+                reply.status, 200,
+                "upload {upload} of {kib} KiB: {:?}",
+                reply.headers
+            );
+        }
+    }
+}

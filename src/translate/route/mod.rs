@@ -20,7 +20,7 @@ use prost::Message;
 use self::action::{Parts, put_route};
 use self::path_matcher::{Encoded, ROUTE_OF_LIST, put_path_matcher};
 use self::path_tree::PathTree;
-use super::encoding::{put_bytes, put_message, put_struct};
+use super::encoding::{put_bytes, put_message, put_number, put_struct};
 use super::http_connection_manager::{LISTENER_HEADER, LOWER_CASE_HOST, SNI_HEADER};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, any, scope_name, wrap_bool};
 use crate::features::default_retry;
@@ -57,6 +57,9 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     // Once for the host and not in each route: Envoy reads and keeps it once.
     if host.routes.iter().any(retries_by_default) {
         put_bytes(&mut buffer, 16, &DEFAULT_RETRY);
+    }
+    if host.routes.iter().any(is_forwarded) {
+        put_message(&mut buffer, 25, |limit| put_number(limit, 1, BODY_TO_RETRY));
     }
     EncodedHost {
         listener: host.listener.clone(),
@@ -180,8 +183,17 @@ fn settings() -> RouteConfiguration {
 
 static DEFAULT_RETRY: LazyLock<Vec<u8>> = LazyLock::new(|| default_retry().encode_to_vec());
 
-fn retries_by_default(route: &ir::Route) -> bool {
+/// What is kept of a body until it is clear that it need not be sent again. With Envoy's own bound, that of a connection (32
+/// KiB), most longer uploads failed that met an instance which had just gone: with 503, or 507 if the rest came in before the
+/// next try.
+const BODY_TO_RETRY: u64 = 1024 * 1024;
+
+fn is_forwarded(route: &ir::Route) -> bool {
     matches!(route.action, Action::Forward(_))
+}
+
+fn retries_by_default(route: &ir::Route) -> bool {
+    is_forwarded(route)
         && route.chain.as_ref().is_none_or(|chain| chain.retry.is_none())
         && route.policies.get("retry").is_none()
 }
