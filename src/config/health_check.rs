@@ -31,7 +31,7 @@ pub(super) fn schema() -> BlockSchema {
         Type::Host,
         None,
         "\"orders.internal\"",
-        "The Host header of these requests. Left out: the cluster's name.",
+        "The Host header of these requests. Left out: the name in `dns`, or else the upstream's. gRPC checks have that, too.",
     )
     .attribute(
         "grpc_service",

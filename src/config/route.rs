@@ -78,21 +78,21 @@ fn match_schema() -> BlockSchema {
             .attribute("exact", Type::HeaderValue, None, "\"v2\"", "The whole value.")
             .attribute(
                 "prefix",
-                Type::HeaderValue,
+                Type::PartOfValue,
                 None,
                 "\"v\"",
                 "How the value begins.",
             )
             .attribute(
                 "suffix",
-                Type::HeaderValue,
+                Type::PartOfValue,
                 None,
                 "\"-beta\"",
                 "How the value ends.",
             )
             .attribute(
                 "contains",
-                Type::HeaderValue,
+                Type::PartOfValue,
                 None,
                 "\"mobile\"",
                 "What stands in the value.",

@@ -172,6 +172,13 @@ pub(super) fn schema() -> BlockSchema {
         "\"1s\"",
         "Longest time to a connection. In the mesh, left out, Consul's discovery chain says it.",
     )
+    .attribute(
+        "idle_timeout",
+        Type::Duration(100, 86_400_000),
+        Some("\"1h\""),
+        "\"4s\"",
+        "How long a connection to an instance is kept without a request. Less than the instance keeps it itself: a request on one that it is closing gets 503 (Node closes after 5 s, gunicorn after 2 s).",
+    )
     .block(
         BlockSchema::new(
             "circuit_breaker",
@@ -365,6 +372,7 @@ pub(super) fn options(reader: &Reader<'_>) -> UpstreamOptions {
         connect_timeout: reader
             .duration("connect_timeout")
             .unwrap_or(defaults.connect_timeout),
+        idle_timeout: reader.duration("idle_timeout"),
         circuit_breaker: breaker,
         health_check: None,
     }

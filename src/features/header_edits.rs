@@ -17,7 +17,8 @@ pub(super) fn schema(kind: &'static str, doc: &'static str) -> BlockSchema {
             Some("{}"),
             "{ \"x-team\" = \"shop\" }",
             "Headers that have this value afterwards, whatever was there. Envoy's command operators such as \
-             `%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%` are replaced; a literal `%` is written `%%`.",
+             `%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%` are replaced; a literal `%` is written `%%`. Where nothing is left of \
+             the value the header is empty.",
         )
         .attribute(
             "add",
@@ -53,6 +54,8 @@ pub fn additions(edits: &HeaderEdits) -> Vec<HeaderValueOption> {
             ..HeaderValue::default()
         }),
         append_action: action.into(),
+        // Envoy would leave what a client sent where the value comes out empty.
+        keep_empty_value: action == HeaderAppendAction::OverwriteIfExistsOrAdd,
         ..HeaderValueOption::default()
     };
     let set = edits

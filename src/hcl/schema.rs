@@ -67,6 +67,8 @@ pub enum Type {
     Regex,
     HeaderName,
     HeaderValue,
+    /// A part of one, to look for: Envoy refuses an empty one.
+    PartOfValue,
     Method,
     IpAddress,
     /// `address/length`, or a single address.
@@ -219,6 +221,7 @@ impl Type {
             Self::Regex => "a regular expression in RE2 syntax".into(),
             Self::HeaderName => "a header name".into(),
             Self::HeaderValue => "a value of one line".into(),
+            Self::PartOfValue => "a text of one line that is not empty".into(),
             Self::Method => "an HTTP method such as \"GET\"".into(),
             Self::IpAddress => "an IP address".into(),
             Self::Cidr => "an IP address or range such as \"10.0.0.0/8\"".into(),

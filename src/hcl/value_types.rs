@@ -102,6 +102,10 @@ pub fn check_text(ty: &Type, text: &str) -> Result<(), String> {
         Type::HeaderValue => http::HeaderValue::from_str(text)
             .map(|_| ())
             .map_err(|_| format!("{text:?} cannot be a header value")),
+        Type::PartOfValue if text.is_empty() => {
+            Err("an empty text is in every value: use present = true".to_owned())
+        }
+        Type::PartOfValue => check_text(&Type::HeaderValue, text),
         Type::Method => {
             if !text.is_empty()
                 && text.len() <= 32

@@ -206,6 +206,8 @@ pub struct UpstreamOptions {
     pub protocol: UpstreamProtocol,
     pub load_balancer: LoadBalancer,
     pub connect_timeout: Duration,
+    /// None: Envoy's hour.
+    pub idle_timeout: Option<Duration>,
     pub circuit_breaker: CircuitBreaker,
     /// None: whoever registers the instances says which are healthy.
     pub health_check: Option<HealthCheck>,
@@ -217,6 +219,7 @@ impl Default for UpstreamOptions {
             protocol: UpstreamProtocol::Http1,
             load_balancer: LoadBalancer::LeastRequest,
             connect_timeout: Duration::from_secs(5),
+            idle_timeout: None,
             circuit_breaker: CircuitBreaker::default(),
             health_check: None,
         }

@@ -59,6 +59,9 @@ const SCRIPTS: &[&str] = &[
 const REPEATS: u32 = 1000;
 
 pub fn check_regex(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("an empty regular expression matches the empty text alone: Envoy refuses it".to_owned());
+    }
     if text.chars().count() > CHARACTERS {
         return Err(format!(
             "a regular expression is at most {CHARACTERS} characters long"

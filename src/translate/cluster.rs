@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     EdsClusterConfig, LbPolicy,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection};
+use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions as CommonHttpProtocolOptions;
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{
     AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions, Http2ProtocolOptions,
@@ -122,7 +123,7 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
         // One entry: the map's order cannot differ.
         typed_extension_protocol_options: HashMap::from([(
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions".to_owned(),
-            any(&protocol_options(options.protocol)),
+            any(&protocol_options(options.protocol, options.idle_timeout)),
         )]),
         ..Cluster::default()
     };
@@ -134,8 +135,14 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
     match &cluster.source {
         ClusterSource::Failover(members) => {
             message.lb_policy = LbPolicy::ClusterProvided.into();
-            // The members' own bounds, protocols and checks hold.
-            message.circuit_breakers = None;
+            // The members' own bounds, protocols and checks hold, but for this one, which Envoy takes from here.
+            message.circuit_breakers = Some(CircuitBreakers {
+                thresholds: vec![Thresholds {
+                    max_retries: Some(wrap_u32(options.circuit_breaker.max_retries)),
+                    ..Thresholds::default()
+                }],
+                ..CircuitBreakers::default()
+            });
             message.health_checks = Vec::new();
             message.outlier_detection = None;
             message.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
@@ -213,7 +220,7 @@ fn fixed<'a>(
     assignment(name, endpoints.collect())
 }
 
-fn protocol_options(protocol: UpstreamProtocol) -> HttpProtocolOptions {
+fn protocol_options(protocol: UpstreamProtocol, idle_timeout: Option<Duration>) -> HttpProtocolOptions {
     let config = match protocol {
         UpstreamProtocol::Http1 => {
             explicit_http_config::ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
@@ -226,6 +233,10 @@ fn protocol_options(protocol: UpstreamProtocol) -> HttpProtocolOptions {
         upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
             protocol_config: Some(config),
         })),
+        common_http_protocol_options: idle_timeout.map(|idle| CommonHttpProtocolOptions {
+            idle_timeout: Some(duration(idle)),
+            ..CommonHttpProtocolOptions::default()
+        }),
         ..HttpProtocolOptions::default()
     }
 }

@@ -14,16 +14,17 @@ use crate::envoy::{Resource, ResourceKind, wrap_u32};
 use crate::ir;
 
 /// The endpoint lane: one service's addresses to one resource, nothing else looked at.
-pub(super) fn endpoint_resource(cluster: &Arc<str>, endpoints: &[ir::Endpoint]) -> Resource {
+/// `is_member`: of a cluster that fails over from one to the next.
+pub(super) fn endpoint_resource(cluster: &Arc<str>, endpoints: &[ir::Endpoint], is_member: bool) -> Resource {
     Resource::new(
         ResourceKind::Endpoint,
         cluster.clone(),
-        &encode_assignment(cluster, endpoints),
+        &encode_assignment(cluster, endpoints, is_member),
     )
 }
 
 /// What a [`ClusterLoadAssignment`] with one locality per priority encodes to.
-fn encode_assignment(cluster: &str, endpoints: &[ir::Endpoint]) -> Vec<u8> {
+fn encode_assignment(cluster: &str, endpoints: &[ir::Endpoint], is_member: bool) -> Vec<u8> {
     // Mostly one.
     let mut priorities: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.priority).collect();
     priorities.sort_unstable();
@@ -31,6 +32,7 @@ fn encode_assignment(cluster: &str, endpoints: &[ir::Endpoint]) -> Vec<u8> {
     let mut buffer = Vec::with_capacity(cluster.len() + 16 + 48 * endpoints.len());
     put_bytes(&mut buffer, 1, cluster.as_bytes());
     let mut address = String::new();
+    let is_in_order = is_member || priorities.len() > 1;
     // Envoy wants priorities without gaps: a datacenter without a healthy instance is none.
     for (priority, of) in (0..).zip(priorities) {
         put_message(&mut buffer, 2, |locality| {
@@ -42,8 +44,17 @@ fn encode_assignment(cluster: &str, endpoints: &[ir::Endpoint]) -> Vec<u8> {
             put_number(locality, 5, priority);
         });
     }
+    if is_in_order {
+        put_message(&mut buffer, 4, |policy| {
+            put_message(policy, 3, |factor| put_number(factor, 1, SERVES_ALONE));
+        });
+    }
     buffer
 }
+
+/// `overprovisioning_factor`: who is first serves alone while a thousandth of it is healthy, as Consul has it. With Envoy's
+/// 140 the next gets a share from 71 % on.
+const SERVES_ALONE: u64 = 100_000;
 
 /// As it is displayed. The formatter behind `Display` costs as much as everything else that is written of an endpoint.
 fn put_address(text: &mut String, address: IpAddr) {
@@ -136,6 +147,7 @@ pub(super) fn is_ip(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use envoy_types::pb::envoy::config::endpoint::v3::cluster_load_assignment::Policy;
     use prost::Message;
 
     use super::*;
@@ -159,9 +171,18 @@ mod tests {
             let structs = endpoints
                 .iter()
                 .map(|endpoint| lb_endpoint(&endpoint.address.to_string(), endpoint.port, endpoint.weight));
+            let mut assignment = assignment("consul/web", structs.collect());
             assert_eq!(
-                encode_assignment("consul/web", endpoints),
-                assignment("consul/web", structs.collect()).encode_to_vec()
+                encode_assignment("consul/web", endpoints, false),
+                assignment.encode_to_vec()
+            );
+            assignment.policy = Some(Policy {
+                overprovisioning_factor: Some(wrap_u32(100_000)),
+                ..Policy::default()
+            });
+            assert_eq!(
+                encode_assignment("consul/web", endpoints, true),
+                assignment.encode_to_vec()
             );
         }
     }
@@ -186,7 +207,8 @@ mod tests {
             weight: 1,
             priority,
         };
-        let written = encode_assignment("consul/web", &[endpoint(1, 1), endpoint(2, 3), endpoint(3, 1)]);
+        let endpoints = [endpoint(1, 1), endpoint(2, 3), endpoint(3, 1)];
+        let written = encode_assignment("consul/web", &endpoints, false);
         let group = |priority, numbers: &[u8]| LocalityLbEndpoints {
             lb_endpoints: numbers
                 .iter()
@@ -195,9 +217,13 @@ mod tests {
             priority,
             ..LocalityLbEndpoints::default()
         };
-        assert_eq!(
-            ClusterLoadAssignment::decode(&written[..]).unwrap().endpoints,
-            [group(0, &[1, 3]), group(1, &[2])]
+        let written = ClusterLoadAssignment::decode(&written[..]).unwrap();
+        assert_eq!(written.endpoints, [group(0, &[1, 3]), group(1, &[2])]);
+        // The second serves when the first has nobody.
+        assert!(
+            written
+                .policy
+                .is_some_and(|policy| policy.overprovisioning_factor.is_some())
         );
     }
 }

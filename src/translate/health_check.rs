@@ -6,8 +6,9 @@ use envoy_types::pb::envoy::config::core::v3::health_check::{
 };
 use envoy_types::pb::envoy::r#type::v3::CodecClientType;
 
+use super::endpoint::split_host_port;
 use crate::envoy::{duration, wrap_u32};
-use crate::ir::Cluster;
+use crate::ir::{Cluster, ClusterSource};
 use crate::model::http::{HealthProbe, UpstreamProtocol};
 
 /// What Envoy asks the instances of a cluster. Empty: nothing.
@@ -19,7 +20,9 @@ pub(super) fn health_checks(cluster: &Cluster) -> Vec<HealthCheck> {
         HealthProbe::Tcp => HealthChecker::TcpHealthCheck(TcpHealthCheck::default()),
         HealthProbe::Http { path, host } => HealthChecker::HttpHealthCheck(HttpHealthCheck {
             path: path.to_string(),
-            host: host.as_deref().unwrap_or_default().to_owned(),
+            host: host
+                .as_deref()
+                .map_or_else(|| host_of(&cluster.name, &cluster.source), str::to_owned),
             codec_client_type: match cluster.options.protocol {
                 UpstreamProtocol::Http1 => CodecClientType::Http1,
                 UpstreamProtocol::Http2 => CodecClientType::Http2,
@@ -29,6 +32,7 @@ pub(super) fn health_checks(cluster: &Cluster) -> Vec<HealthCheck> {
         }),
         HealthProbe::Grpc { service } => HealthChecker::GrpcHealthCheck(GrpcHealthCheck {
             service_name: service.to_string(),
+            authority: host_of(&cluster.name, &cluster.source),
             ..GrpcHealthCheck::default()
         }),
     };
@@ -56,5 +60,39 @@ pub(super) fn health_checks(cluster: &Cluster) -> Vec<HealthCheck> {
     }]
 }
 
+/// Envoy would take the cluster's name, which has a slash: Go, nginx and others answer 400 to such a Host, so that no check
+/// ever succeeded.
+fn host_of(name: &str, source: &ClusterSource) -> String {
+    if let ClusterSource::Dns(address) = source {
+        return split_host_port(address).0.to_owned();
+    }
+    let name = name.strip_prefix("upstream/").unwrap_or(name);
+    let is_of_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    name.chars()
+        .map(|c| if is_of_host(c) { c } else { '-' })
+        .collect()
+}
+
 /// A connection a second to each instance that is down.
 const OF_THE_UNHEALTHY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_has_a_host_that_servers_take() {
+        assert_eq!(host_of("upstream/orders", &ClusterSource::Discovered), "orders");
+        assert_eq!(
+            host_of("upstream/web/v1.web.default.dc1", &ClusterSource::Discovered),
+            "web-v1.web.default.dc1"
+        );
+        for (address, expected) in [
+            ("orders.example.com:8080", "orders.example.com"),
+            ("[2001:db8::1]:80", "[2001:db8::1]"),
+        ] {
+            let source = ClusterSource::Dns(address.into());
+            assert_eq!(host_of("upstream/orders", &source), expected);
+        }
+    }
+}

@@ -258,6 +258,19 @@ fn values() -> Vec<Case> {
             &[InvalidValue],
         ),
         bad(
+            "an empty regular expression",
+            shop("path_prefix = \"/api\"", "path_regex = \"\""),
+            &[InvalidValue],
+        ),
+        bad(
+            "a header that begins with nothing",
+            shop(
+                "{ path_prefix = \"/api\" }",
+                "{\n  header \"x\" {\n    prefix = \"\"\n  }\n}",
+            ),
+            &[InvalidValue],
+        ),
+        bad(
             "a regular expression that costs too much",
             shop(
                 "path_prefix = \"/api\"",

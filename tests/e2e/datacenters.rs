@@ -176,4 +176,23 @@ async fn with_a_health_check_envoy_fails_over_before_consul_knows() {
     here.restart().await;
     all_from(&stack, "here").await;
     load.finish().await.assert_none_lost();
+
+    // Half of them is enough to serve alone.
+    let mut beside = Backend::start("here").await;
+    stack.register("orders", &beside).await;
+    let before = beside.requests();
+    wait_for("the second one to serve", SOON, async || {
+        all_from(&stack, "here").await;
+        // Its check is a connection alone.
+        anyhow::ensure!(beside.requests() > before);
+        Ok(())
+    })
+    .await;
+    let before = there.requests();
+    beside.stop().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for _ in 0..10 {
+        all_from(&stack, "here").await;
+    }
+    assert_eq!(there.requests(), before, "it is not the other datacenter's turn");
 }

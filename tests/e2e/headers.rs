@@ -45,7 +45,7 @@ http_route "headers" {
 
   rule "all" {
     request_headers {
-      set    = { "x-team" = "rule", "x-client" = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "x-share" = "100%%" }
+      set    = { "x-team" = "rule", "x-client" = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%", "x-share" = "100%%", "x-subject" = "%DOWNSTREAM_PEER_SUBJECT%" }
       add    = { "x-seen-by" = "edge" }
       remove = ["x-internal", "x-absent"]
     }
@@ -91,6 +91,7 @@ async fn headers_are_set_added_and_removed() {
             .header("x-seen-by", "client")
             .header("x-internal", "1")
             .header("x-internal", "2")
+            .header("x-subject", "CN=admin")
             .header("x-rule", "client")
     };
     let reply = stack
@@ -101,6 +102,8 @@ async fn headers_are_set_added_and_removed() {
         ("x-team", Some("rule")),
         ("x-client", Some("127.0.0.1")),
         ("x-share", Some("100%")),
+        // There is no certificate, and what the client says of one is not believed.
+        ("x-subject", Some("")),
         ("x-seen-by", Some("client, edge")),
         ("x-internal", None),
         ("x-absent", None),

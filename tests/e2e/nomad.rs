@@ -377,6 +377,18 @@ async fn a_health_check_by_path_leaves_out_who_answers_wrongly() {
         .until(&request, "none to be left", |reply| reply.status == 503)
         .await;
     assert_eq!(closed.header("x-portreeve-reason"), Some("no-healthy-instance"));
+
+    // Without a host of its own it has one that servers take.
+    one.behave(Behaviour::default());
+    let addresses = addresses.replace("    host     = \"orders.internal\"\n", "");
+    let plain = upstream("shop", &addresses).replace("shop", "plain");
+    stack.put("plain", &plain).await;
+    let request = Request::get("plain.example.com", "/");
+    stack
+        .until(&request, "a check that is answered", |reply| {
+            reply.backend() == Some("one")
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

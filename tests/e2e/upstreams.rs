@@ -1,5 +1,7 @@
 //! What an `upstream` says of its instances: which serve, on which port, and how many requests at once.
 
+use std::time::Duration;
+
 use hyper::Method;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -253,4 +255,28 @@ async fn a_named_port_is_where_requests_go() {
     );
     let status = agent.api(Method::GET, "/v1/status", "").await.unwrap().text();
     assert!(status.contains("absent"), "it says which port: {status}");
+}
+
+/// An instance closes what is idle, and a request may be on its way there then.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_closed_before_the_instance_closes_it() {
+    let stack = Stack::start(Options::default()).await;
+    let (brief, long) = (Backend::start("brief").await, Backend::start("long").await);
+    stack.put("gateway", GATEWAY).await;
+    for (backend, more) in [(&brief, "  idle_timeout = \"200ms\"\n"), (&long, "")] {
+        let name = &backend.name;
+        stack.register(name, backend).await;
+        stack
+            .put(name, &upstream(name, &format!("  consul {{}}\n{more}")))
+            .await;
+        let request = host(name);
+        stack.until(&request, name, |reply| reply.status == 200).await;
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(stack.client().send(&request).await.unwrap().status, 200);
+        }
+    }
+    assert!(brief.connections() >= 4, "{}", brief.connections());
+    let workers = std::thread::available_parallelism().unwrap().get() as u64;
+    assert!(long.connections() <= workers, "{}", long.connections());
 }

@@ -56,6 +56,7 @@ struct State {
     name: String,
     behaviour: Mutex<Behaviour>,
     requests: AtomicU64,
+    connections: AtomicU64,
     held: AtomicU64,
     released: watch::Sender<bool>,
     tls: Option<TlsAcceptor>,
@@ -76,6 +77,7 @@ impl Backend {
             name: name.to_owned(),
             behaviour: Mutex::default(),
             requests: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             held: AtomicU64::new(0),
             released: watch::Sender::new(false),
             tls: tls.map(TlsAcceptor::from),
@@ -113,6 +115,11 @@ impl Backend {
     /// How many requests have come in.
     pub fn requests(&self) -> u64 {
         self.state.requests.load(Ordering::Relaxed)
+    }
+
+    /// How many connections have come in.
+    pub fn connections(&self) -> u64 {
+        self.state.connections.load(Ordering::Relaxed)
     }
 
     /// How many requests are held here.
@@ -158,6 +165,7 @@ async fn serve(listener: TcpListener, state: Arc<State>) {
             continue;
         };
         stream.set_nodelay(true).ok();
+        state.connections.fetch_add(1, Ordering::Relaxed);
         let state = state.clone();
         connections.spawn(async move {
             match state.tls.clone() {
@@ -182,6 +190,16 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
         .serve_connection(TokioIo::new(stream), service)
         .await
         .ok();
+}
+
+fn has_good_host(parts: &http::request::Parts) -> bool {
+    let host = parts.headers.get("host").map(http::HeaderValue::as_bytes);
+    let authority = parts
+        .uri
+        .authority()
+        .map(|authority| authority.as_str().as_bytes());
+    let is_good = |byte: &u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(byte);
+    host.or(authority).is_none_or(|host| host.iter().all(is_good))
 }
 
 async fn answer(request: Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
@@ -221,6 +239,8 @@ async fn answer(request: Request<Incoming>, state: &State) -> Response<Full<Byte
         "body": String::from_utf8_lossy(&body),
     });
     let status = asked("x-test-status").map_or(behaviour.status, |status| status as u16);
+    // As Go's server, nginx and others have it.
+    let status = if has_good_host(&parts) { status } else { 400 };
     let mut response = Response::builder()
         .status(status)
         .header("x-backend", &state.name);

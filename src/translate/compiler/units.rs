@@ -105,7 +105,9 @@ impl Compiler {
             self.unregistered.remove(target);
         }
         self.say(UnitKey::Cluster(target.clone()), resolved.diagnostics);
-        self.put(endpoint_resource(name, &resolved.value), compiled);
+        // One of several that are tried in order, by a cluster of clusters.
+        let is_member = matches!(target, Destination::Mesh { .. });
+        self.put(endpoint_resource(name, &resolved.value, is_member), compiled);
         let is_outlived = self.outlived.remove(target).is_some();
         if (is_outlived || self.set.get(ResourceKind::Cluster, name).is_none())
             && let Some(cluster) = self.cluster(snapshot, target)
