@@ -11,6 +11,7 @@ use super::events::Look;
 use super::flood::{Flood, WINDOW};
 use super::gateway::{Gateway, Receivers};
 use super::refusals::Refusals;
+use super::start::{self, Start};
 use super::store::{Restored, Store};
 use super::view::View;
 use super::wishes::KeyWishes;
@@ -99,6 +100,7 @@ pub struct Pipeline {
     /// Set until the document source has answered, when the disk held something.
     stale_at: Option<Instant>,
     stale: bool,
+    start: Start,
 }
 
 impl Pipeline {
@@ -180,6 +182,7 @@ impl Pipeline {
             look: None,
             stale_at,
             stale: false,
+            start: Start::default(),
         };
         pipeline.renew_interests(&compiled);
         pipeline.forget_unneeded();
@@ -221,6 +224,7 @@ impl Pipeline {
             let timers = [
                 self.hold_deadline(),
                 self.stale_at,
+                self.start.deadline(),
                 self.accepted.deadline(),
                 self.refusals.deadline(),
                 self.became.deadline(),
@@ -296,6 +300,7 @@ impl Pipeline {
         if self.snapshot.documents_complete() {
             self.stale_at = None;
             self.stale = false;
+            self.start.documents_known(Instant::now());
             let ownerless = std::mem::take(&mut self.ownerless);
             changes.merge(self.snapshot.forget_documents(ownerless));
         }
@@ -393,6 +398,9 @@ impl Pipeline {
             self.release(|gateway, snapshot| gateway.release_all(snapshot));
             self.publish();
         }
+        if self.start.tick(now) {
+            self.open_without_services();
+        }
         if self.hold_deadline().is_some_and(|at| at <= now) {
             self.release(|gateway, snapshot| gateway.release_held(snapshot, now));
             self.publish();
@@ -413,7 +421,7 @@ impl Pipeline {
     }
 
     /// Hosts that have waited long enough are published with what is known.
-    fn release(&mut self, release: impl Fn(&mut Gateway, &Snapshot) -> Compiled) {
+    pub(super) fn release(&mut self, release: impl Fn(&mut Gateway, &Snapshot) -> Compiled) {
         let mut all = Vec::with_capacity(self.gateways.len());
         for gateway in &mut self.gateways {
             all.push(release(gateway, &self.snapshot));
@@ -493,7 +501,13 @@ impl Pipeline {
             let waiting_for = if gateway.published_at.is_some() {
                 Vec::new()
             } else {
-                let mut missing = missing(&self.snapshot, &gateway.compiler, known, self.stale);
+                let came_with_state = || {
+                    let streams = self.streams.of_gateway(gateway.name());
+                    streams.iter().any(|stream| stream.came_with_state)
+                };
+                // Consul is away, or one of those that it would ask: everything else is served.
+                let without = self.stale || self.start.opens_without_services(came_with_state);
+                let mut missing = start::missing(&self.snapshot, &gateway.compiler, known, without);
                 missing.extend(self.accepted.waiting_for());
                 missing
             };
@@ -569,25 +583,4 @@ enum Became {
     Taken,
     NotTaken,
     Removed,
-}
-
-/// "Not known yet" is not "empty": what the first publication still waits for.
-fn missing(snapshot: &Snapshot, compiler: &Compiler, documents_known: bool, stale: bool) -> Vec<String> {
-    if !documents_known {
-        return vec!["the documents".to_owned()];
-    }
-    let interests = compiler.interests();
-    let unanswered = interests.iter().filter(|interest| !snapshot.answered(interest));
-    let mut missing: Vec<String> = unanswered.map(ToString::to_string).collect();
-    if stale {
-        // Consul is away: what is not on disk stays unknown, and everything else is served.
-        missing.clear();
-    }
-    let certificates = compiler
-        .certificates()
-        .values()
-        .filter_map(|fetched| fetched.declared.as_ref())
-        .filter(|query| !snapshot.certificate_answered(query));
-    missing.extend(certificates.map(|query| format!("certificate {query}")));
-    missing
 }

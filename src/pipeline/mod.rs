@@ -20,6 +20,7 @@ mod gateway;
 mod inbox;
 mod object_behind;
 mod refusals;
+mod start;
 mod store;
 mod view;
 mod wishes;

@@ -170,6 +170,11 @@ impl StreamState {
         self.variant
     }
 
+    /// Envoy brought something along from before this stream.
+    pub(super) fn came_with_state(&self) -> bool {
+        self.subscriptions.iter().any(|subscription| subscription.resumed)
+    }
+
     pub fn is_subscribed(&self, kind: ResourceKind) -> bool {
         self.subscriptions[kind as usize].opened
     }

@@ -27,6 +27,8 @@ pub struct StreamView {
     /// What Envoy acknowledged. It shares its structure with the published sets, so comparing it with one costs what
     /// differs. A resource that Envoy holds from an earlier stream, in a version unknown here, is `held_by_envoy`.
     pub acked: ResourceSet,
+    /// It brought something along from before this stream.
+    pub came_with_state: bool,
     /// The published set that the stream works towards. None: it knows of none yet.
     pub target: Option<ResourceSet>,
     kinds: [KindView; 7],
@@ -86,6 +88,7 @@ impl StreamView {
             connected_at: SystemTime::UNIX_EPOCH,
             target: Some(acked.clone()),
             acked,
+            came_with_state: false,
             kinds: Default::default(),
             withheld: Vec::new(),
         }
@@ -174,6 +177,7 @@ impl Streams {
             variant: about.variant,
             connected_at: SystemTime::now(),
             acked: ResourceSet::default(),
+            came_with_state: false,
             target: None,
             kinds: Default::default(),
             withheld: Vec::new(),
@@ -210,6 +214,7 @@ impl Enrolled {
         let mut view = lock(&self.cell);
         let view = &mut *view;
         state.put_acked(&mut view.acked);
+        view.came_with_state = state.came_with_state();
         match (&view.target, state.target()) {
             (Some(before), Some(now)) if before.is(now) => {}
             (_, now) => view.target = now.cloned(),

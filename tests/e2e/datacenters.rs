@@ -196,3 +196,30 @@ async fn with_a_health_check_envoy_fails_over_before_consul_knows() {
     }
     assert_eq!(there.requests(), before, "it is not the other datacenter's turn");
 }
+
+/// A gateway without a past opens its ports all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datacenter_that_hangs_keeps_no_start_back() {
+    let (mut stack, mut other) = two_datacenters().await;
+    let here = Backend::start("here").await;
+    stack.put("gateway", GATEWAY).await;
+    stack.register("orders", &here).await;
+    stack.put("shop", &document("[\"dc2\"]", "")).await;
+    all_from(&stack, "here").await;
+
+    stack.agent.terminate();
+    std::fs::remove_dir_all(&stack.data).unwrap();
+    other.process.stop();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let process = &mut stack.agent.process;
+    let line = process
+        .wait_for_log_after(
+            start,
+            "not all that routes lead to has been heard of",
+            Duration::from_secs(30),
+        )
+        .await;
+    assert!(line.contains("orders") && line.contains("dc2"), "{line}");
+    all_from(&stack, "here").await;
+}
