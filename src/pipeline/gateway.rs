@@ -569,6 +569,13 @@ mod tests {
         assert_eq!(verdict(acked.clone()), Verdict::Node, "it never had any");
         let former = Resource::new(ResourceKind::ScopedRoute, route.into(), b"former");
         acked.insert(Arc::new(former));
-        assert_eq!(verdict(acked), Verdict::Resource, "there is one to go back to");
+        assert_eq!(
+            verdict(acked.clone()),
+            Verdict::Resource,
+            "there is one to go back to"
+        );
+        let brought = Resource::held_by_envoy(ResourceKind::ScopedRoute, route.into(), "former".into());
+        acked.insert(Arc::new(brought));
+        assert_eq!(verdict(acked), Verdict::Node, "which that Envoy alone has");
     }
 }

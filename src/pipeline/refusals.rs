@@ -57,7 +57,8 @@ pub(super) enum Verdict {
 pub(super) struct Others {
     have_taken: bool,
     may_take: bool,
-    /// Any Envoy at all runs with another version of it.
+    /// Any Envoy at all runs with another version of it, whose bytes are here: what came along on a reconnect cannot be put back
+    /// for anybody.
     has_former: bool,
 }
 
@@ -70,7 +71,7 @@ impl Others {
             may_take: others.any(|stream| may_take(stream, resource)),
             has_former: streams.iter().any(|stream| {
                 let former = stream.acked.get(resource.kind, &resource.name);
-                former.is_some_and(|former| former.version != resource.version)
+                former.is_some_and(|former| former.version != resource.version && !former.is_held_by_envoy())
             }),
         }
     }
