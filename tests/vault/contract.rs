@@ -500,6 +500,13 @@ async fn an_attempt_is_written_down_before_it_is_sent() {
         1,
         "five starts within a minute, one request"
     );
+    // Whoever starts within that minute is told, and waits for no first word.
+    let mut rig = asking(&address, directory.path());
+    let problem = rig.problem().await;
+    assert_eq!(problem.kind, ProblemKind::Limit);
+    let said = "the agent that ran before asked for it, and ended without an answer";
+    assert!(problem.message.contains(said), "{problem:?}");
+    rig.stop().await;
 }
 
 /// The certificate and key of KV version 2 leave Vault when there is a new version, not at each poll.

@@ -107,6 +107,11 @@ impl IssuedWatch<'_> {
         if let Err(closed) = self.publish_stored(&record, publisher).await {
             return closed;
         }
+        if let Some(problem) = self.not_yet(&record, publisher)
+            && let Err(closed) = publisher.problem(problem).await
+        {
+            return closed;
+        }
         let mut pauses = Pauses::default();
         let mut setback = Setback::default();
         let mut unused = None;
@@ -398,6 +403,22 @@ impl IssuedWatch<'_> {
             .inspect_err(|error| {
                 tracing::error!(certificate = %self.query, error = %cause(error), "certificate store not written");
             })
+    }
+
+    /// A former agent asked for it, and was not told what became of that. Whoever starts waits for a first word.
+    fn not_yet(&self, record: &StoredCertificate, publisher: &Publisher) -> Option<Problem> {
+        let now = publisher.now();
+        let allowed = self.budget.next(record.last_attempt, now);
+        (publisher.good().is_none() && allowed > now).then(|| {
+            Problem::new(
+                ProblemKind::Limit,
+                format!(
+                    "{}: not asked for before {}: the agent that ran before asked for it, and ended without an answer",
+                    self.query,
+                    timestamp(allowed)
+                ),
+            )
+        })
     }
 
     fn not_written_down(&self, error: &StoreError, allowed: i64) -> Problem {
