@@ -25,7 +25,7 @@ fn listener_schema() -> BlockSchema {
             Type::IpAddress,
             None,
             "\"0.0.0.0\"",
-            "The address to listen on. Left out: the agent's `bind_addr` (0.0.0.0; 127.0.0.1 under -dev).",
+            "The address to listen on. Left out: the agent's `bind_addr` (0.0.0.0; 127.0.0.1 under -dev). `::` takes IPv6 clients alone: a second listener on 0.0.0.0 takes those of IPv4.",
         )
         .required("port", Type::Integer(1, 65535), "8443", "The TCP port to listen on.")
         .attribute(
@@ -41,7 +41,7 @@ fn listener_schema() -> BlockSchema {
             Type::Integer(0, 16),
             Some("0"),
             "1",
-            "How many proxies of yours stand in front and append to X-Forwarded-For. 0: the header is not believed.",
+            "How many proxies of yours stand in front and append to X-Forwarded-For. 0: the header is not believed, and X-Forwarded-Host, -Port, -Prefix, -Server, X-Real-IP and Forwarded are removed. They speak HTTP/1.1 or HTTP/2 to the gateway: HTTP/1.0 (`proxy_http_version` of an nginx before 1.29.7) gets 426.",
         )
         .attribute(
             "idle_timeout",
@@ -69,7 +69,7 @@ fn listener_schema() -> BlockSchema {
             Type::Integer(8, 8192),
             Some("60"),
             "96",
-            "Bound on a request's headers in KiB; more answers 431.",
+            "Bound on a request's headers in KiB; more answers 431, and resets the stream over HTTP/2.",
         )
         .attribute(
             "max_connections",

@@ -146,6 +146,7 @@ pub fn resolve_listener(
             let mut taken: BTreeSet<Arc<str>> = BTreeSet::new();
             let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
             let mut unshown: Vec<Option<Unshown>> = Vec::new();
+            let mut shadowed: BTreeSet<&Arc<str>> = BTreeSet::new();
             for (name, _) in &tls.certificates {
                 // While others are shown in its place, one whose key only Envoy might have is not there.
                 let is_expected = snapshot.is_expected(&gateway.name, &listener.name, name);
@@ -153,6 +154,9 @@ pub fn resolve_listener(
                     true => Err(Unshown::NotThere),
                     false => chain(snapshot, name, &mut taken),
                 };
+                if let Ok(None) = &chain {
+                    shadowed.insert(name);
+                }
                 if let Ok(Some(_)) = &chain {
                     let declared = snapshot.config.certificate(name);
                     origins.extend(declared.map(|declared| declared.origin.document.clone()));
@@ -171,7 +175,9 @@ pub fn resolve_listener(
             };
             for ((name, origin), unshown) in tls.certificates.iter().zip(unshown) {
                 let problem = match unshown {
-                    None => not_renewed(snapshot, name).or_else(|| meanwhile.not_there(name)),
+                    None => not_renewed(snapshot, name)
+                        .or_else(|| meanwhile.not_there(name))
+                        .or_else(|| shadowed.contains(name).then(|| never_shown(name))),
                     Some(Unshown::NotThere) => meanwhile.not_there(name),
                     Some(Unshown::NoHost) => Some(names_no_host(name)),
                 };
@@ -339,6 +345,15 @@ impl Meanwhile<'_> {
             .fix("wait a moment; if it stays, `portreeve status` says how its source is"),
         })
     }
+}
+
+fn never_shown(name: &str) -> Diagnostic {
+    Diagnostic::warning(
+        Code::CertificateProblem,
+        format!("certificate {name:?} is shown to nobody: those before it have all of its names"),
+    )
+    .because("for one name the first certificate in the list is shown, whatever kind its key is")
+    .fix("leave it out, or list it first")
 }
 
 fn names_no_host(name: &str) -> Diagnostic {

@@ -331,6 +331,14 @@ pub fn world_around() -> Vec<Case> {
             )
         }),
         Case::new(
+            "a certificate whose names those before it in the list have (one of RSA beside one of EC)",
+            beside_one_of_rsa(),
+            &[CertificateProblem],
+            Stays::Everything,
+        )
+        .in_document("gateway")
+        .then(|snapshot| refuse_certificates(snapshot, Ok(vec!["shop.example.com".into()]))),
+        Case::new(
             "a certificate that names no host",
             another_certificate("pki3"),
             &[CertificateProblem, ListenerWithheld],
@@ -385,6 +393,14 @@ pub fn another_certificate(mount: &str) -> String {
         .replace("\"tls\"", "\"secure\"")
         .replace("\"www\"", "\"new\"")
         .replace("\"pki\"", &format!("\"{mount}\""))
+}
+
+/// For clients that know no other.
+fn beside_one_of_rsa() -> String {
+    let listed = GATEWAY.replace("[\"www\"]", "[\"www\", \"www-rsa\"]");
+    let (_, certificate) = GATEWAY.split_once("certificate \"www\"").unwrap();
+    let rsa = certificate.replace("role        = \"edge\"", "role        = \"edge-rsa\"");
+    format!("{listed}\ncertificate \"www-rsa\"{rsa}")
 }
 
 /// The https listener lets in clients of an authority.

@@ -295,12 +295,12 @@ pub const AREAS: &[Area] = &[
             ),
             row(
                 "header names with an underscore, more than 100 headers, more than 60 KiB of them",
-                "400, 431",
+                "400, 431; over HTTP/2 the stream is reset",
                 &["http_at_the_edge_is_safe_by_default"],
             ),
             row(
-                "`x-envoy-*`, X-Forwarded-For and the like from a client",
-                "removed, or not believed",
+                "`x-envoy-*`, X-Forwarded-*, X-Real-IP and Forwarded from a client, where no proxy is trusted",
+                "removed; of X-Forwarded-For the connection's address is what counts",
                 &["http_at_the_edge_is_safe_by_default"],
             ),
             row(

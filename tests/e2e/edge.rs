@@ -145,6 +145,15 @@ async fn http_at_the_edge_is_safe_by_default() {
         .header("x-envoy-retry-on", "5xx")
         .header("x-envoy-upstream-rq-timeout-ms", "1")
         .header("x-envoy-internal", "true")
+        .header("x-envoy-attempt-count", "7")
+        .header("x-envoy-is-timeout-retry", "true")
+        .header("x-envoy-original-host", "forged.example.com")
+        .header("forwarded", "host=forged.example.com")
+        .header("x-forwarded-host", "forged.example.com")
+        .header("x-forwarded-port", "81")
+        .header("x-forwarded-prefix", "/forged")
+        .header("x-forwarded-server", "forged")
+        .header("x-real-ip", "10.1.2.3")
         .header("x-portreeve-listener", "other")
         .header("x-forwarded-for", "10.1.2.3");
     let seen = client.send(&forged).await.unwrap().json();
@@ -153,6 +162,15 @@ async fn http_at_the_edge_is_safe_by_default() {
         "x-envoy-retry-on",
         "x-envoy-upstream-rq-timeout-ms",
         "x-envoy-internal",
+        "x-envoy-attempt-count",
+        "x-envoy-is-timeout-retry",
+        "x-envoy-original-host",
+        "\"forwarded\"",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-prefix",
+        "x-forwarded-server",
+        "x-real-ip",
         "x-portreeve-",
     ] {
         assert!(!headers.contains(name), "{name} reached the backend: {headers}");

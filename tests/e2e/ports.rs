@@ -252,3 +252,28 @@ async fn a_port_that_goes_to_a_listener_with_a_new_cluster_refuses_nobody() {
         load.finish().await.assert_none_lost();
     }
 }
+
+/// Its filter chain is another one then: who is connected to the one before has the drain time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_of_a_listener_leaves_running_requests_the_drain_time() {
+    let stack = Stack::start(Options {
+        drain_time: Some("4s"),
+        ..Options::default()
+    })
+    .await;
+    let (_backend, shop) = stack.shop().await;
+    let lasting = |millis: u64| {
+        let (client, request) = (stack.client().timeout(SOON * 2), shop.clone());
+        let request = request.header("x-test-delay", &millis.to_string());
+        tokio::spawn(async move { client.send(&request).await.map(|reply| reply.status) })
+    };
+    let load = Load::start(100, stack.client(), shop.clone());
+    let (brief, long) = (lasting(2_500), lasting(15_000));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let edited = GATEWAY.replace("port = $HTTP", "port         = $HTTP\n    idle_timeout = \"30m\"");
+    assert_ne!(edited, GATEWAY);
+    stack.put("gateway", &edited).await;
+    assert_eq!(brief.await.unwrap().unwrap(), 200, "within the drain time");
+    assert!(long.await.unwrap().is_err(), "longer than that");
+    load.finish().await.assert_none_lost();
+}

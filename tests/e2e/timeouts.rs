@@ -162,7 +162,11 @@ async fn slow_clients_are_cut_off_where_the_listener_says_so() {
         assert_eq!(reply.status, 403, "behind none: {entries}");
     }
     let seen = strict_client
-        .send(&Request::get("app.example.com", "/").header("x-forwarded-for", "10.9.9.9, 198.51.100.9"))
+        .send(
+            &Request::get("app.example.com", "/")
+                .header("x-forwarded-for", "10.9.9.9, 198.51.100.9")
+                .header("x-forwarded-host", "shown.example.com"),
+        )
         .await
         .unwrap()
         .json();
@@ -172,5 +176,9 @@ async fn slow_clients_are_cut_off_where_the_listener_says_so() {
         (&told[..2], told.len()),
         (&["10.9.9.9", "198.51.100.9"][..], 3),
         "the backend sees who told what, our proxy's address last: {seen}"
+    );
+    assert_eq!(
+        seen["headers"]["x-forwarded-host"], "shown.example.com",
+        "our proxy's word"
     );
 }

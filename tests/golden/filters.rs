@@ -71,14 +71,32 @@ fn without_policies_a_request_passes_what_is_always_there() {
     for name in ["access_log", "tracing"] {
         assert_eq!(manager[name], Value::Null, "{name}");
     }
-    // What is done before a route is chosen: the mark of the listener, and nothing else.
+    // What is done before a route is chosen: the mark of the listener, and away with what is not a client's to say.
     let [early] = list(&manager["early_header_mutation_extensions"]) else {
         panic!("{manager:#}")
     };
-    let [mark] = list(&early["typed_config"]["mutations"]) else {
+    let [mark, removed @ ..] = list(&early["typed_config"]["mutations"]) else {
         panic!("{early:#}")
     };
     assert_eq!(mark["append"]["header"]["key"], "x-portreeve-listener");
+    let removed: Vec<&str> = removed
+        .iter()
+        .filter_map(|mutation| mutation["remove"].as_str())
+        .collect();
+    assert_eq!(
+        removed,
+        [
+            "x-envoy-attempt-count",
+            "x-envoy-is-timeout-retry",
+            "x-envoy-original-host",
+            "forwarded",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x-forwarded-prefix",
+            "x-forwarded-server",
+            "x-real-ip",
+        ]
+    );
     // A route that was found has the one filter switched off and sets nothing up for another; no cluster has any.
     for scope in list(&shown["scoped_routes"]) {
         let off =
