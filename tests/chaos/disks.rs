@@ -53,7 +53,7 @@ async fn disk_full_restarts() {
     let Some(mut course) = on_small_disk("disk_full_restarts", false).await else {
         return;
     };
-    for _ in 0..course.rounds(1) {
+    for round in 0..course.rounds(1) {
         fill(&course);
         course.change(PLAIN_RULE).await;
         course.recovers().await;
@@ -69,7 +69,7 @@ async fn disk_full_restarts() {
         course.recovers().await;
         let told = course.envoy_told().await.expect("an Envoy");
         assert_eq!(told, envoy, "adopted, not doubled");
-        grow(&course).await;
+        grow(&course, round).await;
         course
             .is_told_since(start, &["cannot save the agent's state"])
             .await;
@@ -110,9 +110,9 @@ async fn disk_read_only() {
     course.end().await;
 }
 
-/// A document for which what is saved has no room left from before.
-async fn grow(course: &Course) {
-    let text = "# much to keep\n".repeat(20_000);
+/// A document for which what is saved has no room left from before; another one in each round.
+async fn grow(course: &Course, round: u32) {
+    let text = format!("# much to keep: {round}\n").repeat(20_000);
     course.stack.put("large", &text).await;
 }
 
