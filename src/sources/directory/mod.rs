@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::model::{Document, DocumentId, DocumentsUpdate, Observation, Problem, ProblemKind};
 use crate::sources::SourceHealth;
 pub use scan::IsOther;
-use scan::{Scan, Scanner};
+use scan::{Directory, Scan, Scanner};
 
 /// Watches one directory (or one file) and keeps the rest of the agent told.
 #[derive(Debug)]
@@ -94,7 +94,8 @@ impl DirectoryWatch {
         let mut watched = Directories::new(&self.root, moved.clone());
         let mut known = std::mem::take(&mut self.known);
         let mut scanner = Scanner::new(self.root.clone(), self.is_other);
-        let mut patience = None;
+        // Since when a document is being written, and since when directories are replaced.
+        let (mut unsettled, mut torn) = (None, None);
         loop {
             self.health.requested();
             // Reading thousands of files would hold up every other task of this thread.
@@ -111,21 +112,26 @@ impl DirectoryWatch {
                 continue;
             };
             scanner = returned;
-            if scan.is_torn || scan.is_unsettled {
+            if scan.is_torn {
+                let since = *torn.get_or_insert_with(Instant::now);
+                if since.elapsed() < TORN_AT_MOST {
+                    tokio::time::sleep(SETTLE).await;
+                    continue;
+                }
+            } else {
+                torn = None;
+            }
+            if scan.is_unsettled {
                 // Someone is writing: an editor that truncates first would otherwise empty a document for a moment.
-                let at_most = if scan.is_torn {
-                    TORN_AT_MOST
-                } else {
-                    SETTLE_AT_MOST
-                };
-                let since = *patience.get_or_insert_with(Instant::now);
-                if since.elapsed() < at_most {
+                let since = *unsettled.get_or_insert_with(Instant::now);
+                if since.elapsed() < SETTLE_AT_MOST {
                     tokio::time::sleep(SETTLE).await;
                     continue;
                 }
             }
-            patience = None;
-            if scan.is_torn {
+            unsettled = None;
+            let is_torn = scan.is_torn;
+            if is_torn {
                 scan.root_problem = Some(format!(
                     "for {} s directories in it were others each time after they were read, by their device and inode",
                     TORN_AT_MOST.as_secs()
@@ -153,7 +159,7 @@ impl DirectoryWatch {
                 None if known.told.is_none() => self.health.succeeded(false),
                 None => self.health.failed(),
             }
-            if look_again {
+            if look_again && !is_torn {
                 continue;
             }
             // Neither is told by an event that what was missing is there: a mount, for one.
@@ -207,8 +213,8 @@ async fn settle(moved: &Notify) {
 struct Known {
     documents: std::collections::BTreeMap<Arc<str>, Document>,
     complete: bool,
-    /// The root in which they were, by its identity. None: not looked at yet.
-    root: Option<(u64, u64)>,
+    /// The directories that are known to have had them, or to be meant to be empty.
+    directories: BTreeSet<Directory>,
     told: Option<Problem>,
 }
 
@@ -220,18 +226,28 @@ impl Known {
             complete: self.complete,
             ..DocumentsUpdate::from_source(&*source)
         };
-        let root = scan
-            .directories
+        // A file system that is not mounted leaves an empty directory in its place.
+        let bare: Vec<String> = scan
+            .bare
             .iter()
-            .find(|directory| directory.path == scan.root);
-        let root = root.map(|root| root.identity);
+            .filter(|directory| !self.directories.contains(directory))
+            .map(|directory| directory.path.to_string_lossy().into_owned())
+            .filter(|path| self.documents.keys().any(|known| is_at_or_below(known, path)))
+            .collect();
         match scan.root_problem {
             Some(reason) => update.problem = Some(root_problem(&scan.root, &reason)),
-            None if scan.is_bare && root != self.root && !self.documents.is_empty() => {
+            None if bare.iter().any(|path| *path == source) => {
                 update.problem = Some(bare_problem(&scan.root));
             }
             None => {
                 let mut unreadable = scan.unreadable;
+                let is_doubted = |path: &Path| bare.iter().any(|bare| Path::new(bare) == path);
+                self.directories = scan
+                    .directories
+                    .into_iter()
+                    .filter(|directory| !is_doubted(&directory.path))
+                    .collect();
+                unreadable.extend(bare.into_iter().map(|path| (path, BARE.to_owned())));
                 // Of what is no document by its name, a directory that had some is worth a word.
                 let had_documents = |(path, _): &(String, String)| {
                     self.documents.keys().any(|known| is_at_or_below(known, path))
@@ -256,7 +272,6 @@ impl Known {
                 }
                 update.problem = unreadable_problem(&unreadable);
                 update.complete = true;
-                self.root = root;
             }
         }
         let news = !update.changed.is_empty()
@@ -274,10 +289,9 @@ fn is_at_or_below(path: &str, above: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// A file system that is not mounted leaves an empty directory in its place.
 fn bare_problem(root: &Path) -> Problem {
     let message = format!(
-        "documents directory {} is empty, and is not known to be the one that had documents; what was known stands",
+        "documents directory {} {BARE}; what was known stands",
         root.display()
     );
     let fix = "mount it, or fill it; if nothing is to be served, put any file into it";
@@ -378,6 +392,8 @@ impl Directories {
         self.blind
     }
 }
+
+const BARE: &str = "is empty, and is not known to be the one that had documents";
 
 /// The net below events: network file systems send none.
 const RESCAN: Duration = Duration::from_secs(30);

@@ -36,8 +36,8 @@ pub(super) struct Scan {
     pub(super) is_unsettled: bool,
     /// A directory was replaced during the look: what was found belongs to no one state of the tree.
     pub(super) is_torn: bool,
-    /// Nothing is in the root, not even a directory.
-    pub(super) is_bare: bool,
+    /// Those of them that hold nothing, not even a directory.
+    pub(super) bare: BTreeSet<Directory>,
     /// Nothing can be said about anything.
     pub(super) root_problem: Option<String>,
 }
@@ -46,7 +46,7 @@ pub(super) struct Scan {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Directory {
     pub(super) path: PathBuf,
-    pub(super) identity: (u64, u64),
+    identity: (u64, u64),
 }
 
 /// Says of a file right in the root, by path and text, that it is no document but something else.
@@ -138,11 +138,14 @@ impl Walk<'_> {
             names.push(entry?.file_name());
         }
         names.sort();
-        self.scan.is_bare |= self.ancestors.is_empty() && names.is_empty();
-        self.scan.directories.insert(Directory {
+        let directory = Directory {
             path: path.to_owned(),
             identity,
-        });
+        };
+        if names.is_empty() {
+            self.scan.bare.insert(directory.clone());
+        }
+        self.scan.directories.insert(directory);
         self.ancestors.push(identity);
         for name in names {
             let shown = name.to_string_lossy();

@@ -1,6 +1,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use rustix::fs::{CWD, RenameFlags};
+
 use super::*;
 
 struct Watched {
@@ -374,6 +376,33 @@ async fn an_empty_directory_in_the_place_of_one_with_documents_removes_none() {
     // The same directory without its last document is meant so.
     fs::remove_file(watched.path("d/edge.hcl")).unwrap();
     assert_eq!(watched.next().await.removed.len(), 1);
+}
+
+/// Below the root, what is beside it changes as ever.
+#[tokio::test]
+async fn an_empty_directory_in_the_place_of_a_subdirectory_removes_none_either() {
+    let mut watched = Watched::start("d", |top| {
+        fs::create_dir_all(top.join("d/teams")).unwrap();
+        fs::write(top.join("d/teams/shop.hcl"), "a").unwrap();
+        fs::write(top.join("d/edge.hcl"), "b").unwrap();
+    });
+    assert_eq!(watched.next().await.changed.len(), 2);
+    fs::create_dir(watched.path("empty")).unwrap();
+    // At one stroke, as a file system goes: between two steps it would not be there at all, which is a deletion.
+    let [here, there] = ["d/teams", "empty"].map(|name| watched.path(name));
+    rustix::fs::renameat_with(CWD, here, CWD, there, RenameFlags::EXCHANGE).unwrap();
+    fs::write(watched.path("d/edge.hcl"), "c").unwrap();
+    let mut changed = Vec::new();
+    let problem = loop {
+        let update = watched.next().await;
+        assert!(update.removed.is_empty(), "{:?}", update.removed);
+        changed.extend(watched.changed(&update));
+        if !changed.is_empty() && update.problem.is_some() {
+            break update.problem;
+        }
+    };
+    assert!(problem.is_some_and(|problem| problem.message.contains("d/teams: is empty")));
+    assert_eq!(changed, pairs(&[("d/edge.hcl", "c")]));
 }
 
 #[tokio::test]
