@@ -84,8 +84,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// What Consul makes of a service that no config entry knows.
-    pub fn is_default(&self) -> bool {
+    /// No router, splitter or resolver entry made it.
+    pub fn is_plain(&self) -> bool {
         let has_plain_target = |resolver: &ChainResolver| {
             resolver.failover.is_empty()
                 && self.targets.get(&resolver.target).is_some_and(|target| {
@@ -99,7 +99,13 @@ impl Chain {
             ChainNode::Resolver(resolver) => has_plain_target(resolver),
             _ => false,
         };
-        self.protocol == ChainProtocol::Tcp && self.nodes.len() == 1 && self.nodes.values().all(is_plain)
+        self.nodes.len() == 1 && self.nodes.values().all(is_plain)
+    }
+
+    /// Entries made the former one, and none this.
+    pub fn lacks_entries_of(&self, former: &Self) -> bool {
+        let lost_protocol = former.protocol != ChainProtocol::Tcp && self.protocol == ChainProtocol::Tcp;
+        self.is_plain() && (!former.is_plain() || lost_protocol)
     }
 
     /// What Consul makes of a service of which no config entry says anything but that it speaks HTTP.

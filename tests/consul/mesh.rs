@@ -525,11 +525,15 @@ async fn a_consul_without_connect_says_so() {
 async fn a_consul_that_lost_its_entries_takes_no_chain_away() {
     let mut server = Server::start_with(false, "connect { enabled = true }").await;
     let entry = json!({ "Kind": "service-defaults", "Name": "web", "Protocol": "http" });
+    let router = json!({ "Kind": "service-router", "Name": "web", "Routes": [
+        { "Match": { "HTTP": { "PathPrefix": "/old" } }, "Destination": { "PrefixRewrite": "/new" } }
+    ] });
     // So old that its index shows that it has begun anew.
     for round in 0..300 {
         server.put("kv/grows", round).await;
     }
     server.put("config", &entry).await;
+    server.put("config", &router).await;
     server.register("web", "web-1", 80).await;
     let (mut running, sender) = Running::new();
     let client = || server.client(None);
@@ -539,12 +543,12 @@ async fn a_consul_that_lost_its_entries_takes_no_chain_away() {
         .tasks
         .spawn(task.with_timing(quick()).run(running.cancel.clone()));
     let known = chain(running.next().await).unwrap();
-    assert!(!known.is_default() && known.protocol == ChainProtocol::Http);
+    assert_eq!(known.protocol, ChainProtocol::Http);
 
     // An entry that is deleted is gone, and one that is written is there.
-    server.delete("config/service-defaults/web").await;
-    assert!(chain(running.next().await).unwrap().is_default());
-    server.put("config", &entry).await;
+    server.delete("config/service-router/web").await;
+    assert!(chain(running.next().await).unwrap().is_plain());
+    server.put("config", &router).await;
     assert_eq!(chain(running.next().await).unwrap(), known);
 
     server.restart_wiped().await;
@@ -558,9 +562,12 @@ async fn a_consul_that_lost_its_entries_takes_no_chain_away() {
     };
     assert!(problem.message.contains("lost its state"), "{problem:?}");
     running.quiet_for(2000).await;
+    // Its entries come back one by one.
     server.put("config", &entry).await;
-    // It is of another trust domain, as all is that this Consul says.
+    running.quiet_for(2000).await;
+    server.put("config", &router).await;
     let again = chain(running.next().await).unwrap();
+    // It is of another trust domain, as all is that this Consul says.
     assert_eq!(
         (again.protocol, again.nodes.clone()),
         (known.protocol, known.nodes.clone())

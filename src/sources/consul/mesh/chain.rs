@@ -1,11 +1,10 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::model::mesh::{Chain, ChainQuery};
 use crate::model::{ChainUpdate, Observation, Problem, ProblemKind};
-use crate::sources::agent_api::blocking_query::{Closed, Context, READ_ONE_TIMEOUT, Verdict, Watched};
+use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
 use crate::sources::agent_api::budget::{Claim, Pass};
 use crate::sources::agent_api::call::{Call, Scope};
 use crate::sources::consul::ConsulError;
@@ -21,7 +20,7 @@ pub(super) struct ChainWatch {
     known: Option<Arc<Chain>>,
     /// Of the last answer that was believed.
     index: u64,
-    /// Consul came back without its state: so it stays until an entry shows in the chain.
+    /// Consul came back without its state: so it stays until the chain has entries as before.
     wiped: bool,
     told: Option<Problem>,
 }
@@ -42,7 +41,10 @@ impl ChainWatch {
     /// An entry that is deleted moves the index on; only a Consul that lost its state has less past and no entry. Its services
     /// register themselves again, and then it says of each that it speaks TCP.
     fn lost_state(&mut self, now: &Chain, answer: &Answer) -> Option<Problem> {
-        let is_end = now.is_default() && self.known.as_ref().is_some_and(|known| !known.is_default());
+        let is_end = self
+            .known
+            .as_ref()
+            .is_some_and(|known| now.lacks_entries_of(known));
         let fell = answer.index.is_some_and(|index| index < self.index);
         self.wiped = is_end && (self.wiped || fell);
         self.wiped.then(|| {
@@ -83,10 +85,6 @@ impl Watched for ChainWatch {
             Some(datacenter) => call.query("compile-dc", datacenter),
             None => call,
         }
-    }
-
-    fn read_timeout(&self) -> Duration {
-        READ_ONE_TIMEOUT
     }
 
     async fn admit(&mut self, first: bool) -> Pass {

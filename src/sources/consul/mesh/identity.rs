@@ -10,7 +10,7 @@ use super::chain_answer::null_is_default;
 use super::checks::bounded;
 use crate::model::mesh::{MeshLeaf, MeshRoots};
 use crate::model::{CertificateMaterial, MeshUpdate, Observation, Problem, ProblemKind, Redacted};
-use crate::sources::agent_api::blocking_query::{Closed, Context, READ_ONE_TIMEOUT, Verdict, Watched};
+use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
 use crate::sources::agent_api::budget::Pass;
 use crate::sources::agent_api::call::Call;
 use crate::sources::certificates::{self, MAX_CHAIN_BYTES, PemFault, WallClock, timestamp};
@@ -85,10 +85,6 @@ fn roots_call() -> Call {
 impl Watched for RootsWatch {
     fn call(&self) -> Call {
         roots_call()
-    }
-
-    fn read_timeout(&self) -> Duration {
-        READ_ONE_TIMEOUT
     }
 
     async fn admit(&mut self, _: bool) -> Pass {
@@ -197,10 +193,6 @@ impl Watched for LeafWatch {
             .segment(&self.service)
             .max_body(2 * MAX_CHAIN_BYTES)
             .needs(format!("service {:?} {{ policy = \"write\" }}", self.service))
-    }
-
-    fn read_timeout(&self) -> Duration {
-        READ_ONE_TIMEOUT
     }
 
     async fn admit(&mut self, _: bool) -> Pass {

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -8,7 +7,7 @@ use super::intention_answer;
 use super::intention_source::Source;
 use crate::model::mesh::{Intention, IntentionQuery, IntentionRule};
 use crate::model::{IntentionUpdate, Observation, Problem};
-use crate::sources::agent_api::blocking_query::{Closed, Context, READ_ONE_TIMEOUT, Verdict, Watched};
+use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
 use crate::sources::agent_api::budget::{Claim, Pass};
 use crate::sources::agent_api::call::{Call, Scope};
 use crate::sources::consul::ConsulError;
@@ -73,10 +72,6 @@ impl Watched for IntentionWatch {
             .scope(self.scope())
             .max_body(INTENTIONS_BYTES)
             .needs(self.rule())
-    }
-
-    fn read_timeout(&self) -> Duration {
-        READ_ONE_TIMEOUT
     }
 
     async fn admit(&mut self, first: bool) -> Pass {

@@ -17,7 +17,7 @@ use super::chain_answer::null_is_default;
 use crate::model::{
     Health, Instance, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate, Weights,
 };
-use crate::sources::agent_api::blocking_query::{Closed, Context, READ_ONE_TIMEOUT, Verdict, Watched};
+use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
 use crate::sources::agent_api::budget::{Claim, Pass};
 use crate::sources::agent_api::call::Call;
 use crate::sources::agent_api::service_watcher::ServiceSource;
@@ -157,10 +157,6 @@ impl Watched for SidecarWatch {
             .segment(&self.id)
             .max_body(REGISTRATION_BYTES)
             .needs(format!("service {:?} {{ policy = \"read\" }}", self.id))
-    }
-
-    fn read_timeout(&self) -> Duration {
-        READ_ONE_TIMEOUT
     }
 
     async fn admit(&mut self, first: bool) -> Pass {
