@@ -17,7 +17,7 @@ use super::settings::{ApiAddress, LONGEST_RETRY};
 use crate::model::Problem;
 use crate::sources::retry::{Intervals, jittered};
 
-pub(in crate::sources) use super::poll_loop::{READ_ONE_TIMEOUT, READ_TIMEOUT, keep_watching, watch};
+pub(in crate::sources) use super::poll_loop::{READ_TIMEOUT, keep_watching, watch};
 
 /// The figures of the contract. Tests shrink them; nobody else should need to.
 #[derive(Clone, Debug)]
@@ -129,8 +129,8 @@ pub(in crate::sources) struct WatchState<'a> {
     last_cut: Option<Duration>,
     /// In a row, the last poll being one of them. Whoever answers next may be another process.
     cuts: u8,
-    /// In a row that ran out as they were asked to, since `wait` was lowered.
-    ran_out: u8,
+    /// Answers since `wait` was lowered.
+    answers: u8,
     failures: u32,
     /// None: what was answered last was whole. Most are, at all times.
     trouble: Option<Box<Trouble>>,
@@ -154,7 +154,7 @@ impl<'a> WatchState<'a> {
             next_wait: None,
             last_cut: None,
             cuts: 0,
-            ran_out: 0,
+            answers: 0,
             failures: 0,
             trouble: None,
             doubting: false,
@@ -280,7 +280,7 @@ impl<'a> WatchState<'a> {
         {
             // 5/6 leaves room for the server's own jitter of 1/16: 30 s become 25 s.
             self.wait = last.min(after) * 5 / 6;
-            self.ran_out = 0;
+            self.answers = 0;
             tracing::info!(wait = ?self.wait, cut_after = ?after, "long polls are cut, shorter ones for a while");
         }
         if habitual || self.next_wait.is_none() {
@@ -314,10 +314,10 @@ impl<'a> WatchState<'a> {
         if self.wait == self.timing.wait {
             return;
         }
-        self.ran_out = self.ran_out.saturating_add(1);
-        if self.ran_out >= SHORT_POLLS {
+        self.answers = self.answers.saturating_add(1);
+        if self.answers >= SHORT_POLLS {
             self.wait = self.timing.wait;
-            self.ran_out = 0;
+            self.answers = 0;
         }
     }
 
@@ -381,11 +381,6 @@ pub(in crate::sources) trait Watched: Send + Sync {
     /// and not when something changes.
     fn shows_rights(&self) -> bool {
         false
-    }
-
-    /// How long an answer may take that is not waited for.
-    fn read_timeout(&self) -> Duration {
-        READ_TIMEOUT
     }
 
     /// Waits for a place among the connections.

@@ -5,9 +5,9 @@
 //! places are counted. A watch without a place polls in turns at an interval that is stated in a problem. Over HTTP/2
 //! polls share connections and there is a place for everyone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -44,10 +44,10 @@ pub(in crate::sources) struct Budget {
     shortest_turn: Duration,
     seats: Mutex<Seats>,
     waiting: AtomicUsize,
-    here: Queues,
-    /// What another datacenter or region answers: one that hangs holds each of its requests for as long as it takes, and is to
-    /// hold none of ours.
-    elsewhere: Queues,
+    here: Arc<Queues>,
+    /// Of other datacenters or regions, by name: one that hangs holds each of its requests for as long as it takes, and is to
+    /// hold nobody else's.
+    elsewhere: Mutex<BTreeMap<Arc<str>, Weak<Queues>>>,
 }
 
 /// Requests that are under way at once.
@@ -58,11 +58,11 @@ struct Queues {
 }
 
 impl Queues {
-    fn of(turns: usize, first_reads: usize) -> Self {
-        Self {
+    fn of(turns: usize) -> Arc<Self> {
+        Arc::new(Self {
             turns: Arc::new(Semaphore::new(turns)),
-            first_reads: Arc::new(Semaphore::new(first_reads)),
-        }
+            first_reads: Arc::new(Semaphore::new(FIRST_READS_IN_FLIGHT)),
+        })
     }
 }
 
@@ -98,7 +98,7 @@ pub(in crate::sources) struct Claim {
     budget: Arc<Budget>,
     seat: Option<usize>,
     waits: bool,
-    is_elsewhere: bool,
+    queues: Arc<Queues>,
 }
 
 impl Budget {
@@ -110,26 +110,33 @@ impl Budget {
             shortest_turn,
             seats: Mutex::new(Seats::default()),
             waiting: AtomicUsize::new(0),
-            here: Queues::of(TURNS_IN_FLIGHT, FIRST_READS_IN_FLIGHT),
-            elsewhere: Queues::of(TURNS_ELSEWHERE, FIRST_READS_IN_FLIGHT),
+            here: Queues::of(TURNS_IN_FLIGHT),
+            elsewhere: Mutex::default(),
         })
     }
 
     pub(in crate::sources) fn claim(self: &Arc<Self>) -> Claim {
-        self.claim_of(false)
+        self.claim_of(self.here.clone())
     }
 
-    /// For what another datacenter or region answers.
-    pub(in crate::sources) fn claim_elsewhere(self: &Arc<Self>) -> Claim {
-        self.claim_of(true)
+    /// For what this datacenter or region answers.
+    pub(in crate::sources) fn claim_in(self: &Arc<Self>, place: &Arc<str>) -> Claim {
+        let mut places = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        let queues = places.get(place).and_then(Weak::upgrade).unwrap_or_else(|| {
+            places.retain(|_, queues| queues.strong_count() > 0);
+            let queues = Queues::of(TURNS_ELSEWHERE);
+            places.insert(place.clone(), Arc::downgrade(&queues));
+            queues
+        });
+        self.claim_of(queues)
     }
 
-    fn claim_of(self: &Arc<Self>, is_elsewhere: bool) -> Claim {
+    fn claim_of(self: &Arc<Self>, queues: Arc<Queues>) -> Claim {
         Claim {
             budget: self.clone(),
             seat: None,
             waits: false,
-            is_elsewhere,
+            queues,
         }
     }
 
@@ -162,14 +169,10 @@ impl Claim {
             self.seat = self.budget.take_seat();
             self.set_waiting(self.seat.is_none());
         }
-        let queues = match self.is_elsewhere {
-            false => &self.budget.here,
-            true => &self.budget.elsewhere,
-        };
         // No semaphore is ever closed; a pass without a permit would merely be unbounded.
         match self.seat {
             Some(seat) => {
-                let gate = first.then(|| queues.first_reads.clone().acquire_owned());
+                let gate = first.then(|| self.queues.first_reads.clone().acquire_owned());
                 let permit = match gate {
                     Some(gate) => gate.await.ok(),
                     None => None,
@@ -182,7 +185,7 @@ impl Claim {
                 }
             }
             None => {
-                let permit = queues.turns.clone().acquire_owned().await.ok();
+                let permit = self.queues.turns.clone().acquire_owned().await.ok();
                 Pass {
                     lane: CALL_LANE,
                     may_block: false,
@@ -216,7 +219,7 @@ impl Drop for Claim {
     }
 }
 
-/// Connections for those without a place.
+/// Connections for those without a place; for each other datacenter a few of its own.
 const TURNS_IN_FLIGHT: usize = 6;
 const TURNS_ELSEWHERE: usize = 2;
 
@@ -375,18 +378,19 @@ mod tests {
             let budget = Budget::new(client.clone(), limit, Duration::from_secs(10));
             let mut passes = Vec::new();
             for _ in 0..held {
-                let mut claim = budget.claim_elsewhere();
+                let mut claim = budget.claim_in(&"dc2".into());
                 passes.push((claim.admit(true).await, claim));
             }
-            let mut next = budget.claim_elsewhere();
+            let mut next = budget.claim_in(&"dc2".into());
             let mut next = std::pin::pin!(next.admit(true));
             tokio::select! {
                 biased;
                 _ = &mut next => panic!("one more than may hang at once"),
                 () = std::future::ready(()) => {}
             }
-            let mut ours = budget.claim();
-            assert_eq!(ours.admit(true).await.may_block, limit > 0);
+            for mut other in [budget.claim(), budget.claim_in(&"dc3".into())] {
+                assert_eq!(other.admit(true).await.may_block, limit > 0);
+            }
         }
     }
 

@@ -95,7 +95,7 @@ async fn drive<W: Watched>(
             let call = watched.call().blocking(blocking);
             match blocking {
                 Some(_) => call,
-                None => call.timeout(watched.read_timeout()),
+                None => call.timeout(READ_TIMEOUT),
             }
         };
         health.requested();
@@ -325,8 +325,5 @@ fn polled_of(error: &ApiError, after: Duration) -> Polled {
 
 /// For answers that are not waited for: 64 MiB from an agent beside us, with room for a busy one.
 pub(in crate::sources) const READ_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// For one service: what is not there by then is told, and the gateway serves without it.
-pub(in crate::sources) const READ_ONE_TIMEOUT: Duration = Duration::from_secs(20);
 
 const TOKEN_LOOK: Duration = Duration::from_millis(500);

@@ -197,9 +197,9 @@ impl ServiceWatcherTask {
         let health = SourceHealth::default();
         self.health_of_all(|all| all.insert(query.clone(), health.clone()));
         (self.start)(One {
-            claim: match query.narrowing().datacenter {
+            claim: match &query.narrowing().datacenter {
                 None => budget.claim(),
-                Some(_) => budget.claim_elsewhere(),
+                Some(place) => budget.claim_in(place),
             },
             query,
             connections: budget.limit(),

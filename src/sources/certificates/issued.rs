@@ -405,7 +405,8 @@ impl IssuedWatch<'_> {
             })
     }
 
-    /// A former agent asked for it, and was not told what became of that. Whoever starts waits for a first word.
+    /// It was asked for shortly before, by a former agent that saw no answer or could not keep it. Whoever starts waits for a
+    /// first word.
     fn not_yet(&self, record: &StoredCertificate, publisher: &Publisher) -> Option<Problem> {
         let now = publisher.now();
         let allowed = self.budget.next(record.last_attempt, now);
@@ -413,7 +414,7 @@ impl IssuedWatch<'_> {
             Problem::new(
                 ProblemKind::Limit,
                 format!(
-                    "{}: not asked for before {}: the agent that ran before asked for it, and ended without an answer",
+                    "{}: not asked for before {}: it was asked for shortly before this agent started, and nothing usable of that is here",
                     self.query,
                     timestamp(allowed)
                 ),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::ConsulError;
@@ -32,6 +33,10 @@ pub struct ExposedWatch {
     known: BTreeSet<Arc<str>>,
     /// Of those: not in the list since Consul lost its state. What the token may not see is found anew with each list.
     kept: BTreeSet<Arc<str>>,
+    /// Of those: the token may not read them, as it was said at that time.
+    hidden: BTreeSet<Arc<str>>,
+    hidden_at: Option<Instant>,
+    hidden_by: Option<Problem>,
     /// Of the last list that was believed; before that, the highest that the disk knows of.
     index: u64,
     /// The list has been read and believed.
@@ -54,10 +59,10 @@ struct Asking {
 struct Doubt {
     /// Nothing hides them: they have ended, if the next list lacks them, too.
     visible: BTreeSet<Arc<str>>,
-    /// How many the token may not read, as far as was asked.
-    hidden: usize,
-    /// Of those, with what Consul said.
-    first: Option<(Arc<str>, Problem)>,
+    /// The token may not read them.
+    hidden: BTreeSet<Arc<str>>,
+    /// What Consul said of the first.
+    problem: Option<Problem>,
 }
 
 /// Consul takes any text for a name. As a part of a URL some lead elsewhere, and no document could name such a service.
@@ -76,6 +81,9 @@ impl ExposedWatch {
             timing: WatchTiming::default(),
             known: BTreeSet::new(),
             kept: BTreeSet::new(),
+            hidden: BTreeSet::new(),
+            hidden_at: None,
+            hidden_by: None,
             index: 0,
             listed: false,
             told: None,
@@ -145,13 +153,24 @@ impl ExposedWatch {
         &self.known - &here
     }
 
+    /// Those of them that are worth a question now: registrations wake the list several times a second.
+    fn to_ask(&self, lacking: BTreeSet<Arc<str>>) -> BTreeSet<Arc<str>> {
+        let asked_lately = |at: Instant| at.elapsed() < self.timing.doubt_wait.0;
+        match self.hidden_at.is_some_and(asked_lately) {
+            true => &lacking - &self.hidden,
+            false => lacking,
+        }
+    }
+
     /// Which of the names that the list lacks may the token still see? Each is asked for itself: rights are lost for one
     /// service as for all.
     async fn doubt(&self, lacking: &BTreeSet<Arc<str>>) -> Result<Doubt, ConsulError> {
         let mut doubt = Doubt::default();
         // One that is no name, from the disk of a former version, cannot be asked about.
-        let (named, misnamed): (Vec<&Arc<str>>, Vec<&Arc<str>>) =
+        let (mut named, misnamed): (Vec<&Arc<str>>, Vec<&Arc<str>>) =
             lacking.iter().partition(|name| is_service_name(name));
+        // Where not all are asked, those that were hidden the last time have the last turn.
+        named.sort_by_key(|name| self.hidden.contains(*name));
         doubt.visible.extend(misnamed.into_iter().cloned());
         for names in named.chunks(ASKED_TOGETHER) {
             let mut asks = Vec::new();
@@ -163,13 +182,13 @@ impl ExposedWatch {
                 match hidden {
                     None => drop(doubt.visible.insert((*name).clone())),
                     Some(problem) => {
-                        doubt.hidden += 1;
-                        doubt.first.get_or_insert_with(|| ((*name).clone(), problem));
+                        doubt.hidden.insert((*name).clone());
+                        doubt.problem.get_or_insert(problem);
                     }
                 }
             }
             // Without rights all may be hidden: they are not asked about one by one each time.
-            if doubt.first.is_some() {
+            if !doubt.hidden.is_empty() {
                 break;
             }
         }
@@ -189,9 +208,9 @@ impl ExposedWatch {
         }
     }
 
-    fn vanished(&self, doubt: Doubt) -> Option<Problem> {
-        let (name, problem) = doubt.first?;
-        let others = match doubt.hidden {
+    fn vanished(&self, hidden: &BTreeSet<Arc<str>>, problem: Problem) -> Option<Problem> {
+        let name = hidden.first()?;
+        let others = match hidden.len() {
             1 => "; its routes are kept".to_owned(),
             count => format!(", nor {} others; their routes are kept", count - 1),
         };
@@ -260,9 +279,9 @@ impl Watched for ExposedWatch {
     async fn take(&mut self, mut answer: Answer, _: Context) -> Result<Verdict, ConsulError> {
         let mut asking = self.asking(&answer)?;
         let mut doubt = Doubt::default();
-        let lacking = self.lacking(&asking);
-        if !lacking.is_empty() {
-            doubt = self.doubt(&lacking).await?;
+        let to_ask = self.to_ask(self.lacking(&asking));
+        if !to_ask.is_empty() {
+            doubt = self.doubt(&to_ask).await?;
             // The list shows the rights of its own time, which for a poll may be long ago, and the questions those of now:
             // rights that came back in between would pass for an end. So what lacks must lack in a later list, too.
             answer = self.client.probe(self.call().timeout(READ_TIMEOUT)).await?;
@@ -279,10 +298,12 @@ impl Watched for ExposedWatch {
             kept.extend(ended);
             kept.extend(hidden.iter().cloned());
         }
-        let problem = match hidden.is_empty() {
-            true => None,
-            false => self.vanished(doubt),
-        };
+        if let Some(problem) = doubt.problem {
+            (self.hidden_at, self.hidden_by) = (Some(Instant::now()), Some(problem));
+        }
+        self.hidden = &(&self.hidden | &doubt.hidden) & &hidden;
+        let said = self.hidden_by.clone().filter(|_| !hidden.is_empty());
+        let problem = said.and_then(|problem| self.vanished(&hidden, problem));
         let problem = problem.or_else(|| self.remark(&kept, &asking));
         let now = &(&asking.names | &kept) | &hidden;
         // What the token may not see is asked about again before long.

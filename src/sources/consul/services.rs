@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::ConsulError;
-use super::blocking_query::{Closed, Context, READ_ONE_TIMEOUT, READ_TIMEOUT, Verdict, WatchTiming, Watched};
+use super::blocking_query::{Closed, Context, READ_TIMEOUT, Verdict, WatchTiming, Watched};
 use super::budget::{Claim, Pass};
 use super::call::{Call, Scope};
 use super::client::{Answer, ConsulClient};
@@ -126,10 +126,6 @@ impl Watched for Watch {
         self.query.lookup != Lookup::PreparedQuery
     }
 
-    fn read_timeout(&self) -> Duration {
-        READ_ONE_TIMEOUT
-    }
-
     async fn admit(&mut self, first: bool) -> Pass {
         self.claim.admit(first).await
     }
@@ -150,7 +146,7 @@ impl Watched for Watch {
             // The answer shows the rights of its own time, which for a poll may be long ago, and the probes those of now:
             // rights that came back in between would pass for an end of all instances. So what lacks must lack twice.
             let first = instances;
-            answer = self.client.probe(self.call().timeout(READ_ONE_TIMEOUT)).await?;
+            answer = self.client.probe(self.call()).await?;
             instances = health_answer::parse(&answer.body, self.query.lookup)
                 .map_err(|error| answer.unreadable(error))?;
             if (instances != first || answer.filtered_by_acls)

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +16,7 @@ use super::event_stream;
 use super::hints::{Hints, Place, Waiter};
 use super::settings::{DEFAULT_NAMESPACE, EVERY_NAMESPACE};
 use crate::model::{Instance, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
-use crate::sources::agent_api::blocking_query::{Closed, Context, READ_ONE_TIMEOUT, Verdict, Watched};
+use crate::sources::agent_api::blocking_query::{Closed, Context, Verdict, Watched};
 use crate::sources::agent_api::budget::{Claim, Pass};
 use crate::sources::agent_api::call::{Call, Scope};
 use crate::sources::agent_api::client::Answer;
@@ -113,10 +112,6 @@ impl Watched for Watch {
 
     fn shows_rights(&self) -> bool {
         self.everywhere()
-    }
-
-    fn read_timeout(&self) -> Duration {
-        READ_ONE_TIMEOUT
     }
 
     async fn admit(&mut self, first: bool) -> Pass {
