@@ -300,7 +300,7 @@ impl Pipeline {
         if self.snapshot.documents_complete() {
             self.stale_at = None;
             self.stale = false;
-            self.start.documents_known(Instant::now());
+            self.start.heard(Instant::now());
             let ownerless = std::mem::take(&mut self.ownerless);
             changes.merge(self.snapshot.forget_documents(ownerless));
         }

@@ -12,18 +12,24 @@ use super::gateway::Gateway;
 use crate::snapshot::Snapshot;
 use crate::translate::{Compiled, Compiler};
 
-/// How long services are waited for once the documents are known. Consul answers in milliseconds.
+/// How long services are waited for once the documents are known, and after each answer. Consul answers in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// However many answers there are to come.
+const PATIENCE_AT_MOST: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Start {
+    since: Option<Instant>,
     patience: Option<Instant>,
     is_over: bool,
 }
 
 impl Start {
-    pub fn documents_known(&mut self, now: Instant) {
-        self.patience.get_or_insert(now + PATIENCE);
+    /// Something was heard, and the documents are known.
+    pub fn heard(&mut self, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        self.patience = Some((now + PATIENCE).min(since + PATIENCE_AT_MOST));
     }
 
     pub fn deadline(&self) -> Option<Instant> {

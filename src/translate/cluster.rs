@@ -90,7 +90,8 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
     let options = &cluster.options;
     let mut message = Cluster {
         connect_timeout: Some(duration(options.connect_timeout)),
-        // 32 KiB instead of 1 MiB: at the edge a slow client must not pin a megabyte per stream (Envoy's edge guide).
+        // 32 KiB instead of 1 MiB: at the edge a slow client must not pin a megabyte per stream (Envoy's edge guide). What is
+        // kept of a body to be sent again has a bound of its own.
         per_connection_buffer_limit_bytes: Some(wrap_u32(32 * 1024)),
         lb_policy: match options.load_balancer {
             LoadBalancer::RoundRobin => LbPolicy::RoundRobin,

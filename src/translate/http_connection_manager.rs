@@ -89,8 +89,8 @@ pub(super) fn http_connection_manager(listener: &Listener, http: &Http) -> HttpC
         http_protocol_options: Some(Http1ProtocolOptions::default()),
         http2_protocol_options: Some(Http2ProtocolOptions {
             max_concurrent_streams: Some(wrap_u32(100)),
-            // Envoy's edge guide has 64 KiB: an upload got that much in each round trip, 0.8 MB/s over 80 ms. What a client
-            // can have us hold is bounded by the connection's.
+            // Envoy's edge guide has 64 KiB: an upload got that much in each round trip, 0.8 MB/s over 80 ms. What is sent and
+            // not taken yet is bounded by the connection's.
             initial_stream_window_size: Some(wrap_u32(256 * 1024)),
             initial_connection_window_size: Some(wrap_u32(1024 * 1024)),
             ..Http2ProtocolOptions::default()

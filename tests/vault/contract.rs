@@ -504,7 +504,7 @@ async fn an_attempt_is_written_down_before_it_is_sent() {
     let mut rig = asking(&address, directory.path());
     let problem = rig.problem().await;
     assert_eq!(problem.kind, ProblemKind::Limit);
-    let said = "the agent that ran before asked for it, and ended without an answer";
+    let said = "it was asked for shortly before this agent started";
     assert!(problem.message.contains(said), "{problem:?}");
     rig.stop().await;
 }

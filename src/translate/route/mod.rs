@@ -185,8 +185,8 @@ static DEFAULT_RETRY: LazyLock<Vec<u8>> = LazyLock::new(|| default_retry().encod
 
 /// What is kept of a body until it is clear that it need not be sent again. With Envoy's own bound, that of a connection (32
 /// KiB), most longer uploads failed that met an instance which had just gone: with 503, or 507 if the rest came in before the
-/// next try.
-const BODY_TO_RETRY: u64 = 1024 * 1024;
+/// next try. Each upload under way may hold as much of Envoy's memory.
+const BODY_TO_RETRY: u64 = 256 * 1024;
 
 fn is_forwarded(route: &ir::Route) -> bool {
     matches!(route.action, Action::Forward(_))
