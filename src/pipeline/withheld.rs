@@ -143,9 +143,7 @@ impl Withheld {
     }
 
     /// All that can be kept, if that is not what was saved last. A secret is not, nor is one in whose place Envoy goes on
-    /// with bytes that we do not have: after a restart these are offered once more, and refused once more. So is the cluster of
-    /// a bare service of which nothing serves: it is made from its name alone, and would be withheld for good, from a mended
-    /// Envoy, too.
+    /// with bytes that we do not have: after a restart these are offered once more, and refused once more.
     pub fn take_unsaved(&mut self) -> Option<Vec<WithheldResource>> {
         if !std::mem::take(&mut self.is_changed) {
             return None;
@@ -161,9 +159,7 @@ impl Withheld {
                 .filter(|needed| needed.kind != ResourceKind::Secret);
             let mut versions = entry.versions.iter().cloned();
             let version = versions.next()?;
-            let is_of_name_alone =
-                *kind == ResourceKind::Cluster && name.starts_with(BARE_SERVICE) && instead.is_none();
-            (*kind != ResourceKind::Secret && !is_of_name_alone).then(|| WithheldResource {
+            (*kind != ResourceKind::Secret).then(|| WithheldResource {
                 kind: *kind,
                 name: name.clone(),
                 version,
@@ -234,26 +230,10 @@ impl Withheld {
     }
 }
 
-/// How the names of their clusters begin.
-const BARE_SERVICE: &str = "consul/";
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::diagnostics::Code;
-
-    #[test]
-    fn a_bare_service_that_was_refused_is_offered_again_after_a_restart() {
-        let mut withheld = Withheld::default();
-        for name in ["consul/orders", "upstream/orders"] {
-            let refused = Resource::new(ResourceKind::Cluster, name.into(), b"bad");
-            let diagnostic = Diagnostic::error(Code::EnvoyRejected, "refused");
-            withheld.add(&refused, None, Vec::new(), diagnostic);
-        }
-        let saved = withheld.take_unsaved().unwrap();
-        let names: Vec<&str> = saved.iter().map(|saved| &*saved.name).collect();
-        assert_eq!(names, ["upstream/orders"]);
-    }
 
     fn endpoints(bytes: &[u8]) -> Arc<Resource> {
         Arc::new(Resource::new(ResourceKind::Endpoint, "consul/a".into(), bytes))
