@@ -2,7 +2,7 @@
 //!
 //! Gauges are made from the present state at each scrape, so that nothing can be left behind by what is gone. Label
 //! values are names of gateways and sources, which the agent's settings bound, and of the certificates that end first.
-//! Services are counted together: there may be ten thousand.
+//! Services are counted together, and so are discovery chains and intentions: there may be ten thousand.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +69,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("portreeve_stale", Kind::Gauge, &[], "1 while the agent serves what the disk held, because the document source has not answered since the start"),
     family("portreeve_publications", Kind::Counter, &[], "Changes handed to Envoys"),
     family("portreeve_publish_latency_seconds", Kind::Histogram, &[], "From taking up changes to handing the new resources to the streams, for each step that changed some; the wait in the queue before is not in it, nor are hosts that waited for the first answer about a new service"),
-    family("portreeve_source_up", Kind::Gauge, &["source"], "1 when the source's last answer was good; services count together, and are up when all of them are"),
+    family("portreeve_source_up", Kind::Gauge, &["source"], "1 when the source's last answer was good; services, discovery chains and intentions count together each, and are up when all of them are"),
     family("portreeve_source_freshness_seconds", Kind::Gauge, &["source"], "Since the source last proved what it says; of services the oldest"),
     family("portreeve_source_requests", Kind::Counter, &["source"], "Requests made of the source"),
     family("portreeve_source_errors", Kind::Counter, &["source"], "Requests of the source that failed"),
@@ -289,36 +289,35 @@ fn named_ends(mut ends: Vec<(i64, String)>) -> Vec<(String, i64)> {
     named
 }
 
-/// The watches of services as one reading.
+/// The watches of a kind as one reading each: there is one for each service, and documents may name any number.
 fn together(readings: &[SourceReading]) -> Vec<SourceReading> {
-    let (services, mut others): (Vec<SourceReading>, Vec<SourceReading>) = readings
-        .iter()
-        .cloned()
-        .partition(|reading| reading.name.starts_with("service "));
-    let Some(first) = services.first().cloned() else {
-        return others;
-    };
-    let named = SourceReading {
-        name: "services".to_owned(),
-        ..first
-    };
-    others.push(
-        services
-            .into_iter()
-            .skip(1)
-            .fold(named, |sum, next| SourceReading {
-                ok: sum.ok && next.ok,
-                freshness_seconds: match (sum.freshness_seconds, next.freshness_seconds) {
-                    (Some(one), Some(other)) => Some(one.max(other)),
-                    (one, other) => one.or(other),
-                },
-                requests_total: sum.requests_total + next.requests_total,
-                errors_total: sum.errors_total + next.errors_total,
-                ..sum
-            }),
-    );
-    others
+    let mut all: Vec<SourceReading> = Vec::new();
+    let mut sums: BTreeMap<&str, SourceReading> = BTreeMap::new();
+    for reading in readings {
+        let kind = KINDS.iter().find(|(prefix, _)| reading.name.starts_with(prefix));
+        let Some((_, name)) = kind else {
+            all.push(reading.clone());
+            continue;
+        };
+        let sum = match sums.remove(name) {
+            Some(sum) => sum.and(reading),
+            None => SourceReading {
+                name: (*name).to_owned(),
+                ..reading.clone()
+            },
+        };
+        sums.insert(name, sum);
+    }
+    all.extend(sums.into_values());
+    all
 }
+
+/// How their names begin, and what they are called together.
+const KINDS: &[(&str, &str)] = &[
+    ("service ", "services"),
+    ("discovery chain ", "discovery chains"),
+    ("intentions ", "intentions"),
+];
 
 fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
@@ -374,5 +373,31 @@ mod tests {
         assert_eq!(named.len(), 101);
         assert_eq!(named[99], ("c99".to_owned(), 99));
         assert_eq!(named[100], ("(others)".to_owned(), 100));
+    }
+
+    #[test]
+    fn watches_that_documents_name_are_counted_together() {
+        let readings: Vec<SourceReading> = (0..3)
+            .flat_map(|number| {
+                ["service", "discovery chain", "intentions"].map(|kind| {
+                    SourceReading::new(format!("{kind} s{number}"), number < 2, None).counted(1, number)
+                })
+            })
+            .chain([SourceReading::new("vault", true, None)])
+            .collect();
+        let all = together(&readings);
+        let shown: Vec<(&str, bool, u64, u64)> = all
+            .iter()
+            .map(|one| (&*one.name, one.ok, one.requests_total, one.errors_total))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("vault", true, 0, 0),
+                ("discovery chains", false, 3, 3),
+                ("intentions", false, 3, 3),
+                ("services", false, 3, 3)
+            ]
+        );
     }
 }

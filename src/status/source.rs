@@ -23,6 +23,20 @@ pub struct SourceReading {
 }
 
 impl SourceReading {
+    /// Of two of a kind: good where both are, and as old as the older one.
+    pub fn and(self, other: &Self) -> Self {
+        Self {
+            ok: self.ok && other.ok,
+            freshness_seconds: match (self.freshness_seconds, other.freshness_seconds) {
+                (Some(one), Some(other)) => Some(one.max(other)),
+                (one, other) => one.or(other),
+            },
+            requests_total: self.requests_total + other.requests_total,
+            errors_total: self.errors_total + other.errors_total,
+            ..self
+        }
+    }
+
     pub fn new(name: impl Into<String>, ok: bool, freshness: Option<Duration>) -> Self {
         Self {
             name: name.into(),
