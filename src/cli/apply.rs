@@ -56,6 +56,9 @@ const OPERATION_BYTES: usize = 160;
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     let given = documents::read_some(slice::from_ref(&arguments.path))?;
     plan::refuse_unusable(&given)?;
+    if arguments.prune {
+        plan::refuse_to_prune(&arguments.path, &given)?;
+    }
     let prefix = arguments.kv.documents_prefix();
     let wanted = change_set::below(&prefix, kv::named(&arguments.path, &given)?);
     let bounds = arguments

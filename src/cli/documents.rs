@@ -21,6 +21,8 @@ pub struct Given {
     /// Files of the agent's own settings, which may stand beside documents.
     pub settings: Vec<Document>,
     pub problems_of_settings: Vec<Diagnostic>,
+    /// Path and reason of what may be a directory of documents that is not there.
+    pub absent: Vec<(String, String)>,
     /// Files that could not be read.
     pub problems: Vec<Diagnostic>,
 }
@@ -71,6 +73,7 @@ fn read_path(path: &Path, given: &mut Given) -> anyhow::Result<()> {
             given.documents.push(document);
         }
     }
+    given.absent.extend(listing.absent);
     given.problems.extend(
         listing
             .unreadable

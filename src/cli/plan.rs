@@ -1,6 +1,6 @@
 //! `portreeve plan`: what `apply` would do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::slice;
 
@@ -50,6 +50,9 @@ const CHANGES: u8 = 1;
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     let given = documents::read_some(slice::from_ref(&arguments.path))?;
     refuse_unusable(&given)?;
+    if arguments.prune {
+        refuse_to_prune(&arguments.path, &given)?;
+    }
     let names = kv::named(&arguments.path, &given)?;
     let (current, wanted, bounds) = if arguments.agent {
         let current = kv::keyed(of_agent(&arguments.api)?);
@@ -101,6 +104,27 @@ pub fn refuse_unusable(given: &documents::Given) -> anyhow::Result<()> {
                 .into())
         }
         None => Ok(()),
+    }
+}
+
+/// What the tree merely cannot show is not gone: a mount, a symlink's target, a submodule.
+pub fn refuse_to_prune(path: &Path, given: &documents::Given) -> anyhow::Result<()> {
+    if !path.is_dir() {
+        return Err(Failure::new(format!(
+            "-prune deletes all documents that are not in {}, which is no directory",
+            path.display()
+        ))
+        .fix("name the directory that holds all documents, or leave -prune out")
+        .into());
+    }
+    match given.absent.first() {
+        None => Ok(()),
+        Some((path, reason)) => Err(Failure::new(format!(
+            "whether documents below {path} are gone cannot be told: {reason}"
+        ))
+        .because("-prune would delete them")
+        .fix("bring it back (a mount, a submodule, what a symlink leads to), or remove it")
+        .into()),
     }
 }
 

@@ -21,7 +21,19 @@ impl Terminal {
     }
 
     pub fn write(&mut self, text: &str) -> io::Result<()> {
-        self.out.write_all(text.as_bytes())
+        let written = self.out.write_all(text.as_bytes());
+        self.read_or_not(written)
+    }
+
+    /// Whoever read our results may have left, as `head` does. What a command does, and how it ends, does not hang on that.
+    fn read_or_not(&mut self, written: io::Result<()>) -> io::Result<()> {
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.out = Box::new(io::sink());
+                Ok(())
+            }
+            written => written,
+        }
     }
 
     pub fn line(&mut self, text: impl AsRef<str>) -> io::Result<()> {
@@ -36,7 +48,7 @@ impl Terminal {
 
     pub fn write_error(&mut self, text: &str) -> io::Result<()> {
         // Results first: on a terminal both go to one place.
-        self.out.flush()?;
+        self.flush()?;
         self.error.write_all(text.as_bytes())
     }
 
@@ -45,7 +57,8 @@ impl Terminal {
     }
 
     pub fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        let flushed = self.out.flush();
+        self.read_or_not(flushed)
     }
 
     /// The text in a color, where colors are shown.

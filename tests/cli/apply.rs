@@ -440,3 +440,68 @@ impl CuttingProxy {
         Self { address }
     }
 }
+
+/// What a tree merely cannot show is not gone from it, and one file is not all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn prune_deletes_nothing_of_which_it_cannot_be_told_that_it_is_gone() {
+    let bench = Bench::start().await;
+    bench.file("conf/edge.hcl", EDGE);
+    bench.consul.put("portreeve/config/edge", EDGE).await;
+    let shop = "portreeve/config/teams/shop";
+    bench.consul.put(shop, upstream("shop", 80)).await;
+    let teams = bench.path().join("conf/teams");
+    let refused = async |path: &str, why: &str| {
+        for command in [&["plan"][..], &["apply", "-y"]] {
+            let arguments: Vec<&str> = command.iter().copied().chain([path, "-prune"]).collect();
+            let outcome = bench.run(&arguments);
+            assert_ne!(outcome.code, 0, "{}", outcome.shown(&[]));
+            assert!(outcome.error.contains(why), "{}", outcome.shown(&[]));
+        }
+        assert!(bench.consul.get(shop).await.is_some());
+    };
+    std::os::unix::fs::symlink(bench.path().join("nowhere"), &teams).unwrap();
+    refused("conf", "conf/teams are gone cannot be told: No such file").await;
+    std::fs::remove_file(&teams).unwrap();
+    std::fs::create_dir(&teams).unwrap();
+    refused("conf", "conf/teams are gone cannot be told: it is empty").await;
+    std::fs::remove_dir(&teams).unwrap();
+    refused("conf/edge.hcl", "which is no directory").await;
+
+    let applied = bench.run(&["apply", "conf", "-y", "-prune"]);
+    assert_eq!(applied.code, 0, "{}", applied.shown(&[]));
+    assert_eq!(bench.consul.get(shop).await, None);
+}
+
+/// `head`, or `grep -q`: what is to be done is done, and the exit code says how it went.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_leaves_changes_nothing() {
+    let bench = Bench::start().await;
+    bench.file("conf/edge.hcl", EDGE);
+    let remark = "# a long difference to show\n".repeat(4_000);
+    bench.file(
+        "conf/shop.hcl",
+        &(remark + &route("shop", "shop") + &upstream("shop", 80)),
+    );
+    let program = env!("CARGO_BIN_EXE_portreeve");
+    let address = bench.consul.address();
+    let ends_with = |command: &str| {
+        let script = format!(
+            "set -o pipefail; {program} {command} conf -consul-address={address} | true; echo ${{PIPESTATUS[0]}}"
+        );
+        let output = std::process::Command::new("bash")
+            .args(["-c", &script])
+            .current_dir(bench.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.to_lowercase().contains("pipe"), "{command}: {said}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    assert_eq!(ends_with("plan"), "1", "there are changes");
+    assert_eq!(ends_with("apply -y"), "0");
+    assert_eq!(
+        bench.consul.keys("portreeve/config").await,
+        ["portreeve/config/edge", "portreeve/config/shop"]
+    );
+    assert_eq!(ends_with("plan"), "0");
+}

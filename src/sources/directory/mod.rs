@@ -181,6 +181,8 @@ pub struct DirectoryListing {
     pub documents: Vec<Document>,
     /// Path and reason of what could not be read.
     pub unreadable: Vec<(String, String)>,
+    /// Path and reason of what is named as no document is and may hold some: it cannot be looked at, or is empty.
+    pub absent: Vec<(String, String)>,
 }
 
 /// All documents below `root` as they are now, for one look (`validate`, `plan`). Blocking file IO.
@@ -191,6 +193,13 @@ pub fn read_documents(root: &Path, is_other: IsOther) -> Result<DirectoryListing
         None => Ok(DirectoryListing {
             documents: scan.documents.into_values().collect(),
             unreadable: scan.unreadable.into_iter().collect(),
+            absent: {
+                let bare = scan.bare.iter().map(|directory| {
+                    let path = directory.path.to_string_lossy().into_owned();
+                    (path, "it is empty".to_owned())
+                });
+                scan.unknown.into_iter().chain(bare).collect()
+            },
         }),
     }
 }
