@@ -53,6 +53,19 @@ impl Watched {
         assert!(quiet.is_err(), "{quiet:?}");
     }
 
+    /// What changed and what is wrong, in whatever order they are seen; nothing is removed meanwhile.
+    async fn until_changed_and_told(&mut self) -> (Vec<(String, String)>, Problem) {
+        let mut changed = Vec::new();
+        loop {
+            let update = self.next().await;
+            assert!(update.removed.is_empty(), "{:?}", update.removed);
+            changed.extend(self.changed(&update));
+            if let (false, Some(problem)) = (changed.is_empty(), update.problem) {
+                return (changed, problem);
+            }
+        }
+    }
+
     fn changed(&self, update: &DocumentsUpdate) -> Vec<(String, String)> {
         let name = |id: &DocumentId| {
             Path::new(id.as_str())
@@ -312,18 +325,9 @@ async fn a_directory_that_cannot_be_looked_at_is_not_gone() {
     fs::rename(watched.path("mnt"), watched.path("away")).unwrap();
     fs::write(watched.path("d/edge.hcl"), "c").unwrap();
     // Each of the two may be seen first.
-    let mut changed = Vec::new();
-    let problem = loop {
-        let update = watched.next().await;
-        assert!(update.removed.is_empty(), "{:?}", update.removed);
-        changed.extend(watched.changed(&update));
-        if !changed.is_empty() && update.problem.is_some() {
-            break update.problem;
-        }
-    };
+    let (changed, problem) = watched.until_changed_and_told().await;
     assert_eq!(changed, pairs(&[("d/edge.hcl", "c")]));
-    let message = problem.expect("told").message;
-    assert!(message.contains("d/teams: No such file"), "{message}");
+    assert!(problem.message.contains("d/teams: No such file"), "{problem:?}");
 
     fs::rename(watched.path("away"), watched.path("mnt")).unwrap();
     fs::write(watched.path("d/edge.hcl"), "d").unwrap();
@@ -392,16 +396,8 @@ async fn an_empty_directory_in_the_place_of_a_subdirectory_removes_none_either()
     let [here, there] = ["d/teams", "empty"].map(|name| watched.path(name));
     rustix::fs::renameat_with(CWD, here, CWD, there, RenameFlags::EXCHANGE).unwrap();
     fs::write(watched.path("d/edge.hcl"), "c").unwrap();
-    let mut changed = Vec::new();
-    let problem = loop {
-        let update = watched.next().await;
-        assert!(update.removed.is_empty(), "{:?}", update.removed);
-        changed.extend(watched.changed(&update));
-        if !changed.is_empty() && update.problem.is_some() {
-            break update.problem;
-        }
-    };
-    assert!(problem.is_some_and(|problem| problem.message.contains("d/teams: is empty")));
+    let (changed, problem) = watched.until_changed_and_told().await;
+    assert!(problem.message.contains("d/teams: is empty"), "{problem:?}");
     assert_eq!(changed, pairs(&[("d/edge.hcl", "c")]));
 }
 
