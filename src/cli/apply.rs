@@ -65,9 +65,9 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         .bounds
         .bounds(arguments.agent.then_some(&arguments.api))?;
     let client = arguments.kv.client()?;
-    let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
+    let current = block_on(kv::read(&client, &prefix, terminal))?;
     let set = ChangeSet::between(&current, &wanted, arguments.prune);
-    let report = change_set::check(&current, &wanted, &set, &bounds);
+    let report = change_set::check(&current.documents, &wanted, &set, &bounds);
     set.write(terminal)?;
     report.write(terminal)?;
     bounds.note(&change_set::as_documents(&wanted), terminal)?;

@@ -1,13 +1,14 @@
 //! What stands between the documents that are and those that are wanted.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::bounds::Bounds;
-use super::kv::{Wanted, kv_id};
+use super::kv::{Current, Wanted, kv_id};
 use super::offline::Offline;
 use super::report::Report;
 use super::terminal::{Color, Terminal};
@@ -84,29 +85,33 @@ pub struct ChangeSet {
 
 impl ChangeSet {
     /// `prune`: what no file has is deleted.
-    pub fn between(
-        current: &BTreeMap<String, Document>,
-        wanted: &BTreeMap<String, Wanted>,
-        prune: bool,
-    ) -> Self {
+    pub fn between(current: &Current, wanted: &BTreeMap<String, Wanted>, prune: bool) -> Self {
+        let Current {
+            documents: current,
+            illegible,
+        } = current;
         let mut set = Self::default();
         for (key, wanted) in wanted {
-            match current.get(key) {
-                Some(document) if document.text == wanted.text => set.unchanged += 1,
-                document => set.changes.push(Change {
-                    action: if document.is_some() {
-                        Action::Update
-                    } else {
-                        Action::Create
-                    },
-                    document: key.clone(),
-                    file: Some(wanted.file.clone()),
-                    index: document.map_or(0, |document| document.version),
-                    objects: object_changes(document.map(|document| &document.text), Some(&wanted.text)),
-                    old: document.map_or_else(|| "".into(), |document| document.text.clone()),
-                    new: wanted.text.clone(),
-                }),
+            let document = current.get(key);
+            if document.is_some_and(|document| document.text == wanted.text) {
+                set.unchanged += 1;
+                continue;
             }
+            let there = document
+                .map(|document| document.version)
+                .or_else(|| illegible.get(key).copied());
+            set.changes.push(Change {
+                action: match there {
+                    Some(_) => Action::Update,
+                    None => Action::Create,
+                },
+                document: key.clone(),
+                file: Some(wanted.file.clone()),
+                index: there.unwrap_or(0),
+                objects: object_changes(document.map(|document| &document.text), Some(&wanted.text)),
+                old: document.map_or_else(|| "".into(), |document| document.text.clone()),
+                new: wanted.text.clone(),
+            });
         }
         for (key, document) in current.iter().filter(|(key, _)| !wanted.contains_key(*key)) {
             if !prune {
@@ -349,26 +354,42 @@ pub fn below(prefix: &str, wanted: BTreeMap<String, Wanted>) -> BTreeMap<String,
         .collect()
 }
 
-/// Names to the documents of an agent that reads a directory: the one whose path ends in the name.
+/// Names to the documents of an agent that reads a directory, which may lie elsewhere than the files do: below the
+/// directory where most of the names are found.
 pub fn matched(
     current: &BTreeMap<String, Document>,
     wanted: BTreeMap<String, Wanted>,
 ) -> BTreeMap<String, Wanted> {
+    let ids: BTreeMap<PathBuf, &String> = current
+        .keys()
+        .map(|id| (Path::new(id).with_extension(""), id))
+        .collect();
+    let mut roots: BTreeMap<PathBuf, usize> = BTreeMap::new();
+    for name in wanted.keys() {
+        for root in ids.keys().filter_map(|id| root_of(id, name)) {
+            *roots.entry(root).or_default() += 1;
+        }
+    }
+    // Of equals the shortest: what lies in a folder may be called as what lies beside it.
+    let root = roots
+        .iter()
+        .max_by_key(|(root, names)| (**names, Reverse(root.components().count())))
+        .map(|(root, _)| root);
     wanted
         .into_iter()
         .map(|(name, wanted)| {
-            let fits = |id: &&String| {
-                let id = Path::new(id.as_str()).with_extension("");
-                id.ends_with(&name)
-            };
-            let key = current
-                .keys()
-                .find(fits)
-                .cloned()
-                .unwrap_or_else(|| wanted.file.to_string());
+            let id = root.and_then(|root| ids.get(&root.join(&name)));
+            let key = id.map_or_else(|| wanted.file.to_string(), |id| (*id).clone());
             (key, wanted)
         })
         .collect()
+}
+
+/// Where a tree begins that has `id` as `name`.
+fn root_of(id: &Path, name: &str) -> Option<PathBuf> {
+    let above = Path::new(name).components().count();
+    let root = id.ends_with(name).then(|| id.ancestors().nth(above))?;
+    root.map(Path::to_path_buf)
 }
 
 #[cfg(test)]
@@ -380,6 +401,44 @@ mod tests {
             .into_iter()
             .map(|change| format!("{}{} {}", change.action.sign(), change.kind, change.name))
             .collect()
+    }
+
+    #[test]
+    fn names_find_the_documents_of_a_directory() {
+        let ids = ["/etc/gw/shop.hcl", "/etc/gw/teams/shop.json", "/etc/gw/edge.hcl"];
+        let current = ids.map(|id| {
+            let document = Document {
+                id: DocumentId::File(id.into()),
+                text: "".into(),
+                order: 0,
+                version: 0,
+            };
+            (id.to_owned(), document)
+        });
+        let found = |names: &[&str]| -> Vec<String> {
+            let wanted = names.iter().map(|name| {
+                let wanted = Wanted {
+                    file: format!("mine/{name}.hcl").into(),
+                    text: "".into(),
+                };
+                ((*name).to_owned(), wanted)
+            });
+            let matched = matched(&current.clone().into(), wanted.collect());
+            matched.into_keys().collect()
+        };
+        assert_eq!(
+            found(&["edge", "shop", "teams/shop", "teams/new"]),
+            [
+                "/etc/gw/edge.hcl",
+                "/etc/gw/shop.hcl",
+                "/etc/gw/teams/shop.json",
+                "mine/teams/new.hcl"
+            ]
+        );
+        // One file, called as two are.
+        assert_eq!(found(&["shop"]), ["/etc/gw/shop.hcl"]);
+        assert_eq!(found(&["teams/shop"]), ["/etc/gw/teams/shop.json"]);
+        assert_eq!(found(&["other"]), ["mine/other.hcl"]);
     }
 
     #[test]

@@ -60,21 +60,41 @@ impl KvArguments {
     }
 }
 
-/// The documents as they are now. Keys that are none are named, and left alone.
-pub async fn read(
-    client: &ConsulClient,
-    prefix: &str,
-    terminal: &mut Terminal,
-) -> anyhow::Result<Vec<Document>> {
+/// What is there, by key.
+#[derive(Debug, Default)]
+pub struct Current {
+    pub documents: BTreeMap<String, Document>,
+    /// The version of each key whose value is no document.
+    pub illegible: BTreeMap<String, u64>,
+}
+
+impl Current {
+    pub fn new(documents: Vec<Document>) -> Self {
+        Self {
+            documents: documents
+                .into_iter()
+                .map(|document| (document.id.as_str().to_owned(), document))
+                .collect(),
+            illegible: BTreeMap::new(),
+        }
+    }
+}
+
+/// The documents as they are now. Keys that are none are named; only a file of their name takes their place.
+pub async fn read(client: &ConsulClient, prefix: &str, terminal: &mut Terminal) -> anyhow::Result<Current> {
     let listing = list_documents(client, prefix).await.map_err(consul_failure)?;
+    let mut current = Current::new(listing.documents);
     for rejected in listing.rejected {
+        current
+            .illegible
+            .insert(rejected.key.to_string(), rejected.version);
         terminal.error_line(format!(
             "note: {} is no document: {}",
             escaped(&rejected.key),
             rejected.reason
         ))?;
     }
-    Ok(listing.documents)
+    Ok(current)
 }
 
 /// How a transaction ended that did not succeed.
@@ -85,6 +105,9 @@ pub enum NotWritten {
     /// The answer is lost, and what it would have said with it: the whole may be written, or nothing.
     Unknown(anyhow::Error),
 }
+
+/// Of what a transaction failed for, a screenful.
+const SHOWN: usize = 16;
 
 /// All or nothing. Returns the index under which Consul took it.
 pub async fn write(client: &ConsulClient, writes: &[TxnWrite]) -> Result<u64, NotWritten> {
@@ -101,9 +124,13 @@ pub async fn write(client: &ConsulClient, writes: &[TxnWrite]) -> Result<u64, No
                     }
                 })
                 .collect();
+            let more = match lost.len().saturating_sub(SHOWN) {
+                0 => String::new(),
+                more => format!("; and {more} more"),
+            };
             let failure = Failure::new(format!(
-                "Consul refused the transaction, nothing of it is written: {}",
-                lost.join("; ")
+                "Consul refused the transaction, nothing of it is written: {}{more}",
+                lost[..lost.len().min(SHOWN)].join("; ")
             ));
             let any = |words: &str| failures.iter().any(|failure| failure.what.contains(words));
             NotWritten::Refused(if any("index is stale") {
@@ -205,14 +232,6 @@ fn name_of(root: &Path, file: &str) -> anyhow::Result<String> {
         .into());
     }
     Ok(name)
-}
-
-/// The documents as an agent would have them, by key.
-pub fn keyed(documents: Vec<Document>) -> BTreeMap<String, Document> {
-    documents
-        .into_iter()
-        .map(|document| (document.id.as_str().to_owned(), document))
-        .collect()
 }
 
 pub fn kv_id(key: &str) -> DocumentId {

@@ -55,26 +55,29 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     }
     let names = kv::named(&arguments.path, &given)?;
     let (current, wanted, bounds) = if arguments.agent {
-        let current = kv::keyed(of_agent(&arguments.api)?);
+        let current = kv::Current::new(of_agent(&arguments.api)?);
         let prefix = arguments.kv.documents_prefix();
-        let reads_kv = current.values().any(|document| !document.id.is_trusted());
+        let reads_kv = current
+            .documents
+            .values()
+            .any(|document| !document.id.is_trusted());
         let (wanted, bounds) = match reads_kv {
             true => {
                 let bounds = arguments.bounds.bounds(Some(&arguments.api))?;
                 (change_set::below(&prefix, names), bounds)
             }
-            false => (change_set::matched(&current, names), Bounds::None),
+            false => (change_set::matched(&current.documents, names), Bounds::None),
         };
         (current, wanted, bounds)
     } else {
         let prefix = arguments.kv.documents_prefix();
         let client = arguments.kv.client()?;
-        let current = kv::keyed(block_on(kv::read(&client, &prefix, terminal))?);
+        let current = block_on(kv::read(&client, &prefix, terminal))?;
         let bounds = arguments.bounds.bounds(None)?;
         (current, change_set::below(&prefix, names), bounds)
     };
     let set = ChangeSet::between(&current, &wanted, arguments.prune);
-    let report = change_set::check(&current, &wanted, &set, &bounds);
+    let report = change_set::check(&current.documents, &wanted, &set, &bounds);
     if arguments.json {
         terminal.json(&json!({
             "changes": set.changes,

@@ -223,6 +223,43 @@ async fn refuses_what_does_not_validate() {
     );
 }
 
+/// What somebody put into a document's place is named, and mended as any other change is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_takes_the_place_of_what_is_no_document() {
+    let bench = Bench::start().await;
+    bench.file("conf/shop.hcl", &upstream("shop", 80));
+    for key in ["portreeve/config/shop", "portreeve/config/stray"] {
+        bench.consul.put(key, vec![0xff, 0xfe]).await;
+    }
+    let planned = bench.run(&["plan", "conf", "-prune"]);
+    assert!(
+        planned
+            .out
+            .contains("Plan: 0 to create, 1 to update, 0 to delete, 0 unchanged."),
+        "{}",
+        planned.shown(&[])
+    );
+    assert!(
+        planned
+            .error
+            .contains("portreeve/config/shop is no document: not UTF-8"),
+        "{}",
+        planned.error
+    );
+    let applied = bench.run(&["apply", "conf", "-y", "-prune"]);
+    assert_eq!(applied.code, 0, "{}", applied.shown(&[]));
+    assert_eq!(
+        bench.consul.get("portreeve/config/shop").await,
+        Some(upstream("shop", 80))
+    );
+    assert_eq!(
+        bench.consul.keys("portreeve/config").await.len(),
+        2,
+        "what no file names is left alone"
+    );
+    assert_eq!(bench.run(&["plan", "conf"]).code, 0);
+}
+
 /// Somebody else's write between our read and our write: nothing is written, theirs stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_compare_and_set() {

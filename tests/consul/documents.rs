@@ -426,6 +426,16 @@ async fn one_shot_writes() {
         }
         other => panic!("{other:?}"),
     }
+    // As many reasons as a transaction has writes are more than an error's text of one line.
+    let all_stale = (0..64).map(|n| TxnWrite::Cas {
+        key: format!("p/{n}"),
+        value: "x".into(),
+        index: 1,
+    });
+    match client.txn(&all_stale.collect::<Vec<_>>()).await {
+        Err(ConsulError::TxnFailed { failures }) => assert_eq!(failures.len(), 64, "{failures:?}"),
+        other => panic!("{other:?}"),
+    }
     let error = client.put_cas("p/big", vec![b'x'; 524_289], 0).await.unwrap_err();
     assert!(error.to_string().contains("524288"), "{error}");
     assert!(client.put_cas("p/ç", "x", 0).await.is_err());

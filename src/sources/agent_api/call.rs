@@ -26,6 +26,8 @@ pub(in crate::sources) struct Call {
     pub(in crate::sources) blocking: Option<Blocking>,
     pub(in crate::sources) timeout: Duration,
     pub(in crate::sources) max_body: usize,
+    /// How much of an error's text is kept.
+    pub(in crate::sources) max_error: usize,
     /// 404 is an answer here, not an error: an empty KV prefix says 404 with an index.
     pub(in crate::sources) not_found_is_answer: bool,
     /// The ACL rule that the call needs, for the message about a 403.
@@ -90,6 +92,7 @@ impl Call {
             blocking: None,
             timeout: CALL_TIMEOUT,
             max_body: SMALL_BODY,
+            max_error: ERROR_TEXT,
             not_found_is_answer: false,
             needs: None,
             credential: Credential::Own,
@@ -143,6 +146,11 @@ impl Call {
 
     pub(in crate::sources) fn max_body(mut self, bytes: usize) -> Self {
         self.max_body = bytes;
+        self
+    }
+
+    pub(in crate::sources) fn max_error(mut self, bytes: usize) -> Self {
+        self.max_error = bytes;
         self
     }
 
@@ -240,6 +248,9 @@ const NETWORK_MARGIN: Duration = Duration::from_secs(10);
 
 /// For everything that is not a listing: a KV value of 512 KiB in base64 fits.
 const SMALL_BODY: usize = 1024 * 1024;
+
+/// Error texts are a line; a proxy's error page is not worth more.
+const ERROR_TEXT: usize = 1024;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! What can go wrong when Consul or Nomad is asked, and what an operator is told about it.
 //!
 //! Each message says what was asked, of whom, and what came back; the fix says what to do. Bodies of error answers are
-//! plain text to both and are cut at 1 KiB.
+//! plain text to both and are cut at 1 KiB, but those that list what failed of a transaction.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub enum ApiError {
         server: Server,
         asked: String,
         status: u16,
-        /// At most 1 KiB.
+        /// At most what the call keeps of it.
         body: Box<str>,
         index: Option<u64>,
         retry_after: Option<Duration>,

@@ -67,6 +67,7 @@ impl Listing {
             Ok(document) => self.changed.push(document),
             Err(reason) => self.rejected.push(Rejected {
                 key: row.key.as_ref().into(),
+                version: row.modify_index,
                 reason,
             }),
         }
@@ -77,6 +78,8 @@ impl Listing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     pub key: Arc<str>,
+    /// Consul's ModifyIndex.
+    pub version: u64,
     pub reason: String,
 }
 

@@ -131,6 +131,7 @@ impl ConsulClient {
         }
         let call = Call::put("txn")
             .body(body)
+            .max_error(TXN_REASONS)
             .needs("key_prefix \"…\" { policy = \"write\" } for every key written");
         match self.call(call).await {
             Ok(answer) => {
@@ -153,11 +154,11 @@ impl ConsulClient {
                     Ok(answer) => Err(ConsulError::TxnFailed {
                         failures: answer.failures(),
                     }),
-                    // More than 1 KiB of reasons: the first ones are still worth reading.
+                    // Of a proxy, or more than is kept: its beginning is still worth reading.
                     Err(_) => Err(ConsulError::Unreadable {
                         server,
                         asked,
-                        reason: body.into(),
+                        reason: body.chars().take(READABLE).collect(),
                     }),
                 }
             }
@@ -378,6 +379,12 @@ const TXN_OPERATIONS: usize = 64;
 
 /// `limits.txn_max_req_len`, which counts the JSON, so after base64.
 const TXN_BYTES: usize = 524_288;
+
+/// A reason for each operation, with its key.
+const TXN_REASONS: usize = 2 * TXN_OPERATIONS * KEY_BYTES;
+
+/// Characters of an answer that nobody understands.
+const READABLE: usize = 1024;
 
 /// `limits.kv_max_value_size`.
 pub(super) const VALUE_BYTES: usize = 524_288;

@@ -314,7 +314,7 @@ impl ApiClient {
         let status = reply.status();
         let index = self.index(&reply);
         let retry_after = reply.header("retry-after").and_then(|value| value.parse().ok());
-        let body = reply.error_text().await;
+        let body = reply.error_text(call.max_error).await;
         if is_turned_away(status, &body) {
             self.0.token.refresh(true).await;
         }
@@ -384,13 +384,11 @@ impl Reply {
     }
 
     /// The start of a plain-text error, fit for one line of a message.
-    async fn error_text(&mut self) -> String {
+    async fn error_text(&mut self, longest: usize) -> String {
         let mut bytes = BytesMut::new();
-        while bytes.len() < ERROR_BODY {
+        while bytes.len() < longest {
             match self.chunk().await {
-                Ok(Some(chunk)) => {
-                    bytes.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY - bytes.len())])
-                }
+                Ok(Some(chunk)) => bytes.extend_from_slice(&chunk[..chunk.len().min(longest - bytes.len())]),
                 Ok(None) | Err(_) => break,
             }
         }
@@ -434,6 +432,3 @@ fn secret_header(text: &str) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
-
-/// Error texts are a line; a proxy's error page is not worth more.
-const ERROR_BODY: usize = 1024;
