@@ -72,8 +72,9 @@ fn pki() -> BlockSchema {
         Type::Bool,
         Some("false"),
         "true",
-        "Refuse what the issuers revoked. Their lists are read with every poll. Set auto_rebuild at the mount's \
-         config/crl: with a list that has run out no client is let in.",
+        "Refuse what the issuers revoked. Their lists are read with every poll. Have Vault make them \
+         anew in time (auto_rebuild, auto_rebuild_grace_period at the mount's config/crl): with a list that has run out no client is \
+         let in.",
     )
 }
 

@@ -76,6 +76,8 @@ codes! {
     /// A certificate, an authority of clients or a revocation list in the last fifth of its life (with a list: the last tenth), or
     /// past its end.
     CertificateExpiry => "certificate-expiry",
+    /// A host with routes on an https listener, none of whose certificates names it: its clients are refused.
+    HostNotCovered => "host-not-covered",
     /// A document from KV reaches for something that the agent's settings do not allow it.
     NotAllowed => "not-allowed",
     /// A security policy that cannot be built: its routes answer 503.

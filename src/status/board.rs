@@ -9,6 +9,7 @@ use super::object::{DocumentStatus, ObjectStatus};
 use super::programmed::{Programmed, programmed, settled};
 use super::refused::refused_by_nodes;
 use super::source::SourceReading;
+use super::uncovered::uncovered;
 use super::undeclared::undeclared;
 use super::watch::{CertificateStatus, ServiceStatus, certificates, expiry, services};
 use super::withheld::withheld_from_nodes;
@@ -99,6 +100,7 @@ pub fn diagnostics(view: &View, streams: &[StreamView], now: SystemTime) -> Vec<
     all.extend(refused_by_nodes(view, streams));
     all.extend(withheld_from_nodes(view, streams));
     all.extend(expiry(view, now));
+    all.extend(uncovered(view));
     all.extend(undeclared(view));
     all.sort();
     all.dedup();

@@ -12,6 +12,7 @@ mod programmed;
 mod refused;
 mod source;
 mod summary;
+mod uncovered;
 mod undeclared;
 mod watch;
 mod withheld;

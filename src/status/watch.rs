@@ -255,9 +255,9 @@ fn expiry_of_client_cas(view: &View, now: SystemTime) -> impl Iterator<Item = Di
             .about("gateway", &gateway.name);
         Some(match &serving.problem {
             Some(problem) => not_replaced(diagnostic, problem),
-            None => diagnostic.fix(
-                "publish a new list (Vault: auto_rebuild=true at <mount>/config/crl), or a newer authority",
-            ),
+            None => {
+                diagnostic.fix("publish a new list (Vault: read <mount>/crl/rotate), or a newer authority")
+            }
         })
     })
 }

@@ -56,6 +56,7 @@ pub const SHOP: &str = r#"http_route "shop" {
 
 const NEIGHBOUR: &str = r#"http_route "neighbour" {
   gateways  = ["edge"]
+  listeners = ["web"]
   hostnames = ["neighbour.example.com"]
 
   rule "all" {

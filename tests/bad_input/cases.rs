@@ -10,6 +10,7 @@ pub fn all() -> Vec<Case> {
         shape(),
         values(),
         routes(),
+        super::doubtful::all(),
         reach(),
         json(),
         super::around::between_documents(),

@@ -11,6 +11,7 @@ mod case;
 mod cases;
 mod certificates;
 mod complete;
+mod doubtful;
 mod elsewhere;
 mod mesh;
 mod syntax;

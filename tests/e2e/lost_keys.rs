@@ -295,3 +295,43 @@ async fn a_restart_of_envoy_gets_the_keys_that_can_be_issued_anew() {
         "the root, the first, and the one for the next Envoy"
     );
 }
+
+/// Nobody renewed it, and clients that do not look at dates are served: a closed port helps nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_has_ended_stays_over_a_restart_of_the_agent() {
+    let files = Files::new();
+    let authority = Ca::new("files");
+    files.put(&authority.issue_for(&["www.example.com"], Duration::from_secs(10)));
+    let mut stack = Stack::start(files.options()).await;
+    stack.put("edge", &gateway("edge", stack.https)).await;
+    stack.put("www", &files.document("")).await;
+    serves(&Client::https(stack.https, &authority.certificate), "https").await;
+    // A new connection each time.
+    let port = stack.https;
+    let new_client = || Client::https(port, &authority.certificate);
+    let shows_it = async |client: Client| match client.send(&www()).await {
+        Err(failure) if format!("{failure:?}").contains("xpired") => Ok(()),
+        other => anyhow::bail!("{other:?}"),
+    };
+    wait_for("its end", SOON, async || shows_it(new_client()).await).await;
+
+    stack.agent.kill();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    log.wait_for_log_after(start, "Envoy connected", SOON).await;
+    stack.agent.wait_ready().await;
+    wait_for("what is to be mended", SOON, async || {
+        let status = status(&stack).await?;
+        anyhow::ensure!(status.to_string().contains("certificate-expiry"), "{status:#}");
+        anyhow::ensure!(
+            status["gateways"][0]["programmed"]["acknowledged"] == 1,
+            "{status:#}"
+        );
+        Ok(())
+    })
+    .await;
+    shows_it(new_client()).await.unwrap();
+    files.put(&authority.issue(&["www.example.com"]));
+    serves(&new_client(), "the renewed one").await;
+}

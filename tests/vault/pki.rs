@@ -456,6 +456,27 @@ async fn a_leased_certificate_is_replaced_before_its_token_ends() {
     rig.stop().await;
 }
 
+/// Its key may have leaked: nobody has to think of a way to have the agent ask for another.
+#[tokio::test]
+async fn a_certificate_that_is_revoked_is_replaced_also_without_a_lease() {
+    let bao = Bao::start().await;
+    bao.mount_pki(json!({"allow_any_name": true, "max_ttl": "1h", "key_type": "ec"}))
+        .await;
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = Rig::start(&bao.address, token(&bao.pki_token().await), directory.path());
+    rig.watch(&[&pki("www.example.com", 3600)]);
+    let first = rig.material().await;
+    rig.silence(Duration::from_secs(3)).await;
+    bao.write("pki_int/revoke", json!({"serial_number": &*first.serial}))
+        .await;
+    let second = rig.material_within(Duration::from_secs(60)).await;
+    assert_ne!(first.serial, second.serial);
+    assert!(second.private_key.is_some());
+    rig.silence(Duration::from_secs(3)).await;
+    assert_eq!(bao.issued().await, 2);
+    rig.stop().await;
+}
+
 #[tokio::test]
 async fn a_certificate_whose_lease_is_gone_is_replaced_within_its_budget() {
     let bao = Bao::start().await;

@@ -36,6 +36,8 @@ pub(super) enum AuthorityFault {
     NotAnAuthority(usize, String),
     #[error("all authorities have expired, the last at {}", timestamp(*.0))]
     Expired(i64),
+    #[error("the authority {0:?} expired at {time}: no client of it is let in", time = timestamp(*.1))]
+    OneExpired(String, i64),
     #[error("revocation list {0} is not a valid X.509 CRL")]
     BrokenList(usize),
     #[error("there is no X509 CRL block in the revocation lists' text")]
@@ -63,7 +65,7 @@ impl AuthorityFault {
             | Self::Broken(_)
             | Self::BrokenList(_)
             | Self::NoListBlock => ProblemKind::Malformed,
-            Self::Expired(_) | Self::ListExpired(..) => ProblemKind::Expired,
+            Self::Expired(_) | Self::OneExpired(..) | Self::ListExpired(..) => ProblemKind::Expired,
             Self::NotAnAuthority(..)
             | Self::StrangeList(_)
             | Self::UnsupportedSignature(..)
@@ -89,6 +91,9 @@ impl AuthorityFault {
             (Self::Expired(_), _) => {
                 "Store an authority that is in date, and have clients' certificates signed by it."
             }
+            (Self::OneExpired(..), _) => {
+                "Store its successor, or leave it out if nobody has a certificate of it any more."
+            }
             (Self::BrokenList(_) | Self::NoListBlock, _) => {
                 "Store the lists as PEM (-----BEGIN X509 CRL-----), one after the other."
             }
@@ -101,7 +106,8 @@ impl AuthorityFault {
             }
             (Self::ListExpired(..), ClientCaQuery::VaultPki { mount, .. }) => {
                 return format!(
-                    "Publish a new list: `vault read {mount}/crl/rotate`, and set auto_rebuild=true at {mount}/config/crl."
+                    "Publish a new list: `vault read {mount}/crl/rotate`. Have them made hourly: `vault write {mount}/config/crl \
+                     expiry=72h auto_rebuild=true auto_rebuild_grace_period=71h`."
                 );
             }
             (Self::ListExpired(..), _) => {
@@ -143,22 +149,25 @@ pub(super) fn parse(authorities: &str, lists: Option<&str>, now: i64) -> Result<
         })
         .collect::<Result<_, _>>()?;
     let first = parsed.first().ok_or(AuthorityFault::NoCertificate)?;
-    let end = |certificate: &X509Certificate<'_>| certificate.validity().not_after.timestamp();
-    let not_after = parsed.iter().map(end).max().unwrap_or_default();
-    if not_after <= now {
-        return Err(AuthorityFault::Expired(not_after));
-    }
-    let mut life = (first.validity().not_before.timestamp().min(now), not_after);
+    let lives = lives(&parsed);
+    let in_date = lives.values().filter(|(to, _)| *to > now);
+    let Some((not_after, not_before)) = in_date.min() else {
+        let last = lives.values().map(|(to, _)| *to).max();
+        return Err(AuthorityFault::Expired(last.unwrap_or_default()));
+    };
+    let mut life = (*not_before.min(&now), *not_after);
+    let expired = lives.iter().find(|(_, (to, _))| *to <= now);
+    let expired = expired.map(|((subject, _), (to, _))| AuthorityFault::OneExpired(subject.clone(), *to));
     let (crl, shut_out) = match lists {
         Some(text) => {
             let lists = revocations(text, &parsed, now)?;
             // Whichever ends first ends what clients can do.
-            if let Some((from, to)) = lists.life.filter(|(_, to)| *to < not_after) {
+            if let Some((from, to)) = lists.life.filter(|(_, to)| to < not_after) {
                 life = (from, to);
             }
-            (Some(lists.pem), lists.shut_out)
+            (Some(lists.pem), lists.shut_out.or(expired))
         }
-        None => (None, None),
+        None => (None, expired),
     };
     // Sorted, so that another order in the source is not a change.
     let pem: BTreeSet<String> = blocks.iter().map(|der| encode("CERTIFICATE", der)).collect();
@@ -172,6 +181,20 @@ pub(super) fn parse(authorities: &str, lists: Option<&str>, now: i64) -> Result<
         crl,
     };
     Ok(Authorities { material, shut_out })
+}
+
+/// When each authority ends and since when it holds, by its name and its key: one that was renewed ends with the last of its
+/// certificates.
+fn lives<'a>(authorities: &'a [X509Certificate<'_>]) -> BTreeMap<(String, &'a [u8]), (i64, i64)> {
+    let mut lives = BTreeMap::new();
+    for authority in authorities {
+        let validity = authority.validity();
+        let life = (validity.not_after.timestamp(), validity.not_before.timestamp());
+        let of = (authority.subject().to_string(), authority.public_key().raw);
+        let known = lives.entry(of).or_insert(life);
+        *known = life.max(*known);
+    }
+    lives
 }
 
 struct Lists {

@@ -50,6 +50,34 @@ fn list(by: &Authority, until: i32) -> String {
     .unwrap()
 }
 
+/// Clients of one are refused from its end on, however long the others last.
+#[test]
+fn the_end_of_each_authority_counts() {
+    let (ended, first, last) = (
+        authority("ended", 2025),
+        authority("first", 2028),
+        authority("last", 2040),
+    );
+    let year = |year: i32| date_time_ymd(year, 1, 1).unix_timestamp();
+    let both = parse(&format!("{}{}", last.pem, first.pem), None, NOW).unwrap();
+    assert_eq!(both.material.not_after, year(2028));
+    assert_eq!(both.shut_out, None);
+    let one_ended = parse(&format!("{}{}", ended.pem, last.pem), None, NOW).unwrap();
+    assert_eq!(one_ended.material.not_after, year(2040));
+    assert_eq!(
+        one_ended.shut_out,
+        Some(AuthorityFault::OneExpired("CN=ended".to_owned(), year(2025)))
+    );
+    // One key, certified anew: its clients are let in.
+    let mut renewed = CertificateParams::default();
+    renewed.distinguished_name.push(DnType::CommonName, "ended");
+    renewed.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    renewed.not_after = date_time_ymd(2035, 1, 1);
+    let renewed = renewed.self_signed(ended.issuer.key()).unwrap().pem();
+    let again = parse(&format!("{}{renewed}", ended.pem), None, NOW).unwrap();
+    assert_eq!((again.material.not_after, again.shut_out), (year(2035), None));
+}
+
 #[test]
 fn several_authorities_with_their_lists_in_any_order() {
     let (one, two) = (authority("one", 2030), authority("two", 2031));

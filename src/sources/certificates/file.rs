@@ -123,7 +123,8 @@ impl FileChanges {
 async fn read_pair(certificate: &Path, private_key: &Path, now: i64) -> Result<CertificateMaterial, Problem> {
     let chain = read(certificate, MAX_CHAIN_BYTES).await?;
     let key = read(private_key, MAX_CHAIN_BYTES).await?;
-    pem::parse(&chain, &key, now).map_err(|fault| fault.problem(&format!("file {}", certificate.display())))
+    pem::parse_served(&chain, &key, now)
+        .map_err(|fault| fault.problem(&format!("file {}", certificate.display())))
 }
 
 pub(super) async fn read(path: &Path, limit: usize) -> Result<Zeroizing<String>, Problem> {

@@ -90,7 +90,7 @@ struct Haste {
     /// An Envoy lacks the key, and so do we.
     key_wanted: bool,
     /// Vault may revoke it at any time.
-    lease: Option<LeaseWatch>,
+    lease: LeaseWatch,
 }
 
 enum Woken {
@@ -117,9 +117,10 @@ impl IssuedWatch<'_> {
         let mut unused = None;
         let mut haste = Haste {
             key_wanted: false,
-            lease: record
-                .leased
-                .then(|| LeaseWatch::of_an_earlier_process(self.vault.logs_in())),
+            lease: match record.leased {
+                true => LeaseWatch::of_an_earlier_process(self.vault.logs_in()),
+                false => LeaseWatch::without(self.poll),
+            },
         };
         loop {
             let woken = self
@@ -197,13 +198,7 @@ impl IssuedWatch<'_> {
             }
             let needed = match (publisher.good(), &record.certificate) {
                 (Some(material), _) if material.private_key.is_none() && haste.key_wanted => now,
-                (Some(material), _) => {
-                    let by_dates = due_by_dates(material, record.received);
-                    haste
-                        .lease
-                        .as_ref()
-                        .map_or(by_dates, |lease| lease.due(now).min(by_dates))
-                }
+                (Some(material), _) => due_by_dates(material, record.received).min(haste.lease.due(now)),
                 (None, _) => now,
             };
             let allowed = self.budget.next(record.last_attempt, now);
@@ -217,7 +212,7 @@ impl IssuedWatch<'_> {
                 () = tokio::time::sleep(until(ends)), if alive_at_first => {}
                 () = self.overcome(setback, pauses), if due <= now => return Woken::ToIssue,
                 () = wishes.key.notified() => haste.key_wanted = true,
-                () = LeaseWatch::look(&mut haste.lease, self, publisher.good()) => {}
+                () = haste.lease.look(self, publisher.good()) => {}
                 // Only what failed is tried again; a good certificate is not issued anew for a refresh.
                 () = wishes.refresh.notified(), if setback.problem.is_some() => {
                     if due <= now {
@@ -245,7 +240,7 @@ impl IssuedWatch<'_> {
         unused: &mut Option<(KeyType, Request)>,
         started: i64,
         publisher: &Publisher,
-    ) -> Result<(CertificateMaterial, Option<LeaseWatch>), Problem> {
+    ) -> Result<(CertificateMaterial, LeaseWatch), Problem> {
         let before = record.last_attempt;
         record.last_attempt = Some(publisher.now());
         if let Err(error) = self.save(record).await {
@@ -303,9 +298,10 @@ impl IssuedWatch<'_> {
         record.received = Some(now);
         record.leased = signed.lease.is_some();
         let _ = self.save(record).await;
-        let lease = signed
-            .lease
-            .map(|lease| LeaseWatch::of(lease, &material.serial, publisher.now()));
+        let lease = match signed.lease {
+            Some(lease) => LeaseWatch::of(lease, &material.serial, publisher.now()),
+            None => LeaseWatch::without(self.poll),
+        };
         Ok((material, lease))
     }
 
@@ -370,7 +366,7 @@ impl IssuedWatch<'_> {
         let Some(stored) = &record.certificate else {
             return Ok(());
         };
-        match pem::parse_public(&stored.chain, publisher.now()) {
+        match pem::parse_held(&stored.chain) {
             Ok(material) => publisher.material(material).await,
             Err(fault) => {
                 tracing::info!(certificate = %self.query, %fault, "stored certificate not used");
@@ -410,7 +406,8 @@ impl IssuedWatch<'_> {
     fn not_yet(&self, record: &StoredCertificate, publisher: &Publisher) -> Option<Problem> {
         let now = publisher.now();
         let allowed = self.budget.next(record.last_attempt, now);
-        (publisher.good().is_none() && allowed > now).then(|| {
+        let is_alive = publisher.good().is_some_and(|good| good.not_after > now);
+        (!is_alive && allowed > now).then(|| {
             Problem::new(
                 ProblemKind::Limit,
                 format!(

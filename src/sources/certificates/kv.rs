@@ -148,7 +148,7 @@ impl KvWatch<'_> {
         };
         let chain = field(self.query.certificate_field)?;
         let key = field(self.query.private_key_field)?;
-        let material = pem::parse(chain.expose(), key.expose(), now).map_err(|fault| Failed {
+        let material = pem::parse_served(chain.expose(), key.expose(), now).map_err(|fault| Failed {
             problem: fault.problem(&place),
             unavailable: false,
         })?;

@@ -1,5 +1,5 @@
-//! Tells when a certificate ends before its dates: Vault revokes a leased one with its lease, and the lease with the
-//! token that it was made for.
+//! Tells when a certificate ends before its dates: an operator revokes it, whose key may have leaked; and Vault revokes a leased
+//! one with its lease, and the lease with the token that it was made for.
 //!
 //! The lease itself is not renewed, as no lease of a certificate is renewable. It is replaced: at two thirds of its
 //! duration, when the agent has another token, and when the mount says that it was revoked. A restart is another token
@@ -23,8 +23,8 @@ const FIRST_TOKEN: u64 = 1;
 const POLL_SPREAD: f64 = 0.1;
 
 pub(super) struct LeaseWatch {
-    /// The token it ends with, counted from the start of the process.
-    token: u64,
+    /// The token it ends with, counted from the start of the process. None: it has no lease.
+    token: Option<u64>,
     /// When it is to be replaced even if all goes well, in Unix seconds.
     renews_at: i64,
     /// It is gone, or will be with its token.
@@ -36,7 +36,7 @@ impl LeaseWatch {
     pub(super) fn of(lease: Lease, serial: &str, now: i64) -> Self {
         let duration = i64::try_from(lease.duration).unwrap_or(i64::MAX);
         Self {
-            token: lease.token,
+            token: Some(lease.token),
             renews_at: renewal_time(now, now.saturating_add(duration), serial),
             is_lost: false,
             next_look: Instant::now(),
@@ -47,10 +47,20 @@ impl LeaseWatch {
     /// are.
     pub(super) fn of_an_earlier_process(is_over: bool) -> Self {
         Self {
-            token: FIRST_TOKEN,
+            token: Some(FIRST_TOKEN),
             renews_at: i64::MAX,
             is_lost: is_over,
             next_look: Instant::now(),
+        }
+    }
+
+    /// Without a lease it ends by its dates, unless somebody revokes it.
+    pub(super) fn without(poll: Duration) -> Self {
+        Self {
+            token: None,
+            renews_at: i64::MAX,
+            is_lost: false,
+            next_look: Instant::now() + spread(poll, POLL_SPREAD, jitter()),
         }
     }
 
@@ -61,25 +71,30 @@ impl LeaseWatch {
 
     /// Returns when something is new. Dropped in between, it goes on where it was.
     pub(super) async fn look(
-        lease: &mut Option<Self>,
+        &mut self,
         watch: &IssuedWatch<'_>,
         material: Option<&Arc<CertificateMaterial>>,
     ) {
-        let (Some(lease), Some(material)) = (lease.as_mut().filter(|lease| !lease.is_lost), material) else {
+        let (false, Some(material)) = (self.is_lost, material) else {
             return std::future::pending().await;
+        };
+        let token = self.token;
+        let replaced = async || match token {
+            Some(token) => watch.vault.token_replaced(token).await,
+            None => std::future::pending().await,
         };
         loop {
             tokio::select! {
-                () = watch.vault.token_replaced(lease.token) => {
+                () = replaced() => {
                     tracing::info!(certificate = %watch.query, "its lease ends with the token before this one");
-                    lease.is_lost = true;
+                    self.is_lost = true;
                 }
-                revoked = lease.was_revoked(watch.vault, watch.mount, &material.serial, watch.poll) => {
+                revoked = self.was_revoked(watch.vault, watch.mount, &material.serial, watch.poll) => {
                     if !revoked {
                         continue;
                     }
                     tracing::warn!(certificate = %watch.query, serial = %material.serial, "vault revoked the certificate; another one is asked for");
-                    lease.is_lost = true;
+                    self.is_lost = true;
                 }
             }
             return;
@@ -114,6 +129,7 @@ mod tests {
         assert_eq!(watch.due(1000), watch.due(1200));
         watch.is_lost = true;
         assert_eq!(watch.due(1200), 1200);
+        assert_eq!(LeaseWatch::without(Duration::ZERO).due(7), i64::MAX);
         assert_eq!(LeaseWatch::of_an_earlier_process(true).due(7), 7);
         assert_eq!(LeaseWatch::of_an_earlier_process(false).due(7), i64::MAX);
     }

@@ -24,7 +24,7 @@ impl Memory {
         }
     }
 
-    /// Checked as if it came now: what has ended since is not believed.
+    /// Checked as if it came now. Authorities that have ended since are not believed; a certificate that has is what Envoy shows.
     pub(super) async fn recall(&self, now: i64) -> Option<CertificateMaterial> {
         if !self.recalls {
             return None;
@@ -34,7 +34,7 @@ impl Memory {
             CertificateQuery::ClientCa(_) => authorities::parse(&stored.chain, stored.crl.as_deref(), now)
                 .map(|authorities| authorities.material)
                 .map_err(|fault| fault.to_string()),
-            _ => pem::parse_public(&stored.chain, now).map_err(|fault| fault.to_string()),
+            _ => pem::parse_held(&stored.chain).map_err(|fault| fault.to_string()),
         };
         parsed
             .inspect_err(

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::error::X509Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
@@ -33,6 +34,19 @@ pub fn parse(chain: &str, private_key: &str, now: i64) -> Result<CertificateMate
     let material = parse_signed_now(chain, private_key, now)?;
     if material.not_before > now + CLOCK_SKEW_SECONDS {
         return Err(PemFault::NotYetValid(material.not_before));
+    }
+    Ok(material)
+}
+
+/// The same of one that clients of a listener are shown: by the name that they ask for.
+pub(super) fn parse_served(
+    chain: &str,
+    private_key: &str,
+    now: i64,
+) -> Result<CertificateMaterial, PemFault> {
+    let material = parse(chain, private_key, now)?;
+    if material.host_names().next().is_none() {
+        return Err(PemFault::NamesNoHost);
     }
     Ok(material)
 }
@@ -64,9 +78,14 @@ pub(super) fn parse_signed_now(
     Ok(material)
 }
 
-/// Reads a chain without its key: what a restarted agent still knows of a certificate that Envoy holds.
+/// Reads a chain without its key.
 pub fn parse_public(chain: &str, now: i64) -> Result<CertificateMaterial, PemFault> {
     describe(&certificates(chain)?, 0, now)
+}
+
+/// What a restarted agent still knows of a certificate that Envoy holds, and shows, whether it has ended meanwhile or not.
+pub(super) fn parse_held(chain: &str) -> Result<CertificateMaterial, PemFault> {
+    parse_public(chain, i64::MIN)
 }
 
 /// Why a certificate cannot be served. Each message is followed by what to do (`fix`).
@@ -90,6 +109,8 @@ pub enum PemFault {
     UnsupportedKey,
     #[error("the private key does not belong to any certificate of the chain")]
     KeyMismatch,
+    #[error("the certificate names no host")]
+    NamesNoHost,
     #[error("the certificate expired at {}", timestamp(*.0))]
     Expired(i64),
     #[error("the certificate is not valid before {}", timestamp(*.0))]
@@ -118,6 +139,10 @@ impl PemFault {
             Self::EncryptedKey => "Store it without a passphrase: `openssl pkey -in key.pem -out plain.pem`.",
             Self::UnsupportedKey => "Use an RSA key of 2048 to 8192 bits, or ECDSA on P-256 or P-384.",
             Self::KeyMismatch => "Store the key and the certificate that were issued together.",
+            Self::NamesNoHost => {
+                "Issue it with a DNS name (subject alternative name): which certificate is served is decided by the name that \
+                 the client asks for."
+            }
             Self::Expired(_) => {
                 "Store a renewed certificate; what was served before stays in use until then."
             }
@@ -142,7 +167,7 @@ impl PemFault {
             | Self::UnsupportedKey => ProblemKind::Malformed,
             Self::KeyMismatch => ProblemKind::KeyMismatch,
             Self::Expired(_) => ProblemKind::Expired,
-            Self::NotYetValid(_) => ProblemKind::Invalid,
+            Self::NamesNoHost | Self::NotYetValid(_) => ProblemKind::Invalid,
         }
     }
 }
@@ -211,26 +236,51 @@ fn describe(
     })
 }
 
-/// The leaf, then each one's issuer as far as given. A self-signed root is left out (the client has it or does
-/// not trust it), and so is whatever belongs to another chain.
+/// The leaf, then each one's issuer as far as given, then other certificates of those issuers: who knows the old root alone finds
+/// his way by one that the old root signed for the new. What is signed by itself is left out (the client has it or does not
+/// trust it), and so is whatever belongs to another chain.
 fn ordered(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> {
+    let given: Vec<usize> = (0..certificates.len())
+        .filter(|index| *index == leaf || !is_self_signed(&certificates[*index]))
+        .collect();
+    let signs = |issuer: usize, of: usize| is_signed_by(&certificates[of], &certificates[issuer]);
     let mut order = vec![leaf];
-    let mut current = leaf;
-    loop {
-        let issuer = certificates[current].issuer().as_raw();
-        let next = certificates.iter().enumerate().find(|(index, candidate)| {
-            !order.contains(index)
-                && candidate.subject().as_raw() == issuer
-                && candidate.issuer().as_raw() != candidate.subject().as_raw()
-        });
-        match next {
-            Some((index, _)) => {
-                order.push(index);
-                current = index;
-            }
-            None => return order,
-        }
+    let mut end = leaf;
+    while let Some(next) = given
+        .iter()
+        .copied()
+        .find(|next| !order.contains(next) && order.len() < LONGEST_CHAIN && signs(*next, end))
+    {
+        order.push(next);
+        end = next;
     }
+    let mut at = 0;
+    while let Some(of) = order.get(at).copied() {
+        for other in &given {
+            if order.len() < LONGEST_CHAIN && !order.contains(other) && signs(*other, of) {
+                order.push(*other);
+            }
+        }
+        at += 1;
+    }
+    order
+}
+
+/// Far above what is in use, and a bound on how many signatures are looked at.
+const LONGEST_CHAIN: usize = 16;
+
+/// By the signature: a certificate that an old root made for a new one of its name looks the same.
+fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
+    is_signed_by(certificate, certificate)
+}
+
+/// Where a signature cannot be checked, the names decide.
+fn is_signed_by(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
+    certificate.issuer().as_raw() == issuer.subject().as_raw()
+        && matches!(
+            certificate.verify_signature(Some(issuer.public_key())),
+            Ok(()) | Err(X509Error::SignatureUnsupportedAlgorithm)
+        )
 }
 
 /// As Vault writes it: `39:dd:2e`, without the sign byte of the DER integer.

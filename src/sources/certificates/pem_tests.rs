@@ -3,7 +3,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType,
 
 use crate::sources::damage::damaged_text;
 
-use super::{PemFault, encode, parse, parse_public, timestamp};
+use super::{PemFault, encode, parse, parse_public, parse_served, timestamp};
 
 const DAY: i64 = 86_400;
 /// 2026-01-01.
@@ -86,6 +86,75 @@ fn puts_the_leaf_first_and_leaves_the_root_out() {
     let public = parse_public(&straight.chain, NOW).unwrap();
     assert_eq!(public.version(), straight.version());
     assert!(public.private_key.is_none());
+}
+
+/// While a root is replaced: who trusts the old one alone finds the leaf by what that signed for the new one, whose name may be
+/// the same.
+#[test]
+fn keeps_what_an_old_root_signed_for_a_new_one() {
+    let (old_key, new_key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let params = authority("root");
+    let new = Issuer::from_params(&params, &new_key);
+    let root = params.self_signed(&new_key).unwrap().pem();
+    let crossed = params
+        .signed_by(&new_key, &Issuer::from_params(&params, &old_key))
+        .unwrap()
+        .pem();
+    let intermediate_key = KeyPair::generate().unwrap();
+    let intermediate_params = authority("intermediate");
+    let intermediate = intermediate_params
+        .signed_by(&intermediate_key, &new)
+        .unwrap()
+        .pem();
+    // Of the same intermediate by the old root, and one of its name that has another key.
+    let by_old = intermediate_params
+        .signed_by(&intermediate_key, &Issuer::from_params(&params, &old_key))
+        .unwrap()
+        .pem();
+    let stranger = intermediate_params
+        .signed_by(&KeyPair::generate().unwrap(), &new)
+        .unwrap()
+        .pem();
+    let key = KeyPair::generate().unwrap();
+    let mut leaf = CertificateParams::new(vec!["www.example.com".to_owned()]).unwrap();
+    validity(&mut leaf, NOW - DAY, NOW + DAY);
+    let leaf = leaf
+        .signed_by(
+            &key,
+            &Issuer::from_params(&intermediate_params, &intermediate_key),
+        )
+        .unwrap()
+        .pem();
+    let served = |parts: &[&str]| parse(&parts.concat(), &key.serialize_pem(), NOW).unwrap().chain;
+    let plain = |parts: &[&str]| parts.concat().replace("\r\n", "\n");
+    assert_eq!(
+        *served(&[&root, &crossed, &stranger, &intermediate, &leaf]),
+        plain(&[&leaf, &intermediate, &crossed])
+    );
+    assert_eq!(
+        *served(&[&leaf, &intermediate, &by_old, &root]),
+        plain(&[&leaf, &intermediate, &by_old]),
+        "the way that ends first, and then the other"
+    );
+    // What is stored is read again as it is.
+    let stored = served(&[&leaf, &by_old, &intermediate, &crossed]);
+    assert_eq!(parse_public(&stored, NOW).unwrap().chain, stored);
+}
+
+#[test]
+fn a_certificate_that_no_client_can_ask_for_is_not_served() {
+    let key = KeyPair::generate().unwrap();
+    for (names, fault) in [
+        (vec![], Some(PemFault::NamesNoHost)),
+        (vec!["10.0.0.7"], Some(PemFault::NamesNoHost)),
+        (vec!["10.0.0.7", "www.example.com"], None),
+    ] {
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        validity(&mut params, NOW - DAY, NOW + DAY);
+        let leaf = params.self_signed(&key).unwrap().pem();
+        assert_eq!(parse_served(&leaf, &key.serialize_pem(), NOW).err(), fault);
+    }
 }
 
 #[test]

@@ -2,7 +2,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use super::*;
 use crate::model::ClientCaQuery;
-use crate::sources::certificates::store::{PublicCertificate, RedbCertificateStore, StoreError};
+use crate::sources::certificates::store::{
+    PublicCertificate, RedbCertificateStore, SHOWN_AFTER_ITS_END, StoreError,
+};
 
 fn read(name: &str) -> CertificateQuery {
     CertificateQuery::ClientCa(ClientCaQuery::File {
@@ -142,7 +144,7 @@ async fn what_is_over_goes_at_the_start_and_each_day() {
     }
     disk.kept.save(&young, &record("1", 500)).unwrap();
     disk.kept.save(&old, &record("1", 100)).unwrap();
-    let now = Arc::new(AtomicI64::new(200));
+    let now = Arc::new(AtomicI64::new(SHOWN_AFTER_ITS_END + 200));
     let ticking = now.clone();
     let clock = WallClock::new(move || ticking.load(Ordering::Relaxed));
     let records = Records::new(disk.clone(), clock);
@@ -169,7 +171,7 @@ async fn what_is_over_goes_at_the_start_and_each_day() {
     gone(&old).await;
     // By the interest in them, not by their dates: a list of revocations may have run out.
     assert!(disk.serial(&wanted).is_some() && disk.serial(&young).is_some());
-    now.store(600, Ordering::Relaxed);
+    now.store(SHOWN_AFTER_ITS_END + 600, Ordering::Relaxed);
     gone(&young).await;
     assert!(disk.serial(&wanted).is_some());
     drop(memory);

@@ -68,12 +68,17 @@ impl StoredCertificate {
         }
     }
 
-    /// Of one that is issued, in Unix seconds. An attempt matters for as long as attempts are counted: a day is ample.
+    /// Of one that is issued, in Unix seconds. A certificate that has ended is shown until there is another: who restarts while
+    /// Vault is away has to know it. An attempt matters for as long as attempts are counted: a day is ample.
     pub(super) fn matters_until(&self) -> Option<i64> {
-        let ends = self.certificate.as_ref().map(|certificate| certificate.not_after);
+        let certificate = self.certificate.as_ref();
+        let ends = certificate.map(|certificate| certificate.not_after.saturating_add(SHOWN_AFTER_ITS_END));
         ends.max(self.last_attempt.map(|at| at.saturating_add(86_400)))
     }
 }
+
+/// A month: an outage that nobody minds for longer is none.
+pub(super) const SHOWN_AFTER_ITS_END: i64 = 30 * 86_400;
 
 /// Keeps records over restarts. Calls may block on a disk: they are made from blocking threads.
 pub trait CertificateStore: Send + Sync {
@@ -352,13 +357,18 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_is_remembered_though_the_certificate_has_ended() {
+    fn a_certificate_is_shown_after_its_end_and_an_attempt_remembered_for_a_day() {
         let ended = StoredCertificate {
             last_attempt: Some(1000),
             ..record(500)
         };
-        assert_eq!(ended.matters_until(), Some(1000 + 86_400));
-        assert_eq!(record(500_000).matters_until(), Some(500_000));
+        assert_eq!(ended.matters_until(), Some(500 + SHOWN_AFTER_ITS_END));
+        let attempt_alone = StoredCertificate {
+            certificate: None,
+            ..ended
+        };
+        assert_eq!(attempt_alone.matters_until(), Some(1000 + 86_400));
+        assert_eq!(record(500).matters_until(), Some(500 + SHOWN_AFTER_ITS_END));
         assert_eq!(StoredCertificate::default().matters_until(), None);
     }
 }

@@ -139,7 +139,7 @@ impl<'a> VariableWatch<'a> {
             item(self.query.certificate_item)?,
             item(self.query.private_key_item)?,
         );
-        pem::parse(chain.0.expose(), key.0.expose(), self.publisher.now())
+        pem::parse_served(chain.0.expose(), key.0.expose(), self.publisher.now())
             .map_err(|fault| fault.problem(&place))
     }
 }

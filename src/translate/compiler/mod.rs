@@ -230,6 +230,12 @@ impl Compiler {
         self.diagnostics.iter()
     }
 
+    /// Listener and host of each that has routes.
+    pub fn hosts(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        let hosts = self.hosts.keys().filter(|(_, host)| **host != *NO_HOST);
+        hosts.map(|(listener, host)| (listener, host))
+    }
+
     /// By name.
     pub fn certificates(&self) -> &OrdMap<Arc<str>, Fetched> {
         &self.certificates
