@@ -4,7 +4,7 @@ use envoy_types::pb::envoy::config::core::v3::HealthCheck;
 use envoy_types::pb::envoy::config::core::v3::health_check::{
     GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck,
 };
-use envoy_types::pb::envoy::r#type::v3::CodecClientType;
+use envoy_types::pb::envoy::r#type::v3::{CodecClientType, Int64Range};
 
 use super::endpoint::split_host_port;
 use crate::envoy::{duration, wrap_u32};
@@ -28,6 +28,9 @@ pub(super) fn health_checks(cluster: &Cluster) -> Vec<HealthCheck> {
                 UpstreamProtocol::Http2 => CodecClientType::Http2,
             }
             .into(),
+            // Envoy takes 200 alone, and any other status takes an instance out at once, whatever the threshold.
+            expected_statuses: vec![range(200, 300)],
+            retriable_statuses: vec![range(100, 503), range(504, 600)],
             ..HttpHealthCheck::default()
         }),
         HealthProbe::Grpc { service } => HealthChecker::GrpcHealthCheck(GrpcHealthCheck {
@@ -58,6 +61,11 @@ pub(super) fn health_checks(cluster: &Cluster) -> Vec<HealthCheck> {
         health_checker: Some(checker),
         ..HealthCheck::default()
     }]
+}
+
+/// Statuses from `start` to the one before `end`.
+fn range(start: i64, end: i64) -> Int64Range {
+    Int64Range { start, end }
 }
 
 /// Envoy would take the cluster's name, which has a slash: Go, nginx and others answer 400 to such a Host, so that no check

@@ -30,6 +30,7 @@ mod fail_closed;
 mod faults;
 mod first_start;
 mod headers;
+mod health_checks;
 mod hostile;
 mod hostile_envoys;
 mod inheritance;

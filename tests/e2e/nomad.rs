@@ -9,7 +9,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::stack::{GATEWAY, Options, SOON, Stack, kill, route, until};
-use crate::support::backend::{Backend, Behaviour};
+use crate::support::backend::Backend;
 use crate::support::client::{Client, Reply, Request};
 use crate::support::load::Load;
 use crate::support::nomad::NomadContract;
@@ -50,7 +50,7 @@ async fn task_of(nomad: NomadContract, identity: &str) -> Task {
 }
 
 /// Waits until twenty in a row are answered so.
-async fn until_all(stack: &Stack, request: &Request, what: &str, is_it: impl Fn(&Reply) -> bool) {
+pub async fn until_all(stack: &Stack, request: &Request, what: &str, is_it: impl Fn(&Reply) -> bool) {
     wait_for(what, SOON, async || {
         for _ in 0..20 {
             let reply = stack.client().send(request).await;
@@ -62,7 +62,8 @@ async fn until_all(stack: &Stack, request: &Request, what: &str, is_it: impl Fn(
     .await;
 }
 
-fn upstream(name: &str, block: &str) -> String {
+/// A route and the upstream `orders`, which `block` describes.
+pub fn upstream(name: &str, block: &str) -> String {
     let to_upstream = route(name, &format!("{name}.example.com"), "x")
         .replace("\"consul\" \"x\"", "\"upstream\" \"orders\"");
     format!("{to_upstream}\nupstream \"orders\" {{\n{block}\n}}\n")
@@ -345,48 +346,6 @@ async fn without_nomad_the_route_says_what_is_missing() {
     stack
         .until(&Request::get("shop.example.com", "/"), "a 503", |reply| {
             reply.status == 503
-        })
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_health_check_by_path_leaves_out_who_answers_wrongly() {
-    let stack = Stack::start(Options::default()).await;
-    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
-    stack.put("gateway", GATEWAY).await;
-    let addresses = format!(
-        "  static {{\n    addresses = [\"127.0.0.1:{}\", \"127.0.0.1:{}\"]\n  }}\n  health_check {{\n    path     = \"/healthz\"\n    host     = \"orders.internal\"\n    interval = \"500ms\"\n  }}",
-        one.port, two.port
-    );
-    stack.put("shop", &upstream("shop", &addresses)).await;
-    let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "both", |reply| reply.backend() == Some("two"))
-        .await;
-    let failing = Behaviour {
-        status: 500,
-        ..Behaviour::default()
-    };
-    two.behave(failing.clone());
-    until_all(&stack, &request, "the failing one to be left out", |reply| {
-        reply.status == 200
-    })
-    .await;
-    one.behave(failing);
-    let closed = stack
-        .until(&request, "none to be left", |reply| reply.status == 503)
-        .await;
-    assert_eq!(closed.header("x-portreeve-reason"), Some("no-healthy-instance"));
-
-    // Without a host of its own it has one that servers take.
-    one.behave(Behaviour::default());
-    let addresses = addresses.replace("    host     = \"orders.internal\"\n", "");
-    let plain = upstream("shop", &addresses).replace("shop", "plain");
-    stack.put("plain", &plain).await;
-    let request = Request::get("plain.example.com", "/");
-    stack
-        .until(&request, "a check that is answered", |reply| {
-            reply.backend() == Some("one")
         })
         .await;
 }

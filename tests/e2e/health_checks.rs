@@ -1,0 +1,128 @@
+//! What a `health_check` takes for healthy.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::nomad::{until_all, upstream};
+use crate::stack::{GATEWAY, Options, SOON, Stack};
+use crate::support::backend::{Backend, Behaviour};
+use crate::support::client::Request;
+use crate::support::wait_for;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_by_path_leaves_out_who_answers_wrongly() {
+    let stack = Stack::start(Options::default()).await;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    stack.put("gateway", GATEWAY).await;
+    let addresses = format!(
+        "  static {{\n    addresses = [\"127.0.0.1:{}\", \"127.0.0.1:{}\"]\n  }}\n  health_check {{\n    path     = \"/healthz\"\n    host     = \"orders.internal\"\n    interval = \"500ms\"\n  }}",
+        one.port, two.port
+    );
+    stack.put("shop", &upstream("shop", &addresses)).await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "both", |reply| reply.backend() == Some("two"))
+        .await;
+    let failing = Behaviour {
+        status: 500,
+        ..Behaviour::default()
+    };
+    two.behave(failing.clone());
+    until_all(&stack, &request, "the failing one to be left out", |reply| {
+        reply.status == 200
+    })
+    .await;
+    one.behave(failing);
+    let closed = stack
+        .until(&request, "none to be left", |reply| reply.status == 503)
+        .await;
+    assert_eq!(closed.header("x-portreeve-reason"), Some("no-healthy-instance"));
+
+    // Without a host of its own it has one that servers take.
+    one.behave(Behaviour::default());
+    let addresses = addresses.replace("    host     = \"orders.internal\"\n", "");
+    let plain = upstream("shop", &addresses).replace("shop", "plain");
+    stack.put("plain", &plain).await;
+    let request = Request::get("plain.example.com", "/");
+    stack
+        .until(&request, "a check that is answered", |reply| {
+            reply.backend() == Some("one")
+        })
+        .await;
+}
+
+/// Answers checks with 204, one of them with 500, and requests with 200.
+struct Stumbles {
+    port: u16,
+    checks: Arc<AtomicU64>,
+}
+
+/// The check that fails: Envoy has taken the instance for healthy before.
+const STUMBLE: u64 = 4;
+
+impl Stumbles {
+    async fn start() -> Stumbles {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let checks = Arc::new(AtomicU64::new(0));
+        let counted = checks.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                tokio::spawn(answer(socket, counted.clone()));
+            }
+        });
+        Stumbles { port, checks }
+    }
+}
+
+async fn answer(mut socket: TcpStream, checks: Arc<AtomicU64>) {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = socket.read(&mut buffer).await {
+        seen.extend_from_slice(&buffer[..count]);
+        if !seen.ends_with(b"\r\n\r\n") {
+            continue;
+        }
+        let said = match seen.starts_with(b"GET /healthz ") {
+            true if checks.fetch_add(1, Ordering::Relaxed) + 1 == STUMBLE => {
+                "500 Internal Server Error\r\nContent-Length: 0"
+            }
+            true => "204 No Content",
+            false => "200 OK\r\nContent-Length: 0",
+        };
+        let said = format!("HTTP/1.1 {said}\r\n\r\n");
+        if socket.write_all(said.as_bytes()).await.is_err() {
+            return;
+        }
+        seen.clear();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_2xx_is_healthy_and_one_failure_is_below_the_threshold() {
+    let stack = Stack::start(Options::default()).await;
+    let instance = Stumbles::start().await;
+    stack.put("gateway", GATEWAY).await;
+    let checked = format!(
+        "  static {{\n    addresses = [\"127.0.0.1:{}\"]\n  }}\n  health_check {{\n    path                = \"/healthz\"\n    \
+         interval            = \"500ms\"\n    unhealthy_threshold = 3\n  }}",
+        instance.port
+    );
+    stack.put("shop", &upstream("shop", &checked)).await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "a healthy instance", |reply| reply.status == 200)
+        .await;
+    let client = stack.client();
+    wait_for("checks after the one that failed", SOON, async || {
+        let reply = client.send(&request).await.unwrap();
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let checks = instance.checks.load(Ordering::Relaxed);
+        anyhow::ensure!(checks >= STUMBLE + 3, "{checks} checks");
+        Ok(())
+    })
+    .await;
+}
