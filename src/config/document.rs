@@ -4,7 +4,7 @@ use super::breadth;
 use super::objects::{Object, Policy, Scope};
 use super::permissions::Permissions;
 use super::schema::document_schema;
-use crate::diagnostics::{Diagnostic, first_problems};
+use crate::diagnostics::{Diagnostic, Severity, first_problems};
 use crate::features::FEATURES;
 use crate::hcl::{self, Limits, Reader, Source};
 use crate::model::{Document, Policies};
@@ -14,6 +14,8 @@ use crate::model::{Document, Policies};
 pub struct ParsedDocument {
     pub document: Document,
     pub objects: Vec<Object>,
+    /// What it says without effect. It is in service all the same.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// All or nothing: a document with one error is not taken in part, its last good version stays.
@@ -103,14 +105,15 @@ fn read_document(
         let at = widest.map_or_else(|| reader.origin(), |(_, reader)| reader.origin());
         decoder.problems.push(problem.at(at));
     }
-    if decoder.problems.is_empty() {
-        Ok(ParsedDocument {
-            document: document.clone(),
-            objects,
-        })
-    } else {
-        Err(decoder.problems)
+    let is_error = |problem: &Diagnostic| problem.severity == Severity::Error;
+    if decoder.problems.iter().any(is_error) {
+        return Err(decoder.problems);
     }
+    Ok(ParsedDocument {
+        document: document.clone(),
+        objects,
+        warnings: first_problems(decoder.problems),
+    })
 }
 
 /// What decoding one document needs at hand.

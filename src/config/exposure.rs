@@ -127,6 +127,7 @@ impl Exposure {
             Ok(ParsedDocument {
                 document: document.clone(),
                 objects,
+                warnings: Vec::new(),
             })
         } else {
             Err(reader.problems.told())

@@ -7,11 +7,17 @@ use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
 use crate::model::Origin;
 
 impl Config {
-    /// Everything: bad documents, clashes of names, routes that hang in the air. Walks all objects: for status and CLI.
+    /// Everything: bad documents and what good ones say without effect, clashes of names, routes that hang in the air. Walks all objects: for status and CLI.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let mut said: Vec<Diagnostic> = self
             .documents()
-            .flat_map(|document| document.problems.iter().cloned())
+            .flat_map(
+                |document| match (&document.in_service, document.problems.is_empty()) {
+                    (Some(parsed), true) => parsed.warnings.iter(),
+                    _ => document.problems.iter(),
+                },
+            )
+            .cloned()
             .collect();
         for key in self.keys() {
             said.extend(self.name_clashes(key));

@@ -115,7 +115,7 @@ fn match_schema() -> BlockSchema {
     };
     let header = value(
         "header",
-        "A condition on a request header. Names compare without case, values with. Of a repeated header any value may hold.",
+        "A condition on a request header. Names compare without case, values with. Of a repeated header any value may hold; Envoy before 1.39 compares them all as one text, joined by commas.",
     )
     .attribute(
         "invert",

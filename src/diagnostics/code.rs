@@ -54,6 +54,8 @@ codes! {
     NotAttached => "not-attached",
     /// Two rules match exactly the same requests, or two tcp routes name one listener: the older document's holds.
     ShadowedRule => "shadowed-rule",
+    /// What is asked for and, as it stands, never happens.
+    NoEffect => "no-effect",
     /// A redirect to itself, or to a port where the gateway does not listen.
     DoubtfulRedirect => "doubtful-redirect",
     /// Two gateways or listeners want the same port, or another process listens on it too.

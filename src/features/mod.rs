@@ -11,13 +11,12 @@ mod retry;
 mod timeout;
 
 pub use header_edits::{additions as header_additions, removals as header_removals};
-pub use retry::{default_retry, mesh_retry};
+pub use retry::{IDEMPOTENT_METHODS, RouteRetry, default_retry, mesh_retry};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
-use envoy_types::pb::envoy::config::route::v3::RetryPolicy;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use envoy_types::pb::google::protobuf::Any;
 
@@ -59,7 +58,7 @@ pub enum Form {
 pub struct RouteParts {
     pub timeout: Option<std::time::Duration>,
     pub idle_timeout: Option<std::time::Duration>,
-    pub retry: Option<RetryPolicy>,
+    pub retry: Option<RouteRetry>,
     pub request_headers_to_add: Vec<HeaderValueOption>,
     pub request_headers_to_remove: Vec<String>,
     pub response_headers_to_add: Vec<HeaderValueOption>,

@@ -20,6 +20,8 @@ pub struct VirtualHost {
     pub routes: Vec<Route>,
     /// An https listener: a request whose SNI names another host is answered 421.
     pub checks_sni: bool,
+    /// The listener's, which ends requests on which nothing moves; zero for none.
+    pub stream_idle_timeout: Duration,
     pub origins: Vec<DocumentId>,
 }
 

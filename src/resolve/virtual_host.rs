@@ -101,6 +101,7 @@ pub fn resolve_virtual_host(
         host: host.clone(),
         routes,
         checks_sni: listener.protocol == Protocol::Https,
+        stream_idle_timeout: listener.stream_idle_timeout,
         origins,
     };
     let value = ResolvedHost {

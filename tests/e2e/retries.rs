@@ -12,14 +12,14 @@ use crate::support::client::Request;
 
 const HOST: &str = "app.example.com";
 
-/// A server that takes a request and hangs up without a word.
+/// A server that takes a request and hangs up without a word, or hangs until the other side does.
 struct HangsUp {
     port: u16,
     requests: Arc<AtomicU64>,
 }
 
 impl HangsUp {
-    async fn start() -> HangsUp {
+    async fn start(at_once: bool) -> HangsUp {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::new(AtomicU64::new(0));
@@ -37,6 +37,7 @@ impl HangsUp {
                         }
                     }
                     counted.fetch_add(1, Ordering::Relaxed);
+                    while !at_once && matches!(socket.read(&mut buffer).await, Ok(1..)) {}
                 });
             }
         });
@@ -64,6 +65,16 @@ fn document(port: u16) -> String {
         rule("anyway", app, &again("\"5xx\"", "      non_idempotent = true\n")),
         rule("reset-default", breaks, ""),
         rule("reset", breaks, &again("\"reset\", \"5xx\"", "")),
+        rule(
+            "once",
+            breaks,
+            "    retry {\n      per_try_timeout = \"300ms\"\n    }\n",
+        ),
+        rule(
+            "bounded",
+            breaks,
+            &again("\"connect-failure\"", "      per_try_timeout = \"300ms\"\n"),
+        ),
         rule("plain", app, ""),
     ];
     format!(
@@ -77,7 +88,7 @@ fn document(port: u16) -> String {
 async fn a_request_that_may_have_taken_effect_is_not_repeated() {
     let stack = Stack::start(Options::default()).await;
     let backend = Backend::start("app").await;
-    let broken = HangsUp::start().await;
+    let broken = HangsUp::start(true).await;
     stack.register("app", &backend).await;
     stack.put("edge", &document(broken.port)).await;
     stack
@@ -112,8 +123,13 @@ async fn a_request_that_may_have_taken_effect_is_not_repeated() {
 
     // The connection ends after the request was read: nobody knows what came of it.
     let cut = async |request: Request| {
-        let status = client.send(&request).await.unwrap().status;
-        assert_eq!(status, 503);
+        let reply = client.send(&request).await.unwrap();
+        assert_eq!(reply.status, 503);
+        // Also of the last of several tries.
+        assert_eq!(
+            reply.header("x-portreeve-reason"),
+            Some("upstream-connection-closed")
+        );
         broken.taken()
     };
     assert_eq!(
@@ -124,6 +140,40 @@ async fn a_request_that_may_have_taken_effect_is_not_repeated() {
     assert_eq!(cut(post("/reset")).await, 1, "a POST, once");
     assert_eq!(cut(Request::get(HOST, "/reset-default")).await, 1);
     assert_eq!(cut(post("/reset-default")).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_try_over_its_time_is_repeated() {
+    let stack = Stack::start(Options::default()).await;
+    let backend = Backend::start("app").await;
+    let silent = HangsUp::start(false).await;
+    stack.register("app", &backend).await;
+    stack.put("edge", &document(silent.port)).await;
+    stack
+        .until(&Request::get(HOST, "/plain"), "the routes", |reply| {
+            reply.status == 200
+        })
+        .await;
+    let client = stack.client();
+    let tries = async |request: Request| {
+        let reply = client.send(&request).await.unwrap();
+        assert_eq!(reply.status, 504);
+        assert_eq!(reply.header("x-portreeve-reason"), Some("timeout"));
+        silent.taken()
+    };
+    assert_eq!(tries(Request::get(HOST, "/once")).await, 2);
+    assert_eq!(tries(Request::post(HOST, "/once", "order")).await, 1, "a POST");
+    assert_eq!(
+        tries(Request::get(HOST, "/bounded")).await,
+        1,
+        "nothing in `on` takes it for a failure"
+    );
+    let warned = stack.agent.api(hyper::Method::GET, "/v1/diagnostics", "").await;
+    let warned = warned.unwrap().text();
+    assert!(
+        warned.contains("no-effect") && warned.contains("is not repeated"),
+        "{warned}"
+    );
 }
 
 /// An instance that is gone before the catalog says so refuses connections, while an upload is already coming in.
@@ -142,9 +192,10 @@ async fn an_upload_reaches_another_instance_where_one_refuses() {
         .await;
     gone.stop().await;
     let client = stack.client();
-    for kib in [16, 64, 250] {
+    // Also where a block asks for more, which an upload must not have: it has what is safe.
+    for (path, kib) in [("/plain", 16), ("/plain", 64), ("/plain", 250), ("/5xx", 64)] {
         for upload in 0..40 {
-            let request = Request::post(HOST, "/plain", "x".repeat(kib * 1024));
+            let request = Request::post(HOST, path, "x".repeat(kib * 1024));
             let reply = client.send(&request).await.unwrap();
             assert_eq!(
                 reply.status, 200,

@@ -36,6 +36,12 @@ http_route "app" {
     backend "consul" "app" {}
   }
 
+  rule "report" {
+    match { path_prefix = "/report" }
+    timeout = "20s"
+    backend "consul" "app" {}
+  }
+
   rule "app" {
     backend "consul" "app" {}
   }
@@ -140,6 +146,9 @@ async fn slow_clients_are_cut_off_where_the_listener_says_so() {
     assert_eq!(kept.unwrap().status, 200);
     let given_up = given_up.unwrap();
     assert_eq!(given_up.status, 504, "{given_up:?}");
+    // A rule that lets a request take longer means it.
+    let report = Request::get("app.example.com", "/report").header("x-test-delay", "4000");
+    assert_eq!(strict_client.send(&report).await.unwrap().status, 200);
     // The same while the client is the one that owes.
     let mut half = Slow::connect(strict).await;
     half.say("POST / HTTP/1.1\r\nHost: app.example.com\r\nContent-Length: 10\r\n\r\nhalf")

@@ -5,11 +5,13 @@ mod xds;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::route::v3::RetryPolicy;
 use serde::Serialize;
 
 use super::{Feature, Form, RouteParts};
-use crate::diagnostics::Diagnostic;
+use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{BlockSchema, Reader, Type};
+use crate::model::mesh::ChainRetry;
 
 pub struct Retry;
 
@@ -38,6 +40,30 @@ pub struct RetryPolicyValue {
     per_try_timeout: Option<Duration>,
     non_idempotent: bool,
 }
+
+/// What a route tries again.
+#[derive(Clone, Debug)]
+pub struct RouteRetry {
+    pub policy: RetryPolicy,
+    /// Of requests that must not be repeated once an instance may have seen them: those with a method that is not
+    /// idempotent. None: the same.
+    pub of_others: Option<RetryPolicy>,
+}
+
+/// Methods that HTTP defines as idempotent (RFC 9110, 9.2.2).
+pub const IDEMPOTENT_METHODS: &[&str] = &["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
+
+/// Envoy reads them from an answer, and a gRPC call is a POST.
+const GRPC_CONDITIONS: &[&str] = &[
+    "cancelled",
+    "deadline-exceeded",
+    "internal",
+    "resource-exhausted",
+    "unavailable",
+];
+
+/// Conditions that a try over its time meets.
+const TIMED_OUT: &[&str] = &["5xx", "gateway-error", "reset"];
 
 impl Feature for Retry {
     type Policy = RetryPolicyValue;
@@ -79,20 +105,48 @@ impl Feature for Retry {
                 Type::Bool,
                 Some("false"),
                 "true",
-                "Also retries POST, PATCH and CONNECT on conditions after which the request may have taken effect. \
-                 Without it, a retry block with such a condition retries idempotent methods only.",
+                "Also retries POST (every gRPC call is one), PATCH and CONNECT on conditions after which the request may have \
+                 taken effect. Without it they are retried only where no instance can have seen them.",
             ),
         )
     }
 
-    fn decode(&self, reader: &Reader<'_>, _: &mut Vec<Diagnostic>) -> Option<RetryPolicyValue> {
+    fn decode(&self, reader: &Reader<'_>, problems: &mut Vec<Diagnostic>) -> Option<RetryPolicyValue> {
         let status_codes = reader.integers("status_codes");
+        let per_try_timeout = reader.duration("per_try_timeout");
+        let non_idempotent = reader.boolean("non_idempotent").unwrap_or(false);
         let mut on = reader.strings("on");
+        let has = |on: &[Arc<str>], any: &[&str]| on.iter().any(|condition| any.contains(&&**condition));
         if on.is_empty() && status_codes.is_empty() {
             on = xds::SAFE_CONDITIONS
                 .iter()
                 .map(|condition| Arc::from(*condition))
                 .collect();
+            if per_try_timeout.is_some() {
+                // Whoever bounds a try wants another one.
+                on.push("reset".into());
+            }
+        } else if per_try_timeout.is_some() && !has(&on, TIMED_OUT) {
+            problems.push(
+                Diagnostic::warning(
+                    Code::NoEffect,
+                    "a try that takes longer than per_try_timeout is not repeated",
+                )
+                .at(reader.origin_of("per_try_timeout"))
+                .because("nothing in `on` takes it for a failure: it is answered with 504")
+                .fix("add \"reset\" (or \"5xx\") to `on`, or bound the whole request with `timeout`"),
+            );
+        }
+        if !non_idempotent && has(&on, GRPC_CONDITIONS) {
+            problems.push(
+                Diagnostic::warning(
+                    Code::NoEffect,
+                    "gRPC calls are not repeated on what `on` says of them",
+                )
+                .at(reader.origin_of("on"))
+                .because("a gRPC call is a POST, which may have taken effect")
+                .fix("set non_idempotent = true where the service recognises a repeated call"),
+            );
         }
         if !status_codes.is_empty()
             && !on
@@ -105,26 +159,24 @@ impl Feature for Retry {
             attempts: reader.unsigned("attempts").unwrap_or(1),
             on,
             status_codes,
-            per_try_timeout: reader.duration("per_try_timeout"),
-            non_idempotent: reader.boolean("non_idempotent").unwrap_or(false),
+            per_try_timeout,
+            non_idempotent,
         })
     }
 
     fn apply(&self, policy: &RetryPolicyValue, route: &mut RouteParts) {
-        route.retry = Some(xds::retry_policy(policy));
+        route.retry = Some(xds::route_retry(policy));
     }
 }
 
 /// What a service router of Consul's asks for. Consul retries whatever the method is, and so does its word here.
-pub fn mesh_retry(
-    retry: &crate::model::mesh::ChainRetry,
-) -> envoy_types::pb::envoy::config::route::v3::RetryPolicy {
+pub fn mesh_retry(retry: &ChainRetry) -> RouteRetry {
     let mut on: Vec<Arc<str>> = retry.on.clone();
     if on.is_empty() {
         // A number alone: what surely had no effect.
         on.extend(xds::SAFE_CONDITIONS.iter().map(|condition| Arc::from(*condition)));
     }
-    xds::retry_policy(&RetryPolicyValue {
+    xds::route_retry(&RetryPolicyValue {
         attempts: retry.attempts,
         on,
         status_codes: retry.status_codes.clone(),
@@ -134,8 +186,8 @@ pub fn mesh_retry(
 }
 
 /// What applies where no document says anything.
-pub fn default_retry() -> envoy_types::pb::envoy::config::route::v3::RetryPolicy {
-    xds::retry_policy(&RetryPolicyValue {
+pub fn default_retry() -> RetryPolicy {
+    let retry = xds::route_retry(&RetryPolicyValue {
         attempts: 2,
         on: xds::SAFE_CONDITIONS
             .iter()
@@ -144,5 +196,6 @@ pub fn default_retry() -> envoy_types::pb::envoy::config::route::v3::RetryPolicy
         status_codes: Vec::new(),
         per_try_timeout: None,
         non_idempotent: false,
-    })
+    });
+    retry.policy
 }

@@ -1,8 +1,11 @@
 //! What one route does with its requests, and what the features add to it.
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source};
 use envoy_types::pb::envoy::config::route::v3::{
-    DirectResponseAction, RedirectAction, WeightedCluster, redirect_action, weighted_cluster,
+    DirectResponseAction, HeaderMatcher, RedirectAction, RetryPolicy, WeightedCluster, redirect_action,
+    weighted_cluster,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher};
 
@@ -66,13 +69,27 @@ fn parts_of(route: &ir::Route, destinations: &[ir::WeightedCluster]) -> RoutePar
     parts
 }
 
+/// What one of Envoy's routes has for itself, of those that a route becomes.
+#[derive(Clone, Copy)]
+pub(super) struct RoutePart<'a> {
+    /// The methods that it takes, of those that the route takes.
+    pub only: Option<&'a HeaderMatcher>,
+    pub retry: Option<&'a RetryPolicy>,
+    pub idle_timeout: Option<Duration>,
+}
+
 /// The fields of one `Route`.
-pub(super) fn put_route(buffer: &mut Vec<u8>, route: &ir::Route, parts: &RouteParts) {
-    put_message(buffer, 1, |buffer| put_match(buffer, &route.matching));
-    match &route.action {
-        Action::Forward(clusters) => {
-            put_message(buffer, 2, |buffer| put_forward(buffer, route, clusters, parts))
+pub(super) fn put_route(buffer: &mut Vec<u8>, route: &ir::Route, parts: &RouteParts, part: RoutePart) {
+    put_message(buffer, 1, |buffer| {
+        put_match(buffer, &route.matching);
+        if let Some(only) = part.only {
+            put_struct(buffer, 6, only);
         }
+    });
+    match &route.action {
+        Action::Forward(clusters) => put_message(buffer, 2, |buffer| {
+            put_forward(buffer, route, clusters, parts, part)
+        }),
         Action::Redirect(redirect) => put_struct(buffer, 3, &redirect_action(redirect, &route.matching.path)),
         Action::Respond(response) => {
             let answer = DirectResponseAction {
@@ -115,6 +132,7 @@ fn put_forward(
     route: &ir::Route,
     clusters: &[ir::WeightedCluster],
     parts: &RouteParts,
+    part: RoutePart,
 ) {
     match clusters {
         [only] if only.request_headers.is_empty() && only.response_headers.is_empty() => {
@@ -156,13 +174,13 @@ fn put_forward(
     }
     // Envoy's default of 15 s cuts WebSockets, gRPC streams and server-sent events; idle streams have their own bound.
     put_struct(buffer, 8, &duration(parts.timeout.unwrap_or_default()));
-    if let Some(retry) = &parts.retry {
+    if let Some(retry) = part.retry {
         put_struct(buffer, 9, retry);
     }
     for policy in route.chain.as_deref().into_iter().flat_map(hash_policies) {
         put_struct(buffer, 15, &policy);
     }
-    if let Some(idle) = parts.idle_timeout {
+    if let Some(idle) = part.idle_timeout {
         put_struct(buffer, 24, &duration(idle));
     }
 }

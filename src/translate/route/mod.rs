@@ -5,6 +5,7 @@ mod request_match;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
@@ -17,13 +18,14 @@ use envoy_types::pb::envoy::config::route::v3::{
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 use prost::Message;
 
-use self::action::{Parts, put_route};
+use self::action::{Parts, RoutePart, put_route};
 use self::path_matcher::{Encoded, ROUTE_OF_LIST, put_path_matcher};
 use self::path_tree::PathTree;
+use self::request_match::method_matcher;
 use super::encoding::{put_bytes, put_message, put_number, put_struct};
 use super::http_connection_manager::{LISTENER_HEADER, LOWER_CASE_HOST, SNI_HEADER};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, any, scope_name, wrap_bool};
-use crate::features::default_retry;
+use crate::features::{IDEMPOTENT_METHODS, RouteParts, RouteRetry, default_retry};
 use crate::ir::{self, Action};
 use crate::model::DocumentId;
 use crate::model::regex::program_bytes;
@@ -48,11 +50,11 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     put_bytes(&mut buffer, 1, scope_name(&host.listener, &host.host).as_bytes());
     put_bytes(&mut buffer, 2, host.host.as_bytes());
     let names = ServerNames::of(&host.host).filter(|_| host.checks_sni);
-    if !put_branches(&mut buffer, &host.routes, names) {
+    if !put_branches(&mut buffer, host, names) {
         if let Some(names) = names {
             put_struct(&mut buffer, 3, &misdirected(names));
         }
-        put_routes(&mut buffer, 3, &host.routes, |_| ());
+        put_routes(&mut buffer, 3, host, |_| ());
     }
     // Once for the host and not in each route: Envoy reads and keeps it once.
     if host.routes.iter().any(retries_by_default) {
@@ -72,12 +74,13 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
 }
 
 /// False: a list serves as well, and nothing is written.
-fn put_branches(buffer: &mut Vec<u8>, routes: &[ir::Route], names: Option<ServerNames>) -> bool {
+fn put_branches(buffer: &mut Vec<u8>, host: &ir::VirtualHost, names: Option<ServerNames>) -> bool {
+    let routes = &host.routes;
     if !PathTree::is_for(routes.len()) {
         return false;
     }
     let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(routes.len()));
-    put_routes(&mut bytes, ROUTE_OF_LIST, routes, |end| ends.push(end));
+    put_routes(&mut bytes, ROUTE_OF_LIST, host, |end| ends.push(end));
     let encoded = Encoded {
         bytes: &bytes,
         ends: &ends,
@@ -98,14 +101,58 @@ fn programs(route: &ir::Route) -> usize {
 }
 
 /// The routes as fields of `tag`. `each` is told where each ends.
-fn put_routes(buffer: &mut Vec<u8>, tag: u32, routes: &[ir::Route], mut each: impl FnMut(usize)) {
+fn put_routes(buffer: &mut Vec<u8>, tag: u32, host: &ir::VirtualHost, mut each: impl FnMut(usize)) {
     let mut parts = Parts::default();
-    for route in routes {
+    for route in &host.routes {
         let parts = parts.of(route);
-        put_message(buffer, tag, |buffer| put_route(buffer, route, parts));
+        for part in by_method(route, parts, outlasting(parts, host))
+            .into_iter()
+            .flatten()
+        {
+            put_message(buffer, tag, |buffer| put_route(buffer, route, parts, part));
+        }
         each(buffer.len());
     }
 }
+
+/// A route as Envoy has it, or one of the two that it is there where what is tried again depends on the method.
+fn by_method<'a>(
+    route: &ir::Route,
+    parts: &'a RouteParts,
+    idle_timeout: Option<Duration>,
+) -> [Option<RoutePart<'a>>; 2] {
+    let part = |only, retry| {
+        Some(RoutePart {
+            only,
+            retry,
+            idle_timeout,
+        })
+    };
+    let Some(RouteRetry { policy, of_others }) = &parts.retry else {
+        return [part(None, None), None];
+    };
+    let methods = &route.matching.methods;
+    let is_any = methods.is_empty();
+    let idempotent = |method: &Arc<str>| IDEMPOTENT_METHODS.contains(&&**method);
+    match of_others {
+        Some(others) if !is_any && !methods.iter().any(idempotent) => [part(None, Some(others)), None],
+        Some(others) if is_forwarded(route) && (is_any || !methods.iter().all(idempotent)) => {
+            [part(Some(&*IDEMPOTENT), Some(policy)), part(None, Some(others))]
+        }
+        _ => [part(None, Some(policy)), None],
+    }
+}
+
+/// Whoever lets a request take longer than the listener lets one be silent means that: a report is silent until it is made.
+fn outlasting(parts: &RouteParts, host: &ir::VirtualHost) -> Option<Duration> {
+    let listener = host.stream_idle_timeout;
+    let longer = |timeout: &Duration| !listener.is_zero() && *timeout > listener;
+    parts.idle_timeout.or_else(|| parts.timeout.filter(longer))
+}
+
+/// Written once.
+static IDEMPOTENT: LazyLock<HeaderMatcher> =
+    LazyLock::new(|| method_matcher(IDEMPOTENT_METHODS.iter().copied()));
 
 /// A host of its own scope: Envoy reads this one alone when it changes.
 pub(super) fn scoped_resource(host: &EncodedHost) -> Resource {

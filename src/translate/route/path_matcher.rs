@@ -168,6 +168,7 @@ mod tests {
             host: host.into(),
             routes,
             checks_sni,
+            stream_idle_timeout: std::time::Duration::ZERO,
             origins: Vec::new(),
         };
         VirtualHost::decode(encode_virtual_host(&host).bytes).unwrap()

@@ -23,23 +23,28 @@ pub(super) fn put_match(buffer: &mut Vec<u8>, request: &RequestMatch) {
     for header in &request.headers {
         put_struct(buffer, 6, &header_matcher(header));
     }
-    match &request.methods[..] {
-        [] => {}
-        [only] => put_struct(buffer, 6, &method_matcher(MatchPattern::Exact(only.to_string()))),
-        several => {
-            let any = MatchPattern::SafeRegex(RegexMatcher {
-                regex: several.join("|"),
-                ..RegexMatcher::default()
-            });
-            put_struct(buffer, 6, &method_matcher(any));
-        }
+    if !request.methods.is_empty() {
+        put_struct(
+            buffer,
+            6,
+            &method_matcher(request.methods.iter().map(|method| &**method)),
+        );
     }
     for query in &request.query {
         put_struct(buffer, 7, &query_matcher(query));
     }
 }
 
-fn method_matcher(pattern: MatchPattern) -> HeaderMatcher {
+/// One of these.
+pub(super) fn method_matcher<'a>(methods: impl Iterator<Item = &'a str>) -> HeaderMatcher {
+    let methods: Vec<&str> = methods.collect();
+    let pattern = match methods[..] {
+        [only] => MatchPattern::Exact(only.to_owned()),
+        _ => MatchPattern::SafeRegex(RegexMatcher {
+            regex: methods.join("|"),
+            ..RegexMatcher::default()
+        }),
+    };
     HeaderMatcher {
         name: ":method".to_owned(),
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {
