@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::http::{
-    DirectResponse, LoadBalancer, Redirect, RequestMatch, Rewrite, UpstreamOptions, UpstreamProtocol,
+    DirectResponse, DnsName, LoadBalancer, Redirect, RequestMatch, Rewrite, UpstreamOptions, UpstreamProtocol,
 };
 use crate::model::mesh::ChainQuery;
 use crate::model::{CertificateQuery, Origin, Policies, ServiceQuery};
@@ -394,8 +394,8 @@ pub enum UpstreamSource {
     Sidecar { query: ServiceQuery },
     /// `host:port`, addresses only.
     Static(Vec<Arc<str>>),
-    /// `host:port`, resolved by Envoy.
-    Dns(Arc<str>),
+    /// Resolved by Envoy.
+    Dns(DnsName),
     /// A service of Consul's mesh.
     Connect(ConnectSource),
 }

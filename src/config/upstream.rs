@@ -7,7 +7,9 @@ use super::health_check;
 use super::objects::{Upstream, UpstreamSource};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
-use crate::model::http::{CircuitBreaker, LoadBalancer, UpstreamOptions, UpstreamProtocol};
+use crate::model::http::{
+    CircuitBreaker, DnsName, LoadBalancer, LookupFamily, UpstreamOptions, UpstreamProtocol,
+};
 use crate::model::{Lookup, Narrowing, ServiceQuery};
 
 pub(super) fn schema() -> BlockSchema {
@@ -139,13 +141,20 @@ pub(super) fn schema() -> BlockSchema {
         BlockSchema::new(
             "dns",
             &[],
-            "A host name that Envoy resolves, all its addresses used.",
+            "A host name that Envoy resolves, all its addresses of one family used.",
         )
         .required(
             "address",
             Type::HostPort,
             "\"legacy.example.com:8080\"",
             "Host name and port.",
+        )
+        .attribute(
+            "lookup_family",
+            Type::Word(&["v4_preferred", "v6_preferred", "v4_only", "v6_only", "all"]),
+            Some("\"v4_preferred\""),
+            "\"v6_only\"",
+            "Which addresses are used where a name has some of IPv4 and some of IPv6: those of one family, and of the other only where there are none of it; or `all`, which needs routes to both.",
         ),
         Occurs::Optional,
     )
@@ -329,7 +338,16 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
         let dns = reader.child("dns").unwrap_or(*reader);
         let address = dns.string("address").unwrap_or_default();
         decoder.require_address(&address, &dns.origin_of("address"));
-        UpstreamSource::Dns(address)
+        UpstreamSource::Dns(DnsName {
+            address,
+            family: match dns.string("lookup_family").as_deref() {
+                Some("v6_preferred") => LookupFamily::V6Preferred,
+                Some("v4_only") => LookupFamily::V4Only,
+                Some("v6_only") => LookupFamily::V6Only,
+                Some("all") => LookupFamily::All,
+                _ => LookupFamily::V4Preferred,
+            },
+        })
     };
     Upstream {
         name,

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::model::http::{DirectResponse, HeaderEdits, Redirect, RequestMatch, Rewrite, UpstreamOptions};
+use crate::model::http::{
+    DirectResponse, DnsName, HeaderEdits, Redirect, RequestMatch, Rewrite, UpstreamOptions,
+};
 use crate::model::mesh::{BalancerPolicy, ChainRetry, HashPolicy, MeshLeaf, MeshRoots};
 use crate::model::{CertificateMaterial, DocumentId, Origin, Policies};
 
@@ -160,8 +162,7 @@ pub enum ClusterSource {
     Discovered,
     /// `address:port`.
     Static(Vec<Arc<str>>),
-    /// `host:port`.
-    Dns(Arc<str>),
+    Dns(DnsName),
     /// Other clusters, each for when all before it are unhealthy.
     Failover(Vec<Arc<str>>),
 }

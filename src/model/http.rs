@@ -144,6 +144,24 @@ pub enum LoadBalancer {
     Random,
 }
 
+/// A host name, and which of its addresses are used.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DnsName {
+    /// `host:port`.
+    pub address: Arc<str>,
+    pub family: LookupFamily,
+}
+
+/// Envoy's `dns_lookup_family`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LookupFamily {
+    V4Preferred,
+    V6Preferred,
+    V4Only,
+    V6Only,
+    All,
+}
+
 /// Upper bounds per Envoy and upstream; what is over answers 503.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct CircuitBreaker {

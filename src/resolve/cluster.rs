@@ -29,7 +29,7 @@ pub fn resolve_cluster(snapshot: &Snapshot, destination: &Destination) -> Option
             ClusterSource::Discovered
         }
         UpstreamSource::Static(addresses) => ClusterSource::Static(addresses.clone()),
-        UpstreamSource::Dns(address) => ClusterSource::Dns(address.clone()),
+        UpstreamSource::Dns(name) => ClusterSource::Dns(name.clone()),
         UpstreamSource::Connect(_) => return None,
     };
     Some(Cluster {

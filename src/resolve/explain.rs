@@ -399,7 +399,7 @@ fn addresses_of(snapshot: &Snapshot, destination: &Destination) -> Vec<String> {
     };
     match source.as_deref() {
         Some(UpstreamSource::Static(addresses)) => addresses.iter().map(ToString::to_string).collect(),
-        Some(UpstreamSource::Dns(address)) => vec![format!("{address} (resolved by Envoy)")],
+        Some(UpstreamSource::Dns(name)) => vec![format!("{} (resolved by Envoy)", name.address)],
         Some(
             UpstreamSource::Consul { .. }
             | UpstreamSource::Connect(_)

@@ -27,7 +27,7 @@ use super::health_check::health_checks;
 use super::mesh::{apply_balancer, mesh_tls};
 use crate::envoy::{Resource, ResourceKind, ResourceRef, any, duration, wrap_u32};
 use crate::ir::{self, ClusterSource, MESH_LEAF, MESH_ROOTS};
-use crate::model::http::{LoadBalancer, UpstreamOptions, UpstreamProtocol};
+use crate::model::http::{DnsName, LoadBalancer, LookupFamily, UpstreamOptions, UpstreamProtocol};
 
 pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
     let mut bytes = Vec::with_capacity(DISCOVERED.len() + 2 * cluster.name.len() + 16);
@@ -164,7 +164,7 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
             message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into()));
             message.load_assignment = Some(fixed(&cluster.name, addresses.iter().map(|address| &**address)));
         }
-        ClusterSource::Dns(address) => {
+        ClusterSource::Dns(DnsName { address, family }) => {
             // An address in place of a name needs no resolver.
             let kind = if is_ip(split_host_port(address).0) {
                 DiscoveryType::Static
@@ -172,7 +172,15 @@ fn cluster_message(cluster: &ir::Cluster) -> Cluster {
                 DiscoveryType::StrictDns
             };
             message.cluster_discovery_type = Some(ClusterDiscoveryType::Type(kind.into()));
-            message.dns_lookup_family = DnsLookupFamily::All.into();
+            // Each address is an instance of its own: those of a family without a route would be chosen, too.
+            message.dns_lookup_family = match family {
+                LookupFamily::V4Preferred => DnsLookupFamily::V4Preferred,
+                LookupFamily::V6Preferred => DnsLookupFamily::Auto,
+                LookupFamily::V4Only => DnsLookupFamily::V4Only,
+                LookupFamily::V6Only => DnsLookupFamily::V6Only,
+                LookupFamily::All => DnsLookupFamily::All,
+            }
+            .into();
             message.load_assignment = Some(fixed(&cluster.name, [&**address]));
         }
     }

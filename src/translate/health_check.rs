@@ -71,8 +71,8 @@ fn range(start: i64, end: i64) -> Int64Range {
 /// Envoy would take the cluster's name, which has a slash: Go, nginx and others answer 400 to such a Host, so that no check
 /// ever succeeded.
 fn host_of(name: &str, source: &ClusterSource) -> String {
-    if let ClusterSource::Dns(address) = source {
-        return split_host_port(address).0.to_owned();
+    if let ClusterSource::Dns(name) = source {
+        return split_host_port(&name.address).0.to_owned();
     }
     let name = name.strip_prefix("upstream/").unwrap_or(name);
     let is_of_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
@@ -87,6 +87,7 @@ const OF_THE_UNHEALTHY: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::http::{DnsName, LookupFamily};
 
     #[test]
     fn a_check_has_a_host_that_servers_take() {
@@ -99,7 +100,10 @@ mod tests {
             ("orders.example.com:8080", "orders.example.com"),
             ("[2001:db8::1]:80", "[2001:db8::1]"),
         ] {
-            let source = ClusterSource::Dns(address.into());
+            let source = ClusterSource::Dns(DnsName {
+                address: address.into(),
+                family: LookupFamily::V4Preferred,
+            });
             assert_eq!(host_of("upstream/orders", &source), expected);
         }
     }

@@ -27,7 +27,8 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     HttpConnectionManager, HttpFilter, LocalReplyConfig, Rds, ResponseMapper, ScopedRds, ScopedRoutes, http_filter,
 };
 use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
-use envoy_types::pb::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{HttpRequestHeaderMatchInput, StringMatcher as EnvoyStringMatcher};
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig as XdsExtension;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::matcher_list::{FieldMatcher, Predicate, predicate};
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::{MatcherList, MatcherType, OnMatch, on_match};
@@ -86,7 +87,15 @@ pub(super) fn http_connection_manager(listener: &Listener, http: &Http) -> HttpC
             headers_with_underscores_action: HeadersWithUnderscoresAction::RejectRequest.into(),
             ..HttpProtocolOptions::default()
         }),
-        http_protocol_options: Some(Http1ProtocolOptions::default()),
+        http_protocol_options: Some(Http1ProtocolOptions {
+            // Clients may offer it with any request (RFC 2817; Apache's HttpClient does), and servers that do not know it go
+            // on without. Envoy would answer 403.
+            ignore_http_11_upgrade: vec![EnvoyStringMatcher {
+                match_pattern: Some(MatchPattern::Prefix("TLS/".into())),
+                ..EnvoyStringMatcher::default()
+            }],
+            ..Http1ProtocolOptions::default()
+        }),
         http2_protocol_options: Some(Http2ProtocolOptions {
             max_concurrent_streams: Some(wrap_u32(100)),
             // Envoy's edge guide has 64 KiB: an upload got that much in each round trip, 0.8 MB/s over 80 ms. What is sent and
@@ -318,9 +327,11 @@ fn reasons() -> LocalReplyConfig {
             reason(&["UH"], "no-healthy-instance"),
             reason(&["NC"], "no-cluster"),
             reason(&["UO"], "circuit-breaker-open"),
-            reason(&["UF", "URX"], "upstream-connection-failed"),
+            reason(&["UF"], "upstream-connection-failed"),
             reason(&["UC", "UR"], "upstream-connection-closed"),
             reason(&["UT", "SI"], "timeout"),
+            // Stands beside one of these, where tries have run out: the last try's end says more.
+            reason(&["URX"], "upstream-connection-failed"),
             reason(&["NR"], "no-route"),
         ],
         ..LocalReplyConfig::default()

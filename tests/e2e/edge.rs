@@ -190,6 +190,11 @@ async fn http_at_the_edge_is_safe_by_default() {
         "underscores in header names are refused"
     );
 
+    // Offered with any request by some clients, and not taken up.
+    let offered = "GET / HTTP/1.1\nHost: edge.example.com\nConnection: Upgrade, close\nUpgrade: TLS/1.2\n\n";
+    let plain = client.raw(raw(offered).as_bytes()).await.unwrap();
+    assert!(plain.starts_with("HTTP/1.1 200"), "{plain}");
+
     // Hosts: without case, port and trailing dot.
     for host in [
         "EDGE.example.com",

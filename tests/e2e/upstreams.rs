@@ -280,3 +280,41 @@ async fn an_idle_connection_is_closed_before_the_instance_closes_it() {
     let workers = std::thread::available_parallelism().unwrap().get() as u64;
     assert!(long.connections() <= workers, "{}", long.connections());
 }
+
+/// `localhost` has an address of either family, and the instance listens on one: each is an instance to Envoy.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_name_with_both_families_one_is_used() {
+    let stack = Stack::start(Options {
+        kv_documents: Some("addresses = [\"localhost\"]\n  allow_loopback = true".to_owned()),
+        ..Options::default()
+    })
+    .await;
+    let backend = Backend::start("app").await;
+    stack.put("gateway", GATEWAY).await;
+    let dns = |more: &str| {
+        format!(
+            "  dns {{\n    address       = \"localhost:{}\"\n{more}  }}",
+            backend.port
+        )
+    };
+    let once = |name: &str, more: &str| {
+        upstream(name, &dns(more)).replace("    backend", "    retry { attempts = 0 }\n    backend")
+    };
+    stack
+        .put("both", &once("both", "    lookup_family = \"all\"\n"))
+        .await;
+    stack.put("plain", &once("plain", "")).await;
+    stack
+        .until(&host("plain"), "an instance", |reply| reply.status == 200)
+        .await;
+    let client = stack.client();
+    for request in 0..40 {
+        let reply = client.send(&host("plain")).await.unwrap();
+        assert_eq!(reply.status, 200, "request {request}: {reply:?}");
+    }
+    stack
+        .until(&host("both"), "the address where nobody listens", |reply| {
+            reply.status == 503
+        })
+        .await;
+}
