@@ -72,6 +72,14 @@ fn listener_schema() -> BlockSchema {
             "Bound on a request's headers in KiB; more answers 431, and resets the stream over HTTP/2.",
         )
         .attribute(
+            "health_check_path",
+            Type::NewPath,
+            None,
+            "\"/gateway/health\"",
+            "What a load balancer in front asks, on any host: 200, and 503 from the moment on that Envoy is to stop, while requests \
+             are served on for `drain_time`. No rule sees a request for this path. Left out: there is none.",
+        )
+        .attribute(
             "max_connections",
             Type::Integer(1, 10_000_000),
             None,
@@ -203,6 +211,7 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
             .duration("request_headers_timeout")
             .unwrap_or(Duration::from_secs(10)),
         max_request_headers_kb: reader.unsigned("max_request_headers_kb").unwrap_or(60),
+        health_check_path: reader.string("health_check_path"),
         max_connections: reader.unsigned("max_connections"),
         scope,
     }
@@ -215,6 +224,7 @@ fn for_http_only(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>, 
         "stream_idle_timeout",
         "request_headers_timeout",
         "max_request_headers_kb",
+        "health_check_path",
         "policies",
     ];
     let mut written: Vec<(String, Origin)> = attributes

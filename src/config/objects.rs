@@ -211,6 +211,7 @@ pub struct Listener {
     pub stream_idle_timeout: Duration,
     pub request_headers_timeout: Duration,
     pub max_request_headers_kb: u32,
+    pub health_check_path: Option<Arc<str>>,
     pub max_connections: Option<u32>,
     pub scope: Scope,
 }

@@ -177,6 +177,11 @@ impl AdminClient {
         self.ok(Method::POST, path).await.map(drop)
     }
 
+    /// Listeners with a `health_check_path` answer 503 there from now on.
+    pub async fn fail_health_checks(&self) -> Result<(), AdminError> {
+        self.ok(Method::POST, "/healthcheck/fail").await.map(drop)
+    }
+
     /// Requests that clients of our listeners still wait for, and connections that carry no HTTP.
     pub async fn active_requests(&self) -> Result<u64, AdminError> {
         let stats = self

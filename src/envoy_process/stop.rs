@@ -56,9 +56,17 @@ pub(super) async fn drain_and_end(
         .and_then(|successor| successor.borrow().serving_pid());
     tracing::info!(pid, drain_time = ?settings.drain_time, "draining Envoy");
     let closing = Instant::now() + settings.drain_time;
+    let asked = async {
+        let told = tell(admin, Drain::Gentle, closing);
+        match successor {
+            // Who follows on the same ports is asked as well: nobody has to send requests elsewhere.
+            Some(_) => told.await,
+            None => tokio::join!(told, leave_balancers(admin, closing)).0,
+        }
+    };
     let asked = tokio::select! {
         exit = process.exited() => return exit,
-        asked = tell(admin, Drain::Gentle, closing) => asked,
+        asked = asked => asked,
     };
     if let Err(error) = asked {
         if successor.is_none() {
@@ -128,10 +136,25 @@ async fn one_that_serves(successor: &mut Successor) -> Option<u32> {
     }
 }
 
-/// Again and again until then: its main thread may be busy with configuration for seconds.
+/// Load balancers in front hear that they are to send requests elsewhere, and have the drain time for it. Without that
+/// the drain is as good as it can be.
+async fn leave_balancers(admin: &AdminClient, until: Instant) {
+    if let Err(error) = persist(until, || admin.fail_health_checks()).await {
+        tracing::debug!(error = &error as &dyn StdError, "health checks do not fail");
+    }
+}
+
 async fn tell(admin: &AdminClient, drain: Drain, until: Instant) -> Result<(), AdminError> {
+    persist(until, || admin.drain_listeners(drain)).await
+}
+
+/// Again and again until then: its main thread may be busy with configuration for seconds.
+async fn persist<F>(until: Instant, call: impl Fn() -> F) -> Result<(), AdminError>
+where
+    F: Future<Output = Result<(), AdminError>>,
+{
     loop {
-        match in_time(until, admin.drain_listeners(drain)).await {
+        match in_time(until, call()).await {
             Err(error) if !error.is_absent() && Instant::now() + RETRY_INTERVAL < until => {
                 tracing::debug!(error = &error as &dyn StdError, "trying again");
                 sleep(RETRY_INTERVAL).await;
@@ -171,7 +194,11 @@ pub async fn drain(
     finish_time: Duration,
 ) -> Result<u64, AdminError> {
     let closing = Instant::now() + drain_time;
-    tell(admin, Drain::Gentle, closing).await?;
+    let (told, ()) = tokio::join!(
+        tell(admin, Drain::Gentle, closing),
+        leave_balancers(admin, closing)
+    );
+    told?;
     sleep_until(closing).await;
     let end = Instant::now() + finish_time;
     tell(admin, Drain::CloseListeners, end).await?;
@@ -269,7 +296,7 @@ mod tests {
         (child, process, settings, directory)
     }
 
-    /// Breaks off every other call. What was asked, in the order of arrival.
+    /// Breaks off the first of every two alike. What was asked, in the order of arrival.
     async fn unreliable_admin(listener: UnixListener, calls: usize) -> Vec<String> {
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::UnixListener::from_std(listener).unwrap();
@@ -281,8 +308,10 @@ mod tests {
                 assert!(stream.read_buf(&mut head).await.unwrap() > 0);
             }
             let head = String::from_utf8(head).unwrap();
-            asked.push(head.split(' ').nth(1).unwrap().to_owned());
-            if asked.len() % 2 == 0 {
+            let path = head.split(' ').nth(1).unwrap().to_owned();
+            asked.push(path.clone());
+            let alike = asked.iter().filter(|earlier| **earlier == path);
+            if alike.count() % 2 == 0 {
                 let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"stats\":[]}";
                 stream.write_all(answer).await.unwrap();
             }
@@ -294,15 +323,18 @@ mod tests {
     async fn a_call_that_is_broken_off_is_made_again() {
         let (mut child, mut process, settings, _directory) = leaving();
         let socket = &settings.bootstrap.admin_socket;
-        let asked = tokio::spawn(unreliable_admin(UnixListener::bind(socket).unwrap(), 6));
+        let asked = tokio::spawn(unreliable_admin(UnixListener::bind(socket).unwrap(), 8));
         drain_and_end(&mut process, &AdminClient::new(socket), &settings, None).await;
         child.wait().unwrap();
         let asked = timeout(Duration::from_secs(5), asked).await.expect("more calls");
-        let asked = asked.unwrap();
+        let mut asked = asked.unwrap();
         let (gentle, close) = ("/drain_listeners?graceful&skip_exit", "/drain_listeners");
-        assert_eq!(asked[..4], [gentle, gentle, close, close]);
+        // At the same time as the first.
+        let fail = "/healthcheck/fail";
+        asked[..4].sort();
+        assert_eq!(asked[..6], [gentle, gentle, fail, fail, close, close]);
         assert!(
-            asked[4].starts_with("/stats?") && asked[4] == asked[5],
+            asked[6].starts_with("/stats?") && asked[6] == asked[7],
             "{asked:?}"
         );
     }

@@ -215,6 +215,8 @@ pub struct Http {
     pub stream_idle_timeout: Duration,
     pub request_headers_timeout: Duration,
     pub max_request_headers_kb: u32,
+    /// Where a load balancer in front asks whether to send requests.
+    pub health_check_path: Option<Arc<str>>,
     /// Names of the features whose filters the chain holds, because some route asks for them.
     pub features: Vec<&'static str>,
 }

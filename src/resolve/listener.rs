@@ -109,6 +109,7 @@ pub fn serves_http(listener: &Listener, routing: Routing, features: Vec<&'static
         stream_idle_timeout: listener.stream_idle_timeout,
         request_headers_timeout: listener.request_headers_timeout,
         max_request_headers_kb: listener.max_request_headers_kb,
+        health_check_path: listener.health_check_path.clone(),
         features,
     })
 }

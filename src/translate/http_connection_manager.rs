@@ -9,8 +9,11 @@ use envoy_types::pb::envoy::config::core::v3::{
     CidrRange, DataSource, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig, data_source,
     http_protocol_options::HeadersWithUnderscoresAction,
 };
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::extensions::common::matching::v3::ExtensionWithMatcher;
 use envoy_types::pb::envoy::extensions::filters::http::composite::v3::{Composite, ExecuteFilterAction};
+use envoy_types::pb::envoy::extensions::filters::http::health_check::v3::HealthCheck;
 use envoy_types::pb::envoy::extensions::filters::http::lua::v3::Lua;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -165,11 +168,35 @@ fn filters(http: &Http) -> Vec<HttpFilter> {
         }))),
         ..HttpFilter::default()
     };
-    lower_case
+    // Before all others: whoever asks it is not a client.
+    let health_check = http.health_check_path.as_deref().map(health_check);
+    health_check
         .into_iter()
+        .chain(lower_case)
         .chain(staged.into_iter().map(|staged| staged.filter))
         .chain([router])
         .collect()
+}
+
+/// Answers with 503 once Envoy is told that it is to leave (see `envoy_process::stop`).
+fn health_check(path: &str) -> HttpFilter {
+    let is_asked = HeaderMatcher {
+        name: ":path".to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(EnvoyStringMatcher {
+            match_pattern: Some(MatchPattern::Exact(path.to_owned())),
+            ..EnvoyStringMatcher::default()
+        })),
+        ..HeaderMatcher::default()
+    };
+    HttpFilter {
+        name: "envoy.filters.http.health_check".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&HealthCheck {
+            pass_through_mode: Some(wrap_bool(false)),
+            headers: vec![is_asked],
+            ..HealthCheck::default()
+        }))),
+        ..HttpFilter::default()
+    }
 }
 
 /// What Envoy itself leaves of `x-envoy-*`: backends may take it for our word.

@@ -122,3 +122,37 @@ async fn the_envoy_of_a_gateway_that_is_served_no_more_is_told() {
     assert!(!line.contains("gateway=edge"), "{line}");
     stack.until(&request, "edge", |reply| reply.status == 200).await;
 }
+
+/// A load balancer with checks of its own hears of a stop while the ports are open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_told_to_who_asks_for_the_health_of_the_gateway() {
+    let mut stack = Stack::start(Options::default()).await;
+    let gateway = GATEWAY.replacen("port", "health_check_path = \"/gateway/health\"\n    port", 1);
+    stack.put("gateway", &gateway).await;
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let request = Request::get("shop.example.com", "/");
+    stack
+        .until(&request, "the route", |reply| reply.status == 200)
+        .await;
+    let client = stack.client();
+    let before = backend.requests();
+    for host in ["shop.example.com", "10.0.0.1", "nobody.example.com"] {
+        let health = client.send(&Request::get(host, "/gateway/health")).await;
+        assert_eq!(health.unwrap().status, 200, "{host}");
+    }
+    assert_eq!(backend.requests(), before, "no route has it");
+
+    stack.agent.process.signal(Signal::TERM);
+    let health = Request::get("10.0.0.1", "/gateway/health");
+    wait_for("a health check that fails", SOON, async || {
+        let status = client.send(&health).await.unwrap().status;
+        anyhow::ensure!(status == 503, "{status}");
+        Ok(())
+    })
+    .await;
+    assert_eq!(client.send(&request).await.unwrap().status, 200, "it serves on");
+}
