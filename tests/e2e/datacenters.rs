@@ -20,8 +20,14 @@ async fn two_datacenters() -> (Stack, Consul) {
         ..Options::default()
     })
     .await;
+    let other = start_dc2(&stack.consul, wan, false).await;
+    (stack, other)
+}
+
+/// Beside dc1, which listens there for it.
+pub async fn start_dc2(dc1: &Consul, wan: u16, acl: bool) -> Consul {
     let other = Consul::start_with(
-        false,
+        acl,
         json!({
             "datacenter": "dc2",
             "ports": { "serf_wan": free_port() },
@@ -30,7 +36,7 @@ async fn two_datacenters() -> (Stack, Consul) {
     )
     .await;
     wait_for("the datacenters to know each other", SOON, async || {
-        for consul in [&stack.consul, &other] {
+        for consul in [dc1, &other] {
             let known = consul
                 .call(hyper::Method::GET, "/v1/catalog/datacenters", "")
                 .await?;
@@ -43,10 +49,10 @@ async fn two_datacenters() -> (Stack, Consul) {
         Ok(())
     })
     .await;
-    (stack, other)
+    other
 }
 
-fn document(failover: &str, more: &str) -> String {
+pub fn document(failover: &str, more: &str) -> String {
     let to_upstream =
         route("shop", "shop.example.com", "x").replace("\"consul\" \"x\"", "\"upstream\" \"orders\"");
     format!("{to_upstream}\nupstream \"orders\" {{\n  consul {{\n    failover = {failover}\n  }}\n{more}}}\n")

@@ -7,11 +7,13 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::credentials::an_identity_is_told_before_it_ends;
+use crate::datacenters::{document, start_dc2};
 use crate::stack::{GATEWAY, Options, Stack, route};
 use crate::support::backend::{Backend, Behaviour};
 use crate::support::client::Request;
 use crate::support::consul::Consul;
 use crate::support::load::Load;
+use crate::support::ports::free_port;
 use crate::support::rsa::RsaIssuer;
 use crate::support::{START_LIMIT, wait_for};
 
@@ -19,6 +21,8 @@ const METHOD: &str = "workloads";
 
 /// Tries to log in come up to 22 s apart, and those of a watch that is refused up to 45 s.
 const TRIED_AGAIN: Duration = Duration::from_secs(120);
+/// So long a token is not replaced because it is refused.
+const NEW_TOKEN: Duration = Duration::from_secs(30);
 
 /// A gateway whose agent was up before there was anything to log in at, and what it logs in with.
 struct LoggingIn {
@@ -30,11 +34,10 @@ struct LoggingIn {
 }
 
 async fn start(token_life: &str) -> LoggingIn {
-    start_keeping(token_life, false).await
+    start_with(token_life, Options::default()).await
 }
 
-/// The token in a file beside the identity.
-async fn start_keeping(token_life: &str, keeps_token: bool) -> LoggingIn {
+async fn start_with(token_life: &str, options: Options) -> LoggingIn {
     let directory = tempfile::tempdir().unwrap();
     let identity = directory.path().join("identity.jwt");
     let issuer = RsaIssuer::new();
@@ -48,8 +51,7 @@ async fn start_keeping(token_life: &str, keeps_token: bool) -> LoggingIn {
     let stack = Stack::start(Options {
         consul_policy: Some(rules.to_owned()),
         consul_login: Some((METHOD.to_owned(), identity.clone())),
-        keeps_consul_token: keeps_token,
-        ..Options::default()
+        ..options
     })
     .await;
     let method = json!({
@@ -251,6 +253,89 @@ async fn a_login_serves_and_survives_what_may_happen_to_its_token() {
     assert_eq!(tokens(&stack.consul).await, [""; 0]);
 }
 
+/// Consul asks the other datacenter without a local token, and with a global one; neither is one that a login would mend.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datacenter_that_does_not_know_the_token_makes_nobody_log_in() {
+    let wan = free_port();
+    let options = Options {
+        consul_settings: Some(json!({ "ports": { "serf_wan": wan } })),
+        ..Options::default()
+    };
+    let mut test = start_with("24h", options).await;
+    let stack = &mut test.stack;
+    let _other = start_dc2(&stack.consul, wan, true).await;
+    let first = tokens(&stack.consul).await;
+    assert_eq!(first.len(), 1);
+    let one = Backend::start("one").await;
+    stack.register("orders", &one).await;
+    stack.put("gateway", GATEWAY).await;
+    stack.put("shop", &document("[\"dc2\"]", "")).await;
+    let request = Request::get("shop.example.com", "/");
+    until_served_by(stack, &request, "the route", "one").await;
+    let line = stack.agent.wait_for_log("Permission denied").await;
+    for said in ["dc=dc2", METHOD, "-token-locality=global"] {
+        assert!(line.contains(said), "{said}: {line}");
+    }
+    until_refused(stack, 2).await;
+    assert_eq!(tokens(&stack.consul).await, first);
+
+    // A global token: dc2 does not know it, as it has no primary datacenter but itself.
+    let path = format!("/v1/acl/auth-method/{METHOD}");
+    let mut method = stack.consul.expect(Method::GET, &path, "").await;
+    method["TokenLocality"] = json!("global");
+    stack.consul.expect(Method::PUT, &path, method.to_string()).await;
+    let second = until_replaced(stack, &first).await;
+    let line = stack.agent.wait_for_log("ACL not found").await;
+    for said in ["dc=dc2", "primary_datacenter"] {
+        assert!(line.contains(said), "{said}: {line}");
+    }
+    // A new one would not be replaced in any case.
+    tokio::time::sleep(NEW_TOKEN).await;
+    until_refused(stack, 2).await;
+    assert_eq!(tokens(&stack.consul).await, second);
+
+    // Where its own datacenter does not know it either, another takes its place.
+    let third = until_replaced(stack, &second).await;
+    until_refused(stack, 2).await;
+    assert_eq!(tokens(&stack.consul).await, third);
+}
+
+/// The tokens that are there, now that these are not.
+async fn until_replaced(stack: &Stack, former: &[String]) -> Vec<String> {
+    revoke_all(&stack.consul).await;
+    wait_for("another token in its place", TRIED_AGAIN, async || {
+        let now = tokens(&stack.consul).await;
+        anyhow::ensure!(now.len() == 1 && now != former, "{now:?}");
+        Ok(now)
+    })
+    .await
+}
+
+/// The watch in dc2 is refused so many times more.
+async fn until_refused(stack: &Stack, times: u64) {
+    let before = refusals(stack).await.unwrap();
+    wait_for("the other datacenter to refuse", TRIED_AGAIN, async || {
+        let now = refusals(stack).await?;
+        anyhow::ensure!(now >= before + times, "{now}, and {before} before");
+        Ok(())
+    })
+    .await;
+}
+
+async fn refusals(stack: &Stack) -> anyhow::Result<u64> {
+    let status = stack.agent.api(Method::GET, "/v1/status", "").await?.ok()?.json();
+    let sources = status["sources"].as_array().into_iter().flatten();
+    let errors = sources
+        .into_iter()
+        .find(|source| {
+            source["name"]
+                .as_str()
+                .is_some_and(|name| name.ends_with("dc=dc2"))
+        })
+        .and_then(|source| source["errors_total"].as_u64());
+    errors.ok_or_else(|| anyhow::anyhow!("{status}"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_replaced_before_it_ends() {
     // The shortest life that Consul grants: replaced after 40 s.
@@ -289,7 +374,15 @@ async fn a_token_is_replaced_before_it_ends() {
 /// A killed agent cannot give its token back. The next one finds it in the file, however often that happens.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_s_token_is_taken_up_by_the_next() {
-    let mut test = start_keeping("24h", true).await;
+    // The token in a file beside the identity.
+    let mut test = start_with(
+        "24h",
+        Options {
+            keeps_consul_token: true,
+            ..Options::default()
+        },
+    )
+    .await;
     let sink = test.identity.with_file_name("token");
     let stack = &mut test.stack;
     let (one, two) = (Backend::start("one").await, Backend::start("two").await);

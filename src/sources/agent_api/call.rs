@@ -58,7 +58,18 @@ impl Scope {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|(own, _)| *own == name)
+        self.value(name).is_some()
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.0.iter().find(|(own, _)| *own == name)?;
+        Some(value)
+    }
+
+    /// Names a datacenter, and not the one of the settings, where the agent logs in.
+    pub(in crate::sources) fn leaves_datacenter(&self, settings: &Scope) -> bool {
+        let named = self.value("dc");
+        named.is_some() && named != settings.value("dc")
     }
 }
 

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::call::Call;
+use super::call::{Call, Scope};
 use super::connector::Lanes;
 use super::error::{ApiError, Block, is_unknown_token};
 use super::login::Login;
@@ -25,7 +25,7 @@ use super::settings::{ApiSettings, Endpoint, SettingsError};
 use super::token::TokenSource;
 use crate::model::{Problem, ProblemKind};
 
-pub(super) use exchange::Reply;
+pub(super) use exchange::{Reply, Token};
 
 /// A cheap handle: clones share connections and token.
 #[derive(Clone, Debug)]
@@ -173,24 +173,45 @@ impl ApiClient {
             return Some(block.fix());
         }
         if is_unknown_token(body) {
-            let place = self.token_place();
-            return self.login().is_none().then(|| {
-                format!(
-                    "{product} does not know this token (mistyped, deleted or expired): put a valid one into {place}"
-                )
-            });
+            return self.token_fix(&call.scope);
         }
         match &call.needs {
-            Some(rule) => Some(self.grant(rule)),
+            Some(rule) => Some(self.grant(rule, &call.scope)),
             None if self.has_token() => None,
             None => Some(format!("no token is set; put one into {}", self.token_place())),
         }
     }
 
+    /// What to do about a token that is not known there.
+    fn token_fix(&self, scope: &Scope) -> Option<String> {
+        let product = self.product();
+        match self.login() {
+            Some(_) if self.is_elsewhere(scope) => Some(
+                "a datacenter knows the tokens of its own `primary_datacenter` alone: let both have the same one, or take the \
+                 other datacenter out of the documents"
+                    .to_owned(),
+            ),
+            Some(_) => None,
+            None => Some(format!(
+                "{product} does not know this token (mistyped, deleted or expired): put a valid one into {}",
+                self.token_place()
+            )),
+        }
+    }
+
     /// What to do about a right that is missing.
-    fn grant(&self, rule: &str) -> String {
-        if self.login().is_some() {
-            format!("grant it to what the auth method binds the agent to: {rule}")
+    fn grant(&self, rule: &str, scope: &Scope) -> String {
+        if let Some(login) = self.login() {
+            let mut fix = format!("grant it to what the auth method binds the agent to: {rule}");
+            // Consul takes a local one off what it hands on, and the agent counts as anybody there.
+            if self.is_elsewhere(scope) {
+                fix += &format!(
+                    ". Another datacenter takes no token by this login, unless the tokens of {:?} are global ones: \
+                     -token-locality=global on a method that is created in the primary datacenter",
+                    login.method()
+                );
+            }
+            fix
         } else if self.has_token() {
             format!("grant the token: {rule}")
         } else {
@@ -199,6 +220,10 @@ impl ApiClient {
                 self.token_place()
             )
         }
+    }
+
+    fn is_elsewhere(&self, scope: &Scope) -> bool {
+        scope.leaves_datacenter(&self.0.settings.scope)
     }
 
     fn token_place(&self) -> String {
@@ -225,13 +250,13 @@ impl ApiClient {
     }
 
     /// Something that the server has and does not show, for want of this rule.
-    pub(in crate::sources) fn unseen(&self, message: String, rule: &str) -> Problem {
+    pub(in crate::sources) fn unseen(&self, message: String, rule: &str, scope: &Scope) -> Problem {
         let kind = if self.has_token() {
             ProblemKind::MissingPermission
         } else {
             ProblemKind::NoToken
         };
-        Problem::new(kind, message).with_fix(self.grant(rule))
+        Problem::new(kind, message).with_fix(self.grant(rule, scope))
     }
 }
 

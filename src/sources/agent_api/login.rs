@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::call::{Call, Credential};
-use super::client::{Answer, ApiClient};
+use super::client::{Answer, ApiClient, Token};
 use super::error::ApiError;
 use super::lifetimes::unix_now;
 use super::token_sink::{self, TokenSink};
@@ -62,6 +62,10 @@ struct State {
     /// None: no token, or one without an end.
     renew_at: Option<Instant>,
     refused: bool,
+    /// Since when there is this token.
+    got_at: Option<Instant>,
+    /// When its own datacenter was last seen to know it.
+    seen_at: Option<Instant>,
     /// What its file held at the start was a token of somebody else's.
     sink_is_others: bool,
     not_before: Option<Instant>,
@@ -94,6 +98,8 @@ impl Login {
             state: PlainMutex::new(State {
                 renew_at: None,
                 refused: false,
+                got_at: None,
+                seen_at: None,
                 sink_is_others: false,
                 not_before: None,
                 waits: Intervals::new(FIRST_RETRY, LONGEST_RETRY),
@@ -102,8 +108,24 @@ impl Login {
         }
     }
 
-    pub(super) fn refused(&self) {
-        self.state().refused = true;
+    /// Consul does not know the token. One that it gave just now it will know: servers that have not heard of it yet remember
+    /// for a while that there is none, and each login would put a newer one in its place. So these are far apart, too.
+    pub(super) fn refused(&self, now: Instant) {
+        let mut state = self.state();
+        let is_new = state.got_at.is_some_and(|at| now < at + NEW);
+        state.refused |= !is_new;
+    }
+
+    fn was_seen(&self, now: Instant) -> bool {
+        let state = self.state();
+        [state.got_at, state.seen_at]
+            .iter()
+            .flatten()
+            .any(|at| now < *at + NEW)
+    }
+
+    pub(super) fn method(&self) -> &str {
+        &self.settings.method
     }
 
     /// The file with what the auth method verifies.
@@ -150,6 +172,7 @@ impl Login {
         let mut state = self.state();
         state.renew_at = life.map(|life| now + life * 2 / 3);
         state.refused = false;
+        state.got_at = Some(now);
         state.not_before = None;
         state.waits.reset();
         state.status.expires = expires;
@@ -211,6 +234,26 @@ impl ApiClient {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a token that another datacenter does not know is good in this one. Many ask at once; one looks.
+    pub(super) async fn is_known_here(&self, login: &Login, token: &Token) -> bool {
+        if login.was_seen(Instant::now()) {
+            return true;
+        }
+        let _gate = login.gate.lock().await;
+        // Somebody else may have looked, or logged in, while this one waited.
+        let Some(token) = token.clone().filter(|_| !login.was_seen(Instant::now())) else {
+            return true;
+        };
+        let call = Call::get("acl/token/self").with(Credential::This(token));
+        match self.call(call).await {
+            Err(error) if is_forgotten(&error) => return false,
+            Ok(_) => login.state().seen_at = Some(Instant::now()),
+            // Whoever asks here finds that out, too.
+            Err(_) => {}
+        }
+        true
     }
 
     async fn log_in(&self, login: &Login) -> Result<(), Problem> {
@@ -294,10 +337,7 @@ impl ApiClient {
         };
         let call = Call::get("acl/token/self").with(Credential::This(token.clone()));
         let kept = match self.call(call).await {
-            // Forgotten: as newer and as older servers say it.
-            Err(ApiError::Status {
-                status: 403 | 404, ..
-            }) => return Ok(false),
+            Err(error) if is_forgotten(&error) => return Ok(false),
             answer => answer
                 .and_then(|answer| answer.json::<Kept>())
                 .map_err(|error| error.problem())?,
@@ -343,6 +383,14 @@ impl ApiClient {
     }
 }
 
+/// Of a token, to whoever shows it: as newer and as older servers say it.
+fn is_forgotten(error: &ApiError) -> bool {
+    matches!(error.status(), Some(403 | 404))
+}
+
+/// So long a token is not replaced because it is refused: longer than servers remember that there is none of that name.
+const NEW: Duration = Duration::from_secs(30);
+
 /// While there is no token nothing else works, so soon.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
@@ -369,7 +417,9 @@ mod tests {
         assert!(login.resting(after(61)).is_some() && login.resting(after(90)).is_none());
         login.succeeded(after(90), None, None);
         assert!(!login.is_due(after(1_000_000)), "it has no end");
-        login.refused();
-        assert!(login.is_due(after(91)));
+        login.refused(after(119));
+        assert!(!login.is_due(after(119)), "it was given just now");
+        login.refused(after(120));
+        assert!(login.is_due(after(120)));
     }
 }

@@ -264,7 +264,7 @@ impl Watch {
                 self.client.asker(),
                 self.query
             );
-            self.client.unseen(message, NODE_RULE)
+            self.client.unseen(message, NODE_RULE, &self.scope)
         }))
     }
 
@@ -321,7 +321,7 @@ impl Watch {
             self.query,
             self.client.asker().trim_end_matches(',')
         );
-        self.client.unseen(message, &self.rule())
+        self.client.unseen(message, &self.rule(), &self.scope)
     }
 
     fn rule(&self) -> String {

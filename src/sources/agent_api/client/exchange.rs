@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures::future::{Either, FutureExt as _, ready};
 use http::{HeaderMap, HeaderValue, header};
 use reqwest::{Method, StatusCode, Version};
+use tokio::time::Instant;
 use url::Url;
 
 use super::{Answer, ApiClient, CALL_LANE, is_turned_away};
@@ -21,7 +22,7 @@ use crate::sources::agent_api::lines::Lines;
 use crate::sources::agent_api::settings::Endpoint;
 use crate::sources::agent_api::streams::{StreamError, Streamed, Target};
 
-type Token = Option<Arc<Redacted<String>>>;
+pub(in crate::sources) type Token = Option<Arc<Redacted<String>>>;
 
 /// An answer whose body is still to come.
 #[derive(Debug)]
@@ -85,7 +86,12 @@ impl ApiClient {
             return Err(error);
         };
         if self.0.token.current() == token {
-            login.refused();
+            // No login makes another datacenter know a token of this one.
+            if call.scope.leaves_datacenter(&self.0.settings.scope) && self.is_known_here(login, &token).await
+            {
+                return Err(error);
+            }
+            login.refused(Instant::now());
         }
         self.credential(&call.to_string()).await?;
         match self.0.token.current() {
