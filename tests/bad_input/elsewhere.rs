@@ -180,6 +180,15 @@ pub const AREAS: &[Area] = &[
                 &["takes_urls_apart", "explains"],
             ),
             row(
+                "a job other than the one that has the login or policy of that name, to `setup`",
+                "refused before anything is written, with whose it is; `-replace-job` for a job that was renamed",
+                &[
+                    "consul_gets_what_the_job_needs_and_no_more",
+                    "vault_gets_policies_and_a_login_for_the_job_alone",
+                    "nomad_gets_a_policy_that_is_bound_to_the_job",
+                ],
+            ),
+            row(
                 "a token without the rights, to `setup`, `plan`, `apply`",
                 "an error that names them",
                 &["a_wrong_token_says_what_is_needed", "consul_away_or_refusing"],

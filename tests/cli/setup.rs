@@ -115,6 +115,51 @@ async fn consul_gets_what_the_job_needs_and_no_more() {
     // Left out again, the role is as it was before.
     assert!(run(&[]).out.contains("~ role portreeve changed: Policies"));
 
+    // Another job's gateway gets a login of its own, and takes nobody's.
+    let (job, named) = ("-nomad-job=internal", "-name=internal");
+    for more in [&[job][..], &[job, "-dry-run"], &["-nomad-namespace=ingress"]] {
+        let refused = run(more);
+        assert_eq!((refused.code, &*refused.out), (1, ""), "{more:?}");
+        for said in [
+            "auth method portreeve belongs to the job \"portreeve\"",
+            "-name",
+            "-replace-job",
+        ] {
+            assert!(refused.error.contains(said), "{said}: {}", refused.error);
+        }
+    }
+    assert!(
+        run(&[]).out.contains("Nothing to do"),
+        "it was refused before anything was written"
+    );
+    assert_eq!(
+        login("portreeve", claims("portreeve", "nomad_task")).await.status,
+        200
+    );
+    let second = run(&[job, named]);
+    assert!(second.out.contains("4 done"), "{} {}", second.out, second.error);
+    assert!(run(&[]).out.contains("Nothing to do"));
+    for (method, job, status) in [
+        ("portreeve", "portreeve", 200),
+        ("portreeve", "internal", 403),
+        ("internal", "internal", 200),
+        ("internal", "portreeve", 403),
+    ] {
+        let answer = login(method, claims(job, "nomad_task")).await;
+        assert_eq!(answer.status, status, "{method} {job}: {}", answer.text());
+    }
+    // A job of another name than before.
+    let renamed = run(&[named, "-nomad-job=inner", "-replace-job"]);
+    assert!(
+        renamed
+            .out
+            .contains("~ binding rule of internal to the role internal changed: Selector"),
+        "{} {}",
+        renamed.out,
+        renamed.error
+    );
+    assert_eq!(login("internal", claims("inner", "nomad_task")).await.status, 200);
+
     // What somebody changed by hand is put right, and named.
     let role = consul
         .expect(Method::GET, "/v1/acl/role/name/portreeve", "")
@@ -177,6 +222,37 @@ async fn vault_gets_policies_and_a_login_for_the_job_alone() {
     let policies = &agent.json()["auth"]["token_policies"];
     assert_eq!(*policies, json!(["portreeve-kv", "portreeve-pki"]));
     assert!(login("other").await.status.as_u16() >= 400);
+
+    // Another job's gateway gets a role of its own, and takes nobody's.
+    let job = "-nomad-job=internal";
+    for more in [&[job][..], &[job, "-dry-run"], &["-nomad-namespace=ingress"]] {
+        let refused = run(more);
+        assert_eq!((refused.code, &*refused.out), (1, ""), "{more:?}");
+        for said in [
+            "role portreeve of Vault's auth mount jwt-nomad belongs to the job \"portreeve\"",
+            "-name",
+        ] {
+            assert!(refused.error.contains(said), "{said}: {}", refused.error);
+        }
+    }
+    let bound = async |role: &str| {
+        let role = vault.read(&format!("auth/jwt-nomad/role/{role}")).await;
+        role["data"]["bound_claims"]["nomad_job_id"].clone()
+    };
+    let second = run(&[job, "-name=internal"]);
+    assert!(second.out.contains("3 done"), "{} {}", second.out, second.error);
+    assert_eq!(bound("portreeve").await, "portreeve");
+    assert_eq!(bound("internal").await, "internal");
+    let renamed = run(&["-name=internal", "-nomad-job=inner", "-replace-job"]);
+    assert!(
+        renamed
+            .out
+            .contains("~ role internal of jwt-nomad changed: bound_claims"),
+        "{} {}",
+        renamed.out,
+        renamed.error
+    );
+    assert_eq!(bound("internal").await, "inner");
 
     // What somebody changed by hand is named, left alone by a dry run, and put right.
     let weak = json!({ "policy": "path \"pki_edge/*\" { capabilities = [\"read\"] }" });
@@ -374,6 +450,17 @@ async fn nomad_gets_a_policy_that_is_bound_to_the_job() {
         "-nomad-job=edge",
         "-services-of=shop",
     ];
+    let refused = run(&job);
+    assert_eq!((refused.code, &*refused.out), (1, ""));
+    assert!(
+        refused
+            .error
+            .contains("policy portreeve of Nomad belongs to the job \"portreeve\""),
+        "{}",
+        refused.error
+    );
+    assert_eq!(nomad.policy("portreeve").unwrap(), made);
+    let job = [&job[..], &["-replace-job"]].concat();
     let dry = run(&[&job[..], &["-dry-run"]].concat());
     assert!(
         dry.out

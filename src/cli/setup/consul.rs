@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::desired::{Desired, Server};
+use super::job::Holders;
 use super::{Common, Workload};
 use crate::cli::failure::Failure;
 use crate::cli::terminal::Terminal;
@@ -36,6 +37,13 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     let common = &arguments.common;
     let client = common.client(Product::Consul)?;
     let mut server = Server::new(&client, common.dry_run, terminal, NEEDS);
+    let job = &arguments.workload.job;
+    if arguments.workload.nomad_jwks_url.is_some()
+        && let Some(rule) = rule_of(&server, &common.name, "role", &common.name).await?
+    {
+        let what = format!("the login of Consul's auth method {}", common.name);
+        job.may_have(&what, &holders(rule["Selector"].as_str().unwrap_or_default()))?;
+    }
     let mut policies = vec![(common.name.clone(), rules(&arguments.prefix))];
     if let Some(service) = &arguments.mesh_service {
         policies.push((format!("{}-mesh", common.name), mesh_rules(service)?));
@@ -51,12 +59,12 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     auth_method(&mut server, SERVICES, "nomad_service", url, None).await?;
     // The agent logs in again before its token ends, so what a killed one leaves behind may end, too.
     auth_method(&mut server, &common.name, "nomad_task", url, Some("24h0m0s")).await?;
-    let job = format!(
-        "value.nomad_namespace == \"{}\" and value.nomad_job_id == \"{}\"",
-        arguments.workload.nomad_namespace, arguments.workload.nomad_job
+    let selector = format!(
+        "{NAMESPACE_IS}\"{}\" and {JOB_IS}\"{}\"",
+        job.nomad_namespace, job.nomad_job
     );
     binding_rule(&mut server, SERVICES, "service", "${value.nomad_service}", "").await?;
-    binding_rule(&mut server, &common.name, "role", &common.name, &job).await?;
+    binding_rule(&mut server, &common.name, "role", &common.name, &selector).await?;
     server.terminal.write(NOMAD)?;
     server.finish()
 }
@@ -174,13 +182,7 @@ async fn binding_rule(
     bind_name: &str,
     selector: &str,
 ) -> anyhow::Result<()> {
-    let rules = server
-        .read_with("acl/binding-rules", &[("authmethod", method)])
-        .await?;
-    let found = rules.as_ref().and_then(Value::as_array).and_then(|rules| {
-        let same = |rule: &&Value| rule["BindType"] == bind_type && rule["BindName"] == bind_name;
-        rules.iter().find(same).cloned()
-    });
+    let found = rule_of(server, method, bind_type, bind_name).await?;
     let mut wanted = json!({
         "AuthMethod": method, "BindType": bind_type, "BindName": bind_name, "Selector": selector,
         "Description": "Portreeve's agent under Nomad",
@@ -201,12 +203,43 @@ async fn binding_rule(
         .await
 }
 
+async fn rule_of(
+    server: &Server<'_>,
+    method: &str,
+    bind_type: &str,
+    bind_name: &str,
+) -> anyhow::Result<Option<Value>> {
+    let rules = server
+        .read_with("acl/binding-rules", &[("authmethod", method)])
+        .await?;
+    Ok(rules.as_ref().and_then(Value::as_array).and_then(|rules| {
+        let same = |rule: &&Value| rule["BindType"] == bind_type && rule["BindName"] == bind_name;
+        rules.iter().find(same).cloned()
+    }))
+}
+
+/// Whom a selector lets in, as far as it says so in the words that are written here.
+fn holders(selector: &str) -> Holders {
+    let compared = |with: &str| {
+        let values = selector.split(with).skip(1);
+        let quoted = values.filter_map(|rest| rest.strip_prefix('"')?.split('"').next());
+        quoted.map(str::to_owned).collect()
+    };
+    Holders {
+        namespaces: compared(NAMESPACE_IS),
+        jobs: compared(JOB_IS),
+    }
+}
+
 fn named(listed: Option<Value>, name: &str) -> Option<Value> {
     let Some(Value::Array(items)) = listed else {
         return None;
     };
     items.into_iter().find(|item| item["Name"] == name)
 }
+
+const NAMESPACE_IS: &str = "value.nomad_namespace == ";
+const JOB_IS: &str = "value.nomad_job_id == ";
 
 const SERVICES: &str = "nomad-services";
 

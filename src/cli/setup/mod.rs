@@ -2,6 +2,7 @@
 
 mod consul;
 mod desired;
+mod job;
 mod nomad;
 mod vault;
 
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use self::job::Job;
 use super::failure::Failure;
 use super::runtime::block_on;
 use super::terminal::Terminal;
@@ -60,12 +62,8 @@ struct Workload {
     /// https://nomad.example.com:4646/.well-known/jwks.json. Left out: no login by workload identity is set up.
     #[arg(long, value_name = "URL")]
     nomad_jwks_url: Option<String>,
-    /// The Nomad namespace of the agent's job.
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    nomad_namespace: String,
-    /// The agent's job.
-    #[arg(long, value_name = "NAME", default_value = "portreeve")]
-    nomad_job: String,
+    #[command(flatten)]
+    job: Job,
 }
 
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {

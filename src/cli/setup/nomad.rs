@@ -1,9 +1,10 @@
 //! `portreeve setup nomad`.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Common;
 use super::desired::{Desired, Server};
+use super::job::{Holders, Job};
 use crate::cli::failure::Failure;
 use crate::cli::terminal::Terminal;
 use crate::sources::agent_api::Product;
@@ -26,12 +27,8 @@ pub struct Arguments {
     /// The namespace of those variables; * for all. Left out: that of the agent's job.
     #[arg(long, value_name = "NAME", requires = "variables")]
     variables_of: Option<String>,
-    /// The Nomad namespace of the agent's job.
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    nomad_namespace: String,
-    /// The agent's job.
-    #[arg(long, value_name = "NAME", default_value = "portreeve")]
-    nomad_job: String,
+    #[command(flatten)]
+    job: Job,
 }
 
 const NEEDS: &str = "a management token";
@@ -43,16 +40,20 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     let variables_of = arguments
         .variables_of
         .as_ref()
-        .unwrap_or(&arguments.nomad_namespace);
+        .unwrap_or(&arguments.job.nomad_namespace);
     let variables = arguments.variables.as_deref().map(|path| (&**variables_of, path));
     let rules = rules(&arguments.services_of, variables)?;
     let path = format!("acl/policy/{}", common.name);
     let found = server.read(&path).await?;
+    if let Some(found) = &found {
+        let what = format!("policy {} of Nomad", common.name);
+        arguments.job.may_have(&what, &holders(&found["JobACL"]))?;
+    }
     let wanted = json!({
         "Name": common.name,
         "Description": "Portreeve's agent reads services",
         "Rules": rules,
-        "JobACL": { "Namespace": arguments.nomad_namespace, "JobID": arguments.nomad_job },
+        "JobACL": { "Namespace": arguments.job.nomad_namespace, "JobID": arguments.job.nomad_job },
     });
     let what = format!("policy {}", common.name);
     server
@@ -64,6 +65,16 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
         })
         .await?;
     server.finish()
+}
+
+/// A policy may be bound to no job.
+fn holders(bound: &Value) -> Holders {
+    let named = |field: &str| bound[field].as_str().filter(|name| !name.is_empty());
+    let one = |name: Option<&str>| name.into_iter().map(str::to_owned).collect();
+    Holders {
+        namespaces: one(named("JobID").and(named("Namespace"))),
+        jobs: one(named("JobID")),
+    }
 }
 
 /// Variables are a namespace and a path.

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::desired::{Desired, Server};
+use super::job::Holders;
 use super::{Common, Workload};
 use crate::cli::terminal::Terminal;
 use crate::sources::agent_api::Product;
@@ -48,6 +49,9 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     let common = &arguments.common;
     let client = common.client(Product::Vault)?;
     let mut server = Server::new(&client, common.dry_run, terminal, NEEDS);
+    if arguments.workload.nomad_jwks_url.is_some() {
+        leave_to_others(&server, arguments).await?;
+    }
     let pki = PKI.replace(
         "pki_int/sign/edge",
         &format!("{}/sign/{}", arguments.pki_mount, arguments.pki_role),
@@ -162,8 +166,7 @@ async fn login(
     issuers: &String,
 ) -> anyhow::Result<()> {
     let mount = &arguments.jwt_mount;
-    let mounts = data(server.read("sys/auth").await?);
-    let mounted = mounts.and_then(|mounts| mounts.get(format!("{mount}/")).cloned());
+    let mounted = auth_mount(server, mount).await?;
     let is_new = mounted.is_none();
     server
         .ensure(Desired {
@@ -197,7 +200,7 @@ async fn login(
             path: &config,
         })
         .await?;
-    let workload = &arguments.workload;
+    let job = &arguments.workload.job;
     server
         .ensure(Desired {
             what: format!("role {} of {mount}", arguments.common.name),
@@ -205,7 +208,7 @@ async fn login(
             wanted: json!({
                 "role_type": "jwt",
                 "bound_audiences": ["vault.io"],
-                "bound_claims": { "nomad_namespace": workload.nomad_namespace, "nomad_job_id": workload.nomad_job },
+                "bound_claims": { "nomad_namespace": job.nomad_namespace, "nomad_job_id": job.nomad_job },
                 "user_claim": "/nomad_job_id",
                 "user_claim_json_pointer": true,
                 "token_type": "service",
@@ -217,6 +220,38 @@ async fn login(
             path: &role,
         })
         .await
+}
+
+async fn auth_mount(server: &Server<'_>, mount: &str) -> anyhow::Result<Option<Value>> {
+    let mounts = data(server.read("sys/auth").await?);
+    Ok(mounts.and_then(|mounts| mounts.get(format!("{mount}/")).cloned()))
+}
+
+/// A role of this name may be another job's.
+async fn leave_to_others(server: &Server<'_>, arguments: &Arguments) -> anyhow::Result<()> {
+    let (mount, name) = (&arguments.jwt_mount, &arguments.common.name);
+    // Nothing can be read at a mount that is not there.
+    if auth_mount(server, mount).await?.is_none() {
+        return Ok(());
+    }
+    let Some(role) = data(server.read(&format!("auth/{mount}/role/{name}")).await?) else {
+        return Ok(());
+    };
+    let claimed = |claim: &str| match &role["bound_claims"][claim] {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(several) => several
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        _ => Vec::new(),
+    };
+    let held = Holders {
+        namespaces: claimed("nomad_namespace"),
+        jobs: claimed("nomad_job_id"),
+    };
+    let what = format!("role {name} of Vault's auth mount {mount}");
+    arguments.workload.job.may_have(&what, &held)
 }
 
 /// What Vault wraps in an envelope of its own.
