@@ -383,6 +383,11 @@ pub(in crate::sources) trait Watched: Send + Sync {
         false
     }
 
+    /// Answers without news: so many at once, then one per period.
+    fn pace(&self, timing: &WatchTiming) -> (u32, Duration) {
+        timing.pace
+    }
+
     /// Waits for a place among the connections.
     fn admit(&mut self, first: bool) -> impl Future<Output = Pass> + Send;
 

@@ -23,9 +23,10 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(timing: &WatchTiming) -> Self {
+    fn of(watched: &impl Watched, timing: &WatchTiming) -> Self {
+        let (burst, period) = watched.pace(timing);
         Self {
-            idle: TokenBucket::new(timing.pace.0, timing.pace.1),
+            idle: TokenBucket::new(burst, period),
             news: TokenBucket::new(timing.news_pace.0, timing.news_pace.1),
         }
     }
@@ -71,7 +72,7 @@ async fn drive<W: Watched>(
         client,
         health,
         state: WatchState::new(timing),
-        pace: Pace::new(timing),
+        pace: Pace::of(watched, timing),
         ear: client.recovery().ear(),
         first: true,
         failing: None,

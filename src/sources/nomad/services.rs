@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -112,6 +113,14 @@ impl Watched for Watch {
 
     fn shows_rights(&self) -> bool {
         self.everywhere()
+    }
+
+    fn pace(&self, timing: &WatchTiming) -> (u32, Duration) {
+        let (burst, period) = timing.pace;
+        match self.everywhere() {
+            true => (burst, period * EVERYWHERE_IS_SLOWER),
+            false => (burst, period),
+        }
     }
 
     async fn admit(&mut self, first: bool) -> Pass {
@@ -298,6 +307,9 @@ const CONNECTIONS: usize = 70;
 /// 10,000 instances at some 500 bytes each, with room for many tags.
 const ANSWER_BYTES: usize = 32 * 1024 * 1024;
 
+/// The list of all services moves with any of them, and each time every namespace of this one is read.
+const EVERYWHERE_IS_SLOWER: u32 = 4;
+
 /// What a token needs for the services of a namespace.
 pub(super) fn read_rule(namespace: &str) -> String {
     format!("namespace \"{namespace}\" {{ capabilities = [\"read-job\"] }}")
@@ -306,6 +318,8 @@ pub(super) fn read_rule(namespace: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Lookup, Narrowing};
+    use crate::sources::agent_api::budget::Budget;
     use crate::sources::nomad::NomadSettings;
 
     #[test]
@@ -314,5 +328,28 @@ mod tests {
         let client = NomadClient::new(&settings).unwrap();
         let (_watcher, task) = ServiceWatcher::of_nomad(client, mpsc::channel(1).0);
         task.assert_small_while_it_waits(ServiceQuery::named("web"));
+    }
+
+    #[tokio::test]
+    async fn a_watch_of_every_namespace_wakes_less_often() {
+        let settings = NomadSettings::from_env(|_| None).unwrap();
+        let client = NomadClient::new(&settings).unwrap();
+        let budget = Budget::new(client.api(), 1, Duration::from_secs(1));
+        let source = NomadServices {
+            client,
+            observations: mpsc::channel(1).0,
+            hints: Hints::new(),
+        };
+        let timing = WatchTiming::default();
+        let pace = |namespace: &str| {
+            let narrowing = Narrowing {
+                namespace: Some(namespace.into()),
+                ..Narrowing::default()
+            };
+            let query = ServiceQuery::new(Lookup::Service, "web".into(), narrowing);
+            source.watch(query, budget.claim(), 1).pace(&timing)
+        };
+        assert_eq!(pace("shop"), timing.pace);
+        assert_eq!(pace(EVERY_NAMESPACE), (timing.pace.0, Duration::from_secs(1)));
     }
 }
