@@ -517,6 +517,10 @@ async fn start_envoys(
     if !settings.envoy.supervise {
         return Ok(envoys);
     }
+    let connections = u64::from(settings.envoy.max_downstream_connections);
+    if let Some(warning) = envoy_process::open_files_warning(connections) {
+        tracing::warn!(fix = warning.fix, "{}", warning.message);
+    }
     for gateway in &settings.gateways {
         let envoy = envoy_settings(settings, gateway);
         let directory = envoy.runtime_directory.display().to_string();

@@ -125,6 +125,10 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
             if let Some(level) = &arguments.log_level {
                 settings.log_level.clone_from(level);
             }
+            let connections = settings.bootstrap.max_downstream_connections;
+            if let Some(warning) = envoy_process::open_files_warning(connections) {
+                terminal.error_line(format!("warning: {}; {}", warning.message, warning.fix))?;
+            }
             let options = ExecOptions {
                 wait_for_xds: Some(arguments.wait).filter(|wait| !wait.is_zero()),
             };

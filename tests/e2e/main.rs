@@ -49,6 +49,7 @@ mod mesh_newer_chain;
 mod mesh_tls;
 mod named_ports;
 mod nomad;
+mod open_files;
 mod oracle;
 mod other_users;
 mod outages;

@@ -102,6 +102,8 @@ async fn the_shipped_policies_are_enough() {
             ("portreeve-kv", shipped("vault-policies/portreeve-kv.hcl")),
             ("portreeve-pki", shipped("vault-policies/portreeve-pki.hcl")),
         ],
+        // No more than any machine lets Envoy have: that is a warning, too.
+        envoy_settings: "max_downstream_connections = 500",
         ..Options::default()
     })
     .await;

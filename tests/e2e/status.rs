@@ -39,6 +39,9 @@ envoy {{
   concurrency     = 1
   drain_time      = "1s"
   stop_with_agent = true
+
+  # How many files a machine allows is not what these tests warn of.
+  max_downstream_connections = 1000
 }}
 
 api {{

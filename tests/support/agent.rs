@@ -149,6 +149,16 @@ impl AgentLaunch {
         self
     }
 
+    /// How many files it may have open, and how many it may ask for.
+    pub fn open_files(mut self, soft: u32, hard: u32) -> AgentLaunch {
+        let program = std::mem::replace(&mut self.launch.program, "bash".into());
+        let script = format!("ulimit -S -n {soft}; ulimit -H -n {hard}; exec \"$0\" \"$@\"");
+        self.launch
+            .args
+            .splice(0..0, ["-c".into(), script.into(), program.into_os_string()]);
+        self
+    }
+
     /// Where its standard output goes, as a shell writes it.
     pub fn output_to(mut self, place: &str) -> AgentLaunch {
         let program = std::mem::replace(&mut self.launch.program, "bash".into());

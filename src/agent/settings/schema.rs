@@ -259,7 +259,7 @@ fn envoy_schema() -> BlockSchema {
         .attribute("log_level", Type::Word(&["trace", "debug", "info", "warning", "error", "critical", "off"]), Some("\"warning\""), "\"info\"", "Envoy's own log level.")
         .attribute("variant", Type::Word(&["delta", "sotw"]), Some("\"delta\""), "\"sotw\"", "Incremental or state-of-the-world xDS.")
         .attribute("drain_time", Type::Duration(1_000, 3_600_000), Some("\"20s\""), "\"60s\"", "How long connections of an Envoy that leaves are asked to close. 2s under -dev.")
-        .attribute("max_downstream_connections", Type::Integer(1, 10_000_000), Some("50000"), "100000", "Client connections of all listeners together.")
+        .attribute("max_downstream_connections", Type::Integer(1, 10_000_000), Some("50000"), "100000", "Client connections of all listeners together. Envoy needs twice as many open files (LimitNOFILE); the agent says so where it may not have them.")
         .attribute("stop_with_agent", Type::Bool, Some("true"), "false", "On SIGTERM, drain and stop the child Envoy too. false: it serves on and is adopted by the next agent. A killed agent always leaves it.")
 }
 
