@@ -9,6 +9,12 @@ variable "image" {
   type = string
 }
 
+variable "job" {
+  description = "The job's name. A second gateway is a job of its own: under one name it takes the first one's place."
+  type        = string
+  default     = "portreeve"
+}
+
 variable "datacenters" {
   type    = list(string)
   default = ["*"]
@@ -84,9 +90,9 @@ variable "consul_address" {
 }
 
 variable "consul_method" {
-  description = "Consul's auth method by which the agent logs in."
+  description = "Consul's auth method by which the agent logs in. {job} is the job's name."
   type        = string
-  default     = "portreeve"
+  default     = "{job}"
 }
 
 variable "vault_address" {
@@ -101,8 +107,9 @@ variable "vault_mount" {
 }
 
 variable "vault_role" {
-  type    = string
-  default = "portreeve"
+  description = "Its role of the agent. {job} is the job's name."
+  type        = string
+  default     = "{job}"
 }
 
 variable "vault_paths" {
@@ -112,13 +119,55 @@ variable "vault_paths" {
 }
 
 variable "nomad_variables" {
-  description = "Nomad variables that documents from KV may use for certificates; those of this job need no more rights."
+  description = "Nomad variables that documents from KV may use for certificates; those of this job, {job}, need no more rights."
   type        = list(string)
-  default     = ["nomad/jobs/portreeve"]
+  default     = ["nomad/jobs/{job}"]
+}
+
+variable "agent_cpu" {
+  description = "MHz."
+  type        = number
+  default     = 200
+}
+
+variable "agent_memory" {
+  description = "MiB."
+  type        = number
+  default     = 256
+}
+
+variable "envoy_cpu" {
+  description = "MHz."
+  type        = number
+  default     = 1000
+}
+
+variable "envoy_memory" {
+  description = "MiB."
+  type        = number
+  default     = 512
+}
+
+variable "envoy_memory_max" {
+  description = "MiB that it may take where others leave it room, if Nomad's scheduler has memory oversubscription. 0: no more than the above."
+  type        = number
+  default     = 0
+}
+
+variable "envoy_settings" {
+  description = "More of the `envoy` block in HCL, such as `concurrency = 4`, for agent and Envoy."
+  type        = string
+  default     = ""
 }
 
 variable "more_settings" {
   description = "More of the agent's settings in HCL, such as `nomad {}` or a catalog block."
+  type        = string
+  default     = ""
+}
+
+variable "release" {
+  description = "Whatever names what is installed on the nodes: with another one the job is updated, though its files are the same."
   type        = string
   default     = ""
 }
@@ -135,12 +184,23 @@ variable "drain_seconds" {
   default     = 20
 }
 
+locals {
+  # Two jobs may be on one node, and each writes its status under a name of its own.
+  beside = var.job == "portreeve" ? "" : "-${var.job}"
+}
+
 job "portreeve" {
+  id          = var.job
+  name        = var.job
   datacenters = var.datacenters
   node_pool   = var.node_pool
   namespace   = var.namespace
   type        = var.type
   priority    = 90
+
+  meta {
+    release = var.release
+  }
 
   # One node after the other, the next one only when this one is healthy. A node has each port once, so its old container
   # stops before its new one starts: keep two nodes behind the load balancer.
@@ -159,6 +219,14 @@ job "portreeve" {
     # Out of Consul first, so that load balancers and DNS let go; then drain; then stop.
     shutdown_delay = "5s"
 
+    # Servers that hear nothing of a node do not give its gateway up: it serves on, and where all of them were cut off, all
+    # would be started again at once when they are back. One of a service job has another beside it meanwhile.
+    disconnect {
+      lost_after = "24h"
+      replace    = var.type == "service"
+      reconcile  = "keep_original"
+    }
+
     network {
       mode = "host"
 
@@ -175,7 +243,7 @@ job "portreeve" {
       }
     }
 
-    # An edge node never gives up.
+    # An edge node never gives up, and nobody serves there while Envoy is not back.
     restart {
       attempts = 30
       interval = "1m"
@@ -268,26 +336,28 @@ job "portreeve" {
 
         data = <<-HCL
           gateways  = ["${var.gateway}"]
-          node_name = "{{ env "node.unique.name" }}"
+          node_name = "{{ env "node.unique.name" }}${local.beside}"
           data_dir  = "/alloc/data"
           bind_addr = "{{ env "BIND_ADDRESS" }}"
 
           envoy {
             supervise  = true
             drain_time = "${var.drain_seconds}s"
+
+            ${var.envoy_settings}
           }
 
           # Documents are the keys below portreeve/config/. They may use these paths of Vault and variables of Nomad, and no file.
           kv_documents {
             vault_paths     = ${jsonencode(var.vault_paths)}
-            nomad_variables = ${jsonencode(var.nomad_variables)}
+            nomad_variables = ${jsonencode([for path in var.nomad_variables : replace(path, "{job}", var.job)])}
           }
 
           consul {
             address = "${var.consul_address}"
 
             login {
-              method            = "${var.consul_method}"
+              method            = "${replace(var.consul_method, "{job}", var.job)}"
               bearer_token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_consul.jwt"
               token_sink_file   = "{{ env "NOMAD_SECRETS_DIR" }}/portreeve_consul_token"
             }
@@ -298,7 +368,7 @@ job "portreeve" {
 
             jwt {
               mount    = "${var.vault_mount}"
-              role     = "${var.vault_role}"
+              role     = "${replace(var.vault_role, "{job}", var.job)}"
               jwt_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_vault.jwt"
             }
           }
@@ -312,8 +382,9 @@ job "portreeve" {
       }
 
       resources {
-        cpu    = 1200
-        memory = 768
+        cpu        = var.agent_cpu + var.envoy_cpu
+        memory     = var.agent_memory + var.envoy_memory
+        memory_max = var.envoy_memory_max > 0 ? var.agent_memory + var.envoy_memory_max : 0
       }
     }
   }

@@ -1,3 +1,9 @@
+variable "job" {
+  description = "The job's name. A second gateway is a job of its own: under one name it takes the first one's place."
+  type        = string
+  default     = "portreeve"
+}
+
 variable "datacenters" {
   type    = list(string)
   default = ["*"]
@@ -101,9 +107,9 @@ variable "consul_address" {
 }
 
 variable "consul_method" {
-  description = "Consul's auth method by which the agent logs in."
+  description = "Consul's auth method by which the agent logs in. {job} is the job's name."
   type        = string
-  default     = "portreeve"
+  default     = "{job}"
 }
 
 variable "vault_address" {
@@ -118,8 +124,9 @@ variable "vault_mount" {
 }
 
 variable "vault_role" {
-  type    = string
-  default = "portreeve"
+  description = "Its role of the agent. {job} is the job's name."
+  type        = string
+  default     = "{job}"
 }
 
 variable "vault_paths" {
@@ -129,9 +136,45 @@ variable "vault_paths" {
 }
 
 variable "nomad_variables" {
-  description = "Nomad variables that documents from KV may use for certificates; those of this job need no more rights."
+  description = "Nomad variables that documents from KV may use for certificates; those of this job, {job}, need no more rights."
   type        = list(string)
-  default     = ["nomad/jobs/portreeve"]
+  default     = ["nomad/jobs/{job}"]
+}
+
+variable "agent_cpu" {
+  description = "MHz."
+  type        = number
+  default     = 200
+}
+
+variable "agent_memory" {
+  description = "MiB."
+  type        = number
+  default     = 256
+}
+
+variable "envoy_cpu" {
+  description = "MHz."
+  type        = number
+  default     = 1000
+}
+
+variable "envoy_memory" {
+  description = "MiB."
+  type        = number
+  default     = 512
+}
+
+variable "envoy_memory_max" {
+  description = "MiB that it may take where others leave it room, if Nomad's scheduler has memory oversubscription. 0: no more than the above."
+  type        = number
+  default     = 0
+}
+
+variable "envoy_settings" {
+  description = "More of the `envoy` block in HCL, such as `concurrency = 4`, for agent and Envoy."
+  type        = string
+  default     = ""
 }
 
 variable "more_settings" {
@@ -144,6 +187,12 @@ variable "drain_seconds" {
   description = "How long Envoy asks clients to leave before it ends. The node's max_kill_timeout must allow 5 s more."
   type        = number
   default     = 20
+}
+
+variable "release" {
+  description = "Whatever names what is installed on the nodes: with another one the job is updated, though its files are the same."
+  type        = string
+  default     = ""
 }
 
 variable "healthy_deadline" {

@@ -80,21 +80,29 @@ fn commands_of_the_nomad_job_are_ours() {
     );
 }
 
+fn default_of<'a>(job: &'a str, variable: &str) -> &'a str {
+    let declared = job.split(&format!("variable \"{variable}\" {{\n")).nth(1);
+    let block = declared.unwrap().split("\n}\n").next().unwrap();
+    let default = block.lines().find(|line| line.trim().starts_with("default"));
+    default.unwrap().split_once("= ").unwrap().1
+}
+
 /// What the agent's tokens may do is more than what a gateway needs: whoever runs the jobs says what documents may use of it.
 #[test]
 fn the_nomad_jobs_bound_what_documents_may_use() {
     let bounds = Regex::new(r"(?s)kv_documents \{\n.*?\n +\}\n").unwrap();
-    let variable = Regex::new(r"\$\{jsonencode\(var\.(\w+)\)\}").unwrap();
+    let of_the_job = r#" : replace\(path, "\{job\}", var\.job\)\]"#;
+    let variable = Regex::new(&format!(
+        r"\$\{{jsonencode\((?:\[for path in )?var\.(\w+)(?:{of_the_job})?\)\}}"
+    ))
+    .unwrap();
     let directory = tempfile::tempdir().unwrap();
     for job in ["portreeve.nomad.hcl", "portreeve-docker.nomad.hcl"] {
         let text = std::fs::read_to_string(root().join("nomad").join(job)).unwrap();
         let with_defaults = variable.replace_all(
             bounds.find(&text).unwrap().as_str(),
             |found: &regex::Captures<'_>| {
-                let declared = text.split(&format!("variable \"{}\" {{\n", &found[1])).nth(1);
-                let block = declared.unwrap().split("\n}\n").next().unwrap();
-                let default = block.lines().find(|line| line.trim().starts_with("default"));
-                default.unwrap().split_once("= ").unwrap().1.to_owned()
+                default_of(&text, &found[1]).replace("{job}", default_of(&text, "job").trim_matches('"'))
             },
         );
         let path = directory.path().join("portreeve.hcl");

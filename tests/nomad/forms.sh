@@ -96,6 +96,92 @@ put_other fifth
 for node in 1 2; do until_ok "the next one on n$node" kept "$node" fifth; done
 echo "with it both nodes serve the certificate, and the next one"
 
+step "new files under the same names: another release updates the job that is the same but for that, under load"
+load_on "${both[@]}"
+sleep 2
+before=$(version_of)
+in_chroot -var drain_seconds=4
+echo "without another release: version $before to $(version_of), deployment $(deployment)"
+allocations() { nomad job allocs -json portreeve | field '" ".join(sorted(a["ID"] for a in it if a["ClientStatus"] == "running"))'; }
+had=$(allocations)
+in_chroot -var drain_seconds=4 -var release=2
+[[ $(comm -12 <(tr ' ' '\n' <<<"$had") <(allocations | tr ' ' '\n') | wc -l) == 0 ]]
+echo "with one: version $(version_of), deployment $(deployment), and no allocation of before"
+sleep 5
+load_off
+
+step "both nodes cut off from Nomad's servers until these miss them, and back again"
+had=$(allocations) ran=$(pgrep -f '^/usr/local/bin/(portreeve|envoy) ')
+kill -STOP "${pid[nomad-n1]}" "${pid[nomad-n2]}"
+nodes_are() { [[ $(nomad node status | grep -cw "$1") == 2 ]]; }
+until_ok "both nodes to be missed" nodes_are disconnected
+until_ok "the gateways to be missed" bash -c "(( \$(nomad job status portreeve | grep -cw unknown) >= 2 ))"
+kill -CONT "${pid[nomad-n1]}" "${pid[nomad-n2]}"
+until_ok "both nodes" nodes_are ready
+same_run() { [[ $(allocations) == "$had" ]]; }
+until_ok "the gateways that were there" same_run
+# Nomad has given up what is behind them, and starts it again.
+serving
+same_run
+[[ $(pgrep -f '^/usr/local/bin/(portreeve|envoy) ') == "$ran" ]]
+echo "the two allocations that were there run on, in the same processes"
+
+step "a second gateway beside the first on both nodes: a job of its own, and logins of its own"
+own=(-name=internal -nomad-job=internal)
+for product in consul vault; do
+    absent "$PORTREEVE" setup "$product" "$jwks" -nomad-job=internal
+    grep -o '.* belongs to the job .*' "$DIR/last.out"
+    "$PORTREEVE" setup "$product" "$jwks" "${own[@]}" | grep ' done at '
+done
+"$PORTREEVE" setup nomad "${own[@]}" | grep ' done at '
+keep_certificate inner
+nomad var put -force nomad/jobs/internal certificate=@"$DIR/kept.pem" private_key=@"$DIR/kept.key" >"$DIR/variable.out" 2>&1
+consul kv put portreeve/config/internal - >/dev/null <<HCL
+gateway "internal" {
+  listener "http" {
+    port = $((HTTP + 1))
+  }
+
+  listener "https" {
+    port     = $((HTTPS + 1))
+    protocol = "https"
+    tls {
+      certificates = ["inner"]
+    }
+  }
+}
+
+certificate "inner" {
+  nomad_variable {
+    path = "nomad/jobs/internal"
+  }
+}
+
+http_route "inner" {
+  gateways  = ["internal"]
+  hostnames = ["inner.example.com"]
+
+  rule "all" {
+    backend "upstream" "native" {}
+  }
+}
+HCL
+# Either reads the documents of both.
+shared='nomad_variables=["nomad/jobs/portreeve", "nomad/jobs/internal", "portreeve/"]'
+in_chroot -var "$shared"
+before=$(version_of)
+in_chroot -var "$shared" -var job=internal -var gateway=internal -var http_port=$((HTTP + 1)) \
+    -var https_port=$((HTTPS + 1)) -var ready_port=$((READY + 1))
+inner() { [[ $(curl -sS -m 5 -H "host: inner.example.com" "http://127.0.0.$1:$((HTTP + 1))/") == release* ]]; }
+for node in 1 2; do until_ok "the second gateway on n$node" inner "$node"; done
+inner_tls() { HTTPS=$((HTTPS + 1)) kept "$1" inner; }
+for node in 1 2; do until_ok "its certificate on n$node" inner_tls "$node"; done
+serving
+[[ $(version_of) == "$before" ]]
+echo "both serve on both nodes; in status: $(consul kv get -keys portreeve/status/nodes/ | sed 's|.*/||' | tr '\n' ' ')"
+nomad job stop -purge internal >"$DIR/job.out" 2>&1
+consul kv delete portreeve/config/internal >/dev/null
+
 step "the Nomad Pack, rendered for each driver as a system and as a service job, and run"
 if command -v nomad-pack >/dev/null; then
     nomad-pack version | sed -n 1p

@@ -46,7 +46,7 @@ end() {
     ((code == 0)) || { echo "FAILED"; tail -n 8 "$DIR"/*.log "$DIR"/*.out; tail -n 25 "$DIR"/nomad*/alloc/*/alloc/logs/*agent.std*.0; }
     [[ -z $load ]] || kill "$load" 2>/dev/null
     # What they started first: the tasks of a Nomad that ends go on without it.
-    for name in orders petstore portreeve; do timeout 90 nomad job stop "$name" >/dev/null 2>&1; done
+    for name in orders petstore internal portreeve; do timeout 90 nomad job stop "$name" >/dev/null 2>&1; done
     timeout 90 nomad job stop -namespace=shop parcels >/dev/null 2>&1
     for _ in $(seq 60); do
         pgrep -f "nomad executor .*$DIR/" >/dev/null || [[ -n $(containers) ]] || break
