@@ -88,7 +88,10 @@ impl ClientCaWatch<'_> {
         let settling = Settling::begin();
         loop {
             let result = self.read(now).await;
-            let is_whole = matches!(&result, Ok(authorities) if authorities.shut_out.is_none());
+            // An authority that has ended is not about to change.
+            let fits = |fault: &AuthorityFault| matches!(fault, AuthorityFault::OneExpired(..));
+            let is_whole =
+                matches!(&result, Ok(authorities) if authorities.shut_out.as_ref().is_none_or(fits));
             if is_whole || !are_files || !settling.goes_on().await {
                 return result;
             }
