@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -360,13 +361,22 @@ pub fn matched(
     current: &BTreeMap<String, Document>,
     wanted: BTreeMap<String, Wanted>,
 ) -> BTreeMap<String, Wanted> {
-    let ids: BTreeMap<PathBuf, &String> = current
-        .keys()
-        .map(|id| (Path::new(id).with_extension(""), id))
-        .collect();
+    let mut ids: BTreeMap<PathBuf, Vec<&String>> = BTreeMap::new();
+    for id in current.keys() {
+        ids.entry(Path::new(id).with_extension("")).or_default().push(id);
+    }
+    let mut alike: BTreeMap<&OsStr, Vec<&Path>> = BTreeMap::new();
+    for id in ids.keys() {
+        alike
+            .entry(id.file_name().unwrap_or_default())
+            .or_default()
+            .push(id);
+    }
     let mut roots: BTreeMap<PathBuf, usize> = BTreeMap::new();
     for name in wanted.keys() {
-        for root in ids.keys().filter_map(|id| root_of(id, name)) {
+        let last = Path::new(name).file_name().unwrap_or_default();
+        let ids = alike.get(last).into_iter().flatten();
+        for root in ids.filter_map(|id| root_of(id, name)) {
             *roots.entry(root).or_default() += 1;
         }
     }
@@ -378,7 +388,13 @@ pub fn matched(
     wanted
         .into_iter()
         .map(|(name, wanted)| {
-            let id = root.and_then(|root| ids.get(&root.join(&name)));
+            let extension = Path::new(&*wanted.file).extension();
+            let ids = root.and_then(|root| ids.get(&root.join(&name)));
+            // `shop.hcl` and `shop.json` may stand beside each other.
+            let id = ids.and_then(|ids| {
+                let same = ids.iter().find(|id| Path::new(id).extension() == extension);
+                same.or_else(|| ids.first())
+            });
             let key = id.map_or_else(|| wanted.file.to_string(), |id| (*id).clone());
             (key, wanted)
         })
