@@ -45,13 +45,21 @@ fn of_listener(
     if let more @ 1.. = missed.len().saturating_sub(SHOWN) {
         shown.push_str(&format!(" and {more} more"));
     }
-    let text = format!("no certificate of the listener {:?} names {shown}", listener.name);
+    let text = format!(
+        "the listener {:?} serves hosts that none of its certificates names",
+        listener.name
+    );
     Some(
         Diagnostic::warning(Code::HostNotCovered, text)
             .at(listener.origin.clone())
             .about("gateway", &gateway.name)
-            .because("the certificate is chosen by the name that a client asks for; without one its handshake is refused")
-            .fix("issue a certificate with these names, and list it here; or mend the routes' hostnames"),
+            .because(format!(
+                "the certificate is chosen by the name that a client asks for; without one its handshake is refused: {shown}"
+            ))
+            .fix(
+                "issue a certificate with these names, and list it here; or keep their routes to the listeners that serve \
+                 them (`listeners = [...]`)",
+            ),
     )
 }
 
