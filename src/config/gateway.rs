@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::breadth::{policy_bytes, too_many_certificates, too_many_listeners};
@@ -55,7 +56,8 @@ fn listener_schema() -> BlockSchema {
             Type::Duration(0, 24 * 3_600_000),
             Some("\"5m\""),
             "\"1h\"",
-            "How long a request or an upgraded connection (WebSocket) may go without a byte in either direction. \"0s\": for ever.",
+            "How long a request or an upgraded connection (WebSocket) may go without a byte in either direction. \"0s\": for ever. A \
+             rule with a longer `timeout` has that in its place.",
         )
         .attribute(
             "request_headers_timeout",
@@ -76,8 +78,10 @@ fn listener_schema() -> BlockSchema {
             Type::NewPath,
             None,
             "\"/gateway/health\"",
-            "What a load balancer in front asks, on any host: 200, and 503 from the moment on that Envoy is to stop, while requests \
-             are served on for `drain_time`. No rule sees a request for this path. Left out: there is none.",
+            "What a load balancer in front asks, over HTTP/1.1 or HTTP/2: 200 on any host, and 503 from the moment on that Envoy is \
+             to stop, while requests are served on for `drain_time`. No rule and no policy sees a request for this path, with a query \
+             or without: `client_ip` neither. On https the handshake comes first: the check needs the SNI of a certificate's name, and \
+             a certificate of its own where clients need one; a listener of plain http for it is simpler. Left out: there is none.",
         )
         .attribute(
             "max_connections",
@@ -211,10 +215,34 @@ fn decode_listener(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>
             .duration("request_headers_timeout")
             .unwrap_or(Duration::from_secs(10)),
         max_request_headers_kb: reader.unsigned("max_request_headers_kb").unwrap_or(60),
-        health_check_path: reader.string("health_check_path"),
+        health_check_path: health_check_path(decoder, reader),
         max_connections: reader.unsigned("max_connections"),
         scope,
     }
+}
+
+/// Compared with a path that is in its normal form already: of another form none would ever be.
+fn health_check_path(decoder: &mut Decoder<'_>, reader: &Reader<'_>) -> Option<Arc<str>> {
+    let path = reader.string("health_check_path")?;
+    let segments = path.strip_suffix('/').unwrap_or(&path).split('/').skip(1);
+    let is_normal = |segment: &str| !matches!(segment, "" | "." | "..") && !segment.contains('%');
+    let mut count = 0;
+    if segments.inspect(|_| count += 1).all(is_normal) && count > 0 {
+        return Some(path);
+    }
+    decoder.problems.push(
+        Diagnostic::error(
+            Code::InvalidValue,
+            format!("health_check_path = {path:?} is no path for a health check"),
+        )
+        .at(reader.origin_of("health_check_path"))
+        .because(
+            "it is compared with the path of a request in its normal form, without \"//\", \".\", \"..\" and \"%\"; \"/\" \
+             is the front page of every host",
+        )
+        .fix("write a path of its own, like \"/gateway/health\""),
+    );
+    None
 }
 
 /// What a listener that looks into no request cannot do: left in, somebody would rely on it.

@@ -13,6 +13,9 @@ use envoy_types::pb::envoy::config::route::v3::HeaderMatcher;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use envoy_types::pb::envoy::extensions::common::matching::v3::ExtensionWithMatcher;
 use envoy_types::pb::envoy::extensions::filters::http::composite::v3::{Composite, ExecuteFilterAction};
+use envoy_types::pb::envoy::extensions::filters::http::header_mutation::v3::{
+    HeaderMutation as HeaderMutationFilter, Mutations,
+};
 use envoy_types::pb::envoy::extensions::filters::http::health_check::v3::HealthCheck;
 use envoy_types::pb::envoy::extensions::filters::http::lua::v3::Lua;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
@@ -31,7 +34,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 };
 use envoy_types::pb::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use envoy_types::pb::envoy::r#type::matcher::v3::{HttpRequestHeaderMatchInput, StringMatcher as EnvoyStringMatcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher as EnvoyRegexMatcher, HttpRequestHeaderMatchInput, StringMatcher as EnvoyStringMatcher};
 use envoy_types::pb::xds::core::v3::TypedExtensionConfig as XdsExtension;
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::matcher_list::{FieldMatcher, Predicate, predicate};
 use envoy_types::pb::xds::r#type::matcher::v3::matcher::{MatcherList, MatcherType, OnMatch, on_match};
@@ -172,23 +175,28 @@ fn filters(http: &Http) -> Vec<HttpFilter> {
     let health_check = http.health_check_path.as_deref().map(health_check);
     health_check
         .into_iter()
+        .flatten()
         .chain(lower_case)
         .chain(staged.into_iter().map(|staged| staged.filter))
         .chain([router])
         .collect()
 }
 
-/// Answers with 503 once Envoy is told that it is to leave (see `envoy_process::stop`).
-fn health_check(path: &str) -> HttpFilter {
+/// Answers with 503 once Envoy is told that it is to leave (see `envoy_process::stop`). Its headers stay with us: an Envoy in front
+/// would take the one that it puts on every answer then for an order.
+fn health_check(path: &str) -> [HttpFilter; 2] {
     let is_asked = HeaderMatcher {
         name: ":path".to_owned(),
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(EnvoyStringMatcher {
-            match_pattern: Some(MatchPattern::Exact(path.to_owned())),
+            match_pattern: Some(MatchPattern::SafeRegex(EnvoyRegexMatcher {
+                regex: format!("{}([?].*)?", regex::escape(path)),
+                ..EnvoyRegexMatcher::default()
+            })),
             ..EnvoyStringMatcher::default()
         })),
         ..HeaderMatcher::default()
     };
-    HttpFilter {
+    let answers = HttpFilter {
         name: "envoy.filters.http.health_check".into(),
         config_type: Some(http_filter::ConfigType::TypedConfig(any(&HealthCheck {
             pass_through_mode: Some(wrap_bool(false)),
@@ -196,7 +204,27 @@ fn health_check(path: &str) -> HttpFilter {
             ..HealthCheck::default()
         }))),
         ..HttpFilter::default()
-    }
+    };
+    let told = [
+        "x-envoy-upstream-healthchecked-cluster",
+        "x-envoy-immediate-health-check-fail",
+    ];
+    let remove = |name: &str| HeaderMutation {
+        action: Some(header_mutation::Action::Remove(name.to_owned())),
+    };
+    // Answers pass the filters in reverse: it is the last to see them.
+    let says_no_more = HttpFilter {
+        name: "envoy.filters.http.header_mutation".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(any(&HeaderMutationFilter {
+            mutations: Some(Mutations {
+                response_mutations: told.map(remove).into(),
+                ..Mutations::default()
+            }),
+            ..HeaderMutationFilter::default()
+        }))),
+        ..HttpFilter::default()
+    };
+    [says_no_more, answers]
 }
 
 /// What Envoy itself leaves of `x-envoy-*`: backends may take it for our word.

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
+use envoy_types::pb::envoy::config::listener::v3::listener::DrainType;
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter, filter, listener_filter,
 };
@@ -84,6 +85,9 @@ fn listener_message(listener: &ir::Listener) -> Listener {
         per_connection_buffer_limit_bytes: Some(wrap_u32(32 * 1024)),
         // Two Envoys of one host overlap during a planned restart.
         enable_reuse_port: Some(wrap_bool(true)),
+        // Otherwise an Envoy whose health checks are to fail (see `envoy_process::stop`) closes each connection after one answer
+        // at once, in place of more and more of them over the drain time.
+        drain_type: DrainType::ModifyOnly.into(),
         // Listed by their real name even when the address is IPv6's "any".
         listener_filters_timeout: Some(duration(std::time::Duration::from_secs(5))),
         ..Listener::default()

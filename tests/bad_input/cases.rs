@@ -170,6 +170,12 @@ fn values() -> Vec<Case> {
             &[InvalidValue],
         ),
         bad(
+            "a health_check_path that no request's path can equal",
+            gateway("port = 8080", "port = 8080\n    health_check_path = \"/a//b\""),
+            &[InvalidValue],
+        )
+        .in_document("gateway"),
+        bad(
             "a service without a name",
             and("upstream \"u\" {\n  consul { service = \"\" }\n}\n"),
             &[InvalidValue],

@@ -126,7 +126,11 @@ async fn the_envoy_of_a_gateway_that_is_served_no_more_is_told() {
 /// A load balancer with checks of its own hears of a stop while the ports are open.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_is_told_to_who_asks_for_the_health_of_the_gateway() {
-    let mut stack = Stack::start(Options::default()).await;
+    let mut stack = Stack::start(Options {
+        drain_time: Some("10s"),
+        ..Options::default()
+    })
+    .await;
     let gateway = GATEWAY.replacen("port", "health_check_path = \"/gateway/health\"\n    port", 1);
     stack.put("gateway", &gateway).await;
     let backend = Backend::start("one").await;
@@ -141,8 +145,10 @@ async fn a_stop_is_told_to_who_asks_for_the_health_of_the_gateway() {
     let client = stack.client();
     let before = backend.requests();
     for host in ["shop.example.com", "10.0.0.1", "nobody.example.com"] {
-        let health = client.send(&Request::get(host, "/gateway/health")).await;
-        assert_eq!(health.unwrap().status, 200, "{host}");
+        for path in ["/gateway/health", "/gateway/health?from=balancer"] {
+            let health = client.send(&Request::get(host, path)).await;
+            assert_eq!(health.unwrap().status, 200, "{host}{path}");
+        }
     }
     assert_eq!(backend.requests(), before, "no route has it");
 
@@ -154,5 +160,16 @@ async fn a_stop_is_told_to_who_asks_for_the_health_of_the_gateway() {
         Ok(())
     })
     .await;
-    assert_eq!(client.send(&request).await.unwrap().status, 200, "it serves on");
+    let mut stay = 0;
+    for _ in 0..10 {
+        let reply = client.send(&request).await.unwrap();
+        assert_eq!(reply.status, 200, "it serves on");
+        let header = reply
+            .headers
+            .keys()
+            .find(|name| name.as_str().starts_with("x-envoy-"));
+        assert_eq!(header, None, "for an Envoy in front that would be an order");
+        stay += usize::from(reply.header("connection") != Some("close"));
+    }
+    assert!(stay > 0, "connections leave one after the other, not all at once");
 }
