@@ -175,6 +175,16 @@ pub(super) struct Record {
     /// Others of which the same is true.
     #[serde(default)]
     pub others_leaving: Vec<Identity>,
+    /// Those that serve without an admin API, since a hot restart from them failed: they answer no question.
+    #[serde(default)]
+    pub spoiled: Vec<Identity>,
+}
+
+impl Record {
+    /// Whether the one that was to take over from this Envoy is recorded as the newest.
+    pub fn is_of_successor_of(&self, base_id: u32, epoch: u32) -> bool {
+        self.base_id == base_id && self.epoch > epoch
+    }
 }
 
 /// Replaces a file as a whole, readable by our user only. A reader sees the old or the new content, never a part.
@@ -251,6 +261,7 @@ mod tests {
             bootstrap: "ab".to_owned(),
             leaving: false,
             others_leaving: Vec::new(),
+            spoiled: Vec::new(),
         };
         runtime.save(&record).unwrap();
         assert_eq!(runtime.load().as_ref(), Some(&record));

@@ -474,6 +474,7 @@ impl Supervisor {
         let of_others = self.others.iter().filter(|other| other.leaving);
         let leaving = of_others.map(|other| other.process.identity);
         let leaving = leaving.chain(self.leaving.iter().copied());
+        let spoiled = self.others.iter().chain([current]).filter(|envoy| envoy.spoiled);
         let record = Record {
             boot_id: boot_id(),
             identity: current.process.identity,
@@ -482,6 +483,7 @@ impl Supervisor {
             bootstrap: current.bootstrap.clone(),
             leaving: current.leaving,
             others_leaving: leaving.filter(|identity| identity.is_alive()).collect(),
+            spoiled: spoiled.map(|envoy| envoy.process.identity).collect(),
         };
         if let Err(error) = self.runtime.save(&record) {
             // The process table still shows it to the next agent.

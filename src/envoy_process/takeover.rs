@@ -61,6 +61,7 @@ impl Supervisor {
         for (place, other) in self.others.iter_mut().enumerate() {
             other.leaving = place < and_before || named.contains(&other.process.identity);
         }
+        self.mark_spoiled(record.as_ref());
         if self.others.last().is_some_and(|newest| !newest.leaving) {
             match prepared {
                 Ok(launch) => self.launch = Some(launch),
@@ -89,6 +90,19 @@ impl Supervisor {
         self.start(launch).await
     }
 
+    /// An Envoy that lost its admin API under a former agent, or has since, answers no more under this one.
+    fn mark_spoiled(&mut self, record: Option<&Record>) {
+        let Some(record) = record else { return };
+        for other in &mut self.others {
+            other.spoiled = record.spoiled.contains(&other.process.identity);
+        }
+        // Its successor has ended while nobody was there to see it.
+        let newest = self.others.last().map(|newest| &newest.process);
+        if newest.is_some_and(|newest| record.is_of_successor_of(newest.base_id, newest.epoch)) {
+            self.spoil_old();
+        }
+    }
+
     /// Makes the newest of the others current.
     fn promote_newest(&mut self) {
         let Some(current) = self.others.pop() else { return };
@@ -96,10 +110,16 @@ impl Supervisor {
         self.deadline = Some(Instant::now() + self.settings.takeover_deadline);
         steering::end_at(current.process.pid());
         let (pid, epoch, adopted) = (current.process.pid(), current.process.epoch, current.adopted);
+        let spoiled = current.spoiled;
         self.current = Some(current);
         self.save_record();
-        self.status.send_replace(Status::Starting { pid, epoch, adopted });
         self.wake_at = Some(Instant::now());
+        if spoiled {
+            // It served before. Whether it has its ports still is all that can be asked.
+            self.show_running(None);
+        } else {
+            self.status.send_replace(Status::Starting { pid, epoch, adopted });
+        }
     }
 }
 

@@ -362,13 +362,8 @@ async fn a_restart_that_cannot_succeed_changes_nothing() {
     );
     assert_eq!(wait_until_running(&handle).await, before);
 
-    // The new one is told to wait for an xDS server that does not exist.
-    let mut silent = gateway.settings();
-    silent.bootstrap.initial_fetch_timeout = Duration::ZERO;
-    silent.takeover_deadline = Duration::from_secs(3);
     let load = tokio::spawn(load::run(gateway.port, 100, LENGTH));
-    let error = handle.restart(Some(silent)).await.unwrap_err();
-    assert!(matches!(error, RestartError::NotReady { seconds: 3 }), "{error}");
+    restart_in_vain(&gateway, &handle).await;
     let running = wait_until_running(&handle).await;
     assert_eq!(running.pid, before.pid);
     assert!(
@@ -390,5 +385,42 @@ async fn a_restart_that_cannot_succeed_changes_nothing() {
     .await;
     assert!(is_served(&gateway.get("/").await));
     assert!(handle.admin().ready().await.unwrap());
+    handle.stop(StopMode::Now).await;
+}
+
+/// The new one is told to wait for an xDS server that does not exist.
+async fn restart_in_vain(gateway: &Gateway, handle: &Handle) {
+    let mut silent = gateway.settings();
+    silent.bootstrap.initial_fetch_timeout = Duration::ZERO;
+    silent.takeover_deadline = Duration::from_secs(3);
+    let error = handle.restart(Some(silent)).await.unwrap_err();
+    assert!(matches!(error, RestartError::NotReady { seconds: 3 }), "{error}");
+}
+
+/// It cannot be asked whether it serves, under whichever agent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_without_its_admin_api_serves_under_the_next_agent_too() {
+    let gateway = Gateway::new();
+    let mut handle = gateway.start().await;
+    let before = wait_until_running(&handle).await;
+    restart_in_vain(&gateway, &handle).await;
+    // More than once: what was read is written again.
+    for _ in 0..2 {
+        handle.detach().await;
+        handle = gateway.start().await;
+        let running = wait_until_running(&handle).await;
+        assert!(running.adopted && running.pid == before.pid, "{running:?}");
+        let outdated = running.outdated.unwrap_or_default();
+        assert!(outdated.contains("admin API"), "{outdated:?}");
+        assert!(is_served(&gateway.get("/").await));
+    }
+    let method = handle.restart(None).await.unwrap();
+    assert!(matches!(method, RestartMethod::Overlap { .. }), "{method}");
+    let after = wait_until_running(&handle).await;
+    assert_eq!(after.outdated, None);
+    eventually("only the new one", Duration::from_secs(20), || {
+        gateway.envoys() == [after.pid]
+    })
+    .await;
     handle.stop(StopMode::Now).await;
 }

@@ -227,6 +227,37 @@ async fn an_agent_killed_in_the_middle_of_a_restart_leaves_two_and_the_next_make
     assert!(gateway.envoys().is_empty());
 }
 
+/// The old one has given its admin API to the new one, and nobody is there to see that end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_that_ends_after_its_agent_leaves_an_envoy_that_serves() {
+    let gateway = Gateway::new();
+    let agent = spawn_agent(&gateway, "restart");
+    let record = gateway.directory.path().join("run/envoy-state.json");
+    let is_recorded = || std::fs::read_to_string(&record).is_ok_and(|text| text.contains("\"epoch\": 1"));
+    eventually("two Envoys", Duration::from_secs(20), || {
+        gateway.envoys().len() == 2 && is_recorded()
+    })
+    .await;
+    // The second one has reached the point where it waits.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    kill_agent(agent);
+    let recorded: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    let successor = recorded["pid"].as_u64().unwrap();
+    signal(u32::try_from(successor).unwrap(), "KILL");
+    eventually("one Envoy", Duration::from_secs(5), || {
+        gateway.envoys().len() == 1
+    })
+    .await;
+    let before = gateway.envoys();
+    let handle = gateway.start().await;
+    let running = wait_until_running(&handle).await;
+    assert_eq!(vec![running.pid], before);
+    let outdated = running.outdated.unwrap_or_default();
+    assert!(outdated.contains("admin API"), "{outdated:?}");
+    assert!(is_served(&gateway.get("/").await));
+    handle.stop(StopMode::Now).await;
+}
+
 /// It asks clients to leave, and ends when another serves: the first of those dies before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_envoy_left_in_the_middle_of_its_drain_never_becomes_the_one_that_serves() {
