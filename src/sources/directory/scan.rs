@@ -165,11 +165,7 @@ impl Walk<'_> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             // Gone since it was listed; a document's dangling symlink is an operator's mistake.
-            Err(error)
-                if error.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() =>
-            {
-                return;
-            }
+            Err(_) if is_gone(path) => return,
             Err(error) => {
                 if is_document {
                     self.reject(path, error.to_string());
@@ -227,6 +223,7 @@ impl Walk<'_> {
                     order: 0,
                     version: 0,
                 },
+                Err(_) if is_gone(path) => return,
                 Err(reason) => return self.reject(path, reason),
             },
         };
@@ -253,6 +250,11 @@ impl Walk<'_> {
             .unreadable
             .insert(path.to_string_lossy().into_owned(), reason);
     }
+}
+
+/// Also no symlink.
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn stamp_of(metadata: &Metadata) -> Stamp {

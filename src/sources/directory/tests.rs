@@ -379,7 +379,8 @@ async fn an_empty_directory_in_the_place_of_one_with_documents_removes_none() {
     );
     // The same directory without its last document is meant so.
     fs::remove_file(watched.path("d/edge.hcl")).unwrap();
-    assert_eq!(watched.next().await.removed.len(), 1);
+    let update = watched.next().await;
+    assert_eq!(update.removed.len(), 1, "{update:?}");
 }
 
 /// Below the root, what is beside it changes as ever.
