@@ -195,6 +195,16 @@ async fn one_lacks_what_the_other_has(state_of_the_world: bool) {
     .await;
 }
 
+/// Envoy stays, and is connected again at the end.
+async fn kill_and_start_again(stack: &mut Stack) {
+    stack.agent.kill();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    log.wait_for_log_after(start, "Envoy connected", SOON).await;
+    stack.agent.wait_ready().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_envoy_lacks_closes_no_port_of_another_delta() {
     one_lacks_what_the_other_has(false).await;
@@ -270,12 +280,7 @@ async fn a_restart_of_envoy_gets_the_keys_that_can_be_issued_anew() {
     let pid = stack.envoy_pid();
     let load = Load::start(50, client.clone(), www());
 
-    stack.agent.kill();
-    let start = stack.agent.process.log_length();
-    stack.agent.process.start_again();
-    let log = &mut stack.agent.process;
-    log.wait_for_log_after(start, "Envoy connected", SOON).await;
-    stack.agent.wait_ready().await;
+    kill_and_start_again(&mut stack).await;
     // A certificate is issued once a minute at most, and one was just now.
     wait_for("a restart", Duration::from_secs(100), async || {
         let (code, said) = restart(&stack).await?;
@@ -315,12 +320,7 @@ async fn a_certificate_that_has_ended_stays_over_a_restart_of_the_agent() {
     };
     wait_for("its end", SOON, async || shows_it(new_client()).await).await;
 
-    stack.agent.kill();
-    let start = stack.agent.process.log_length();
-    stack.agent.process.start_again();
-    let log = &mut stack.agent.process;
-    log.wait_for_log_after(start, "Envoy connected", SOON).await;
-    stack.agent.wait_ready().await;
+    kill_and_start_again(&mut stack).await;
     wait_for("what is to be mended", SOON, async || {
         let status = status(&stack).await?;
         anyhow::ensure!(status.to_string().contains("certificate-expiry"), "{status:#}");

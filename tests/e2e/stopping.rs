@@ -20,12 +20,12 @@ const SLACK: Duration = Duration::from_millis(100);
 /// for its turn on a busy machine leaves it there for a while. What Envoy works on at its own end is seconds later.
 const QUEUED: Duration = Duration::from_millis(250);
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stop_answers_what_is_under_way() {
-    let mut stack = Stack::start(Options::default()).await;
+/// A gateway with one route to one backend, and a request that it answers.
+async fn serving(options: Options, gateway: &str) -> (Stack, Backend, Request) {
+    let stack = Stack::start(options).await;
     let backend = Backend::start("one").await;
     stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
+    stack.put("gateway", gateway).await;
     stack
         .put("shop", &route("shop", "shop.example.com", "orders"))
         .await;
@@ -33,6 +33,12 @@ async fn a_stop_answers_what_is_under_way() {
     stack
         .until(&request, "the route", |reply| reply.status == 200)
         .await;
+    (stack, backend, request)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_answers_what_is_under_way() {
+    let (mut stack, _backend, request) = serving(Options::default(), GATEWAY).await;
     let envoy = stack.envoy_pid();
 
     let begun = Instant::now();
@@ -126,22 +132,12 @@ async fn the_envoy_of_a_gateway_that_is_served_no_more_is_told() {
 /// A load balancer with checks of its own hears of a stop while the ports are open.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_is_told_to_who_asks_for_the_health_of_the_gateway() {
-    let mut stack = Stack::start(Options {
+    let options = Options {
         drain_time: Some("10s"),
         ..Options::default()
-    })
-    .await;
+    };
     let gateway = GATEWAY.replacen("port", "health_check_path = \"/gateway/health\"\n    port", 1);
-    stack.put("gateway", &gateway).await;
-    let backend = Backend::start("one").await;
-    stack.register("orders", &backend).await;
-    stack
-        .put("shop", &route("shop", "shop.example.com", "orders"))
-        .await;
-    let request = Request::get("shop.example.com", "/");
-    stack
-        .until(&request, "the route", |reply| reply.status == 200)
-        .await;
+    let (mut stack, backend, request) = serving(options, &gateway).await;
     let client = stack.client();
     let before = backend.requests();
     for host in ["shop.example.com", "10.0.0.1", "nobody.example.com"] {
