@@ -272,8 +272,8 @@ async fn a_datacenter_that_does_not_know_the_token_makes_nobody_log_in() {
     stack.put("shop", &document("[\"dc2\"]", "")).await;
     let request = Request::get("shop.example.com", "/");
     until_served_by(stack, &request, "the route", "one").await;
-    let line = stack.agent.wait_for_log("Permission denied").await;
-    for said in ["dc=dc2", METHOD, "-token-locality=global"] {
+    let line = stack.agent.wait_for_log(&refusal("Permission denied")).await;
+    for said in [METHOD, "-token-locality=global"] {
         assert!(line.contains(said), "{said}: {line}");
     }
     until_refused(stack, 2).await;
@@ -285,10 +285,8 @@ async fn a_datacenter_that_does_not_know_the_token_makes_nobody_log_in() {
     method["TokenLocality"] = json!("global");
     stack.consul.expect(Method::PUT, &path, method.to_string()).await;
     let second = until_replaced(stack, &first).await;
-    let line = stack.agent.wait_for_log("ACL not found").await;
-    for said in ["dc=dc2", "primary_datacenter"] {
-        assert!(line.contains(said), "{said}: {line}");
-    }
+    let line = stack.agent.wait_for_log(&refusal("ACL not found")).await;
+    assert!(line.contains("primary_datacenter"), "{line}");
     // A new one would not be replaced in any case.
     tokio::time::sleep(NEW_TOKEN).await;
     until_refused(stack, 2).await;
@@ -298,6 +296,11 @@ async fn a_datacenter_that_does_not_know_the_token_makes_nobody_log_in() {
     let third = until_replaced(stack, &second).await;
     until_refused(stack, 2).await;
     assert_eq!(tokens(&stack.consul).await, third);
+}
+
+/// How dc2's refusal reads. The own datacenter uses the same words for a token that is being replaced.
+fn refusal(words: &str) -> String {
+    format!("dc=dc2 with 403: rpc error making call: {words}")
 }
 
 /// The tokens that are there, now that these are not.
