@@ -2,6 +2,10 @@
 SHELL := /bin/bash
 export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(HOME)/.cargo/bin
 
+# Each folder in tests/ with a main.rs is a test program, but for the benchmarks.
+waiting := consul vault
+others := $(filter-out bench $(waiting),$(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs)))
+
 .PHONY: help setup envoys build demo demo-nomad demo-mesh test lint unit deny growth bench bench-full bench-quick bench-instructions fuzz fuzz-smoke chaos soak docs clean
 
 help: ## Print these targets
@@ -47,8 +51,11 @@ deny: ## Check licences, bans, sources and advisories of all dependencies
 	fi
 
 unit: ## Run every test; the programs must be there (make setup envoys)
-	@# The tests wait for programs more than they compute: four at once on two cores.
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked --no-fail-fast
+	@# The tests wait for programs more than they compute: four at once on two cores, and twice as many where they hardly compute.
+	@status=0; threads=$${RUST_TEST_THREADS:-4}; \
+	RUST_TEST_THREADS=$$threads cargo test --locked --no-fail-fast --lib --bins $(addprefix --test ,$(others)) || status=$$?; \
+	RUST_TEST_THREADS=$$((2 * threads)) cargo test --locked --no-fail-fast $(addprefix --test ,$(waiting)) || status=$$?; \
+	cargo test --locked --doc || status=$$?; exit $$status
 
 bench: setup ## Run every benchmark, three rounds
 	cargo bench --locked --bench suite
