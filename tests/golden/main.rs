@@ -12,3 +12,4 @@ mod examples;
 mod filters;
 mod named_ports;
 mod reference;
+mod split_routes;

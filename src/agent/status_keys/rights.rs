@@ -114,6 +114,9 @@ mod tests {
         let fix = fix_of(&forgotten, RULE).unwrap();
         assert!(fix.contains("token that the server knows"), "{fix}");
         let pause = trouble.failed(&forgotten, RULE);
-        assert!(pause <= TOKEN_NOT_ACCEPTED * 3 / 2 && !pause.is_zero(), "{pause:?}");
+        assert!(
+            pause <= TOKEN_NOT_ACCEPTED * 3 / 2 && !pause.is_zero(),
+            "{pause:?}"
+        );
     }
 }

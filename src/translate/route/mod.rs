@@ -76,7 +76,7 @@ pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
 /// False: a list serves as well, and nothing is written.
 fn put_branches(buffer: &mut Vec<u8>, host: &ir::VirtualHost, names: Option<ServerNames>) -> bool {
     let routes = &host.routes;
-    if !PathTree::is_for(routes.len()) {
+    if !PathTree::is_for(entries(host)) {
         return false;
     }
     let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(routes.len()));
@@ -93,6 +93,20 @@ fn put_branches(buffer: &mut Vec<u8>, host: &ir::VirtualHost, names: Option<Serv
         put_path_matcher(buffer, &tree, encoded, names)
     });
     true
+}
+
+/// So many routes Envoy asks one after the other in a list of them. At most twice as many as there are here.
+fn entries(host: &ir::VirtualHost) -> usize {
+    let routes = host.routes.len();
+    if PathTree::is_for(routes) || !PathTree::is_for(2 * routes) {
+        return routes;
+    }
+    let mut parts = Parts::default();
+    let entries = host.routes.iter().map(|route| {
+        let parts = parts.of(route);
+        by_method(route, parts, None).iter().flatten().count()
+    });
+    entries.sum()
 }
 
 /// Bytes of the regular expressions that Envoy compiles for a route.

@@ -13,7 +13,7 @@ use regex_syntax::ast::{self, Ast};
 
 use crate::model::http::PathMatch;
 
-/// Fewer routes than this are asked as fast in a list.
+/// Fewer routes of Envoy's than this are asked as fast in a list.
 const LIST: usize = 16;
 /// The branches of a host hold each route this often at most, on average: a regular expression without a fixed beginning
 /// and a rule for all paths stand in every branch.
@@ -31,9 +31,9 @@ pub(super) struct PathTree {
 }
 
 impl PathTree {
-    /// So few that nothing is gained.
-    pub(super) fn is_for(routes: usize) -> bool {
-        routes >= LIST
+    /// Fewer entries of a list are asked as fast there.
+    pub(super) fn is_for(entries: usize) -> bool {
+        entries >= LIST
     }
 
     /// Of each path, how long its route is: a route with long policies is not copied as often. None: a list serves as well.
@@ -41,9 +41,6 @@ impl PathTree {
         paths: impl ExactSizeIterator<Item = &'a PathMatch>,
         bytes: impl Fn(usize) -> usize,
     ) -> Option<Self> {
-        if !Self::is_for(paths.len()) {
-            return None;
-        }
         let costs: Vec<usize> = (0..paths.len()).map(|at| COPY + bytes(at)).collect();
         let room = costs.iter().sum::<usize>() * COPIES;
         let beginnings: Vec<_> = paths.map(beginning).collect();
@@ -202,7 +199,9 @@ mod tests {
 
     /// Of routes that are all short.
     fn tree(paths: &[PathMatch]) -> Option<PathTree> {
-        PathTree::of(paths.iter(), |_| 0)
+        PathTree::is_for(paths.len())
+            .then(|| PathTree::of(paths.iter(), |_| 0))
+            .flatten()
     }
 
     fn branch<'a>(tree: &'a PathTree, text: &str) -> &'a [usize] {
