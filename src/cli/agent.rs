@@ -3,6 +3,9 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
 
 use super::failure::Failure;
 use crate::agent::settings::Flags;
@@ -71,5 +74,45 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new("cannot start the agent's threads").because(error))?;
-    runtime.block_on(crate::agent::app::run(flags))
+    run_to_end(runtime, crate::agent::app::run(flags))
+}
+
+/// What is left when all has been stopped is a read of a file system that hangs. It would hold the process for ever, and nobody
+/// waits for its answer.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+
+fn run_to_end<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(LAST_CALLS);
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_call_that_hangs_holds_nobody() {
+        let (end, hangs) = mpsc::channel::<()>();
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = Runtime::new().unwrap();
+            let outcome = run_to_end(runtime, async move {
+                let (started, has_started) = tokio::sync::oneshot::channel();
+                // As it reads from a server that is away.
+                tokio::task::spawn_blocking(move || {
+                    _ = started.send(());
+                    hangs.recv()
+                });
+                has_started.await.unwrap();
+                7
+            });
+            done.send(outcome).unwrap();
+        });
+        let outcome = is_done.recv_timeout(Duration::from_secs(60));
+        drop(end);
+        assert_eq!(outcome, Ok(7));
+    }
 }
