@@ -533,9 +533,29 @@ async fn start_envoys(
     Ok(envoys)
 }
 
-/// A gateway taken out of the settings leaves its Envoy running where that outlives the agent.
+/// A gateway taken out of the settings leaves its Envoy running where that outlives the agent, and so does `supervise`.
 fn warn_of_strays(settings: &Settings) {
-    for stray in envoy_process::strays(&settings.data_dir.join("envoy"), &settings.gateways) {
+    let supervised: &[Arc<str>] = match settings.envoy.supervise {
+        true => &settings.gateways,
+        false => &[],
+    };
+    let directory = settings.data_dir.join("envoy");
+    for stray in envoy_process::strays(&directory, supervised) {
+        if settings.gateways.iter().any(|served| **served == *stray.gateway) {
+            let (gateway, pid, runtime) = (&stray.gateway, stray.pid, directory.join(&stray.gateway));
+            tracing::warn!(
+                %gateway,
+                pid,
+                fix = format!(
+                    "set `envoy {{ supervise = true }}` again, or end that Envoy before another is started: \
+                     `portreeve envoy drain -gateway {gateway} -runtime-dir {}`, then `kill {pid}`",
+                    runtime.display()
+                ),
+                "an Envoy that a former agent supervised is still running: nobody starts it again when it ends, and another \
+                 one would share its ports"
+            );
+            continue;
+        }
         tracing::warn!(
             gateway = %stray.gateway,
             pid = stray.pid,

@@ -1,5 +1,5 @@
-//! Envoys that an earlier agent of this data directory started for gateways that this one does not serve. They go on with
-//! what they were told last, on their ports, until their certificates run out.
+//! Envoys that an earlier agent of this data directory started and this one does not supervise. Those of gateways that it does
+//! not serve go on with what they were told last, on their ports, until their certificates run out.
 
 use std::fs;
 use std::path::Path;
@@ -14,14 +14,14 @@ pub struct Stray {
 }
 
 /// `directory` holds one directory for each gateway.
-pub fn strays(directory: &Path, served: &[Arc<str>]) -> Vec<Stray> {
+pub fn strays(directory: &Path, supervised: &[Arc<str>]) -> Vec<Stray> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut strays = Vec::new();
     for entry in entries {
         let Ok(gateway) = entry.file_name().into_string() else {
             continue;
         };
-        if served.iter().any(|served| **served == *gateway) {
+        if supervised.iter().any(|supervised| **supervised == *gateway) {
             continue;
         }
         // As its command line has it.

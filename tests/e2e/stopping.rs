@@ -169,3 +169,32 @@ async fn a_stop_is_told_to_who_asks_for_the_health_of_the_gateway() {
     }
     assert!(stay > 0, "connections leave one after the other, not all at once");
 }
+
+/// It is served, and looks like one that the system keeps. It is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_that_nobody_supervises_any_more_is_told() {
+    let mut stack = Stack::start(Options::default()).await;
+    let (_backend, request) = stack.shop().await;
+    let pid = stack.envoy_pid();
+    stack.agent.kill();
+    let settings = stack.data.with_file_name("portreeve.hcl");
+    let text = std::fs::read_to_string(&settings).unwrap();
+    let key = "supervise       = ";
+    std::fs::write(
+        &settings,
+        text.replace(&format!("{key}true"), &format!("{key}false")),
+    )
+    .unwrap();
+    let start = stack.agent.process.log_length();
+    stack.agent.restart().await;
+    let said = "an Envoy that a former agent supervised is still running";
+    let line = stack.agent.process.wait_for_log_after(start, said, SOON).await;
+    for part in [
+        &format!("gateway=edge pid={pid}"),
+        "`portreeve envoy drain -gateway edge -runtime-dir ",
+        &format!("`kill {pid}`"),
+    ] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    stack.until(&request, "edge", |reply| reply.status == 200).await;
+}
