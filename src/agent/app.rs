@@ -382,9 +382,15 @@ impl Running {
         if restart.is_empty() {
             tracing::info!("settings reloaded");
         } else {
+            let and_envoy = match reload::needs_envoy_restart(settings, &after) {
+                true => {
+                    ", and what Envoy is started with after one of Envoy then: `portreeve envoy restart`, or its own unit's"
+                }
+                false => "",
+            };
             tracing::warn!(
                 settings = restart.join(", "),
-                "settings reloaded; these take effect after a restart of the agent"
+                "settings reloaded; these take effect after a restart of the agent{and_envoy}"
             );
         }
         settings.log_level = after.log_level;

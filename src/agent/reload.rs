@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::settings::{Settings, XdsTcpBlock};
+use super::settings::{EnvoyBlock, Settings, XdsTcpBlock};
 use crate::model::Redacted;
 use crate::sources::bounded_file;
 use crate::xds::{Identities, Identity, San, TlsSettings};
@@ -64,6 +64,16 @@ pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static
         .filter(|(_, same)| !same)
         .map(|(name, _)| name)
         .collect()
+}
+
+/// Envoy has these from its own start.
+pub(super) fn needs_envoy_restart(before: &Settings, after: &Settings) -> bool {
+    let of_envoy = |settings: &Settings| EnvoyBlock {
+        supervise: false,
+        stop_with_agent: false,
+        ..settings.envoy.clone()
+    };
+    of_envoy(before) != of_envoy(after)
 }
 
 /// Reads the files of the xDS port: read again on each reload.

@@ -34,6 +34,8 @@ pub(super) struct FoundEnvoy {
     pub identity: Identity,
     pub base_id: u32,
     pub epoch: u32,
+    /// Its command line, program and all.
+    pub arguments: Vec<String>,
 }
 
 /// Finds every living Envoy of this user that was started with our bootstrap file.
@@ -57,8 +59,11 @@ pub(super) fn find_envoys(bootstrap: &Path) -> Vec<FoundEnvoy> {
 /// Reads from its command line whether this process is an Envoy of ours.
 pub(super) fn recognise(pid: u32, bootstrap: &Path) -> Option<FoundEnvoy> {
     let identity = Identity::of(pid)?;
-    let arguments: Vec<String> = fs::read(format!("/proc/{pid}/cmdline"))
-        .ok()?
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    // Each ends with a NUL, the last one too.
+    let arguments: Vec<String> = line
+        .strip_suffix(&[0])
+        .unwrap_or(&line)
         .split(|byte| *byte == 0)
         .map(|argument| String::from_utf8_lossy(argument).into_owned())
         .collect();
@@ -71,6 +76,7 @@ pub(super) fn recognise(pid: u32, bootstrap: &Path) -> Option<FoundEnvoy> {
         identity,
         base_id,
         epoch,
+        arguments,
     })
 }
 

@@ -219,6 +219,32 @@ impl Launch {
         arguments
     }
 
+    /// What of a running Envoy's command line is another in ours: it holds until that Envoy is replaced.
+    pub fn changed_arguments(&self, running: &[String]) -> Option<String> {
+        let own = self.common_arguments();
+        if running.ends_with(&own) {
+            return None;
+        }
+        let value = |arguments: &[String], flag: &str| {
+            let at = arguments.iter().position(|argument| argument == flag)?;
+            arguments.get(at + 1).cloned()
+        };
+        let changed: Vec<&str> = [
+            ("--drain-time-s", "drain_time"),
+            ("--concurrency", "concurrency"),
+            ("--log-level", "log_level"),
+        ]
+        .into_iter()
+        .filter(|(flag, _)| value(running, flag) != value(&own, flag))
+        .map(|(_, setting)| setting)
+        .collect();
+        Some(match changed[..] {
+            // As an agent of another version does.
+            [] => "other arguments".to_owned(),
+            _ => format!("another {}", changed.join(", another ")),
+        })
+    }
+
     fn open_log(&self) -> Result<File, Error> {
         let path = self.runtime.log();
         // Append: after we cut the file, Envoy's next line must land at its start and not behind a hole.

@@ -188,7 +188,7 @@ impl Supervisor {
                 let (pid, next_pid) = (old.process.pid(), process.pid());
                 tracing::info!(pid, next_pid, %method, "replacing Envoy");
                 self.others.push(old);
-                self.current = Some(Current::new(process, false, launch.bootstrap_hash()));
+                self.current = Some(Current::started(process, &launch));
                 self.deadline = Some(Instant::now() + launch.settings.takeover_deadline);
                 self.pending_restart = Some(PendingRestart {
                     method,

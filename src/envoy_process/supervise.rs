@@ -133,6 +133,8 @@ pub(super) struct Current {
     pub(super) process: Process,
     pub(super) adopted: bool,
     pub(super) bootstrap: String,
+    /// Its command line ends with these, or is these.
+    pub(super) arguments: Vec<String>,
     pub(super) since: Instant,
     pub(super) live: bool,
     /// A hot restart from this process failed: it has no admin API any more and can hand over nothing.
@@ -238,7 +240,7 @@ impl Supervisor {
             epoch: 0,
             adopted: false,
         });
-        self.current = Some(Current::new(process, false, launch.bootstrap_hash()));
+        self.current = Some(Current::started(process, &launch));
         self.launch = Some(launch);
         self.save_record();
         self.wake_at = Some(Instant::now() + LOOK_INTERVAL);
@@ -319,6 +321,7 @@ impl Supervisor {
             let _ = pending.reply.send(Ok(pending.method));
         }
         self.show_running(Version::from_build(&info.version));
+        self.tell_if_outdated();
         self.retire_others();
         self.save_record();
     }
@@ -330,7 +333,7 @@ impl Supervisor {
         } else {
             self.launch
                 .as_ref()
-                .and_then(|launch| outdated(launch, &current.bootstrap, version))
+                .and_then(|launch| outdated(launch, current, version))
         };
         self.status.send_replace(Status::Running(Running {
             pid: current.process.pid(),
@@ -510,11 +513,23 @@ async fn told_to_hurry(commands: &mut mpsc::Receiver<Command>, replies: &mut Vec
 }
 
 impl Current {
-    pub(super) fn new(process: Process, adopted: bool, bootstrap: String) -> Self {
+    pub(super) fn started(process: Process, launch: &Launch) -> Self {
+        Self::new(process, launch.bootstrap_hash(), launch.common_arguments())
+    }
+
+    pub(super) fn adopted(process: Process, bootstrap: String, arguments: Vec<String>) -> Self {
+        Self {
+            adopted: true,
+            ..Self::new(process, bootstrap, arguments)
+        }
+    }
+
+    fn new(process: Process, bootstrap: String, arguments: Vec<String>) -> Self {
         Self {
             process,
-            adopted,
+            adopted: false,
             bootstrap,
+            arguments,
             since: Instant::now(),
             live: false,
             spoiled: false,
@@ -523,9 +538,12 @@ impl Current {
     }
 }
 
-fn outdated(launch: &Launch, bootstrap: &str, version: Option<Version>) -> Option<String> {
-    if launch.bootstrap_hash() != bootstrap {
+fn outdated(launch: &Launch, current: &Current, version: Option<Version>) -> Option<String> {
+    if launch.bootstrap_hash() != current.bootstrap {
         return Some("it runs with another bootstrap".to_owned());
+    }
+    if let Some(changed) = launch.changed_arguments(&current.arguments) {
+        return Some(format!("it was started with {changed}"));
     }
     let new = launch.binary.version;
     version

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::handle::Status;
+use super::handle::{Running, Status};
 use super::identity::{Identity, find_envoys};
 use super::launch::{Launch, bootstrap_hash};
 use super::planned_restart;
@@ -45,7 +45,8 @@ impl Supervisor {
                 recorded = known.is_some(),
                 "taking over the Envoy that a former agent left running"
             );
-            self.others.push(Current::new(process, true, bootstrap));
+            let arguments = envoy.arguments.clone();
+            self.others.push(Current::adopted(process, bootstrap, arguments));
         }
         let leaving = record
             .as_ref()
@@ -117,8 +118,22 @@ impl Supervisor {
         if spoiled {
             // It served before. Whether it has its ports still is all that can be asked.
             self.show_running(None);
+            self.tell_if_outdated();
         } else {
             self.status.send_replace(Status::Starting { pid, epoch, adopted });
+        }
+    }
+
+    /// Once, when it is taken over: a restart of the agent alone does not change what Envoy was started with.
+    pub(super) fn tell_if_outdated(&self) {
+        if let Status::Running(Running {
+            pid,
+            adopted: true,
+            outdated: Some(why),
+            ..
+        }) = &*self.status.borrow()
+        {
+            tracing::warn!(pid, %why, fix = "portreeve envoy restart", "a restart of Envoy is due");
         }
     }
 }

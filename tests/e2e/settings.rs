@@ -542,6 +542,10 @@ async fn a_reload_names_what_needs_a_restart() {
             "gateways = [\"edge\"]\nconsul {\n  token = \"one\"\n}\nmesh {\n  service = \"edge-gw\"\n}\n",
             "mesh",
         ),
+        (
+            "gateways = [\"edge\"]\nconsul {\n  token = \"one\"\n}\nenvoy {\n  concurrency = 3\n}\n",
+            "`portreeve envoy restart`",
+        ),
     ] {
         let start = agent.process.log_length();
         settings(text);

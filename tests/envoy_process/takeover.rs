@@ -190,6 +190,46 @@ async fn an_unrecorded_envoy_is_found_too() {
     handle.stop(StopMode::Now).await;
 }
 
+/// They stand on Envoy's command line, and an agent that only took it over would say that all is as the settings are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arguments_that_changed_while_the_agent_was_away_are_told_until_envoy_is_replaced() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    let before = wait_until_running(&handle).await;
+    handle.detach().await;
+    let mut settings = gateway.settings();
+    settings.concurrency = Some(3);
+    settings.drain_time = Duration::from_secs(3);
+    settings.log_level = "warning".to_owned();
+    let handle = start_or_adopt(settings.clone()).await.unwrap();
+    let running = wait_until_running(&handle).await;
+    assert!(running.adopted && running.pid == before.pid, "{running:?}");
+    assert_eq!(
+        running.outdated.as_deref(),
+        Some("it was started with another drain_time, another concurrency, another log_level")
+    );
+    // Envoy hands over to one with other values of all three.
+    let method = handle.restart(None).await.unwrap();
+    assert_eq!(method, RestartMethod::HotRestart);
+    let after = wait_until_running(&handle).await;
+    assert_eq!(after.outdated, None);
+    assert!(is_served(&gateway.get("/").await));
+    eventually("only the new one", Duration::from_secs(20), || {
+        gateway.envoys() == [after.pid]
+    })
+    .await;
+    // None of them any more is a change as well.
+    handle.detach().await;
+    settings.concurrency = None;
+    let handle = start_or_adopt(settings).await.unwrap();
+    let running = wait_until_running(&handle).await;
+    assert_eq!(
+        running.outdated.as_deref(),
+        Some("it was started with another concurrency")
+    );
+    handle.stop(StopMode::Now).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_killed_in_the_middle_of_a_restart_leaves_two_and_the_next_makes_one_of_them() {
     let gateway = Gateway::new();
