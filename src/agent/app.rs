@@ -21,11 +21,10 @@ use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::StatusKeys;
 use super::supervisor::Tasks;
-use super::{data_directory, other_users, problem_log, reload, shared_ports, start_banner};
+use super::{data_directory, envoys, other_users, problem_log, reload, shared_ports, start_banner};
 use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
-use crate::envoy::bootstrap::{Bootstrap, XdsEndpoint, XdsVariant};
 use crate::envoy_process::{self, StopMode};
 use crate::hcl::Limits;
 use crate::pipeline::{Command, GatewaySettings, Outputs, Pipeline, PipelineSettings, Restored, Store, View};
@@ -218,7 +217,7 @@ impl Running {
         let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
         // Before any Envoy: what cannot listen must not leave one behind.
         let api_listeners = bind_api(settings, &mut facts).await?;
-        let envoys = start_envoys(settings, &mut facts).await?;
+        let envoys = envoys::start(settings, &mut facts).await?;
         if !envoys.is_empty() {
             let watch = shared_ports::watch(
                 envoys.clone(),
@@ -512,82 +511,4 @@ async fn bind_api(
         listeners.push(("ready and metrics", admin::Listener::tcp(address).await?));
     }
     Ok(listeners)
-}
-
-async fn start_envoys(
-    settings: &Settings,
-    facts: &mut Vec<(&'static str, String)>,
-) -> anyhow::Result<Vec<envoy_process::Handle>> {
-    let mut envoys = Vec::new();
-    warn_of_strays(settings);
-    if !settings.envoy.supervise {
-        return Ok(envoys);
-    }
-    let connections = u64::from(settings.envoy.max_downstream_connections);
-    if let Some(warning) = envoy_process::open_files_warning(connections) {
-        tracing::warn!(fix = warning.fix, "{}", warning.message);
-    }
-    for gateway in &settings.gateways {
-        let envoy = envoy_settings(settings, gateway);
-        let directory = envoy.runtime_directory.display().to_string();
-        let handle = envoy_process::start_or_adopt(envoy)
-            .await
-            .with_context(|| format!("the Envoy of gateway {gateway:?} cannot be started"))?;
-        facts.push(("Envoy", format!("supervised, files in {directory}")));
-        envoys.push(handle);
-    }
-    Ok(envoys)
-}
-
-/// A gateway taken out of the settings leaves its Envoy running where that outlives the agent, and so does `supervise`.
-fn warn_of_strays(settings: &Settings) {
-    let supervised: &[Arc<str>] = match settings.envoy.supervise {
-        true => &settings.gateways,
-        false => &[],
-    };
-    let directory = settings.data_dir.join("envoy");
-    for stray in envoy_process::strays(&directory, supervised) {
-        if settings.gateways.iter().any(|served| **served == *stray.gateway) {
-            let (gateway, pid, runtime) = (&stray.gateway, stray.pid, directory.join(&stray.gateway));
-            tracing::warn!(
-                %gateway,
-                pid,
-                fix = format!(
-                    "set `envoy {{ supervise = true }}` again, or end that Envoy before another is started: \
-                     `portreeve envoy drain -gateway {gateway} -runtime-dir {}`, then `kill {pid}`",
-                    runtime.display()
-                ),
-                "an Envoy that a former agent supervised is still running: nobody starts it again when it ends, and another \
-                 one would share its ports"
-            );
-            continue;
-        }
-        tracing::warn!(
-            gateway = %stray.gateway,
-            pid = stray.pid,
-            fix = "serve the gateway again, or end that Envoy (`kill` and its pid; `portreeve envoy drain -gateway` and its name before)",
-            "an Envoy of a gateway that this agent does not serve is still running, with what it was told last"
-        );
-    }
-}
-
-/// The Envoy of one gateway, as supervised by this agent.
-pub fn envoy_settings(settings: &Settings, gateway: &str) -> envoy_process::Settings {
-    let runtime = settings.data_dir.join("envoy").join(gateway);
-    let mut bootstrap = Bootstrap::new(
-        &format!("{}/{gateway}", settings.node),
-        gateway,
-        XdsEndpoint::Unix(settings.xds.socket.clone()),
-        &runtime.join("admin.sock"),
-    );
-    bootstrap.max_downstream_connections = u64::from(settings.envoy.max_downstream_connections);
-    if settings.envoy.state_of_the_world {
-        bootstrap.variant = XdsVariant::StateOfTheWorld;
-    }
-    let mut envoy = envoy_process::Settings::new(runtime, bootstrap);
-    envoy.binary.clone_from(&settings.envoy.binary);
-    envoy.concurrency = settings.envoy.concurrency;
-    envoy.log_level.clone_from(&settings.envoy.log_level);
-    envoy.drain_time = settings.envoy.drain_time;
-    envoy
 }

@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod data_directory;
+mod envoys;
 pub mod log_format;
 mod log_thread;
 mod mesh_interests;
