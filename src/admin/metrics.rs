@@ -76,7 +76,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("portreeve_documents", Kind::Gauge, &["phase"], "Documents by phase: in_service, last_good (the present text is bad), out_of_service"),
     family("portreeve_diagnostics", Kind::Gauge, &["severity", "code"], "Problems there are now, by each code of the reference of diagnostics"),
     family("portreeve_services", Kind::Gauge, &["state"], "Watched services by state: healthy, unhealthy (no instance to send requests to), unanswered"),
-    family("portreeve_credential_expiry_timestamp_seconds", Kind::Gauge, &["credential"], "When a token, client certificate or login identity of the agent's own ends, or `mesh certificate`: the gateway's in the mesh, in Unix seconds"),
+    family("portreeve_credential_expiry_timestamp_seconds", Kind::Gauge, &["credential"], "When a token, client certificate or login identity of the agent's own ends, `xds certificate`: that of the xDS port, or `mesh certificate`: the gateway's in the mesh, in Unix seconds"),
     family("portreeve_certificate_expiry_timestamp_seconds", Kind::Gauge, &["certificate"], "When the certificate in service ends, in Unix seconds; the 100 that end first, and the first to end of the rest as (others)"),
     family("portreeve_resources", Kind::Gauge, &["gateway", "kind"], "Resources of the gateway"),
     family("portreeve_xds_streams", Kind::Gauge, &["gateway"], "Envoys connected"),

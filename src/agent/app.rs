@@ -21,6 +21,7 @@ use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::StatusKeys;
 use super::supervisor::Tasks;
+use super::xds_certificate::XdsCertificate;
 use super::{data_directory, envoys, other_users, problem_log, reload, shared_ports, start_banner};
 use crate::admin;
 use crate::config::{ObjectKind, parse_document};
@@ -159,7 +160,7 @@ struct Running {
     tasks: Tasks,
     view: watch::Receiver<Arc<View>>,
     envoys: Vec<envoy_process::Handle>,
-    xds_tls: Option<watch::Sender<Arc<xds::TlsSettings>>>,
+    xds_certificate: Option<Arc<XdsCertificate>>,
     commands: mpsc::Sender<Command>,
     consul: Option<ConsulClient>,
     facts: Vec<(&'static str, String)>,
@@ -214,7 +215,7 @@ impl Running {
             "problem log",
             problem_log::follow(view.clone(), server.streams().clone(), stop.clone()),
         );
-        let xds_tls = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
+        let xds_certificate = serve_xds(settings, &server, &mut tasks, stop, &mut facts).await?;
         // Before any Envoy: what cannot listen must not leave one behind.
         let api_listeners = bind_api(settings, &mut facts).await?;
         let envoys = envoys::start(settings, &mut facts).await?;
@@ -241,7 +242,7 @@ impl Running {
             };
             tasks.spawn_plain("status keys", keys.run(wanted_texts, stop.clone()));
         }
-        let readings = handles.readings;
+        let (readings, of_xds) = (handles.readings, xds_certificate.clone());
         let refresh = handles.refresh;
         let api = admin::Api {
             node: settings.node.as_str().into(),
@@ -256,7 +257,10 @@ impl Running {
                 .zip(envoys.iter().cloned())
                 .collect(),
             wanted: wishes,
-            readings: Arc::new(move || readings.read()),
+            readings: Arc::new(move || {
+                let of_xds = of_xds.as_ref().map(|certificate| certificate.reading());
+                readings.read().into_iter().chain(of_xds).collect()
+            }),
             refresh: Arc::new(move || refresh.notify_one()),
             recorder,
         };
@@ -267,7 +271,7 @@ impl Running {
             tasks,
             view,
             envoys,
-            xds_tls,
+            xds_certificate,
             commands,
             consul,
             facts,
@@ -349,13 +353,12 @@ impl Running {
         if after.gateways.is_empty() {
             after.gateways.clone_from(&settings.gateways);
         }
-        if let (Some(block), Some(sender)) = (&after.xds.tcp, &self.xds_tls) {
-            match reload::tls_settings(block).map(Arc::new) {
-                Ok(tls) => {
-                    sender.send_replace(tls);
-                }
-                Err(error) => tracing::error!("reload: {error:#}; the old certificate of the xDS port stays"),
-            }
+        if let (Some(block), Some(certificate)) = (&after.xds.tcp, &self.xds_certificate)
+            && let Err(error) = certificate.take_up(block)
+        {
+            tracing::error!(
+                "reload: {error:#}; the old certificate and clients of the xDS port stay until the files fit"
+            );
         }
         // The agent goes on listening where it did, whatever the settings say of that now.
         after.permissions.keep_own(&settings.permissions);
@@ -459,7 +462,7 @@ async fn serve_xds(
     tasks: &mut Tasks,
     stop: &CancellationToken,
     facts: &mut Vec<(&'static str, String)>,
-) -> anyhow::Result<Option<watch::Sender<Arc<xds::TlsSettings>>>> {
+) -> anyhow::Result<Option<Arc<XdsCertificate>>> {
     let all = xds::GatewayAccess::Only(settings.gateways.iter().cloned().collect());
     let any = settings.xds.uids.iter().map(|uid| (*uid, all.clone()));
     let held = settings.xds.clients.iter();
@@ -480,7 +483,7 @@ async fn serve_xds(
     let Some(block) = &settings.xds.tcp else {
         return Ok(None);
     };
-    let (sender, tls) = watch::channel(Arc::new(reload::tls_settings(block)?));
+    let (certificate, tls) = XdsCertificate::read(block)?;
     let listener = xds::TcpSettings {
         address: block.address,
         tls,
@@ -493,7 +496,9 @@ async fn serve_xds(
     tasks.spawn_plain("xds port", async move {
         tcp_server.serve(listener, tcp_stop).await;
     });
-    Ok(Some(sender))
+    let certificate = Arc::new(certificate);
+    tasks.spawn_plain("xds certificate", certificate.clone().follow(stop.clone()));
+    Ok(Some(certificate))
 }
 
 /// By the name of the task that is to serve it.

@@ -18,3 +18,4 @@ mod sources;
 pub mod start_banner;
 mod status_keys;
 mod supervisor;
+mod xds_certificate;

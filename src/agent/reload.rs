@@ -1,13 +1,6 @@
 //! SIGHUP: the settings are read again. What can change while running does; what cannot is named.
 
-use std::sync::Arc;
-
-use anyhow::Context as _;
-
-use super::settings::{EnvoyBlock, Settings, XdsTcpBlock};
-use crate::model::Redacted;
-use crate::sources::bounded_file;
-use crate::xds::{Identities, Identity, San, TlsSettings};
+use super::settings::{EnvoyBlock, Settings};
 
 /// Settings that differ and need a restart of the agent (Envoy serves on meanwhile).
 pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
@@ -74,26 +67,4 @@ pub(super) fn needs_envoy_restart(before: &Settings, after: &Settings) -> bool {
         ..settings.envoy.clone()
     };
     of_envoy(before) != of_envoy(after)
-}
-
-/// Reads the files of the xDS port: read again on each reload.
-pub(super) fn tls_settings(block: &XdsTcpBlock) -> anyhow::Result<TlsSettings> {
-    let read = |path: &std::path::Path| {
-        bounded_file::read_text(path, bounded_file::PEM_BYTES)
-            .with_context(|| format!("{}: cannot be read (xds.tcp)", path.display()))
-    };
-    let identities = block.clients.iter().map(|(san, gateways)| Identity {
-        san: if san.contains("://") {
-            San::Uri(san.as_str().into())
-        } else {
-            San::Dns(san.as_str().into())
-        },
-        gateways: gateways.iter().cloned().collect(),
-    });
-    Ok(TlsSettings {
-        client_ca: read(&block.ca_file)?.into(),
-        certificate: read(&block.cert_file)?.into(),
-        private_key: Arc::new(Redacted::new(read(&block.key_file)?)),
-        identities: Identities(identities.collect()),
-    })
 }

@@ -4,32 +4,45 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::model::Problem;
-use crate::sources::certificates::timestamp;
+use crate::sources::certificates::{PemFault, parse_public, timestamp};
 
 /// In Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::sources) struct Life {
-    pub(in crate::sources) start: i64,
-    pub(in crate::sources) end: i64,
+pub(crate) struct Life {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
 }
 
 impl Life {
+    /// None for what is no certificate.
+    pub(crate) fn of_certificate(chain: &str, now: i64) -> Option<Self> {
+        match parse_public(chain, now) {
+            Ok(material) => Some(Self {
+                start: material.not_before,
+                end: material.not_after,
+            }),
+            // When it began does not matter any more.
+            Err(PemFault::Expired(end)) => Some(Self { start: end, end }),
+            Err(_) => None,
+        }
+    }
+
     /// When the last third of it begins (`part` is 3), or the last tenth.
-    pub(in crate::sources) fn last(self, part: i64) -> i64 {
+    pub(crate) fn last(self, part: i64) -> i64 {
         self.end - (self.end - self.start) / part
     }
 
-    pub(in crate::sources) fn has_ended(self, now: i64) -> bool {
+    pub(crate) fn has_ended(self, now: i64) -> bool {
         self.end <= now
     }
 
-    pub(in crate::sources) fn ending(self, now: i64) -> String {
+    pub(crate) fn ending(self, now: i64) -> String {
         let verb = if self.has_ended(now) { "ended" } else { "ends" };
         format!("{verb} at {} and nobody has replaced it", timestamp(self.end))
     }
 
     /// Once for each thing that is said: `said` is what was said before.
-    pub(in crate::sources) fn log(self, problem: &Problem, said: &[Problem], now: i64) {
+    pub(crate) fn log(self, problem: &Problem, said: &[Problem], now: i64) {
         if said.contains(problem) {
             return;
         }
@@ -42,13 +55,13 @@ impl Life {
 }
 
 /// As Consul, Nomad and Vault write times: RFC 3339, in the zone of the server's machine.
-pub(in crate::sources) fn unix_seconds(text: &str) -> Option<i64> {
+pub(crate) fn unix_seconds(text: &str) -> Option<i64> {
     let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
     Some(time.unix_timestamp())
 }
 
 /// Whoever gives a token or a certificate by hand has the last third of its life to give another.
-pub(in crate::sources) const GIVEN: i64 = 3;
+pub(crate) const GIVEN: i64 = 3;
 
 #[cfg(test)]
 mod tests {

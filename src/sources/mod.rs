@@ -13,11 +13,11 @@ mod damage;
 pub mod directory;
 mod health;
 mod identity;
-mod life;
+pub(crate) mod life;
 pub mod nomad;
 pub mod private_file;
 pub mod retry;
-mod stamp;
+pub(crate) mod stamp;
 pub mod vault;
 
 pub use health::{HealthReading, SourceHealth};

@@ -3,9 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 
 /// What tells one version of a file from the next: its inode as much as its time, because rotations rename.
-pub(in crate::sources) type Stamp = (u64, i64, i64, u64);
+pub(crate) type Stamp = (u64, i64, i64, u64);
 
-pub(in crate::sources) fn stamp_of(metadata: &std::fs::Metadata) -> Stamp {
+pub(crate) fn stamp_of(metadata: &std::fs::Metadata) -> Stamp {
     (
         metadata.ino(),
         metadata.mtime(),

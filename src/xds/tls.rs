@@ -38,6 +38,13 @@ pub enum TlsError {
     Certificate(#[source] rustls::Error),
 }
 
+impl TlsSettings {
+    /// Whether a listener would take them.
+    pub fn check(&self) -> Result<(), TlsError> {
+        server_config(self).map(drop)
+    }
+}
+
 pub(super) fn server_config(settings: &TlsSettings) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     // Named, not the process default: this module must work before and without `main`.
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -18,7 +18,7 @@ use crate::support::process::{Launch, Process};
 use crate::support::{program, scratch_directory, wait_for};
 
 /// What the agent's certificate says, and so what an Envoy expects.
-const AGENT: &str = "agent.example.com";
+pub const AGENT: &str = "agent.example.com";
 pub const EDGE: &str = "spiffe://example.com/envoy/edge-1";
 pub const INNER: &str = "inner.example.com";
 /// Long enough for an Envoy that were let in to serve.
@@ -109,18 +109,41 @@ xds {{
         ]
     }
 
-    /// One of the agent's own files: `ca.pem`, `agent.pem`, `agent.key`.
+    /// One of the agent's own files: `ca.pem`, `agent.pem`, `agent.key`. It is replaced as a whole.
     pub fn write_own(&self, name: &str, text: &str) {
-        std::fs::write(self.files.path().join(name), text).unwrap();
+        let path = self.files.path().join(name);
+        let new = path.with_extension("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
     }
 
     /// Another authority, and a certificate of it for the agent. Flags made from now on are for it.
     pub fn rotate(&mut self) {
         self.ca = Ca::new("next envoys");
-        let own = self.ca.issue(&[AGENT]);
         self.write_own("ca.pem", &self.ca.certificate);
-        self.write_own("agent.pem", &own.certificate);
-        self.write_own("agent.key", &own.key);
+        self.write_own_pair("agent", &self.ca.issue(&[AGENT]));
+    }
+
+    pub fn write_own_pair(&self, name: &str, pair: &Pair) {
+        self.write_own(&format!("{name}.pem"), &pair.certificate);
+        self.write_own(&format!("{name}.key"), &pair.key);
+    }
+
+    /// Has the settings name `<name>.pem`, `<name>.key` and `<name>-ca.pem`.
+    pub fn name_own_files(&self, name: &str) {
+        let settings = self.stack.data.with_file_name("portreeve.hcl");
+        let text = std::fs::read_to_string(&settings).unwrap();
+        let named = text.lines().map(|line| {
+            let file = match line.trim().split_once(' ').map(|(key, _)| key) {
+                Some("ca_file") => format!("{name}-ca.pem"),
+                Some("cert_file") => format!("{name}.pem"),
+                Some("key_file") => format!("{name}.key"),
+                _ => return format!("{line}\n"),
+            };
+            let (before, _) = line.rsplit_once('/').unwrap();
+            format!("{before}/{file}\"\n")
+        });
+        std::fs::write(&settings, named.collect::<String>()).unwrap();
     }
 
     /// Of the agent, for remote Envoys.

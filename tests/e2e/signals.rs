@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use hyper::Method;
 use rustix::process::Signal;
 
-use crate::central::{Central, EDGE, request};
+use crate::central::{AGENT, Central, EDGE, request};
 use crate::stack::{Options, SOON, Stack};
 use crate::support::backend::Behaviour;
+use crate::support::pki::Ca;
 use crate::support::wait_for;
 
 /// While a drain goes on, a second signal ends it: with an error, since requests are cut.
@@ -85,7 +87,7 @@ async fn two_signals_at_once_leave_an_envoy_that_is_to_be_left() {
     }
 }
 
-/// New files of the xDS port are taken up by SIGHUP, the authority of the clients included; bad ones are not.
+/// Other files are taken up by SIGHUP, the authority of the clients included; ones that cannot be used are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_takes_up_the_certificate_of_the_xds_port() {
     let mut central = Central::start().await;
@@ -94,19 +96,34 @@ async fn sighup_takes_up_the_certificate_of_the_xds_port() {
     central.serves("the first Envoy").await;
 
     // Files that cannot be used change nothing: whoever comes now is let in by the old ones.
-    central.write_own("agent.pem", "nonsense");
-    central.stack.agent.reload();
-    central
-        .stack
-        .agent
-        .wait_for_log("new TLS settings are not usable: keeping the old ones")
-        .await;
+    let next = Ca::new("next envoys");
+    let own = next.issue(&[AGENT]);
+    for (name, certificate) in [
+        ("nonsense", "nonsense"),
+        ("mismatch", &*next.issue(&[AGENT]).certificate),
+    ] {
+        central.write_own(&format!("{name}-ca.pem"), &next.certificate);
+        central.write_own(&format!("{name}.pem"), certificate);
+        central.write_own(&format!("{name}.key"), &own.key);
+        central.name_own_files(name);
+        let start = central.stack.agent.process.log_length();
+        central.stack.agent.reload();
+        let said = "the old certificate and clients of the xDS port stay";
+        let agent = &mut central.stack.agent.process;
+        let line = agent.wait_for_log_after(start, said, SOON).await;
+        for part in ["ERROR", &format!("{name}.pem"), &format!("{name}.key")] {
+            assert!(line.contains(part), "no {part} in {line}");
+        }
+    }
     let (second, _) = central.run("remote-2", "edge", &pair, "delta");
     connected(&central, "remote-2").await;
     drop(second);
 
-    // An Envoy of the next authority is refused by the old files, and refuses them.
-    central.rotate();
+    // An Envoy of the next authority is refused by the old files, and refuses them, whatever the settings name by now.
+    central.write_own("next-ca.pem", &next.certificate);
+    central.write_own_pair("next", &own);
+    central.name_own_files("next");
+    central.ca = next;
     let pair = central.ca.issue(&[EDGE]);
     let (_third, _) = central.run("remote-3", "edge", &pair, "delta");
     central
@@ -121,6 +138,70 @@ async fn sighup_takes_up_the_certificate_of_the_xds_port() {
         .stack
         .until(&request(), "an answer", |reply| reply.status == 200)
         .await;
+}
+
+/// A new connection sees the new certificate, and nobody told the agent of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_certificate_of_the_xds_port_is_taken_up_by_itself() {
+    let mut central = Central::start().await;
+    let pair = central.ca.issue(&[EDGE]);
+    let (_first, _) = central.run("remote-1", "edge", &pair, "delta");
+    central.serves("the first Envoy").await;
+    let in_a_day = ends(&central).await;
+
+    // Certificate and key are two files, and there is time between their two writes.
+    let next = central
+        .ca
+        .issue_between(&[AGENT], Duration::from_secs(7200), Duration::from_secs(3600));
+    central.write_own("agent.pem", &next.certificate);
+    let said = "changed files of the xDS port (xds.tcp) are not used, those before stay";
+    let line = central.stack.agent.wait_for_log(said).await;
+    for part in ["WARN", "agent.pem", "not usable together", "fix="] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    let (second, _) = central.run("remote-2", "edge", &pair, "delta");
+    connected(&central, "remote-2").await;
+    drop(second);
+    let status = central.stack.agent.api(Method::GET, "/v1/status", "").await;
+    let status = status.unwrap().text();
+    assert!(status.contains("not usable together"), "{status}");
+    central.write_own("agent.key", &next.key);
+    central
+        .stack
+        .agent
+        .wait_for_log("the certificate of the xDS port was read again")
+        .await;
+    // It is in its last third already.
+    let line = central.stack.agent.wait_for_log("a credential ends soon").await;
+    assert!(line.contains("agent.pem"), "{line}");
+    assert!(ends(&central).await < in_a_day);
+
+    // All three, by another authority, which an Envoy of it takes for the agent's.
+    central.rotate();
+    let pair = central.ca.issue(&[EDGE]);
+    let (_third, _) = central.run("remote-3", "edge", &pair, "delta");
+    connected(&central, "remote-3").await;
+    central
+        .stack
+        .until(&request(), "an answer", |reply| reply.status == 200)
+        .await;
+}
+
+/// In Unix seconds, by the metric.
+async fn ends(central: &Central) -> f64 {
+    let metrics = central
+        .stack
+        .agent
+        .api(Method::GET, "/metrics", "")
+        .await
+        .unwrap()
+        .text();
+    let name = "portreeve_credential_expiry_timestamp_seconds{credential=\"xds certificate\"} ";
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name));
+    value
+        .unwrap_or_else(|| panic!("no {name} in {metrics}"))
+        .parse()
+        .unwrap()
 }
 
 async fn connected(central: &Central, node: &str) {

@@ -297,7 +297,7 @@ fn xds_schema() -> BlockSchema {
                     "ca_file",
                     Type::String,
                     "\"/etc/portreeve/envoy-ca.pem\"",
-                    "Who signs the Envoys' certificates.",
+                    "Who signs the Envoys' certificates. This file and the two below are read again when they change.",
                 )
                 .required(
                     "cert_file",

@@ -16,7 +16,7 @@ use super::call::{Call, Credential};
 use super::client::ApiClient;
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file;
-use crate::sources::certificates::{self, MAX_CHAIN_BYTES, PemFault};
+use crate::sources::certificates::MAX_CHAIN_BYTES;
 use crate::sources::identity::{self, IdentityFile, RENEWED};
 use crate::sources::life::{GIVEN, Life, unix_seconds};
 use crate::sources::stamp::{Stamp, stamp_of};
@@ -248,15 +248,7 @@ async fn certificate_life(path: &Path, known: Option<Life>) -> Option<Life> {
     let path = path.to_owned();
     let read = tokio::task::spawn_blocking(move || bounded_file::read_text(&path, MAX_CHAIN_BYTES as u64));
     let Ok(Ok(text)) = read.await else { return known };
-    match certificates::parse_public(&text, unix_now()) {
-        Ok(material) => Some(Life {
-            start: material.not_before,
-            end: material.not_after,
-        }),
-        // When it began does not matter any more.
-        Err(PemFault::Expired(end)) => Some(Life { start: end, end }),
-        Err(_) => known,
-    }
+    Life::of_certificate(&text, unix_now()).or(known)
 }
 
 pub(super) fn unix_now() -> i64 {
