@@ -27,7 +27,7 @@ const ISSUE_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvoyProcessStatus {
     pub gateway: String,
-    /// `starting`, `running`, `replacing`, `backoff`, `stopping`, `stopped`, `left_running`.
+    /// `starting`, `running`, `replacing`, `waiting`, `backoff`, `stopping`, `stopped`, `left_running`.
     pub state: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -68,6 +68,10 @@ impl EnvoyProcessStatus {
             Status::Replacing { pid, next_pid } => Self {
                 note: Some(format!("process {next_pid} takes over")),
                 ..made("replacing", Some(*pid))
+            },
+            Status::Waiting { reason } => Self {
+                note: Some(reason.clone()),
+                ..made("waiting", None)
             },
             Status::Backoff {
                 reason,

@@ -255,9 +255,11 @@ fn pid_of(status: &watch::Receiver<Status>) -> Option<u32> {
         Status::Starting { pid, .. } => Some(*pid),
         Status::Running(running) => Some(running.pid),
         Status::Replacing { next_pid, .. } => Some(*next_pid),
-        Status::Backoff { .. } | Status::Stopping { .. } | Status::Stopped | Status::LeftRunning { .. } => {
-            None
-        }
+        Status::Waiting { .. }
+        | Status::Backoff { .. }
+        | Status::Stopping { .. }
+        | Status::Stopped
+        | Status::LeftRunning { .. } => None,
     }
 }
 

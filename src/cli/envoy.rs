@@ -26,6 +26,8 @@ enum Command {
     /// Print the bootstrap that an Envoy needs to get its configuration from an agent
     Bootstrap(#[command(flatten)] Box<BootstrapArguments>),
     /// Become Envoy, for a Nomad task or a systemd unit of its own
+    ///
+    /// It is not started beside an agent that supervises one.
     Run(#[command(flatten)] Box<RunArguments>),
     /// Ask the clients of an Envoy of its own to leave, before somebody ends it
     ///
@@ -111,30 +113,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
             }
             terminal.json(&rendered.bootstrap)?;
         }
-        Command::Run(arguments) => {
-            let (bootstrap, runtime_directory, agent) = arguments.bootstrap.bootstrap()?;
-            let mut settings = envoy_process::Settings::new(runtime_directory, bootstrap);
-            if let Some(agent) = agent {
-                settings.binary = agent.envoy.binary;
-                settings.concurrency = agent.envoy.concurrency;
-                settings.log_level = agent.envoy.log_level;
-                settings.drain_time = agent.envoy.drain_time;
-            }
-            settings.binary = arguments.envoy.clone().or(settings.binary);
-            settings.concurrency = arguments.concurrency.or(settings.concurrency);
-            if let Some(level) = &arguments.log_level {
-                settings.log_level.clone_from(level);
-            }
-            let connections = settings.bootstrap.max_downstream_connections;
-            if let Some(warning) = envoy_process::open_files_warning(connections) {
-                terminal.error_line(format!("warning: {}; {}", warning.message, warning.fix))?;
-            }
-            let options = ExecOptions {
-                wait_for_xds: Some(arguments.wait).filter(|wait| !wait.is_zero()),
-            };
-            terminal.flush()?;
-            block_on(async { Ok(exec_envoy(settings, options).await?) })?;
-        }
+        Command::Run(arguments) => arguments.run(terminal)?,
         Command::Drain(arguments) => super::drain::run(arguments, terminal)?,
         Command::Restart { gateway, api } => {
             let query: Vec<(&str, &str)> = gateway.iter().map(|name| ("gateway", name.as_str())).collect();
@@ -148,6 +127,40 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl RunArguments {
+    fn run(&self, terminal: &mut Terminal) -> anyhow::Result<()> {
+        let (bootstrap, runtime_directory, agent) = self.bootstrap.bootstrap()?;
+        let mut settings = envoy_process::Settings::new(runtime_directory, bootstrap);
+        if let Some(agent) = agent {
+            if agent.envoy.supervise {
+                let what =
+                    "the settings say that the agent starts this Envoy itself (envoy { supervise = true })";
+                let fix = "end this unit or task (`systemctl disable --now portreeve-envoy`), or take `supervise` out of the settings";
+                return Err(Failure::new(what).fix(fix).into());
+            }
+            settings.binary = agent.envoy.binary;
+            settings.concurrency = agent.envoy.concurrency;
+            settings.log_level = agent.envoy.log_level;
+            settings.drain_time = agent.envoy.drain_time;
+        }
+        settings.binary = self.envoy.clone().or(settings.binary);
+        settings.concurrency = self.concurrency.or(settings.concurrency);
+        if let Some(level) = &self.log_level {
+            settings.log_level.clone_from(level);
+        }
+        let connections = settings.bootstrap.max_downstream_connections;
+        if let Some(warning) = envoy_process::open_files_warning(connections) {
+            terminal.error_line(format!("warning: {}; {}", warning.message, warning.fix))?;
+        }
+        let options = ExecOptions {
+            wait_for_xds: Some(self.wait).filter(|wait| !wait.is_zero()),
+        };
+        terminal.flush()?;
+        block_on(async { Ok(exec_envoy(settings, options).await?) })?;
+        Ok(())
+    }
 }
 
 impl BootstrapArguments {

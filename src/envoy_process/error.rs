@@ -21,9 +21,21 @@ pub enum Error {
         source: io::Error,
     },
     #[error(
-        "another agent (pid {holder}) keeps the Envoy in {directory}: stop it, or give this agent its own runtime directory"
+        "an agent (pid {holder}) keeps the Envoy in {directory}: stop it, or give each of the two its own runtime directory"
     )]
     Locked { directory: PathBuf, holder: String },
+    #[error(
+        "an Envoy of `portreeve envoy run` (pid {holder}) has {directory}: end its unit or task, as with `systemctl disable --now portreeve-envoy`"
+    )]
+    TakenByRun { directory: PathBuf, holder: String },
+    #[error(
+        "an Envoy that an agent supervised (pid {pid}) still runs in {directory}: `portreeve envoy drain -gateway {gateway} -runtime-dir {directory}`, then `kill {pid}`"
+    )]
+    LeftBySupervisor {
+        directory: PathBuf,
+        gateway: String,
+        pid: u32,
+    },
     #[error("cannot start {binary}")]
     Spawn { binary: PathBuf, source: io::Error },
     #[error(

@@ -4,6 +4,7 @@
 //! of ours between. No hot restart there: the supervisor of the task would see its process end.
 
 use std::convert::Infallible;
+use std::error::Error as StdError;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep};
 
 use super::error::Error;
+use super::identity::find_envoys;
 use super::launch::{Launch, allowed_environment};
-use super::record::RuntimeDirectory;
+use super::record::{Holder, LOCK_PATIENCE, Lock, RuntimeDirectory};
 use super::settings::Settings;
 use crate::envoy::bootstrap::XdsEndpoint;
 
@@ -29,15 +31,47 @@ pub struct ExecOptions {
 /// Writes the bootstrap and replaces this process by Envoy. Comes back only with an error.
 pub async fn exec_envoy(settings: Settings, options: ExecOptions) -> Result<Infallible, Error> {
     let runtime = RuntimeDirectory::open(&settings.runtime_directory)?;
+    let lock = claim(&runtime, &settings.bootstrap.gateway).await?;
     let launch = Launch::prepare(settings, runtime).await?;
     launch.write_bootstrap()?;
     if let Some(limit) = options.wait_for_xds {
         wait_for(&launch.settings.bootstrap.xds, limit).await;
     }
+    become_envoy(&launch, lock.as_ref())
+}
+
+/// A second Envoy in the same directory would share the ports of the first and take its admin socket.
+async fn claim(runtime: &RuntimeDirectory, gateway: &str) -> Result<Option<Lock>, Error> {
+    let lock = match runtime.lock_within(LOCK_PATIENCE, Holder::Run).await {
+        Ok(lock) => Some(lock),
+        Err(error @ (Error::Locked { .. } | Error::TakenByRun { .. })) => return Err(error),
+        // A full disk, or a file system without locks: Envoy is wanted more.
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn StdError, "Envoy runs without a lock");
+            None
+        }
+    };
+    // One that an agent left has no lock.
+    match find_envoys(&runtime.bootstrap()).last() {
+        None => Ok(lock),
+        Some(envoy) => Err(Error::LeftBySupervisor {
+            directory: runtime.path().to_owned(),
+            gateway: gateway.to_owned(),
+            pid: envoy.identity.pid,
+        }),
+    }
+}
+
+fn become_envoy(launch: &Launch, lock: Option<&Lock>) -> Result<Infallible, Error> {
+    let runtime = &launch.runtime;
+    if let Some(lock) = lock {
+        lock.keep_over_exec()
+            .map_err(Error::file("keep the lock of", runtime.path()))?;
+    }
     let mut command = std::process::Command::new(&launch.binary.path);
     command
         .arg("-c")
-        .arg(launch.runtime.bootstrap())
+        .arg(runtime.bootstrap())
         .arg("--disable-hot-restart")
         .args(launch.common_arguments());
     command
@@ -45,7 +79,7 @@ pub async fn exec_envoy(settings: Settings, options: ExecOptions) -> Result<Infa
         .envs(allowed_environment(&launch.settings.pass_environment));
     let source = command.exec();
     Err(Error::Spawn {
-        binary: launch.binary.path,
+        binary: launch.binary.path.clone(),
         source,
     })
 }

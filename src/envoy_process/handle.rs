@@ -27,6 +27,10 @@ pub enum Status {
         pid: u32,
         next_pid: u32,
     },
+    /// Another Envoy runs in its place, which nobody may end but who started it.
+    Waiting {
+        reason: String,
+    },
     /// It died or would not start; another try comes.
     Backoff {
         reason: String,
@@ -62,7 +66,11 @@ impl Status {
             Self::Running(Running { pid, .. }) | Self::Starting { pid, .. } | Self::Replacing { pid, .. } => {
                 Some(*pid)
             }
-            Self::Backoff { .. } | Self::Stopping { .. } | Self::Stopped | Self::LeftRunning { .. } => None,
+            Self::Waiting { .. }
+            | Self::Backoff { .. }
+            | Self::Stopping { .. }
+            | Self::Stopped
+            | Self::LeftRunning { .. } => None,
         }
     }
 }

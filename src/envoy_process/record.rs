@@ -1,12 +1,14 @@
 //! What outlives the agent: the lock that says one is there, and the record of the Envoy it left.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 use super::error::Error;
 use super::identity::{Identity, boot_id};
@@ -16,7 +18,12 @@ const LONGEST_SOCKET_NAME: usize = 34;
 /// `sun_path` has 108 bytes, the last one is NUL.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The files of one supervised Envoy.
+/// A process that its holder is just starting has the lock too, until it becomes another program: moments, on a busy
+/// machine more.
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The files of one Envoy.
 #[derive(Clone, Debug)]
 pub(super) struct RuntimeDirectory {
     root: PathBuf,
@@ -48,6 +55,10 @@ impl RuntimeDirectory {
         Ok(Self { root })
     }
 
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
     pub fn bootstrap(&self) -> PathBuf {
         self.root.join(BOOTSTRAP)
     }
@@ -77,7 +88,7 @@ impl RuntimeDirectory {
     }
 
     /// Takes the lock, or says who has it. The kernel frees it when its holder dies, however it dies.
-    pub fn lock(&self) -> Result<Lock, Error> {
+    pub fn lock(&self, holder: Holder) -> Result<Lock, Error> {
         let path = self.root.join("envoy.lock");
         let mut file = OpenOptions::new()
             .read(true)
@@ -90,21 +101,45 @@ impl RuntimeDirectory {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                // Only to be shown; the lock itself is the proof.
-                let _ = file.read_to_string(&mut holder);
-                return Err(Error::Locked {
-                    directory: self.root.clone(),
-                    holder: holder.trim().to_owned(),
+                let mut text = String::new();
+                // Only to be shown, and to say what to do; the lock itself is the proof.
+                let _ = file.read_to_string(&mut text);
+                let directory = self.root.clone();
+                return Err(match text.trim().strip_suffix(RUN_MARK) {
+                    Some(holder) => Error::TakenByRun {
+                        directory,
+                        holder: holder.to_owned(),
+                    },
+                    None => Error::Locked {
+                        directory,
+                        holder: text.trim().to_owned(),
+                    },
                 });
             }
             Err(errno) => return Err(Error::file("lock", &path)(errno.into())),
         }
+        let mark = match holder {
+            Holder::Agent => "",
+            Holder::Run => RUN_MARK,
+        };
         // The same: on a full disk we start without.
         let _ = file
             .set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Lock { _file: file })
+            .and_then(|()| writeln!(file, "{}{mark}", std::process::id()));
+        Ok(Lock { file })
+    }
+
+    /// The same, unless it is free within that time.
+    pub async fn lock_within(&self, patience: Duration, holder: Holder) -> Result<Lock, Error> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lock(holder) {
+                Err(Error::Locked { .. } | Error::TakenByRun { .. }) if Instant::now() < deadline => {
+                    sleep(LOOK_INTERVAL).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// A record that cannot be read is as good as none: the process table is searched anyway.
@@ -154,10 +189,28 @@ impl RuntimeDirectory {
     }
 }
 
-/// While this lives no other agent keeps an Envoy in the same directory. Not inherited by Envoy (close-on-exec).
+/// Who keeps, or is, the Envoy of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    Agent,
+    /// `portreeve envoy run`.
+    Run,
+}
+
+/// Behind the process id, where an agent writes nothing.
+const RUN_MARK: &str = " envoy run";
+
+/// While this lives nobody else keeps an Envoy in the same directory. An agent's is not inherited by Envoy (close-on-exec).
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// For a process that becomes Envoy: the lock is then held for as long as that lives.
+    pub fn keep_over_exec(&self) -> io::Result<()> {
+        Ok(rustix::io::fcntl_setfd(&self.file, rustix::io::FdFlags::empty())?)
+    }
 }
 
 /// What a following agent must know of the Envoy we leave, and cannot read from the process table.
@@ -225,21 +278,19 @@ pub(super) fn is_private_with(path: &Path, content: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
 
     #[test]
     fn a_second_agent_is_told_who_holds_the_lock() {
         let directory = tempfile::tempdir().unwrap();
         let runtime = RuntimeDirectory::open(&directory.path().join("run")).unwrap();
-        let lock = runtime.lock().unwrap();
-        let error = runtime.lock().unwrap_err().to_string();
+        let lock = runtime.lock(Holder::Agent).unwrap();
+        let error = runtime.lock(Holder::Run).unwrap_err().to_string();
         assert!(error.contains(&std::process::id().to_string()), "{error}");
         drop(lock);
         // A child that another test is just starting holds the lock, too, until it is another program.
         let patience = Instant::now() + Duration::from_secs(5);
-        while let Err(error) = runtime.lock() {
+        while let Err(error) = runtime.lock(Holder::Agent) {
             assert!(Instant::now() < patience, "{error}");
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -11,7 +11,7 @@ use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::admin_client::{AdminClient, ServerInfo, ServerState};
 use super::binary::Version;
@@ -22,7 +22,7 @@ use super::launch::{Launch, new_base_id};
 use super::log_tail::LogTail;
 use super::planned_restart::RestartMethod;
 use super::process::{Exit, Process};
-use super::record::{Lock, Record, RuntimeDirectory};
+use super::record::{LOCK_PATIENCE, Lock, Record, RuntimeDirectory};
 use super::settings::Settings;
 use super::stop::{self, StopMode};
 
@@ -39,33 +39,17 @@ const SLOW_START: Duration = Duration::from_secs(20);
 /// One look. Its main thread may be busy with configuration for seconds; then the next look will do.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A process that its holder is just starting has the lock too, until it becomes another program: moments, on a busy
-/// machine more.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-
-async fn lock(runtime: &RuntimeDirectory) -> Result<Lock, Error> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match runtime.lock() {
-            Err(Error::Locked { .. }) if Instant::now() < deadline => sleep(LOOK_INTERVAL).await,
-            other => return other,
-        }
-    }
-}
-
 /// Takes over the Envoy that a former agent left in this runtime directory, or starts one. Returns as soon as there is
-/// a process; whether it serves is told by the status.
+/// a process, or knows that an Envoy of somebody else's is to be waited for; whether it serves is told by the status.
 pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
     let runtime = RuntimeDirectory::open(&settings.runtime_directory)?;
-    let lock = lock(&runtime).await?;
-    let record = runtime.load();
     let tail = LogTail::new(&runtime.log(), settings.log_limit_bytes);
     let admin = AdminClient::new(&settings.bootstrap.admin_socket);
     let bootstrap = runtime.bootstrap();
     let (commands, command_receiver) = mpsc::channel(8);
     let (status, status_receiver) = watch::channel(Status::Stopped);
     let mut supervisor = Supervisor {
-        _lock: lock,
+        lock: None,
         settings,
         runtime,
         admin: admin.clone(),
@@ -86,7 +70,7 @@ pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
         attempt: 0,
         stop_replies: Vec::new(),
     };
-    supervisor.take_over_or_start(record).await?;
+    supervisor.begin(LOCK_PATIENCE).await?;
     tokio::spawn(supervisor.run());
     Ok(Handle {
         commands,
@@ -97,7 +81,8 @@ pub async fn start_or_adopt(settings: Settings) -> Result<Handle, Error> {
 }
 
 pub(super) struct Supervisor {
-    pub(super) _lock: Lock,
+    /// None while an Envoy of `portreeve envoy run` has the directory.
+    pub(super) lock: Option<Lock>,
     pub(super) settings: Settings,
     pub(super) runtime: RuntimeDirectory,
     pub(super) admin: AdminClient,
@@ -249,18 +234,22 @@ impl Supervisor {
 
     async fn start_again(&mut self) {
         self.wake_at = None;
-        let launch = match self.launch.take() {
-            Some(launch) if launch.binary.is_unchanged() => Ok(launch),
-            _ => Launch::prepare(self.settings.clone(), self.runtime.clone()).await,
-        };
-        let started = match launch {
-            Ok(launch) => self.start(launch).await,
-            Err(error) => Err(error),
+        let started = match self.lock {
+            Some(_) => self.start_anew().await,
+            None => self.begin(Duration::ZERO).await,
         };
         if let Err(error) = started {
             tracing::error!(error = &error as &dyn StdError, "cannot start Envoy");
             self.back_off(error.to_string());
         }
+    }
+
+    async fn start_anew(&mut self) -> Result<(), Error> {
+        let launch = match self.launch.take() {
+            Some(launch) if launch.binary.is_unchanged() => launch,
+            _ => Launch::prepare(self.settings.clone(), self.runtime.clone()).await?,
+        };
+        self.start(launch).await
     }
 
     pub(super) fn back_off(&mut self, reason: String) {

@@ -1,6 +1,7 @@
 //! The first thing a supervisor does: look for an Envoy that a former agent left, before starting one.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -10,12 +11,37 @@ use super::identity::{Identity, find_envoys};
 use super::launch::{Launch, bootstrap_hash};
 use super::planned_restart;
 use super::process::Process;
-use super::record::{Record, RuntimeDirectory};
+use super::record::{Holder, Record, RuntimeDirectory};
 use super::steering;
-use super::supervise::{Current, Supervisor};
+use super::supervise::{Current, LOOK_INTERVAL, Supervisor};
 
 impl Supervisor {
-    pub(super) async fn take_over_or_start(&mut self, record: Option<Record>) -> Result<(), Error> {
+    /// Without the lock nothing is started. An Envoy of `portreeve envoy run` is ended by whoever started it: the agent, which
+    /// serves it, waits for that.
+    pub(super) async fn begin(&mut self, patience: Duration) -> Result<(), Error> {
+        match self.runtime.lock_within(patience, Holder::Agent).await {
+            Ok(lock) => self.lock = Some(lock),
+            Err(error @ Error::TakenByRun { .. }) => {
+                self.wait_for_other(&error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        let record = self.runtime.load();
+        self.take_over_or_start(record).await
+    }
+
+    fn wait_for_other(&mut self, error: &Error) {
+        let reason = error.to_string();
+        let waiting = Status::Waiting { reason };
+        if *self.status.borrow() != waiting {
+            tracing::warn!("no Envoy is started beside another: {error}");
+            self.status.send_replace(waiting);
+        }
+        self.wake_at = Some(Instant::now() + LOOK_INTERVAL);
+    }
+
+    async fn take_over_or_start(&mut self, record: Option<Record>) -> Result<(), Error> {
         let prepared = Launch::prepare(self.settings.clone(), self.runtime.clone()).await;
         let found = find_envoys(&self.runtime.bootstrap());
         for envoy in &found {

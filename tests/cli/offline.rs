@@ -530,6 +530,17 @@ fn envoy_bootstrap() {
     );
 }
 
+/// The unit of before, after the settings came to say `supervise`.
+#[test]
+fn envoy_run_where_the_agent_supervises() {
+    let directory = scratch_directory("cli");
+    let settings = "gateways = [\"edge\"]\n\nenvoy {\n  supervise = true\n}\n";
+    std::fs::write(directory.path().join("agent.hcl"), settings).unwrap();
+    let run = ["envoy", "run", "-config=agent.hcl", "-runtime-dir=run"];
+    insta::assert_snapshot!("run_supervised", portreeve(directory.path(), &run).shown(&[]));
+    assert!(!directory.path().join("run").exists());
+}
+
 #[test]
 fn completions_and_a_closed_pipe() {
     let directory = scratch_directory("cli");

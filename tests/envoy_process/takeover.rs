@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use portreeve::envoy_process::{
-    Error, ExecOptions, RestartMethod, Status, StopMode, exec_envoy, start_or_adopt,
+    Error, ExecOptions, Handle, RestartError, RestartMethod, Status, StopMode, exec_envoy, start_or_adopt,
 };
 
 use portreeve::agent::log_format::{self, LogFormat};
@@ -343,4 +343,86 @@ async fn exec_becomes_envoy() {
     assert_eq!(envoys(gateway.directory.path()), [child.id()]);
     signal(child.id(), "TERM");
     assert!(child.wait().unwrap().success());
+}
+
+/// Its unit was forgotten when the settings came to say `supervise`. Nobody may end it but that unit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_starts_no_envoy_beside_one_that_runs_by_itself() {
+    let gateway = Gateway::new();
+    let mut child = spawn_agent(&gateway, "exec");
+    let pid = child.id();
+    let is_up = || envoys(gateway.directory.path()) == [pid];
+    eventually("Envoy", Duration::from_secs(20), is_up).await;
+    let handle = start_in_vain(&gateway, pid).await;
+    handle.stop(StopMode::Drain).await;
+    assert_eq!(gateway.envoys(), [pid], "not the agent's to end");
+    assert!(is_served(&gateway.get("/").await));
+
+    let handle = start_in_vain(&gateway, pid).await;
+    signal(pid, "TERM");
+    child.wait().unwrap();
+    let next = wait_until_running(&handle).await;
+    assert_eq!(gateway.envoys(), [next.pid]);
+    assert!(is_served(&gateway.get("/").await));
+    handle.stop(StopMode::Now).await;
+}
+
+/// An agent that waits for the end of the Envoy with this process id.
+async fn start_in_vain(gateway: &Gateway, pid: u32) -> Handle {
+    let handle = gateway.start().await;
+    let reason = wait_for(&handle, "a wait", |status| match status {
+        Status::Waiting { reason } => Some(reason.clone()),
+        _ => None,
+    })
+    .await;
+    for part in [&format!("(pid {pid})"), "envoy run", "systemctl disable"] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    let error = handle.restart(None).await.unwrap_err();
+    assert!(matches!(error, RestartError::NotRunning), "{error}");
+    handle
+}
+
+/// The unit of the other way to run Envoy is started too early.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_run_starts_none_beside_a_supervised_one() {
+    let gateway = Gateway::new();
+    let handle = gateway.start().await;
+    let pid = wait_until_running(&handle).await.pid;
+    let said = run_in_vain(&gateway).await;
+    let agent = format!("an agent (pid {})", std::process::id());
+    assert!(said.contains(&agent), "{said}");
+    handle.detach().await;
+    let said = run_in_vain(&gateway).await;
+    for part in [
+        "that an agent supervised",
+        "envoy drain -gateway edge -runtime-dir",
+        &format!("`kill {pid}`"),
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(gateway.envoys(), [pid]);
+    let handle = gateway.start().await;
+    wait_until_running(&handle).await;
+    handle.stop(StopMode::Now).await;
+}
+
+/// What `portreeve envoy run` says, and that it ends by itself.
+async fn run_in_vain(gateway: &Gateway) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portreeve"));
+    let directory = gateway.directory.path();
+    command
+        .args(["envoy", "run", "-gateway=edge", "-wait=0s", "-runtime-dir"])
+        .arg(directory.join("run"))
+        .arg("-xds-socket")
+        .arg(directory.join("no-xds.sock"))
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    eventually("its end", Duration::from_secs(20), || {
+        child.try_wait().unwrap().is_some()
+    })
+    .await;
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
 }
