@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::envoy::{ADMIN_SOCKET, runtime_directory, settings_of, the_gateway};
-use super::failure::Failure;
+use super::envoy::{
+    ADMIN_SOCKET, directory_without_settings, runtime_directory, settings_of, the_gateway, warn,
+};
+use super::failure::{self, Failure};
 use super::runtime::block_on;
 use super::terminal::Terminal;
 use crate::agent::signals::Signals;
-use crate::envoy_process::{AdminClient, AdminError, drain};
+use crate::envoy_process::{AdminClient, AdminError, LastRun, drain};
 
 #[derive(Debug, clap::Args)]
 pub struct DrainArguments {
@@ -33,13 +35,11 @@ pub struct DrainArguments {
 }
 
 pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow::Result<()> {
-    let settings = settings_of(&arguments.config, arguments.gateway.as_deref())?;
-    let gateway = the_gateway(arguments.gateway.as_deref(), settings.as_ref())?;
-    let directory = runtime_directory(arguments.runtime_dir.as_deref(), settings.as_ref(), &gateway);
-    let drain_time = arguments
-        .drain_time
-        .or(settings.map(|settings| settings.envoy.drain_time))
-        .unwrap_or(DRAIN_TIME);
+    let Target {
+        gateway,
+        directory,
+        drain_time,
+    } = arguments.target(terminal)?;
     let socket = directory.join(ADMIN_SOCKET);
     let left = block_on(async {
         if arguments.when_stopped {
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow
             signals.told_to_leave().await;
         }
         let drained = drain(&AdminClient::new(&socket), drain_time, arguments.finish_time).await;
-        Ok(drained.map_err(|error| failure(error, &gateway))?)
+        Ok(drained.map_err(|error| not_drained(error, &gateway))?)
     })?;
     match left {
         0 => terminal.line(format!("Envoy of gateway {gateway} drained")),
@@ -59,7 +59,61 @@ pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow
     Ok(())
 }
 
-fn failure(error: AdminError, gateway: &str) -> Failure {
+struct Target {
+    gateway: String,
+    directory: PathBuf,
+    drain_time: Duration,
+}
+
+impl DrainArguments {
+    fn target(&self, terminal: &mut Terminal) -> anyhow::Result<Target> {
+        let named = self.runtime_dir.as_deref();
+        let settings = match settings_of(&self.config, self.gateway.as_deref()) {
+            Ok(settings) => settings,
+            Err(error) => return self.target_without_settings(error, terminal),
+        };
+        let gateway = the_gateway(self.gateway.as_deref(), settings.as_ref())?;
+        Ok(Target {
+            directory: runtime_directory(named, settings.as_ref(), &gateway),
+            drain_time: self
+                .drain_time
+                .or(settings.map(|settings| settings.envoy.drain_time))
+                .unwrap_or(DRAIN_TIME),
+            gateway,
+        })
+    }
+
+    /// Envoy is about to be ended, whatever the settings are: where it is will do.
+    fn target_without_settings(
+        &self,
+        error: anyhow::Error,
+        terminal: &mut Terminal,
+    ) -> anyhow::Result<Target> {
+        let (named, gateway) = (self.runtime_dir.as_deref(), self.gateway.as_deref());
+        let Some(directory) = directory_without_settings(&error, named, gateway) else {
+            return Err(error);
+        };
+        let last = LastRun::read(&directory);
+        let of_last = last.as_ref().map(|last| last.drain_time);
+        let drain_time = self.drain_time.or(of_last).unwrap_or(DRAIN_TIME);
+        failure::write(&error, terminal)?;
+        warn(
+            terminal,
+            format!(
+                "the Envoy in {} is drained all the same, for {drain_time:?}",
+                directory.display()
+            ),
+        )?;
+        let gateway = gateway.map(str::to_owned).or(last.map(|last| last.gateway));
+        Ok(Target {
+            gateway: gateway.unwrap_or_else(|| "(unknown)".to_owned()),
+            directory,
+            drain_time,
+        })
+    }
+}
+
+fn not_drained(error: AdminError, gateway: &str) -> Failure {
     let fix = match &error {
         AdminError::Connect { .. } => {
             "is Envoy running, and does this user own its socket? -runtime-dir or -config say where it is"

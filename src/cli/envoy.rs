@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::api_client::{ApiArguments, ApiClient};
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use super::runtime::block_on;
-use super::terminal::Terminal;
-use crate::agent::settings::{Flags, Settings};
+use super::terminal::{Color, Terminal};
+use crate::agent::settings::{Flags, Settings, SettingsError};
 use crate::envoy::bootstrap::{Bootstrap, ServerName, XdsEndpoint, XdsTls, XdsVariant};
-use crate::envoy_process::{self, ExecOptions, exec_envoy};
+use crate::envoy_process::{self, ExecOptions, LastRun, exec_envoy, exec_envoy_again};
 
 /// Prepare, run or restart Envoy
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,8 @@ enum Command {
     Bootstrap(#[command(flatten)] Box<BootstrapArguments>),
     /// Become Envoy, for a Nomad task or a systemd unit of its own
     ///
-    /// It is not started beside an agent that supervises one.
+    /// Where the settings cannot be read, Envoy is started with the bootstrap and the arguments of its last run, which stand
+    /// in -runtime-dir, or with -gateway where they stand by default. It is not started beside an agent that supervises one.
     Run(#[command(flatten)] Box<RunArguments>),
     /// Ask the clients of an Envoy of its own to leave, before somebody ends it
     ///
@@ -131,7 +132,10 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
 
 impl RunArguments {
     fn run(&self, terminal: &mut Terminal) -> anyhow::Result<()> {
-        let (bootstrap, runtime_directory, agent) = self.bootstrap.bootstrap()?;
+        let (bootstrap, runtime_directory, agent) = match self.bootstrap.bootstrap() {
+            Ok(made) => made,
+            Err(error) => return self.run_again(error, terminal),
+        };
         let mut settings = envoy_process::Settings::new(runtime_directory, bootstrap);
         if let Some(agent) = agent {
             if agent.envoy.supervise {
@@ -161,6 +165,38 @@ impl RunArguments {
         block_on(async { Ok(exec_envoy(settings, options).await?) })?;
         Ok(())
     }
+
+    /// The agent goes on with the settings that it has read. So does its Envoy, however often that ends.
+    fn run_again(&self, error: anyhow::Error, terminal: &mut Terminal) -> anyhow::Result<()> {
+        let (named, gateway) = (
+            self.bootstrap.runtime_dir.as_deref(),
+            self.bootstrap.gateway.as_deref(),
+        );
+        let directory = directory_without_settings(&error, named, gateway);
+        let Some((directory, last)) = directory.and_then(|directory| {
+            let last = LastRun::read(&directory)?;
+            Some((directory, last))
+        }) else {
+            return Err(error);
+        };
+        failure::write(&error, terminal)?;
+        warn(
+            terminal,
+            format!(
+                "Envoy is started with what its last run left, {} and {}: mend the settings, they hold from its next start on",
+                directory.join("bootstrap.json").display(),
+                last.arguments.join(" "),
+            ),
+        )?;
+        terminal.flush()?;
+        block_on(async { Ok(exec_envoy_again(&directory, &last).await?) })?;
+        Ok(())
+    }
+}
+
+pub(super) fn warn(terminal: &mut Terminal, text: impl AsRef<str>) -> std::io::Result<()> {
+    let label = terminal.paint(Color::Yellow, "Warning:");
+    terminal.error_line(format!("{label} {}", text.as_ref()))
 }
 
 impl BootstrapArguments {
@@ -260,6 +296,19 @@ pub(super) fn the_gateway(named: Option<&str>, settings: Option<&Settings>) -> a
 pub(super) fn runtime_directory(named: Option<&Path>, settings: Option<&Settings>, gateway: &str) -> PathBuf {
     let data_dir = settings.map_or(Path::new(DATA_DIR), |settings| &settings.data_dir);
     named.map_or_else(|| data_dir.join("envoy").join(gateway), Path::to_owned)
+}
+
+/// The same where the settings cannot be read: as it is named, or where it is by default.
+pub(super) fn directory_without_settings(
+    error: &anyhow::Error,
+    named: Option<&Path>,
+    gateway: Option<&str>,
+) -> Option<PathBuf> {
+    error.downcast_ref::<SettingsError>()?;
+    match (named, gateway) {
+        (None, None) => None,
+        (named, gateway) => Some(runtime_directory(named, None, gateway.unwrap_or_default())),
+    }
 }
 
 pub(super) const ADMIN_SOCKET: &str = "admin.sock";

@@ -6,13 +6,16 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep};
 
+use super::binary::Binary;
 use super::error::Error;
 use super::identity::find_envoys;
+use super::last_run::LastRun;
 use super::launch::{Launch, allowed_environment};
 use super::record::{Holder, LOCK_PATIENCE, Lock, RuntimeDirectory};
 use super::settings::Settings;
@@ -34,10 +37,27 @@ pub async fn exec_envoy(settings: Settings, options: ExecOptions) -> Result<Infa
     let lock = claim(&runtime, &settings.bootstrap.gateway).await?;
     let launch = Launch::prepare(settings, runtime).await?;
     launch.write_bootstrap()?;
+    let run = LastRun::of(&launch);
+    if let Err(error) = run.write(&launch.runtime) {
+        // It is for a day on which the settings cannot be read.
+        tracing::warn!(
+            error = &error as &dyn StdError,
+            "cannot keep what Envoy is started with"
+        );
+    }
     if let Some(limit) = options.wait_for_xds {
         wait_for(&launch.settings.bootstrap.xds, limit).await;
     }
-    become_envoy(&launch, lock.as_ref())
+    become_envoy(launch.binary, &launch.runtime, &run, lock.as_ref())
+}
+
+/// The same Envoy again, with the bootstrap and the arguments that the last run left in the directory.
+pub async fn exec_envoy_again(directory: &Path, run: &LastRun) -> Result<Infallible, Error> {
+    let runtime = RuntimeDirectory::open(directory)?;
+    let lock = claim(&runtime, &run.gateway).await?;
+    let search_path = std::env::var_os("PATH");
+    let binary = Binary::find(run.binary.as_deref(), search_path.as_deref()).await?;
+    become_envoy(binary, &runtime, run, lock.as_ref())
 }
 
 /// A second Envoy in the same directory would share the ports of the first and take its admin socket.
@@ -62,24 +82,28 @@ async fn claim(runtime: &RuntimeDirectory, gateway: &str) -> Result<Option<Lock>
     }
 }
 
-fn become_envoy(launch: &Launch, lock: Option<&Lock>) -> Result<Infallible, Error> {
-    let runtime = &launch.runtime;
+fn become_envoy(
+    binary: Binary,
+    runtime: &RuntimeDirectory,
+    run: &LastRun,
+    lock: Option<&Lock>,
+) -> Result<Infallible, Error> {
     if let Some(lock) = lock {
         lock.keep_over_exec()
             .map_err(Error::file("keep the lock of", runtime.path()))?;
     }
-    let mut command = std::process::Command::new(&launch.binary.path);
+    let mut command = std::process::Command::new(&binary.path);
     command
         .arg("-c")
         .arg(runtime.bootstrap())
         .arg("--disable-hot-restart")
-        .args(launch.common_arguments());
+        .args(&run.arguments);
     command
         .env_clear()
-        .envs(allowed_environment(&launch.settings.pass_environment));
+        .envs(allowed_environment(&run.pass_environment));
     let source = command.exec();
     Err(Error::Spawn {
-        binary: launch.binary.path.clone(),
+        binary: binary.path,
         source,
     })
 }

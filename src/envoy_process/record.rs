@@ -31,6 +31,7 @@ pub(super) struct RuntimeDirectory {
 
 /// The file that names an Envoy as ours.
 pub(super) const BOOTSTRAP: &str = "bootstrap.json";
+pub(super) const LAST_RUN: &str = "last-run.json";
 
 impl RuntimeDirectory {
     /// Makes it, for our user only: it holds sockets that can stop Envoy, and files that start it.
@@ -81,6 +82,17 @@ impl RuntimeDirectory {
     /// Where the parent of this Envoy writes how it ended.
     pub fn status(&self, base_id: u32, epoch: u32) -> PathBuf {
         self.root.join(format!("exit-status-{base_id}-{epoch}"))
+    }
+
+    /// What `portreeve envoy run` started, for where its settings cannot be read.
+    pub fn last_run(&self) -> PathBuf {
+        self.root.join(LAST_RUN)
+    }
+
+    /// A supervisor is here: what it runs is no longer what was run then.
+    pub fn forget_last_run(&self) {
+        // Missing is the normal case.
+        let _ = fs::remove_file(self.last_run());
     }
 
     fn record(&self) -> PathBuf {

@@ -27,6 +27,7 @@ impl Supervisor {
             }
             Err(error) => return Err(error),
         }
+        self.runtime.forget_last_run();
         let record = self.runtime.load();
         self.take_over_or_start(record).await
     }

@@ -1,6 +1,7 @@
 //! The default on a node: an agent, and an Envoy that the system started. The command lines are those of the systemd units.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
@@ -27,10 +28,18 @@ fn arguments(stack: &Stack, unit: &str, key: &str) -> Vec<String> {
         .unwrap_or_else(|| panic!("no {key} in {unit}"))
         .split_whitespace();
     assert_eq!(words.next(), Some("/usr/local/bin/portreeve"), "{unit}");
-    let settings = stack.data.with_file_name("portreeve.hcl").display().to_string();
+    let (settings, data) = (
+        settings(stack).display().to_string(),
+        stack.data.display().to_string(),
+    );
     words
         .map(|word| word.replace("/etc/portreeve.d/portreeve.hcl", &settings))
+        .map(|word| word.replace("/opt/portreeve/data", &data))
         .collect()
+}
+
+fn settings(stack: &Stack) -> PathBuf {
+    stack.data.with_file_name("portreeve.hcl")
 }
 
 fn envoy_unit(stack: &Stack, key: &str) -> Launch {
@@ -191,4 +200,66 @@ async fn ended(process: &mut Process) {
     })
     .await;
     assert!(exit.success(), "{}: {exit:?}", process.name());
+}
+
+/// The agent goes on with what it read. An Envoy that the kernel ends for memory comes back with what it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_cannot_be_read_keep_no_envoy_away() {
+    let stack = Stack::start(Options {
+        no_envoy: true,
+        ..Options::default()
+    })
+    .await;
+    let backend = Backend::start("one").await;
+    stack.register("orders", &backend).await;
+    stack.put("gateway", crate::stack::GATEWAY).await;
+    stack
+        .put("shop", &route("shop", "shop.example.com", "orders"))
+        .await;
+    let good = std::fs::read_to_string(settings(&stack)).unwrap();
+    let slip = || {
+        let bad = good.replace("supervise ", "supervize ");
+        assert_ne!(good, bad);
+        std::fs::write(settings(&stack), bad).unwrap();
+    };
+    slip();
+    let mut first = envoy_unit(&stack, "ExecStart").start();
+    let exit = wait_for("its end", SOON, async || {
+        let exit = first.exit_status();
+        exit.ok_or_else(|| anyhow::anyhow!("it runs, from nothing"))
+    })
+    .await;
+    assert_eq!(exit.code(), Some(1));
+    assert!(first.log().contains("supervize"), "{}", first.log());
+
+    std::fs::write(settings(&stack), &good).unwrap();
+    let mut envoy = envoy_unit(&stack, "ExecStart").start();
+    serves_from(&stack.client(), "one").await;
+    let command_line = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    let before = command_line(envoy.pid());
+    envoy.kill();
+    slip();
+    envoy.start_again();
+    serves_from(&stack.client(), "one").await;
+    assert_eq!(command_line(envoy.pid()), before);
+    let said = envoy.log();
+    for part in [
+        "supervize",
+        "Warning: Envoy is started with what its last run left",
+        "bootstrap.json",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+
+    let mut drain = envoy_unit(&stack, "ExecStop").start();
+    ended(&mut drain).await;
+    let said = drain.log();
+    for part in [
+        "supervize",
+        "is drained all the same, for 2s",
+        "Envoy of gateway edge drained",
+    ] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    assert!(envoy.is_running());
 }
