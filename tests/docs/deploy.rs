@@ -15,7 +15,7 @@ fn units() -> Vec<PathBuf> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "service"))
         .collect();
     units.sort();
-    assert_eq!(units.len(), 2, "{units:?}");
+    assert_eq!(units.len(), 3, "{units:?}");
     units
 }
 
@@ -52,7 +52,10 @@ fn commands_of_the_systemd_units_are_ours() {
             unit.display()
         );
     }
-    assert_eq!(checked, 3, "agent, Envoy and its drain");
+    assert_eq!(
+        checked, 4,
+        "agent, Envoy and its drain, and that of a supervised one"
+    );
 }
 
 #[test]

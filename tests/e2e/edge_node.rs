@@ -43,13 +43,13 @@ fn settings(stack: &Stack) -> PathBuf {
 }
 
 fn envoy_unit(stack: &Stack, key: &str) -> Launch {
+    unit(stack, "portreeve-envoy.service", key)
+}
+
+fn unit(stack: &Stack, unit: &str, key: &str) -> Launch {
     let name = if key == "ExecStart" { "envoy" } else { "drain" };
     let directory = stack.data.parent().unwrap();
-    Launch::new(name, env!("CARGO_BIN_EXE_portreeve"), directory).args(arguments(
-        stack,
-        "portreeve-envoy.service",
-        key,
-    ))
+    Launch::new(name, env!("CARGO_BIN_EXE_portreeve"), directory).args(arguments(stack, unit, key))
 }
 
 fn shop() -> Request {
@@ -262,4 +262,32 @@ async fn settings_that_cannot_be_read_keep_no_envoy_away() {
         assert!(said.contains(part), "no {part} in {said}");
     }
     assert!(envoy.is_running());
+}
+
+/// As systemd stops it when the machine stops: before the agent, which would leave its Envoy to be killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_drain_unit_empties_an_envoy_that_its_agent_would_leave() {
+    let mut stack = Stack::start(Options {
+        leave_envoy: true,
+        ..Options::default()
+    })
+    .await;
+    let (_backend, _) = stack.shop().await;
+    let (client, slow) = (stack.client(), shop().header("x-test-delay", "3000"));
+    let slow = tokio::spawn(async move { client.send(&slow).await });
+    wait_for("the slow request", SOON, async || {
+        let envoy = stack.envoy();
+        let active = envoy.stats(r"^cluster\..*orders.*\.upstream_rq_active$").await;
+        anyhow::ensure!(active.values().sum::<u64>() > 0, "{active:?}");
+        Ok(())
+    })
+    .await;
+    let mut drain = unit(&stack, "portreeve-drain.service", "ExecStop").start();
+    ended(&mut drain).await;
+    assert_eq!(drain.log().trim(), "Envoy of gateway edge drained");
+    assert_eq!(slow.await.unwrap().map(|reply| reply.status), Ok(200));
+    let outcome = stack.client().send(&shop()).await;
+    assert_eq!(outcome.unwrap_err(), Failure::Refused);
+    stack.agent.terminate();
+    stack.agent.wait_for_log("leaving Envoy running").await;
 }
