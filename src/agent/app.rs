@@ -108,6 +108,14 @@ pub async fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     outcome.map(|code| if in_order { code } else { ExitCode::FAILURE })
 }
 
+/// For what reads files: whoever waits for it hears signals meanwhile.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
 fn load(flags: &Flags) -> Result<Settings, SettingsError> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Settings::load(flags, &host)
@@ -322,7 +330,10 @@ impl Running {
                         if is_ready {
                             service_manager.reloading();
                         }
-                        self.reload(flags, settings, level).await;
+                        if !self.reload_unless_told_to_stop(flags, settings, level, signals).await {
+                            tracing::info!("told to stop");
+                            return Ok(ExitCode::SUCCESS);
+                        }
                         if is_ready {
                             service_manager.ready("serving");
                         }
@@ -337,8 +348,36 @@ impl Running {
         }
     }
 
+    /// Files are read, and a file system may hang: the agent stops all the same. False: it is to.
+    async fn reload_unless_told_to_stop(
+        &self,
+        flags: &Flags,
+        settings: &mut Settings,
+        level: &LevelHandle,
+        signals: &mut Signals,
+    ) -> bool {
+        let mut again = true;
+        while std::mem::take(&mut again) {
+            let reload = self.reload(flags, settings, level);
+            tokio::pin!(reload);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut reload => break,
+                    signal = signals.next() => match signal {
+                        // What was read may be older.
+                        SignalEvent::Reload => again = true,
+                        SignalEvent::Terminate | SignalEvent::Abort => return false,
+                    }
+                }
+            }
+        }
+        true
+    }
+
     async fn reload(&self, flags: &Flags, settings: &mut Settings, level: &LevelHandle) {
-        let mut after = match load(flags) {
+        let flags = flags.clone();
+        let mut after = match blocking(move || load(&flags)).await {
             Ok(after) => after,
             Err(error) => {
                 tracing::error!(%error, "reload: the settings are not usable, the old ones stay");
@@ -353,8 +392,8 @@ impl Running {
         if after.gateways.is_empty() {
             after.gateways.clone_from(&settings.gateways);
         }
-        if let (Some(block), Some(certificate)) = (&after.xds.tcp, &self.xds_certificate)
-            && let Err(error) = certificate.take_up(block)
+        if let (Some(block), Some(certificate)) = (after.xds.tcp.clone(), self.xds_certificate.clone())
+            && let Err(error) = blocking(move || certificate.take_up(&block)).await
         {
             tracing::error!(
                 "reload: {error:#}; the old certificate and clients of the xDS port stay until the files fit"

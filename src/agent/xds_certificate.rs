@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::settings::XdsTcpBlock;
 use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file;
-use crate::sources::certificates::WallClock;
+use crate::sources::certificates::{PemFault, WallClock, parse_public};
 use crate::sources::life::{GIVEN, Life};
 use crate::sources::stamp::{Stamp, stamp_of};
 use crate::status::SourceReading;
@@ -37,6 +37,8 @@ struct Followed {
     block: XdsTcpBlock,
     /// Of the files that are in use. None: those of the settings are not.
     stamps: Option<Stamps>,
+    /// Of the last look: a file that changes still is being written.
+    seen: Stamps,
     /// Said once: the files are looked at every second.
     failure: Option<String>,
     life: Option<Life>,
@@ -53,6 +55,7 @@ impl XdsCertificate {
         let followed = Mutex::new(Followed {
             block: block.clone(),
             stamps: Some(stamps),
+            seen: stamps,
             failure: None,
             life,
             ending: None,
@@ -63,7 +66,7 @@ impl XdsCertificate {
     /// What the settings say now, files and clients. Where the files do not fit, those in use stay until they do.
     pub fn take_up(&self, block: &XdsTcpBlock) -> anyhow::Result<()> {
         let stamps = stamps(block);
-        let tls = read(block);
+        let tls = self.read_next(block);
         let mut followed = self.lock();
         followed.block = block.clone();
         match tls {
@@ -100,16 +103,20 @@ impl XdsCertificate {
     }
 
     fn look(&self) {
-        let (block, known) = {
+        let (block, known, seen) = {
             let followed = self.lock();
-            (followed.block.clone(), followed.stamps)
+            (followed.block.clone(), followed.stamps, followed.seen)
         };
         let stamps = stamps(&block);
-        let tls = (known != Some(stamps)).then(|| read(&block));
+        let is_known = known == Some(stamps);
+        let tls = (!is_known && seen == stamps).then(|| self.read_next(&block));
         let mut followed = self.lock();
+        followed.seen = stamps;
         // Otherwise SIGHUP has been there meanwhile.
         if followed.block == block {
             match tls {
+                // Those in use are there again, after others or none.
+                None if is_known => followed.failure = None,
                 None => {}
                 Some(Ok(tls)) => {
                     self.put_in_use(&mut followed, stamps, tls);
@@ -130,6 +137,14 @@ impl XdsCertificate {
             }
         }
         followed.tell_of_its_end(WallClock::default().now());
+    }
+
+    fn read_next(&self, block: &XdsTcpBlock) -> anyhow::Result<TlsSettings> {
+        let next = read(block)?;
+        let now = WallClock::default().now();
+        in_date(&self.in_use.borrow(), &next, now)
+            .with_context(|| format!("{}: cannot be used (xds.tcp)", block.cert_file.display()))?;
+        Ok(next)
     }
 
     fn put_in_use(&self, followed: &mut Followed, stamps: Stamps, tls: TlsSettings) {
@@ -167,6 +182,18 @@ impl Followed {
 
 fn life_of(tls: &TlsSettings) -> Option<Life> {
     Life::of_certificate(&tls.certificate, WallClock::default().now())
+}
+
+/// A certificate out of date is of use only where the one before it is, too: last month's that was put back is none.
+fn in_date(before: &TlsSettings, next: &TlsSettings, now: i64) -> anyhow::Result<()> {
+    match parse_public(&next.certificate, now) {
+        Err(fault @ (PemFault::Expired(_) | PemFault::NotYetValid(_)))
+            if parse_public(&before.certificate, now).is_ok() =>
+        {
+            Err(fault.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// None for one that is away.
@@ -217,6 +244,7 @@ mod tests {
                 clients: Vec::new(),
             },
             stamps: None,
+            seen: [None; 3],
             failure: None,
             life: Some(life),
             ending: None,

@@ -27,7 +27,7 @@ const NEVER: Duration = Duration::from_secs(3);
 pub struct Central {
     pub stack: Stack,
     pub ca: Ca,
-    files: TempDir,
+    pub files: TempDir,
     port: u16,
     _backend: Backend,
 }

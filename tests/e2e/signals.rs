@@ -187,6 +187,91 @@ async fn a_replaced_certificate_of_the_xds_port_is_taken_up_by_itself() {
         .await;
 }
 
+/// Files that are of no use cost nothing, and once the ones in use are back nothing is said of them any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_xds_port_that_went_or_ended_are_forgotten_when_the_right_ones_are_back() {
+    let mut central = Central::start().await;
+    let pair = central.ca.issue(&[EDGE]);
+    let (_first, _) = central.run("remote-1", "edge", &pair, "delta");
+    central.serves("the first Envoy").await;
+    let good = central.ca.issue(&[AGENT]);
+    central.write_own_pair("agent", &good);
+    let taken_up = "the certificate of the xDS port was read again";
+    central.stack.agent.wait_for_log(taken_up).await;
+
+    // Away with its directory, and back as it was.
+    let (file, away) = (
+        central.files.path().join("agent.pem"),
+        central.files.path().join("away"),
+    );
+    std::fs::rename(&file, &away).unwrap();
+    let said = "changed files of the xDS port (xds.tcp) are not used, those before stay";
+    let line = central.stack.agent.wait_for_log(said).await;
+    assert!(line.contains("agent.pem: cannot be read"), "{line}");
+    assert!(problem_of_xds(&central).await.is_some());
+    std::fs::rename(&away, &file).unwrap();
+    until_in_order(&central).await;
+
+    // Somebody puts one back that has ended.
+    let ended = central
+        .ca
+        .issue_between(&[AGENT], Duration::from_secs(3600), Duration::from_secs(1));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let start = central.stack.agent.process.log_length();
+    central.write_own_pair("agent", &ended);
+    let agent = &mut central.stack.agent.process;
+    let line = agent.wait_for_log_after(start, "expired at", SOON).await;
+    for part in ["WARN", said, "agent.pem", "fix="] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    let (_second, _) = central.run("remote-2", "edge", &pair, "delta");
+    connected(&central, "remote-2").await;
+    central.write_own_pair("agent", &good);
+    until_in_order(&central).await;
+}
+
+async fn problem_of_xds(central: &Central) -> Option<String> {
+    let status = central.stack.agent.api(Method::GET, "/v1/status", "").await;
+    let status = status.unwrap().json();
+    let sources = status["sources"].as_array().unwrap();
+    let source = sources
+        .iter()
+        .find(|source| source["name"] == "xds certificate")
+        .unwrap_or_else(|| panic!("{status:#}"));
+    source["problem"].as_str().map(str::to_owned)
+}
+
+async fn until_in_order(central: &Central) {
+    wait_for("no problem with the files", SOON, async || {
+        let problem = problem_of_xds(central).await;
+        anyhow::ensure!(problem.is_none(), "{problem:?}");
+        Ok(())
+    })
+    .await;
+}
+
+/// A file system that hangs: nobody writes to the pipe.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_hangs_keeps_no_agent_from_stopping() {
+    let mut central = Central::start().await;
+    let pair = central.ca.issue(&[EDGE]);
+    let (_envoy, _) = central.run("remote-1", "edge", &pair, "delta");
+    central.serves("Envoy").await;
+    for file in ["pipe-ca.pem", "pipe.pem", "pipe.key"] {
+        let path = central.files.path().join(file);
+        let made = std::process::Command::new("mkfifo").arg(path).status();
+        assert!(made.unwrap().success());
+    }
+    central.name_own_files("pipe");
+    central.stack.agent.reload();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    central.serves("Envoy while a reload hangs").await;
+    assert_eq!(problem_of_xds(&central).await, None);
+    central.stack.agent.terminate();
+    let log = central.stack.agent.process.log();
+    assert!(log.contains("told to stop"), "{log}");
+}
+
 /// In Unix seconds, by the metric.
 async fn ends(central: &Central) -> f64 {
     let metrics = central
