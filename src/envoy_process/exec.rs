@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::binary::Binary;
 use super::error::Error;
-use super::identity::find_envoys;
+use super::identity::{NO_HOT_RESTART, find_envoys, find_run};
 use super::last_run::LastRun;
 use super::launch::{Launch, allowed_environment};
 use super::record::{Holder, LOCK_PATIENCE, Lock, RuntimeDirectory};
@@ -71,7 +71,10 @@ async fn claim(runtime: &RuntimeDirectory, gateway: &str) -> Result<Option<Lock>
             None
         }
     };
-    // One that an agent left has no lock.
+    // Neither has one of an older version a lock, nor one that an agent left.
+    if let Some(pid) = find_run(&runtime.bootstrap()) {
+        return Err(runtime.taken_by_run(pid));
+    }
     match find_envoys(&runtime.bootstrap()).last() {
         None => Ok(lock),
         Some(envoy) => Err(Error::LeftBySupervisor {
@@ -96,7 +99,7 @@ fn become_envoy(
     command
         .arg("-c")
         .arg(runtime.bootstrap())
-        .arg("--disable-hot-restart")
+        .arg(NO_HOT_RESTART)
         .args(&run.arguments);
     command
         .env_clear()

@@ -42,31 +42,48 @@ pub(super) struct FoundEnvoy {
 ///
 /// The record alone is not enough: an agent killed between starting Envoy and writing it down leaves one unrecorded.
 pub(super) fn find_envoys(bootstrap: &Path) -> Vec<FoundEnvoy> {
-    let own_uid = rustix::process::geteuid().as_raw();
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let mut found: Vec<FoundEnvoy> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| is_owned_by(*pid, own_uid))
+    let mut found: Vec<FoundEnvoy> = own_processes()
         .filter_map(|pid| recognise(pid, bootstrap))
         .collect();
     found.sort_by_key(|envoy| (envoy.identity.start_time, envoy.epoch));
     found
 }
 
+/// Finds the Envoy that a `portreeve envoy run` became with our bootstrap file.
+///
+/// The lock says it too, but that of an older version took none, and lives until its unit or task is started again.
+pub(super) fn find_run(bootstrap: &Path) -> Option<u32> {
+    own_processes().find(|pid| {
+        let living = Identity::of(*pid).and_then(|_| command_line(*pid));
+        living.is_some_and(|arguments| is_of_run(&arguments, bootstrap)) && runs_envoy(*pid)
+    })
+}
+
+fn own_processes() -> impl Iterator<Item = u32> {
+    let own_uid = rustix::process::geteuid().as_raw();
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(move |pid| is_owned_by(*pid, own_uid))
+}
+
+fn command_line(pid: u32) -> Option<Vec<String>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    // Each ends with a NUL, the last one too.
+    let arguments = line.strip_suffix(&[0]).unwrap_or(&line).split(|byte| *byte == 0);
+    Some(
+        arguments
+            .map(|argument| String::from_utf8_lossy(argument).into_owned())
+            .collect(),
+    )
+}
+
 /// Reads from its command line whether this process is an Envoy of ours.
 pub(super) fn recognise(pid: u32, bootstrap: &Path) -> Option<FoundEnvoy> {
     let identity = Identity::of(pid)?;
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    // Each ends with a NUL, the last one too.
-    let arguments: Vec<String> = line
-        .strip_suffix(&[0])
-        .unwrap_or(&line)
-        .split(|byte| *byte == 0)
-        .map(|argument| String::from_utf8_lossy(argument).into_owned())
-        .collect();
+    let arguments = command_line(pid)?;
     let (base_id, epoch) = parse_arguments(&arguments, bootstrap)?;
     if !runs_envoy(pid) {
         return None;
@@ -119,19 +136,32 @@ pub(super) fn parse_stat(stat: &str) -> Option<(char, u64)> {
     Some((state, start_time))
 }
 
+fn value<'a>(arguments: &'a [String], flag: &str) -> Option<&'a str> {
+    let at = arguments.iter().position(|argument| argument == flag)?;
+    arguments.get(at + 1).map(String::as_str)
+}
+
+fn serves_with(arguments: &[String], bootstrap: &Path) -> bool {
+    value(arguments, "-c").is_some_and(|path| Path::new(path) == bootstrap)
+        && value(arguments, "--mode") != Some("validate")
+}
+
 fn parse_arguments(arguments: &[String], bootstrap: &Path) -> Option<(u32, u32)> {
-    let value = |flag: &str| {
-        let at = arguments.iter().position(|argument| argument == flag)?;
-        arguments.get(at + 1).map(String::as_str)
-    };
-    if Path::new(value("-c")?) != bootstrap || value("--mode") == Some("validate") {
+    if !serves_with(arguments, bootstrap) {
         return None;
     }
     Some((
-        value("--base-id")?.parse().ok()?,
-        value("--restart-epoch")?.parse().ok()?,
+        value(arguments, "--base-id")?.parse().ok()?,
+        value(arguments, "--restart-epoch")?.parse().ok()?,
     ))
 }
+
+fn is_of_run(arguments: &[String], bootstrap: &Path) -> bool {
+    serves_with(arguments, bootstrap) && arguments.iter().any(|argument| argument == NO_HOT_RESTART)
+}
+
+/// What tells the Envoy of `portreeve envoy run` from one that is supervised, in every version.
+pub(super) const NO_HOT_RESTART: &str = "--disable-hot-restart";
 
 /// Changes with every boot, so that a record from before it matches nothing.
 pub(super) fn boot_id() -> String {
@@ -197,5 +227,10 @@ mod tests {
         let validating = line("envoy --mode validate -c /run/p/bootstrap.json --base-id 7 --restart-epoch 2");
         assert_eq!(parse_arguments(&validating, ours), None);
         assert_eq!(parse_arguments(&line("vi -c"), ours), None);
+
+        let run = line("envoy -c /run/p/bootstrap.json --disable-hot-restart --drain-time-s 20");
+        assert!(is_of_run(&run, ours) && !is_of_run(&run, Path::new("/run/q/bootstrap.json")));
+        assert_eq!(parse_arguments(&run, ours), None);
+        assert!(!is_of_run(&serving, ours));
     }
 }

@@ -141,6 +141,14 @@ impl RuntimeDirectory {
         Ok(Lock { file })
     }
 
+    /// What the lock says of a run that holds it.
+    pub fn taken_by_run(&self, pid: u32) -> Error {
+        Error::TakenByRun {
+            directory: self.root.clone(),
+            holder: pid.to_string(),
+        }
+    }
+
     /// The same, unless it is free within that time.
     pub async fn lock_within(&self, patience: Duration, holder: Holder) -> Result<Lock, Error> {
         let deadline = Instant::now() + patience;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::handle::{Running, Status};
-use super::identity::{Identity, find_envoys};
+use super::identity::{Identity, find_envoys, find_run};
 use super::launch::{Launch, bootstrap_hash};
 use super::planned_restart;
 use super::process::Process;
@@ -19,7 +19,13 @@ impl Supervisor {
     /// Without the lock nothing is started. An Envoy of `portreeve envoy run` is ended by whoever started it: the agent, which
     /// serves it, waits for that.
     pub(super) async fn begin(&mut self, patience: Duration) -> Result<(), Error> {
-        match self.runtime.lock_within(patience, Holder::Agent).await {
+        let lock = self.runtime.lock_within(patience, Holder::Agent).await;
+        let taken = match (&lock, find_run(&self.runtime.bootstrap())) {
+            // Of an older version: the lock is let go again.
+            (Ok(_), Some(pid)) => Err(self.runtime.taken_by_run(pid)),
+            _ => lock,
+        };
+        match taken {
             Ok(lock) => self.lock = Some(lock),
             Err(error @ Error::TakenByRun { .. }) => {
                 self.wait_for_other(&error);

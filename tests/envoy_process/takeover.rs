@@ -367,6 +367,41 @@ async fn an_agent_starts_no_envoy_beside_one_that_runs_by_itself() {
     handle.stop(StopMode::Now).await;
 }
 
+/// That one took no lock. It lives until its unit is started again, whatever was upgraded beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_envoy_that_an_older_version_ran_has_its_directory_too() {
+    let gateway = Gateway::new();
+    let mut child = spawn_agent(&gateway, "exec");
+    let pid = child.id();
+    let is_up = || envoys(gateway.directory.path()) == [pid];
+    eventually("Envoy", Duration::from_secs(20), is_up).await;
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    signal(pid, "TERM");
+    child.wait().unwrap();
+    let mut words = line.trim_end_matches('\0').split('\0');
+    let mut older = Command::new(words.next().unwrap())
+        .args(words)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = older.id();
+    let is_up = || envoys(gateway.directory.path()) == [pid];
+    eventually("Envoy", Duration::from_secs(20), is_up).await;
+
+    let handle = start_in_vain(&gateway, pid).await;
+    let said = run_in_vain(&gateway).await;
+    assert!(
+        said.contains(&format!("`portreeve envoy run` (pid {pid})")),
+        "{said}"
+    );
+    assert_eq!(gateway.envoys(), [pid]);
+    signal(pid, "TERM");
+    older.wait().unwrap();
+    let next = wait_until_running(&handle).await;
+    assert_eq!(gateway.envoys(), [next.pid]);
+    handle.stop(StopMode::Now).await;
+}
+
 /// An agent that waits for the end of the Envoy with this process id.
 async fn start_in_vain(gateway: &Gateway, pid: u32) -> Handle {
     let handle = gateway.start().await;
