@@ -1,6 +1,6 @@
 //! `portreeve envoy drain`: clients leave an Envoy that systemd or Nomad is about to end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::envoy::{
@@ -10,7 +10,7 @@ use super::failure::{self, Failure};
 use super::runtime::block_on;
 use super::terminal::Terminal;
 use crate::agent::signals::Signals;
-use crate::envoy_process::{AdminClient, AdminError, LastRun, drain};
+use crate::envoy_process::{AdminClient, AdminError, Keeper, LastRun, drain, keeper};
 
 #[derive(Debug, clap::Args)]
 pub struct DrainArguments {
@@ -32,6 +32,9 @@ pub struct DrainArguments {
     /// First wait until told to end (SIGTERM or SIGINT): for a Nomad task that leads its group.
     #[arg(long)]
     when_stopped: bool,
+    /// Drain also an Envoy that an agent supervises, as before the machine stops: the agent goes on as if it served.
+    #[arg(long)]
+    supervised: bool,
 }
 
 pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow::Result<()> {
@@ -39,6 +42,7 @@ pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow
         gateway,
         directory,
         drain_time,
+        supervise,
     } = arguments.target(terminal)?;
     let socket = directory.join(ADMIN_SOCKET);
     let left = block_on(async {
@@ -46,6 +50,9 @@ pub(super) fn run(arguments: &DrainArguments, terminal: &mut Terminal) -> anyhow
             let mut signals = Signals::install()
                 .map_err(|error| Failure::new("cannot listen for signals").because(error))?;
             signals.told_to_leave().await;
+        }
+        if !arguments.supervised {
+            refuse_supervised(&directory, &gateway, supervise).await?;
         }
         let drained = drain(&AdminClient::new(&socket), drain_time, arguments.finish_time).await;
         Ok(drained.map_err(|error| not_drained(error, &gateway))?)
@@ -63,6 +70,8 @@ struct Target {
     gateway: String,
     directory: PathBuf,
     drain_time: Duration,
+    /// What the settings say, where they can be read.
+    supervise: bool,
 }
 
 impl DrainArguments {
@@ -73,7 +82,9 @@ impl DrainArguments {
             Err(error) => return self.target_without_settings(error, terminal),
         };
         let gateway = the_gateway(self.gateway.as_deref(), settings.as_ref())?;
+        let supervise = settings.as_ref().is_some_and(|settings| settings.envoy.supervise);
         Ok(Target {
+            supervise,
             directory: runtime_directory(named, settings.as_ref(), &gateway),
             drain_time: self
                 .drain_time
@@ -109,8 +120,26 @@ impl DrainArguments {
             gateway: gateway.unwrap_or_else(|| "(unknown)".to_owned()),
             directory,
             drain_time,
+            supervise: false,
         })
     }
+}
+
+/// The unit of before, where its Envoy never came to be: the one that answers in its directory is the agent's, and would have
+/// its ports closed for good.
+async fn refuse_supervised(directory: &Path, gateway: &str, supervise: bool) -> Result<(), Failure> {
+    let why = match keeper(directory).await {
+        Keeper::Agent(pid) => format!("an agent (pid {pid}) supervises it and would not know"),
+        // What an agent left, the next one takes over.
+        Keeper::Unknown if supervise => {
+            "the settings say that an agent supervises it (envoy { supervise = true })".to_owned()
+        }
+        Keeper::Unknown | Keeper::Run => return Ok(()),
+    };
+    let fix = "`portreeve envoy restart` replaces it, and a stop of the agent drains it; \
+               where the machine is about to stop, drain it with -supervised";
+    let what = format!("the Envoy of gateway {gateway} is not drained: {why}");
+    Err(Failure::new(what).fix(fix))
 }
 
 fn not_drained(error: AdminError, gateway: &str) -> Failure {

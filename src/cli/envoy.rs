@@ -34,7 +34,8 @@ enum Command {
     ///
     /// Clients are told `connection: close` (GOAWAY over HTTP/2) for the drain time, while the ports stay open; then the
     /// ports close and running requests have time to finish. Envoy itself goes on until systemd or Nomad ends it: use it
-    /// as `ExecStop`, or as the task that leads a Nomad group.
+    /// as `ExecStop`, or as the task that leads a Nomad group. An Envoy that an agent supervises is drained with -supervised
+    /// only.
     Drain(#[command(flatten)] Box<super::drain::DrainArguments>),
     /// Replace the Envoy that an agent supervises, without losing a request
     Restart {

@@ -21,7 +21,7 @@ const MAX_SOCKET_PATH: usize = 107;
 /// A process that its holder is just starting has the lock too, until it becomes another program: moments, on a busy
 /// machine more.
 pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(1);
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The files of one Envoy.
 #[derive(Clone, Debug)]
@@ -31,6 +31,7 @@ pub(super) struct RuntimeDirectory {
 
 /// The file that names an Envoy as ours.
 pub(super) const BOOTSTRAP: &str = "bootstrap.json";
+const LOCK: &str = "envoy.lock";
 pub(super) const LAST_RUN: &str = "last-run.json";
 
 impl RuntimeDirectory {
@@ -101,7 +102,7 @@ impl RuntimeDirectory {
 
     /// Takes the lock, or says who has it. The kernel frees it when its holder dies, however it dies.
     pub fn lock(&self, holder: Holder) -> Result<Lock, Error> {
-        let path = self.root.join("envoy.lock");
+        let path = self.root.join(LOCK);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -113,19 +114,10 @@ impl RuntimeDirectory {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                // Only to be shown, and to say what to do; the lock itself is the proof.
-                let _ = file.read_to_string(&mut text);
                 let directory = self.root.clone();
-                return Err(match text.trim().strip_suffix(RUN_MARK) {
-                    Some(holder) => Error::TakenByRun {
-                        directory,
-                        holder: holder.to_owned(),
-                    },
-                    None => Error::Locked {
-                        directory,
-                        holder: text.trim().to_owned(),
-                    },
+                return Err(match read_holder(&mut file) {
+                    (Holder::Run, holder) => Error::TakenByRun { directory, holder },
+                    (Holder::Agent, holder) => Error::Locked { directory, holder },
                 });
             }
             Err(errno) => return Err(Error::file("lock", &path)(errno.into())),
@@ -219,6 +211,27 @@ pub(super) enum Holder {
 
 /// Behind the process id, where an agent writes nothing.
 const RUN_MARK: &str = " envoy run";
+
+/// Only to be shown, and to say what to do; the lock itself is the proof.
+fn read_holder(file: &mut File) -> (Holder, String) {
+    let mut text = String::new();
+    let _ = file.read_to_string(&mut text);
+    let text = text.trim();
+    match text.strip_suffix(RUN_MARK) {
+        Some(pid) => (Holder::Run, pid.to_owned()),
+        None => (Holder::Agent, text.to_owned()),
+    }
+}
+
+/// Who has the lock of a directory, which need not be there.
+pub(super) fn lock_holder(directory: &Path) -> Option<(Holder, String)> {
+    let mut file = File::open(directory.join(LOCK)).ok()?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Some(read_holder(&mut file)),
+        // Free, or nobody can have it there.
+        _ => None,
+    }
+}
 
 /// While this lives nobody else keeps an Envoy in the same directory. An agent's is not inherited by Envoy (close-on-exec).
 #[derive(Debug)]

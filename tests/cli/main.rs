@@ -6,6 +6,7 @@ mod support;
 
 mod api;
 mod apply;
+mod envoy;
 mod live;
 mod offline;
 mod programmed;

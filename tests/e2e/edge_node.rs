@@ -47,7 +47,10 @@ fn envoy_unit(stack: &Stack, key: &str) -> Launch {
 }
 
 fn unit(stack: &Stack, unit: &str, key: &str) -> Launch {
-    let name = if key == "ExecStart" { "envoy" } else { "drain" };
+    let name = match key {
+        "ExecStart" => "envoy",
+        _ => unit.trim_end_matches(".service"),
+    };
     let directory = stack.data.parent().unwrap();
     Launch::new(name, env!("CARGO_BIN_EXE_portreeve"), directory).args(arguments(stack, unit, key))
 }
@@ -282,6 +285,21 @@ async fn the_drain_unit_empties_an_envoy_that_its_agent_would_leave() {
         Ok(())
     })
     .await;
+    // That of the unit which this agent keeps from starting is told so, and takes its stop for nothing.
+    let mut other = envoy_unit(&stack, "ExecStop").start();
+    let exit = wait_for("its end", SOON, async || {
+        let exit = other.exit_status();
+        exit.ok_or_else(|| anyhow::anyhow!("it drains"))
+    })
+    .await;
+    assert_eq!(exit.code(), Some(1));
+    assert!(
+        other.log().contains("is not drained: an agent"),
+        "{}",
+        other.log()
+    );
+    assert_eq!(stack.client().send(&shop()).await.unwrap().status, 200);
+
     let mut drain = unit(&stack, "portreeve-drain.service", "ExecStop").start();
     ended(&mut drain).await;
     assert_eq!(drain.log().trim(), "Envoy of gateway edge drained");

@@ -248,7 +248,8 @@ async fn the_drain_command_lets_clients_leave_and_envoy_live() {
 fn drain_command(gateway: &Gateway, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portreeve"));
     command
-        .args(["envoy", "drain", "-gateway=edge", "-runtime-dir"])
+        // Here a supervisor has started it.
+        .args(["envoy", "drain", "-supervised", "-gateway=edge", "-runtime-dir"])
         .arg(gateway.directory.path().join("run"))
         .args(more)
         .stdout(Stdio::piped())

@@ -1,0 +1,56 @@
+//! Envoy as a unit or task of its own: what its commands refuse, and what they say.
+
+use std::fs::File;
+use std::io::Write;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::run::{portreeve, write};
+use crate::support::scratch_directory;
+
+const SUPERVISED: &str = "gateways = [\"edge\"]\n\nenvoy {\n  supervise = true\n}\n";
+
+/// No Envoy answers: what gets as far as asking it would have drained it.
+#[test]
+fn an_envoy_is_drained_by_whom_it_belongs_to() {
+    let directory = scratch_directory("cli");
+    let plain = SUPERVISED.replace("true", "false");
+    write(
+        directory.path(),
+        &[
+            ("run/envoy.lock", "4711\n"),
+            ("supervised.hcl", SUPERVISED),
+            ("plain.hcl", &plain),
+        ],
+    );
+    let path = directory.path().join("run/envoy.lock");
+    let drain = |config: &str, more: &[&str]| {
+        let arguments = ["envoy", "drain", "-runtime-dir=run", config];
+        portreeve(directory.path(), &[&arguments[..], more].concat())
+    };
+    let asked = "cannot drain the Envoy of gateway edge";
+    let lock = File::open(&path).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    insta::assert_snapshot!("drain_locked", drain("-config=plain.hcl", &[]).shown(&[]));
+    let outcome = drain("-config=plain.hcl", &["-supervised"]);
+    assert!(outcome.error.contains(asked), "{}", outcome.error);
+
+    // Its unit is stopped on the way to a supervised Envoy: the settings say so already.
+    let mut text = File::create(&path).unwrap();
+    text.write_all(b"4711 envoy run\n").unwrap();
+    let outcome = drain("-config=supervised.hcl", &[]);
+    assert!(outcome.error.contains(asked), "{}", outcome.error);
+
+    drop(lock);
+    insta::assert_snapshot!(
+        "drain_supervised",
+        drain("-config=supervised.hcl", &[]).shown(&[])
+    );
+    for (config, more) in [
+        ("-config=supervised.hcl", &["-supervised"][..]),
+        ("-config=plain.hcl", &[]),
+    ] {
+        let outcome = drain(config, more);
+        assert!(outcome.error.contains(asked), "{}", outcome.error);
+    }
+}
