@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::envoy::{
-    ADMIN_SOCKET, directory_without_settings, runtime_directory, settings_of, the_gateway, warn,
-};
+use super::envoy::{ADMIN_SOCKET, runtime_directory, settings_of, the_gateway, warn, without_settings};
 use super::failure::{self, Failure};
 use super::runtime::block_on;
 use super::terminal::Terminal;
@@ -100,11 +98,13 @@ impl DrainArguments {
         error: anyhow::Error,
         terminal: &mut Terminal,
     ) -> anyhow::Result<Target> {
-        let (named, gateway) = (self.runtime_dir.as_deref(), self.gateway.as_deref());
-        let Some(directory) = directory_without_settings(&error, named, gateway) else {
-            return Err(error);
-        };
-        let last = LastRun::read(&directory);
+        let gateway = self.gateway.as_deref();
+        let (error, directory) = without_settings(
+            error,
+            self.runtime_dir.as_deref(),
+            "where -runtime-dir names its directory, Envoy is drained all the same",
+        )?;
+        let last = LastRun::read(directory);
         let of_last = last.as_ref().map(|last| last.drain_time);
         let drain_time = self.drain_time.or(of_last).unwrap_or(DRAIN_TIME);
         failure::write(&error, terminal)?;
@@ -118,7 +118,7 @@ impl DrainArguments {
         let gateway = gateway.map(str::to_owned).or(last.map(|last| last.gateway));
         Ok(Target {
             gateway: gateway.unwrap_or_else(|| "(unknown)".to_owned()),
-            directory,
+            directory: directory.to_owned(),
             drain_time,
             supervise: false,
         })

@@ -28,7 +28,7 @@ enum Command {
     /// Become Envoy, for a Nomad task or a systemd unit of its own
     ///
     /// Where the settings cannot be read, Envoy is started with the bootstrap and the arguments of its last run, which stand
-    /// in -runtime-dir, or with -gateway where they stand by default. It is not started beside an agent that supervises one.
+    /// in the directory that -runtime-dir names. It is not started beside an agent that supervises one.
     Run(#[command(flatten)] Box<RunArguments>),
     /// Ask the clients of an Envoy of its own to leave, before somebody ends it
     ///
@@ -169,15 +169,13 @@ impl RunArguments {
 
     /// The agent goes on with the settings that it has read. So does its Envoy, however often that ends.
     fn run_again(&self, error: anyhow::Error, terminal: &mut Terminal) -> anyhow::Result<()> {
-        let (named, gateway) = (
-            self.bootstrap.runtime_dir.as_deref(),
-            self.bootstrap.gateway.as_deref(),
-        );
-        let directory = directory_without_settings(&error, named, gateway);
-        let Some((directory, last)) = directory.and_then(|directory| {
-            let last = LastRun::read(&directory)?;
-            Some((directory, last))
-        }) else {
+        let named = self.bootstrap.runtime_dir.as_deref();
+        let (error, directory) = without_settings(
+            error,
+            named,
+            "where -runtime-dir names its directory, Envoy is started as the last time",
+        )?;
+        let Some(last) = LastRun::read(directory) else {
             return Err(error);
         };
         failure::write(&error, terminal)?;
@@ -190,7 +188,7 @@ impl RunArguments {
             ),
         )?;
         terminal.flush()?;
-        block_on(async { Ok(exec_envoy_again(&directory, &last).await?) })?;
+        block_on(async { Ok(exec_envoy_again(directory, &last).await?) })?;
         Ok(())
     }
 }
@@ -299,16 +297,23 @@ pub(super) fn runtime_directory(named: Option<&Path>, settings: Option<&Settings
     named.map_or_else(|| data_dir.join("envoy").join(gateway), Path::to_owned)
 }
 
-/// The same where the settings cannot be read: as it is named, or where it is by default.
-pub(super) fn directory_without_settings(
-    error: &anyhow::Error,
-    named: Option<&Path>,
-    gateway: Option<&str>,
-) -> Option<PathBuf> {
-    error.downcast_ref::<SettingsError>()?;
-    match (named, gateway) {
-        (None, None) => None,
-        (named, gateway) => Some(runtime_directory(named, None, gateway.unwrap_or_default())),
+/// The same where the settings cannot be read, and why they cannot. Nobody knows what `data_dir` they have: where it is not the
+/// default, that may hold another Envoy, or one of long ago.
+pub(super) fn without_settings<'a>(
+    error: anyhow::Error,
+    named: Option<&'a Path>,
+    with_name: &str,
+) -> anyhow::Result<(anyhow::Error, &'a Path)> {
+    let error = error.downcast::<SettingsError>()?;
+    match named {
+        Some(directory) => Ok((error.into(), directory)),
+        None => {
+            let fix = format!("mend them; {with_name}");
+            Err(Failure::new("the settings cannot be read")
+                .because(error)
+                .fix(fix)
+                .into())
+        }
     }
 }
 

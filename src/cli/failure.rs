@@ -60,7 +60,8 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 pub fn write(error: &anyhow::Error, terminal: &mut Terminal) -> io::Result<()> {
-    if let Some(SettingsError::Invalid(problems)) = error.downcast_ref::<SettingsError>() {
+    let settings = error.chain().find_map(|cause| cause.downcast_ref());
+    if let Some(SettingsError::Invalid(problems)) = settings {
         for (problem, text) in problems {
             let rendered = diagnostics::render(problem, Some(&without_tokens(text)), terminal.color);
             terminal.error_line(rendered)?;

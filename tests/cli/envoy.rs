@@ -54,3 +54,23 @@ fn an_envoy_is_drained_by_whom_it_belongs_to() {
         assert!(outcome.error.contains(asked), "{}", outcome.error);
     }
 }
+
+/// Their `data_dir` is unknown. In the default one may be another Envoy, or what was left there long ago.
+#[test]
+fn without_settings_only_a_directory_that_is_named_is_taken() {
+    let directory = scratch_directory("cli");
+    let slip = SUPERVISED.replace("supervise", "supervize");
+    write(directory.path(), &[("agent.hcl", &slip)]);
+    for command in ["run", "drain"] {
+        let arguments = ["envoy", command, "-config=agent.hcl", "-gateway=edge"];
+        let outcome = portreeve(directory.path(), &arguments);
+        insta::assert_snapshot!(format!("{command}_unnamed"), outcome.shown(&[]));
+    }
+    let arguments = ["envoy", "drain", "-config=agent.hcl", "-runtime-dir=run"];
+    let outcome = portreeve(directory.path(), &arguments);
+    assert!(
+        outcome.error.contains("the Envoy in run is drained all the same"),
+        "{}",
+        outcome.error
+    );
+}
