@@ -163,7 +163,7 @@ impl RunArguments {
             wait_for_xds: Some(self.wait).filter(|wait| !wait.is_zero()),
         };
         terminal.flush()?;
-        block_on(async { Ok(exec_envoy(settings, options).await?) })?;
+        block_on(async { Ok(exec_envoy(settings, options, &mut warnings(terminal)).await?) })?;
         Ok(())
     }
 
@@ -188,7 +188,7 @@ impl RunArguments {
             ),
         )?;
         terminal.flush()?;
-        block_on(async { Ok(exec_envoy_again(directory, &last).await?) })?;
+        block_on(async { Ok(exec_envoy_again(directory, &last, &mut warnings(terminal)).await?) })?;
         Ok(())
     }
 }
@@ -196,6 +196,13 @@ impl RunArguments {
 pub(super) fn warn(terminal: &mut Terminal, text: impl AsRef<str>) -> std::io::Result<()> {
     let label = terminal.paint(Color::Yellow, "Warning:");
     terminal.error_line(format!("{label} {}", text.as_ref()))
+}
+
+/// That they are not read keeps no Envoy away.
+fn warnings(terminal: &mut Terminal) -> impl FnMut(String) {
+    |text| {
+        let _ = warn(terminal, text);
+    }
 }
 
 impl BootstrapArguments {

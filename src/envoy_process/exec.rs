@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
+use std::fmt::Write as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
@@ -31,43 +32,62 @@ pub struct ExecOptions {
     pub wait_for_xds: Option<Duration>,
 }
 
-/// Writes the bootstrap and replaces this process by Envoy. Comes back only with an error.
-pub async fn exec_envoy(settings: Settings, options: ExecOptions) -> Result<Infallible, Error> {
+/// Writes the bootstrap and replaces this process by Envoy. Comes back only with an error. What the operator is to know goes to
+/// `warn`: there is no log of ours here.
+pub async fn exec_envoy(
+    settings: Settings,
+    options: ExecOptions,
+    warn: &mut dyn FnMut(String),
+) -> Result<Infallible, Error> {
     let runtime = RuntimeDirectory::open(&settings.runtime_directory)?;
-    let lock = claim(&runtime, &settings.bootstrap.gateway).await?;
+    let lock = claim(&runtime, &settings.bootstrap.gateway, warn).await?;
     let launch = Launch::prepare(settings, runtime).await?;
+    if let Some(warning) = launch.binary.version_warning() {
+        warn(warning);
+    }
     launch.write_bootstrap()?;
     let run = LastRun::of(&launch);
     if let Err(error) = run.write(&launch.runtime) {
         // It is for a day on which the settings cannot be read.
-        tracing::warn!(
-            error = &error as &dyn StdError,
-            "cannot keep what Envoy is started with"
-        );
+        warn(with_causes(
+            "cannot keep what Envoy is started with, for a start without settings",
+            &error,
+        ));
     }
     if let Some(limit) = options.wait_for_xds {
-        wait_for(&launch.settings.bootstrap.xds, limit).await;
+        wait_for(&launch.settings.bootstrap.xds, limit, warn).await;
     }
     become_envoy(launch.binary, &launch.runtime, &run, lock.as_ref())
 }
 
 /// The same Envoy again, with the bootstrap and the arguments that the last run left in the directory.
-pub async fn exec_envoy_again(directory: &Path, run: &LastRun) -> Result<Infallible, Error> {
+pub async fn exec_envoy_again(
+    directory: &Path,
+    run: &LastRun,
+    warn: &mut dyn FnMut(String),
+) -> Result<Infallible, Error> {
     let runtime = RuntimeDirectory::open(directory)?;
-    let lock = claim(&runtime, &run.gateway).await?;
+    let lock = claim(&runtime, &run.gateway, warn).await?;
     let search_path = std::env::var_os("PATH");
     let binary = Binary::find(run.binary.as_deref(), search_path.as_deref()).await?;
     become_envoy(binary, &runtime, run, lock.as_ref())
 }
 
 /// A second Envoy in the same directory would share the ports of the first and take its admin socket.
-async fn claim(runtime: &RuntimeDirectory, gateway: &str) -> Result<Option<Lock>, Error> {
+async fn claim(
+    runtime: &RuntimeDirectory,
+    gateway: &str,
+    warn: &mut dyn FnMut(String),
+) -> Result<Option<Lock>, Error> {
     let lock = match runtime.lock_within(LOCK_PATIENCE, Holder::Run).await {
         Ok(lock) => Some(lock),
         Err(error @ (Error::Locked { .. } | Error::TakenByRun { .. })) => return Err(error),
         // A full disk, or a file system without locks: Envoy is wanted more.
         Err(error) => {
-            tracing::warn!(error = &error as &dyn StdError, "Envoy runs without a lock");
+            warn(with_causes(
+                "Envoy runs without a lock, which keeps others from its directory",
+                &error,
+            ));
             None
         }
     };
@@ -111,7 +131,17 @@ fn become_envoy(
     })
 }
 
-async fn wait_for(endpoint: &XdsEndpoint, limit: Duration) {
+fn with_causes(what: &str, error: &Error) -> String {
+    let mut text = what.to_owned();
+    let mut next: Option<&dyn StdError> = Some(error);
+    while let Some(cause) = next {
+        let _ = write!(text, ": {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+async fn wait_for(endpoint: &XdsEndpoint, limit: Duration, warn: &mut dyn FnMut(String)) {
     let deadline = Instant::now() + limit;
     loop {
         let answers = match endpoint {
@@ -124,7 +154,9 @@ async fn wait_for(endpoint: &XdsEndpoint, limit: Duration) {
             return;
         }
         if Instant::now() >= deadline {
-            tracing::warn!(?limit, "no xDS server yet, starting Envoy without it");
+            warn(format!(
+                "no agent answers after {limit:?}: Envoy is started without it"
+            ));
             return;
         }
         sleep(LOOK_INTERVAL).await;

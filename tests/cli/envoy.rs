@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -73,4 +74,39 @@ fn without_settings_only_a_directory_that_is_named_is_taken() {
         "{}",
         outcome.error
     );
+}
+
+/// Answers what an Envoy is asked before it is started, and then says how it was.
+const ENVOY: &str = "#!/bin/sh\necho \"version: 0/1.36.0/Clean\" \"$@\"\n";
+
+/// It becomes Envoy, which has a log of its own: there is no other place than standard error.
+#[test]
+fn envoy_run_says_what_it_goes_without() {
+    let directory = scratch_directory("cli");
+    // In the place of the two files: neither can be opened or replaced.
+    let in_the_way = [("run/envoy.lock/a", ""), ("run/last-run.json/a", "")];
+    write(directory.path(), &in_the_way);
+    write(directory.path(), &[("envoy", ENVOY)]);
+    let envoy = directory.path().join("envoy");
+    std::fs::set_permissions(&envoy, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let arguments = [
+        "envoy",
+        "run",
+        "-gateway=edge",
+        "-node=n",
+        "-envoy=./envoy",
+        "-wait=1ms",
+    ];
+    let more = ["-runtime-dir=run", "-xds-socket=xds.sock"];
+    let outcome = portreeve(directory.path(), &[&arguments[..], &more].concat());
+    assert_eq!(outcome.code, 0, "{}", outcome.error);
+    assert!(outcome.out.contains("--disable-hot-restart"), "{}", outcome.out);
+    for said in [
+        "Warning: Envoy runs without a lock",
+        "Warning: cannot keep what Envoy is started with",
+        "(os error ",
+        "Warning: no agent answers after 1ms",
+    ] {
+        assert!(outcome.error.contains(said), "no {said} in {}", outcome.error);
+    }
 }

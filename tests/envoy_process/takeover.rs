@@ -48,7 +48,10 @@ async fn agent_process() {
         let options = ExecOptions {
             wait_for_xds: Some(Duration::from_millis(200)),
         };
-        panic!("{}", exec_envoy(settings, options).await.unwrap_err());
+        panic!(
+            "{}",
+            exec_envoy(settings, options, &mut |_| {}).await.unwrap_err()
+        );
     }
     if mode == "drain" {
         settings.drain_time = Duration::from_secs(60);
