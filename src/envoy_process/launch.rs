@@ -213,7 +213,7 @@ impl Launch {
         // A message of many lines stays one, and hostile input cannot forge lines.
         arguments.push("--log-format-escaped".to_owned());
         if let Some(concurrency) = settings.concurrency {
-            arguments.extend(["--concurrency".to_owned(), concurrency.to_string()]);
+            arguments.extend([CONCURRENCY.to_owned(), concurrency.to_string()]);
         }
         arguments.extend(settings.extra_arguments.iter().cloned());
         arguments
@@ -221,28 +221,7 @@ impl Launch {
 
     /// What of a running Envoy's command line is another in ours: it holds until that Envoy is replaced.
     pub fn changed_arguments(&self, running: &[String]) -> Option<String> {
-        let own = self.common_arguments();
-        if running.ends_with(&own) {
-            return None;
-        }
-        let value = |arguments: &[String], flag: &str| {
-            let at = arguments.iter().position(|argument| argument == flag)?;
-            arguments.get(at + 1).cloned()
-        };
-        let changed: Vec<&str> = [
-            ("--drain-time-s", "drain_time"),
-            ("--concurrency", "concurrency"),
-            ("--log-level", "log_level"),
-        ]
-        .into_iter()
-        .filter(|(flag, _)| value(running, flag) != value(&own, flag))
-        .map(|(_, setting)| setting)
-        .collect();
-        Some(match changed[..] {
-            // As an agent of another version does.
-            [] => "other arguments".to_owned(),
-            _ => format!("another {}", changed.join(", another ")),
-        })
+        changed_arguments(running, &self.common_arguments())
     }
 
     fn open_log(&self) -> Result<File, Error> {
@@ -256,6 +235,40 @@ impl Launch {
             .map_err(Error::file("open", path))
     }
 }
+
+fn changed_arguments(running: &[String], own: &[String]) -> Option<String> {
+    // A script in Envoy's place may add to them, before and behind: no restart would change that.
+    let start = running.windows(own.len()).position(|part| part == own);
+    // Ours would be the last one, and stand there.
+    let is_followed_by_ours = |start: usize| {
+        running
+            .get(start + own.len())
+            .is_some_and(|next| next == CONCURRENCY)
+    };
+    if start.is_some_and(|start| !is_followed_by_ours(start)) {
+        return None;
+    }
+    let value = |arguments: &[String], flag: &str| {
+        let at = arguments.iter().position(|argument| argument == flag)?;
+        arguments.get(at + 1).cloned()
+    };
+    let changed: Vec<&str> = [
+        ("--drain-time-s", "drain_time"),
+        (CONCURRENCY, "concurrency"),
+        ("--log-level", "log_level"),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| value(running, flag) != value(own, flag))
+    .map(|(_, setting)| setting)
+    .collect();
+    Some(match changed[..] {
+        // As an agent of another version does.
+        [] => "other arguments".to_owned(),
+        _ => format!("another {}", changed.join(", another ")),
+    })
+}
+
+const CONCURRENCY: &str = "--concurrency";
 
 pub(super) fn bootstrap_hash(bootstrap: &Value) -> String {
     blake3::hash(bootstrap.to_string().as_bytes()).to_hex()[..16].to_owned()
@@ -313,6 +326,36 @@ pub(super) fn allowed_environment(also: &[String]) -> impl Iterator<Item = (&str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_script_adds_to_the_arguments_is_no_change() {
+        let changed = |running: &str, own: &str| {
+            let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+            changed_arguments(&words(running), &words(own))
+        };
+        let own = "--drain-time-s 20 --log-level info --log-format-escaped";
+        let with_workers = format!("{own} --concurrency 2");
+        for own in [own, &with_workers] {
+            for line in [
+                format!("envoy -c /b --base-id 7 {own}"),
+                format!("envoy -c /b {own} --component-log-level http:debug"),
+                format!("envoy --cpuset-threads -c /b {own} --use-dynamic-base-id"),
+            ] {
+                assert_eq!(changed(&line, own), None, "{line}");
+            }
+        }
+        let is = |text: &str| Some(text.to_owned());
+        let running = format!("envoy -c /b {with_workers} --cpuset-threads");
+        assert_eq!(
+            changed(&running, own),
+            is("another concurrency"),
+            "left out since"
+        );
+        let other = with_workers.replace(" 20 ", " 9 ");
+        assert_eq!(changed(&running, &other), is("another drain_time"));
+        let former = running.replace("--log-format-escaped ", "");
+        assert_eq!(changed(&former, &with_workers), is("other arguments"));
+    }
 
     #[test]
     fn base_ids_fit_and_differ() {
