@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::KEPT_AWAY;
 use super::api_client::{ApiArguments, ApiClient};
 use super::failure::{self, Failure};
 use super::runtime::block_on;
@@ -143,7 +144,7 @@ impl RunArguments {
                 let what =
                     "the settings say that the agent starts this Envoy itself (envoy { supervise = true })";
                 let fix = "end this unit or task (`systemctl disable --now portreeve-envoy`), or take `supervise` out of the settings";
-                return Err(Failure::new(what).fix(fix).into());
+                return Err(Failure::new(what).fix(fix).exit(KEPT_AWAY).into());
             }
             settings.binary = agent.envoy.binary;
             settings.concurrency = agent.envoy.concurrency;

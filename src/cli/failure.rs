@@ -13,6 +13,7 @@ use crate::diagnostics;
 pub struct Failure {
     what: String,
     fix: Option<String>,
+    code: Option<u8>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -21,6 +22,7 @@ impl Failure {
         Self {
             what: what.into(),
             fix: None,
+            code: None,
             source: None,
         }
     }
@@ -34,6 +36,17 @@ impl Failure {
         self.fix = Some(fix.into());
         self
     }
+
+    /// For whoever starts us again by what we ended with.
+    pub fn exit(mut self, code: u8) -> Self {
+        self.code = Some(code);
+        self
+    }
+}
+
+/// The one of its own that a failure has.
+pub fn exit_code(error: &anyhow::Error) -> Option<u8> {
+    error.downcast_ref::<Failure>()?.code
 }
 
 impl fmt::Display for Failure {

@@ -57,6 +57,8 @@ use terminal::Terminal;
 /// What a script can tell apart. `plan` answers 0, 1 and 255, as Nomad's does.
 const FAILED: u8 = 1;
 const PLAN_FAILED: u8 = 255;
+/// Another start ends the same way until the settings change: EX_CONFIG of sysexits.h.
+const KEPT_AWAY: u8 = 78;
 
 /// Runs one command to its end.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -98,7 +100,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             // As above.
             let _ = failure::write(&error, &mut terminal);
-            failed
+            failure::exit_code(&error).map_or(failed, ExitCode::from)
         }
     }
 }

@@ -17,6 +17,7 @@ pub fn reference() -> String {
          | 0 | done; for `plan`: no change; for `status`: ready; for `explain`: a rule takes the request |\n\
          | 1 | not done, or not valid; for `plan`: there are changes; for `agent`: it could not start, a part of it died, or a \
          second signal cut its stop short |\n\
+         | 78 | `envoy run`: the settings say that the agent starts this Envoy, and another start would end the same way |\n\
          | 255 | `plan` could not say |\n\n\
          | Environment | Meaning |\n|---|---|\n\
          | `PORTREEVE_API_SOCKET` | the unix socket of the agent's API, as `-api-socket` |\n\

@@ -58,6 +58,38 @@ fn commands_of_the_systemd_units_are_ours() {
     );
 }
 
+/// Of all its ends, that is the one which the next start would have as well.
+#[test]
+fn the_unit_of_envoy_is_not_started_again_where_the_agent_supervises() {
+    let unit = std::fs::read_to_string(root().join("docs/deploy/portreeve-envoy.service")).unwrap();
+    let codes: Vec<&str> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("RestartPreventExitStatus="))
+        .collect();
+    let directory = tempfile::tempdir().unwrap();
+    let settings = directory.path().join("portreeve.hcl");
+    std::fs::write(
+        &settings,
+        "gateways = [\"edge\"]\nenvoy {\n  supervise = true\n}\n",
+    )
+    .unwrap();
+    let ended = |gateway: &[&str]| {
+        let mut command = Command::new(PORTREEVE);
+        command
+            .args(["envoy", "run", "-config"])
+            .arg(&settings)
+            .args(gateway);
+        command.output().unwrap().status.code().unwrap()
+    };
+    assert_eq!(codes, [ended(&[]).to_string()]);
+    std::fs::write(&settings, "gateway = []\n").unwrap();
+    assert_eq!(
+        ended(&["-gateway=edge"]),
+        1,
+        "a slip is mended, and it shall start then"
+    );
+}
+
 #[test]
 fn commands_of_the_nomad_job_are_ours() {
     let job = root().join("nomad/portreeve.nomad.hcl");
