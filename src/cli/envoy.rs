@@ -146,6 +146,10 @@ impl RunArguments {
                 let fix = "end this unit or task (`systemctl disable --now portreeve-envoy`), or take `supervise` out of the settings";
                 return Err(Failure::new(what).fix(fix).exit(KEPT_AWAY).into());
             }
+            if let Some(named) = &self.bootstrap.runtime_dir {
+                let gateway = &settings.bootstrap.gateway;
+                warn_of_two(named, &directory_of(&agent, gateway), terminal)?;
+            }
             settings.binary = agent.envoy.binary;
             settings.concurrency = agent.envoy.concurrency;
             settings.log_level = agent.envoy.log_level;
@@ -197,6 +201,22 @@ impl RunArguments {
 pub(super) fn warn(terminal: &mut Terminal, text: impl AsRef<str>) -> std::io::Result<()> {
     let label = terminal.paint(Color::Yellow, "Warning:");
     terminal.error_line(format!("{label} {}", text.as_ref()))
+}
+
+/// As where the settings have a `data_dir` and the unit was taken as it is shipped.
+fn warn_of_two(named: &Path, of_settings: &Path, terminal: &mut Terminal) -> std::io::Result<()> {
+    let resolved = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path));
+    if resolved(named).ok() == resolved(of_settings).ok() {
+        return Ok(());
+    }
+    warn(
+        terminal,
+        format!(
+            "-runtime-dir is {}, but by the settings' data_dir this Envoy is in {}, where the agent looks for it: name that one",
+            named.display(),
+            of_settings.display()
+        ),
+    )
 }
 
 /// That they are not read keeps no Envoy away.
@@ -303,6 +323,11 @@ pub(super) fn the_gateway(named: Option<&str>, settings: Option<&Settings>) -> a
 pub(super) fn runtime_directory(named: Option<&Path>, settings: Option<&Settings>, gateway: &str) -> PathBuf {
     let data_dir = settings.map_or(Path::new(DATA_DIR), |settings| &settings.data_dir);
     named.map_or_else(|| data_dir.join("envoy").join(gateway), Path::to_owned)
+}
+
+/// Where the agent looks for it.
+fn directory_of(settings: &Settings, gateway: &str) -> PathBuf {
+    runtime_directory(None, Some(settings), gateway)
 }
 
 /// The same where the settings cannot be read, and why they cannot. Nobody knows what `data_dir` they have: where it is not the

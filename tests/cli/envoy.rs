@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -87,8 +88,7 @@ fn envoy_run_says_what_it_goes_without() {
     let in_the_way = [("run/envoy.lock/a", ""), ("run/last-run.json/a", "")];
     write(directory.path(), &in_the_way);
     write(directory.path(), &[("envoy", ENVOY)]);
-    let envoy = directory.path().join("envoy");
-    std::fs::set_permissions(&envoy, std::fs::Permissions::from_mode(0o755)).unwrap();
+    make_executable(directory.path());
     let arguments = [
         "envoy",
         "run",
@@ -108,5 +108,36 @@ fn envoy_run_says_what_it_goes_without() {
         "Warning: no agent answers after 1ms",
     ] {
         assert!(outcome.error.contains(said), "no {said} in {}", outcome.error);
+    }
+}
+
+fn make_executable(directory: &Path) {
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(directory.join("envoy"), mode).unwrap();
+}
+
+/// An agent that is to supervise it one day would start another, and `envoy drain` asks in one of the two.
+#[test]
+fn envoy_run_tells_of_a_directory_that_is_not_that_of_the_settings() {
+    let directory = scratch_directory("cli");
+    let data = directory.path().join("data").display().to_string();
+    let settings = format!("gateways = [\"edge\"]\ndata_dir = \"{data}\"\n");
+    write(directory.path(), &[("envoy", ENVOY), ("agent.hcl", &settings)]);
+    make_executable(directory.path());
+    let run = |more: &[&str]| {
+        let arguments = ["envoy", "run", "-config=agent.hcl", "-envoy=./envoy", "-wait=0s"];
+        let outcome = portreeve(directory.path(), &[&arguments[..], more].concat());
+        assert_eq!(outcome.code, 0, "{}", outcome.error);
+        outcome.error
+    };
+    let told = "Warning: -runtime-dir is run, but";
+    let said = run(&["-runtime-dir=run"]);
+    assert!(
+        said.contains(told) && said.contains(&format!("this Envoy is in {data}/envoy/edge,")),
+        "{said}"
+    );
+    for same in [&["-runtime-dir=./data/envoy/edge/"][..], &[]] {
+        let said = run(same);
+        assert!(!said.contains("-runtime-dir"), "{said}");
     }
 }
