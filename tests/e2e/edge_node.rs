@@ -225,6 +225,10 @@ async fn settings_that_cannot_be_read_keep_no_envoy_away() {
         assert_ne!(good, bad);
         std::fs::write(settings(&stack), bad).unwrap();
     };
+    wait_for("an agent that has read them", SOON, async || {
+        stack.agent.api(Method::GET, "/v1/envoys", "").await
+    })
+    .await;
     slip();
     let mut first = envoy_unit(&stack, "ExecStart").start();
     let exit = wait_for("its end", SOON, async || {
