@@ -214,7 +214,7 @@ async fn refusals_name_the_rule_and_heal() {
     assert!(problem.message.contains("unknown role"), "{problem}");
     bao.write("pki_int/roles/edge", role).await;
     rig.watcher.refresh(&query);
-    assert_eq!(rig.material().await.names[0].as_ref(), "www.example.com");
+    assert_eq!(rig.eventually().await.names[0].as_ref(), "www.example.com");
     assert_eq!(bao.issued().await, 1);
     rig.stop().await;
 }
