@@ -161,6 +161,16 @@ async fn agent_and_envoy_come_and_go_apart_from_each_other() {
     serves_from(&stack.client(), "three").await;
 }
 
+async fn until_a_request_runs(stack: &Stack) {
+    wait_for("the slow request", SOON, async || {
+        let envoy = stack.envoy();
+        let active = envoy.stats(r"^cluster\..*orders.*\.upstream_rq_active$").await;
+        anyhow::ensure!(active.values().sum::<u64>() > 0, "{active:?}");
+        Ok(())
+    })
+    .await;
+}
+
 /// `systemctl restart portreeve-envoy` under load: ExecStop, SIGTERM, ExecStart.
 async fn envoy_is_stopped_and_started(stack: &Stack, https: &Client, envoy: &mut Process) {
     let begun = Instant::now();
@@ -169,13 +179,7 @@ async fn envoy_is_stopped_and_started(stack: &Stack, https: &Client, envoy: &mut
     // Longer than the drain time: it ends when the ports are closed.
     let (client, slow) = (https.clone(), shop().header("x-test-delay", "4000"));
     let slow = tokio::spawn(async move { client.send(&slow).await });
-    wait_for("the slow request", SOON, async || {
-        let envoy = stack.envoy();
-        let active = envoy.stats(r"^cluster\..*orders.*\.upstream_rq_active$").await;
-        anyhow::ensure!(active.values().sum::<u64>() > 0, "{active:?}");
-        Ok(())
-    })
-    .await;
+    until_a_request_runs(stack).await;
     let closed = begun.elapsed() + DRAIN_TIME;
     let mut drain = envoy_unit(stack, "ExecStop").start();
     ended(&mut drain).await;
@@ -282,13 +286,7 @@ async fn the_drain_unit_empties_an_envoy_that_its_agent_would_leave() {
     let (_backend, _) = stack.shop().await;
     let (client, slow) = (stack.client(), shop().header("x-test-delay", "3000"));
     let slow = tokio::spawn(async move { client.send(&slow).await });
-    wait_for("the slow request", SOON, async || {
-        let envoy = stack.envoy();
-        let active = envoy.stats(r"^cluster\..*orders.*\.upstream_rq_active$").await;
-        anyhow::ensure!(active.values().sum::<u64>() > 0, "{active:?}");
-        Ok(())
-    })
-    .await;
+    until_a_request_runs(&stack).await;
     // That of the unit which this agent keeps from starting is told so, and takes its stop for nothing.
     let mut other = envoy_unit(&stack, "ExecStop").start();
     let exit = wait_for("its end", SOON, async || {

@@ -8,7 +8,8 @@ use rustix::process::Signal;
 use crate::central::{AGENT, Central, EDGE, request};
 use crate::stack::{Options, SOON, Stack};
 use crate::support::backend::Behaviour;
-use crate::support::pki::Ca;
+use crate::support::pki::{Ca, Pair};
+use crate::support::process::Process;
 use crate::support::wait_for;
 
 /// While a drain goes on, a second signal ends it: with an error, since requests are cut.
@@ -87,13 +88,18 @@ async fn two_signals_at_once_leave_an_envoy_that_is_to_be_left() {
     }
 }
 
+async fn with_an_envoy() -> (Central, Pair, Process) {
+    let central = Central::start().await;
+    let pair = central.ca.issue(&[EDGE]);
+    let (envoy, _) = central.run("remote-1", "edge", &pair, "delta");
+    central.serves("the first Envoy").await;
+    (central, pair, envoy)
+}
+
 /// Other files are taken up by SIGHUP, the authority of the clients included; ones that cannot be used are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_takes_up_the_certificate_of_the_xds_port() {
-    let mut central = Central::start().await;
-    let pair = central.ca.issue(&[EDGE]);
-    let (_first, _) = central.run("remote-1", "edge", &pair, "delta");
-    central.serves("the first Envoy").await;
+    let (mut central, pair, _first) = with_an_envoy().await;
 
     // Files that cannot be used change nothing: whoever comes now is let in by the old ones.
     let next = Ca::new("next envoys");
@@ -143,10 +149,7 @@ async fn sighup_takes_up_the_certificate_of_the_xds_port() {
 /// A new connection sees the new certificate, and nobody told the agent of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_certificate_of_the_xds_port_is_taken_up_by_itself() {
-    let mut central = Central::start().await;
-    let pair = central.ca.issue(&[EDGE]);
-    let (_first, _) = central.run("remote-1", "edge", &pair, "delta");
-    central.serves("the first Envoy").await;
+    let (mut central, pair, _first) = with_an_envoy().await;
     let in_a_day = ends(&central).await;
 
     // Certificate and key are two files, and there is time between their two writes.
@@ -190,10 +193,7 @@ async fn a_replaced_certificate_of_the_xds_port_is_taken_up_by_itself() {
 /// Files that are of no use cost nothing, and once the ones in use are back nothing is said of them any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_the_xds_port_that_went_or_ended_are_forgotten_when_the_right_ones_are_back() {
-    let mut central = Central::start().await;
-    let pair = central.ca.issue(&[EDGE]);
-    let (_first, _) = central.run("remote-1", "edge", &pair, "delta");
-    central.serves("the first Envoy").await;
+    let (mut central, pair, _first) = with_an_envoy().await;
     let good = central.ca.issue(&[AGENT]);
     central.write_own_pair("agent", &good);
     let taken_up = "the certificate of the xDS port was read again";
@@ -253,10 +253,7 @@ async fn until_in_order(central: &Central) {
 /// A file system that hangs: nobody writes to the pipe.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_that_hangs_keeps_no_agent_from_stopping() {
-    let mut central = Central::start().await;
-    let pair = central.ca.issue(&[EDGE]);
-    let (_envoy, _) = central.run("remote-1", "edge", &pair, "delta");
-    central.serves("Envoy").await;
+    let (mut central, _, _envoy) = with_an_envoy().await;
     for file in ["pipe-ca.pem", "pipe.pem", "pipe.key"] {
         let path = central.files.path().join(file);
         let made = std::process::Command::new("mkfifo").arg(path).status();
