@@ -16,13 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::log_format::{self, LevelHandle, LogFormat, LogLevel};
 use super::log_thread::{LogThread, UntilOut};
 use super::notify_systemd::ServiceManager;
+use super::reload::{self, LastReload};
 use super::settings::{Flags, Settings, SettingsError, is_settings, without_tokens};
 use super::signals::{SignalEvent, Signals};
 use super::sources::{Sources, environment};
 use super::status_keys::StatusKeys;
 use super::supervisor::Tasks;
 use super::xds_certificate::XdsCertificate;
-use super::{data_directory, envoys, other_users, problem_log, reload, shared_ports, start_banner};
+use super::{data_directory, envoys, other_users, problem_log, shared_ports, start_banner};
 use crate::admin;
 use crate::config::{ObjectKind, parse_document};
 use crate::diagnostics::render;
@@ -169,6 +170,7 @@ struct Running {
     view: watch::Receiver<Arc<View>>,
     envoys: Vec<envoy_process::Handle>,
     xds_certificate: Option<Arc<XdsCertificate>>,
+    last_reload: Arc<LastReload>,
     commands: mpsc::Sender<Command>,
     consul: Option<ConsulClient>,
     facts: Vec<(&'static str, String)>,
@@ -251,6 +253,8 @@ impl Running {
             tasks.spawn_plain("status keys", keys.run(wanted_texts, stop.clone()));
         }
         let (readings, of_xds) = (handles.readings, xds_certificate.clone());
+        let last_reload = Arc::new(LastReload::default());
+        let of_reload = last_reload.clone();
         let refresh = handles.refresh;
         let api = admin::Api {
             node: settings.node.as_str().into(),
@@ -267,7 +271,8 @@ impl Running {
             wanted: wishes,
             readings: Arc::new(move || {
                 let of_xds = of_xds.as_ref().map(|certificate| certificate.reading());
-                readings.read().into_iter().chain(of_xds).collect()
+                let own = of_xds.into_iter().chain(of_reload.reading());
+                readings.read().into_iter().chain(own).collect()
             }),
             refresh: Arc::new(move || refresh.notify_one()),
             recorder,
@@ -280,6 +285,7 @@ impl Running {
             view,
             envoys,
             xds_certificate,
+            last_reload,
             commands,
             consul,
             facts,
@@ -381,6 +387,7 @@ impl Running {
             Ok(after) => after,
             Err(error) => {
                 tracing::error!(%error, "reload: the settings are not usable, the old ones stay");
+                self.last_reload.unusable(&error);
                 if let SettingsError::Invalid(problems) = &error {
                     for (problem, _) in problems {
                         tracing::error!("{problem}");
@@ -434,6 +441,7 @@ impl Running {
                 "settings reloaded; these take effect after a restart of the agent{and_envoy}"
             );
         }
+        self.last_reload.taken_up(restart);
         settings.log_level = after.log_level;
     }
 

@@ -1,6 +1,62 @@
 //! SIGHUP: the settings are read again. What can change while running does; what cannot is named.
 
-use super::settings::{EnvoyBlock, Settings};
+use std::sync::{Mutex, PoisonError};
+
+use super::settings::{EnvoyBlock, Settings, SettingsError};
+use crate::status::SourceReading;
+
+/// What the last reload left to be done. The log says it once, and whoever starts the agent next meets it: by then it is
+/// forgotten, or somebody else's. So the status says it for as long as it holds.
+#[derive(Debug, Default)]
+pub(super) struct LastReload(Mutex<Option<Left>>);
+
+#[derive(Debug)]
+enum Left {
+    /// The settings as they are now cannot be used.
+    Unusable(String),
+    /// They can, and these wait for the agent's next start.
+    Restart(Vec<&'static str>),
+}
+
+impl LastReload {
+    pub fn unusable(&self, error: &SettingsError) {
+        let said = match error {
+            SettingsError::Invalid(problems) => problems.first().map(|(problem, _)| problem.to_string()),
+            SettingsError::Read { source, .. } => Some(format!("{error}: {source}")),
+        };
+        self.set(Some(Left::Unusable(said.unwrap_or_else(|| error.to_string()))));
+    }
+
+    /// Nothing is left where nothing needs one.
+    pub fn taken_up(&self, restart: Vec<&'static str>) {
+        self.set((!restart.is_empty()).then_some(Left::Restart(restart)));
+    }
+
+    /// None: the settings in use are those that were found last.
+    pub fn reading(&self) -> Option<SourceReading> {
+        let left = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (is_ok, problem) = match left.as_ref()? {
+            Left::Unusable(error) => (
+                false,
+                format!(
+                    "the last reload failed, the settings before it stay, and the agent would not start again: {error}; mend it, then reload (SIGHUP)"
+                ),
+            ),
+            Left::Restart(names) => (
+                true,
+                format!(
+                    "changed, and in use only after a restart of the agent: {}",
+                    names.join(", ")
+                ),
+            ),
+        };
+        Some(SourceReading::new("settings", is_ok, None).with_problem(Some(problem)))
+    }
+
+    fn set(&self, left: Option<Left>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = left;
+    }
+}
 
 /// Settings that differ and need a restart of the agent (Envoy serves on meanwhile).
 pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {

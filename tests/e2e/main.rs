@@ -60,6 +60,7 @@ mod private_keys;
 mod privileges;
 mod programs;
 mod refusals;
+mod reloads;
 mod remote;
 mod renewal;
 mod retries;
