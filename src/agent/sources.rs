@@ -357,9 +357,10 @@ impl Sources {
                 say_no_mesh(self.observations.clone(), interests.clone(), stop.clone()),
             ),
         }
-        let consul = self
-            .consul
-            .map(|client| ServiceWatcher::new(client, self.observations.clone()));
+        let consul = self.consul.map(|client| match settings.permissions.exposure {
+            Some(_) => ServiceWatcher::with_labels(client, self.observations.clone()),
+            None => ServiceWatcher::new(client, self.observations.clone()),
+        });
         let variables = self.nomad.clone();
         let nomad = self
             .nomad

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Health, Weights};
+use crate::model::{Health, Shared, Weights};
 
 fn exposure() -> Exposure {
     Exposure {
@@ -26,12 +26,12 @@ fn instance(id: &str, created: u64, tags: &[&str]) -> Instance {
         destination: None,
         address: "10.0.0.1".into(),
         port: 80,
-        ports: BTreeMap::new(),
+        ports: Shared::default(),
         tells_ports_apart: false,
         health: Health::Critical,
         weights: Weights::default(),
-        tags: tags.iter().map(|tag| Arc::from(*tag)).collect(),
-        meta: BTreeMap::new(),
+        tags: tags.iter().map(|tag| Arc::from(*tag)).collect::<Vec<_>>().into(),
+        meta: Shared::default(),
         created,
     }
 }
@@ -111,7 +111,7 @@ fn metadata_says_the_same_as_tags() {
         ("portreeve-path", "/api/"),
         ("portreeve-strip-path", "true"),
     ] {
-        one.meta.insert(key.into(), value.into());
+        one.meta.to_mut().insert(key.into(), value.into());
     }
     let found = routes(&exposure(), &[one]).unwrap();
     assert_eq!(

@@ -12,6 +12,7 @@ mod problem;
 mod redacted;
 pub mod regex;
 mod service;
+mod shared;
 
 pub use certificate::{CertificateMaterial, CertificateQuery, ClientCaQuery, KeyType, KvVersion};
 pub use document::{Document, DocumentId, Origin, Span, extension_of_key};
@@ -23,3 +24,4 @@ pub use policies::{Policies, PolicySetting, PolicyValue};
 pub use problem::{Problem, ProblemKind};
 pub use redacted::Redacted;
 pub use service::{Health, Instance, Lookup, Narrowing, ServiceQuery, Weights};
+pub use shared::Shared;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::shared::Shared;
+
 /// Which list of instances is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -192,20 +194,54 @@ pub struct Instance {
     /// The default port; 0 if the service declares none.
     pub port: u16,
     /// Named ports (Consul 1.22 and newer).
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub ports: BTreeMap<Arc<str>, u16>,
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub ports: Shared<BTreeMap<Arc<str>, u16>>,
     /// A sidecar's: it can be asked for each of them (Consul Enterprise 2.0 and newer). Others know the default port alone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tells_ports_apart: bool,
     pub health: Health,
     pub weights: Weights,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tags: Vec<Arc<str>>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub meta: BTreeMap<Arc<str>, Arc<str>>,
+    /// Only where services may expose themselves: nothing else asks for them.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub tags: Shared<Vec<Arc<str>>>,
+    /// The same.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub meta: Shared<BTreeMap<Arc<str>, Arc<str>>>,
     /// When it was registered first, in the catalog's own count (CreateIndex).
     #[serde(default)]
     pub created: u64,
+}
+
+impl Instance {
+    /// Keeps what neighbours have in common once. Instances of one service mostly have the same labels and ports, and in
+    /// order those of a node follow each other.
+    pub fn share_among(sorted: &mut [Self]) {
+        for at in 1..sorted.len() {
+            if let [.., before, next] = &mut sorted[..=at] {
+                next.share_with(before);
+            }
+        }
+    }
+
+    pub fn forget_labels(&mut self) {
+        self.tags = Shared::default();
+        self.meta = Shared::default();
+    }
+
+    fn share_with(&mut self, other: &Self) {
+        for (own, others) in [(&mut self.node, &other.node), (&mut self.address, &other.address)] {
+            if own == others {
+                own.clone_from(others);
+            }
+        }
+        self.ports.share_with(&other.ports);
+        self.tags.share_with(&other.tags);
+        self.meta.share_with(&other.meta);
+    }
+}
+
+fn is_empty<T: PartialEq + Default>(shared: &Shared<T>) -> bool {
+    *shared == Shared::default()
 }
 
 #[cfg(test)]

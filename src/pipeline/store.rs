@@ -259,7 +259,10 @@ fn read(database: &Database) -> Result<Restored, redb::Error> {
         restored.services.extend(
             serde_json::from_slice::<(ServiceQuery, Vec<Instance>)>(entry?.1.value())
                 .ok()
-                .map(|(query, instances)| (query, Arc::from(instances))),
+                .map(|(query, mut instances)| {
+                    Instance::share_among(&mut instances);
+                    (query, Arc::from(instances))
+                }),
         );
     }
     for entry in transaction.open_table(CHAINS)?.iter()? {

@@ -34,7 +34,7 @@ fn named_port(more: &str) -> String {
 /// An instance with a port of this name, and its sidecar.
 fn a_sidecar_before(snapshot: &mut Snapshot, port: &str, tells_ports_apart: bool) {
     let mut behind = world::instance("orders", 1, "10.0.0.1", Health::Passing);
-    behind.ports = [(Arc::from(port), 9000)].into();
+    behind.ports = BTreeMap::from([(Arc::from(port), 9000)]).into();
     let mut sidecar = world::instance("orders-proxy", 1, "10.0.0.1", Health::Passing);
     sidecar.destination = Some(behind.id.clone());
     sidecar.tells_ports_apart = tells_ports_apart;

@@ -1,6 +1,6 @@
 //! Documents and services by the thousand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use portreeve::config::{Config, Permissions};
 use portreeve::hcl::Limits;
 use portreeve::model::{
     CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Health,
-    Instance, Observation, Redacted, ServiceQuery, ServiceUpdate, Weights,
+    Instance, Observation, Redacted, ServiceQuery, ServiceUpdate, Shared, Weights,
 };
 use portreeve::snapshot::Snapshot;
 use portreeve::translate::Settings;
@@ -165,12 +165,12 @@ pub fn answer(service: &str, instances: usize, edition: usize) -> Observation {
         created: 0,
         address: format!("10.0.{}.{}", number / 250, number % 250 + 1).into(),
         port: 8000 + if number == 0 { edition % 1000 } else { 0 } as u16,
-        ports: BTreeMap::new(),
+        ports: Shared::default(),
         tells_ports_apart: false,
         health: Health::Passing,
         weights: Weights::default(),
-        tags: Vec::new(),
-        meta: BTreeMap::new(),
+        tags: Shared::default(),
+        meta: Shared::default(),
     };
     let instances: Arc<[Instance]> = (0..instances).map(instance).collect();
     Observation::Service(ServiceUpdate {

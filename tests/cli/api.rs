@@ -14,7 +14,7 @@ use portreeve::envoy::ResourceKind;
 use portreeve::hcl::Limits;
 use portreeve::model::{
     CertificateMaterial, CertificateUpdate, Document, DocumentId, DocumentsUpdate, Health, Instance,
-    Observation, Redacted, ServiceQuery, ServiceUpdate, Weights,
+    Observation, Redacted, ServiceQuery, ServiceUpdate, Shared, Weights,
 };
 use portreeve::pipeline::{GatewayView, KeyWishes, View};
 use portreeve::snapshot::Snapshot;
@@ -149,12 +149,12 @@ fn instance(id: &str, health: Health) -> Instance {
         created: 0,
         address: "10.0.0.1".into(),
         port: 80,
-        ports: BTreeMap::new(),
+        ports: Shared::default(),
         tells_ports_apart: false,
         health,
         weights: Weights::default(),
-        tags: Vec::new(),
-        meta: BTreeMap::new(),
+        tags: Shared::default(),
+        meta: Shared::default(),
     }
 }
 

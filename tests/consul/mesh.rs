@@ -1,5 +1,6 @@
 //! The mesh as newer Consul describes it, by answers that are kept with their source.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -350,7 +351,7 @@ async fn a_refusal_in_place_of_an_empty_list_keeps_the_sidecars() {
     assert_eq!((&*instances[0].address, instances[0].port), ("10.0.0.1", 20000));
     assert_eq!(
         instances[0].ports,
-        [("admin".into(), 20001), ("public".into(), 20000)].into()
+        BTreeMap::from([("admin".into(), 20001), ("public".into(), 20000)]).into()
     );
     assert_eq!(instances[0].destination.as_deref(), Some("web-1"));
 

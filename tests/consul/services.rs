@@ -50,6 +50,46 @@ fn ids(instances: &[Instance]) -> Vec<&str> {
     instances.iter().map(|instance| &*instance.id).collect()
 }
 
+/// Tags and metadata say what a service asks for. Where nothing may ask, they are not kept, and wake nobody.
+#[tokio::test]
+async fn labels_are_kept_where_services_may_expose_themselves() {
+    let server = Server::start().await;
+    let register = async |tag: &str, port: u16| {
+        server
+            .put(
+                "agent/service/register",
+                json!({ "Name": "web", "Port": port, "Tags": [tag], "Meta": { "k": tag } }),
+            )
+            .await;
+    };
+    register("v1", 1).await;
+    let (mut without, _watcher) = watch(server.client(None), &["web"]);
+    let (mut with, sender) = Running::new();
+    let (watcher, task) = ServiceWatcher::with_labels(server.client(None), sender);
+    with.tasks
+        .spawn(task.with_timing(quick()).run(with.cancel.clone()));
+    let narrowed = Narrowing {
+        filter: Some("Service.Port != 0".into()),
+        ..Narrowing::default()
+    };
+    let narrowed = ServiceQuery::new(Lookup::Service, "web".into(), narrowed);
+    watcher.set_interests(queries(&["web"]).update(narrowed.clone(), 0));
+    let labels = |instances: &[Instance]| instances[0].tags.len() + instances[0].meta.len();
+    assert_eq!(labels(&without.instances().await), 0);
+    for _ in 0..2 {
+        let update = with.service().await;
+        let kept = labels(&update.result.unwrap());
+        // A service exposes itself under its name alone.
+        assert_eq!(kept, if update.query == narrowed { 0 } else { 2 });
+    }
+    register("v2", 1).await;
+    let instances = with.instances().await;
+    assert_eq!((&*instances[0].tags[0], &*instances[0].meta["k"]), ("v2", "v2"));
+    // The next that the others hear is another port.
+    register("v3", 2).await;
+    assert_eq!(without.instances().await[0].port, 2);
+}
+
 #[tokio::test]
 async fn instances_health_weights_and_maintenance() {
     let server = Server::start().await;

@@ -36,7 +36,7 @@ http_route "pets" {
 /// An instance with an `admin` port, and the sidecar before it.
 fn pair(number: u16) -> (Instance, Instance) {
     let mut behind = world::instance("pets", number, &format!("10.0.0.{number}"), Health::Passing);
-    behind.ports.insert("admin".into(), 9000);
+    behind.ports.to_mut().insert("admin".into(), 9000);
     let mut sidecar = world::instance("pets-proxy", number, &format!("10.0.0.{number}"), Health::Passing);
     sidecar.destination = Some(behind.id.clone());
     sidecar.tells_ports_apart = true;
@@ -136,7 +136,7 @@ fn a_named_port_is_asked_for_in_the_handshake_with_the_sidecar() {
 #[test]
 fn only_sidecars_that_lead_to_the_port_are_dialed() {
     let (set, said) = compile(DOCUMENT, plain(ChainProtocol::Http), |pairs| {
-        pairs[0].0.ports.remove("admin");
+        pairs[0].0.ports.to_mut().remove("admin");
         pairs[1].1.tells_ports_apart = false;
     });
     assert_eq!(ports(&set), [8003]);

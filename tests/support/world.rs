@@ -13,7 +13,7 @@ use portreeve::model::mesh::{
 use portreeve::model::{
     CertificateMaterial, CertificateQuery, CertificateUpdate, ChainUpdate, Document, DocumentId,
     DocumentsUpdate, Health, Instance, MeshUpdate, Observation, Redacted, ServiceQuery, ServiceUpdate,
-    Weights,
+    Shared, Weights,
 };
 use portreeve::snapshot::{Changes, Snapshot};
 use portreeve::translate::{Compiler, Settings};
@@ -196,12 +196,12 @@ pub fn instance(service: &str, number: u16, address: &str, health: Health) -> In
         created: 0,
         address: address.into(),
         port: 8000 + number,
-        ports: BTreeMap::from([("grpc".into(), 9000 + number)]),
+        ports: BTreeMap::from([("grpc".into(), 9000 + number)]).into(),
         tells_ports_apart: false,
         health,
         weights: Weights::default(),
-        tags: Vec::new(),
-        meta: BTreeMap::new(),
+        tags: Shared::default(),
+        meta: Shared::default(),
     }
 }
 

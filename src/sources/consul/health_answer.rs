@@ -42,6 +42,7 @@ pub(super) fn parse(body: &[u8], lookup: Lookup) -> Result<Instances, serde_json
     list.dedup();
     let cut = list.len().saturating_sub(INSTANCES);
     list.truncate(INSTANCES);
+    Instance::share_among(&mut list);
     Ok(Instances { list, cut, unusable })
 }
 
@@ -233,15 +234,15 @@ impl Entry {
                 .then_some(service.proxy.destination),
             address: address.into(),
             port,
-            ports,
+            ports: ports.into(),
             tells_ports_apart,
             weights: Weights {
                 passing: weight(service.weights.passing),
                 warning: weight(service.weights.warning),
             },
             created: service.created,
-            tags: bounded_tags(service.tags),
-            meta: bounded_meta(service.meta),
+            tags: bounded_tags(service.tags).into(),
+            meta: bounded_meta(service.meta).into(),
         })
     }
 }
@@ -337,7 +338,7 @@ mod tests {
             }
         );
         assert_eq!(instance.health, Health::Warning);
-        assert_eq!(instance.tags, ["v1".into(), "http".into()]);
+        assert_eq!(*instance.tags, ["v1".into(), "http".into()]);
         assert_eq!(instance.meta.get("version").map(|value| &**value), Some("v1"));
     }
 
@@ -432,6 +433,21 @@ mod tests {
         let instance = one(ports, "[]").unwrap();
         assert_eq!(instance.port, 8080);
         assert_eq!(instance.ports.get("admin"), Some(&9000));
+    }
+
+    #[test]
+    fn what_instances_have_in_common_is_kept_once() {
+        let entry = |id: &str, tag: &str| {
+            format!(
+                r#"{{"Node":{{"Node":"n1","Address":"10.0.0.1"}},"Service":{{"ID":"{id}","Port":1,"Tags":["{tag}"],"Meta":{{"k":"v"}}}}}}"#
+            )
+        };
+        let body = format!("[{},{},{}]", entry("a", "x"), entry("b", "x"), entry("c", "y"));
+        let list = parse(body.as_bytes(), Lookup::Service).unwrap().list;
+        let [a, b, c] = &list[..] else { panic!("{list:?}") };
+        assert!(std::ptr::eq(&*a.tags, &*b.tags) && std::ptr::eq(&*a.meta, &*c.meta));
+        assert!(Arc::ptr_eq(&a.node, &c.node) && Arc::ptr_eq(&a.address, &c.address));
+        assert_eq!(*c.tags, [Arc::from("y")]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::blocking_query::{Closed, Context, READ_TIMEOUT, Verdict, WatchTiming,
 use super::budget::{Claim, Pass};
 use super::call::{Call, Scope};
 use super::client::{Answer, ConsulClient};
-use super::health_answer::{self, INSTANCES};
+use super::health_answer::{self, INSTANCES, Instances};
 use super::{ServiceWatcher, ServiceWatcherTask};
 use crate::model::{Instance, Lookup, Observation, Problem, ProblemKind, ServiceQuery, ServiceUpdate};
 use crate::sources::agent_api::ApiClient;
@@ -29,11 +29,29 @@ use crate::sources::agent_api::service_watcher::ServiceSource;
 struct ConsulServices {
     client: ConsulClient,
     observations: mpsc::Sender<Observation>,
+    /// Services may expose themselves, which they ask for by tags and metadata. Nobody else reads these.
+    keeps_labels: bool,
 }
 
 impl ServiceWatcher {
     pub fn new(client: ConsulClient, observations: mpsc::Sender<Observation>) -> (Self, ServiceWatcherTask) {
-        Self::of(ConsulServices { client, observations })
+        Self::of(ConsulServices {
+            client,
+            observations,
+            keeps_labels: false,
+        })
+    }
+
+    /// With what services ask to be exposed by.
+    pub fn with_labels(
+        client: ConsulClient,
+        observations: mpsc::Sender<Observation>,
+    ) -> (Self, ServiceWatcherTask) {
+        Self::of(ConsulServices {
+            client,
+            observations,
+            keeps_labels: true,
+        })
     }
 }
 
@@ -59,6 +77,8 @@ impl ServiceSource for ConsulServices {
         Watch {
             client: self.client.clone(),
             scope: scope_of(&query),
+            // A service exposes itself under its name alone.
+            keeps_labels: self.keeps_labels && query == ServiceQuery::named(&query.name),
             claim,
             connections,
             query,
@@ -80,6 +100,7 @@ struct Watch {
     claim: Claim,
     connections: usize,
     query: ServiceQuery,
+    keeps_labels: bool,
     observations: mpsc::Sender<Observation>,
     /// None: nothing believed yet, so nothing said. An empty list is something else.
     believed: Option<Arc<[Instance]>>,
@@ -137,8 +158,7 @@ impl Watched for Watch {
         if self.query.lookup == Lookup::PreparedQuery {
             self.asked_for = health_answer::service_of_query(&answer.body);
         }
-        let mut instances = health_answer::parse(&answer.body, self.query.lookup)
-            .map_err(|error| answer.unreadable(error))?;
+        let mut instances = self.parse(&answer)?;
         if self.lacks_something(&instances.list) {
             if let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await? {
                 return Ok(Verdict::Doubted(problem));
@@ -147,8 +167,7 @@ impl Watched for Watch {
             // rights that came back in between would pass for an end of all instances. So what lacks must lack twice.
             let first = instances;
             answer = self.client.probe(self.call()).await?;
-            instances = health_answer::parse(&answer.body, self.query.lookup)
-                .map_err(|error| answer.unreadable(error))?;
+            instances = self.parse(&answer)?;
             if (instances != first || answer.filtered_by_acls)
                 && let Some(problem) = self.doubt(&instances.list, answer.filtered_by_acls).await?
             {
@@ -201,6 +220,15 @@ impl Watch {
             }
         }
         Ok(None)
+    }
+
+    fn parse(&self, answer: &Answer) -> Result<Instances, ConsulError> {
+        let mut found = health_answer::parse(&answer.body, self.query.lookup)
+            .map_err(|error| answer.unreadable(error))?;
+        if !self.keeps_labels {
+            found.list.iter_mut().for_each(Instance::forget_labels);
+        }
+        Ok(found)
     }
 
     fn lacks_something(&self, now: &[Instance]) -> bool {

@@ -1,11 +1,10 @@
 //! An answer of `/v1/service/<name>` as instances. Pure.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::model::{Health, Instance, Weights};
+use crate::model::{Health, Instance, Shared, Weights};
 
 /// Instances, sorted, and how many were left out: unusable, or beyond the bound.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,6 +43,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Instances, serde_json::Error> {
     list.dedup();
     let cut = list.len().saturating_sub(INSTANCES);
     list.truncate(INSTANCES);
+    Instance::share_among(&mut list);
     Ok(Instances { list, unusable, cut })
 }
 
@@ -94,13 +94,13 @@ impl Registration {
             destination: None,
             address: self.address,
             port,
-            ports: BTreeMap::new(),
+            ports: Shared::default(),
             tells_ports_apart: false,
             // Nomad does not say: a failing check leaves the registration as it is.
             health: Health::Passing,
             weights: Weights::default(),
-            tags,
-            meta: BTreeMap::new(),
+            tags: tags.into(),
+            meta: Shared::default(),
             created: self.created,
         })
     }

@@ -304,7 +304,7 @@ pub(super) fn listeners_for(
             tells_ports_apart: false,
             health: Health::Passing,
             weights: Weights::default(),
-            tags: Vec::new(),
+            tags: Default::default(),
             meta: Default::default(),
             created: 0,
         })
