@@ -113,7 +113,7 @@ pub(super) const ROUTES: &[Route] = &[
         parameters: &[],
         answers: &[(
             200,
-            "The agent's `kv_documents` bounds, and where it listens itself.",
+            "The agent's `kv_documents` bounds, where it listens itself, and the gateways whose certificates it judges.",
         )],
         media: JSON,
         handler: || get(read::permissions),

@@ -32,14 +32,18 @@ impl BoundsArguments {
     /// As the settings say; without any, as the agent says that is asked.
     pub fn bounds(&self, agent: Option<&ApiArguments>) -> anyhow::Result<Bounds> {
         if !self.config.is_empty() {
-            let flags = Flags {
+            let flags = |gateways: &[&str]| Flags {
                 config: self.config.clone(),
-                // Bounds are the same for all of an agent's gateways.
-                gateways: vec!["any".to_owned()],
+                gateways: gateways.iter().map(|name| (*name).to_owned()).collect(),
                 ..Flags::default()
             };
             // The names of this machine are not those of the agents'.
-            return Ok(Bounds::Known(Box::new(Settings::load(&flags, "")?.permissions)));
+            let load = |gateways: &[&str]| Settings::load(&flags(gateways), "");
+            // They may leave it to the command line which gateways there are: then it is not known what they use.
+            let gateways = load(&[]).map(|settings| settings.gateways).unwrap_or_default();
+            let mut permissions = load(&["any"])?.permissions;
+            permissions.gateways = (!gateways.is_empty()).then(|| gateways.into_iter().collect());
+            return Ok(Bounds::Known(Box::new(permissions)));
         }
         match agent {
             Some(agent) => Ok(Bounds::Known(block_on(
@@ -69,6 +73,7 @@ impl Bounds {
                     servers: Vec::new(),
                 },
                 exposure: None,
+                gateways: None,
             },
         }
     }
@@ -82,9 +87,7 @@ impl Bounds {
         refused
             .map(|problem| Diagnostic {
                 severity: Severity::Warning,
-                reason: Some(
-                    "agents refuse the document unless their kv_documents settings allow it".to_owned(),
-                ),
+                reason: Some("agents refuse it unless their kv_documents settings allow it".to_owned()),
                 ..problem
             })
             .collect()
@@ -105,6 +108,7 @@ impl Bounds {
                 servers: Vec::new(),
             },
             exposure: None,
+            gateways: None,
         };
         let is_bounded = |document: &Document| !refusals(document, &nothing).is_empty();
         if matches!(self, Self::Unknown) && documents.iter().any(is_bounded) {
@@ -118,9 +122,10 @@ impl Bounds {
 }
 
 fn refusals(document: &Document, permissions: &Permissions) -> Vec<Diagnostic> {
-    let mut problems = parse_document(document, permissions, &Limits::default())
-        .err()
-        .unwrap_or_default();
+    let mut problems = match parse_document(document, permissions, &Limits::default()) {
+        Ok(parsed) => parsed.not_allowed(),
+        Err(problems) => problems,
+    };
     problems.retain(|problem| problem.code == Code::NotAllowed);
     problems
 }

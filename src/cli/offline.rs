@@ -33,25 +33,26 @@ pub struct Offline {
 
 impl Offline {
     pub fn new(documents: Vec<Document>, permissions: Permissions) -> Self {
-        let mut snapshot = Snapshot::new(
-            Config::new(permissions, Limits::default()),
-            BTreeSet::from([SOURCE.into()]),
-        );
-        take(&mut snapshot, documents);
-        let mut unattached = snapshot.config.unattached();
-        if snapshot.config.gateways().next().is_none() {
-            // A part of a tree: its gateways are declared elsewhere.
-            for diagnostic in &mut unattached {
-                diagnostic.severity = Severity::Warning;
-            }
-        }
-        let assumed = assumed_gateways(&snapshot.config);
-        take(&mut snapshot, assumed);
-        answer_watches(&mut snapshot);
+        // Which certificates a gateway may use that others serve is theirs to say.
+        let elsewhere = Permissions {
+            files: vec!["/".into()],
+            vault_paths: vec!["*".into()],
+            nomad_variables: vec!["*".into()],
+            ..permissions.clone()
+        };
+        let elsewhere = permissions
+            .gateways
+            .is_some()
+            .then(|| world(documents.clone(), elsewhere).0);
+        let (snapshot, unattached) = world(documents, permissions);
+        let judges = |gateway: &Gateway| snapshot.config.permissions().judges(&gateway.name);
         let gateways = snapshot
             .config
             .gateways()
-            .map(|gateway| view_of(&snapshot, gateway))
+            .map(|gateway| match &elsewhere {
+                Some(elsewhere) if !judges(gateway) => view_of(elsewhere, gateway),
+                _ => view_of(&snapshot, gateway),
+            })
             .collect();
         let view = View {
             gateways,
@@ -113,6 +114,26 @@ impl Offline {
                 .into()
         })
     }
+}
+
+/// What the documents make with nobody to ask, and the routes of theirs that hang in the air.
+fn world(documents: Vec<Document>, permissions: Permissions) -> (Snapshot, Vec<Diagnostic>) {
+    let mut snapshot = Snapshot::new(
+        Config::new(permissions, Limits::default()),
+        BTreeSet::from([SOURCE.into()]),
+    );
+    take(&mut snapshot, documents);
+    let mut unattached = snapshot.config.unattached();
+    if snapshot.config.gateways().next().is_none() {
+        // A part of a tree: its gateways are declared elsewhere.
+        for diagnostic in &mut unattached {
+            diagnostic.severity = Severity::Warning;
+        }
+    }
+    let assumed = assumed_gateways(&snapshot.config);
+    take(&mut snapshot, assumed);
+    answer_watches(&mut snapshot);
+    (snapshot, unattached)
 }
 
 fn is_assumed(gateway: &Gateway) -> bool {

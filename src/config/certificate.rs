@@ -1,5 +1,5 @@
 use super::document::Decoder;
-use super::objects::Certificate;
+use super::objects::{Certificate, NotAllowed};
 use super::permissions::nomad_variable;
 use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{Block, BlockSchema, Occurs, Reader, Type};
@@ -165,6 +165,7 @@ pub(super) fn schema() -> BlockSchema {
 }
 
 pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Certificate {
+    let problems = decoder.problems.len();
     let query = if let Some(kv) = reader.child("vault_kv") {
         let (mount, path) = (trimmed(&kv, "mount"), trimmed(&kv, "path"));
         decoder.require_vault(&kv, "path", &format!("{mount}/{path}"));
@@ -217,10 +218,17 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             private_key: file.string("private_key").unwrap_or_default(),
         }
     };
+    let refusals = decoder.take_refusals(problems);
     Certificate {
         name: block.label(0).into(),
         origin: reader.origin(),
-        query,
+        query: match refusals.is_empty() {
+            true => Ok(query),
+            false => Err(NotAllowed {
+                source: query.to_string().into(),
+                problems: refusals.into(),
+            }),
+        },
     }
 }
 

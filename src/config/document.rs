@@ -1,21 +1,48 @@
 use std::sync::Arc;
 
 use super::breadth;
-use super::objects::{Object, Policy, Scope};
+use super::objects::{Certificate, NotAllowed, Object, Policy, Scope};
 use super::permissions::Permissions;
 use super::schema::document_schema;
-use crate::diagnostics::{Diagnostic, Severity, first_problems};
+use crate::diagnostics::{Code, Diagnostic, Severity, first_problems};
 use crate::features::FEATURES;
 use crate::hcl::{self, Limits, Reader, Source};
 use crate::model::{Document, Policies};
 
-/// A document that holds together on its own: syntax, schema and what it may reach.
+/// A document that holds together on its own: syntax, schema and what it may reach. Certificates that it may not use are
+/// among its objects, without saying where they are: whether that matters depends on who shows them.
 #[derive(Clone, Debug)]
 pub struct ParsedDocument {
     pub document: Document,
     pub objects: Vec<Object>,
     /// What it says without effect. It is in service all the same.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl ParsedDocument {
+    /// What it says of certificates that it may not use.
+    pub fn not_allowed(&self) -> Vec<Diagnostic> {
+        let problems = self.refused().map(|(_, refused)| refused.problems.iter());
+        problems.flatten().cloned().collect()
+    }
+
+    /// Some of its certificates are not there for this agent.
+    pub fn lacks_certificates(&self) -> bool {
+        self.refused().next().is_some()
+    }
+
+    pub(super) fn certificates(&self) -> impl Iterator<Item = &Certificate> {
+        self.objects.iter().filter_map(|object| match object {
+            Object::Certificate(certificate) => Some(&**certificate),
+            _ => None,
+        })
+    }
+
+    /// The certificates that it may not use.
+    pub(super) fn refused(&self) -> impl Iterator<Item = (&Certificate, &NotAllowed)> {
+        self.certificates()
+            .filter_map(|certificate| Some((certificate, certificate.query.as_ref().err()?)))
+    }
 }
 
 /// All or nothing: a document with one error is not taken in part, its last good version stays.
@@ -53,11 +80,13 @@ fn read_document(
     let reader = Reader::document(&source, &body);
     let mut objects = Vec::new();
     for (block, reader) in reader.children("gateway") {
-        objects.push(Object::Gateway(Arc::new(super::gateway::decode(
-            &mut decoder,
-            block,
-            &reader,
-        ))));
+        let problems = decoder.problems.len();
+        let gateway = super::gateway::decode(&mut decoder, block, &reader);
+        if !permissions.judges(&gateway.name) {
+            // Nothing of it is opened or read here.
+            decoder.take_refusals(problems);
+        }
+        objects.push(Object::Gateway(Arc::new(gateway)));
     }
     for (block, reader) in reader.children("certificate") {
         objects.push(Object::Certificate(Arc::new(super::certificate::decode(
@@ -124,6 +153,14 @@ pub(super) struct Decoder<'a> {
 }
 
 impl Decoder<'_> {
+    /// What was found since then that is not allowed.
+    pub fn take_refusals(&mut self, since: usize) -> Vec<Diagnostic> {
+        let found = self.problems.drain(since..);
+        let (refusals, others) = found.partition(|problem| problem.code == Code::NotAllowed);
+        self.problems.extend::<Vec<_>>(others);
+        refusals
+    }
+
     pub fn scope(&mut self, reader: &Reader<'_>) -> Scope {
         let bundles = reader.strings_with_origin("policies");
         if let Some((_, origin)) = bundles.get(breadth::BUNDLES) {

@@ -2,6 +2,7 @@
 //!
 //! Pure: the same documents give the same [`Config`] in every process and in every order of arrival.
 
+mod admission;
 mod breadth;
 mod certificate;
 mod client_ca;
@@ -27,8 +28,8 @@ pub use document::{ParsedDocument, parse_document};
 pub use exposure::{CATALOG, Exposure};
 pub use objects::{
     Backend, BackendTarget, Certificate, ClientCa, ConnectSource, Gateway, HttpRoute, Listener, ListenerTls,
-    Object, ObjectKey, ObjectKind, Policy, Protocol, RouteRef, Rule, RuleAction, Scope, TcpRoute, Upstream,
-    UpstreamSource,
+    NotAllowed, Object, ObjectKey, ObjectKind, Policy, Protocol, RouteRef, Rule, RuleAction, Scope, TcpRoute,
+    Upstream, UpstreamSource,
 };
 pub use permissions::Permissions;
 pub use reach::{AddressRefusal, AddressRules};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::diagnostics::Diagnostic;
 use crate::model::http::{
     DirectResponse, DnsName, LoadBalancer, Redirect, RequestMatch, Rewrite, UpstreamOptions, UpstreamProtocol,
 };
@@ -70,6 +71,11 @@ pub enum Object {
 }
 
 impl Object {
+    /// It is not there for this agent.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self, Self::Certificate(certificate) if certificate.query.is_err())
+    }
+
     pub fn key(&self) -> ObjectKey {
         let (kind, name) = match self {
             Self::Gateway(object) => (ObjectKind::Gateway, &object.name),
@@ -239,7 +245,32 @@ pub struct ClientCa {
 pub struct Certificate {
     pub name: Arc<str>,
     pub origin: Origin,
-    pub query: CertificateQuery,
+    /// What is not allowed cannot be asked for: nothing here says where it is.
+    pub query: Result<CertificateQuery, NotAllowed>,
+}
+
+/// A certificate that documents from KV may not use here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotAllowed {
+    /// Where it would come from, for people.
+    pub source: Arc<str>,
+    /// Why not, each at its place in the document.
+    pub problems: Arc<[Diagnostic]>,
+}
+
+impl Certificate {
+    /// Where it is read. None: it may not be.
+    pub fn allowed(&self) -> Option<&CertificateQuery> {
+        self.query.as_ref().ok()
+    }
+
+    /// Where it comes from, for people.
+    pub fn source(&self) -> &dyn fmt::Display {
+        match &self.query {
+            Ok(query) => query,
+            Err(refused) => &refused.source,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,6 +21,10 @@ pub struct Permissions {
     pub addresses: AddressRules,
     /// None: what services say in their tags and metadata is not listened to.
     pub exposure: Option<Arc<Exposure>>,
+    /// The gateways that are served with this: what others use is for other agents to allow. None: nobody knows which, and
+    /// whatever documents name is judged.
+    #[serde(default)]
+    pub gateways: Option<BTreeSet<Arc<str>>>,
 }
 
 impl Default for Permissions {
@@ -30,6 +35,7 @@ impl Default for Permissions {
             nomad_variables: vec!["*".into()],
             addresses: AddressRules::default(),
             exposure: None,
+            gateways: None,
         }
     }
 }
@@ -44,6 +50,11 @@ impl Permissions {
             }
         }
         own.sort();
+    }
+
+    /// Whether what this gateway uses is judged.
+    pub fn judges(&self, gateway: &str) -> bool {
+        self.gateways.as_ref().is_none_or(|own| own.contains(gateway))
     }
 
     pub fn file_allowed(&self, document: &DocumentId, path: &str) -> bool {

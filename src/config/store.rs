@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use imbl::{OrdMap, OrdSet};
 
-use super::document::{ParsedDocument, parse_document};
+use super::document::ParsedDocument;
 use super::objects::{
     BackendTarget, Certificate, Gateway, HttpRoute, Object, ObjectKey, ObjectKind, Policy, RouteRef,
     TcpRoute, Upstream,
@@ -26,7 +26,7 @@ type Claim = (Rank, usize, Arc<str>);
 
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    documents: OrdMap<DocumentId, Arc<DocumentState>>,
+    pub(super) documents: OrdMap<DocumentId, Arc<DocumentState>>,
     /// Every declaration of a name, the holder first.
     claims: OrdMap<ObjectKey, Arc<Vec<(Rank, Object)>>>,
     /// (named, by whom), over the holders.
@@ -37,12 +37,12 @@ pub struct Config {
     hosts: OrdSet<(Arc<str>, Arc<str>, Claim)>,
     /// (gateway, listener, TCP route that claims it), in the same order.
     tcp_listeners: OrdSet<(Arc<str>, Arc<str>, Claim)>,
-    permissions: Arc<Permissions>,
-    limits: LimitsByValue,
+    pub(super) permissions: Arc<Permissions>,
+    pub(super) limits: LimitsByValue,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct LimitsByValue(Limits);
+pub(super) struct LimitsByValue(pub(super) Limits);
 
 /// One document, with what of it is in service.
 #[derive(Clone, Debug)]
@@ -144,8 +144,8 @@ impl Config {
                     vec![quarantine.diagnostic.clone()],
                 )
             }
-            None => match parse_document(&document, &self.permissions, &self.limits.0) {
-                Ok(parsed) => (Some(Arc::new(parsed)), Vec::new()),
+            None => match self.read(&document, last_good.as_deref()) {
+                Ok(parsed) => (Some(parsed), Vec::new()),
                 Err(problems) => (last_good.clone(), say_what_stays(problems, last_good.is_some())),
             },
         };
@@ -159,52 +159,6 @@ impl Config {
                 confirmed,
             }),
         );
-    }
-
-    /// Other bounds on what documents from KV may reach. What they no longer allow leaves service, last good version or
-    /// not; what they now allow enters it.
-    pub fn permit(&mut self, permissions: Permissions, change: &mut ConfigChange) {
-        if *self.permissions == permissions {
-            return;
-        }
-        self.permissions = Arc::new(permissions);
-        let bounded: Vec<Arc<DocumentState>> = self
-            .documents
-            .values()
-            .filter(|state| !state.document.id.is_trusted())
-            .cloned()
-            .collect();
-        for state in bounded {
-            let parse = |document: &Document| parse_document(document, &self.permissions, &self.limits.0);
-            let still_allowed = |parsed: &Option<Arc<ParsedDocument>>| {
-                let parsed = parsed.as_ref()?;
-                parse(&parsed.document).ok().map(Arc::new)
-            };
-            let confirmed = still_allowed(&state.confirmed);
-            let last_good = still_allowed(&state.in_service);
-            let is_refused = |problem: &Diagnostic| problem.code == Code::EnvoyRejected;
-            let (in_service, problems) = if state.problems.iter().any(is_refused) {
-                (last_good, state.problems.to_vec())
-            } else {
-                match parse(&state.document) {
-                    Ok(parsed) => (Some(Arc::new(parsed)), Vec::new()),
-                    Err(problems) => {
-                        let stays = last_good.is_some();
-                        (last_good, say_what_stays(problems, stays))
-                    }
-                }
-            };
-            let id = &state.document.id;
-            change.documents.insert(id.clone());
-            self.put_in_service(id, state.in_service.as_deref(), in_service.as_deref(), change);
-            let after = DocumentState {
-                document: state.document.clone(),
-                problems: problems.into(),
-                in_service,
-                confirmed,
-            };
-            self.documents.insert(id.clone(), Arc::new(after));
-        }
     }
 
     pub fn remove(&mut self, id: &DocumentId, change: &mut ConfigChange) {
@@ -258,7 +212,7 @@ impl Config {
         }
     }
 
-    fn put_in_service(
+    pub(super) fn put_in_service(
         &mut self,
         id: &DocumentId,
         before: Option<&ParsedDocument>,
@@ -286,7 +240,10 @@ impl Config {
             if let (Some(rank), Some(object)) = (&rank, new_objects.remove(&key)) {
                 claims.push((rank.clone(), object));
             }
-            claims.sort_by(|(one, _), (other, _)| one.cmp(other));
+            // Nobody takes a name by what may not be used.
+            claims.sort_by(|(one, this), (other, that)| {
+                (this.is_refused(), one).cmp(&(that.is_refused(), other))
+            });
             let held_after = claims.first().cloned();
             if claims.is_empty() {
                 self.claims.remove(&key);
@@ -544,7 +501,7 @@ fn same(one: &Option<Arc<ParsedDocument>>, other: &Option<Arc<ParsedDocument>>) 
 }
 
 /// Said once for each document, with its first problem.
-fn say_what_stays(mut problems: Vec<Diagnostic>, has_last_good: bool) -> Vec<Diagnostic> {
+pub(super) fn say_what_stays(mut problems: Vec<Diagnostic>, has_last_good: bool) -> Vec<Diagnostic> {
     if let Some(first) = problems.first_mut() {
         let stays = if has_last_good {
             "the document's last good version stays in service"

@@ -1,4 +1,5 @@
-//! Documents that are bad while nothing of them is in service: the text that the others accepted is asked for, once.
+//! Documents of which nothing is in service, or all but a certificate that they may not use: the text that the others accepted is
+//! asked for, once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -41,7 +42,11 @@ impl AcceptedTexts {
                     self.asked.remove(id);
                     self.open.remove(id);
                 }
-                Some(state) if state.in_service.is_some() => {
+                // What an Envoy here runs with is not given up for a certificate.
+                Some(state)
+                    if state.in_service.is_some()
+                        && (state.confirmed.is_some() || !config.goes_without(id)) =>
+                {
                     self.open.remove(id);
                 }
                 // Unbounded: each document is asked for once, and their number is bounded.
@@ -123,6 +128,8 @@ pub(super) enum Served {
     /// There is no such document.
     Gone,
     Nothing,
+    /// All but the certificates that the document may not use.
+    Partly,
     Something,
 }
 
@@ -131,6 +138,7 @@ impl Served {
         match config.document(id) {
             None => Self::Gone,
             Some(state) if state.in_service.is_none() => Self::Nothing,
+            Some(_) if config.goes_without(id) => Self::Partly,
             Some(_) => Self::Something,
         }
     }
@@ -149,10 +157,12 @@ pub(super) enum Outcome {
 impl Outcome {
     pub fn of(before: Served, after: Served, has_text: bool) -> Self {
         match (before, after) {
-            (Served::Nothing, Served::Something) => Self::Serves,
+            (Served::Nothing, Served::Something | Served::Partly) | (Served::Partly, Served::Something) => {
+                Self::Serves
+            }
             (Served::Nothing, _) if has_text => Self::IsBadToo,
             (Served::Nothing, _) => Self::NoneKept,
-            (Served::Gone | Served::Something, _) => Self::NotNeeded,
+            (Served::Gone | Served::Partly | Served::Something, _) => Self::NotNeeded,
         }
     }
 
@@ -260,5 +270,55 @@ mod tests {
         assert!(changes.is_empty() && said == Outcome::NotNeeded, "{said:?}");
         snapshot.forget_documents([document("").id]);
         assert_eq!(outcome(&mut snapshot, Some(GOOD)).1, Outcome::NotNeeded);
+    }
+
+    /// Where the present text may not use a certificate that a listener shows, the accepted one that may is better than the
+    /// rest of the present one.
+    #[test]
+    fn the_accepted_text_serves_where_the_present_one_lacks_a_certificate() {
+        let text = |variable: &str| {
+            format!(
+                "gateway \"edge\" {{\n  listener \"web\" {{\n    port = 443\n    protocol = \"https\"\n    tls {{ certificates = [\"www\"] }}\n  }}\n}}\n\
+                 certificate \"www\" {{\n  nomad_variable {{ path = \"{variable}\" }}\n}}\n"
+            )
+        };
+        let permissions = Permissions {
+            nomad_variables: vec!["edge".into()],
+            ..Permissions::default()
+        };
+        let mut config = Config::new(permissions, Limits::default()).serving(BTreeSet::from(["edge".into()]));
+        let id = document("").id;
+        let ids = BTreeSet::from([id.clone()]);
+        config.upsert(document(&text("inner")), None, &mut ConfigChange::default());
+        let mut snapshot = Snapshot::new(config, BTreeSet::new());
+        let (sender, mut wanted) = mpsc::unbounded_channel();
+        let mut texts = AcceptedTexts::ask_through(sender);
+        texts.review(&snapshot.config, &ids);
+        assert_eq!(wanted.try_recv().unwrap(), id);
+        let mut answer = |text: &str| {
+            let served = Served::of(&snapshot.config, &id);
+            snapshot.apply(Observation::Accepted(AcceptedText {
+                document: id.clone(),
+                text: Some(text.into()),
+            }));
+            let serves = Served::of(&snapshot.config, &id);
+            let certificate = snapshot.config.certificate("www").unwrap();
+            let confirmed = snapshot.config.document(&id).unwrap().confirmed.as_ref();
+            assert_eq!(confirmed.is_some(), certificate.allowed().is_some());
+            (Outcome::of(served, serves, true), certificate.allowed().is_some())
+        };
+        // What others accepted lacks it here, too: everything else of it goes on to serve.
+        assert_eq!(answer(&text("another")), (Outcome::NotNeeded, false));
+        assert_eq!(
+            answer("gateway {"),
+            (Outcome::NotNeeded, false),
+            "nothing is confirmed by a bad one"
+        );
+        assert_eq!(answer(&text("edge")), (Outcome::Serves, true));
+        let state = snapshot.config.document(&id).unwrap();
+        assert_eq!(*state.document.text, text("inner"));
+        assert!(!state.problems.is_empty());
+        texts.review(&snapshot.config, &ids);
+        assert!(texts.waiting_for().is_empty());
     }
 }

@@ -4,7 +4,7 @@
 //! awaited as those are.
 
 use super::certificate::code_of;
-use crate::config::{ClientCa, Gateway, Listener, client_ca_name, listener_of_client_ca};
+use crate::config::{ClientCa, Gateway, Listener, NotAllowed, client_ca_name, listener_of_client_ca};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::model::{CertificateMaterial, CertificateQuery, DocumentId};
 use crate::snapshot::{Known, Snapshot};
@@ -13,6 +13,8 @@ use crate::snapshot::{Known, Snapshot};
 pub struct Named<'a> {
     /// What the documents say now, and which of them.
     pub declared: Option<(&'a CertificateQuery, &'a DocumentId)>,
+    /// It is declared, and may not be used.
+    pub refused: Option<&'a NotAllowed>,
     /// What stands until that has brought something.
     pub former: Option<&'a CertificateQuery>,
     /// What Envoy gets.
@@ -26,6 +28,7 @@ pub fn named<'a>(snapshot: &'a Snapshot, gateway: &'a Gateway, name: &str) -> Na
             let former = snapshot.former_authorities(&gateway.name, listener);
             Named {
                 declared: declared.map(|query| (query, &gateway.origin.document)),
+                refused: None,
                 former,
                 serving: former
                     .or(declared)
@@ -37,7 +40,11 @@ pub fn named<'a>(snapshot: &'a Snapshot, gateway: &'a Gateway, name: &str) -> Na
             declared: snapshot
                 .config
                 .certificate(name)
-                .map(|declared| (&declared.query, &declared.origin.document)),
+                .and_then(|declared| Some((declared.allowed()?, &declared.origin.document))),
+            refused: snapshot
+                .config
+                .certificate(name)
+                .and_then(|declared| declared.query.as_ref().err()),
             former: snapshot.former(name),
             serving: snapshot.serving(name),
         },

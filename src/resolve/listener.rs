@@ -6,7 +6,9 @@ use super::Resolved;
 use super::certificate::code_of;
 use super::client_ca::{authorities, client_ca_of, named};
 use super::ports::port_clash;
-use crate::config::{Gateway, Listener, ListenerTls, ObjectKind, client_ca_name, listener_of_client_ca};
+use crate::config::{
+    Gateway, Listener, ListenerTls, NotAllowed, ObjectKind, client_ca_name, listener_of_client_ca,
+};
 use crate::diagnostics::{Code, Diagnostic};
 use crate::features::FEATURES;
 use crate::ir::{
@@ -175,6 +177,11 @@ pub fn resolve_listener(
                 is_open: !chains.is_empty(),
             };
             for ((name, origin), unshown) in tls.certificates.iter().zip(unshown) {
+                let declared = snapshot.config.certificate(name);
+                if let Some(refused) = declared.and_then(|declared| declared.query.as_ref().err()) {
+                    diagnostics.extend(meanwhile.not_allowed(name, refused, gateway));
+                    continue;
+                }
                 let problem = match unshown {
                     None => not_renewed(snapshot, name)
                         .or_else(|| meanwhile.not_there(name))
@@ -260,7 +267,7 @@ fn names_of(tls: &ListenerTls) -> String {
 
 /// One that is here, and whose source has not been able to bring a newer one since.
 fn not_renewed(snapshot: &Snapshot, name: &str) -> Option<Diagnostic> {
-    let known = snapshot.certificate(&snapshot.config.certificate(name)?.query)?;
+    let known = snapshot.certificate(snapshot.config.certificate(name)?.allowed()?)?;
     let problem = known.problem.as_ref()?;
     known.value.is_some().then(|| {
         Diagnostic::warning(code_of(problem.kind), format!("certificate {name:?}: {problem}"))
@@ -297,6 +304,21 @@ impl Meanwhile<'_> {
         )
     }
 
+    /// One that its document may not use, told where the document names it.
+    fn not_allowed(&self, name: &str, refused: &NotAllowed, gateway: &Gateway) -> Vec<Diagnostic> {
+        let meanwhile = self.said(name);
+        let problems = refused.problems.iter().cloned();
+        problems
+            .map(|mut problem| {
+                problem.reason = Some(match problem.reason.take() {
+                    Some(reason) => format!("{reason}; {meanwhile}"),
+                    None => meanwhile.clone(),
+                });
+                problem.about("gateway", &gateway.name)
+            })
+            .collect()
+    }
+
     /// One whose source has not brought it, as it is declared now.
     fn not_there(&self, name: &str) -> Option<Diagnostic> {
         let Meanwhile {
@@ -317,7 +339,9 @@ impl Meanwhile<'_> {
                 )),
             );
         };
-        let known = snapshot.certificate(&declared.query);
+        // Whoever asks has told of one that may not be used.
+        let declared = declared.allowed()?;
+        let known = snapshot.certificate(declared);
         if let Some(material) = known.and_then(|known| known.value.as_deref()) {
             if material.host_names().next().is_none() {
                 return Some(names_no_host(name).because(meanwhile));
@@ -340,7 +364,7 @@ impl Meanwhile<'_> {
             }
             None => Diagnostic::warning(
                 Code::NotYetKnown,
-                format!("certificate {name:?} has not arrived yet ({})", declared.query),
+                format!("certificate {name:?} has not arrived yet ({declared})"),
             )
             .because(format!("its source has not answered yet; {meanwhile}"))
             .fix("wait a moment; if it stays, `portreeve status` says how its source is"),

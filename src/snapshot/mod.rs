@@ -44,8 +44,6 @@ pub struct Snapshot {
     shared_ports: Arc<[SharedPort]>,
     /// What serves until what takes its place has come.
     succession: succession::Succession,
-    /// The gateways that are served here. None: whichever there are.
-    own_gateways: Option<Arc<BTreeSet<Arc<str>>>>,
 }
 
 /// What an observation changed, as the units that depend on it see it.
@@ -116,7 +114,7 @@ impl Snapshot {
 
     /// Only for these is anything fetched.
     pub fn serving_gateways(mut self, names: BTreeSet<Arc<str>>) -> Self {
-        self.own_gateways = Some(Arc::new(names));
+        self.config = self.config.serving(names);
         self
     }
 
@@ -217,16 +215,28 @@ impl Snapshot {
         let (Some(text), Some(state)) = (accepted.text, self.config.document(id).cloned()) else {
             return changes;
         };
-        if state.in_service.is_some() || text == state.document.text {
+        let serves = state.in_service.is_some() && !self.config.goes_without(id);
+        if serves || text == state.document.text {
             return changes;
         }
         let good = Document {
             text,
             ..state.document.clone()
         };
+        // What serves without a certificate makes way for what has it, not for another that has none.
+        if state.in_service.is_some() && !self.config.lacks_nothing(&good) {
+            return changes;
+        }
+        let text = good.text.clone();
         self.config.upsert(good, None, &mut changes.config);
         // It is in KV because some Envoy runs with it.
-        self.config.confirm(id);
+        let after = self
+            .config
+            .document(id)
+            .and_then(|state| state.in_service.as_ref());
+        if after.is_some_and(|parsed| parsed.document.text == text) {
+            self.config.confirm(id);
+        }
         let quarantine = self.quarantined.get(id);
         self.config
             .upsert(state.document.clone(), quarantine, &mut changes.config);

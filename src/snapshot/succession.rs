@@ -58,10 +58,7 @@ impl Snapshot {
     }
 
     fn serving_query(&self, certificate: &str) -> Option<&CertificateQuery> {
-        let declared = self
-            .config
-            .certificate(certificate)
-            .map(|declared| &declared.query);
+        let declared = self.declared(certificate);
         let former = self.former(certificate);
         let strength =
             |query: Option<&CertificateQuery>| query.map_or(Strength::None, |query| self.strength(query));
@@ -70,6 +67,11 @@ impl Snapshot {
         } else {
             declared
         }
+    }
+
+    /// Where the documents say that it is now, if they may.
+    fn declared(&self, certificate: &str) -> Option<&CertificateQuery> {
+        self.config.certificate(certificate)?.allowed()
     }
 
     /// What serves in the place of what the declaration has not brought yet.
@@ -99,9 +101,9 @@ impl Snapshot {
             .keys()
             .chain(outgoing.values().flat_map(|entry| &entry.until));
         names
-            .filter_map(|name| self.config.certificate(name))
-            .filter(|declared| self.strength(&declared.query) == Strength::Keyless)
-            .map(|declared| declared.query.clone())
+            .filter_map(|name| self.declared(name))
+            .filter(|declared| self.strength(declared) == Strength::Keyless)
+            .cloned()
             .collect()
     }
 
@@ -147,14 +149,15 @@ impl Snapshot {
     }
 
     fn certificate_changed(&mut self, before: &Certificate, after: Option<&Object>) {
+        let Some(query) = before.allowed() else { return };
         let is_same = matches!(after, Some(Object::Certificate(after)) if after.query == before.query);
         let earlier = self.former(&before.name).map(|query| self.strength(query));
-        let strength = self.strength(&before.query);
+        let strength = self.strength(query);
         if is_same || strength == Strength::None || earlier.is_some_and(|earlier| earlier > strength) {
             return;
         }
         let former = Former {
-            query: before.query.clone(),
+            query: query.clone(),
             document: before.origin.document.clone(),
         };
         self.succession.former.insert(before.name.clone(), former);
@@ -162,11 +165,7 @@ impl Snapshot {
 
     fn listeners_changed(&mut self, before: &Gateway, after: Option<&Gateway>) {
         // Nobody here fetches for the others.
-        if self
-            .own_gateways
-            .as_ref()
-            .is_some_and(|own| !own.contains(&before.name))
-        {
+        if !self.config.permissions().judges(&before.name) {
             return;
         }
         for listener in &before.listeners {
@@ -254,10 +253,10 @@ impl Snapshot {
         let mut former = std::mem::take(&mut self.succession.former);
         former.retain(|name, former| {
             let goes_on = match self.config.certificate(name) {
-                Some(declared) => {
-                    declared.query != former.query
-                        && self.strength(&declared.query) < self.strength(&former.query)
-                }
+                // One that may not be used takes nothing's place, and keeps nothing in it.
+                Some(declared) => declared.allowed().is_some_and(|declared| {
+                    *declared != former.query && self.strength(declared) < self.strength(&former.query)
+                }),
                 None => shown.contains(name),
             };
             if !goes_on {

@@ -9,7 +9,7 @@ use crate::config::{Certificate, ClientCa, Gateway, Listener, Object, ObjectKind
 use crate::diagnostics::{Code, Diagnostic};
 use crate::model::{CertificateMaterial, CertificateQuery, Health, Problem};
 use crate::pipeline::View;
-use crate::resolve::{client_ca_of, named};
+use crate::resolve::{certificates_of, client_ca_of, named};
 use crate::snapshot::Known;
 
 /// One watched service.
@@ -145,8 +145,8 @@ fn client_cas(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
             status_of(
                 name,
                 Fetched {
-                    declared: &client_ca.query,
-                    known,
+                    declared: client_ca.query.to_string(),
+                    problem: known.and_then(problem_of),
                     former: named.former,
                     serving: named.serving,
                 },
@@ -184,7 +184,7 @@ fn outgoing(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
                 let certificate = Certificate {
                     name: name.clone(),
                     origin: declared_by.origin.clone(),
-                    query: former.clone(),
+                    query: Ok(former.clone()),
                 };
                 all.insert(name.clone(), certificate);
             }
@@ -200,7 +200,8 @@ pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
     let in_use = declared(view).filter(|certificate| !users_of(view, certificate).is_empty());
     let certificates = in_use.filter_map(|certificate| {
         let material = view.snapshot.serving(&certificate.name)?.value.as_deref()?;
-        let known = view.snapshot.certificate(&certificate.query);
+        let query = certificate.allowed()?;
+        let known = view.snapshot.certificate(query);
         let (end, name) = (timestamp(unix(material.not_after)), &certificate.name);
         let diagnostic = match phase_of(material, now) {
             CertificatePhase::Expired => Diagnostic::error(
@@ -220,7 +221,7 @@ pub(super) fn expiry(view: &View, now: SystemTime) -> Vec<Diagnostic> {
             .about("certificate", name);
         Some(match known.and_then(|known| known.problem.as_ref()) {
             Some(problem) => not_replaced(diagnostic, problem),
-            None => diagnostic.fix(format!("put a newer one at {}", certificate.query)),
+            None => diagnostic.fix(format!("put a newer one at {query}")),
         })
     });
     certificates.chain(expiry_of_client_cas(view, now)).collect()
@@ -290,24 +291,48 @@ fn users_of(view: &View, certificate: &Certificate) -> Vec<String> {
         .collect()
 }
 
+/// The gateways whose listeners name it.
+fn naming(view: &View, certificate: &Certificate) -> Vec<String> {
+    let snapshot = &view.snapshot;
+    let names = |gateway: &Gateway| certificates_of(snapshot, gateway).contains(&certificate.name);
+    let gateways = view.gateways.iter();
+    gateways
+        .filter_map(|gateway| snapshot.config.gateway(&gateway.name))
+        .filter(|gateway| names(gateway))
+        .map(|gateway| gateway.name.to_string())
+        .collect()
+}
+
 fn certificate_status(view: &View, certificate: &Certificate, now: SystemTime) -> CertificateStatus {
+    let (gateways, problem) = match &certificate.query {
+        Ok(query) => {
+            let known = view.snapshot.certificate(query);
+            (users_of(view, certificate), known.and_then(problem_of))
+        }
+        Err(refused) => {
+            // It concerns those alone who show it.
+            let gateways = naming(view, certificate);
+            let problem = refused.problems.first().filter(|_| !gateways.is_empty());
+            (gateways, problem.map(|problem| problem.message.clone()))
+        }
+    };
     let fetched = Fetched {
-        declared: &certificate.query,
-        known: view.snapshot.certificate(&certificate.query),
+        declared: certificate.source().to_string(),
+        problem,
         former: view.snapshot.former(&certificate.name),
         serving: view.snapshot.serving(&certificate.name),
     };
-    status_of(
-        certificate.name.to_string(),
-        fetched,
-        users_of(view, certificate),
-        now,
-    )
+    status_of(certificate.name.to_string(), fetched, gateways, now)
+}
+
+fn problem_of(known: &Known<CertificateMaterial>) -> Option<String> {
+    known.problem.as_ref().map(ToString::to_string)
 }
 
 struct Fetched<'a> {
-    declared: &'a CertificateQuery,
-    known: Option<&'a Known<CertificateMaterial>>,
+    declared: String,
+    /// Why it is not here.
+    problem: Option<String>,
     former: Option<&'a CertificateQuery>,
     serving: Option<&'a Known<CertificateMaterial>>,
 }
@@ -320,17 +345,14 @@ fn status_of(
 ) -> CertificateStatus {
     let Fetched {
         declared,
-        known,
+        problem,
         former,
         serving,
     } = fetched;
     let material = serving.and_then(|serving| serving.value.as_deref());
     let former = former.filter(|_| material.is_some());
     // Why the declared one is not here; else, why the one that serves is not renewed.
-    let problem = known
-        .and_then(|known| known.problem.as_ref())
-        .or(serving.and_then(|serving| serving.problem.as_ref()))
-        .map(ToString::to_string);
+    let problem = problem.or(serving.and_then(problem_of));
     let phase = match material {
         Some(material) => phase_of(material, now),
         None if problem.is_some() => CertificatePhase::Missing,
@@ -339,7 +361,7 @@ fn status_of(
     };
     CertificateStatus {
         name,
-        source: declared.to_string(),
+        source: declared,
         serves_former: former.map(ToString::to_string),
         phase,
         serial: material.map(|material| material.serial.to_string()),

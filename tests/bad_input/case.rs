@@ -70,6 +70,8 @@ const NEIGHBOUR: &str = r#"http_route "neighbour" {
 pub enum Stays {
     /// The whole document's last good version.
     LastGood,
+    /// The whole document's last good version; of one that was never good, all but the certificate in question.
+    LastGoodOrWithoutIt,
     /// All, as it is written: it is a warning.
     Everything,
     /// The rule `api` answers 503 with this reason; the document's other rules serve.
@@ -101,6 +103,10 @@ impl Stays {
         match self {
             Self::LastGood => {
                 "the document's last good version; one that was never good: nothing of it".into()
+            }
+            Self::LastGoodOrWithoutIt => {
+                "the document's last good version; one that was never good: all of it but the certificate"
+                    .into()
             }
             Self::Everything => "everything, as written".into(),
             Self::ApiAnswers503(reason) => {
@@ -191,8 +197,10 @@ impl Case {
         let shown = self.shown(&said);
         assert_eq!(codes, expected, "{}:\n{shown}", self.what);
         self.check(&before, &serving(&snapshot), &shown);
-        if self.stays == Stays::LastGood {
-            self.check_never_good();
+        match self.stays {
+            Stays::LastGood => self.check_never_good(),
+            Stays::LastGoodOrWithoutIt => self.check_without_certificate(),
+            _ => {}
         }
         shown
     }
@@ -259,7 +267,7 @@ impl Case {
         let same_api = before.route("shop/api") == after.route("shop/api");
         let same_pages = before.route("shop/pages") == after.route("shop/pages");
         match self.stays {
-            Stays::LastGood => {
+            Stays::LastGood | Stays::LastGoodOrWithoutIt => {
                 assert_eq!(before, after, "{what}");
                 assert!(
                     shown.contains("last good version stays"),
@@ -310,15 +318,37 @@ impl Case {
 
     /// A document that was never good: the rest serves as if it were not there.
     fn check_never_good(&self) {
-        let without = |bad: Option<Document>| {
-            let mut snapshot = strict_world();
-            let rest = documents().into_iter().filter(|(name, _)| *name != self.document);
-            world::put(&mut snapshot, rest.map(|(name, text)| file(name, text)));
-            world::put(&mut snapshot, bad);
-            world::answer_all(&mut snapshot, "edge");
-            serving(&snapshot)
-        };
+        let without = |bad: Option<Document>| serving(&self.never_good(bad));
         assert_eq!(without(None), without(Some(self.bad_document())), "{}", self.what);
+    }
+
+    /// Of the gateway's document: its other listener serves, with everything that is routed to it.
+    fn check_without_certificate(&self) {
+        let (before, _) = self.world();
+        let snapshot = self.never_good(Some(self.bad_document()));
+        let after = serving(&snapshot);
+        assert_eq!(after.listeners, ["web"], "{}", self.what);
+        for route in ["neighbour/all", "shop/api", "shop/pages"] {
+            assert_eq!(before.route(route), after.route(route), "{}", self.what);
+        }
+        let said = everything_said(&snapshot);
+        let shown = self.shown(&said);
+        for code in self.codes {
+            assert!(
+                said.iter().any(|said| said.code == *code),
+                "{}:\n{shown}",
+                self.what
+            );
+        }
+    }
+
+    fn never_good(&self, bad: Option<Document>) -> Snapshot {
+        let mut snapshot = strict_world();
+        let rest = documents().into_iter().filter(|(name, _)| *name != self.document);
+        world::put(&mut snapshot, rest.map(|(name, text)| file(name, text)));
+        world::put(&mut snapshot, bad);
+        world::answer_all(&mut snapshot, "edge");
+        snapshot
     }
 }
 
@@ -340,6 +370,7 @@ fn strict_world() -> Snapshot {
     permissions.addresses.own = vec!["10.0.0.5:7482".parse().unwrap()];
     permissions.addresses.servers = vec!["127.0.0.1:8500".parse().unwrap()];
     Snapshot::new(Config::new(permissions, Limits::default()), Default::default())
+        .serving_gateways(["edge".into()].into())
 }
 
 pub fn good_world() -> Snapshot {

@@ -11,7 +11,7 @@ pub fn all() -> Vec<Case> {
         values(),
         routes(),
         super::doubtful::all(),
-        reach(),
+        super::reach::all(),
         json(),
         super::around::between_documents(),
         super::around::world_around(),
@@ -43,7 +43,7 @@ pub fn api_with(more: &str) -> String {
     )
 }
 
-fn and(more: &str) -> String {
+pub fn and(more: &str) -> String {
     format!("{SHOP}\n{more}")
 }
 
@@ -474,71 +474,6 @@ fn routes() -> Vec<Case> {
             and("certificate \"c\" {\n  nomad_variable { path = \"edge/www.example.com\" }\n}\n"),
             &[InvalidValue],
         ),
-    ]
-}
-
-fn reach() -> Vec<Case> {
-    let upstream = |source: &str| and(&format!("upstream \"u\" {{\n  {source}\n}}\n"));
-    let kv = |what, text: String| bad(what, text, &[NotAllowed]).put_in_kv();
-    let listener = |port: u16| {
-        and(&format!(
-            "gateway \"guest\" {{\n  listener \"web\" {{\n    port = {port}\n  }}\n}}\n"
-        ))
-    };
-    let guest = |source: &str| {
-        and(&format!(
-            "gateway \"guest\" {{\n  listener \"web\" {{\n    port     = 9443\n    protocol = \"https\"\n\n    tls {{\n      \
-             certificates = [\"www\"]\n\n      client_ca {{\n        {source}\n      }}\n    }}\n  }}\n}}\n"
-        ))
-    };
-    vec![
-        bad(
-            "a file named by a document from KV",
-            and("certificate \"c\" {\n  file {\n    certificate = \"/etc/shadow\"\n    private_key = \"/etc/shadow\"\n  }\n}\n"),
-            &[NotAllowed, NotAllowed],
-        )
-        .put_in_kv(),
-        kv(
-            "a Vault path that the settings do not list, from KV",
-            and("certificate \"c\" {\n  vault_kv {\n    mount = \"secret\"\n    path  = \"payroll\"\n  }\n}\n"),
-        ),
-        kv(
-            "a PKI issuer that the settings do not list, from KV",
-            and("certificate \"c\" {\n  vault_pki {\n    mount       = \"pki\"\n    issuer      = \"root\"\n    role        = \"edge\"\n    common_name = \"c.example.com\"\n  }\n}\n"),
-        ),
-        kv(
-            "authorities of clients at a Vault path that the settings do not list, from KV",
-            guest("vault_pki { mount = \"pki\" }"),
-        ),
-        kv(
-            "an issuer of clients' certificates that the settings do not list, from KV",
-            guest("vault_pki {\n          mount  = \"pki\"\n          issuer = \"2026\"\n        }"),
-        ),
-        bad(
-            "authorities of clients in files, from KV",
-            guest("file {\n          certificate = \"/etc/shadow\"\n          crl         = \"/etc/shadow\"\n        }"),
-            &[NotAllowed, NotAllowed],
-        )
-        .put_in_kv(),
-        kv(
-            "a Nomad variable that the settings do not list, from KV",
-            and("certificate \"c\" {\n  nomad_variable { path = \"nomad/jobs/payroll\" }\n}\n"),
-        ),
-        kv(
-            "a Nomad variable that they list, of another namespace, from KV",
-            and("certificate \"c\" {\n  nomad_variable {\n    namespace = \"shop\"\n    path      = \"nomad/jobs/portreeve\"\n  }\n}\n"),
-        ),
-        kv("a loopback address from KV", upstream("static { addresses = [\"127.0.0.1:8500\"] }")),
-        kv("a loopback name from KV", upstream("dns { address = \"localhost:8500\" }")),
-        kv("a loopback address in IPv6 clothes, from KV", upstream("static { addresses = [\"[::ffff:127.0.0.1]:80\"] }")),
-        kv("a name that stands for this machine, from KV", upstream("dns { address = \"ip6-localhost:9901\" }")),
-        kv("a cloud's metadata address from KV", upstream("static { addresses = [\"169.254.169.254:80\"] }")),
-        kv("a cloud's metadata address in IPv6, from KV", upstream("static { addresses = [\"[fd00:ec2::254]:80\"] }")),
-        kv("a cloud's metadata name from KV", upstream("dns { address = \"metadata.google.internal:80\" }")),
-        kv("a host name that the settings do not list, from KV", upstream("dns { address = \"rebind.example.org:80\" }")),
-        kv("an address where the agent itself listens, from KV", upstream("static { addresses = [\"10.0.0.5:7482\"] }")),
-        kv("a listener where the agent itself listens, from KV", listener(7482)),
-        kv("a listener where this machine's Consul listens, from KV", listener(8500)),
     ]
 }
 

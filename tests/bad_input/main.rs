@@ -14,6 +14,7 @@ mod complete;
 mod doubtful;
 mod elsewhere;
 mod mesh;
+mod reach;
 mod syntax;
 mod table;
 mod tcp;

@@ -104,7 +104,7 @@ pub fn view(published: bool) -> View {
             instance("b", Health::Critical),
         ])),
     }));
-    let www = snapshot.config.certificate("www").unwrap().query.clone();
+    let www = snapshot.config.certificate("www").unwrap().query.clone().unwrap();
     snapshot.apply(Observation::Certificate(CertificateUpdate {
         query: www,
         result: Ok(Arc::new(CertificateMaterial {

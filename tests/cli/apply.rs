@@ -221,6 +221,28 @@ async fn refuses_what_does_not_validate() {
         "{}",
         refused.shown(&[])
     );
+
+    // Where they name the gateways, what others show is for others to allow.
+    let settings =
+        |gateway: &str| format!("gateways = [\"{gateway}\"]\nkv_documents {{\n  nomad_variables = []\n}}\n");
+    bench.file("edge.hcl", &settings("edge"));
+    bench.file("inner.hcl", &settings("inner"));
+    bench.file(
+        "variable/inner.hcl",
+        "gateway \"inner\" {\n  listener \"secure\" {\n    port     = 8443\n    protocol = \"https\"\n    tls { certificates = [\"v\"] }\n  }\n}\n",
+    );
+    let planned = bench.run(&["plan", "variable", "-config=edge.hcl"]);
+    assert!(
+        planned.code == 1 && !planned.out.contains("error") && planned.error.is_empty(),
+        "{}",
+        planned.shown(&[])
+    );
+    let refused = bench.run(&["plan", "variable", "-config=inner.hcl"]);
+    assert!(
+        refused.code == 255 && refused.out.contains("error[not-allowed]"),
+        "{}",
+        refused.shown(&[])
+    );
 }
 
 /// What somebody put into a document's place is named, and mended as any other change is.

@@ -3,10 +3,11 @@
 use hyper::Method;
 use serde_json::Value;
 
-use crate::stack::{GATEWAY, Options, SOON, Stack};
+use crate::stack::{GATEWAY, Options, SOON, Stack, until};
 use crate::support::agent;
 use crate::support::backend::Backend;
-use crate::support::client::Request;
+use crate::support::client::{Client, Request};
+use crate::support::pki::Ca;
 use crate::support::ports::free_port;
 use crate::support::{scratch_directory, wait_for};
 
@@ -32,6 +33,18 @@ fn with_certificate(name: &str, source: &str) -> String {
         "certificate \"{name}\" {{\n  {source}\n}}\n{}",
         crate::stack::route(name, &format!("{name}.example.com"), "orders")
     )
+}
+
+/// The usual gateway, with a listener that shows what the documents of this test bring.
+fn shows_certificates() -> String {
+    let secure = r#"gateway "edge" {
+  listener "secure" {
+    port     = $HTTPS
+    protocol = "https"
+    tls { certificates = ["file", "secret", "issuer"] }
+  }
+"#;
+    GATEWAY.replace("gateway \"edge\" {\n", secure)
 }
 
 async fn said_of(stack: &Stack, document: &str) -> Vec<Value> {
@@ -132,7 +145,7 @@ async fn documents_from_kv_reach_what_the_settings_allow_and_nothing_else() {
 
     let backend = Backend::start("one").await;
     stack.register("orders", &backend).await;
-    stack.put("gateway", GATEWAY).await;
+    stack.put("gateway", &shows_certificates()).await;
     let by_address = document(
         "by-address",
         &format!("static {{ addresses = [\"127.0.0.1:{}\"] }}", backend.port),
@@ -172,11 +185,28 @@ async fn documents_from_kv_reach_what_the_settings_allow_and_nothing_else() {
             "rebind",
             document("rebind", "dns { address = \"rebind.example.org:80\" }"),
         ),
+    ] {
+        stack.put(name, &text).await;
+        let refusal = is_refused(&stack, name).await;
+        println!("{name}: {}", refusal["message"]);
+        assert!(refusal["fix"].is_string(), "{refusal}");
+        // Nothing of the document serves.
+        stack.until(&get(name), name, |reply| reply.status == 404).await;
+    }
+    let files = scratch_directory("bounds-files");
+    let authority = Ca::new("files");
+    let leaf = authority.issue(&["file.example.com"]);
+    std::fs::write(files.path().join("a.pem"), &leaf.certificate).unwrap();
+    std::fs::write(files.path().join("a.key"), &leaf.key).unwrap();
+    let directory = files.path().display();
+    for (name, text) in [
         (
             "file",
             with_certificate(
                 "file",
-                "file {\n    certificate = \"/etc/ssl/a.pem\"\n    private_key = \"/etc/ssl/a.key\"\n  }",
+                &format!(
+                    "file {{\n    certificate = \"{directory}/a.pem\"\n    private_key = \"{directory}/a.key\"\n  }}"
+                ),
             ),
         ),
         (
@@ -198,9 +228,20 @@ async fn documents_from_kv_reach_what_the_settings_allow_and_nothing_else() {
         let refusal = is_refused(&stack, name).await;
         println!("{name}: {}", refusal["message"]);
         assert!(refusal["fix"].is_string(), "{refusal}");
-        // Nothing of the document serves.
-        stack.until(&get(name), name, |reply| reply.status == 404).await;
+        // What else the document says serves.
+        stack
+            .until(&get(name), name, |reply| reply.backend() == Some("one"))
+            .await;
     }
+    let https = Client::https(stack.https, &authority.certificate);
+    let closed = async |what: &str| {
+        wait_for(what, SOON, async || match https.send(&get("file")).await {
+            Ok(reply) => anyhow::bail!("{}", reply.status),
+            Err(_) => Ok(()),
+        })
+        .await;
+    };
+    closed("a listener without a certificate that it may show").await;
     for name in ["by-address", "by-name"] {
         stack
             .until(&get(name), name, |reply| reply.backend() == Some("one"))
@@ -214,7 +255,7 @@ async fn documents_from_kv_reach_what_the_settings_allow_and_nothing_else() {
         .replace("allow_loopback = true", "allow_loopback = false")
         .replace(
             "\"/etc/portreeve-test/\"",
-            "\"/etc/portreeve-test/\", \"/etc/ssl/\"",
+            &format!("\"/etc/portreeve-test/\", \"{directory}/\""),
         );
     assert_ne!(other, with_port);
     std::fs::write(&settings, &other).unwrap();
@@ -226,11 +267,10 @@ async fn documents_from_kv_reach_what_the_settings_allow_and_nothing_else() {
     stack
         .until(&get("by-address"), "tighter bounds", |reply| reply.status == 404)
         .await;
-    stack
-        .until(&get("file"), "wider bounds", |reply| {
-            reply.backend() == Some("one")
-        })
-        .await;
+    until(&https, &get("file"), "wider bounds", |reply| {
+        reply.backend() == Some("one")
+    })
+    .await;
     std::fs::write(&settings, &with_port).unwrap();
     stack.agent.reload();
     stack
@@ -238,9 +278,7 @@ async fn documents_from_kv_reach_what_the_settings_allow_and_nothing_else() {
             reply.backend() == Some("one")
         })
         .await;
-    stack
-        .until(&get("file"), "what was", |reply| reply.status == 404)
-        .await;
+    closed("what was").await;
     let log = stack.agent.process.log();
     assert!(
         !log[start..].contains("after a restart of the agent"),
@@ -258,6 +296,7 @@ async fn by_default_no_name_no_loopback_no_file() {
         ..Options::default()
     })
     .await;
+    stack.put("gateway", &shows_certificates()).await;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     for (name, text) in [
         (

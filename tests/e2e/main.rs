@@ -68,6 +68,7 @@ mod rewrites;
 mod rights;
 mod same_bytes;
 mod settings;
+mod shared_prefix;
 mod signals;
 mod source_tls;
 mod status;

@@ -166,11 +166,9 @@ http_route "inner" {
   }
 }
 HCL
-# Either reads the documents of both.
-shared='nomad_variables=["nomad/jobs/portreeve", "nomad/jobs/internal", "portreeve/"]'
-in_chroot -var "$shared"
+# Either reads the documents of both, and lets them use its own variables alone.
 before=$(version_of)
-in_chroot -var "$shared" -var job=internal -var gateway=internal -var http_port=$((HTTP + 1)) \
+in_chroot -var 'nomad_variables=["nomad/jobs/{job}"]' -var job=internal -var gateway=internal -var http_port=$((HTTP + 1)) \
     -var https_port=$((HTTPS + 1)) -var ready_port=$((READY + 1))
 inner() { [[ $(curl -sS -m 5 -H "host: inner.example.com" "http://127.0.0.$1:$((HTTP + 1))/") == release* ]]; }
 for node in 1 2; do until_ok "the second gateway on n$node" inner "$node"; done
@@ -178,6 +176,14 @@ inner_tls() { HTTPS=$((HTTPS + 1)) kept "$1" inner; }
 for node in 1 2; do until_ok "its certificate on n$node" inner_tls "$node"; done
 serving
 [[ $(version_of) == "$before" ]]
+said=0
+for socket in "$DIR"/nomad-n*/alloc/*/alloc/data/api.sock; do
+    # Those of allocations that ended answer no more.
+    "$PORTREEVE" status -api-socket="$socket" >"$DIR/status.out" 2>&1 || continue
+    absent grep not-allowed "$DIR/status.out"
+    said=$((said + 1))
+done
+((said == 4))
 echo "both serve on both nodes; in status: $(consul kv get -keys portreeve/status/nodes/ | sed 's|.*/||' | tr '\n' ' ')"
 nomad job stop -purge internal >"$DIR/job.out" 2>&1
 consul kv delete portreeve/config/internal >/dev/null

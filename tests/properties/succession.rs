@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use portreeve::config::Permissions;
-use portreeve::diagnostics::Code;
+use portreeve::diagnostics::{Code, Diagnostic};
 use portreeve::envoy::{ResourceKind, render_resource};
 use portreeve::model::{
-    CertificateMaterial, CertificateQuery, CertificateUpdate, Observation, Problem, ProblemKind,
+    CertificateMaterial, CertificateQuery, CertificateUpdate, DocumentId, DocumentsUpdate, Observation,
+    Problem, ProblemKind,
 };
 use portreeve::snapshot::{Changes, Snapshot};
 use portreeve::translate::Compiler;
@@ -174,16 +175,14 @@ fn an_edit_that_is_taken_back_leaves_nothing_behind() {
 fn a_listener_shows_what_it_named_before_until_the_new_one_is_there() {
     let mut edge = Edge::serving();
     // In one transaction: the new one is declared and named, the old one's document goes.
-    let changes = edge
-        .snapshot
-        .apply(Observation::Documents(portreeve::model::DocumentsUpdate {
-            changed: vec![
-                world::file("gateway.hcl", &gateway("\"new\"")),
-                world::file("new.hcl", &certificate("new", "b")),
-            ],
-            removed: vec![portreeve::model::DocumentId::File("site.hcl".into())],
-            ..Default::default()
-        }));
+    let changes = edge.snapshot.apply(Observation::Documents(DocumentsUpdate {
+        changed: vec![
+            world::file("gateway.hcl", &gateway("\"new\"")),
+            world::file("new.hcl", &certificate("new", "b")),
+        ],
+        removed: vec![portreeve::model::DocumentId::File("site.hcl".into())],
+        ..Default::default()
+    }));
     edge.take_up(&changes);
     assert_eq!(edge.shown(), ["certificate/site: a"]);
     let said = edge.said();
@@ -321,7 +320,7 @@ fn what_is_no_longer_allowed_does_not_stay_for_the_sake_of_what_comes() {
         ..Permissions::default()
     };
     edge.snapshot.permit(allow(&["/"]));
-    let removed = vec![portreeve::model::DocumentId::File("site.hcl".into())];
+    let removed = vec![DocumentId::File("site.hcl".into())];
     let changes = edge
         .snapshot
         .apply(Observation::Documents(portreeve::model::DocumentsUpdate {
@@ -340,4 +339,95 @@ fn what_is_no_longer_allowed_does_not_stay_for_the_sake_of_what_comes() {
     edge.take_up(&changes);
     assert_eq!(edge.shown(), Vec::<String>::new());
     assert_eq!(edge.fetched(), BTreeSet::from([query("b")]));
+}
+
+/// An agent that knows its gateways takes away what is no longer allowed, and nothing that stands beside it.
+#[test]
+fn a_certificate_that_may_not_be_used_is_not_asked_for_and_not_shown() {
+    let mut edge = Edge::serving();
+    edge.snapshot = edge
+        .snapshot
+        .clone()
+        .serving_gateways(BTreeSet::from(["edge".into()]));
+    let permit = |edge: &mut Edge, files: &[&str]| {
+        let permissions = Permissions {
+            files: files.iter().map(|file| Arc::from(*file)).collect(),
+            ..Permissions::default()
+        };
+        let changes = edge.snapshot.permit(permissions);
+        edge.take_up(&changes);
+    };
+    permit(&mut edge, &["/a.pem", "/a.key"]);
+    // One document from KV in the place of the two files.
+    let removed = ["gateway.hcl", "site.hcl"].map(|path| DocumentId::File(path.into()));
+    let text = |file: &str| gateway("\"site\"") + &certificate("site", file);
+    let changes = edge.snapshot.apply(Observation::Documents(DocumentsUpdate {
+        changed: vec![world::kv("edge", 1, &text("a"))],
+        removed: removed.into(),
+        ..Default::default()
+    }));
+    edge.take_up(&changes);
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+    // An edit that asks for another one is not taken, line for line as it stands.
+    for edit in [text("b"), format!("\n{}", text("b"))] {
+        let changes = world::put(&mut edge.snapshot, [world::kv("edge", 1, &edit)]);
+        edge.take_up(&changes);
+        assert_eq!(edge.shown(), ["certificate/site: a"]);
+        assert_eq!(edge.fetched(), BTreeSet::from([query("a")]));
+    }
+    let changes = world::put(&mut edge.snapshot, [world::kv("edge", 1, &text("a"))]);
+    edge.take_up(&changes);
+    // Bounds that allow neither: the gateway stays, and what it says is where the document asks for it.
+    permit(&mut edge, &[]);
+    assert_eq!((edge.shown(), edge.fetched()), (Vec::new(), BTreeSet::new()));
+    assert!(edge.snapshot.config.gateway("edge").is_some());
+    let said: Vec<Diagnostic> = edge
+        .compiler
+        .diagnostics()
+        .flat_map(|(_, said)| said.iter().cloned().collect::<Vec<_>>())
+        .collect();
+    let codes: Vec<Code> = said.iter().map(|said| said.code).collect();
+    assert_eq!(
+        codes,
+        [Code::NotAllowed, Code::NotAllowed, Code::ListenerWithheld]
+    );
+    assert_eq!(said[0].origin.as_ref().unwrap().document.as_str(), "edge");
+    // The same in another line: it is told where it stands now.
+    let changes = world::put(
+        &mut edge.snapshot,
+        [world::kv("edge", 1, &format!("\n{}", text("a")))],
+    );
+    edge.take_up(&changes);
+    permit(&mut edge, &["/a.pem", "/a.key"]);
+    assert_eq!(edge.fetched(), BTreeSet::from([query("a")]));
+    edge.arrives("a", &["www.example.com"]);
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+}
+
+/// Whoever declares a certificate that is gone under its name, and may not use what it asks for, keeps nothing in use.
+#[test]
+fn nothing_goes_on_in_the_name_of_a_certificate_that_may_not_be_used() {
+    let mut edge = Edge::serving();
+    edge.snapshot = edge
+        .snapshot
+        .clone()
+        .serving_gateways(BTreeSet::from(["edge".into()]));
+    let permissions = Permissions {
+        files: Vec::new(),
+        ..Permissions::default()
+    };
+    let changes = edge.snapshot.permit(permissions);
+    edge.take_up(&changes);
+    let others =
+        certificate("site", "b") + "upstream \"other\" {\n  static { addresses = [\"10.0.0.1:80\"] }\n}\n";
+    let changes = world::put(&mut edge.snapshot, [world::kv("others", 9, &others)]);
+    edge.take_up(&changes);
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+    let changes = edge.snapshot.apply(Observation::Documents(DocumentsUpdate {
+        removed: vec![DocumentId::File("site.hcl".into())],
+        ..Default::default()
+    }));
+    edge.take_up(&changes);
+    assert_eq!((edge.shown(), edge.fetched()), (Vec::new(), BTreeSet::new()));
+    assert!(edge.snapshot.config.upstream("other").is_some());
 }

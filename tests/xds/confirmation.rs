@@ -75,7 +75,8 @@ async fn nothing_is_published_before_each_watch_has_answered() {
         .certificate("www")
         .unwrap()
         .query
-        .clone();
+        .clone()
+        .unwrap();
     let problem = Problem::new(ProblemKind::NotFound, "no such file");
     let update = CertificateUpdate {
         query,
@@ -168,7 +169,14 @@ async fn a_lost_wish(source: &str) -> (Agent, Client, CertificateQuery) {
         .await;
     assert!(state.problems.is_empty(), "{:?}", state.problems);
     let view = agent.view.borrow().clone();
-    let query = view.snapshot.config.certificate("www").unwrap().query.clone();
+    let query = view
+        .snapshot
+        .config
+        .certificate("www")
+        .unwrap()
+        .query
+        .clone()
+        .unwrap();
     agent.certify(&query, &["www.example.com"], None).await;
     let client = envoy(&agent).await;
     client.ask(Secret, &["certificate/www"]).await;
@@ -309,7 +317,14 @@ async fn what_no_chain_shows_is_not_published_and_what_no_envoy_runs_is_not_conf
         .await;
     for name in ["www", "same"] {
         let view = agent.view.borrow().clone();
-        let query = view.snapshot.config.certificate(name).unwrap().query.clone();
+        let query = view
+            .snapshot
+            .config
+            .certificate(name)
+            .unwrap()
+            .query
+            .clone()
+            .unwrap();
         agent.certify(&query, &["www.example.com"], Some("key")).await;
     }
     // As Envoy does it: no certificate is asked for but by the chain that shows it, no routes but by a listener that runs.

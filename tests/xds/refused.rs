@@ -51,6 +51,7 @@ fn query(agent: &Agent, certificate: &str) -> CertificateQuery {
         .unwrap()
         .query
         .clone()
+        .unwrap()
 }
 
 /// What a certificate brings makes Envoy refuse the listener. Meanwhile somebody edits the gateway.

@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock};
 
 use imbl::{OrdMap, OrdSet};
 
-use crate::config::ObjectKey;
+use crate::config::{NotAllowed, ObjectKey};
 use crate::diagnostics::{Diagnostic, Problems};
 use crate::envoy::{ResourceKind, ResourceSet};
 use crate::ir::{TcpProxy, Unavailable};
@@ -148,6 +148,7 @@ struct Shown {
     declared: Option<CertificateQuery>,
     /// None: no document declares it any more.
     document: Option<DocumentId>,
+    refused: Option<NotAllowed>,
     /// None: it has not arrived.
     names: Option<Vec<Arc<str>>>,
     /// They are those of a former one.

@@ -190,6 +190,7 @@ impl Compiler {
                 Shown {
                     declared: declared.map(|(query, _)| query.clone()),
                     document: declared.map(|(_, document)| document.clone()),
+                    refused: named.refused.cloned(),
                     names: material.map(|material| material.names.clone()),
                     is_former: former.is_some(),
                     brought: known
