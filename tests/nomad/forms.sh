@@ -184,7 +184,7 @@ for socket in "$DIR"/nomad-n*/alloc/*/alloc/data/api.sock; do
     said=$((said + 1))
 done
 ((said == 4))
-echo "both serve on both nodes; in status: $(consul kv get -keys portreeve/status/nodes/ | sed 's|.*/||' | tr '\n' ' ')"
+echo "both serve on both nodes, and neither refuses the documents of the other; in status: $(consul kv get -keys portreeve/status/nodes/ | sed 's|.*/||' | tr '\n' ' ')"
 nomad job stop -purge internal >"$DIR/job.out" 2>&1
 consul kv delete portreeve/config/internal >/dev/null
 
