@@ -15,7 +15,7 @@ use crate::ir::{
     self, ClientTls, Http, MESH_LEAF, MESH_ROOTS, Routing, Secret, SecretContent, Serves, Tls, TlsChain,
     VirtualHost,
 };
-use crate::model::DocumentId;
+use crate::model::{CertificateQuery, DocumentId};
 use crate::snapshot::Snapshot;
 
 /// The certificates that a gateway's listeners show, and the authorities of their clients.
@@ -150,6 +150,7 @@ pub fn resolve_listener(
             let outgoing = snapshot.outgoing(&gateway.name, &listener.name);
             let mut unshown: Vec<Option<Unshown>> = Vec::new();
             let mut shadowed: BTreeSet<&Arc<str>> = BTreeSet::new();
+            let mut are_names_known = true;
             for (name, _) in &tls.certificates {
                 // While others are shown in its place, one whose key only Envoy might have is not there.
                 let is_expected = snapshot.is_expected(&gateway.name, &listener.name, name);
@@ -157,7 +158,10 @@ pub fn resolve_listener(
                     true => Err(Unshown::NotThere),
                     false => chain(snapshot, name, &mut taken),
                 };
-                if let Ok(None) = &chain {
+                are_names_known &= !has_guessed_names(snapshot, name);
+                if let Ok(None) = &chain
+                    && are_names_known
+                {
                     shadowed.insert(name);
                 }
                 if let Ok(Some(_)) = &chain {
@@ -254,6 +258,19 @@ pub fn resolve_listener(
         value: Some(value),
         diagnostics,
     }
+}
+
+/// Where nobody was asked for the certificate, only a document can say its names: otherwise it is taken to have any.
+fn has_guessed_names(snapshot: &Snapshot, name: &str) -> bool {
+    let declared = snapshot
+        .config
+        .certificate(name)
+        .and_then(|declared| declared.allowed());
+    let Some(query) = declared.filter(|query| !matches!(query, CertificateQuery::VaultPki { .. })) else {
+        return false;
+    };
+    let known = snapshot.certificate(query).and_then(|known| known.value.as_ref());
+    known.is_some_and(|material| material.chain.is_empty())
 }
 
 fn names_of(tls: &ListenerTls) -> String {

@@ -7,6 +7,7 @@ mod support;
 mod api;
 mod apply;
 mod envoy;
+mod guessed_names;
 mod live;
 mod offline;
 mod programmed;

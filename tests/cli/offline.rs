@@ -198,7 +198,6 @@ fn validate_bad() {
     insta::assert_snapshot!("validate_nowhere", outcome.shown(&[]));
 }
 
-/// A team's part of a tree: its gateway is declared elsewhere. That is a warning, and fails only under -strict.
 #[test]
 fn of_a_problem_on_every_line_the_first_hundred_are_told() {
     let directory = scratch_directory("cli");
@@ -217,6 +216,7 @@ fn of_a_problem_on_every_line_the_first_hundred_are_told() {
     insta::assert_snapshot!("validate_many", rest);
 }
 
+/// A team's part of a tree: its gateway is declared elsewhere. That is a warning, and fails only under -strict.
 #[test]
 fn validate_a_part() {
     let directory = scratch_directory("cli");
