@@ -12,7 +12,7 @@ use super::source::SourceReading;
 use super::uncovered::uncovered;
 use super::undeclared::undeclared;
 use super::watch::{CertificateStatus, ServiceStatus, certificates, expiry, services};
-use super::withheld::withheld_from_nodes;
+use super::withheld::{keyless_on_nodes, withheld_from_nodes};
 use crate::diagnostics::{Diagnostic, Severity};
 use crate::envoy::ResourceKind;
 use crate::pipeline::{GatewayView, View};
@@ -99,6 +99,7 @@ pub fn diagnostics(view: &View, streams: &[StreamView], now: SystemTime) -> Vec<
     let mut all = view.diagnostics();
     all.extend(refused_by_nodes(view, streams));
     all.extend(withheld_from_nodes(view, streams));
+    all.extend(keyless_on_nodes(view, streams));
     all.extend(expiry(view, now));
     all.extend(uncovered(view));
     all.extend(undeclared(view));

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use crate::config::listener_of_client_ca;
 use crate::diagnostics::{Code, Diagnostic};
+use crate::envoy::{ResourceKind, ResourceSet};
 use crate::pipeline::View;
 use crate::resolve::certificate_of_secret;
 use crate::snapshot::Snapshot;
@@ -54,6 +55,68 @@ fn withheld_from_node(snapshot: &Snapshot, stream: &StreamView, withheld: &Withh
     .fix(format!(
         "mend the source of one of its certificates: {shown}; the listener opens by itself"
     ))
+}
+
+/// Certificates without a key on single Envoys, beside others of the listener that have theirs: it is open, and refuses
+/// handshakes for their names.
+pub(super) fn keyless_on_nodes(view: &View, streams: &[StreamView]) -> Vec<Diagnostic> {
+    let mut all = Vec::new();
+    // Most Envoys of a gateway are to have the very same, and mostly the keys of all of it are here.
+    let mut last: Option<(&ResourceSet, Vec<Arc<str>>)> = None;
+    for stream in streams {
+        let Some(target) = &stream.target else { continue };
+        if !last.as_ref().is_some_and(|(known, _)| known.is(target)) {
+            last = Some((target, keyless(target)));
+        }
+        let keyless = last.iter().flat_map(|(_, keyless)| keyless);
+        for secret in keyless.filter(|secret| stream.acked.get(ResourceKind::Secret, secret).is_none()) {
+            let listeners = stream.acked.of_kind(ResourceKind::Listener).values();
+            for listener in listeners.filter(|listener| listener.needs_one_of.contains(secret)) {
+                all.extend(keyless_on_node(&view.snapshot, stream, secret, &listener.name));
+            }
+        }
+    }
+    all
+}
+
+/// Secrets whose key Envoys alone may have.
+fn keyless(set: &ResourceSet) -> Vec<Arc<str>> {
+    let secrets = set.of_kind(ResourceKind::Secret).values();
+    secrets
+        .filter(|secret| secret.is_held_by_envoy())
+        .map(|secret| secret.name.clone())
+        .collect()
+}
+
+fn keyless_on_node(
+    snapshot: &Snapshot,
+    stream: &StreamView,
+    secret: &Arc<str>,
+    listener: &str,
+) -> Option<Diagnostic> {
+    let name = certificate(secret)?;
+    let text = format!(
+        "Envoy {:?} has no private key for the certificate {name:?}, and this agent has had none since its restart",
+        stream.node
+    );
+    let problem = snapshot.serving(name).and_then(|known| known.problem.as_ref());
+    let (why, fix) = match problem {
+        Some(problem) => (format!(" ({problem})"), problem.advice()),
+        None => (
+            String::new(),
+            "wait until it is issued anew: at most once a minute",
+        ),
+    };
+    let diagnostic = Diagnostic::error(Code::CertificateProblem, text)
+        .because(format!(
+            "that Envoy refuses handshakes for its names, while the listener {listener:?} serves with its others{why}"
+        ))
+        .fix(fix)
+        .about("gateway", &stream.gateway);
+    Some(match snapshot.config.certificate(name) {
+        Some(declared) => diagnostic.at(declared.origin.clone()),
+        None => diagnostic,
+    })
 }
 
 /// Authorities of clients have no key that could be lost.

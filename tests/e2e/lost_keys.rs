@@ -195,6 +195,59 @@ async fn one_lacks_what_the_other_has(state_of_the_world: bool) {
     .await;
 }
 
+/// The listener has another one, so its port is open: what it refuses is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_that_lacks_one_of_several_keys_is_told_of() {
+    let files = Files::new();
+    let authority = Ca::new("files");
+    let pair = authority.issue(&["www.example.com"]);
+    files.put(&pair);
+    let other = authority.issue(&["other.example.com"]);
+    let more = format!(
+        "certificate \"other\" {{\n  file {{\n    certificate = {:?}\n    private_key = {:?}\n  }}\n}}\n",
+        files.path("other.pem"),
+        files.path("other.key")
+    );
+    std::fs::write(files.path("other.pem"), &other.certificate).unwrap();
+    std::fs::write(files.path("other.key"), &other.key).unwrap();
+    let mut stack = Stack::start(files.options()).await;
+    let edge = gateway("edge", stack.https).replace("\"www\"", "\"www\", \"other\"");
+    stack.put("edge", &(edge + &more)).await;
+    let hosts = "[\"www.example.com\", \"other.example.com\"]";
+    let route = files.document("").replace("[\"www.example.com\"]", hosts);
+    stack.put("www", &route).await;
+    let client = Client::https(stack.https, &authority.certificate);
+    serves(&client, "https").await;
+
+    stack.agent.kill();
+    kill(envoy_of(&stack.data, "edge"));
+    files.take();
+    let start = stack.agent.process.log_length();
+    stack.agent.process.start_again();
+    let log = &mut stack.agent.process;
+    let line = log
+        .wait_for_log_after(start, "has no private key for the certificate", SOON)
+        .await;
+    assert!(
+        line.contains("certificate \"www\"") && line.contains("certificate-problem"),
+        "{line}"
+    );
+    let request = Request::get("other.example.com", "/");
+    until(&client, &request, "the other host", |reply| reply.status == 200).await;
+    let text = status(&stack).await.unwrap().to_string();
+    assert!(text.contains("refuses handshakes for its names"), "{text}");
+    assert!(client.send(&www()).await.is_err(), "without a certificate");
+
+    files.put(&pair);
+    serves(&client, "https, once the key is back").await;
+    wait_for("an end of the trouble", SOON, async || {
+        let status = status(&stack).await?;
+        anyhow::ensure!(!status.to_string().contains("refuses handshakes"), "{status:#}");
+        Ok(())
+    })
+    .await;
+}
+
 /// Envoy stays, and is connected again at the end.
 async fn kill_and_start_again(stack: &mut Stack) {
     stack.agent.kill();
