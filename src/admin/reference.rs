@@ -75,6 +75,8 @@ pub fn metrics_reference() -> String {
          | `portreeve_source_up == 0` for five minutes | changes do not arrive; what was known stays in service |\n\
          | `portreeve_documents{phase!=\"in_service\"} > 0` | somebody's change is not in effect |\n\
          | `portreeve_diagnostics{code=\"token-not-accepted\"} > 0`, or `missing-permission`, `no-token`, `request-blocked` | Consul, Vault or Nomad refuse the agent; what was known stays in service |\n\
+         | `portreeve_diagnostics{severity=\"error\"} > 0` for five minutes | something waits for somebody to mend it, such as a port that is closed for want of a certificate or an address: `portreeve status` says what |\n\
+         | `portreeve_xds_streams == 0` for a minute | no Envoy of that gateway is connected |\n\
          | `portreeve_xds_refused > 0` | an Envoy refuses a configuration |\n\
          | `portreeve_certificate_expiry_timestamp_seconds - time()` below a quarter of the life (72 h: `< 64800`) | a certificate was not renewed in time: those of Vault's PKI are renewed at 63 to 70 % of their life |\n\
          | `portreeve_credential_expiry_timestamp_seconds - time() < 300` | the agent's token, client certificate or login identity is not renewed; give identities that live for minutes a bound of their own |\n\
