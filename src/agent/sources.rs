@@ -113,11 +113,11 @@ impl Readings {
                 (format!("{name} client certificate"), life.client_certificate),
                 (format!("{name} login identity"), life.login_identity),
             ];
-            if credentials.iter().all(|(_, end)| end.is_none()) {
+            if credentials.iter().all(|(_, end)| end.is_none()) && life.warnings.is_empty() {
                 continue;
             }
             readings.push(
-                SourceReading::new(format!("{name} credentials"), true, None)
+                SourceReading::new(format!("{name} credentials"), !life.is_token_file_bad, None)
                     .with_problem(together(life.warnings.iter()))
                     .with_credentials(&credentials),
             );
@@ -469,6 +469,10 @@ pub(crate) fn consul_settings(block: &ConsulBlock) -> anyhow::Result<ConsulSetti
             into.clone_from(value);
         }
     }
+    if block.token_file.is_some() && block.token.is_none() {
+        // Whatever the file holds: an operator's own token in the environment is no other choice.
+        settings.token = None;
+    }
     over(&mut settings.token_file, &block.token_file);
     over(&mut settings.ca_file, &block.ca_file);
     over(&mut settings.ca_path, &block.ca_path);
@@ -493,6 +497,9 @@ fn nomad_settings(block: &NomadBlock) -> anyhow::Result<NomadSettings> {
         if value.is_some() {
             into.clone_from(value);
         }
+    }
+    if block.token_file.is_some() {
+        settings.token = None;
     }
     over(&mut settings.token_file, &block.token_file);
     over(&mut settings.region, &block.region);

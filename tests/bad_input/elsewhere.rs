@@ -57,9 +57,10 @@ pub const AREAS: &[Area] = &[
             ),
             row(
                 "a token file that is missing, half written, or no token",
-                "an error at the start; later the token of before stays",
+                "missing, an error at the start; empty, told until there is one, and no token of the environment is used; later the token of before stays, and the status says so",
                 &[
                     "an_unreadable_file_at_start_is_an_error",
+                    "a_token_file_without_a_token_is_told_of_until_there_is_one",
                     "half_written_and_missing_files_keep_the_old_token",
                     "a_file_that_is_no_token_is_not_read_whole",
                 ],

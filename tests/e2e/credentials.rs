@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::stack::{Options, Stack};
 use crate::support::agent::Agent;
+use crate::support::consul::Consul;
 use crate::support::nomad::NomadContract;
 use crate::support::pki::{Ca, Pair};
 use crate::support::ports::free_port;
@@ -237,6 +238,55 @@ pub async fn an_identity_is_told_before_it_ends(
     let status = agent.api(Method::GET, "/v1/status", "").await.unwrap().text();
     let identity = std::fs::read_to_string(file).unwrap();
     assert!(!status.contains(&identity) && !agent.process.log().contains(&identity));
+}
+
+/// A file without a token stands in the status, is read again by itself, and makes nobody use another token.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_file_without_a_token_is_told_of_until_there_is_one() {
+    let consul = Consul::start_with_acl().await;
+    let token = consul.create_token("edge", CONSUL).await.secret;
+    let launch = Agent::prepare();
+    let file = launch.file("token", "");
+    let settings = format!(
+        "gateways = [\"edge\"]\ndata_dir = {:?}\n\nconsul {{\n  address    = \"{}\"\n  token_file = {file:?}\n}}\n",
+        launch.directory().join("data"),
+        consul.address()
+    );
+    let config = launch.file("agent.hcl", &settings);
+    let socket = launch.api().to_owned();
+    let mut agent = launch
+        .arg("agent")
+        .arg("-config")
+        .arg(&config)
+        .arg(format!("-api-socket={}", socket.display()))
+        .env("CONSUL_HTTP_TOKEN", consul.token().unwrap())
+        .start();
+    let until = async |agent: &Agent, what: &str, said: &str| {
+        wait_for(what, TAKEN_UP, async || {
+            let note = note(agent, "consul credentials").await?;
+            match said {
+                "" => ensure!(note.is_empty(), "{note}"),
+                said => ensure!(note.contains(said), "{note}"),
+            }
+            Ok(note)
+        })
+        .await
+    };
+    let note = until(&agent, "a file without a token", "holds no token").await;
+    assert!(
+        note.contains("there is no token") && note.contains("\"ok\":false"),
+        "{note}"
+    );
+    agent.wait_for_log("no-token").await;
+    std::fs::write(&file, &token).unwrap();
+    until(&agent, "the token", "").await;
+    agent.wait_ready().await;
+    std::fs::write(&file, " \n").unwrap();
+    let note = until(&agent, "a file that is empty", "holds no token").await;
+    assert!(note.contains("the token from before is used on"), "{note}");
+    std::fs::write(&file, &token).unwrap();
+    until(&agent, "the token again", "").await;
+    agent.terminate();
 }
 
 fn write(directory: &Path, name: &str, pair: &Pair) {

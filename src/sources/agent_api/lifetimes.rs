@@ -45,8 +45,10 @@ pub struct LifetimesReading {
     pub client_certificate: Option<i64>,
     /// What the agent logs in with.
     pub login_identity: Option<i64>,
-    /// Of each that is near its end, or has ended.
+    /// Of each that is near its end, or has ended, and of a token's file.
     pub warnings: Vec<Problem>,
+    /// It has no token, or cannot be read: what was read before is in use, and the agent would not start again.
+    pub is_token_file_bad: bool,
 }
 
 impl Lifetimes {
@@ -58,7 +60,12 @@ impl Lifetimes {
     }
 
     pub fn reading(&self) -> LifetimesReading {
-        self.lock().clone()
+        let mut reading = self.lock().clone();
+        if let Some(problem) = self.client.token().problem() {
+            reading.warnings.push(problem);
+            reading.is_token_file_bad = true;
+        }
+        reading
     }
 
     /// Looks now, whenever one of them is replaced, when one nears its end, and when it ends.
@@ -152,6 +159,7 @@ impl Lifetimes {
             client_certificate: certificate.map(|life| life.end),
             login_identity: identity.map(|life| life.end),
             warnings: ending.into_iter().map(|(_, problem)| problem).collect(),
+            is_token_file_bad: false,
         };
         drop(reading);
         let moments = [(token, GIVEN), (certificate, GIVEN), (identity, RENEWED)];

@@ -5,7 +5,7 @@
 //! 401 or 403: no task and no inotify needed, and no request goes out with a token older than that.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as PlainMutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::product::Product;
 use super::settings::{ApiSettings, SettingsError};
-use crate::model::Redacted;
+use crate::model::{Problem, ProblemKind, Redacted};
 use crate::sources::bounded_file::{self, TOKEN_BYTES};
 use crate::sources::stamp::{Stamp, stamp_of};
 
@@ -29,14 +29,16 @@ pub(in crate::sources) struct TokenSource {
 struct TokenFile {
     path: PathBuf,
     last_look: Mutex<Look>,
+    /// Why what it holds now is of no use. A plain mutex: never held across an await.
+    fault: PlainMutex<Option<String>>,
 }
 
 #[derive(Debug)]
 struct Look {
     at: Instant,
     stamp: Option<Stamp>,
-    /// So that one broken file is one warning.
-    warned: bool,
+    /// The look before found nothing in it: no longer a rotation half done.
+    was_empty: bool,
 }
 
 impl TokenSource {
@@ -52,18 +54,22 @@ impl TokenSource {
                 source,
             };
             let stamp = stamp_of(&std::fs::metadata(path).map_err(fail)?);
-            if let Some(read) = trimmed(bounded_file::read_text(path, TOKEN_BYTES).map_err(fail)?) {
-                token = Some(Arc::new(read));
-            }
-            let look = Look {
-                at: Instant::now(),
-                stamp: Some(stamp),
-                warned: false,
-            };
-            file = Some(TokenFile {
+            let read = trimmed(bounded_file::read_text(path, TOKEN_BYTES).map_err(fail)?);
+            let found = TokenFile {
                 path: path.clone(),
-                last_look: Mutex::new(look),
-            });
+                last_look: Mutex::new(Look {
+                    at: Instant::now(),
+                    // One without a token is read again.
+                    stamp: read.is_some().then_some(stamp),
+                    was_empty: read.is_none(),
+                }),
+                fault: PlainMutex::default(),
+            };
+            match read {
+                Some(read) => token = Some(Arc::new(read)),
+                None => found.tell(settings.product, EMPTY.to_owned()),
+            }
+            file = Some(found);
         }
         Ok(Self {
             product: settings.product,
@@ -78,6 +84,31 @@ impl TokenSource {
 
     pub(in crate::sources) fn file(&self) -> Option<&Path> {
         self.file.as_ref().map(|file| file.path.as_path())
+    }
+
+    /// What is wrong with its file now.
+    pub(in crate::sources) fn problem(&self) -> Option<Problem> {
+        let file = self.file.as_ref()?;
+        let fault = file
+            .fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()?;
+        let token = match self.current() {
+            Some(_) => "the token from before is used on, and an agent that starts would not have it",
+            None => "there is no token",
+        };
+        Some(
+            Problem::new(
+                ProblemKind::Invalid,
+                format!(
+                    "{} token file {}: {fault}; {token}",
+                    self.product,
+                    file.path.display()
+                ),
+            )
+            .with_fix("put a token into it; it is read again by itself"),
+        )
     }
 
     /// What a login gave. Returns what was there before.
@@ -105,13 +136,19 @@ impl TokenSource {
         }
         look.at = Instant::now();
         match read_if_changed(&file.path, look.stamp).await {
-            Ok(None) => {}
+            Ok(None) => file.is_fine(),
             Ok(Some((stamp, text))) => {
-                look.warned = false;
                 // An empty file is a rotation half done: the old token is the better guess. The stamp is not kept,
                 // so that the next look reads again even if the writer finishes within one tick of the file's clock.
-                let Some(token) = trimmed(text) else { return };
+                let Some(token) = trimmed(text) else {
+                    if std::mem::replace(&mut look.was_empty, true) {
+                        file.tell(self.product, EMPTY.to_owned());
+                    }
+                    return;
+                };
+                look.was_empty = false;
                 look.stamp = Some(stamp);
+                file.is_fine();
                 let changed = self.current.send_if_modified(|current| {
                     let differs = current.as_deref() != Some(&token);
                     if differs {
@@ -123,15 +160,31 @@ impl TokenSource {
                     tracing::info!(file = %file.path.display(), "{} token read again", self.product);
                 }
             }
-            Err(error) => {
-                if !look.warned {
-                    tracing::warn!(file = %file.path.display(), %error, "{} token file unreadable, old token kept", self.product);
-                }
-                look.warned = true;
-            }
+            Err(error) => file.tell(self.product, format!("unreadable: {error}")),
         }
     }
 }
+
+impl TokenFile {
+    /// Said once in the log, as the file is looked at every other second.
+    fn tell(&self, product: Product, fault: String) {
+        let mut told = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.as_ref() != Some(&fault) {
+            tracing::warn!(
+                file = %self.path.display(),
+                fix = "put a token into it; it is read again by itself",
+                "{product} token file {fault}; a token that was read before stays in use"
+            );
+            *told = Some(fault);
+        }
+    }
+
+    fn is_fine(&self) {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+const EMPTY: &str = "holds no token";
 
 async fn read_if_changed(path: &Path, known: Option<Stamp>) -> std::io::Result<Option<(Stamp, String)>> {
     let stamp = stamp_of(&tokio::fs::metadata(path).await?);
@@ -196,14 +249,33 @@ mod tests {
         let source = source(Some("from-env"), &path).unwrap();
         assert_eq!(shown(&source), "from-env");
         std::fs::write(&path, "good").unwrap();
+        let problem = || {
+            source
+                .problem()
+                .map(|problem| problem.to_string())
+                .unwrap_or_default()
+        };
+        assert!(problem().contains("holds no token"), "{}", problem());
         source.refresh(true).await;
-        assert_eq!(shown(&source), "good");
+        assert_eq!((shown(&source), problem()), ("good".to_owned(), String::new()));
         std::fs::write(&path, "").unwrap();
         source.refresh(true).await;
+        assert_eq!((shown(&source), problem()), ("good".to_owned(), String::new()));
+        // Nobody is writing it any more.
+        source.refresh(true).await;
         assert_eq!(shown(&source), "good");
+        assert!(
+            problem().contains("the token from before is used on"),
+            "{}",
+            problem()
+        );
         std::fs::remove_file(&path).unwrap();
         source.refresh(true).await;
         assert_eq!(shown(&source), "good");
+        assert!(problem().contains("unreadable"), "{}", problem());
+        std::fs::write(&path, "good").unwrap();
+        source.refresh(true).await;
+        assert_eq!((shown(&source), problem()), ("good".to_owned(), String::new()));
     }
 
     #[tokio::test]
