@@ -80,29 +80,26 @@ async fn the_older_of_two_gateways_holds_a_port_and_the_other_is_told() {
     only(&stack, "inner", "edge").await;
 }
 
+/// The gateway with a second listener.
+fn with_more() -> String {
+    GATEWAY.replace(
+        "  }\n}\n",
+        "  }\n\n  listener \"more\" {\n    port = $HTTPS\n  }\n}\n",
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_opens_and_closes_by_a_document_while_others_serve() {
     let stack = Stack::start(Options::default()).await;
     let (_backend, request) = stack.shop().await;
     let load = Load::start(100, stack.client(), request.clone());
-    let more = GATEWAY.replace(
-        "  }\n}\n",
-        "  }\n\n  listener \"more\" {\n    port = $HTTPS\n  }\n}\n",
-    );
+    let more = with_more();
     let opened = Client::http(stack.https);
     for _ in 0..2 {
         stack.put("gateway", &more).await;
         until(&opened, &request, "the new port", |reply| reply.status == 200).await;
         stack.put("gateway", GATEWAY).await;
-        wait_for("the port to close", SOON, async || {
-            let answer = opened.send(&request).await;
-            anyhow::ensure!(
-                answer.as_ref().is_err_and(|failure| failure.kind() == "refused"),
-                "{answer:?}"
-            );
-            Ok(())
-        })
-        .await;
+        until_closed(&opened, &request).await;
     }
     load.finish().await.assert_none_lost();
 }
@@ -125,10 +122,7 @@ async fn opens_whole(state_of_the_world: bool) {
         .until(&last, "the last host", |reply| reply.status == 200)
         .await;
     let load = Load::start(100, stack.client(), request.clone());
-    let more = GATEWAY.replace(
-        "  }\n}\n",
-        "  }\n\n  listener \"more\" {\n    port = $HTTPS\n  }\n}\n",
-    );
+    let more = with_more();
     let opened = Client::http(stack.https);
     for _ in 0..5 {
         stack.put("gateway", &more).await;
@@ -161,6 +155,97 @@ async fn a_port_opens_with_all_its_hosts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_opens_with_all_its_hosts_in_the_state_of_the_world() {
     opens_whole(true).await;
+}
+
+/// The same where nobody has asked Consul yet for the service that a host leads to: the host waits for the answer, and so does
+/// the port. A gateway that goes takes its watches with it, so that its ports open in the same way again.
+async fn opens_with_hosts_of_new_services(state_of_the_world: bool) {
+    let stack = Stack::start(Options {
+        state_of_the_world,
+        ..Options::default()
+    })
+    .await;
+    let (_backend, shop) = stack.shop().await;
+    let backend = Backend::start("late").await;
+    stack.register("late", &backend).await;
+    let late =
+        route("late", "late.example.com", "late").replace("hostnames", "listeners = [\"more\"]\n  hostnames");
+    stack.put("late", &late).await;
+    let more = with_more();
+    let (web, opened) = (stack.client(), Client::http(stack.https));
+    let request = Request::get("late.example.com", "/");
+    let load = Load::start(100, web.clone(), shop.clone());
+    for _ in 0..8 {
+        stack.put("gateway", &more).await;
+        first_answer(&opened, &request, 200).await;
+        stack.put("gateway", GATEWAY).await;
+        until_closed(&opened, &request).await;
+    }
+    load.finish().await.assert_none_lost();
+    for _ in 0..8 {
+        stack.delete("gateway").await;
+        until_closed(&web, &shop).await;
+        until_closed(&opened, &request).await;
+        stack.put("gateway", &more).await;
+        tokio::join!(
+            first_answer(&web, &shop, 200),
+            first_answer(&opened, &request, 200)
+        );
+    }
+}
+
+/// A service that nobody answers for keeps no port closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_opens_without_a_service_that_never_answers() {
+    let stack = Stack::start(Options::default()).await;
+    let (_backend, shop) = stack.shop().await;
+    let elsewhere = route("away", "away.example.com", "away")
+        .replace("hostnames", "listeners = [\"more\"]\n  hostnames")
+        .replace("backend \"consul\"", "backend \"upstream\"")
+        + "upstream \"away\" {\n  consul {\n    service    = \"away\"\n    datacenter = \"dc9\"\n  }\n}\n";
+    stack.put("away", &elsewhere).await;
+    stack.put("gateway", &with_more()).await;
+    let opened = Client::http(stack.https);
+    first_answer(&opened, &Request::get("away.example.com", "/"), 503).await;
+    first_answer(&opened, &shop, 200).await;
+}
+
+/// Of the first connection that is taken, and of those right after it.
+async fn first_answer(client: &Client, request: &Request, status: u16) {
+    let (started, mut answered) = (Instant::now(), 0);
+    while answered < 50 {
+        match client.send(request).await {
+            Ok(reply) => {
+                assert_eq!(reply.status, status, "{answered} were answered before: {reply:?}");
+                answered += 1;
+            }
+            Err(failure) if answered == 0 && failure.kind() == "refused" => {}
+            Err(failure) => panic!("{failure:?}"),
+        }
+        assert!(started.elapsed() < SOON, "it never opened");
+    }
+}
+
+async fn until_closed(client: &Client, request: &Request) {
+    wait_for("the port to close", SOON, async || {
+        let answer = client.send(request).await;
+        anyhow::ensure!(
+            answer.as_ref().is_err_and(|failure| failure.kind() == "refused"),
+            "{answer:?}"
+        );
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_opens_with_its_hosts_of_services_that_nobody_watched() {
+    opens_with_hosts_of_new_services(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_opens_with_its_hosts_of_services_that_nobody_watched_in_the_state_of_the_world() {
+    opens_with_hosts_of_new_services(true).await;
 }
 
 /// The listener in Envoy that new connections find.

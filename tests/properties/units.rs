@@ -111,3 +111,102 @@ fn a_big_document_costs_what_changed_in_it() {
     let changes = world::put(&mut snapshot, [world::kv("all", 1, &all("/new"))]);
     assert_eq!(compiler.update(&snapshot, &changes).units, 1);
 }
+
+/// Gateway and routes of `opening`: each host has a service of its own, and its listener.
+fn opening(listeners: &[(&str, u16)]) -> String {
+    let blocks = listeners.iter();
+    let blocks: String = blocks
+        .map(|(name, port)| format!("  listener \"{name}\" {{\n    port = {port}\n  }}\n"))
+        .collect();
+    let routes = [("a", "web"), ("b", "more"), ("c", "more")].map(|(host, listener)| {
+        format!(
+            "http_route \"{host}\" {{\n  gateways  = [\"edge\"]\n  listeners = [\"{listener}\"]\n  hostnames = [\"{host}.test\"]\n\n  \
+             rule \"all\" {{\n    backend \"consul\" \"{host}\" {{}}\n  }}\n}}\n"
+        )
+    });
+    format!("gateway \"edge\" {{\n{blocks}}}\n{}", routes.concat())
+}
+
+fn answer(snapshot: &mut Snapshot, compiler: &mut Compiler, service: &str) {
+    let one = world::instance("i", 1, "10.0.0.1", Health::Passing);
+    let changes = world::answer_service(snapshot, &ServiceQuery::named(service), vec![one]);
+    compiler.update(snapshot, &changes);
+}
+
+fn change(snapshot: &mut Snapshot, compiler: &mut Compiler, text: &str) {
+    let changes = world::put(snapshot, [world::file("edge.hcl", text)]);
+    compiler.update(snapshot, &changes);
+}
+
+fn listeners(compiler: &Compiler) -> Vec<&str> {
+    let listeners = compiler.resources().of_kind(ResourceKind::Listener);
+    listeners.keys().map(|name| &**name).collect()
+}
+
+/// With the listener `web`, which is open.
+fn web_alone() -> (Snapshot, Compiler) {
+    let mut snapshot = world::empty();
+    world::put(
+        &mut snapshot,
+        [world::file("edge.hcl", &opening(&[("web", 8080)]))],
+    );
+    world::answer_all(&mut snapshot, "edge");
+    let compiler = Compiler::compile("edge", world::holding(), &snapshot);
+    (snapshot, compiler)
+}
+
+const BOTH: &[(&str, u16)] = &[("web", 8080), ("more", 8081)];
+
+#[test]
+fn a_new_listener_waits_for_its_hosts_that_are_held_back() {
+    let (mut snapshot, mut compiler) = web_alone();
+    change(&mut snapshot, &mut compiler, &opening(BOTH));
+    assert_eq!(listeners(&compiler), ["web"]);
+    answer(&mut snapshot, &mut compiler, "b");
+    assert_eq!(listeners(&compiler), ["web"]);
+    answer(&mut snapshot, &mut compiler, "c");
+    assert!(!compiler.is_waiting());
+    assert_eq!(listeners(&compiler), ["more", "web"]);
+    // One that is open is not closed for the sake of a new host.
+    let another = opening(BOTH).replace("\"consul\" \"b\"", "\"consul\" \"other\"")
+        + &route(1, "/").replace("listener", "more");
+    change(&mut snapshot, &mut compiler, &another);
+    assert!(compiler.is_waiting());
+    assert_eq!(listeners(&compiler), ["more", "web"]);
+}
+
+#[test]
+fn a_new_listener_waits_no_longer_than_its_hosts() {
+    let (mut snapshot, mut compiler) = web_alone();
+    change(&mut snapshot, &mut compiler, &opening(BOTH));
+    let began = compiler.held().clone();
+    assert_eq!(began.len(), 2);
+    // A host that comes later has its own patience, and the listener none for it.
+    let later = opening(BOTH) + &route(1, "/");
+    change(&mut snapshot, &mut compiler, &later);
+    assert_eq!(listeners(&compiler), ["web"]);
+    compiler.release(&snapshot, &began);
+    assert!(compiler.is_waiting());
+    assert_eq!(listeners(&compiler), ["more", "web"]);
+}
+
+#[test]
+fn a_listener_that_goes_while_it_waits_begins_anew() {
+    let (mut snapshot, mut compiler) = web_alone();
+    for _ in 0..2 {
+        change(&mut snapshot, &mut compiler, &opening(BOTH));
+        assert_eq!(listeners(&compiler), ["web"]);
+        change(&mut snapshot, &mut compiler, &opening(&[("web", 8080)]));
+        assert!(!compiler.is_waiting());
+        assert_eq!(listeners(&compiler), ["web"]);
+    }
+}
+
+/// The port is open, and would be closed for all of its hosts.
+#[test]
+fn a_listener_that_takes_over_a_port_waits_for_no_host() {
+    let (mut snapshot, mut compiler) = web_alone();
+    change(&mut snapshot, &mut compiler, &opening(&[("more", 8080)]));
+    assert!(compiler.is_waiting());
+    assert_eq!(listeners(&compiler), ["more"]);
+}

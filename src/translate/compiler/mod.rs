@@ -5,6 +5,7 @@
 
 mod books;
 mod host;
+mod opening;
 mod touched;
 mod units;
 
@@ -72,6 +73,8 @@ pub struct Compiler {
     hosts_of: OrdSet<(Interest, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
     held: Held,
+    /// Listeners that are not there yet, and the hosts that they open with.
+    opening: OrdMap<Arc<str>, OrdSet<Arc<str>>>,
     /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
     outlived: OrdSet<Destination>,
     certificates: OrdMap<Arc<str>, Fetched>,
@@ -205,6 +208,7 @@ impl Compiler {
             interests_of: OrdMap::new(),
             hosts_of: OrdSet::new(),
             held: OrdSet::new(),
+            opening: OrdMap::new(),
             outlived: OrdSet::new(),
             certificates: OrdMap::new(),
             certificates_of_query: OrdSet::new(),
@@ -413,10 +417,12 @@ impl Compiler {
             self.table(name, &mut compiled);
         }
         let mut secrets: BTreeSet<Arc<str>> = work.secrets.iter().map(|name| secret_name(name)).collect();
+        self.open_listeners(&mut work);
+        let open_before = self.set.of_kind(ResourceKind::Listener).clone();
         for name in &work.listeners {
             compiled.units += 1;
             let before = self.secrets_named_by(name);
-            self.listener(snapshot, gateway.as_deref(), name, &mut compiled);
+            self.listener(snapshot, gateway.as_deref(), name, &open_before, &mut compiled);
             let after = self.secrets_named_by(name);
             for secret in before.difference(&after) {
                 self.secrets_of.remove(&(secret.clone(), name.clone()));

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use imbl::OrdMap;
+
 use super::books::Use;
 use super::{Compiled, Compiler, Expecting, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
 use crate::config::{Gateway, Listener, ObjectKey, ObjectKind, Protocol, listener_of_client_ca};
 use crate::diagnostics::Code;
-use crate::envoy::ResourceKind;
+use crate::envoy::{Resource, ResourceKind};
 use crate::features::FEATURES;
 use crate::ir::{Cluster, MESH_LEAF, MESH_ROOTS, Routing};
 use crate::model::mesh::Interest;
@@ -224,6 +226,7 @@ impl Compiler {
         snapshot: &Snapshot,
         gateway: Option<&Gateway>,
         name: &Arc<str>,
+        open_before: &OrdMap<Arc<str>, Arc<Resource>>,
         compiled: &mut Compiled,
     ) {
         let found: Option<(&Gateway, &Listener)> = gateway.and_then(|gateway| {
@@ -238,6 +241,7 @@ impl Compiler {
             self.diagnostics.remove(&UnitKey::Listener(name.clone()));
             self.wildcards.remove(name);
             self.expecting.remove(&expecting);
+            self.opening.remove(name);
             self.withdraw(ResourceKind::Listener, name, compiled);
             return;
         };
@@ -273,8 +277,15 @@ impl Compiler {
         );
         self.say(UnitKey::Listener(name.clone()), resolved.diagnostics);
         match resolved.value {
+            Some(listener) if self.stays_closed(&listener, open_before) => {
+                // Its documents are not what Envoy runs with yet.
+                compiled.documents.extend(listener.origins);
+            }
             Some(listener) => self.put(listener_resource(&listener), compiled),
-            None => self.withdraw(ResourceKind::Listener, name, compiled),
+            None => {
+                self.opening.remove(name);
+                self.withdraw(ResourceKind::Listener, name, compiled);
+            }
         }
     }
 
