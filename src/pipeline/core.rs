@@ -26,8 +26,8 @@ use crate::translate::{Compiled, Compiler, Settings};
 use crate::xds::{Event, RefusedReason, Streams};
 
 /// How long a changed host waits for the first answer of a watch it is the first to need. Consul answers in
-/// milliseconds; after this the host is published with 503 for what is not known.
-const HOLD: Duration = Duration::from_secs(2);
+/// milliseconds; after this the host is published with 503 for what is not known, and a listener opens that waits for it.
+pub(super) const HOLD: Duration = Duration::from_secs(2);
 
 /// How long a start waits for the sources before it serves what the disk holds.
 const STALE_AFTER: Duration = Duration::from_secs(3);

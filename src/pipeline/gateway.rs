@@ -6,6 +6,7 @@ use imbl::ordset::DiffItem;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::core::HOLD;
 use super::view::GatewayView;
 use super::withheld::Withheld;
 use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceSet};
@@ -56,6 +57,7 @@ impl Gateway {
             holds: VecDeque::new(),
         };
         gateway.compiled(compiled);
+        gateway.note_held(Instant::now() + HOLD);
         gateway
     }
 
@@ -492,6 +494,18 @@ mod tests {
         assert!(!gateway.compiler.is_waiting());
         assert_ne!(of_b(&gateway), before);
         assert_eq!(gateway.hold_deadline(), None);
+    }
+
+    #[test]
+    fn what_waits_from_the_start_does_not_wait_for_ever() {
+        let (mut snapshot, Gateway { mut compiler, .. }) = published();
+        let waits = route("a", "backend \"consul\" \"orders\" {}");
+        let changes = put(&mut snapshot, "a", &waits);
+        let compiled = compiler.update(&snapshot, &changes);
+        let mut gateway = Gateway::new(compiler, &compiled, Withheld::default(), watch::channel(None).0);
+        assert!(gateway.compiler.is_waiting());
+        gateway.release_held(&snapshot, gateway.hold_deadline().expect("an end"));
+        assert!(!gateway.compiler.is_waiting());
     }
 
     #[test]
