@@ -19,7 +19,7 @@ use super::notify_systemd::ServiceManager;
 use super::reload::{self, LastReload};
 use super::settings::{Flags, Settings, SettingsError, is_settings, without_tokens};
 use super::signals::{SignalEvent, Signals};
-use super::sources::{Sources, environment};
+use super::sources::{Refresh, Sources, environment};
 use super::status_keys::StatusKeys;
 use super::supervisor::Tasks;
 use super::xds_certificate::XdsCertificate;
@@ -171,6 +171,7 @@ struct Running {
     envoys: Vec<envoy_process::Handle>,
     xds_certificate: Option<Arc<XdsCertificate>>,
     last_reload: Arc<LastReload>,
+    refresh: Refresh,
     commands: mpsc::Sender<Command>,
     consul: Option<ConsulClient>,
     facts: Vec<(&'static str, String)>,
@@ -256,6 +257,7 @@ impl Running {
         let last_reload = Arc::new(LastReload::default());
         let of_reload = last_reload.clone();
         let refresh = handles.refresh;
+        let of_api = refresh.clone();
         let api = admin::Api {
             node: settings.node.as_str().into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -274,7 +276,7 @@ impl Running {
                 let own = of_xds.into_iter().chain(of_reload.reading());
                 readings.read().into_iter().chain(own).collect()
             }),
-            refresh: Arc::new(move || refresh.notify_one()),
+            refresh: Arc::new(move || of_api.all()),
             recorder,
         };
         for (task, listener) in api_listeners {
@@ -286,6 +288,7 @@ impl Running {
             envoys,
             xds_certificate,
             last_reload,
+            refresh,
             commands,
             consul,
             facts,
@@ -382,6 +385,7 @@ impl Running {
     }
 
     async fn reload(&self, flags: &Flags, settings: &mut Settings, level: &LevelHandle) {
+        self.refresh.log_in();
         let flags = flags.clone();
         let mut after = match blocking(move || load(&flags)).await {
             Ok(after) => after,

@@ -54,7 +54,27 @@ pub(super) struct Sources {
 pub(super) struct Handles {
     pub readings: Readings,
     /// Asks the polled sources to look now.
-    pub refresh: Arc<Notify>,
+    pub refresh: Refresh,
+}
+
+#[derive(Clone)]
+pub(super) struct Refresh {
+    polled: Arc<Notify>,
+    vault: Option<VaultClient>,
+}
+
+impl Refresh {
+    pub fn all(&self) {
+        self.log_in();
+        self.polled.notify_one();
+    }
+
+    /// A login that was refused, and may be taken by now.
+    pub fn log_in(&self) {
+        if let Some(vault) = &self.vault {
+            vault.log_in_now();
+        }
+    }
 }
 
 /// How fresh each source is and what it costs.
@@ -319,7 +339,7 @@ impl Sources {
                 tasks.spawn_plain(task, lifetimes.follow(stop.clone()));
             }
         }
-        let refresh = Arc::new(Notify::new());
+        let polled = Arc::new(Notify::new());
         for watch in self.documents {
             tasks.spawn_plain("documents in KV", watch.run(stop.clone()));
         }
@@ -397,7 +417,7 @@ impl Sources {
         };
         let mut watcher = CertificateWatcher::new(
             certificates,
-            (client, variables),
+            (client.clone(), variables),
             self.certificate_store,
             WallClock::default(),
             self.observations,
@@ -406,8 +426,12 @@ impl Sources {
         watcher.set_interests(&before_restart);
         tasks.spawn(
             "certificates",
-            follow_certificates(watcher, interests, wanted, refresh.clone(), stop.clone()),
+            follow_certificates(watcher, interests, wanted, polled.clone(), stop.clone()),
         );
+        let refresh = Refresh {
+            polled,
+            vault: client,
+        };
         Handles { readings, refresh }
     }
 }

@@ -217,6 +217,52 @@ async fn a_user_s_password_serves_and_its_change_is_read_from_the_file() {
     assert!(!settled.contains("w0rd"), "{settled}");
 }
 
+/// Who mends in Vault what was refused need not wait for the next try, which is far away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_was_mended_in_vault_is_tried_at_once_by_refresh_and_by_reload() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    std::fs::write(&file, "w0rd\n").unwrap();
+    let mut stack = with_login(format!(
+        "userpass {{\n    username      = \"edge\"\n    password_file = {file:?}\n  }}"
+    ))
+    .await;
+    let users = "auth/userpass/users/edge";
+    let user = |password: &str| json!({ "password": password, "token_policies": ["portreeve-pki"], "token_no_default_policy": true });
+    let vault = stack.vault.as_ref().unwrap();
+    vault.enable_auth("userpass", "userpass").await;
+    vault.write(users, user("another")).await;
+    refused_twice(&stack).await;
+    let vault = stack.vault.as_ref().unwrap();
+    vault.write(users, user("w0rd")).await;
+    let asked = stack.agent.api(Method::POST, "/v1/refresh", "").await;
+    asked.unwrap().ok().unwrap();
+    logged_in(&stack).await;
+
+    vault.write(users, user("another")).await;
+    vault
+        .write("sys/leases/revoke-prefix/auth/userpass", json!({}))
+        .await;
+    stack.put("www", &secure(RULE)).await;
+    refused_twice(&stack).await;
+    let vault = stack.vault.as_ref().unwrap();
+    vault.write(users, user("w0rd")).await;
+    stack.agent.reload();
+    logged_in(&stack).await;
+    certified(&stack.https_client().await).await;
+}
+
+/// The second try is 10 s after the first.
+async fn refused_twice(stack: &Stack) {
+    wait_for("the refusal", TRIED_AGAIN, async || {
+        let source = source(&status(stack).await?);
+        anyhow::ensure!(source.to_string().contains("refused the login (400)"), "{source}");
+        Ok(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+}
+
 /// A role with `generate_lease`: the certificates go with the token that asked for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leased_certificate_that_goes_with_its_token_is_replaced() {

@@ -20,6 +20,7 @@ mod contract;
 mod files;
 mod gate;
 mod kv;
+mod lockout;
 mod logins;
 mod namespaces;
 mod outages;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::answer::Answer;
@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) token_carries_leases: std::sync::atomic::AtomicBool,
     /// What wrapped secret ids turned out to be.
     pub(super) secret_ids: watch::Sender<SecretIds>,
+    /// Somebody wants a login that waits for its next try to be tried now.
+    pub(super) asked_again: Notify,
     /// One probe at a time, whoever waits: a hundred certificates must not knock a hundred times.
     probe: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -51,6 +53,7 @@ impl VaultClient {
             freshness: VaultFreshness::default(),
             token_carries_leases: false.into(),
             secret_ids: watch::Sender::default(),
+            asked_again: Notify::new(),
             probe: tokio::sync::Mutex::default(),
         });
         let credential = match &settings.auth {
@@ -90,6 +93,11 @@ impl VaultClient {
             // The session has ended, and with it the agent.
             std::future::pending::<()>().await;
         }
+    }
+
+    /// A login that was refused, or not answered, is tried again without waiting for its time.
+    pub fn log_in_now(&self) {
+        self.shared.asked_again.notify_waiters();
     }
 
     pub fn status(&self) -> VaultStatus {

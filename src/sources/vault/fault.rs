@@ -58,6 +58,12 @@ pub enum Reason {
     Refused { status: u16, errors: String },
     #[error("Vault refused the login ({status}){}", said(.errors))]
     LoginRefused { status: u16, errors: String },
+    /// The same, of what counts towards a lock of the role.
+    #[error("Vault refused the login ({status}){}", said(.errors))]
+    CredentialRefused { status: u16, errors: String },
+    /// A lock, or one of the other things of which Vault says no more than these two words.
+    #[error("Vault refused the login (403): permission denied")]
+    LoginLocked { by: &'static str, refused_before: bool },
     #[error("{0}")]
     Unusable(String),
     #[error("the answer is larger than {} KiB", super::answer::MAX_BODY_BYTES / 1024)]
@@ -91,6 +97,8 @@ impl VaultFault {
             | Reason::Forbidden(_)
             | Reason::NoMountSeen
             | Reason::LoginRefused { .. }
+            | Reason::CredentialRefused { .. }
+            | Reason::LoginLocked { .. }
             | Reason::Wrapping { .. }
             | Reason::Credential { .. } => ProblemKind::Forbidden,
             Reason::NotFound(_) => ProblemKind::NotFound,
@@ -220,6 +228,18 @@ impl VaultFault {
                 "Check the role, its bound claims and the credential (a secret_id may be used up or expired)."
                     .to_owned()
             }
+            Reason::CredentialRefused { .. } => {
+                "Check the role and the credential (a secret_id may be used up or expired). Another credential is tried as soon \
+                 as it is there; this one seldom, because Vault locks the role for everybody after 5 failed logins. `portreeve \
+                 refresh` tries it at once."
+                    .to_owned()
+            }
+            Reason::LoginLocked { by, refused_before: true } => format!("{} It is tried again by itself.", lock(by)),
+            Reason::LoginLocked { by, .. } => format!(
+                "Check that an auth method is mounted there (`vault auth list`: {path:?} is what was asked). If it is: {} It is \
+                 tried again by itself.",
+                lock(by)
+            ),
             Reason::Unusable(_) => "Check that the address is Vault's, and not a web page's.".to_owned(),
             Reason::TooLarge => "Store one certificate and one key per secret.".to_owned(),
             Reason::BadPath(_) => {
@@ -238,6 +258,14 @@ impl VaultFault {
             Reason::NotKv(_) => "Name the mount of a kv secrets engine.".to_owned(),
         }
     }
+}
+
+fn lock(by: &str) -> String {
+    format!(
+        "Vault may have locked this {what} for 15 minutes after failed logins (user lockout): `vault read sys/locked-users` shows \
+         it, `vault write -f sys/locked-users/<mount accessor>/unlock/<{by}>` ends it.",
+        what = if by == "role id" { "role" } else { "user" },
+    )
 }
 
 /// Vault's own text for a 403 is mostly these two words again.

@@ -24,6 +24,7 @@ mod freshness;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod kv;
+mod lockout;
 mod login;
 mod pki;
 mod schedule;

@@ -16,6 +16,7 @@ use super::credential::{self, Stamp};
 use super::ends::Ends;
 use super::fault::{Reason, VaultFault};
 use super::freshness::{timestamp, unix_now};
+use super::lockout::Refusals;
 use super::login::{self, Received};
 use super::schedule::{Step, TokenLife, after_renewal, first_step};
 use super::settings::VaultAuth;
@@ -122,8 +123,12 @@ impl VaultSession {
         cancel: &CancellationToken,
     ) -> Option<(Option<TokenLife>, Stamp)> {
         let mut pauses = Pauses::default();
+        let mut refusals = Refusals::of(&self.auth);
         loop {
             let stamp = Stamp::of(self.credential.as_deref()).await;
+            refusals
+                .about_to_try(&self.shared, self.credential.as_deref())
+                .await;
             let result = tokio::select! {
                 () = cancel.cancelled() => return None,
                 result = self.obtain() => result,
@@ -139,19 +144,29 @@ impl VaultSession {
                 }
                 Err(fault) => fault,
             };
+            let (fault, lockout) = refusals.note(fault);
             self.report(Some(&fault));
             if let Some(doubt) = waiting.take() {
                 // Vault does not know the token: until there is another, requests need not be sent.
                 self.state.send_modify(|state| state.ready = false);
                 let _ = doubt.reply.send(Err(fault.clone()));
             }
-            let shared = self.shared.clone();
-            let retry = retry_time(&shared, &fault, &stamp, &mut pauses);
+            let (shared, file) = (self.shared.clone(), self.credential.clone());
+            let retry = async {
+                match lockout {
+                    None => retry_time(&shared, &fault, &stamp, &mut pauses).await,
+                    Some(pause) => tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = refusals.another(&shared, file.as_deref(), stamp) => {}
+                    },
+                }
+            };
             tokio::pin!(retry);
             loop {
                 tokio::select! {
                     () = cancel.cancelled() => return None,
                     () = &mut retry => break,
+                    () = shared.asked_again.notified() => break,
                     // Not tried again at once: as many doubts come as there are watches.
                     Some(doubt) = self.doubts.recv() => {
                         let _ = doubt.reply.send(Err(fault.clone()));
