@@ -315,7 +315,7 @@ fn from_file(path: &Path) -> CertificateQuery {
     })
 }
 
-fn authority(name: &str) -> String {
+pub fn authority(name: &str) -> String {
     let mut params = rcgen::CertificateParams::default();
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);

@@ -4,13 +4,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use portreeve::model::KvVersion;
+use portreeve::model::{CertificateQuery, ClientCaQuery, KvVersion};
+use portreeve::sources::certificates::CertificateSettings;
 use portreeve::sources::vault::{SecretId, VaultAuth};
 use serde_json::{Value, json};
 
 use super::bao::Bao;
+use super::client_ca::authority;
 use super::logins::until;
-use super::rig::{Rig, kv, self_signed};
+use super::rig::{Rig, fast, kv, self_signed};
 
 const ROLE: &str = "auth/approle/login";
 
@@ -189,5 +191,40 @@ async fn what_was_mended_in_vault_is_tried_at_once_when_asked() {
     .await;
     rig.vault.log_in_now();
     rig.eventually().await;
+    rig.stop().await;
+}
+
+/// At a cold start. A poll is an hour away.
+#[tokio::test]
+async fn what_failed_for_want_of_a_login_comes_with_it_however_seldom_it_is_polled() {
+    let bao = with_secret().await;
+    let authority = authority("clients");
+    bao.write(
+        "secret/data/portreeve/clients",
+        json!({"data": {"certificate": authority}}),
+    )
+    .await;
+    let (role_id, secret_id) = role(&bao).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret_id");
+    std::fs::write(&file, "wrong").unwrap();
+    let seldom = CertificateSettings {
+        kv_poll: Duration::from_secs(3600),
+        ..fast()
+    };
+    let mut rig = Rig::with(&bao.address, by_file(&role_id, &file), directory.path(), seldom);
+    let clients = CertificateQuery::ClientCa(ClientCaQuery::VaultKv {
+        mount: "secret".into(),
+        path: "portreeve/clients".into(),
+        version: KvVersion::V2,
+        certificate_field: "certificate".into(),
+        crl_field: None,
+    });
+    rig.watch(&[&kv(KvVersion::V2, "secret", "portreeve/www"), &clients]);
+    rig.problem().await;
+    rig.problem().await;
+    std::fs::write(&file, &secret_id).unwrap();
+    rig.material().await;
+    rig.material().await;
     rig.stop().await;
 }

@@ -40,6 +40,7 @@ impl ClientCaWatch<'_> {
         };
         loop {
             let asked = Instant::now();
+            let token = self.vault.map_or(0, VaultClient::generation);
             if let Some(files) = &mut files {
                 files.observe();
             }
@@ -48,7 +49,10 @@ impl ClientCaWatch<'_> {
                 // The mount may have become another one.
                 *self.detected() = None;
             }
-            let unavailable = matches!(&result, Err(problem) if problem.kind == ProblemKind::Unavailable);
+            let failed = result.as_ref().err().map(|problem| problem.kind);
+            let unavailable = failed == Some(ProblemKind::Unavailable);
+            // Nobody let the agent in, or the token was turned away: the next may not be.
+            let letting_in = self.vault.filter(|_| failed.is_some_and(ProblemKind::is_refusal));
             let sent = match result {
                 Ok(Authorities { material, shut_out }) => {
                     let problem = shut_out.map(|fault| self.problem(&fault));
@@ -74,6 +78,12 @@ impl ClientCaWatch<'_> {
             };
             tokio::select! {
                 () = pause => {}
+                () = async {
+                    match letting_in {
+                        Some(vault) => vault.token_replaced(token).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
                 () = refresh.notified() => {}
             }
         }

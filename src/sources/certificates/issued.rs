@@ -69,6 +69,8 @@ enum Hope {
     WhenReachable(Instant),
     /// It was refused: waits longer and longer.
     At(Instant),
+    /// The same of a login, or of this token: the next may do.
+    AtOrToken(Instant, u64),
 }
 
 /// More than Vault dates a certificate back, and clocks by NTP differ.
@@ -140,6 +142,7 @@ impl IssuedWatch<'_> {
                     Err(closed) => return closed,
                 }
             }
+            let token = self.vault.generation();
             match self.issue(&mut record, &mut unused, started, publisher).await {
                 Ok((material, lease)) => {
                     setback = Setback::default();
@@ -155,6 +158,9 @@ impl IssuedWatch<'_> {
                 Err(problem) => {
                     let wait = match problem.kind {
                         ProblemKind::Unavailable => Hope::WhenReachable(Instant::now()),
+                        kind if kind.is_refusal() => {
+                            Hope::AtOrToken(Instant::now() + pauses.refused.next(), token)
+                        }
                         _ => Hope::At(Instant::now() + pauses.refused.next()),
                     };
                     setback = Setback {
@@ -227,6 +233,10 @@ impl IssuedWatch<'_> {
         match setback.wait {
             Hope::Now => {}
             Hope::At(time) => tokio::time::sleep_until(time).await,
+            Hope::AtOrToken(time, token) => tokio::select! {
+                () = tokio::time::sleep_until(time) => {}
+                () = self.vault.token_replaced(token) => {}
+            },
             Hope::WhenReachable(failed) => {
                 tokio::time::sleep(pauses.unavailable.next()).await;
                 self.vault.wait_until_reachable(failed).await;

@@ -44,7 +44,7 @@ pub(super) async fn watch(
     };
     let mut pauses = Pauses::default();
     loop {
-        let asked = Instant::now();
+        let (asked, token) = (Instant::now(), vault.generation());
         let (sent, wait) = match watch.poll(publisher.now()).await {
             Ok(Polled::Unchanged) => {
                 pauses.reset();
@@ -54,12 +54,12 @@ pub(super) async fn watch(
                 pauses.reset();
                 (publisher.material(*material).await, Wait::Poll)
             }
-            Err(Failed { problem, unavailable }) => {
+            Err(problem) => {
                 watch.forget();
-                let wait = if unavailable {
-                    Wait::UntilReachable
-                } else {
-                    Wait::Poll
+                let wait = match problem.kind {
+                    ProblemKind::Unavailable => Wait::UntilReachable,
+                    kind if kind.is_refusal() => Wait::PollOrToken,
+                    _ => Wait::Poll,
                 };
                 (publisher.problem(problem).await, wait)
             }
@@ -70,6 +70,10 @@ pub(super) async fn watch(
         let pause = async {
             match wait {
                 Wait::Poll => tokio::time::sleep(spread(poll, POLL_SPREAD, jitter())).await,
+                Wait::PollOrToken => tokio::select! {
+                    () = tokio::time::sleep(spread(poll, POLL_SPREAD, jitter())) => {}
+                    () = vault.token_replaced(token) => {}
+                },
                 Wait::UntilReachable => {
                     tokio::time::sleep(pauses.unavailable.next()).await;
                     vault.wait_until_reachable(asked).await;
@@ -85,26 +89,14 @@ pub(super) async fn watch(
 
 enum Wait {
     Poll,
+    /// Nobody let the agent in, or the token was turned away: the next may not be.
+    PollOrToken,
     UntilReachable,
 }
 
 enum Polled {
     Unchanged,
     Changed(Box<CertificateMaterial>),
-}
-
-struct Failed {
-    problem: Problem,
-    unavailable: bool,
-}
-
-impl From<VaultFault> for Failed {
-    fn from(fault: VaultFault) -> Self {
-        Self {
-            problem: fault.problem(),
-            unavailable: fault.kind() == ProblemKind::Unavailable,
-        }
-    }
 }
 
 struct KvWatch<'a> {
@@ -126,7 +118,7 @@ impl Drop for KvWatch<'_> {
 }
 
 impl KvWatch<'_> {
-    async fn poll(&mut self, now: i64) -> Result<Polled, Failed> {
+    async fn poll(&mut self, now: i64) -> Result<Polled, Problem> {
         let version = self.version().await?;
         let stamp = if version == KvVersion::V2 {
             self.stamp().await?
@@ -140,18 +132,15 @@ impl KvWatch<'_> {
         let secret = self.vault.read_kv(version, mount, path).await?;
         let place = format!("vault_kv {mount}/{path}");
         let field = |name: &str| {
-            secret.text(name).map_err(|what| Failed {
-                problem: Problem::new(ProblemKind::Invalid, format!("{place}: {what}"))
-                    .with_fix("Store the PEM text under that field, or name the field in the document."),
-                unavailable: false,
+            secret.text(name).map_err(|what| {
+                Problem::new(ProblemKind::Invalid, format!("{place}: {what}"))
+                    .with_fix("Store the PEM text under that field, or name the field in the document.")
             })
         };
         let chain = field(self.query.certificate_field)?;
         let key = field(self.query.private_key_field)?;
-        let material = pem::parse_served(chain.expose(), key.expose(), now).map_err(|fault| Failed {
-            problem: fault.problem(&place),
-            unavailable: false,
-        })?;
+        let material =
+            pem::parse_served(chain.expose(), key.expose(), now).map_err(|fault| fault.problem(&place))?;
         // A version that ends by itself is read each time: its content goes without a new version.
         self.seen = stamp.filter(|stamp| !stamp.ends && !stamp.destroyed);
         Ok(Polled::Changed(Box::new(material)))

@@ -95,6 +95,11 @@ impl VaultClient {
         }
     }
 
+    /// Of the token of now; 0 before the first.
+    pub(crate) fn generation(&self) -> u64 {
+        self.state.borrow().generation
+    }
+
     /// A login that was refused, or not answered, is tried again without waiting for its time.
     pub fn log_in_now(&self) {
         self.shared.asked_again.notify_waiters();

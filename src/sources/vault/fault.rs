@@ -260,6 +260,12 @@ impl VaultFault {
     }
 }
 
+impl From<VaultFault> for Problem {
+    fn from(fault: VaultFault) -> Self {
+        fault.problem()
+    }
+}
+
 fn lock(by: &str) -> String {
     format!(
         "Vault may have locked this {what} for 15 minutes after failed logins (user lockout): `vault read sys/locked-users` shows \
