@@ -3,7 +3,7 @@
 //! None of them is ever read, as its object does not say where it is. For this agent it is not there, which is told where a
 //! listener of its own gateways names it, and the rest of its document serves: agents of one prefix may each be allowed
 //! what their own gateways use. An edit must not take away what serves, though: a certificate that the last good version
-//! may use keeps its document's edit out.
+//! may use keeps its document's edit out, and so does a new one that a listener in the same document shows.
 //!
 //! Both follow from the document alone. Who names a certificate changes with other documents, and they come in any order.
 
@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::document::{ParsedDocument, parse_document};
+use super::objects::{Certificate, Object, ObjectKind};
 use super::permissions::Permissions;
 use super::store::{Config, ConfigChange, DocumentState, say_what_stays};
 use crate::diagnostics::{Code, Diagnostic, first_problems};
@@ -92,16 +93,39 @@ impl Config {
         if parsed.refused().next().is_none() {
             return Vec::new();
         }
-        let allowed: BTreeSet<&str> = last_good
-            .into_iter()
-            .flat_map(ParsedDocument::certificates)
-            .filter(|certificate| certificate.allowed().is_some())
-            .map(|certificate| &*certificate.name)
-            .collect();
+        let Some(last_good) = last_good else {
+            return Vec::new();
+        };
+        let names = |certificates: Vec<&Certificate>| -> BTreeSet<Arc<str>> {
+            certificates
+                .iter()
+                .map(|certificate| certificate.name.clone())
+                .collect()
+        };
+        let (missing, known): (Vec<&Certificate>, Vec<&Certificate>) = last_good
+            .certificates()
+            .partition(|certificate| certificate.allowed().is_none());
+        let (missing, known) = (names(missing), names(known));
+        let shown = self.shown_by(parsed);
+        let takes_away =
+            |name: &Arc<str>| known.contains(name) || (shown.contains(name) && !missing.contains(name));
         parsed
             .refused()
-            .filter(|(certificate, _)| allowed.contains(&*certificate.name))
+            .filter(|(certificate, _)| takes_away(&certificate.name))
             .flat_map(|(_, refused)| refused.problems.to_vec())
+            .collect()
+    }
+
+    /// The certificates that the document's own listeners show, of gateways that the agent serves.
+    fn shown_by(&self, parsed: &ParsedDocument) -> BTreeSet<Arc<str>> {
+        let gateways = parsed.objects.iter().filter(|object| match object {
+            Object::Gateway(gateway) => self.permissions.judges(&gateway.name),
+            _ => false,
+        });
+        gateways
+            .flat_map(Object::references)
+            .filter(|key| key.kind == ObjectKind::Certificate)
+            .map(|key| key.name)
             .collect()
     }
 
@@ -219,6 +243,23 @@ mod tests {
             assert_eq!((read_for(&config, "www"), problems(&config, "www")), (served, 0));
             assert!(config.upstream("other").is_some());
         }
+    }
+
+    #[test]
+    fn an_edit_puts_nothing_in_the_place_of_a_certificate_that_serves() {
+        let text = |name: &str, variable: &str| {
+            gateway("edge", &format!("{name:?}")) + &with_upstream(name, variable)
+        };
+        let mut config = edge();
+        put(&mut config, &[("edge", text("www", "edge"))]);
+        put(&mut config, &[("edge", text("new", "inner"))]);
+        assert_eq!(problems(&config, "edge"), 1);
+        assert!(read_for(&config, "www").is_some() && config.certificate("new").is_none());
+        // One that was there without its certificate may be edited.
+        let mut config = edge();
+        put(&mut config, &[("edge", text("new", "inner"))]);
+        put(&mut config, &[("edge", text("new", "another"))]);
+        assert_eq!((problems(&config, "edge"), read_for(&config, "new")), (0, None));
     }
 
     #[test]

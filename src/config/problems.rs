@@ -46,6 +46,8 @@ impl Config {
         };
         losers
             .iter()
+            // It is not there for this agent: whoever may use it holds the name.
+            .filter(|(_, object)| !object.is_refused() || holder.is_refused())
             .map(|(_, object)| {
                 Diagnostic::error(Code::DuplicateName, format!("{key} is declared already"))
                     .at(object.origin().clone())
