@@ -3,6 +3,7 @@
 //! without one. Other methods than these are never locked. While it is locked nothing is counted.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use super::client::Shared;
 use super::credential::{self, Stamp};
 use super::fault::{Reason, VaultFault};
 use super::settings::VaultAuth;
+use super::wrapped::SecretIds;
 
 /// The one soon try: a standby that lags, a role that is just being made again.
 const SOON: Duration = Duration::from_secs(10);
@@ -69,7 +71,8 @@ impl Refusals {
             return (fault, None);
         };
         let reason = match status {
-            400 | 401 if !is_of_the_network(errors) => Reason::CredentialRefused {
+            // A proxy's page, or another server's, is no word of Vault: nothing was counted.
+            400 | 401 if !errors.is_empty() && !is_of_the_network(errors) => Reason::CredentialRefused {
                 status: *status,
                 errors: errors.clone(),
             },
@@ -102,6 +105,20 @@ impl Refusals {
         }
         let doublings = self.of_this_credential.saturating_sub(2).min(8);
         (LATER * (1 << doublings)).min(LATEST)
+    }
+
+    /// Returns once another secret id was unwrapped: the file's wrapping token is the same, before and after.
+    pub(super) async fn unwrapped(&self, shared: &Shared) {
+        let mut ids = shared.secret_ids.subscribe();
+        let tried = ids.borrow_and_update().secret_id();
+        let is_another = |ids: &SecretIds| match (&tried, ids.secret_id()) {
+            (Some(tried), Some(now)) => !Arc::ptr_eq(tried, &now),
+            (None, now) => now.is_some(),
+            (Some(_), None) => false,
+        };
+        if ids.wait_for(is_another).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Returns once the file holds another credential than the one that was tried. An empty or missing one is none.

@@ -129,6 +129,11 @@ impl VaultSession {
             refusals
                 .about_to_try(&self.shared, self.credential.as_deref())
                 .await;
+            // What is asked for while Vault takes its time is not lost.
+            let shared = self.shared.clone();
+            let asked_again = shared.asked_again.notified();
+            tokio::pin!(asked_again);
+            asked_again.as_mut().enable();
             let result = tokio::select! {
                 () = cancel.cancelled() => return None,
                 result = self.obtain() => result,
@@ -151,13 +156,14 @@ impl VaultSession {
                 self.state.send_modify(|state| state.ready = false);
                 let _ = doubt.reply.send(Err(fault.clone()));
             }
-            let (shared, file) = (self.shared.clone(), self.credential.clone());
+            let file = self.credential.clone();
             let retry = async {
                 match lockout {
                     None => retry_time(&shared, &fault, &stamp, &mut pauses).await,
                     Some(pause) => tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = refusals.another(&shared, file.as_deref(), stamp) => {}
+                        () = refusals.unwrapped(&shared) => {}
                     },
                 }
             };
@@ -166,7 +172,7 @@ impl VaultSession {
                 tokio::select! {
                     () = cancel.cancelled() => return None,
                     () = &mut retry => break,
-                    () = shared.asked_again.notified() => break,
+                    () = &mut asked_again => break,
                     // Not tried again at once: as many doubts come as there are watches.
                     Some(doubt) = self.doubts.recv() => {
                         let _ = doubt.reply.send(Err(fault.clone()));

@@ -53,7 +53,7 @@ impl SecretIds {
         self.kept.as_ref()?.life
     }
 
-    fn secret_id(&self) -> Option<Arc<Redacted<String>>> {
+    pub(super) fn secret_id(&self) -> Option<Arc<Redacted<String>>> {
         Some(self.kept.as_ref()?.secret_id.clone())
     }
 
