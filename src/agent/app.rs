@@ -410,6 +410,8 @@ impl Running {
                 "reload: {error:#}; the old certificate and clients of the xDS port stay until the files fit"
             );
         }
+        let restart = reload::needs_restart(settings, &after);
+        reload::keep_opt_in(settings, &mut after);
         // The agent goes on listening where it did, whatever the settings say of that now.
         after.permissions.keep_own(&settings.permissions);
         if after.permissions != settings.permissions {
@@ -430,7 +432,6 @@ impl Running {
             Ok(Err(error)) => tracing::error!(%error, "reload: the log level cannot be set"),
             Err(error) => tracing::error!(%error, "reload: the old log level stays"),
         }
-        let restart = reload::needs_restart(settings, &after);
         if restart.is_empty() {
             tracing::info!("settings reloaded");
         } else {

@@ -115,6 +115,18 @@ pub(super) fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static
         .collect()
 }
 
+/// What services ask by is followed from the start on: judged by another one, those that are exposed would go out of
+/// service, and new ones not be found.
+pub(super) fn keep_opt_in(before: &Settings, after: &mut Settings) {
+    let opt_in = |settings: &Settings| settings.permissions.exposure.as_ref().map(|it| it.opt_in.clone());
+    if opt_in(before) != opt_in(after) {
+        after
+            .permissions
+            .exposure
+            .clone_from(&before.permissions.exposure);
+    }
+}
+
 /// Envoy has these from its own start.
 pub(super) fn needs_envoy_restart(before: &Settings, after: &Settings) -> bool {
     let of_envoy = |settings: &Settings| EnvoyBlock {

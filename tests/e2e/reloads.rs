@@ -76,6 +76,16 @@ async fn what_a_reload_left_undone_stands_in_the_status_until_it_is_settled() {
             .contains("after a restart of the agent: log_json"),
         "{problem}"
     );
+    // What services ask by is followed from the start on.
+    let catalog = "consul {\n  address = \"http://127.0.0.1:1\"\n}\ncatalog {}\n";
+    std::fs::write(conf.join("log.hcl"), catalog).unwrap();
+    agent.reload();
+    wait_for("the catalog, which waits", SOON, async || {
+        let problem = problem_of_settings(&agent).await.context("there is none")?;
+        anyhow::ensure!(problem.to_string().contains("catalog"), "{problem}");
+        Ok(())
+    })
+    .await;
     std::fs::remove_file(conf.join("log.hcl")).unwrap();
     agent.reload();
     wait_for("the end of it", SOON, async || {
