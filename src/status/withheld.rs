@@ -6,7 +6,7 @@ use crate::envoy::{ResourceKind, ResourceSet};
 use crate::pipeline::View;
 use crate::resolve::certificate_of_secret;
 use crate::snapshot::Snapshot;
-use crate::xds::{StreamView, WithheldListener};
+use crate::xds::{StreamView, Variant, WithheldListener};
 
 /// Listeners that single Envoys are not given, because the keys of their certificates are with others alone.
 pub(super) fn withheld_from_nodes(view: &View, streams: &[StreamView]) -> Vec<Diagnostic> {
@@ -65,6 +65,10 @@ pub(super) fn keyless_on_nodes(view: &View, streams: &[StreamView]) -> Vec<Diagn
     let mut last: Option<(&ResourceSet, Vec<Arc<str>>)> = None;
     for stream in streams {
         let Some(target) = &stream.target else { continue };
+        // In the state of the world an Envoy that comes back does not say what it has.
+        if stream.variant == Variant::StateOfTheWorld {
+            continue;
+        }
         if !last.as_ref().is_some_and(|(known, _)| known.is(target)) {
             last = Some((target, keyless(target)));
         }
