@@ -17,6 +17,14 @@ impl Compiler {
         open_before: &OrdMap<Arc<str>, Arc<Resource>>,
     ) -> bool {
         let name = &listener.name;
+        // At a port that another one leaves to it, clients are served already: it stays open.
+        let own = format!("{}:{}", listener.address, listener.port);
+        let takes_over =
+            |(of, open): (&Arc<str>, &Arc<Resource>)| of != name && open.binds.as_deref() == Some(&own);
+        if open_before.iter().any(takes_over) {
+            self.opening.remove(name);
+            return false;
+        }
         if self.opening.contains_key(name) {
             let has_them = self.has_its_hosts(name);
             if has_them {
@@ -24,13 +32,7 @@ impl Compiler {
             }
             return !has_them;
         }
-        // At a port that another one leaves to it, clients are served already: it stays open.
-        let port = listener.port.to_string();
-        let is_at_port = |open: &Arc<Resource>| {
-            let address = open.binds.as_ref().and_then(|binds| binds.rsplit_once(':'));
-            address.is_some_and(|(_, open)| *open == *port)
-        };
-        if open_before.contains_key(name) || open_before.values().any(is_at_port) {
+        if open_before.contains_key(name) {
             return false;
         }
         let hosts = self.held.range((name.clone(), least())..);
