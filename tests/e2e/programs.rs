@@ -67,7 +67,13 @@ async fn consul_serves_and_comes_back_with_its_data() {
     consul.kill();
     assert!(consul.call(Method::GET, "/v1/status/leader", "").await.is_err());
     consul.restart().await;
-    assert_eq!(consul.get("portreeve/b").await.as_deref(), Some("b"));
+    // A leader that was just elected answers before it has read all of its log again.
+    wait_for("what it had", Duration::from_secs(10), async || {
+        let value = consul.get("portreeve/b").await;
+        anyhow::ensure!(value.as_deref() == Some("b"), "{value:?}");
+        Ok(())
+    })
+    .await;
     consul.delete_tree("portreeve/").await;
     assert!(consul.keys("portreeve/").await.is_empty());
     consul.process.stop();
