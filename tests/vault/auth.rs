@@ -9,22 +9,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey};
 use serde_json::{Value, json};
 
 use super::bao::Bao;
-use super::rig::{Rig, app_role, kv, self_signed, token};
-
-async fn with_secret() -> Bao {
-    let bao = Bao::start().await;
-    bao.mount_kv().await;
-    bao.reader().await;
-    store(&bao, "one.example").await;
-    bao
-}
-
-async fn store(bao: &Bao, name: &str) {
-    let (certificate, key) = self_signed(name, 5);
-    let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("secret/data/portreeve/www", json!({"data": fields}))
-        .await;
-}
+use super::rig::{Rig, app_role, kv, store, token, with_secret};
 
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Duration {
     let started = Instant::now();

@@ -12,24 +12,9 @@ use serde_json::{Value, json};
 use super::bao::Bao;
 use super::client_ca::authority;
 use super::logins::until;
-use super::rig::{Rig, fast, kv, self_signed};
+use super::rig::{Rig, fast, kv, store, with_secret};
 
 const ROLE: &str = "auth/approle/login";
-
-async fn with_secret() -> Bao {
-    let bao = Bao::start().await;
-    bao.mount_kv().await;
-    bao.reader().await;
-    store(&bao, "one.example").await;
-    bao
-}
-
-async fn store(bao: &Bao, name: &str) {
-    let (certificate, key) = self_signed(name, 5);
-    let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("secret/data/portreeve/www", json!({"data": fields}))
-        .await;
-}
 
 async fn role(bao: &Bao) -> (String, String) {
     let role = json!({"token_no_default_policy": true, "token_policies": ["reader"], "token_ttl": "1h"});

@@ -8,23 +8,8 @@ use portreeve::sources::vault::{SecretId, VaultAuth, VaultStatus};
 use serde_json::json;
 
 use super::bao::Bao;
-use super::rig::{Rig, kv, self_signed};
+use super::rig::{Rig, kv, self_signed, store, with_secret};
 use super::token_review::{service_account_token, token_reviewer};
-
-async fn with_secret() -> Bao {
-    let bao = Bao::start().await;
-    bao.mount_kv().await;
-    bao.reader().await;
-    store(&bao, "one.example").await;
-    bao
-}
-
-async fn store(bao: &Bao, name: &str) {
-    let (certificate, key) = self_signed(name, 5);
-    let fields = json!({"certificate": certificate, "private_key": key});
-    bao.write("secret/data/portreeve/www", json!({"data": fields}))
-        .await;
-}
 
 pub fn wrapped(role_id: &str, file: &Path) -> VaultAuth {
     VaultAuth::AppRole {

@@ -10,6 +10,7 @@ use portreeve::sources::certificates::{
     CertificateSettings, CertificateStore, CertificateWatcher, RedbCertificateStore, WallClock,
 };
 use portreeve::sources::vault::{SecretId, VaultAuth, VaultClient, VaultSettings};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -213,4 +214,20 @@ pub fn self_signed(name: &str, days: i64) -> (String, String) {
     };
     params.not_after = end.into();
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+/// With a certificate for `one.example` in KV, and a policy that reads it.
+pub async fn with_secret() -> Bao {
+    let bao = Bao::start().await;
+    bao.mount_kv().await;
+    bao.reader().await;
+    store(&bao, "one.example").await;
+    bao
+}
+
+pub async fn store(bao: &Bao, name: &str) {
+    let (certificate, key) = self_signed(name, 5);
+    let fields = json!({"certificate": certificate, "private_key": key});
+    bao.write("secret/data/portreeve/www", json!({"data": fields}))
+        .await;
 }
