@@ -95,6 +95,35 @@ async fn takes_over(state_of_the_world: bool) {
     }
 }
 
+/// The same where each change leads to a service that nothing else uses: what comes waits until Consul has told of it.
+async fn takes_over_with_a_new_service(state_of_the_world: bool) {
+    let stack = start(state_of_the_world, "10m").await;
+    let (_backend, _) = stack.shop().await;
+    let backends = [Backend::start("even").await, Backend::start("odd").await];
+    let shop = Request::get("shop.example.org", "/");
+    let forms = ["shop.example.org", "*.example.org", "*"].repeat(4);
+    for at in 0..forms.len() {
+        stack.register(&format!("new-{at}"), &backends[at % 2]).await;
+    }
+    let mut loads = None;
+    for (at, host) in forms.into_iter().enumerate() {
+        stack.put("one", &route("one", host, &format!("new-{at}"))).await;
+        let backend = ["even", "odd"][at % 2];
+        stack
+            .until(&shop, "the service", |reply| reply.backend() == Some(backend))
+            .await;
+        loads.get_or_insert_with(|| {
+            [stack.client(), Client::http(stack.http).keep_alive()]
+                .map(|client| Load::start(200, client, shop.clone()))
+        });
+    }
+    for load in loads.expect("two loads") {
+        let report = load.finish().await;
+        println!("{report}");
+        report.assert_none_lost();
+    }
+}
+
 /// Envoy has let the former form go before the next change.
 async fn comes_and_goes_slowly(state_of_the_world: bool) {
     let stack = start(state_of_the_world, "1s").await;
@@ -129,6 +158,16 @@ async fn an_exact_host_and_a_wildcard_take_over_from_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exact_host_and_a_wildcard_take_over_from_each_other_in_the_state_of_the_world() {
     takes_over(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exact_host_and_a_wildcard_take_over_with_a_service_that_is_new() {
+    takes_over_with_a_new_service(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exact_host_and_a_wildcard_take_over_with_a_service_that_is_new_in_the_state_of_the_world() {
+    takes_over_with_a_new_service(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

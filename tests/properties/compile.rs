@@ -1,9 +1,10 @@
 //! Order independence, and the memo against the plain form.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use portreeve::diagnostics::Diagnostic;
-use portreeve::envoy::{ResourceKind, ResourceSet};
+use portreeve::envoy::{ResourceKind, ResourceSet, render_resource};
 use portreeve::model::mesh::{ChainQuery, Intention, IntentionQuery, IntentionRule, Interest};
 use portreeve::model::{
     CertificateQuery, CertificateUpdate, ChainUpdate, DocumentsUpdate, Health, Instance, IntentionUpdate,
@@ -246,6 +247,10 @@ fn play(steps: &[Step], hold: bool) -> Result<(), TestCaseError> {
         let differs = contents(&before) != contents(memo.resources());
         prop_assert!(compiled.changed || !differs, "a change that is not told");
         assert_consistent(memo.resources())?;
+        let serves_by_now = served(memo.resources());
+        for name in served(&before).intersection(&to_serve("edge", &snapshot)) {
+            prop_assert!(serves_by_now.contains(name), "no longer served: {:?}", name);
+        }
         if matches!(step, Step::StopWaiting) {
             prop_assert!(!memo.is_waiting());
         }
@@ -259,6 +264,42 @@ fn play(steps: &[Step], hold: bool) -> Result<(), TestCaseError> {
     let again = rebuilt.rebuild(&snapshot);
     prop_assert!(again.added.is_empty() && again.dropped.is_empty());
     Ok(())
+}
+
+const NAMES: [&str; 5] = ["a.test", "b.test", "c.test", "other.test", "elsewhere"];
+
+/// The names that some route of a listener is for, be it one for a wildcard.
+fn to_serve(gateway: &str, snapshot: &Snapshot) -> BTreeSet<(String, &'static str)> {
+    let compiler = Compiler::compile(gateway, world::settings(), snapshot);
+    let named = |(listener, host): (&Arc<str>, &Arc<str>)| names_of(listener, host);
+    compiler.hosts().flat_map(named).collect()
+}
+
+/// Those that Envoy has a route for.
+fn served(set: &ResourceSet) -> BTreeSet<(String, &'static str)> {
+    let scopes = set.of_kind(ResourceKind::ScopedRoute).keys();
+    let scopes = scopes.map(|scope| scope.split_once('/').expect("listener and host"));
+    let mut served: BTreeSet<_> = scopes
+        .flat_map(|(listener, host)| names_of(listener, host))
+        .collect();
+    for (listener, table) in set.of_kind(ResourceKind::Route) {
+        let table = render_resource(table);
+        for host in table["virtual_hosts"].as_array().into_iter().flatten() {
+            for domain in host["domains"].as_array().into_iter().flatten() {
+                served.extend(names_of(listener, domain.as_str().expect("a host")));
+            }
+        }
+    }
+    served
+}
+
+fn names_of(listener: &str, host: &str) -> Vec<(String, &'static str)> {
+    let covers = |name: &&str| match host.strip_prefix('*') {
+        Some(below) => name.ends_with(below),
+        None => *name == host,
+    };
+    let names = NAMES.into_iter().filter(covers);
+    names.map(|name| (listener.to_owned(), name)).collect()
 }
 
 /// The state that matters after all documents have arrived.

@@ -7,7 +7,6 @@ use super::books::is_wildcard;
 use super::{Compiled, Compiler, HostUnit, Made, NO_HOST, UnitKey, Work};
 use crate::config::{Gateway, Listener};
 use crate::diagnostics::Diagnostic;
-use crate::envoy::{ResourceKind, scope_name};
 use crate::ir::{Routing, Serves, TcpProxy, Unavailable, VirtualHost};
 use crate::model::DocumentId;
 use crate::model::mesh::Interest;
@@ -56,30 +55,17 @@ impl Compiler {
             .zip(listener)
             .and_then(|(gateway, listener)| resolve(snapshot, gateway, listener, &host));
         let unit_key = UnitKey::Host(listener_name.clone(), host.clone());
+        let Some(resolved) = resolved else {
+            work.gone.insert(key);
+            return;
+        };
         let before = self.hosts.get(&key).cloned();
         for interest in before.iter().flat_map(|before| &before.follows) {
             self.hosts_of
                 .remove(&(interest.clone(), listener_name.clone(), host.clone()));
         }
+        self.leaving.remove(&key);
         let was_held = self.held.remove(&key).is_some();
-        let Some(resolved) = resolved else {
-            self.diagnostics.remove(&unit_key);
-            if let Some(before) = before {
-                self.hosts.remove(&key);
-                self.host_uses(&key, (Some(&before), was_held), (None, false), work);
-                if *host == *NO_HOST {
-                    work.listeners.insert(listener_name);
-                    return;
-                }
-                self.withdraw(
-                    ResourceKind::ScopedRoute,
-                    &scope_name(&listener_name, &host),
-                    compiled,
-                );
-                work.tables.insert(listener_name);
-            }
-            return;
-        };
         let follows: Box<[Interest]> = resolved.follows.union(&resolved.pending).cloned().collect();
         for interest in &follows {
             self.hosts_of

@@ -5,6 +5,7 @@
 
 mod books;
 mod host;
+mod leaving;
 mod opening;
 mod touched;
 mod units;
@@ -73,6 +74,8 @@ pub struct Compiler {
     hosts_of: OrdSet<(Interest, Arc<str>, Arc<str>)>,
     /// Hosts that stand as they were, or not at all, until their watches have answered.
     held: Held,
+    /// Among them those that have no route any more, each with one that is to take its place.
+    leaving: OrdMap<HostKey, HostKey>,
     /// Listeners that are not there yet, and the hosts that they open with.
     opening: OrdMap<Arc<str>, OrdSet<Arc<str>>>,
     /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
@@ -182,6 +185,8 @@ pub struct Compiled {
 #[derive(Debug, Default)]
 struct Work {
     hosts: BTreeSet<HostKey>,
+    /// Those among them that turned out to have no route.
+    gone: BTreeSet<HostKey>,
     tables: BTreeSet<Arc<str>>,
     listeners: BTreeSet<Arc<str>>,
     clusters: BTreeSet<Destination>,
@@ -208,6 +213,7 @@ impl Compiler {
             interests_of: OrdMap::new(),
             hosts_of: OrdSet::new(),
             held: OrdSet::new(),
+            leaving: OrdMap::new(),
             opening: OrdMap::new(),
             outlived: OrdSet::new(),
             certificates: OrdMap::new(),
@@ -397,6 +403,7 @@ impl Compiler {
                 &mut compiled,
             );
         }
+        self.hosts_go(gateway.as_deref(), &mut work, &mut compiled);
         self.secrets(snapshot, gateway.as_deref(), &mut work, &mut compiled);
         for target in &work.clusters {
             compiled.units += 1;

@@ -44,6 +44,12 @@ pub(super) struct EncodedHost {
     origins: Arc<[DocumentId]>,
 }
 
+impl EncodedHost {
+    pub(super) fn origins(&self) -> &[DocumentId] {
+        &self.origins
+    }
+}
+
 /// The unit that a route change costs.
 pub(super) fn encode_virtual_host(host: &ir::VirtualHost) -> EncodedHost {
     let mut buffer = Vec::with_capacity(512 + 128 * host.routes.len());
