@@ -30,9 +30,12 @@ pub struct Arguments {
     /// Do not ask.
     #[arg(long, short = 'y')]
     auto_approve: bool,
-    /// Delete documents that no file has.
+    /// Delete documents that no file has. With -auto-approve not a gateway, nor more than half of all.
     #[arg(long)]
     prune: bool,
+    /// The same, however many they are.
+    #[arg(long)]
+    prune_all: bool,
     /// Use several transactions when one cannot hold it: agents see them one after the other.
     #[arg(long)]
     batched: bool,
@@ -56,7 +59,8 @@ const OPERATION_BYTES: usize = 160;
 pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<ExitCode> {
     let given = documents::read_some(slice::from_ref(&arguments.path))?;
     plan::refuse_unusable(&given)?;
-    if arguments.prune {
+    let prune = arguments.prune || arguments.prune_all;
+    if prune {
         plan::refuse_to_prune(&arguments.path, &given)?;
     }
     let prefix = arguments.kv.documents_prefix();
@@ -66,7 +70,7 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         .bounds(arguments.agent.then_some(&arguments.api))?;
     let client = arguments.kv.client()?;
     let current = block_on(kv::read(&client, &prefix, terminal))?;
-    let set = ChangeSet::between(&current, &wanted, arguments.prune);
+    let set = ChangeSet::between(&current, &wanted, prune);
     let report = change_set::check(&current.documents, &wanted, &set, &bounds);
     set.write(terminal)?;
     report.write(terminal)?;
@@ -77,6 +81,9 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     if set.changes.is_empty() {
         terminal.line("Nothing to do.")?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.auto_approve && !arguments.prune_all {
+        refuse_to_lose_much(arguments, &set, current.documents.len())?;
     }
     let batches = batches(&set.changes)?;
     if batches.len() > 1 && !arguments.batched {
@@ -113,6 +120,44 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// A part of a tree looks like a tree from which the rest was deleted, and where nobody is asked nobody would notice.
+fn refuse_to_lose_much(arguments: &Arguments, set: &ChangeSet, stored: usize) -> anyhow::Result<()> {
+    let losses = set.losses();
+    let gateways: Vec<String> = losses
+        .iter()
+        .flat_map(|change| &change.objects)
+        .filter(|object| object.kind == "gateway")
+        .map(|object| format!("the gateway {:?}", object.name))
+        .collect();
+    if gateways.is_empty() && losses.len() * 2 <= stored {
+        return Ok(());
+    }
+    let names: Vec<&str> = losses.iter().map(|change| change.document.as_str()).collect();
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let among = match gateways.is_empty() {
+        true => String::new(),
+        false => format!(", with {}", gateways.join(", ")),
+    };
+    Err(Failure::new(format!(
+        "-prune would delete {} of {}{among}: {}{more}",
+        names.len(),
+        counted(stored, "stored document"),
+        names[..names.len().min(SHOWN)].join(", "),
+    ))
+    .because(format!(
+        "no file in {} has them, which is so as well if it is a part of the tree, or another one",
+        arguments.path.display()
+    ))
+    .fix("name the directory that holds all documents; if they are to go, apply with -prune-all, or without -auto-approve and answer")
+    .into())
+}
+
+/// Of what would be deleted, a screenful.
+const SHOWN: usize = 8;
 
 /// A failure is told with what stands: `written` changes, before a transaction of `open`.
 fn after(failure: NotWritten, written: usize, open: usize, all: usize) -> anyhow::Error {

@@ -139,6 +139,20 @@ impl ChangeSet {
             .count()
     }
 
+    /// Deletions of something that no other change brings: a document that was renamed is none.
+    pub fn losses(&self) -> Vec<&Change> {
+        let comes = |lost: &ObjectChange| {
+            let mut all = self.changes.iter().flat_map(|change| &change.objects);
+            all.any(|object| {
+                object.action == Action::Create && (&object.kind, &object.name) == (&lost.kind, &lost.name)
+            })
+        };
+        self.changes
+            .iter()
+            .filter(|change| change.action == Action::Delete && !change.objects.iter().all(comes))
+            .collect()
+    }
+
     pub fn write(&self, terminal: &mut Terminal) -> std::io::Result<()> {
         for change in &self.changes {
             let from = change

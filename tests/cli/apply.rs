@@ -8,42 +8,42 @@ use crate::run::{Outcome, portreeve, write};
 use crate::support::consul::Consul;
 use crate::support::scratch_directory;
 
-const EDGE: &str = "gateway \"edge\" {\n  listener \"web\" { port = 8080 }\n}\n";
+pub const EDGE: &str = "gateway \"edge\" {\n  listener \"web\" { port = 8080 }\n}\n";
 
-fn route(name: &str, upstream: &str) -> String {
+pub fn route(name: &str, upstream: &str) -> String {
     format!(
         "http_route \"{name}\" {{\n  gateways  = [\"edge\"]\n  hostnames = [\"{name}.example.com\"]\n\n  rule \"all\" {{\n    backend \"upstream\" \"{upstream}\" {{}}\n  }}\n}}\n"
     )
 }
 
-fn upstream(name: &str, port: u16) -> String {
+pub fn upstream(name: &str, port: u16) -> String {
     format!("upstream \"{name}\" {{\n  static {{ addresses = [\"10.0.0.1:{port}\"] }}\n}}\n")
 }
 
-struct Bench {
-    consul: Consul,
+pub struct Bench {
+    pub consul: Consul,
     directory: tempfile::TempDir,
 }
 
 impl Bench {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         Self {
             consul: Consul::start().await,
             directory: scratch_directory("apply"),
         }
     }
 
-    fn run(&self, arguments: &[&str]) -> Outcome {
+    pub fn run(&self, arguments: &[&str]) -> Outcome {
         let address = format!("-consul-address={}", self.consul.address());
         let all: Vec<&str> = arguments.iter().copied().chain([address.as_str()]).collect();
         portreeve(self.directory.path(), &all)
     }
 
-    fn file(&self, path: &str, text: &str) {
+    pub fn file(&self, path: &str, text: &str) {
         write(self.directory.path(), &[(path, text)]);
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.directory.path()
     }
 }
@@ -498,37 +498,6 @@ impl CuttingProxy {
         });
         Self { address }
     }
-}
-
-/// What a tree merely cannot show is not gone from it, and one file is not all of them.
-#[tokio::test(flavor = "multi_thread")]
-async fn prune_deletes_nothing_of_which_it_cannot_be_told_that_it_is_gone() {
-    let bench = Bench::start().await;
-    bench.file("conf/edge.hcl", EDGE);
-    bench.consul.put("portreeve/config/edge", EDGE).await;
-    let shop = "portreeve/config/teams/shop";
-    bench.consul.put(shop, upstream("shop", 80)).await;
-    let teams = bench.path().join("conf/teams");
-    let refused = async |path: &str, why: &str| {
-        for command in [&["plan"][..], &["apply", "-y"]] {
-            let arguments: Vec<&str> = command.iter().copied().chain([path, "-prune"]).collect();
-            let outcome = bench.run(&arguments);
-            assert_ne!(outcome.code, 0, "{}", outcome.shown(&[]));
-            assert!(outcome.error.contains(why), "{}", outcome.shown(&[]));
-        }
-        assert!(bench.consul.get(shop).await.is_some());
-    };
-    std::os::unix::fs::symlink(bench.path().join("nowhere"), &teams).unwrap();
-    refused("conf", "conf/teams are gone cannot be told: No such file").await;
-    std::fs::remove_file(&teams).unwrap();
-    std::fs::create_dir(&teams).unwrap();
-    refused("conf", "conf/teams are gone cannot be told: it is empty").await;
-    std::fs::remove_dir(&teams).unwrap();
-    refused("conf/edge.hcl", "which is no directory").await;
-
-    let applied = bench.run(&["apply", "conf", "-y", "-prune"]);
-    assert_eq!(applied.code, 0, "{}", applied.shown(&[]));
-    assert_eq!(bench.consul.get(shop).await, None);
 }
 
 /// `head`, or `grep -q`: what is to be done is done, and the exit code says how it went.

@@ -11,6 +11,7 @@ mod guessed_names;
 mod live;
 mod offline;
 mod programmed;
+mod prune;
 mod reference;
 mod run;
 mod setup;
