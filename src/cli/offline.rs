@@ -123,7 +123,8 @@ fn world(documents: Vec<Document>, permissions: Permissions) -> (Snapshot, Vec<D
         BTreeSet::from([SOURCE.into()]),
     );
     take(&mut snapshot, documents);
-    let mut unattached = snapshot.config.unattached();
+    // What only follows from a document's errors goes with them.
+    let (mut unattached, _) = snapshot.config.unattached();
     if snapshot.config.gateways().next().is_none() {
         // A part of a tree: its gateways are declared elsewhere.
         for diagnostic in &mut unattached {

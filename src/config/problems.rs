@@ -1,8 +1,10 @@
 //! What is wrong with the configuration as a whole, whichever gateway an agent serves.
 
+use std::collections::BTreeMap;
+
 use super::breadth;
 use super::objects::{ObjectKey, ObjectKind, Protocol, RouteRef};
-use super::store::Config;
+use super::store::{Config, DocumentState};
 use crate::diagnostics::{Code, Diagnostic, Problems, suggestion};
 use crate::model::Origin;
 
@@ -22,18 +24,71 @@ impl Config {
         for key in self.keys() {
             said.extend(self.name_clashes(key));
         }
-        said.extend(self.unattached());
+        let (unattached, follow_ups) = self.unattached();
+        said.extend(unattached);
+        said.extend(follow_ups);
         said
     }
 
-    /// Every route that is attached to less than it names.
-    pub fn unattached(&self) -> Vec<Diagnostic> {
-        [ObjectKind::HttpRoute, ObjectKind::TcpRoute]
+    /// Every route that is attached to less than it names; apart from them those that only wait for a gateway's document
+    /// to be mended.
+    pub fn unattached(&self) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+        let broken: Vec<&DocumentState> = self
+            .documents()
+            .map(|state| &**state)
+            .filter(|state| !state.problems.is_empty())
+            .collect();
+        let mut found = (Vec::new(), Vec::new());
+        let mut declared_by = BTreeMap::new();
+        for route in [ObjectKind::HttpRoute, ObjectKind::TcpRoute]
             .into_iter()
             .flat_map(|kind| self.of_kind(kind))
             .filter_map(|object| object.route())
-            .flat_map(|route| self.attachment_problems(route))
-            .collect()
+        {
+            found.0.extend(self.attachment_problems(route));
+            for (name, origin) in route.gateways() {
+                if self.gateway(name).is_some() {
+                    continue;
+                }
+                let document = *declared_by.entry(name).or_insert_with(|| {
+                    let mut broken = broken.iter();
+                    broken
+                        .find(|state| seems_to_declare(&state.document.text, name))
+                        .copied()
+                });
+                match document {
+                    Some(document) => found.1.push(waits_for(document, name, origin, route)),
+                    None => found.0.push(self.undeclared(name, origin, route)),
+                }
+            }
+        }
+        found
+    }
+
+    fn undeclared(&self, name: &str, origin: &Origin, route: RouteRef<'_>) -> Diagnostic {
+        let near = self.nearest(ObjectKind::Gateway, name);
+        Diagnostic::error(
+            Code::NotAttached,
+            format!("no document declares the gateway {name:?}"),
+        )
+        .at(origin.clone())
+        .about(route.kind().as_str(), route.name())
+        .because(
+            "until a document declares it, only the route's other gateways serve the route, if it names any",
+        )
+        .fix(near.map_or_else(
+            || {
+                let known = self
+                    .gateways()
+                    .take(8)
+                    .map(|gateway| format!("{:?}", gateway.name));
+                match known.collect::<Vec<_>>().join(", ") {
+                    none if none.is_empty() => format!("declare `gateway {name:?} {{ ... }}`"),
+                    known => format!("declare `gateway {name:?} {{ ... }}`; declared are: {known}"),
+                }
+            },
+            |near| format!("did you mean {near:?}?"),
+        ))
     }
 
     /// Names declared more than once: the losers say so.
@@ -73,55 +128,25 @@ impl Config {
         suggestion(name, known.iter().map(|key| &*key.name)).map(str::to_owned)
     }
 
-    /// Gateways and listeners that a route names and nobody declares, or that speak something else.
+    /// Listeners that a route names and its gateways do not have, or that speak something else.
     fn attachment_problems(&self, route: RouteRef<'_>) -> Vec<Diagnostic> {
         let mut said = Problems::default();
         let mut listeners: Vec<(&str, Protocol)> = Vec::new();
         for (name, origin) in route.gateways() {
-            match self.gateway(name) {
-                Some(gateway) => {
-                    if let RouteRef::Http(http) = route
-                        && let Some(problem) = breadth::does_not_fit(self, gateway, http)
-                    {
-                        said.push(
-                            problem
-                                .at(origin.clone())
-                                .about(route.kind().as_str(), route.name()),
-                        );
-                    }
-                    let declared = gateway.listeners.iter();
-                    listeners.extend(declared.map(|listener| (&*listener.name, listener.protocol)));
-                }
-                None => {
-                    let near = self.nearest(ObjectKind::Gateway, name);
-                    said.push(
-                        Diagnostic::error(
-                            Code::NotAttached,
-                            format!("no document declares the gateway {name:?}"),
-                        )
+            let Some(gateway) = self.gateway(name) else {
+                continue;
+            };
+            if let RouteRef::Http(http) = route
+                && let Some(problem) = breadth::does_not_fit(self, gateway, http)
+            {
+                said.push(
+                    problem
                         .at(origin.clone())
-                        .about(route.kind().as_str(), route.name())
-                        .because("until a document declares it, only the route's other gateways serve the route, if it names any")
-                        .fix(near.map_or_else(
-                            || {
-                                let known = self
-                                    .gateways()
-                                    .take(8)
-                                    .map(|gateway| format!("{:?}", gateway.name));
-                                match known.collect::<Vec<_>>().join(", ") {
-                                    none if none.is_empty() => {
-                                        format!("declare `gateway {name:?} {{ ... }}`")
-                                    }
-                                    known => {
-                                        format!("declare `gateway {name:?} {{ ... }}`; declared are: {known}")
-                                    }
-                                }
-                            },
-                            |near| format!("did you mean {near:?}?"),
-                        )),
-                    );
-                }
+                        .about(route.kind().as_str(), route.name()),
+                );
             }
+            let declared = gateway.listeners.iter();
+            listeners.extend(declared.map(|listener| (&*listener.name, listener.protocol)));
         }
         if listeners.is_empty() {
             // Its listeners cannot be known either.
@@ -183,5 +208,56 @@ impl Config {
             });
         }
         said.told()
+    }
+}
+
+fn waits_for(state: &DocumentState, name: &str, origin: &Origin, route: RouteRef<'_>) -> Diagnostic {
+    let document = &state.document.id;
+    let place = state.problems.first().and_then(|problem| problem.origin.as_ref());
+    Diagnostic::error(
+        Code::NotAttached,
+        format!("the document that declares the gateway {name:?} has errors"),
+    )
+    .at(origin.clone())
+    .about(route.kind().as_str(), route.name())
+    .because("until it is mended, only the route's other gateways serve the route, if it names any")
+    .fix(place.map_or_else(|| format!("mend {document}"), |place| format!("mend {place}")))
+}
+
+/// Whether a text, which cannot be read as a whole, has a block `gateway` of this name, in HCL or in JSON.
+fn seems_to_declare(text: &str, name: &str) -> bool {
+    text.match_indices("gateway").any(|(at, word)| {
+        let behind = &text[at + word.len()..];
+        let label = behind.trim_start_matches(|c: char| c.is_whitespace() || "\":{[".contains(c));
+        let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || "._-".contains(c));
+        label.len() < behind.len() && label.strip_prefix(name).is_some_and(ends)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_text_shows_which_gateway_it_would_declare() {
+        for text in [
+            "gateway \"edge\" {",
+            "gateway \"edge {",
+            "gateway edge {",
+            "# x\ngateway\t\"edge\"\n{",
+            "{\"gateway\": {\"edge\": {",
+            "{\"gateway\": [{\"edge\": {",
+        ] {
+            assert!(seems_to_declare(text, "edge"), "{text}");
+        }
+        for text in [
+            "",
+            "gateway",
+            "gateway \"edge-2\" {",
+            "gateway \"inner\" { # edge",
+            "http_route \"a\" {\n  gateways = [\"edge\"]",
+        ] {
+            assert!(!seems_to_declare(text, "edge"), "{text}");
+        }
     }
 }

@@ -15,3 +15,4 @@ mod prune;
 mod reference;
 mod run;
 mod setup;
+mod validate;
