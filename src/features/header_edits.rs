@@ -5,6 +5,8 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 
+use super::header_operators;
+use crate::diagnostics::{Code, Diagnostic};
 use crate::hcl::{BlockSchema, Reader, Type};
 use crate::model::http::HeaderEdits;
 
@@ -36,10 +38,23 @@ pub(super) fn schema(kind: &'static str, doc: &'static str) -> BlockSchema {
         )
 }
 
-pub(super) fn decode(reader: &Reader<'_>) -> HeaderEdits {
+pub(super) fn decode(reader: &Reader<'_>, problems: &mut Vec<Diagnostic>) -> HeaderEdits {
+    let mut values = |list: &str| -> Vec<(Arc<str>, Arc<str>)> {
+        let mut edits = Vec::new();
+        for (name, value, origin) in reader.string_map_with_origin(list) {
+            problems.extend(header_operators::check(&value).err().map(|slip| {
+                Diagnostic::error(Code::InvalidValue, slip.what)
+                    .at(origin)
+                    .because("Envoy reads what stands between two \"%\" as a command, and refuses what it does not know")
+                    .fix(slip.fix)
+            }));
+            edits.push((name, value));
+        }
+        edits
+    };
     HeaderEdits {
-        set: reader.string_map("set"),
-        add: reader.string_map("add"),
+        set: values("set"),
+        add: values("add"),
         remove: reader.strings("remove"),
     }
 }

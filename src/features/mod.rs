@@ -5,6 +5,7 @@
 
 mod client_ip;
 mod header_edits;
+mod header_operators;
 mod request_headers;
 mod response_headers;
 mod retry;

@@ -105,12 +105,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// In the order written.
-    pub fn string_map(&self, name: &str) -> Vec<(Arc<str>, Arc<str>)> {
+    /// Keys with their values, and where those stand, in the order written.
+    pub fn string_map_with_origin(&self, name: &str) -> Vec<(Arc<str>, Arc<str>, Origin)> {
         match self.value(name).map(|value| &value.kind) {
             Some(ValueKind::Object(entries)) => entries
                 .iter()
-                .filter_map(|(key, _, value)| Some((key.as_str().into(), text(value)?)))
+                .filter_map(|(key, _, value)| {
+                    let origin = self.source.origin(value.span);
+                    Some((key.as_str().into(), text(value)?, origin))
+                })
                 .collect(),
             _ => Vec::new(),
         }

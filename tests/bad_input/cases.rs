@@ -311,6 +311,23 @@ fn values() -> Vec<Case> {
             &[InvalidValue],
         ),
         bad(
+            "a percent sign alone in a header's value",
+            api_with("    response_headers {\n      set = { \"x-off\" = \"50% off\" }\n    }"),
+            &[InvalidValue],
+        ),
+        bad(
+            "a command operator that Envoy does not have",
+            api_with(
+                "    request_headers {\n      add = { \"x-client\" = \"%DOWNSTREAM_REMOTE_ADRESS%\" }\n    }",
+            ),
+            &[InvalidValue],
+        ),
+        bad(
+            "a command operator without the argument that it needs",
+            api_with("    request_headers {\n      set = { \"x-team\" = \"%REQ%\" }\n    }"),
+            &[InvalidValue],
+        ),
+        bad(
             "a bad address range",
             api_with("    client_ip { allow = [\"10.0.0.0/40\"] }"),
             &[InvalidValue],

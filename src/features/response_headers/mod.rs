@@ -21,8 +21,8 @@ impl Feature for ResponseHeaders {
         ))
     }
 
-    fn decode(&self, reader: &Reader<'_>, _: &mut Vec<Diagnostic>) -> Option<HeaderEdits> {
-        Some(header_edits::decode(reader))
+    fn decode(&self, reader: &Reader<'_>, problems: &mut Vec<Diagnostic>) -> Option<HeaderEdits> {
+        Some(header_edits::decode(reader, problems))
     }
 
     fn apply(&self, policy: &HeaderEdits, route: &mut RouteParts) {
