@@ -146,6 +146,7 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, reader: &Reader<'_>) -> ClientCa
     } else if let Some(kv) = reader.child("vault_kv") {
         let (mount, path) = (trimmed(&kv, "mount"), trimmed(&kv, "path"));
         decoder.require_vault(&kv, "path", &format!("{mount}/{path}"));
+        decoder.doubt_kv_path(&kv, &mount, &path);
         ClientCaQuery::VaultKv {
             mount,
             path,

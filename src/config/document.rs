@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::breadth;
+use super::doubts;
 use super::objects::{Certificate, NotAllowed, Object, Policy, Scope};
 use super::permissions::Permissions;
 use super::schema::document_schema;
@@ -118,12 +119,16 @@ fn read_document(
     }
     for (block, reader) in reader.children("policy") {
         let policies = decoder.policies(&reader);
+        decoder.doubt_tries(&reader, None);
         objects.push(Object::Policy(Arc::new(Policy {
             name: block.label(0).into(),
             origin: reader.origin(),
             policies,
             bytes: reader.body.bytes(),
         })));
+    }
+    if objects.is_empty() {
+        decoder.problems.push(doubts::empty(reader.origin()));
     }
     let claims = breadth::count_claims(&mut objects);
     if let Some(problem) = breadth::too_many_claims(claims) {

@@ -8,6 +8,7 @@ mod certificate;
 mod client_ca;
 mod connect;
 mod document;
+mod doubts;
 mod exposure;
 mod gateway;
 mod health_check;

@@ -191,10 +191,11 @@ pub(super) fn decode(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'
             );
         }
     }
+    decoder.doubt_tries(reader, None);
     let rules = fitted(
         reader
             .children("rule")
-            .map(|(block, reader)| decode_rule(decoder, block, &reader)),
+            .map(|(block, rule)| decode_rule(decoder, block, &rule, reader)),
     );
     let mut route = HttpRoute {
         name: block.label(0).into(),
@@ -218,7 +219,8 @@ pub(super) fn names(reader: &Reader<'_>, list: &str) -> Vec<(Arc<str>, Origin)> 
     names
 }
 
-fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>) -> Rule {
+fn decode_rule(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>, route: &Reader<'_>) -> Rule {
+    decoder.doubt_tries(reader, Some(route));
     let mut matches = fitted(
         reader
             .children("match")
@@ -327,6 +329,7 @@ fn decode_backend(decoder: &mut Decoder<'_>, block: &Block, reader: &Reader<'_>)
 }
 
 fn decode_match(decoder: &mut Decoder<'_>, reader: &Reader<'_>) -> RequestMatch {
+    decoder.doubt_path(reader);
     let path = if let Some(path) = reader.string("path") {
         PathMatch::Exact(path)
     } else if let Some(regex) = reader.string("path_regex") {
@@ -371,6 +374,7 @@ fn decode_values<'a>(decoder: &mut Decoder<'_>, reader: &Reader<'a>, kind: &'a s
                     .fix("header names are letters, digits and '-'"),
             );
         }
+        decoder.doubt_regex(&reader, "regex", "value");
         let mut invert = reader.boolean("invert").unwrap_or(false);
         let text = if let Some(value) = reader.string("exact") {
             TextMatch::Exact(value)

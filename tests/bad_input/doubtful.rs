@@ -3,7 +3,7 @@
 use portreeve::diagnostics::Code::*;
 
 use super::case::{Case, Stays};
-use super::cases::shop;
+use super::cases::{gateway, shop};
 
 pub fn all() -> Vec<Case> {
     vec![
@@ -17,6 +17,41 @@ pub fn all() -> Vec<Case> {
             &[NoEffect],
             Stays::Everything,
         ),
+        no_effect(
+            "a path_regex that says where it begins and not where it ends",
+            beside("    match { path_regex = \"^/v1/\" }"),
+        ),
+        no_effect(
+            "a path_regex that no path begins with",
+            beside("    match { path_regex = \"v1/.*\" }"),
+        ),
+        no_effect(
+            "a star at the end of a path_prefix",
+            beside("    match { path_prefix = \"/v1/*\" }"),
+        ),
+        no_effect("a star in a path", beside("    match { path = \"/v1/*/items\" }")),
+        no_effect(
+            "a header's regular expression that says where it begins and not where it ends",
+            beside(
+                "    match {\n      path_prefix = \"/v1\"\n\n      header \"x-version\" { regex = \"^v[0-9]\" }\n    }",
+            ),
+        ),
+        no_effect(
+            "a bound of each try over that of the whole request",
+            beside(
+                "    timeout = \"2s\"\n\n    match { path_prefix = \"/v1\" }\n\n    retry { per_try_timeout = \"3s\" }",
+            ),
+        ),
+        Case::new(
+            "a path of Vault's API for a secret of KV",
+            gateway(
+                "  vault_pki {\n    mount       = \"pki\"\n    role        = \"edge\"\n    common_name = \"shop.example.com\"\n  }",
+                "  vault_kv {\n    mount = \"secret\"\n    path  = \"secret/data/edge/www\"\n  }",
+            ),
+            &[NoEffect, HostNotCovered],
+            Stays::Everything,
+        )
+        .in_document("gateway"),
         Case::new(
             "a host that no certificate of the listener names",
             shop(
@@ -27,4 +62,18 @@ pub fn all() -> Vec<Case> {
             Stays::Everything,
         ),
     ]
+}
+
+fn no_effect(what: &'static str, text: impl Into<String>) -> Case {
+    Case::new(what, text, &[NoEffect], Stays::Everything)
+}
+
+/// The shop with one rule more.
+fn beside(inside: &str) -> String {
+    shop(
+        "  rule \"pages\"",
+        &format!(
+            "  rule \"v1\" {{\n{inside}\n\n    backend \"consul\" \"orders\" {{}}\n  }}\n\n  rule \"pages\""
+        ),
+    )
 }

@@ -201,6 +201,12 @@ pub fn syntax() -> Vec<Case> {
             format!("{SHOP}#{}\n", "x".repeat(512 * 1024)),
             &[TooLarge],
         ),
-        Case::new("an empty document", "", &[], Stays::Nothing),
+        Case::new("an empty document", "", &[NoEffect], Stays::Nothing),
+        Case::new(
+            "a document of comments alone",
+            "# to be written\n",
+            &[NoEffect],
+            Stays::Nothing,
+        ),
     ]
 }
