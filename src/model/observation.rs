@@ -91,6 +91,28 @@ impl OptIn {
             || self.metadata_of.iter().any(|pattern| covers(pattern, service))
     }
 
+    /// Of tags none of which asks, the one that seems to have been meant to: a word beside `true` and `false`, or settings
+    /// without the tag that asks. None: nothing of ours is said, or a plain "no".
+    pub fn slip<'a>(&self, tags: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+        let ours = tags.filter_map(|tag| {
+            let (head, rest) = tag.split_at_checked(self.prefix.len())?;
+            let is_ours = rest.starts_with(['.', '=']) || rest.starts_with("-enable") || rest.is_empty();
+            (head.eq_ignore_ascii_case(&self.prefix) && is_ours).then_some((tag, rest))
+        });
+        let says_no = |(_, rest): (&str, &str)| {
+            rest.strip_prefix(".enable=")
+                .is_some_and(|value| matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False"))
+        };
+        if ours.clone().any(says_no) {
+            return None;
+        }
+        let of_enable = |(_, rest): &(&str, &str)| rest.get(1..).is_some_and(|key| key.starts_with("enable"));
+        ours.clone()
+            .find(of_enable)
+            .or_else(|| ours.clone().next())
+            .map(|(tag, _)| tag)
+    }
+
     /// `portreeve`, `portreeve.enable` or `portreeve.enable=true`.
     pub fn enables(&self, tag: &str) -> bool {
         let Some(rest) = tag.strip_prefix(&*self.prefix) else {
@@ -249,5 +271,37 @@ mod tests {
             assert!(!opt_in.may_ask("web", [tag].iter()), "{tag}");
         }
         assert!(opt_in.may_ask("db-1", [""; 0].iter()));
+    }
+
+    #[test]
+    fn a_tag_that_nearly_asks_is_noticed_and_a_no_is_not() {
+        let opt_in = OptIn {
+            prefix: "portreeve".into(),
+            metadata_of: Vec::new(),
+        };
+        let slip = |tags: &[&'static str]| opt_in.slip(tags.iter().copied());
+        for tag in [
+            "portreeve.enable=yes",
+            "portreeve.enabled=true",
+            "portreeve.Enable=true",
+            "portreeve-enable=true",
+            "Portreeve.enable=true",
+            "PORTREEVE",
+            "portreeve=true",
+            "portreeve.host=a",
+        ] {
+            assert_eq!(slip(&["v2", tag]), Some(tag));
+        }
+        assert_eq!(
+            slip(&["portreeve.host=a", "portreeve.enable=on"]),
+            Some("portreeve.enable=on")
+        );
+        for tags in [
+            &["portreeve.enable=false", "portreeve.host=a"][..],
+            &["portreeves", "port", "portréeve.enable=yes", "portreeve-blue"],
+            &[],
+        ] {
+            assert_eq!(slip(tags), None, "{tags:?}");
+        }
     }
 }

@@ -148,3 +148,27 @@ async fn many_that_end_together_are_gone_together() {
     assert_eq!(update.added, names(&["stays"]));
     assert_eq!(update.removed.len(), 200, "{:?}", update.removed);
 }
+
+/// A slip in the tag that asks exposes nothing, and whoever made it hears of it.
+#[tokio::test]
+async fn a_tag_that_nearly_asks_is_told_of() {
+    let server = Server::start_with_acls().await;
+    server.policy("watch", &rules(&[])).await;
+    let (_, token) = server.token("watch").await;
+    let register = async |name: &str, tag: &str| {
+        let service = json!({ "Name": name, "Port": 80, "Tags": [tag] });
+        server.put("agent/service/register", service).await;
+    };
+    register("off", "portreeve.enable=false").await;
+    register("slip", "portreeve.enable=yes").await;
+    register("works", "portreeve.enable=true").await;
+    let mut running = watch(server.client(Some(&token)), &[]);
+    let (added, _, problem) = running.settled().await;
+    assert_eq!(added, names(&["works"]));
+    let problem = problem.unwrap();
+    assert_eq!(
+        &*problem.message,
+        "the service \"slip\" seems to ask to be exposed, and does not: by its tag \"portreeve.enable=yes\" nothing is exposed"
+    );
+    assert!(problem.fix.unwrap().contains("tag it portreeve.enable=true"));
+}

@@ -52,6 +52,10 @@ struct Asking {
     /// How many ask under what is no name.
     misnamed: usize,
     first_misnamed: Option<String>,
+    /// How many have a tag that seems to ask, and does not.
+    slips: usize,
+    /// The first of them, and its tag.
+    first_slip: Option<(String, String)>,
 }
 
 /// What was found out about names that a list lacks.
@@ -137,13 +141,22 @@ impl ExposedWatch {
             let most = SERVICES.max(known.len());
             names = known.into_iter().chain(new).take(most).collect();
         }
+        let mut slips = listed
+            .iter()
+            .filter(|service| !asks(service))
+            .filter_map(|(name, tags)| {
+                Some((name, self.opt_in.slip(tags.iter().flatten().map(|tag| &**tag))?))
+            });
+        let shown = |text: &str| text.chars().take(NAME_SHOWN).collect::<String>();
+        let first_slip = slips.next().map(|(name, tag)| (shown(name), shown(tag)));
+        let slips = usize::from(first_slip.is_some()) + slips.count();
         Ok(Asking {
+            slips,
+            first_slip,
             names,
             over,
             misnamed: misnamed.len(),
-            first_misnamed: misnamed
-                .first()
-                .map(|name| name.chars().take(NAME_SHOWN).collect()),
+            first_misnamed: misnamed.first().map(|name| shown(name)),
         })
     }
 
@@ -251,12 +264,25 @@ impl ExposedWatch {
             return Some(Problem::new(ProblemKind::Invalid, message).with_fix(fix));
         }
         let over = asking.over;
-        (over > 0).then(|| {
+        if over > 0 {
             let message = format!(
                 "{over} services ask to be exposed beyond {SERVICES}; of those that are new they are left out"
             );
-            Problem::new(ProblemKind::Limit, message)
-        })
+            return Some(Problem::new(ProblemKind::Limit, message));
+        }
+        let (name, tag) = asking.first_slip.as_ref()?;
+        let others = match asking.slips {
+            1 => String::new(),
+            count => format!(" and {} others like it", count - 1),
+        };
+        let message = format!(
+            "the service {name:?}{others} seems to ask to be exposed, and does not: by its tag {tag:?} nothing is exposed"
+        );
+        let prefix = &self.opt_in.prefix;
+        let fix = format!(
+            "tag it {prefix}.enable=true, which exposes it, or {prefix}.enable=false, and it is no more spoken of"
+        );
+        Some(Problem::new(ProblemKind::Invalid, message).with_fix(fix))
     }
 
     async fn send(&self, update: ExposedUpdate) -> Result<(), Closed> {
