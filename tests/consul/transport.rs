@@ -233,3 +233,25 @@ async fn a_wrong_address_and_a_proxy_in_the_environment() {
     assert!(problem.fix.unwrap().contains("CONSUL_HTTP_ADDR"));
     assert!(!format!("{error:?}").contains("s3cret"));
 }
+
+/// Consul's HTTP port, written as https.
+#[tokio::test]
+async fn a_server_without_tls_is_told_as_such() {
+    let server = Server::start().await;
+    let address = format!("https://127.0.0.1:{}", server.port);
+    let settings = ConsulSettings {
+        address: ApiAddress::parse(Product::Consul, &address, false).unwrap(),
+        ..Default::default()
+    };
+    let client = ConsulClient::new(&settings).unwrap();
+    let error = client.read_key("a").await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("Consul at {address} did not answer GET /v1/kv/a: the server there answers without TLS")
+    );
+    let fix = error.problem().fix.unwrap();
+    assert!(
+        fix.starts_with("write http:// in its address (CONSUL_HTTP_ADDR)"),
+        "{fix}"
+    );
+}

@@ -65,6 +65,26 @@ async fn read(change: impl FnOnce(&mut VaultSettings), address: SocketAddr) -> R
 }
 
 #[tokio::test]
+async fn a_server_without_tls_is_told_as_such() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new()).await });
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let fault = read(|_| {}, address).await.unwrap_err();
+    let problem = fault.problem();
+    assert!(
+        problem.message.contains("the server there answers without TLS"),
+        "{problem:?}"
+    );
+    assert!(
+        problem
+            .fix
+            .unwrap()
+            .starts_with("Write http:// in Vault's address")
+    );
+}
+
+#[tokio::test]
 async fn only_the_right_name_under_the_right_authority() {
     let (address, pem) = server().await;
     let (_, other_pem) = server().await;

@@ -84,6 +84,8 @@ pub enum TransportFailure {
     /// It wants a client certificate, and has none of ours or refuses it.
     Unwelcome,
     TimedOut,
+    /// It answers, and not in TLS.
+    PlainText,
     /// The connection was there and ended before the answer did.
     Cut,
 }
@@ -197,6 +199,15 @@ impl ApiError {
                 server.product
             )),
             Self::Transport {
+                failure: TransportFailure::PlainText,
+                server,
+                ..
+            } => Some(format!(
+                "write http:// in its address ({}), or name the port where {} speaks TLS",
+                server.product.address_variable(),
+                server.product
+            )),
+            Self::Transport {
                 failure: TransportFailure::Cut,
                 server,
                 ..
@@ -222,8 +233,8 @@ impl TransportFailure {
         // Connect first: a connect that timed out is no sign of a long poll gone wrong.
         if let Some(rustls::Error::InvalidCertificate(_)) = tls_error(error) {
             Self::Untrusted
-        } else if is_about_our_certificate(&innermost_reason(error)) {
-            Self::Unwelcome
+        } else if let Some(failure) = Self::of_words(&innermost_reason(error)) {
+            failure
         } else if error.is_connect() {
             Self::Connect
         } else if error.is_timeout() {
@@ -243,7 +254,22 @@ impl TransportFailure {
 
     /// What the words alone tell.
     pub(super) fn of_words(reason: &str) -> Option<Self> {
-        is_about_our_certificate(reason).then_some(Self::Unwelcome)
+        if is_about_our_certificate(reason) {
+            Some(Self::Unwelcome)
+        } else {
+            (without_jargon(reason) == NO_TLS).then_some(Self::PlainText)
+        }
+    }
+}
+
+/// What is said where TLS meets a server that does not speak it.
+pub(in crate::sources) const NO_TLS: &str = "the server there answers without TLS";
+
+/// What rustls calls the first bytes of such an answer says nothing to whoever wrote `https`.
+pub(in crate::sources) fn without_jargon(reason: &str) -> &str {
+    match reason.contains("InvalidContentType") {
+        true => NO_TLS,
+        false => reason,
     }
 }
 
@@ -289,7 +315,7 @@ pub(in crate::sources) fn innermost_reason(error: &reqwest::Error) -> String {
     while let Some(source) = reason.source() {
         reason = source;
     }
-    reason.to_string()
+    without_jargon(&reason.to_string()).to_owned()
 }
 
 fn without_token(anonymous: bool) -> &'static str {

@@ -28,7 +28,7 @@ use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::connector::{CONNECT_TIMEOUT, KEEPALIVE};
-use super::error::TransportFailure;
+use super::error::{TransportFailure, without_jargon};
 use super::tls::HTTP_2;
 
 /// Where a connection leads, and by which TLS.
@@ -257,7 +257,7 @@ impl StreamError {
     fn connecting(error: &io::Error) -> Self {
         Self {
             failure: TransportFailure::of_connecting(error),
-            reason: error.to_string().into(),
+            reason: without_jargon(&error.to_string()).into(),
             unprocessed: false,
         }
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::model::{Problem, ProblemKind};
+use crate::sources::agent_api::error::NO_TLS;
 
 /// A failed request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -159,6 +160,9 @@ impl VaultFault {
             Reason::Unreachable(why) if why.contains("peer certificate") => {
                 "Set ca_file (or ca_path) to the authority of Vault's certificate, or tls_server_name to a name in it."
                     .to_owned()
+            }
+            Reason::Unreachable(why) | Reason::NoAnswer(why) if why == NO_TLS => {
+                "Write http:// in Vault's address, or name the port where it speaks TLS.".to_owned()
             }
             Reason::Unreachable(_) | Reason::NoAnswer(_) => {
                 "Check the address, the network and that Vault runs; it is tried again by itself.".to_owned()

@@ -15,6 +15,7 @@ use super::clients::{Clients, Made};
 use super::fault::{Reason, VaultFault};
 use super::settings::{SettingsError, VaultSettings};
 use crate::model::Redacted;
+use crate::sources::agent_api::error::without_jargon;
 use crate::sources::life::Life;
 
 /// As Go's client: two more tries.
@@ -153,6 +154,13 @@ impl Transport {
         } else {
             settings.address.trim_end_matches('/')
         };
+        if !address.contains("://") {
+            // What stands before an @ may be a password.
+            let address = address.rsplit('@').next().unwrap_or_default();
+            return Err(bad(&format!(
+                "it does not say how: write \"https://{address}\", or \"http://{address}\" where Vault speaks no TLS"
+            )));
+        }
         let base = Url::parse(address).map_err(|error| bad(&error.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") {
             return Err(bad("use http://, https:// or unix://"));
@@ -441,7 +449,7 @@ fn root_cause(error: reqwest::Error) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    without_jargon(&cause.to_string()).to_owned()
 }
 
 #[cfg(test)]
@@ -452,6 +460,14 @@ mod tests {
     fn transport(address: &str) -> Result<Transport, SettingsError> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Transport::new(&VaultSettings::new(address, VaultAuth::Proxy))
+    }
+
+    #[test]
+    fn an_address_without_a_scheme_is_refused_with_what_to_write() {
+        for address in ["127.0.0.1:8200", "vault:8200"] {
+            let error = transport(address).err().unwrap().to_string();
+            assert!(error.contains(&format!("write \"https://{address}\"")), "{error}");
+        }
     }
 
     #[test]
