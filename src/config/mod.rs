@@ -34,6 +34,6 @@ pub use objects::{
 };
 pub use permissions::Permissions;
 pub use reach::{AddressRefusal, AddressRules};
-pub use reference::{diagnostics_markdown, reference_markdown, write_attribute, write_block};
+pub use reference::{DURATIONS, diagnostics_markdown, reference_markdown, write_attribute, write_block};
 pub use schema::document_schema;
 pub use store::{Config, ConfigChange, DocumentState, Quarantine, Rank, text_hash};

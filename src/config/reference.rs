@@ -18,6 +18,7 @@ pub fn reference_markdown() -> String {
          - A block written on one line holds one attribute at most.\n\
          - In a string a backslash is written twice (`\"\\\\d+\"`); `${{` and `%{{` begin expressions, which are refused: \
          write `$${{` and `%%{{` for the characters themselves.\n\
+         - {DURATIONS}\n\
          - Outside of strings, heredocs and comments there is no operator: more than 8, or more than 4096 keys in one object, are \
          refused before anything is read (`too-large`). A heredoc whose first line is its end is refused, too: write `\"\"`.\n\
          - What the routes of a document multiply to, gateways x hostnames x matches (once more for every eighth backend of a rule, \
@@ -56,6 +57,10 @@ pub fn reference_markdown() -> String {
     }
     format!("{}\n", text.trim_end())
 }
+
+/// How a duration is written, in documents and settings.
+pub const DURATIONS: &str = "A duration is a number with a unit, or several that are added: `\"250ms\"`, `\"10s\"`, `\"1m30s\"`, `\"1.5h\"`. \
+     Units are `ms`, `s`, `m` (minutes), `h`, `d` (24 hours) and `w`; nothing is finer than a millisecond, and a number alone is none.";
 
 /// `docs/reference/diagnostics.md`.
 pub fn diagnostics_markdown() -> String {

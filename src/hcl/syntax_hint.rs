@@ -19,6 +19,12 @@ pub(super) fn hint(text: &str, offset: usize, expected: &str) -> Hint {
         reason: "the text cannot be read from this place on".to_owned(),
         fix: fix.to_owned(),
     };
+    if let Some(at) = curly_quote(text, offset) {
+        return Hint {
+            span: place(text, at),
+            ..here("write straight quotes (\"): an editor or a web page made these")
+        };
+    }
     if expected.contains("escape sequence") {
         return here("in a string a backslash is written twice: \"\\\\d\" is the regular expression \\d");
     }
@@ -58,6 +64,28 @@ pub(super) fn hint(text: &str, offset: usize, expected: &str) -> Hint {
             _ => here(GENERIC),
         },
     }
+}
+
+/// In the line where the parser stopped, before that place or at it. Within a string they are text like any other.
+fn curly_quote(text: &str, offset: usize) -> Option<usize> {
+    let start = line_start(text, offset);
+    let line = &text[start..];
+    let line = &line[..line.find('\n').unwrap_or(line.len())];
+    let mut at = 0;
+    while let Some(next) = line[at..].chars().next() {
+        if start + at > offset {
+            return None;
+        }
+        if "\u{201c}\u{201d}\u{201e}\u{2018}\u{2019}\u{ab}\u{bb}".contains(next) {
+            return Some(start + at);
+        }
+        at += match next {
+            '"' => string_length(&line.as_bytes()[at..]),
+            '#' => return None,
+            _ => next.len_utf8(),
+        };
+    }
+    None
 }
 
 /// A character to mark: a line's end cannot be seen, so what stands before it.

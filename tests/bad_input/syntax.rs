@@ -201,6 +201,11 @@ pub fn syntax() -> Vec<Case> {
             format!("{SHOP}#{}\n", "x".repeat(512 * 1024)),
             &[TooLarge],
         ),
+        bad(
+            "typographic quotes",
+            shop("[\"edge\"]", "[\u{201c}edge\u{201d}]"),
+            &[SyntaxError],
+        ),
         Case::new("an empty document", "", &[NoEffect], Stays::Nothing),
         Case::new(
             "a document of comments alone",
