@@ -125,13 +125,10 @@ fn load(flags: &Flags) -> Result<Settings, SettingsError> {
 fn show_settings_error(error: &SettingsError) -> anyhow::Result<()> {
     let mut out = std::io::stderr().lock();
     writeln!(out, "==> {error}")?;
-    match error {
-        SettingsError::Invalid(problems) => {
-            for (problem, text) in problems {
-                writeln!(out, "\n{}", render(problem, Some(&without_tokens(text)), false))?;
-            }
+    if let SettingsError::Invalid(problems) = error {
+        for (problem, text) in problems {
+            writeln!(out, "\n{}", render(problem, Some(&without_tokens(text)), false))?;
         }
-        SettingsError::Read { source, .. } => writeln!(out, "    {source}")?,
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ impl LastReload {
     pub fn unusable(&self, error: &SettingsError) {
         let said = match error {
             SettingsError::Invalid(problems) => problems.first().map(|(problem, _)| problem.to_string()),
-            SettingsError::Read { source, .. } => Some(format!("{error}: {source}")),
+            SettingsError::Read { .. } => None,
         };
         self.set(Some(Left::Unusable(said.unwrap_or_else(|| error.to_string()))));
     }

@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::{
     agent, apply, completion, envoy, explain, fmt, plan, proxy, refresh, setup, status, translate, validate,
     version,
 };
+use crate::diagnostics::suggestion;
 
 /// A gateway agent: HCL documents, Consul and Vault in, Envoy configuration out.
 ///
@@ -52,4 +54,25 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Arguments, clap::Error> {
 /// Without an environment of its own: what the reference and the completions show is the same everywhere.
 pub fn command() -> clap::Command {
     Arguments::command()
+}
+
+/// For a command that is none: one of that name, or nearly, stands below another.
+pub fn deeper(error: &clap::Error) -> String {
+    let (Some(ContextValue::String(given)), None) = (
+        error.get(ContextKind::InvalidSubcommand),
+        error.get(ContextKind::SuggestedSubcommand),
+    ) else {
+        return String::new();
+    };
+    let command = command();
+    let below = command.get_subcommands().flat_map(|outer| {
+        let inner = outer.get_subcommands().map(clap::Command::get_name);
+        inner.map(move |inner| (outer.get_name(), inner))
+    });
+    let below: Vec<(&str, &str)> = below.collect();
+    let near = suggestion(given, below.iter().map(|(_, inner)| *inner));
+    let found = near.and_then(|near| below.iter().find(|(_, inner)| *inner == near));
+    found.map_or_else(String::new, |(outer, inner)| {
+        format!("\n  tip: did you mean 'portreeve {outer} {inner}'?\n")
+    })
 }

@@ -74,7 +74,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let text = match error.kind() {
                 ErrorKind::DisplayVersion => version::text(),
-                _ => single_dash::shown(&error.render().to_string()),
+                _ => single_dash::shown(&(error.render().to_string() + &arguments::deeper(&error))),
             };
             let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
             let written = if asked_for {

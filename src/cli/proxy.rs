@@ -8,6 +8,7 @@ use super::api_client::{ApiArguments, ApiClient};
 use super::runtime::block_on;
 use super::table::Table;
 use super::terminal::Terminal;
+use super::translate;
 use crate::agent::log_format::escaped;
 use crate::status::EnvoyStatus;
 
@@ -33,7 +34,7 @@ enum Command {
         /// The gateway; needed where the agent serves several.
         #[arg(long, value_name = "NAME")]
         gateway: Option<String>,
-        /// cluster, endpoint, secret, listener, scoped_route or route.
+        /// cluster, endpoint, secret, listener, scoped_route, route or runtime.
         #[arg(long, value_name = "KIND", conflicts_with = "dump")]
         kind: Option<String>,
         /// Only the resource of this name.
@@ -78,6 +79,9 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
                 .filter_map(|(key, value)| Some((*key, value.as_deref()?)))
                 .collect();
             let shown: Value = block_on(ApiClient::new(api)?.get(path, &query))?;
+            if let Some(name) = name {
+                translate::find(&shown, name, kind.as_deref())?;
+            }
             terminal.json(&shown)?;
         }
     }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use serde_json::Value;
+
 use super::documents;
 use super::failure::Failure;
 use super::offline::Offline;
@@ -22,7 +24,7 @@ pub struct Arguments {
     /// The gateway; needed where the documents have several.
     #[arg(long, value_name = "NAME")]
     gateway: Option<String>,
-    /// cluster, endpoint, secret, listener, scoped_route or route.
+    /// cluster, endpoint, secret, listener, scoped_route, route or runtime.
     #[arg(long, value_name = "KIND")]
     kind: Option<String>,
     /// Only the resource of this name.
@@ -37,7 +39,11 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
     let texts = given.texts();
     let offline = Offline::new(given.documents, Permissions::default());
     let gateway = offline.gateway(arguments.gateway.as_deref())?;
-    terminal.json(&resources(gateway.compiler.resources(), &filter))?;
+    let shown = resources(gateway.compiler.resources(), &filter);
+    if let Some(name) = &arguments.name {
+        find(&shown, name, arguments.kind.as_deref())?;
+    }
+    terminal.json(&shown)?;
     let mut report = Report {
         diagnostics: given.problems,
         texts,
@@ -49,4 +55,16 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Nothing of that name is a slip, which a script must notice.
+pub fn find(shown: &Value, name: &str, kind: Option<&str>) -> anyhow::Result<()> {
+    let mut kinds = shown.as_object().into_iter().flat_map(|kinds| kinds.values());
+    if kinds.any(|resources| resources.as_array().is_some_and(|list| !list.is_empty())) {
+        return Ok(());
+    }
+    let what = kind.unwrap_or("resource");
+    Err(Failure::new(format!("there is no {what} {name:?}"))
+        .fix("leave -name out to see which there are; names are whole, as in \"consul/orders\"")
+        .into())
 }

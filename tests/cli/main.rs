@@ -15,4 +15,5 @@ mod prune;
 mod reference;
 mod run;
 mod setup;
+mod slips;
 mod validate;

@@ -150,7 +150,7 @@ pub struct ApiBlock {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("{path}: cannot be read")]
+    #[error("{path}: cannot be read: {source}")]
     Read { path: PathBuf, source: std::io::Error },
     #[error("the settings have {} problem(s)", .0.len())]
     Invalid(Vec<(Diagnostic, Arc<str>)>),
