@@ -42,6 +42,22 @@ async fn consul_gets_what_the_job_needs_and_no_more() {
 
     let dry = run(&["-dry-run"]);
     assert_eq!(dry.code, 0, "{}", dry.error);
+    // Without a job that logs in, a token is made by hand; and whoever has no rights hears where a token goes.
+    let by_hand = setup("consul", &consul.address(), token, &["-dry-run"]);
+    let command = "consul acl token create -role-name=portreeve -description=portreeve";
+    assert!(by_hand.out.contains(command), "{}", by_hand.out);
+    assert!(!dry.out.contains(command), "{}", dry.out);
+    let nowhere = tempfile::tempdir().unwrap();
+    let address = format!("-address={}", consul.address());
+    let refused = portreeve(nowhere.path(), &["setup", "consul", &address]);
+    assert_eq!(refused.code, 1, "{}", refused.shown(&[]));
+    assert!(
+        refused
+            .error
+            .contains("name that as -token-file, or set CONSUL_HTTP_TOKEN"),
+        "{}",
+        refused.error
+    );
     assert!(
         dry.out.contains("+ policy portreeve would be created"),
         "{}",

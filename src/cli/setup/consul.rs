@@ -54,6 +54,7 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     let names: Vec<&str> = policies.iter().map(|(name, _)| name.as_str()).collect();
     role(&mut server, &common.name, &names).await?;
     let Some(url) = &arguments.workload.nomad_jwks_url else {
+        server.terminal.write(&token_of(&common.name))?;
         return server.finish();
     };
     auth_method(&mut server, SERVICES, "nomad_service", url, None).await?;
@@ -67,6 +68,14 @@ pub(super) async fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyho
     binding_rule(&mut server, &common.name, "role", &common.name, &selector).await?;
     server.terminal.write(NOMAD)?;
     server.finish()
+}
+
+/// Where nobody logs in, the agent needs a token that it is given.
+fn token_of(role: &str) -> String {
+    format!(
+        "\nThe agent's token is made of the role, once, and stands in a file that the agent's settings name (consul {{ token_file }}):\n\n\
+         consul acl token create -role-name={role} -description={role}\n\n"
+    )
 }
 
 fn rules(prefix: &str) -> String {

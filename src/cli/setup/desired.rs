@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::cli::failure::Failure;
 use crate::cli::terminal::{Color, Terminal};
-use crate::sources::agent_api::{ApiClient, ApiError};
+use crate::model::ProblemKind;
+use crate::sources::agent_api::{ApiClient, ApiError, Product};
 
 /// One server, and whether it may be changed.
 pub(super) struct Server<'a> {
@@ -53,7 +54,7 @@ impl<'a> Server<'a> {
         query: &[(&'static str, &str)],
     ) -> anyhow::Result<Option<Value>> {
         let read = self.client.read_json(path, query).await;
-        Ok(read.map_err(|error| failure(&error, self.needs))?)
+        Ok(read.map_err(|error| failure(&error, self.client.product(), self.needs))?)
     }
 
     /// For what is only worth a word: `None` where the token may not look, or nobody answers.
@@ -88,7 +89,7 @@ impl<'a> Server<'a> {
             self.client
                 .write_json(desired.path, &desired.wanted)
                 .await
-                .map_err(|error| failure(&error, self.needs))?;
+                .map_err(|error| failure(&error, self.client.product(), self.needs))?;
         }
         self.changes += 1;
         let which = differs.map(|differs| format!(": {differs}")).unwrap_or_default();
@@ -140,12 +141,17 @@ fn same(found: &Value, wanted: &Value) -> bool {
     }
 }
 
-fn failure(error: &ApiError, needs: &str) -> Failure {
+fn failure(error: &ApiError, product: Product, needs: &str) -> Failure {
     let problem = error.problem();
     let failure = Failure::new(problem.message.to_string());
+    // Of a refusal other fixes speak of the agent's settings, which setup does not read.
+    let is_about_rights = problem.kind.is_refusal() && problem.kind != ProblemKind::Blocked;
     match &problem.fix {
-        Some(fix) => failure.fix(fix.to_string()),
-        None => failure.fix(format!("setup needs {needs}; the agent itself does not")),
+        Some(fix) if !is_about_rights => failure.fix(fix.to_string()),
+        _ => failure.fix(format!(
+            "setup needs {needs}: put it into a file and name that as -token-file, or set {}; the agent itself does not need it",
+            product.token_variable()
+        )),
     }
 }
 

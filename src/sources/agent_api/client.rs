@@ -131,7 +131,7 @@ impl ApiClient {
         CALL_LANE + 1 + self.0.allotted.fetch_add(1, Ordering::Relaxed) * LANES_EACH
     }
 
-    pub(super) fn product(&self) -> Product {
+    pub fn product(&self) -> Product {
         self.0.settings.product
     }
 
