@@ -168,10 +168,7 @@ impl Line {
     fn write(&self) {
         match self {
             Self::Begins(diagnostic) => {
-                let (code, fix) = (
-                    diagnostic.code.as_str(),
-                    diagnostic.fix.as_deref().unwrap_or_default(),
-                );
+                let (code, fix) = (diagnostic.code.as_str(), diagnostic.fix.as_deref());
                 let (document, line) = place(diagnostic);
                 let text = Diagnostic {
                     fix: None,

@@ -111,8 +111,13 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
             let done = terminal.paint(Color::Green, change.action.done());
             terminal.line(format!("{} {done}", change.document))?;
         }
+        // Consul tells none for deletions alone.
+        let at = match index {
+            0 => String::new(),
+            index => format!(" at index {index}"),
+        };
         terminal.line(format!(
-            "Transaction of {} written at index {index}.",
+            "Transaction of {} written{at}.",
             counted(batch.len(), "document")
         ))?;
         terminal.flush()?;

@@ -322,19 +322,25 @@ fn sources(report: &StatusReport) -> Table {
         "Note",
     ]);
     for source in &report.status.sources {
-        let age = source
-            .freshness_seconds
-            .map_or_else(|| "never".to_owned(), |age| format!("{age:.1} s ago"));
         table.row([
             source.name.clone(),
             if source.ok { "ok" } else { "failing" }.to_owned(),
-            age,
+            last_good_answer(source),
             source.requests_total.to_string(),
             source.errors_total.to_string(),
             source.problem.clone().unwrap_or_else(|| credentials(source)),
         ]);
     }
     table
+}
+
+fn last_good_answer(source: &SourceReading) -> String {
+    match (source.freshness_seconds, source.ok) {
+        (Some(age), _) => format!("{age:.1} s ago"),
+        // Well, and nothing that is asked again and again.
+        (None, true) => "-".to_owned(),
+        (None, false) => "never".to_owned(),
+    }
 }
 
 fn credentials(source: &SourceReading) -> String {
@@ -348,6 +354,8 @@ fn credentials(source: &SourceReading) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::Parser;
 
     use super::*;
@@ -356,6 +364,20 @@ mod tests {
     struct Line {
         #[command(flatten)]
         arguments: Arguments,
+    }
+
+    #[test]
+    fn only_a_source_that_failed_from_the_start_never_answered() {
+        let reading = |ok, seconds: Option<u64>| {
+            last_good_answer(&SourceReading::new(
+                "settings",
+                ok,
+                seconds.map(Duration::from_secs),
+            ))
+        };
+        assert_eq!(reading(true, None), "-");
+        assert_eq!(reading(false, None), "never");
+        assert_eq!(reading(false, Some(2)), "2.0 s ago");
     }
 
     #[test]

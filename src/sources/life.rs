@@ -46,7 +46,7 @@ impl Life {
         if said.contains(problem) {
             return;
         }
-        let fix = problem.fix.as_deref().unwrap_or_default();
+        let fix = problem.fix.as_deref();
         match self.has_ended(now) {
             false => tracing::warn!(%problem, fix, "a credential ends soon"),
             true => tracing::warn!(%problem, fix, "a credential has ended"),

@@ -69,6 +69,8 @@ async fn prune_takes_no_part_of_a_tree_for_the_whole() {
     bench.file("few/shop/a.hcl", &(route("a", "a") + &upstream("a", 80)));
     let half = bench.run(&["apply", "few", "-y", "-prune"]);
     assert_eq!(half.code, 0, "{}", half.shown(&[]));
+    let done = "Transaction of 2 documents written.";
+    assert!(half.out.contains(done), "deletions have no index: {}", half.out);
 
     // What only has another key is not lost, and what is meant is done.
     std::fs::create_dir(bench.path().join("new")).unwrap();

@@ -165,6 +165,8 @@ async fn a_right_taken_away_keeps_the_certificate_and_names_the_rule() {
     let client = Client::https(stack.https, &ca.certificate);
     let request = Request::get("www.example.com", "/");
     until(&client, &request, "https", |reply| reply.status == 200).await;
+    let taken = stack.agent.wait_for_log("not_after=").await;
+    assert!(taken.contains("not_after=20"), "a date, not seconds: {taken}");
     let load = Load::start(50, client.clone(), request.clone());
     vault
         .policy("edge", "path \"secret/other\" { capabilities = [\"read\"] }")

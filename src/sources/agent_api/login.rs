@@ -184,7 +184,7 @@ impl Login {
         let mut state = self.state();
         state.not_before = Some(now + state.waits.next_interval());
         if state.status.problem.as_ref() != Some(&problem) {
-            let fix = problem.fix.as_deref().unwrap_or_default();
+            let fix = problem.fix.as_deref();
             tracing::warn!(method = self.settings.method, %problem, fix, "login failed");
         }
         state.status.problem = Some(problem);

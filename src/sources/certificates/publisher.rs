@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::clock::WallClock;
 use super::memory::Memory;
 use super::pem::PemFault;
+use super::timestamp;
 use crate::model::{CertificateMaterial, CertificateQuery, CertificateUpdate, Observation, Problem};
 
 /// How one certificate is doing, for status and metrics. Times are Unix seconds.
@@ -154,7 +155,7 @@ impl Publisher {
         }
         let place = self.place().await?;
         tracing::info!(
-            certificate = %self.query, serial = %material.serial, not_after = material.not_after,
+            certificate = %self.query, serial = %material.serial, not_after = %timestamp(material.not_after),
             holds_key = material.private_key.is_some(), "certificate"
         );
         self.problem = None;
@@ -241,13 +242,13 @@ impl Publisher {
             freshness.serial = Some(material.serial.clone());
             freshness.not_after = Some(material.not_after);
         });
-        let (query, serial, not_after) = (&self.query, &material.serial, material.not_after);
+        let (query, serial, not_after) = (&self.query, &material.serial, timestamp(material.not_after));
         match query {
             CertificateQuery::ClientCa(_) => {
-                tracing::info!(certificate = %query, %serial, not_after, "authorities of clients as before the restart");
+                tracing::info!(certificate = %query, %serial, %not_after, "authorities of clients as before the restart");
             }
             _ => tracing::info!(
-                certificate = %query, %serial, not_after,
+                certificate = %query, %serial, %not_after,
                 "certificate as before the restart, its key with Envoy alone"
             ),
         }

@@ -368,7 +368,7 @@ impl VaultSession {
         if let Some(warning) = &warning
             && before.is_none()
         {
-            let fix = warning.fix.as_deref().unwrap_or_default();
+            let fix = warning.fix.as_deref();
             tracing::warn!(problem = %warning, fix, "a credential ends soon");
         }
     }
