@@ -160,6 +160,9 @@ impl RunArguments {
         if let Some(level) = &self.log_level {
             settings.log_level.clone_from(level);
         }
+        if let XdsEndpoint::Tcp { tls, .. } = &settings.bootstrap.xds {
+            check_files(tls)?;
+        }
         let connections = settings.bootstrap.max_downstream_connections;
         if let Some(warning) = envoy_process::open_files_warning(connections) {
             terminal.error_line(format!("warning: {}; {}", warning.message, warning.fix))?;
@@ -197,6 +200,50 @@ impl RunArguments {
         Ok(())
     }
 }
+
+/// Envoy starts without them, says so in one line among many, and never connects, not even when they are there later.
+fn check_files(tls: &XdsTls) -> anyhow::Result<()> {
+    for (flag, what, path) in [
+        (
+            "-xds-ca",
+            "the authority of the agent's certificate",
+            &tls.ca_file,
+        ),
+        (
+            "-xds-cert",
+            "the certificate that Envoy shows the agent",
+            &tls.certificate_file,
+        ),
+        (
+            "-xds-key",
+            "the key of the certificate that Envoy shows the agent",
+            &tls.key_file,
+        ),
+    ] {
+        let shown = path.display();
+        let failed = |why: String, fix: &str| {
+            let text = format!("{flag}: {what} cannot be read from {shown}");
+            Failure::new(text).because(why).fix(fix)
+        };
+        let bytes = std::fs::read(path).map_err(|error| {
+            let fix = match error.kind() {
+                std::io::ErrorKind::PermissionDenied => "let the user that Envoy runs as read it",
+                _ => "put it there before Envoy is started, or name another file",
+            };
+            failed(error.to_string(), fix)
+        })?;
+        if !bytes.windows(PEM.len()).any(|window| window == PEM) {
+            return Err(failed(
+                "it holds no PEM block (-----BEGIN ...)".to_owned(),
+                "write it as PEM",
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+const PEM: &[u8] = b"-----BEGIN ";
 
 pub(super) fn warn(terminal: &mut Terminal, text: impl AsRef<str>) -> std::io::Result<()> {
     let label = terminal.paint(Color::Yellow, "Warning:");

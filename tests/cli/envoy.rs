@@ -141,3 +141,46 @@ fn envoy_run_tells_of_a_directory_that_is_not_that_of_the_settings() {
         assert!(!said.contains("-runtime-dir"), "{said}");
     }
 }
+
+/// Envoy would start, say so in one line among many, and never connect.
+#[test]
+fn envoy_run_starts_no_envoy_without_its_files() {
+    let directory = scratch_directory("cli");
+    let pem = "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n";
+    write(
+        directory.path(),
+        &[
+            ("envoy", ENVOY),
+            ("ca.pem", pem),
+            ("cert.pem", pem),
+            ("empty.pem", ""),
+        ],
+    );
+    make_executable(directory.path());
+    let run = |certificate: &str, key: &str| {
+        let arguments = [
+            "envoy",
+            "run",
+            "-gateway=edge",
+            "-node=n",
+            "-envoy=./envoy",
+            "-wait=0s",
+            "-runtime-dir=run",
+            "-xds-address=127.0.0.1:1",
+            "-xds-ca=./ca.pem",
+            certificate,
+            key,
+        ];
+        portreeve(directory.path(), &arguments)
+    };
+    insta::assert_snapshot!(
+        "run_without_its_key",
+        run("-xds-cert=./cert.pem", "-xds-key=./absent.key").shown(&[])
+    );
+    insta::assert_snapshot!(
+        "run_with_an_empty_certificate",
+        run("-xds-cert=./empty.pem", "-xds-key=./cert.pem").shown(&[])
+    );
+    let outcome = run("-xds-cert=./cert.pem", "-xds-key=./cert.pem");
+    assert_eq!(outcome.code, 0, "{}", outcome.error);
+}
