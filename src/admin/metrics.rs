@@ -84,6 +84,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("portreeve_xds_pending", Kind::Gauge, &["gateway"], "Resources on their way, over all Envoys of the gateway"),
     family("portreeve_xds_refused", Kind::Gauge, &["gateway"], "Resources that Envoys refuse now"),
     family("portreeve_xds_nacks", Kind::Counter, &["gateway", "kind"], "Refusals by Envoys since the agent started"),
+    family("portreeve_xds_refused_clients", Kind::Counter, &["reason"], "Clients of xDS that were given nothing since the agent started: identity (no certificate or uid that is listed), gateway_not_permitted, unknown_gateway, limit, protocol"),
     family("portreeve_envoy_up", Kind::Gauge, &["gateway"], "1 while the supervised Envoy serves"),
     family("portreeve_envoy_starts", Kind::Counter, &["gateway"], "Envoy processes started or adopted since the agent started; all but the first are restarts"),
 ];
@@ -266,6 +267,10 @@ impl Samples {
                 let labels = vec![("gateway", gateway.name.clone()), ("kind", kind_name(kind))];
                 self.add("portreeve_resources", labels, count as f64);
             }
+        }
+        for (reason, count) in &report.agent.refused_clients.counts {
+            let labels = vec![("reason", reason.clone())];
+            self.add("portreeve_xds_refused_clients", labels, *count as f64);
         }
         for process in &report.agent.envoys {
             let up = matches!(process.state.as_str(), "running" | "replacing");

@@ -14,7 +14,7 @@ use super::parameters::Parameters;
 use crate::config::text_hash;
 use crate::diagnostics::Diagnostic;
 use crate::envoy_process;
-use crate::status::{self, DocumentPhase, EnvoyStatus, Status, source_of};
+use crate::status::{self, DocumentPhase, EnvoyStatus, RefusedClientsStatus, Status, source_of};
 
 /// Whether the agent is of use, and what it lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,8 @@ pub struct AgentStatus {
     pub version: String,
     pub started_at: String,
     pub envoys: Vec<EnvoyProcessStatus>,
+    #[serde(default)]
+    pub refused_clients: RefusedClientsStatus,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -122,6 +124,7 @@ pub(super) fn report(api: &Api) -> StatusReport {
                 .iter()
                 .map(|(gateway, envoy)| EnvoyProcessStatus::of(gateway, &envoy.status().borrow()))
                 .collect(),
+            refused_clients: RefusedClientsStatus::of(api.streams.refused()),
         },
         readiness: readiness(api),
         status: Status::of(

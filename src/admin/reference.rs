@@ -78,6 +78,7 @@ pub fn metrics_reference() -> String {
          | `portreeve_diagnostics{severity=\"error\"} > 0` for five minutes | something waits for somebody to mend it, such as a port that is closed for want of a certificate or an address: `portreeve status` says what |\n\
          | `portreeve_xds_streams == 0` for a minute | no Envoy of that gateway is connected |\n\
          | `portreeve_xds_refused > 0` | an Envoy refuses a configuration |\n\
+         | `increase(portreeve_xds_refused_clients_total[10m]) > 0` | somebody who wants configuration gets none: an Envoy with a wrong certificate, uid or gateway name, or a stranger; `portreeve status` names the last one |\n\
          | `portreeve_certificate_expiry_timestamp_seconds - time()` below a quarter of the life (72 h: `< 64800`) | a certificate was not renewed in time: those of Vault's PKI are renewed at 63 to 70 % of their life |\n\
          | `portreeve_credential_expiry_timestamp_seconds - time() < 300` | the agent's token, client certificate or login identity is not renewed; give identities that live for minutes a bound of their own |\n\
          | `portreeve_credential_expiry_timestamp_seconds{credential=\"mesh certificate\"} - time() < 10800` | Consul's agent does not renew the gateway's certificate in the mesh: of 72 h it leaves seven at the least |\n\

@@ -35,6 +35,8 @@ pub struct Arguments {
     api: ApiArguments,
 }
 
+const ENVOYS: &str = "Envoys";
+
 /// Rows of a table that people read.
 const ROWS: u32 = 100;
 
@@ -95,13 +97,36 @@ fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> 
         ("Objects", objects(report), counts.objects),
         ("Services", services(report), counts.services),
         ("Certificates", certificates(report), counts.certificates),
-        ("Envoys", envoys, counts.envoys),
+        (ENVOYS, envoys, counts.envoys),
         ("Sources", sources(report), counts.sources),
     ] {
         section(title, &table, terminal)?;
         say_rest(count.without(table.rows()), "in trouble", terminal)?;
+        if title == ENVOYS {
+            say_refused(report, terminal)?;
+        }
     }
     Ok(())
+}
+
+/// An Envoy that is missing in the table may be one that was refused.
+fn say_refused(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> {
+    let refused = &report.agent.refused_clients;
+    let Some(last) = &refused.last else {
+        return Ok(());
+    };
+    let node = last.node.as_ref().map(|node| format!(", node {node:?}"));
+    terminal.line("")?;
+    let text = format!(
+        "Refused xDS clients: {} since the start, the last at {}: {}{}: {} ({})",
+        refused.total(),
+        last.at,
+        last.peer,
+        node.unwrap_or_default(),
+        last.message,
+        last.reason,
+    );
+    terminal.line(terminal.paint(Color::Yellow, &text))
 }
 
 /// What a table has no room for.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::accepted::{AcceptedTexts, Outcome, Served};
 use super::events::Look;
-use super::flood::{Flood, WINDOW};
+use super::flood::{Flood, Repeats, WINDOW};
 use super::gateway::{Gateway, Receivers};
 use super::refusals::Refusals;
 use super::start::{self, Start};
@@ -85,6 +85,7 @@ pub struct Pipeline {
     accepted: AcceptedTexts,
     became: Flood<Became>,
     pub(super) refused_clients: Flood<RefusedReason>,
+    pub(super) refused_again: Repeats<(RefusedReason, String, String, Arc<str>)>,
     ownerless: Vec<DocumentId>,
     pub(super) streams: Streams,
     view: watch::Sender<Arc<View>>,
@@ -171,6 +172,7 @@ impl Pipeline {
             accepted: AcceptedTexts::default(),
             became: Flood::default(),
             refused_clients: Flood::default(),
+            refused_again: Repeats::default(),
             ownerless: settings.ownerless,
             streams,
             view,

@@ -111,9 +111,19 @@ impl Pipeline {
                 for (reason, count) in self.refused_clients.over(now) {
                     tracing::warn!(count, ?reason, "xDS clients were refused, besides those told");
                 }
+                let node = node.as_deref().unwrap_or_default();
+                // An Envoy that gets nothing comes again every second, from another port.
+                let what = (reason, peer.identity(), node.to_owned(), message.clone());
+                let Some(before) = self.refused_again.admits(what, now) else {
+                    return;
+                };
                 if self.refused_clients.admits(reason, now) {
-                    let node = node.as_deref().unwrap_or_default();
-                    tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused");
+                    match before {
+                        0 => tracing::warn!(%peer, node, ?reason, %message, "an xDS client was refused"),
+                        before => {
+                            tracing::warn!(%peer, node, ?reason, %message, before, "an xDS client was refused again");
+                        }
+                    }
                 }
             }
             Event::Lagged { lost } => {

@@ -68,6 +68,47 @@ impl<K: Ord> Window<K> {
     }
 }
 
+/// What comes again word for word is told this often.
+const REPEATED: Duration = Duration::from_secs(60);
+/// Of so many at once; others are told each time, as far as a [`Flood`] lets them.
+const KNOWN: usize = 256;
+
+/// What comes again and again, such as the same Envoy every second: told the first time, then at times with how often.
+#[derive(Debug)]
+pub(super) struct Repeats<K> {
+    told: BTreeMap<K, (Instant, usize)>,
+}
+
+impl<K> Default for Repeats<K> {
+    fn default() -> Self {
+        Self {
+            told: BTreeMap::new(),
+        }
+    }
+}
+
+impl<K: Ord> Repeats<K> {
+    /// Whether it gets a line, and how many got none since its last one.
+    pub fn admits(&mut self, what: K, now: Instant) -> Option<usize> {
+        let is_recent = |at: Instant, pause: Duration| now.duration_since(at) < pause;
+        if let Some((at, untold)) = self.told.get_mut(&what) {
+            if is_recent(*at, REPEATED) {
+                *untold += 1;
+                return None;
+            }
+            *at = now;
+            return Some(std::mem::take(untold));
+        }
+        if self.told.len() >= KNOWN {
+            self.told.retain(|_, (at, _)| is_recent(*at, 2 * REPEATED));
+        }
+        if self.told.len() < KNOWN {
+            self.told.insert(what, (now, 0));
+        }
+        Some(0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +134,33 @@ mod tests {
             flood.admits("bad", start);
         }
         assert_eq!(flood.rest(), BTreeMap::from([("bad", 3)]), "at the end");
+    }
+
+    #[test]
+    fn what_comes_every_second_is_told_once_a_minute_with_how_often() {
+        let mut repeats = Repeats::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(repeats.admits("a", at(0)), Some(0));
+        assert_eq!(repeats.admits("b", at(0)), Some(0), "another");
+        for seconds in 1..60 {
+            assert_eq!(repeats.admits("a", at(seconds)), None, "{seconds}");
+        }
+        assert_eq!(repeats.admits("a", at(60)), Some(59));
+        assert_eq!(repeats.admits("a", at(61)), None);
+        assert_eq!(repeats.admits("b", at(61)), Some(0), "none was left out");
+    }
+
+    #[test]
+    fn what_is_remembered_has_a_bound() {
+        let mut repeats = Repeats::default();
+        let start = Instant::now();
+        for number in 0..2 * KNOWN {
+            assert_eq!(repeats.admits(number, start), Some(0));
+        }
+        assert_eq!(repeats.told.len(), KNOWN);
+        assert_eq!(repeats.admits(0, start), None);
+        repeats.admits(3 * KNOWN, start + 3 * REPEATED);
+        assert_eq!(repeats.told.len(), 1, "those of long ago are forgotten");
     }
 }

@@ -1,11 +1,11 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::board::timestamp;
 use crate::envoy::ResourceKind;
-use crate::xds::{Peer, StreamView, Variant};
+use crate::xds::{Peer, RefusedClients, RefusedReason, StreamView, Variant};
 
 /// One connected Envoy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,46 @@ pub struct RefusedResource {
     pub name: String,
     pub version: String,
     pub message: String,
+}
+
+/// Clients of the xDS port or socket that were given nothing, since the agent started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RefusedClientsStatus {
+    /// By reason.
+    pub counts: BTreeMap<String, u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<RefusedClientStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RefusedClientStatus {
+    pub at: String,
+    pub peer: String,
+    /// Its `node.id`, where it came as far as that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    pub reason: String,
+    pub message: String,
+}
+
+impl RefusedClientsStatus {
+    pub fn of(refused: &RefusedClients) -> Self {
+        let count = |reason: RefusedReason| (reason.as_str().to_owned(), refused.count(reason));
+        Self {
+            counts: RefusedReason::ALL.into_iter().map(count).collect(),
+            last: refused.last().map(|last| RefusedClientStatus {
+                at: timestamp(last.at),
+                peer: last.peer.to_string(),
+                node: last.node.map(|node| node.to_string()),
+                reason: last.reason.as_str().to_owned(),
+                message: last.message.to_string(),
+            }),
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
 }
 
 impl EnvoyStatus {

@@ -18,7 +18,7 @@ mod watch;
 mod withheld;
 
 pub use board::{GatewayStatus, Status, diagnostics, missing};
-pub use envoy::{EnvoyStatus, KindStatus, RefusedResource};
+pub use envoy::{EnvoyStatus, KindStatus, RefusedClientStatus, RefusedClientsStatus, RefusedResource};
 pub use excerpt::{Count, Counts};
 pub use node_report::{CertificateReport, EnvoyCount, NodeReport, ObjectReport, Signature};
 pub use object::{Condition, DocumentPhase, DocumentStatus, ObjectStatus, source_of};

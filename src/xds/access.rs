@@ -59,6 +59,19 @@ pub(super) struct Denied {
     pub(super) message: String,
 }
 
+impl Peer {
+    /// The same for each connection of one client: without its port or process.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Unix { uid, .. } => format!("uid {uid}"),
+            Self::Tls { address, sans } => {
+                let names: Vec<String> = sans.iter().map(San::to_string).collect();
+                format!("{} {}", address.ip(), names.join(" "))
+            }
+        }
+    }
+}
+
 impl Access {
     /// Decides by the connection alone, before anything is read from it.
     pub(super) fn admit(&self, peer: &Peer) -> Result<GatewayAccess, Denied> {

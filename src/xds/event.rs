@@ -7,12 +7,14 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::access::Peer;
 use super::exchange::Variant;
+use super::refused_clients::{RefusedClient, RefusedClients};
 use crate::envoy::{Resource, ResourceKind};
 
 /// Unique within this process, ascending.
@@ -82,6 +84,27 @@ pub enum RefusedReason {
     Protocol,
 }
 
+impl RefusedReason {
+    pub const ALL: [Self; 5] = [
+        Self::Identity,
+        Self::GatewayNotPermitted,
+        Self::UnknownGateway,
+        Self::Limit,
+        Self::Protocol,
+    ];
+
+    /// As in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::GatewayNotPermitted => "gateway_not_permitted",
+            Self::UnknownGateway => "unknown_gateway",
+            Self::Limit => "limit",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
@@ -93,6 +116,7 @@ impl fmt::Display for StreamId {
 pub struct EventQueue {
     sender: mpsc::Sender<Event>,
     lag: Arc<Lag>,
+    refused: RefusedClients,
 }
 
 #[derive(Default)]
@@ -108,13 +132,33 @@ impl EventQueue {
             Self {
                 sender,
                 lag: Arc::default(),
+                refused: RefusedClients::default(),
             },
             receiver,
         )
     }
 
+    pub(super) fn refused(&self) -> &RefusedClients {
+        &self.refused
+    }
+
     /// Must be called within a tokio runtime.
     pub(super) fn send(&self, event: Event) {
+        if let Event::Refused {
+            peer,
+            node,
+            reason,
+            message,
+        } = &event
+        {
+            self.refused.note(RefusedClient {
+                at: SystemTime::now(),
+                peer: peer.clone(),
+                node: node.clone(),
+                reason: *reason,
+                message: message.clone(),
+            });
+        }
         // Whoever reaches a port can be refused again and again: what Envoys acknowledge must not be lost to that.
         if matches!(event, Event::Refused { .. }) && self.sender.capacity() < self.sender.max_capacity() / 2 {
             return;

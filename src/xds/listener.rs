@@ -338,6 +338,7 @@ impl Refusals {
         let (last, untold) = &mut *told;
         if last.is_some_and(|last| last.elapsed() < WARNING_PAUSE) {
             *untold += 1;
+            events.refused().count_one(RefusedReason::Identity);
             return;
         }
         *last = Some(Instant::now());

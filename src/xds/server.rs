@@ -42,7 +42,7 @@ impl Server {
             Self {
                 shared: Arc::new(Shared {
                     gateways,
-                    streams: Streams::default(),
+                    streams: Streams::with_refused(events.refused().clone()),
                     events,
                     limits,
                     open,

@@ -9,6 +9,7 @@ use super::access::Peer;
 use super::event::StreamId;
 use super::exchange::Variant;
 use super::refusal::Refusal;
+use super::refused_clients::RefusedClients;
 use super::stream_state::StreamState;
 use crate::envoy::{ResourceKind, ResourceSet};
 
@@ -126,14 +127,29 @@ impl StreamView {
     }
 }
 
+type Listed = Arc<Mutex<BTreeMap<StreamId, Arc<Mutex<StreamView>>>>>;
+
 /// All streams of a server. Clones are the same registry.
 #[derive(Clone, Default)]
 pub struct Streams {
-    by_id: Arc<Mutex<BTreeMap<StreamId, Arc<Mutex<StreamView>>>>>,
+    by_id: Listed,
     last_id: Arc<AtomicU64>,
+    refused: RefusedClients,
 }
 
 impl Streams {
+    pub(super) fn with_refused(refused: RefusedClients) -> Self {
+        Self {
+            refused,
+            ..Self::default()
+        }
+    }
+
+    /// Those that got none.
+    pub fn refused(&self) -> &RefusedClients {
+        &self.refused
+    }
+
     pub fn snapshot(&self) -> Vec<StreamView> {
         let cells: Vec<_> = lock(&self.by_id).values().cloned().collect();
         cells.iter().map(|cell| lock(cell).clone()).collect()
@@ -187,7 +203,7 @@ impl Streams {
         Enrolled {
             id: about.id,
             cell,
-            streams: self.clone(),
+            by_id: self.by_id.clone(),
         }
     }
 }
@@ -205,7 +221,7 @@ pub(super) struct About {
 pub(super) struct Enrolled {
     id: StreamId,
     cell: Arc<Mutex<StreamView>>,
-    streams: Streams,
+    by_id: Listed,
 }
 
 impl Enrolled {
@@ -241,7 +257,7 @@ impl Enrolled {
 
 impl Drop for Enrolled {
     fn drop(&mut self) {
-        lock(&self.streams.by_id).remove(&self.id);
+        lock(&self.by_id).remove(&self.id);
     }
 }
 

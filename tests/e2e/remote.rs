@@ -175,6 +175,26 @@ async fn another_nodes_gateway_is_refused_and_told() {
     central.nobody_serves().await;
     assert!(admin.ready().await.is_err(), "it must wait for its configuration");
     assert_eq!(central.envoys().await, "[]", "it is not among the connected");
+    // It comes again and again, and is counted. The log has it once.
+    let agent = &central.stack.agent;
+    wait_for("more tries", SOON, async || {
+        let metrics = agent.api(Method::GET, "/metrics", "").await?.text();
+        let name = "portreeve_xds_refused_clients_total{reason=\"gateway_not_permitted\"} ";
+        let tries = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
+        anyhow::ensure!(tries >= Some(4.0), "{metrics}");
+        Ok(())
+    })
+    .await;
+    let log = agent.process.log();
+    assert_eq!(log.matches("an xDS client was refused").count(), 1, "{log}");
+    let status: Value = agent.api(Method::GET, "/v1/status", "").await.unwrap().json();
+    let last = &status["agent"]["refused_clients"]["last"];
+    assert_eq!(last["reason"], "gateway_not_permitted", "{last}");
+    assert_eq!(last["node"], "inner-1/edge", "{last}");
+    assert!(last["peer"].as_str().unwrap().contains(INNER), "{last}");
+    assert!(last["at"].is_string(), "{last}");
     drop(envoy);
 
     // The same certificate gets the gateway that it is for.
