@@ -13,6 +13,7 @@ use super::parameters::Parameters;
 use crate::config::Gateway;
 use crate::resolve::{self, Explanation, Request};
 use crate::snapshot::Snapshot;
+use crate::status::{self, ListenerPhase, ListenerStatus};
 
 /// A request to explain.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -184,9 +185,29 @@ fn answer(api: &Api, query: &ExplainQuery) -> Result<Response, ApiError> {
     let gateways: Vec<_> = served
         .filter_map(|gateway| view.snapshot.config.gateway(&gateway.name))
         .collect();
-    let explanations = explain(&view.snapshot, &gateways, query)
+    let mut explanations = explain(&view.snapshot, &gateways, query)
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let listeners = status::listeners(&view, &api.streams.snapshot());
+    for explanation in &mut explanations {
+        say_if_closed(explanation, &listeners);
+    }
     Ok(json(&explanations))
+}
+
+/// What documents say of a request is of no use to whoever cannot connect.
+fn say_if_closed(explanation: &mut Explanation, listeners: &[ListenerStatus]) {
+    let Some(name) = &explanation.listener else { return };
+    let listener = listeners
+        .iter()
+        .find(|listener| *listener.gateway == *explanation.gateway && *listener.name == **name);
+    explanation.closed = listener.and_then(ListenerStatus::closed);
+    let Some(closed) = &explanation.closed else { return };
+    let is_open_somewhere = listener.is_some_and(|listener| listener.phase == ListenerPhase::Partly);
+    if !is_open_somewhere && explanation.route.is_some() {
+        explanation.answer = Some(format!(
+            "the connection is refused: the rule matches, but {closed}"
+        ));
+    }
 }
 
 #[cfg(test)]

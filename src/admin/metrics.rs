@@ -22,7 +22,7 @@ use super::resources::kind_name;
 use super::{Api, StatusReport, read};
 use crate::diagnostics::{Code, Severity};
 use crate::envoy::ResourceKind;
-use crate::status::{DocumentPhase, SourceReading};
+use crate::status::{DocumentPhase, ListenerPhase, SourceReading};
 
 /// Certificates with a sample of their own.
 const CERTIFICATES_NAMED: usize = 100;
@@ -79,6 +79,7 @@ pub(super) const FAMILIES: &[Family] = &[
     family("portreeve_credential_expiry_timestamp_seconds", Kind::Gauge, &["credential"], "When a token, client certificate or login identity of the agent's own ends, `xds certificate`: that of the xDS port, or `mesh certificate`: the gateway's in the mesh, in Unix seconds"),
     family("portreeve_certificate_expiry_timestamp_seconds", Kind::Gauge, &["certificate"], "When the certificate in service ends, in Unix seconds; the 100 that end first, and the first to end of the rest as (others)"),
     family("portreeve_resources", Kind::Gauge, &["gateway", "kind"], "Resources of the gateway"),
+    family("portreeve_listeners", Kind::Gauge, &["gateway", "state"], "Declared listeners by state: open, partly (not on every Envoy), waiting (no Envoy has answered), withheld (kept back by the agent: a port clash, a certificate or key that is lacking), refused (by Envoy: a port in use)"),
     family("portreeve_xds_streams", Kind::Gauge, &["gateway"], "Envoys connected"),
     family("portreeve_xds_settled_streams", Kind::Gauge, &["gateway"], "Envoys that run with everything as published"),
     family("portreeve_xds_pending", Kind::Gauge, &["gateway"], "Resources on their way, over all Envoys of the gateway"),
@@ -252,6 +253,17 @@ impl Samples {
                 .iter()
                 .filter(|envoy| envoy.gateway == gateway.name)
                 .collect();
+            for phase in ListenerPhase::ALL {
+                let listeners = report.status.listeners.iter();
+                let count = listeners
+                    .filter(|listener| listener.gateway == gateway.name && listener.phase == phase)
+                    .count();
+                let labels = vec![
+                    ("gateway", gateway.name.clone()),
+                    ("state", phase.as_str().to_owned()),
+                ];
+                self.add("portreeve_listeners", labels, count as f64);
+            }
             let pending: usize = envoys.iter().map(|envoy| envoy.pending()).sum();
             let refused: usize = envoys.iter().map(|envoy| envoy.refused().count()).sum();
             self.add("portreeve_xds_streams", labels(), envoys.len() as f64);

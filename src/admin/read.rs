@@ -14,7 +14,11 @@ use super::parameters::Parameters;
 use crate::config::text_hash;
 use crate::diagnostics::Diagnostic;
 use crate::envoy_process;
-use crate::status::{self, DocumentPhase, EnvoyStatus, RefusedClientsStatus, Status, source_of};
+use crate::pipeline::View;
+use crate::status::{
+    self, DocumentPhase, EnvoyStatus, ListenerStatus, RefusedClientsStatus, Status, source_of,
+};
+use crate::xds::StreamView;
 
 /// Whether the agent is of use, and what it lacks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +26,9 @@ pub struct Readiness {
     pub ready: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
+    /// What is amiss although it is of use: listeners that are not open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub degraded: Vec<String>,
     /// Serving from disk.
     pub stale: bool,
 }
@@ -62,9 +69,9 @@ pub struct DocumentText {
     pub problems: Vec<Diagnostic>,
 }
 
-pub(super) fn readiness(api: &Api) -> Readiness {
-    let view = api.view();
-    let mut missing = status::missing(&view);
+/// `listeners` are those of the same moment.
+fn readiness(api: &Api, view: &View, streams: &[StreamView], listeners: &[ListenerStatus]) -> Readiness {
+    let mut missing = status::missing(view);
     for (gateway, envoy) in &api.envoys {
         let state = envoy.status().borrow().clone();
         if !matches!(
@@ -75,15 +82,23 @@ pub(super) fn readiness(api: &Api) -> Readiness {
             missing.push(format!("the Envoy of gateway {gateway:?}: {}", process.summary()));
         }
     }
+    if missing.is_empty() {
+        missing = status::all_closed(view, streams);
+    }
+    let is_ready = missing.is_empty();
+    let closed =
+        |listener: &ListenerStatus| Some(format!("gateway {:?}: {}", listener.gateway, listener.closed()?));
     Readiness {
-        ready: missing.is_empty(),
+        ready: is_ready,
         missing,
+        degraded: listeners.iter().filter(|_| is_ready).filter_map(closed).collect(),
         stale: view.stale,
     }
 }
 
 pub(super) async fn ready(State(api): State<Api>) -> Response {
-    let readiness = readiness(&api);
+    let (view, streams) = (api.view(), api.streams.snapshot());
+    let readiness = readiness(&api, &view, &streams, &status::listeners(&view, &streams));
     let status = if readiness.ready {
         StatusCode::OK
     } else {
@@ -114,6 +129,8 @@ pub(super) async fn aside<T: Send + 'static>(
 }
 
 pub(super) fn report(api: &Api) -> StatusReport {
+    let (view, streams) = (api.view(), api.streams.snapshot());
+    let status = Status::of(&view, &streams, (api.readings)(), SystemTime::now());
     StatusReport {
         agent: AgentStatus {
             node: api.node.to_string(),
@@ -126,13 +143,8 @@ pub(super) fn report(api: &Api) -> StatusReport {
                 .collect(),
             refused_clients: RefusedClientsStatus::of(api.streams.refused()),
         },
-        readiness: readiness(api),
-        status: Status::of(
-            &api.view(),
-            &api.streams.snapshot(),
-            (api.readings)(),
-            SystemTime::now(),
-        ),
+        readiness: readiness(api, &view, &streams, &status.listeners),
+        status,
     }
 }
 

@@ -70,7 +70,7 @@ pub fn metrics_reference() -> String {
     page.push_str(
         "\n## Worth an alert\n\n\
          | When | Because |\n|---|---|\n\
-         | `portreeve_ready == 0` for a minute | the agent has nothing to serve, or its Envoy does not run |\n\
+         | `portreeve_ready == 0` for a minute | the agent has nothing to serve, its Envoy does not run, or none of its listeners is open |\n\
          | `portreeve_stale == 1` | the document source has not answered since the agent started |\n\
          | `portreeve_source_up == 0` for five minutes | changes do not arrive; what was known stays in service |\n\
          | `portreeve_documents{phase!=\"in_service\"} > 0` | somebody's change is not in effect |\n\
@@ -78,6 +78,7 @@ pub fn metrics_reference() -> String {
          | `portreeve_diagnostics{severity=\"error\"} > 0` for five minutes | something waits for somebody to mend it, such as a port that is closed for want of a certificate or an address: `portreeve status` says what |\n\
          | `portreeve_xds_streams == 0` for a minute | no Envoy of that gateway is connected |\n\
          | `portreeve_xds_refused > 0` | an Envoy refuses a configuration |\n\
+         | `portreeve_listeners{state!=\"open\",state!=\"waiting\"} > 0` for a minute | a port is closed that a document wants open: `portreeve status` says which and why |\n\
          | `increase(portreeve_xds_refused_clients_total[10m]) > 0` | somebody who wants configuration gets none: an Envoy with a wrong certificate, uid or gateway name, or a stranger; `portreeve status` names the last one |\n\
          | `portreeve_certificate_expiry_timestamp_seconds - time()` below a quarter of the life (72 h: `< 64800`) | a certificate was not renewed in time: those of Vault's PKI are renewed at 63 to 70 % of their life |\n\
          | `portreeve_credential_expiry_timestamp_seconds - time() < 300` | the agent's token, client certificate or login identity is not renewed; give identities that live for minutes a bound of their own |\n\

@@ -55,7 +55,7 @@ pub(super) const ROUTES: &[Route] = &[
         path: "/v1/ready",
         method: "get",
         public: true,
-        summary: "Whether the agent is of use: everything published, every supervised Envoy serving.",
+        summary: "Whether the agent is of use: everything published, every supervised Envoy serving, and not every listener of this node known to be closed. `degraded` names listeners that are closed beside open ones.",
         parameters: &[],
         answers: &[(200, "Ready."), (503, "Not ready; `missing` says what for.")],
         media: JSON,

@@ -30,7 +30,7 @@ const SHOWN: usize = 10;
 /// Show which listener, host, rule, policies and endpoints a request takes
 ///
 /// Asks a running agent, or with -config reads documents offline. Exit code 0 when a rule takes the request, or a route the
-/// connection, 1 when none does.
+/// connection, 1 when none does or the listener is not open.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Of a connection to a tcp listener: any word, such as CONNECT.
@@ -63,6 +63,8 @@ pub struct Arguments {
 struct Explained {
     gateway: String,
     listener: Option<String>,
+    #[serde(default)]
+    closed: Option<String>,
     #[serde(default)]
     certificate: Option<String>,
     #[serde(default)]
@@ -142,8 +144,10 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
             write(explained, arguments, is_offline, terminal)?;
         }
     }
-    // A connection has no 503: where its route leads nowhere it is refused.
-    let is_refused = |explained: &Explained| is_connection(arguments) && explained.answer.is_some();
+    // A connection has no 503: where its route leads nowhere it is refused. And nothing connects to a closed listener.
+    let is_refused = |explained: &Explained| {
+        explained.answer.is_some() && (is_connection(arguments) || explained.closed.is_some())
+    };
     let is_taken = explained
         .iter()
         .any(|explained| explained.route.is_some() && !is_refused(explained));
@@ -198,6 +202,9 @@ fn write(
         "listener   {}",
         explained.listener.clone().unwrap_or_else(none)
     ))?;
+    if let Some(closed) = &explained.closed {
+        terminal.line(format!("{:<10} {}", "", terminal.paint(Color::Red, closed)))?;
+    }
     if let Some(certificate) = &explained.certificate {
         terminal.line(format!("certificate {certificate}"))?;
     }

@@ -13,11 +13,13 @@ use crate::admin::{DocumentText, StatusReport};
 use crate::diagnostics::Diagnostic;
 use crate::model::DocumentId;
 use crate::sources::certificates::timestamp;
-use crate::status::{CertificateStatus, Condition, Count, DocumentPhase, SourceReading, Status};
+use crate::status::{
+    CertificateStatus, Condition, Count, DocumentPhase, ListenerPhase, SourceReading, Status,
+};
 
 /// Show what a running agent has in effect
 ///
-/// Gateways, documents, objects, services, certificates, Envoys and problems. Accepted: the present text is in service.
+/// Gateways, listeners, documents, objects, services, certificates, Envoys and problems. Accepted: the present text is in service.
 /// Resolved: everything that the object names was found. Programmed: how many of the connected Envoys run with it. Exit code 0
 /// when the agent is ready.
 #[derive(Debug, clap::Args)]
@@ -36,6 +38,9 @@ pub struct Arguments {
 }
 
 const ENVOYS: &str = "Envoys";
+
+/// Closed listeners that are named at the top; the table has them all.
+const DEGRADED: usize = 5;
 
 /// Rows of a table that people read.
 const ROWS: u32 = 100;
@@ -67,10 +72,11 @@ pub fn run(arguments: &Arguments, terminal: &mut Terminal) -> anyhow::Result<Exi
 
 fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> {
     let status = &report.status;
-    let ready = if report.readiness.ready {
-        terminal.paint(Color::Green, "ready")
-    } else {
-        terminal.paint(Color::Red, "not ready")
+    let readiness = &report.readiness;
+    let ready = match (readiness.ready, readiness.degraded.is_empty()) {
+        (true, true) => terminal.paint(Color::Green, "ready"),
+        (true, false) => terminal.paint(Color::Yellow, "ready, but degraded"),
+        (false, _) => terminal.paint(Color::Red, "not ready"),
     };
     terminal.line(format!(
         "Agent {} v{}, {ready}, started {}, {}",
@@ -82,8 +88,14 @@ fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> 
             "publication"
         ),
     ))?;
-    for missing in &report.readiness.missing {
+    for missing in &readiness.missing {
         terminal.line(format!("  waits for {missing}"))?;
+    }
+    for degraded in readiness.degraded.iter().take(DEGRADED) {
+        terminal.line(format!("  {degraded}"))?;
+    }
+    if let more @ 1.. = readiness.degraded.len().saturating_sub(DEGRADED) {
+        terminal.line(format!("  and {more} more listeners that are not open"))?;
     }
     if status.stale {
         let text = "  serving what the disk held: the document source has not answered";
@@ -93,6 +105,7 @@ fn write(report: &StatusReport, terminal: &mut Terminal) -> std::io::Result<()> 
     let envoys = super::proxy::envoys(&status.envoys);
     section("Gateways", &gateways(report), terminal)?;
     for (title, table, count) in [
+        ("Listeners", listeners(report), counts.listeners),
         ("Documents", documents(report), counts.documents),
         ("Objects", objects(report), counts.objects),
         ("Services", services(report), counts.services),
@@ -233,6 +246,31 @@ fn gateways(report: &StatusReport) -> Table {
         ]);
     }
     table
+}
+
+fn listeners(report: &StatusReport) -> Table {
+    let mut table = Table::new(&["Gateway", "Listener", "Port", "State", "Open on", "Note"]);
+    for listener in &report.status.listeners {
+        table.row([
+            listener.gateway.clone(),
+            listener.name.clone(),
+            format!("{} {}", listener.port, listener.protocol),
+            in_words(listener.phase).to_owned(),
+            listener.open.to_string(),
+            listener.reasons.join("; "),
+        ]);
+    }
+    table
+}
+
+fn in_words(phase: ListenerPhase) -> &'static str {
+    match phase {
+        ListenerPhase::Open => "open",
+        ListenerPhase::Partly => "open on some",
+        ListenerPhase::Waiting => "waiting",
+        ListenerPhase::Withheld => "not opened",
+        ListenerPhase::Refused => "refused by Envoy",
+    }
 }
 
 fn documents(report: &StatusReport) -> Table {

@@ -24,6 +24,9 @@ use crate::snapshot::Snapshot;
 pub struct Explanation {
     pub gateway: Arc<str>,
     pub listener: Option<Arc<str>>,
+    /// Why that listener is not open on some Envoys, or on all. Whoever asks fills it in, where the Envoys are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<String>,
     /// What an https listener shows the client.
     pub certificate: Option<Arc<str>>,
     /// What it asks of the client's certificate.
@@ -69,6 +72,7 @@ pub fn explain(
     let mut explanation = Explanation {
         gateway: gateway.name.clone(),
         listener: None,
+        closed: None,
         certificate: None,
         clients: None,
         host: None,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::envoy::EnvoyStatus;
 use super::excerpt::Counts;
+use super::listener::{ListenerStatus, listeners};
 use super::object::{DocumentStatus, ObjectStatus};
 use super::programmed::{Programmed, programmed, settled};
 use super::refused::refused_by_nodes;
@@ -28,6 +29,8 @@ pub struct Status {
     #[serde(default)]
     pub counts: Counts,
     pub gateways: Vec<GatewayStatus>,
+    #[serde(default)]
+    pub listeners: Vec<ListenerStatus>,
     pub documents: Vec<DocumentStatus>,
     pub objects: Vec<ObjectStatus>,
     pub services: Vec<ServiceStatus>,
@@ -75,10 +78,11 @@ impl Status {
                 .iter()
                 .map(|gateway| gateway_status(view, gateway, streams))
                 .collect(),
+            listeners: listeners(view, streams),
             documents: super::object::documents(view, &programmed),
             objects: super::object::objects(view, &programmed, &diagnostics),
             services: services(view),
-            certificates: certificates(view, now),
+            certificates: certificates(view, streams, now),
             envoys,
             sources,
             diagnostics,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::board::Status;
 use super::envoy::EnvoyStatus;
+use super::listener::ListenerStatus;
 use super::object::{DocumentPhase, DocumentStatus, ObjectStatus};
 use super::source::SourceReading;
 use super::watch::{CertificatePhase, CertificateStatus, ServiceStatus};
@@ -13,6 +14,8 @@ use crate::diagnostics::{Diagnostic, Severity};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counts {
+    /// Troubled are those that are known not to be open, on some Envoy or on all.
+    pub listeners: Count,
     pub documents: Count,
     pub objects: Count,
     pub services: Count,
@@ -51,6 +54,7 @@ impl Status {
     /// At most so many rows of each list but that of gateways. In one that is cut those in trouble come first, then the others,
     /// each in the order that they had. `counts` still tells of all.
     pub fn excerpt(mut self, rows: usize) -> Self {
+        shorten(&mut self.listeners, rows);
         shorten(&mut self.documents, rows);
         shorten(&mut self.objects, rows);
         shorten(&mut self.services, rows);
@@ -63,6 +67,7 @@ impl Status {
 
     pub(super) fn counted(mut self) -> Self {
         self.counts = Counts {
+            listeners: Count::of(&self.listeners),
             documents: Count::of(&self.documents),
             objects: Count::of(&self.objects),
             services: Count::of(&self.services),
@@ -84,6 +89,12 @@ fn shorten<T: Row>(list: &mut Vec<T>, rows: usize) {
 
 trait Row {
     fn is_troubled(&self) -> bool;
+}
+
+impl Row for ListenerStatus {
+    fn is_troubled(&self) -> bool {
+        self.phase.has_failed()
+    }
 }
 
 impl Row for DocumentStatus {

@@ -6,6 +6,7 @@
 mod board;
 mod envoy;
 mod excerpt;
+mod listener;
 mod node_report;
 mod object;
 mod programmed;
@@ -20,6 +21,7 @@ mod withheld;
 pub use board::{GatewayStatus, Status, diagnostics, missing};
 pub use envoy::{EnvoyStatus, KindStatus, RefusedClientStatus, RefusedClientsStatus, RefusedResource};
 pub use excerpt::{Count, Counts};
+pub use listener::{ListenerPhase, ListenerStatus, all_closed, listeners};
 pub use node_report::{CertificateReport, EnvoyCount, NodeReport, ObjectReport, Signature};
 pub use object::{Condition, DocumentPhase, DocumentStatus, ObjectStatus, source_of};
 pub use programmed::Programmed;

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::board::timestamp;
 use crate::config::{Certificate, ClientCa, Gateway, Listener, Object, ObjectKind, client_ca_name};
 use crate::diagnostics::{Code, Diagnostic};
+use crate::envoy::ResourceKind;
 use crate::model::{CertificateMaterial, CertificateQuery, Health, Problem};
 use crate::pipeline::View;
-use crate::resolve::{certificates_of, client_ca_of, named};
+use crate::resolve::{certificates_of, client_ca_of, named, secret_name};
 use crate::snapshot::Known;
+use crate::xds::{StreamView, Variant};
 
 /// One watched service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,8 @@ pub enum CertificatePhase {
     Expiring,
     Expired,
     NotYetValid,
+    /// Its private key is neither here nor with any Envoy that is connected: it is shown to nobody.
+    NoKey,
     /// Not here yet, and no reason known.
     Waiting,
     /// Could not be fetched, and none is here from before.
@@ -53,6 +57,7 @@ impl CertificatePhase {
             Self::Expiring => "expiring",
             Self::Expired => "expired",
             Self::NotYetValid => "not yet valid",
+            Self::NoKey => "no key",
             Self::Waiting => "waiting",
             Self::Missing => "missing",
             Self::Unused => "unused",
@@ -126,12 +131,29 @@ pub(super) fn services(view: &View) -> Vec<ServiceStatus> {
     all
 }
 
-pub(super) fn certificates(view: &View, now: SystemTime) -> Vec<CertificateStatus> {
-    declared(view)
+pub(super) fn certificates(view: &View, streams: &[StreamView], now: SystemTime) -> Vec<CertificateStatus> {
+    let mut shown: Vec<CertificateStatus> = declared(view)
         .map(|certificate| certificate_status(view, certificate, now))
         .chain(outgoing(view, now))
-        .chain(client_cas(view, now))
-        .collect()
+        .collect();
+    for certificate in &mut shown {
+        let is_served = matches!(
+            certificate.phase,
+            CertificatePhase::Valid | CertificatePhase::Expiring
+        );
+        let secret = secret_name(&certificate.name);
+        if is_served && !certificate.has_key && !streams.iter().any(|stream| may_have_key(stream, &secret)) {
+            certificate.phase = CertificatePhase::NoKey;
+        }
+    }
+    shown.extend(client_cas(view, now));
+    shown
+}
+
+/// In the state of the world an Envoy that comes back does not say what it has.
+fn may_have_key(stream: &StreamView, secret: &str) -> bool {
+    let may_be_silent = stream.variant == Variant::StateOfTheWorld && stream.came_with_state;
+    may_be_silent || stream.acked.get(ResourceKind::Secret, secret).is_some()
 }
 
 /// The authorities of clients, by gateway and listener.

@@ -124,6 +124,6 @@ fn keyless_on_node(
 }
 
 /// Authorities of clients have no key that could be lost.
-fn certificate(secret: &Arc<str>) -> Option<&str> {
+pub(super) fn certificate(secret: &Arc<str>) -> Option<&str> {
     certificate_of_secret(secret).filter(|name| listener_of_client_ca(name).is_none())
 }

@@ -173,6 +173,14 @@ async fn one_lacks_what_the_other_has(state_of_the_world: bool) {
             };
             anyhow::ensure!(programmed("edge") == Some((1, 1)), "{status:#}");
             anyhow::ensure!(programmed("inner") == Some((0, 1)), "{status:#}");
+            let phase = |gateway: &str| {
+                let mut all = status["listeners"].as_array()?.iter();
+                all.find(|listener| listener["gateway"] == gateway)?["phase"].as_str()
+            };
+            anyhow::ensure!(phase("edge") == Some("open"), "{status:#}");
+            anyhow::ensure!(phase("inner") == Some("withheld"), "{status:#}");
+            // Somebody has it.
+            anyhow::ensure!(status["certificates"][0]["phase"] == "valid", "{status:#}");
             Ok(())
         },
     )
@@ -196,8 +204,7 @@ async fn one_lacks_what_the_other_has(state_of_the_world: bool) {
 }
 
 /// The listener has another one, so its port is open: what it refuses is told.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_envoy_that_lacks_one_of_several_keys_is_told_of() {
+async fn lacks_one_of_several_keys(state_of_the_world: bool) {
     let files = Files::new();
     let authority = Ca::new("files");
     let pair = authority.issue(&["www.example.com"]);
@@ -210,7 +217,11 @@ async fn an_envoy_that_lacks_one_of_several_keys_is_told_of() {
     );
     std::fs::write(files.path("other.pem"), &other.certificate).unwrap();
     std::fs::write(files.path("other.key"), &other.key).unwrap();
-    let mut stack = Stack::start(files.options()).await;
+    let mut stack = Stack::start(Options {
+        state_of_the_world,
+        ..files.options()
+    })
+    .await;
     let edge = gateway("edge", stack.https).replace("\"www\"", "\"www\", \"other\"");
     stack.put("edge", &(edge + &more)).await;
     let hosts = "[\"www.example.com\", \"other.example.com\"]";
@@ -234,8 +245,15 @@ async fn an_envoy_that_lacks_one_of_several_keys_is_told_of() {
     );
     let request = Request::get("other.example.com", "/");
     until(&client, &request, "the other host", |reply| reply.status == 200).await;
-    let text = status(&stack).await.unwrap().to_string();
+    let told = status(&stack).await.unwrap();
+    let text = told.to_string();
     assert!(text.contains("refuses handshakes for its names"), "{text}");
+    let all = told["certificates"].as_array().unwrap();
+    let www_is = |phase: &str| {
+        all.iter()
+            .any(|one| one["name"] == "www" && one["phase"] == phase)
+    };
+    assert!(www_is("no_key"), "{all:#?}");
     assert!(client.send(&www()).await.is_err(), "without a certificate");
 
     files.put(&pair);
@@ -246,6 +264,11 @@ async fn an_envoy_that_lacks_one_of_several_keys_is_told_of() {
         Ok(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_that_lacks_one_of_several_keys_is_told_of_delta() {
+    lacks_one_of_several_keys(false).await;
 }
 
 /// Envoy stays, and is connected again at the end.

@@ -13,6 +13,7 @@ mod catalog;
 mod central;
 mod certificate_changes;
 mod client_ca;
+mod closed_listeners;
 mod connect;
 mod connections;
 mod credentials;
