@@ -65,8 +65,8 @@ pub(super) fn keyless_on_nodes(view: &View, streams: &[StreamView]) -> Vec<Diagn
     let mut last: Option<(&ResourceSet, Vec<Arc<str>>)> = None;
     for stream in streams {
         let Some(target) = &stream.target else { continue };
-        // In the state of the world an Envoy that comes back does not say what it has.
-        if stream.variant == Variant::StateOfTheWorld {
+        // In the state of the world an Envoy that comes back does not say what it has. One that begins anew has nothing.
+        if stream.variant == Variant::StateOfTheWorld && stream.came_with_state {
             continue;
         }
         if !last.as_ref().is_some_and(|(known, _)| known.is(target)) {

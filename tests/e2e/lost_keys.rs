@@ -271,6 +271,11 @@ async fn an_envoy_that_lacks_one_of_several_keys_is_told_of_delta() {
     lacks_one_of_several_keys(false).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_envoy_that_lacks_one_of_several_keys_is_told_of_state_of_the_world() {
+    lacks_one_of_several_keys(true).await;
+}
+
 /// Envoy stays, and is connected again at the end.
 async fn kill_and_start_again(stack: &mut Stack) {
     stack.agent.kill();
