@@ -14,7 +14,7 @@ pub mod regex;
 mod service;
 mod shared;
 
-pub use certificate::{CertificateMaterial, CertificateQuery, ClientCaQuery, KeyType, KvVersion};
+pub use certificate::{CertificateMaterial, CertificateQuery, ClientCaQuery, KeyType, KvVersion, is_covered};
 pub use document::{Document, DocumentId, Origin, Span, extension_of_key};
 pub use observation::{
     AcceptedText, CertificateUpdate, ChainUpdate, DocumentsUpdate, ExposedUpdate, IntentionUpdate, Interests,

@@ -10,6 +10,7 @@ use super::accepted::{AcceptedTexts, Outcome, Served};
 use super::events::Look;
 use super::flood::{Flood, Repeats, WINDOW};
 use super::gateway::{Gateway, Receivers};
+use super::narrower::Narrower;
 use super::refusals::Refusals;
 use super::start::{self, Start};
 use super::store::{Restored, Store};
@@ -86,6 +87,7 @@ pub struct Pipeline {
     became: Flood<Became>,
     pub(super) refused_clients: Flood<RefusedReason>,
     pub(super) refused_again: Repeats<(RefusedReason, String, String, Arc<str>)>,
+    pub(super) narrower: Narrower,
     ownerless: Vec<DocumentId>,
     pub(super) streams: Streams,
     view: watch::Sender<Arc<View>>,
@@ -173,6 +175,7 @@ impl Pipeline {
             became: Flood::default(),
             refused_clients: Flood::default(),
             refused_again: Repeats::default(),
+            narrower: Narrower::default(),
             ownerless: settings.ownerless,
             streams,
             view,
@@ -232,6 +235,7 @@ impl Pipeline {
                 self.became.deadline(),
                 self.accepted.log_deadline(),
                 self.look.map(|look| look.at),
+                self.narrower.deadline(),
             ];
             let timer = timers.into_iter().flatten().min();
             let far = Instant::now() + Duration::from_secs(3600);
@@ -283,6 +287,7 @@ impl Pipeline {
         let revision = self.revision;
         let mut changes = Changes::default();
         for observation in observations {
+            let observation = self.admit(observation);
             if let Some(store) = &self.store {
                 store.observed(&observation);
             }
@@ -308,6 +313,7 @@ impl Pipeline {
         }
         self.lift_dependents(&mut changes);
         self.take_up(&changes);
+        self.take_narrower();
         self.forget_late_answers(&changes);
         for query in self.snapshot.keys_to_fetch() {
             self.wanted.add(query);
@@ -412,6 +418,9 @@ impl Pipeline {
         self.accepted.say_more(now);
         if self.refusals.deadline().is_some_and(|at| at <= now) {
             self.judge();
+        }
+        if self.narrower.deadline().is_some_and(|at| at <= now) {
+            self.take_narrower();
         }
         if self.look.is_some_and(|look| look.at <= now) {
             self.look_around();

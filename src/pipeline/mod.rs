@@ -18,6 +18,7 @@ mod flood;
 pub(crate) mod fuzz;
 mod gateway;
 mod inbox;
+mod narrower;
 mod object_behind;
 mod refusals;
 mod start;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::config::{Gateway, Listener};
 use crate::diagnostics::{Code, Diagnostic};
+use crate::model::is_covered;
 use crate::pipeline::{GatewayView, View};
 
 /// Of one listener, in one message.
@@ -74,42 +75,4 @@ fn names_shown<'a>(
         names.extend(material.host_names());
     }
     (!names.is_empty()).then_some(names)
-}
-
-/// As Envoy chooses. A wildcard host is covered where anything of it is: what its clients ask for nobody knows.
-fn is_covered(names: &BTreeSet<Arc<str>>, host: &str) -> bool {
-    if names.contains(host) || host == "*" {
-        return true;
-    }
-    let parents = std::iter::successors(host.split_once('.'), |(_, parent)| parent.split_once('.'));
-    let mut wildcards = parents.map(|(_, parent)| format!("*.{parent}"));
-    if wildcards.any(|wildcard| names.contains(&*wildcard)) {
-        return true;
-    }
-    host.strip_prefix('*')
-        .is_some_and(|suffix| names.iter().any(|name| name.ends_with(suffix)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_are_covered_as_envoy_chooses_a_certificate() {
-        let names = ["shop.example.com", "*.eu.example.com"].map(Arc::from).into();
-        for (host, covered) in [
-            ("shop.example.com", true),
-            ("api.example.com", false),
-            ("a.eu.example.com", true),
-            ("a.b.eu.example.com", true),
-            ("eu.example.com", false),
-            ("*.eu.example.com", true),
-            ("*.a.eu.example.com", true),
-            ("*.example.com", true),
-            ("*.example.org", false),
-            ("*", true),
-        ] {
-            assert_eq!(is_covered(&names, host), covered, "{host}");
-        }
-    }
 }

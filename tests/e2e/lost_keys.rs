@@ -16,10 +16,10 @@ use crate::support::wait_for;
 const DRAINED: Duration = Duration::from_secs(20);
 
 /// The two files of the certificate `www`.
-struct Files(tempfile::TempDir);
+pub struct Files(tempfile::TempDir);
 
 impl Files {
-    fn new() -> Files {
+    pub fn new() -> Files {
         Files(tempfile::tempdir().unwrap())
     }
 
@@ -27,7 +27,7 @@ impl Files {
         self.0.path().join(name)
     }
 
-    fn put(&self, pair: &Pair) {
+    pub fn put(&self, pair: &Pair) {
         // Moved into place, so that no half of one is ever read.
         for (name, text) in [("www.key", &pair.key), ("www.pem", &pair.certificate)] {
             std::fs::write(self.path("new"), text).unwrap();
@@ -41,7 +41,7 @@ impl Files {
         }
     }
 
-    fn document(&self, more: &str) -> String {
+    pub fn document(&self, more: &str) -> String {
         format!(
             r#"
 certificate "www" {{
@@ -67,7 +67,7 @@ http_route "www" {{
         )
     }
 
-    fn options(&self) -> Options {
+    pub fn options(&self) -> Options {
         Options {
             kv_documents: Some(format!(
                 "allow_loopback = true\n  files          = [\"{}/\"]",
@@ -78,7 +78,7 @@ http_route "www" {{
     }
 }
 
-fn gateway(name: &str, port: u16) -> String {
+pub fn gateway(name: &str, port: u16) -> String {
     format!(
         "gateway {name:?} {{\n  listener \"secure\" {{\n    port     = {port}\n    protocol = \"https\"\n    \
          tls {{ certificates = [\"www\"] }}\n  }}\n}}\n"

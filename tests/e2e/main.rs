@@ -49,6 +49,7 @@ mod mesh_identity;
 mod mesh_newer_chain;
 mod mesh_tls;
 mod named_ports;
+mod narrower_certificate;
 mod nomad;
 mod open_files;
 mod oracle;
