@@ -141,12 +141,10 @@ impl ChangeSet {
 
     /// Deletions of something that no other change brings: a document that was renamed is none.
     pub fn losses(&self) -> Vec<&Change> {
-        let comes = |lost: &ObjectChange| {
-            let mut all = self.changes.iter().flat_map(|change| &change.objects);
-            all.any(|object| {
-                object.action == Action::Create && (&object.kind, &object.name) == (&lost.kind, &lost.name)
-            })
-        };
+        let all = self.changes.iter().flat_map(|change| &change.objects);
+        let created = all.filter(|object| object.action == Action::Create);
+        let created: BTreeSet<_> = created.map(|object| (&object.kind, &object.name)).collect();
+        let comes = |lost: &ObjectChange| created.contains(&(&lost.kind, &lost.name));
         self.changes
             .iter()
             .filter(|change| change.action == Action::Delete && !change.objects.iter().all(comes))
