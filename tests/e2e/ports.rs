@@ -70,17 +70,17 @@ async fn the_older_of_two_gateways_holds_a_port_and_the_other_is_told() {
     let line = stack.agent.wait_for_log("both want port").await;
     println!("{}", line.trim());
     only(&stack, "edge", "inner").await;
-    let status = stack.agent.api(Method::GET, "/v1/status", "").await.unwrap();
-    let status: Value = status.ok().unwrap().json();
-    let of_inner = |listener: &&Value| listener["gateway"] == "inner";
-    let closed = status["listeners"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(of_inner)
-        .unwrap();
+    // The process of the other may still be starting.
+    let status = wait_for("the agent to be ready: the other is open", SOON, async || {
+        let status = stack.agent.api(Method::GET, "/v1/status", "").await?;
+        let status: Value = status.ok()?.json();
+        anyhow::ensure!(status["readiness"]["ready"] == true, "{status:#}");
+        Ok(status)
+    })
+    .await;
+    let mut listeners = status["listeners"].as_array().unwrap().iter();
+    let closed = listeners.find(|listener| listener["gateway"] == "inner").unwrap();
     assert_eq!(closed["phase"], "withheld", "{closed}");
-    assert_eq!(status["readiness"]["ready"], true, "the other is open");
     let degraded = status["readiness"]["degraded"].to_string();
     assert!(degraded.contains("both want port"), "{degraded}");
     let path = "/v1/explain?gateway=inner&url=http%3A%2F%2Finner.example.com%2F";
