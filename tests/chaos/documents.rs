@@ -189,7 +189,7 @@ async fn a_refusal_among_good_changes() {
         )
         .replace(
             "  rule \"all\" {",
-            "  response_headers {\n    set = { \"x-bad\" = \"%NO_SUCH_OPERATOR%\" }\n  }\n\n  rule \"all\" {",
+            "  response_headers {\n    set = { \"x-bad\" = \"%PROTOCOL(x)%\" }\n  }\n\n  rule \"all\" {",
         );
         course.stack.put(&format!("bad{round}"), &bad).await;
         course.change(PLAIN_RULE).await;

@@ -175,7 +175,7 @@ async fn what_envoy_refuses_is_traced_put_back_and_remembered(options: Options) 
     // RE2 and our own check differ in what they take; this is Envoy's own bound on a header value.
     let bad = route("shop", "shop.example.com", "orders").replace(
         "  rule \"all\" {",
-        "  response_headers {\n    set = { \"x-bad\" = \"%NO_SUCH_OPERATOR%\" }\n  }\n\n  rule \"all\" {",
+        "  response_headers {\n    set = { \"x-bad\" = \"%PROTOCOL(x)%\" }\n  }\n\n  rule \"all\" {",
     );
     stack.put("shop", &bad).await;
     let line = stack.agent.wait_for_log("error[envoy-rejected]").await;

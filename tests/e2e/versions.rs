@@ -185,7 +185,7 @@ async fn refused_and_mended(stack: &mut Stack, http: &Client, pets: &str) {
             format!("  response_headers {{\n    set = {{ \"x-pets\" = \"{value}\" }}\n  }}\n\n  rule");
         pets.replacen("  rule", &headers, 1)
     };
-    stack.put("pets", &with("%NO_SUCH_OPERATOR%")).await;
+    stack.put("pets", &with("%PROTOCOL(x)%")).await;
     let line = stack.agent.wait_for_log("error[envoy-rejected]").await;
     assert!(line.contains("portreeve/config/pets:2:1"), "{line}");
     stack

@@ -38,7 +38,7 @@ fn envoy_with(arguments: &str) -> (TempDir, PathBuf) {
 }
 
 /// Envoy finds out that there is no such operator; we do not look into header values.
-const BAD_HEADER: &str = "\n  response_headers {\n    set = { \"x-bad\" = \"%NO_SUCH_OPERATOR%\" }\n  }\n";
+const BAD_HEADER: &str = "\n  response_headers {\n    set = { \"x-bad\" = \"%PROTOCOL(x)%\" }\n  }\n";
 
 /// A route that answers by itself.
 fn answers(name: &str, gateways: &str, host: &str, body: &str, more: &str) -> String {
