@@ -232,7 +232,7 @@ async fn an_emptied_policy_empties_nothing() {
         .consul
         .change_policy(POLICY, r#"key_prefix "elsewhere/" { policy = "read" }"#)
         .await;
-    let line = told(&stack, start, "portreeve/config/").await;
+    let line = told(&stack, start, "may no longer read").await;
     println!("policy emptied: {}", line.trim());
     assert!(line.contains("key_prefix"), "no fix in {line}");
     still_serves(&stack).await;
