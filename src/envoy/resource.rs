@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use imbl::OrdMap;
@@ -88,6 +89,9 @@ pub struct Resource {
     pub needs_one_of: Arc<[Arc<str>]>,
     /// The address and port of a listener.
     pub binds: Option<Arc<str>>,
+    /// Of a cluster whose instances Envoy checks: how long the first check of one may take. Envoy knows the cluster no
+    /// earlier, whatever it has been told of its endpoints.
+    pub first_check: Option<Duration>,
     /// The documents this was made from: who to tell when Envoy refuses it.
     pub origins: Arc<[DocumentId]>,
 }
@@ -121,6 +125,7 @@ impl Resource {
             needs: Arc::default(),
             needs_one_of: Arc::default(),
             binds: None,
+            first_check: None,
             origins: Arc::default(),
         }
     }
@@ -135,6 +140,7 @@ impl Resource {
             needs: Arc::default(),
             needs_one_of: Arc::default(),
             binds: None,
+            first_check: None,
             origins: Arc::default(),
         }
     }
@@ -151,6 +157,11 @@ impl Resource {
 
     pub fn binding(mut self, address: Arc<str>) -> Self {
         self.binds = Some(address);
+        self
+    }
+
+    pub fn checked_within(mut self, first_check: Option<Duration>) -> Self {
+        self.first_check = first_check;
         self
     }
 

@@ -46,6 +46,7 @@ pub(super) fn cluster_resource(cluster: &ir::Cluster) -> Resource {
     put_bytes(&mut bytes, 28, cluster.name.replace(['.', ':'], "_").as_bytes());
     Resource::new(ResourceKind::Cluster, cluster.name.clone(), &bytes)
         .needing(needs(cluster))
+        .checked_within(cluster.options.health_check.as_ref().map(|check| check.timeout))
         .from_documents(cluster.origins.clone().into())
 }
 

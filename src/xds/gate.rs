@@ -3,13 +3,14 @@
 //! Per cluster, so that a cold one delays its own routes only; bounded, so that it does not delay them for ever. Meanwhile
 //! Envoy keeps the old version of the route. A cluster with endpoints in the set (under its own name) is in place when
 //! Envoy acknowledged these endpoints after the cluster, any other when Envoy acknowledged the cluster; in both cases
-//! the secrets it needs must be acknowledged too.
+//! the secrets it needs must be acknowledged too. One whose instances are checked must be acknowledged itself, whatever it
+//! has: Envoy takes endpoints at once, and the cluster after the first check of each.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::order::{GATE_PATIENCE, GATE_PATIENCE_SILENT};
+use super::order::{CHECK_SLACK, GATE_PATIENCE, GATE_PATIENCE_SILENT};
 use super::subscription::{Held, InFlight};
 use crate::envoy::{Resource, ResourceKind, ResourceSet};
 
@@ -20,6 +21,8 @@ pub(super) struct Gates {
 
 struct Gate {
     since: Duration,
+    patience: Duration,
+    is_checked: bool,
     sent: Option<Sent>,
     /// Acknowledged after the cluster was sent.
     cluster_acked: bool,
@@ -38,14 +41,21 @@ impl Gates {
     }
 
     /// Of a cluster that Envoy has not been told, or was told to remove.
-    pub(super) fn add(&mut self, cluster: Arc<str>, now: Duration) {
-        let gate = self.by_cluster.entry(cluster).or_insert(Gate {
+    pub(super) fn add(&mut self, cluster: &Resource, now: Duration) {
+        let gate = self.by_cluster.entry(cluster.name.clone()).or_insert(Gate {
             since: now,
+            patience: GATE_PATIENCE,
+            is_checked: false,
             sent: None,
             cluster_acked: false,
             endpoints_acked: false,
         });
         gate.forget_sent();
+        gate.is_checked = cluster.first_check.is_some();
+        gate.patience = match cluster.first_check {
+            Some(first) => (first + CHECK_SLACK).clamp(GATE_PATIENCE, GATE_PATIENCE_SILENT),
+            None => GATE_PATIENCE,
+        };
     }
 
     /// A cluster response leaves.
@@ -105,10 +115,10 @@ impl Gates {
                 return told_clusters.contains_key(name) && now < gate.deadline();
             };
             let has_endpoints = target.get(ResourceKind::Endpoint, name).is_some();
-            let is_warm = if has_endpoints {
-                gate.endpoints_acked
-            } else {
-                gate.cluster_acked
+            let is_warm = match (has_endpoints, gate.is_checked) {
+                (true, false) => gate.endpoints_acked,
+                (true, true) => gate.endpoints_acked && gate.cluster_acked,
+                (false, _) => gate.cluster_acked,
             };
             let has_secrets = || {
                 cluster
@@ -158,6 +168,6 @@ impl Gate {
     fn deadline(&self) -> Duration {
         let at_last = self.since + GATE_PATIENCE_SILENT;
         let reacted_at = self.sent.as_ref().and_then(|sent| sent.reacted_at);
-        reacted_at.map_or(at_last, |at| at_last.min(at + GATE_PATIENCE))
+        reacted_at.map_or(at_last, |at| at_last.min(at + self.patience))
     }
 }

@@ -9,13 +9,18 @@ use std::time::Duration;
 use super::exchange::Variant;
 use crate::envoy::ResourceKind;
 
-/// How long a route waits for a new cluster. A cluster that never gets warm then answers 503 on its own routes,
+/// How long a route waits for a new cluster; longer, up to the other bound, where its instances are checked first and a
+/// check may take longer. A cluster that never gets warm then answers 503 on its own routes,
 /// instead of keeping a route change away from Envoy for ever.
 pub const GATE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a route waits while Envoy has said nothing at all since the cluster was sent: its main thread is busy
 /// (10,000 new clusters take it five seconds), and a route sent now would be applied before the endpoints.
 pub const GATE_PATIENCE_SILENT: Duration = Duration::from_secs(10);
+
+/// What the first check of an instance may take beside its own time-out: its endpoints come after the cluster, and a change
+/// of theirs meanwhile has Envoy begin with another.
+pub const CHECK_SLACK: Duration = Duration::from_secs(1);
 
 /// How long a removal waits for the acknowledgement of the change that stopped using it. Too late costs memory,
 /// too early costs requests; Envoy needs 1.4 s for a table of 100,000 hosts.

@@ -297,8 +297,9 @@ impl StreamState {
     fn gate_new_clusters(&mut self, target: &ResourceSet, now: Duration) {
         let clusters = &self.subscriptions[ResourceKind::Cluster as usize];
         for name in clusters.dirty.keys() {
-            if !clusters.told.contains_key(name) && target.get(ResourceKind::Cluster, name).is_some() {
-                self.gates.add(name.clone(), now);
+            let published = target.get(ResourceKind::Cluster, name);
+            if let Some(cluster) = published.filter(|_| !clusters.told.contains_key(name)) {
+                self.gates.add(cluster, now);
             }
         }
     }

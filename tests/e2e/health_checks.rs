@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::nomad::{until_all, upstream};
-use crate::stack::{GATEWAY, Options, SOON, Stack};
+use crate::stack::{GATEWAY, Options, SOON, Stack, route};
 use crate::support::backend::{Backend, Behaviour};
-use crate::support::client::Request;
+use crate::support::client::{Client, Request};
+use crate::support::load::Load;
 use crate::support::wait_for;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,4 +127,60 @@ async fn any_2xx_is_healthy_and_one_failure_is_below_the_threshold() {
         Ok(())
     })
     .await;
+}
+
+/// A route to this upstream, and the upstream, in one document.
+fn checked(upstream: &str, service: &str, check: &str) -> String {
+    format!(
+        "{}\nupstream \"{upstream}\" {{\n  consul {{\n    service = \"{service}\"\n  }}\n  health_check {{\n    path    = \"/healthz\"\n    {check}\n  }}\n}}\n",
+        route("shop", "shop.example.com", "orders").replace(
+            "backend \"consul\" \"orders\"",
+            &format!("backend \"upstream\" \"{upstream}\"")
+        )
+    )
+}
+
+fn slow(delay: Duration) -> Behaviour {
+    Behaviour {
+        delay,
+        ..Behaviour::default()
+    }
+}
+
+async fn moves_once_checked(state_of_the_world: bool) {
+    let stack = Stack::start(Options {
+        state_of_the_world,
+        ..Options::default()
+    })
+    .await;
+    let (_one, shop) = stack.shop().await;
+    let (two, hangs) = (Backend::start("two").await, Backend::start("hangs").await);
+    hangs.behave(slow(Duration::from_secs(3600)));
+    for backend in [&two, &hangs] {
+        stack.register("checked", backend).await;
+    }
+    let loads = [stack.client(), Client::http(stack.http).keep_alive()]
+        .map(|client| Load::start(100, client, shop.clone()));
+    // Longer than a route waits for a cluster without checks.
+    stack
+        .put("shop", &checked("checked", "checked", "timeout = \"3s\""))
+        .await;
+    stack
+        .until(&shop, "the new upstream", |reply| reply.backend() == Some("two"))
+        .await;
+    for load in loads {
+        let report = load.finish().await;
+        println!("{report}");
+        report.assert_none_lost();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_moves_to_a_new_upstream_once_its_instances_were_checked() {
+    moves_once_checked(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_moves_to_a_new_upstream_once_its_instances_were_checked_in_the_state_of_the_world() {
+    moves_once_checked(true).await;
 }
