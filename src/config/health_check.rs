@@ -10,7 +10,7 @@ pub(super) fn schema() -> BlockSchema {
     BlockSchema::new(
         "health_check",
         &[],
-        "Envoy asks each instance whether it serves, beside what a catalog says. A nomad upstream has one unless it is disabled: a TCP connection every 5 s.",
+        "Envoy asks each instance whether it serves, beside what a catalog says. A nomad upstream has one unless it is disabled: a TCP connection every 5 s. A route to an upstream that is new moves there once each instance was checked; where all instances are replaced at once, those before serve until one of the new ones was.",
     )
     .attribute(
         "disabled",

@@ -1,18 +1,18 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use imbl::ordset::DiffItem;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::core::HOLD;
+use super::holds::Holds;
 use super::view::GatewayView;
 use super::withheld::Withheld;
 use crate::envoy::{Resource, ResourceChange, ResourceKind, ResourceSet};
 use crate::model::DocumentId;
 use crate::snapshot::Snapshot;
-use crate::translate::{Compiled, Compiler, Held};
+use crate::translate::{Compiled, Compiler};
 use crate::xds::{StreamId, StreamView};
 
 /// How long a gateway without any Envoy is waited for, until the others alone confirm what documents say.
@@ -33,8 +33,7 @@ pub(super) struct Gateway {
     envoys: BTreeSet<StreamId>,
     /// When the last Envoy went, or this agent came.
     alone_since: Instant,
-    /// Until when hosts wait for their watches, the oldest first: each entry has all that waited when one more began to.
-    holds: VecDeque<(Instant, Held)>,
+    holds: Holds,
 }
 
 impl Gateway {
@@ -54,7 +53,7 @@ impl Gateway {
             unacknowledged: BTreeSet::new(),
             envoys: BTreeSet::new(),
             alone_since: Instant::now(),
-            holds: VecDeque::new(),
+            holds: Holds::default(),
         };
         gateway.compiled(compiled);
         gateway.note_held(Instant::now() + HOLD);
@@ -68,35 +67,27 @@ impl Gateway {
     /// Takes note of what the compiler did.
     pub fn compiled(&mut self, compiled: &Compiled) {
         self.due |= compiled.changed;
+        self.holds.note_unchecked(&compiled.unchecked, Instant::now());
         self.unacknowledged.extend(compiled.documents.iter().cloned());
         self.unacknowledged.extend(self.compiler.expecting().cloned());
     }
 
     /// Takes note of hosts that began to wait, and how long they may.
     pub fn note_held(&mut self, until: Instant) {
-        let held = self.compiler.held();
-        if held.is_empty() {
-            self.holds.clear();
-            return;
-        }
-        match self.holds.back_mut() {
-            Some((_, known)) if !grows(known, held) => *known = held.clone(),
-            _ => self.holds.push_back((until, held.clone())),
-        }
+        self.holds.note(self.compiler.held(), until);
     }
 
     pub fn hold_deadline(&self) -> Option<Instant> {
-        self.holds.front().map(|(until, _)| *until)
+        self.holds.deadline()
     }
 
     /// Those that have waited long enough by now. One host's patience is not cut short by another's.
     pub fn release_held(&mut self, snapshot: &Snapshot, now: Instant) -> Compiled {
-        let mut due = None;
-        while self.hold_deadline().is_some_and(|until| until <= now) {
-            due = self.holds.pop_front();
-        }
-        let compiled = match due {
-            Some((_, hosts)) => self.compiler.release(snapshot, &hosts),
+        let were_checked = self.holds.checks_due(now);
+        let checked = self.compiler.were_checked(snapshot, were_checked);
+        self.compiled(&checked);
+        let compiled = match self.holds.hosts_due(now) {
+            Some(hosts) => self.compiler.release(snapshot, &hosts),
             None => Compiled::default(),
         };
         self.compiled(&compiled);
@@ -280,11 +271,6 @@ impl Gateway {
 /// By name.
 pub(super) fn find<'a>(gateways: &'a mut [Gateway], name: &str) -> Option<&'a mut Gateway> {
     gateways.iter_mut().find(|gateway| **gateway.name() == *name)
-}
-
-/// Whether any waits that did not.
-fn grows(known: &Held, held: &Held) -> bool {
-    known.diff(held).any(|item| matches!(item, DiffItem::Add(_)))
 }
 
 /// All that an Envoy has of what this resource needs: what serves in the place of a refused one may need what the compiler

@@ -17,6 +17,7 @@ mod flood;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod gateway;
+mod holds;
 mod inbox;
 mod narrower;
 mod object_behind;

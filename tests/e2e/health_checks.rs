@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use hyper::Method;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -183,4 +184,60 @@ async fn a_route_moves_to_a_new_upstream_once_its_instances_were_checked() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_moves_to_a_new_upstream_once_its_instances_were_checked_in_the_state_of_the_world() {
     moves_once_checked(true).await;
+}
+
+/// All instances of a checked upstream are replaced: by an edit, and by a deployment.
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_that_are_replaced_at_once_serve_until_the_new_ones_were_checked() {
+    let stack = Stack::start(Options::default()).await;
+    let (_one, shop) = stack.shop().await;
+    let (blue, green) = (Backend::start("blue").await, Backend::start("green").await);
+    stack.register("blue", &blue).await;
+    stack.register("green", &green).await;
+    let colour = |name| checked("colour", name, "timeout = \"3s\"");
+    stack.put("shop", &colour("blue")).await;
+    stack
+        .until(&shop, "blue", |reply| reply.backend() == Some("blue"))
+        .await;
+    let loads = [stack.client(), Client::http(stack.http).keep_alive()]
+        .map(|client| Load::start(100, client, shop.clone()));
+    for (name, backend, delay) in [
+        ("green", &green, 0),
+        ("blue", &blue, 0),
+        ("green", &green, 700),
+        ("blue", &blue, 700),
+    ] {
+        backend.behave(slow(Duration::from_millis(delay)));
+        stack.put("shop", &colour(name)).await;
+        stack
+            .until(&shop, name, |reply| reply.backend() == Some(name))
+            .await;
+        // The others go, and with them what stood in for the new ones.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // Less overlap than a check takes.
+    let next = Backend::start("next").await;
+    next.behave(slow(Duration::from_millis(700)));
+    stack.register("blue", &next).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stack.deregister("blue", &blue).await;
+    stack
+        .until(&shop, "the next one", |reply| reply.backend() == Some("next"))
+        .await;
+    for load in loads {
+        let report = load.finish().await;
+        println!("{report}");
+        report.assert_none_lost();
+    }
+    // What stood in does not serve for good.
+    let stays = wait_for("the former instance to be gone", SOON, async || {
+        let endpoints = stack
+            .agent
+            .api(Method::GET, "/v1/resources?gateway=edge&kind=endpoint", "")
+            .await?;
+        let text = endpoints.ok()?.text().to_owned();
+        anyhow::ensure!(!text.contains(&blue.port.to_string()), "{text}");
+        Ok(())
+    });
+    stays.await;
 }

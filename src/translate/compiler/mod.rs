@@ -8,11 +8,13 @@ mod host;
 mod leaving;
 mod opening;
 mod touched;
+mod unchecked;
 mod units;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use imbl::{OrdMap, OrdSet};
 
@@ -26,6 +28,7 @@ use crate::resolve::Destination;
 use crate::resolve::secret_name;
 use crate::snapshot::{Changes, Snapshot};
 use crate::translate::compiler::books::{Fed, Users};
+use crate::translate::compiler::unchecked::Checked;
 use crate::translate::route::EncodedHost;
 use crate::translate::runtime::runtime_resource;
 
@@ -80,6 +83,8 @@ pub struct Compiler {
     opening: OrdMap<Arc<str>, OrdSet<Arc<str>>>,
     /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
     outlived: OrdSet<Destination>,
+    /// Those whose instances Envoy checks.
+    checked: OrdMap<Destination, Checked>,
     certificates: OrdMap<Arc<str>, Fetched>,
     certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
     /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
@@ -177,6 +182,8 @@ pub struct Compiled {
     /// The same for certificates.
     pub certificates_added: BTreeSet<CertificateQuery>,
     pub certificates_dropped: BTreeSet<CertificateQuery>,
+    /// Destinations whose instances are checked and to which some came, and how long a first check may take.
+    pub unchecked: BTreeMap<Destination, Duration>,
     /// Units remade: what the benchmarks and tests count.
     pub units: usize,
 }
@@ -216,6 +223,7 @@ impl Compiler {
             leaving: OrdMap::new(),
             opening: OrdMap::new(),
             outlived: OrdSet::new(),
+            checked: OrdMap::new(),
             certificates: OrdMap::new(),
             certificates_of_query: OrdSet::new(),
             shown: OrdMap::new(),
@@ -365,7 +373,10 @@ impl Compiler {
     /// Publishes all hosts that wait: what is unknown answers 503 from here on.
     pub fn stop_waiting(&mut self, snapshot: &Snapshot) -> Compiled {
         let all = self.held.clone();
-        self.release(snapshot, &all)
+        let mut compiled = self.release(snapshot, &all);
+        let were_checked = self.unchecked();
+        compiled.changed |= self.were_checked(snapshot, were_checked).changed;
+        compiled
     }
 
     /// Those of them that waited long enough. A destination stands as it was while any other host waits for it.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::books::Use;
+use super::unchecked::Checked;
 use super::{Compiled, Compiler, Expecting, Fetched, HostKey, HostUnit, Shown, UnitKey, Work, least};
 use crate::config::{Gateway, Listener, ObjectKey, ObjectKind, Protocol, listener_of_client_ca};
 use crate::diagnostics::Code;
@@ -58,6 +59,7 @@ impl Compiler {
         } else {
             self.without_endpoints(target, &name, false, compiled);
         }
+        self.review_checked(target);
     }
 
     /// The endpoint lane: one assignment and nothing else, but for a watch's first answer, which brings the cluster.
@@ -109,11 +111,20 @@ impl Compiler {
         self.say(UnitKey::Cluster(target.clone()), resolved.diagnostics);
         // One of several that are tried in order, by a cluster of clusters.
         let is_member = matches!(target, Destination::Mesh { .. });
-        self.put(endpoint_resource(name, &resolved.value, is_member), compiled);
+        let known = self.set.get(ResourceKind::Cluster, name);
+        let first_check = known.map(|cluster| cluster.first_check);
+        let endpoints = match first_check.flatten() {
+            Some(first) => self.with_stand_ins(target, resolved.value, first, compiled),
+            None => resolved.value,
+        };
+        self.put(endpoint_resource(name, &endpoints, is_member), compiled);
         let is_outlived = self.outlived.remove(target).is_some();
-        if (is_outlived || self.set.get(ResourceKind::Cluster, name).is_none())
+        if (is_outlived || first_check.is_none())
             && let Some(cluster) = self.cluster(snapshot, target)
         {
+            if first_check.is_none() && cluster.options.health_check.is_some() {
+                self.checked.insert(target.clone(), Checked::of(endpoints));
+            }
             self.put(cluster_resource(&cluster), compiled);
         }
     }
