@@ -168,6 +168,7 @@ impl Snapshot {
         if !self.config.permissions().judges(&before.name) {
             return;
         }
+        let shown_before = self.shown_by(before);
         for listener in &before.listeners {
             let key = (before.name.clone(), listener.name.clone());
             self.authorities_changed(&key, before, listener, after);
@@ -182,7 +183,11 @@ impl Snapshot {
             let mut before = BTreeSet::new();
             candidates.retain(|name| before.insert(name.clone()));
             let best = self.best(&candidates);
-            let is_missing = |name: &&Arc<str>| self.strength_of(name) < best || best == Strength::None;
+            let is_missing = |name: &&Arc<str>| match self.strength_of(name) {
+                // No Envoy has the key by a name that none was shown.
+                Strength::Keyless => best == Strength::Whole || !shown_before.contains(*name),
+                strength => strength < best || best == Strength::None,
+            };
             let mut until: BTreeSet<Arc<str>> = new
                 .iter()
                 .filter(|name| !before.contains(*name) || awaited.contains(*name))
@@ -194,7 +199,13 @@ impl Snapshot {
                 until = new.clone();
             }
             let mut outgoing = candidates;
-            outgoing.retain(|name| !new.contains(name) && self.strength_of(name) > Strength::None);
+            outgoing.retain(|name| {
+                let least = match awaited.contains(name) {
+                    true => Strength::Whole,
+                    false => Strength::Keyless,
+                };
+                !new.contains(name) && self.strength_of(name) >= least
+            });
             if !until.is_empty() && !outgoing.is_empty() {
                 let entry = Outgoing {
                     shown: outgoing,
@@ -203,6 +214,17 @@ impl Snapshot {
                 self.succession.outgoing.insert(key, entry);
             }
         }
+    }
+
+    /// The certificates that Envoys may have by their names from the listeners of a gateway, as far as documents tell.
+    fn shown_by(&self, gateway: &Gateway) -> BTreeSet<Arc<str>> {
+        let names = gateway.listeners.iter().flat_map(|listener| {
+            let awaited = |name: &Arc<str>| self.is_expected(&gateway.name, &listener.name, name);
+            let mut names = names_of(Some(listener));
+            names.retain(|name| !awaited(name));
+            names
+        });
+        names.collect()
     }
 
     fn authorities_changed(
@@ -238,10 +260,12 @@ impl Snapshot {
                 .gateway(gateway)
                 .and_then(|now| listener_of(now, listener));
             let named: BTreeSet<_> = names_of(listener_now).into_iter().collect();
-            let best = self.best(&entry.shown);
+            let serves = self.best(&entry.shown) > Strength::None;
+            // Whatever is here of one whose key is not: no Envoy has that by its name.
+            let is_missing = |name: &Arc<str>| serves && self.strength_of(name) < Strength::Whole;
             entry
                 .until
-                .retain(|name| named.contains(name) && self.strength_of(name) < best);
+                .retain(|name| named.contains(name) && is_missing(name));
             let goes_on = !entry.until.is_empty();
             if !goes_on {
                 changes.names.extend(entry.shown.iter().cloned());

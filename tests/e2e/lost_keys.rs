@@ -416,3 +416,57 @@ async fn a_certificate_that_has_ended_stays_over_a_restart_of_the_agent() {
     files.put(&authority.issue(&["www.example.com"]));
     serves(&new_client(), "the renewed one").await;
 }
+
+/// The key is with Envoy alone, by the name that the certificate had.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_renamed_after_a_restart_closes_no_port_until_a_key_is_issued() {
+    let mut stack = Stack::start(Options {
+        vault: true,
+        ..Options::default()
+    })
+    .await;
+    let document = secure("direct_response {\n      status = 200\n    }");
+    stack.put("www", &document).await;
+    let client = stack.https_client().await;
+    serves(&client, "https").await;
+    let before = client.send(&www()).await.unwrap().certificate;
+    kill_and_start_again(&mut stack).await;
+
+    let load = Load::start(50, client.clone(), www());
+    for name in ["first", "second"] {
+        let renamed = document
+            .replace("certificates = [\"www\"]", &format!("certificates = [{name:?}]"))
+            .replace("certificate \"www\"", &format!("certificate {name:?}"));
+        assert_ne!(renamed, document);
+        stack.put("www", &renamed).await;
+        wait_for("what is waited for", SOON, async || {
+            let said = status(&stack).await?.to_string();
+            anyhow::ensure!(
+                said.contains(&format!(
+                    "the private key of certificate \\\"{name}\\\" is not here"
+                )) && said.contains("goes on with \\\"www\\\", which it named before"),
+                "{said}"
+            );
+            Ok(())
+        })
+        .await;
+        assert_eq!(client.send(&www()).await.unwrap().certificate, before, "{name}");
+    }
+    // A certificate is issued once a minute at most, and one was just now.
+    wait_for("its own key", Duration::from_secs(100), async || {
+        let reply = client.send(&www()).await;
+        let reply = reply.map_err(|failure| anyhow::anyhow!("{failure:?}"))?;
+        anyhow::ensure!(reply.certificate != before, "the one that was shown before");
+        Ok(())
+    })
+    .await;
+    wait_for("an end of the wait", SOON, async || {
+        let said = status(&stack).await?.to_string();
+        anyhow::ensure!(!said.contains("is not here"), "{said}");
+        Ok(())
+    })
+    .await;
+    let load = load.finish().await;
+    println!("a certificate that was renamed while only Envoy had its key: {load}");
+    load.assert_none_lost();
+}

@@ -277,6 +277,39 @@ fn one_that_cannot_be_shown_takes_no_place() {
     assert_eq!(edge.shown(), ["certificate/site: b"]);
 }
 
+/// After a restart: Envoy has it by the name that it was shown by.
+#[test]
+fn a_key_that_envoy_alone_has_goes_by_no_other_name() {
+    let mut edge = Edge::serving();
+    let keyless = || CertificateMaterial {
+        names: vec!["www.example.com".into()],
+        serial: "a".into(),
+        private_key: None,
+        ..world::material(&query("a"))
+    };
+    edge.says(query("a"), Ok(Arc::new(keyless())));
+    for name in ["new", "newer"] {
+        let named = gateway(&format!("{name:?}"));
+        edge.put(&[("gateway.hcl", named), ("site.hcl", certificate(name, "a"))]);
+        assert_eq!(edge.shown(), ["certificate/site: a"], "{name}");
+        assert_eq!(edge.snapshot.keys_to_fetch(), [query("a")]);
+    }
+    // Back to the name that Envoy has it by.
+    edge.put(&[
+        ("gateway.hcl", gateway("\"site\"")),
+        ("site.hcl", certificate("site", "a")),
+    ]);
+    assert_eq!(edge.shown(), ["certificate/site: a"]);
+    assert_eq!(edge.snapshot.keys_to_fetch(), []);
+    edge.put(&[
+        ("gateway.hcl", gateway("\"new\"")),
+        ("site.hcl", certificate("new", "a")),
+    ]);
+    edge.arrives("a", &["www.example.com"]);
+    assert_eq!(edge.shown(), ["certificate/new: a"]);
+    assert_eq!(edge.said(), []);
+}
+
 /// A text that has brought nothing yet is not what Envoy runs with.
 #[test]
 fn what_stands_in_does_not_confirm_the_text_that_asks_for_more() {
