@@ -252,6 +252,11 @@ impl Pipeline {
         if let (Some(store), Some(parsed)) = (&self.store, state.and_then(|state| state.confirmed.as_ref())) {
             store.confirmed(&parsed.document);
         }
+        if self.snapshot.end_quarantine(id)
+            && let Some(store) = &self.store
+        {
+            store.quarantine_over(id.as_str());
+        }
         true
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use self::exposed::Exposed;
-use crate::config::{Config, ConfigChange, Permissions, Quarantine};
+use crate::config::{Config, ConfigChange, Permissions, Quarantine, text_hash};
 use crate::model::mesh::{Chain, ChainQuery, Intention, IntentionQuery, Interest};
 use crate::model::{
     AcceptedText, CertificateMaterial, CertificateQuery, CertificateUpdate, Document, DocumentId,
@@ -294,6 +294,21 @@ impl Snapshot {
         }
         self.succeed(&mut changes);
         changes
+    }
+
+    /// Envoy runs with what the document says now: a text that was refused before is a new attempt, should it come back. What
+    /// was wrong with it may be gone. True: there was one.
+    pub fn end_quarantine(&mut self, id: &DocumentId) -> bool {
+        // After a restart what serves is what was known then, and the source may still have the refused text.
+        let is_over = self.documents_complete()
+            && self.quarantined.get(id).is_some_and(|quarantine| {
+                let state = self.config.document(id);
+                state.is_some_and(|state| text_hash(&state.document.text) != quarantine.text_hash)
+            });
+        if is_over {
+            self.quarantined.remove(id);
+        }
+        is_over
     }
 
     /// What a watch last said before our restart.

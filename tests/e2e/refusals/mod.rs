@@ -184,8 +184,8 @@ async fn a_refused_cluster_is_put_back_state_of_the_world() {
     a_refused_cluster(true).await;
 }
 
-async fn a_refused_listener(state_of_the_world: bool) {
-    // The operator's own listener, which no document knows of: Envoy wants no second one at its address.
+/// Envoy with a listener of the operator's own, which no document knows of, and its port: Envoy wants no second one there.
+fn envoy_with_a_listener() -> (TempDir, PathBuf, u16) {
     let own = free_port();
     let listener = json!({
         "name": "own",
@@ -196,7 +196,12 @@ async fn a_refused_listener(state_of_the_world: bool) {
         }] }]
     });
     let bootstrap = json!({ "static_resources": { "listeners": [listener] } });
-    let (_files, envoy) = envoy_with(&format!("--config-yaml '{bootstrap}'"));
+    let (files, envoy) = envoy_with(&format!("--config-yaml '{bootstrap}'"));
+    (files, envoy, own)
+}
+
+async fn a_refused_listener(state_of_the_world: bool) {
+    let (_files, envoy, own) = envoy_with_a_listener();
     let stack = Stack::start(Options {
         envoy: Some(envoy),
         state_of_the_world,

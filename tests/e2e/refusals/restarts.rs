@@ -5,7 +5,7 @@ use std::path::Path;
 use hyper::Method;
 use rustix::process::Signal;
 
-use super::{BAD_HEADER, document_of, edge, get, kill, wait_for_phase};
+use super::{BAD_HEADER, document_of, edge, envoy_with_a_listener, get, kill, wait_for_phase};
 use crate::stack::{GATEWAY, Options, SOON, Stack, until};
 use crate::support::agent::Agent;
 use crate::support::client::Client;
@@ -112,4 +112,39 @@ async fn what_went_while_the_agent_was_down_is_gone() {
     })
     .await;
     assert_eq!(document_of(&agent, "shop.hcl").await, "absent");
+}
+
+/// What a text was refused for may be gone when it comes back after another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_text_that_comes_back_after_another_is_a_new_attempt() {
+    let (_files, own_envoy, own) = envoy_with_a_listener();
+    let stack = Stack::start(Options {
+        envoy: Some(own_envoy.clone()),
+        ..Options::default()
+    })
+    .await;
+    stack.put("gateway", GATEWAY).await;
+    stack.put("shop", &edge("shop", "shop", "")).await;
+    let opened = |client: Client| async move {
+        until(&client, &get("shop"), "the listener", |reply| reply.status == 200).await;
+    };
+    opened(stack.client()).await;
+    let with = |port: &str| {
+        let more = format!("\n  listener \"more\" {{\n    port = {port}\n  }}\n}}\n");
+        GATEWAY.trim_end().trim_end_matches('}').to_owned() + &more
+    };
+    let refused = with(&own.to_string());
+    stack.put("gateway", &refused).await;
+    wait_for_phase(&stack.agent, "/gateway", "last_good").await;
+    stack.put("gateway", &with("$HTTPS")).await;
+    opened(Client::http(stack.https)).await;
+    wait_for_phase(&stack.agent, "/gateway", "in_service").await;
+    // The same Envoy, without the listener that had the port.
+    let plain = format!("#!/bin/sh\nexec {} \"$@\"\n", program("envoy").display());
+    std::fs::write(&own_envoy, plain).unwrap();
+    kill(stack.envoy_pid(), Signal::KILL);
+    opened(Client::http(stack.https)).await;
+    stack.put("gateway", &refused).await;
+    opened(Client::http(own)).await;
+    wait_for_phase(&stack.agent, "/gateway", "in_service").await;
 }
