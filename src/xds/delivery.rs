@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::exchange::{Report, Response, Variant};
 use super::gate::give_back_room;
+use super::handover::Handover;
 use super::keyless::Standing;
 use super::order::{self, CLUSTER_OVERLAP_MAX};
 use super::subscription::{Dirty, InFlight, Subscription};
@@ -192,8 +193,6 @@ impl Subscription {
                 }
                 Verdict::Send(resource) => {
                     self.wanted.remove(name);
-                    self.unheld.remove(name);
-                    told.push(resource.clone());
                     changed.push(resource);
                 }
                 Verdict::Remove => {
@@ -208,8 +207,19 @@ impl Subscription {
         if self.kind == ResourceKind::Cluster && !changed.is_empty() {
             removals.clear();
         }
+        let mut asides = Vec::new();
+        if self.kind == ResourceKind::Listener {
+            (changed, asides) = self.hand_ports_over(changed, &removals, names);
+        }
+        for resource in &changed {
+            self.unheld.remove(&resource.name);
+            told.push(resource.clone());
+        }
         for name in &removals {
             self.dirty.remove(name);
+        }
+        removals.append(&mut asides);
+        for name in &removals {
             self.refusals.forget(name);
             if self.told.contains_key(name) {
                 self.forget_told(name);
@@ -221,6 +231,26 @@ impl Subscription {
         }
         self.tell(target, told);
         (changed, removals)
+    }
+
+    /// What of it can be told now, in its order, and who goes to come again. Those and who waits are looked at again.
+    fn hand_ports_over(
+        &mut self,
+        changed: Vec<Arc<Resource>>,
+        removals: &[Arc<str>],
+        names: &[(Arc<str>, Dirty)],
+    ) -> (Vec<Arc<Resource>>, Vec<Arc<str>>) {
+        let is_removed = |name: &Arc<str>| removals.contains(name);
+        let plan = Handover::of(changed, &self.told, is_removed, |name| {
+            self.dirty.contains_key(name)
+        });
+        let is_kept = |name: &Arc<str>| {
+            plan.asides.contains(name) || plan.waiting.iter().any(|waiting| waiting.name == *name)
+        };
+        let kept = names.iter().filter(|(name, _)| is_kept(name));
+        self.dirty
+            .extend(kept.map(|(name, dirty)| (name.clone(), *dirty)));
+        (plan.changed, plan.asides)
     }
 
     /// Notes what is told now. Once that is everything, `told` becomes the published map itself: nothing of its own left in
@@ -368,7 +398,7 @@ impl Subscription {
                 // Clusters, listeners and scopes: what is missing is deleted. Secrets: an update without the secret
                 // that a watch waits for can count as an error. Endpoints and routes: missing means unchanged.
                 let is_whole = order::is_wildcard(self.kind) || self.kind == ResourceKind::Secret;
-                let resources = if is_whole {
+                let mut resources: Vec<Arc<Resource>> = if is_whole {
                     self.told
                         .values()
                         .filter(|resource| !resource.is_held_by_envoy())
@@ -377,6 +407,10 @@ impl Subscription {
                 } else {
                     changed.to_vec()
                 };
+                if !changed.is_sorted_by_key(|resource| &resource.name) {
+                    let place = |one: &Arc<Resource>| changed.iter().position(|it| it.name == one.name);
+                    resources.sort_by_key(place);
+                }
                 (resources, Vec::new(), super::wire::whole_version(&self.told))
             }
         };

@@ -12,6 +12,7 @@
 //!        |                                        |-- Subscription x 6: asked, told, acknowledged, refused
 //!        v                                        |-- Gates: a route waits for its new clusters
 //!  Event, StreamView                              |-- InUse: a removal waits for who used it
+//!                                                 |-- Handover: a port goes from one listener to another
 //!                                                 |-- Keyless: a listener waits for the key of a certificate
 //!                                                 `-- Invented: names of nothing are bounded
 //! ```
@@ -35,6 +36,7 @@ pub(crate) mod fuzz;
 mod fuzz_tests;
 mod gate;
 mod gateways;
+mod handover;
 mod in_use;
 mod invented;
 mod keyless;

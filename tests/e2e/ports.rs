@@ -9,6 +9,7 @@ use crate::stack::{GATEWAY, Options, SOON, Stack, route, until};
 use crate::support::backend::Backend;
 use crate::support::client::{Client, Request};
 use crate::support::load::Load;
+use crate::support::ports::free_port;
 use crate::support::wait_for;
 
 fn answers(gateway: &str) -> String {
@@ -380,4 +381,135 @@ async fn an_edit_of_a_listener_leaves_running_requests_the_drain_time() {
     assert_eq!(brief.await.unwrap().unwrap(), 200, "within the drain time");
     assert!(long.await.unwrap().is_err(), "longer than that");
     load.finish().await.assert_none_lost();
+}
+
+/// Three ports, and what the listeners there are like.
+struct Board {
+    stack: Stack,
+    ports: [u16; 3],
+    hostname: &'static str,
+    /// The authority of their certificate, where they have one.
+    root: Option<String>,
+}
+
+/// The name of a listener, and what its only host answers.
+type Place = Option<(&'static str, &'static str)>;
+
+impl Board {
+    async fn start(hostname: &'static str, state_of_the_world: bool, vault: bool) -> Self {
+        let stack = Stack::start(Options {
+            state_of_the_world,
+            vault,
+            ..Options::default()
+        })
+        .await;
+        let root = match &stack.vault {
+            Some(vault) => {
+                let root = vault.read("pki_int/cert/ca").await;
+                Some(root["data"]["certificate"].as_str().expect("a root").to_owned())
+            }
+            None => None,
+        };
+        Self {
+            ports: [stack.http, stack.https, free_port()],
+            stack,
+            hostname,
+            root,
+        }
+    }
+
+    fn text(&self, places: [Place; 3]) -> String {
+        let secure = match self.root {
+            Some(_) => "\n    protocol = \"https\"\n    tls { certificates = [\"www\"] }",
+            None => "",
+        };
+        let (mut listeners, mut routes) = (String::new(), String::new());
+        let present = self.ports.iter().zip(places);
+        for (port, (name, body)) in present.filter_map(|(port, place)| Some((port, place?))) {
+            listeners += &format!("  listener {name:?} {{\n    port = {port}{secure}\n  }}\n");
+            let rule = format!("direct_response {{\n      status = 200\n      body   = {body:?}\n    }}");
+            routes += &format!(
+                "\nhttp_route {body:?} {{\n  gateways  = [\"edge\"]\n  listeners = [{name:?}]\n  hostnames = [{:?}]\n\n  \
+                 rule \"all\" {{\n    {rule}\n  }}\n}}\n",
+                self.hostname
+            );
+        }
+        format!("gateway \"edge\" {{\n{listeners}}}\n{routes}")
+    }
+
+    fn client(&self, port: u16) -> Client {
+        match &self.root {
+            Some(root) => Client::https(port, root),
+            None => Client::http(port),
+        }
+    }
+
+    async fn becomes(&self, places: [Place; 3]) {
+        let request = Request::get("www.example.com", "/");
+        self.stack.put("gateway", &self.text(places)).await;
+        for (port, place) in self.ports.iter().zip(places) {
+            let client = self.client(*port);
+            let Some((name, body)) = place else {
+                until_closed(&client, &request).await;
+                continue;
+            };
+            let what = format!("{name} to answer {body}");
+            until(&client, &request, &what, |reply| reply.text() == body).await;
+        }
+        let told = self.stack.agent.api(Method::GET, "/v1/diagnostics", "").await;
+        let told = told.unwrap().text();
+        assert!(!told.contains("envoy-rejected"), "{places:?}: {told}");
+    }
+}
+
+/// Listeners that take each other's ports in one change, whatever their names.
+async fn exchanged(board: Board) {
+    if board.root.is_some() {
+        let certificate = "certificate \"www\" {\n  vault_pki {\n    mount       = \"pki_int\"\n    role        = \"edge\"\n    \
+                           common_name = \"www.example.com\"\n  }\n}\n";
+        board.stack.put("certificate", certificate).await;
+    }
+    let [a, b, c] = ["a", "b", "c"].map(|name| Some((name, name)));
+    // One after the other: the port between them is open all the time.
+    board.becomes([a, b, None]).await;
+    let load = Load::start(
+        100,
+        board.client(board.ports[1]),
+        Request::get("www.example.com", "/"),
+    );
+    for places in [[None, a, b], [a, b, None], [None, a, c], [a, c, None]] {
+        board.becomes(places).await;
+    }
+    load.finish().await.assert_none_lost();
+    // In a circle.
+    for places in [[a, b, c], [b, a, c], [a, b, c], [c, a, b], [a, b, c], [b, c, a]] {
+        board.becomes(places).await;
+    }
+    // They exchange their names, and their routes go with them.
+    board
+        .becomes([Some(("a", "b")), Some(("b", "c")), Some(("c", "a"))])
+        .await;
+    board.becomes([Some(("c", "b")), Some(("a", "c")), None]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_take_each_other_s_ports() {
+    exchanged(Board::start("www.example.com", false, false).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_take_each_other_s_ports_in_the_state_of_the_world() {
+    exchanged(Board::start("www.example.com", true, false).await).await;
+}
+
+/// Envoy waits for their table before they open.
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_with_tables_take_each_other_s_ports() {
+    exchanged(Board::start("*.example.com", false, false).await).await;
+}
+
+/// And for their certificate.
+#[tokio::test(flavor = "multi_thread")]
+async fn listeners_with_certificates_take_each_other_s_ports() {
+    exchanged(Board::start("www.example.com", false, true).await).await;
 }
