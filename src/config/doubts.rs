@@ -70,13 +70,23 @@ impl Decoder<'_> {
         let Some(regex) = reader.string(attribute) else {
             return;
         };
-        let says_its_end = regex.ends_with(['$', '*', '+', '?', '}']) || regex.ends_with(r"\z");
-        if regex.starts_with('^') && !says_its_end {
-            let whole = &regex[1..];
-            let open = match whole.contains('|') {
-                true => format!("(?:{whole}).*"),
-                false => format!("{whole}.*"),
-            };
+        let Some(whole) = regex.strip_prefix('^') else {
+            return;
+        };
+        // Whoever writes more than a beginning knows that it goes on, or where it ends.
+        let mut escaped = false;
+        let is_plain = whole.chars().all(|c| match escaped {
+            true => {
+                escaped = false;
+                c.is_ascii_punctuation()
+            }
+            false => {
+                escaped = c == '\\';
+                !".*+?()[]{}|$^".contains(c)
+            }
+        });
+        if is_plain {
+            let open = format!("{whole}.*");
             self.doubt(
                 reader.origin_of(attribute),
                 format!("the regular expression {regex:?} takes nothing behind its end"),

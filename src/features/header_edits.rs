@@ -43,8 +43,11 @@ pub(super) fn decode(reader: &Reader<'_>, problems: &mut Vec<Diagnostic>) -> Hea
         let mut edits = Vec::new();
         for (name, value, origin) in reader.string_map_with_origin(list) {
             problems.extend(header_operators::check(&value).err().map(|slip| {
-                Diagnostic::error(Code::InvalidValue, slip.what)
-                    .at(origin)
+                let said = match slip.is_certain {
+                    true => Diagnostic::error(Code::InvalidValue, slip.what),
+                    false => Diagnostic::warning(Code::InvalidValue, slip.what),
+                };
+                said.at(origin)
                     .because("Envoy reads what stands between two \"%\" as a command, and refuses what it does not know")
                     .fix(slip.fix)
             }));

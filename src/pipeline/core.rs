@@ -313,7 +313,10 @@ impl Pipeline {
         }
         self.lift_dependents(&mut changes);
         self.take_up(&changes);
-        self.take_narrower();
+        // What no longer needs a host is a document; what else may let one go is looked at by the clock.
+        if !changes.config.objects.is_empty() {
+            self.take_narrower();
+        }
         self.forget_late_answers(&changes);
         for query in self.snapshot.keys_to_fetch() {
             self.wanted.add(query);

@@ -18,7 +18,7 @@ const CHECK_SLACK: Duration = Duration::from_secs(2);
 pub(super) struct Holds {
     /// Until when hosts wait, the oldest first: each entry has all that waited when one more began to.
     hosts: VecDeque<(Instant, Held)>,
-    /// When the first checks of what came to a destination last are over.
+    /// When the first checks of what came to a destination are over.
     checks: BTreeMap<Destination, Instant>,
 }
 
@@ -36,10 +36,11 @@ impl Holds {
     }
 
     pub fn note_unchecked(&mut self, came: &BTreeMap<Destination, Duration>, now: Instant) {
-        let over = came
-            .iter()
-            .map(|(target, first)| (target.clone(), now + *first + CHECK_SLACK));
-        self.checks.extend(over);
+        // What comes all the time must not put it off for good: then one or the other counts as checked early.
+        for (target, first) in came {
+            let over = now + *first + CHECK_SLACK;
+            self.checks.entry(target.clone()).or_insert(over);
+        }
     }
 
     pub fn deadline(&self) -> Option<Instant> {

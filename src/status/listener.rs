@@ -113,6 +113,10 @@ pub fn listeners(view: &View, streams: &[StreamView]) -> Vec<ListenerStatus> {
 pub fn all_closed(view: &View, streams: &[StreamView]) -> Vec<String> {
     let is_local = |stream: &&StreamView| matches!(&*stream.peer, Peer::Unix { .. });
     let mut closed = Vec::new();
+    // Some of these may have none but this agent.
+    if streams.iter().any(|stream| !is_local(&stream)) {
+        return closed;
+    }
     for (served, gateway) in declared(view) {
         let streams: Vec<&StreamView> = of_gateway(streams, served).filter(is_local).collect();
         if streams.is_empty() {

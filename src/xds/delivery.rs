@@ -1,6 +1,6 @@
 //! What of the dirty names goes out now, what waits, and what needs no sending.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -407,9 +407,13 @@ impl Subscription {
                 } else {
                     changed.to_vec()
                 };
-                if !changed.is_sorted_by_key(|resource| &resource.name) {
-                    let place = |one: &Arc<Resource>| changed.iter().position(|it| it.name == one.name);
-                    resources.sort_by_key(place);
+                // Who leaves a port comes before who takes it.
+                if self.kind == ResourceKind::Listener && !changed.is_sorted_by_key(|resource| &resource.name)
+                {
+                    let places = changed.iter().enumerate();
+                    let places: HashMap<&str, usize> =
+                        places.map(|(place, listener)| (&*listener.name, place)).collect();
+                    resources.sort_by_key(|listener| places.get(&*listener.name));
                 }
                 (resources, Vec::new(), super::wire::whole_version(&self.told))
             }

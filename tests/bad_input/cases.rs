@@ -316,13 +316,6 @@ fn values() -> Vec<Case> {
             &[InvalidValue],
         ),
         bad(
-            "a command operator that Envoy does not have",
-            api_with(
-                "    request_headers {\n      add = { \"x-client\" = \"%DOWNSTREAM_REMOTE_ADRESS%\" }\n    }",
-            ),
-            &[InvalidValue],
-        ),
-        bad(
             "a command operator without the argument that it needs",
             api_with("    request_headers {\n      set = { \"x-team\" = \"%REQ%\" }\n    }"),
             &[InvalidValue],

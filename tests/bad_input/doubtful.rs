@@ -33,7 +33,7 @@ pub fn all() -> Vec<Case> {
         no_effect(
             "a header's regular expression that says where it begins and not where it ends",
             beside(
-                "    match {\n      path_prefix = \"/v1\"\n\n      header \"x-version\" { regex = \"^v[0-9]\" }\n    }",
+                "    match {\n      path_prefix = \"/v1\"\n\n      header \"x-version\" { regex = \"^v1\" }\n    }",
             ),
         ),
         no_effect(
@@ -41,6 +41,12 @@ pub fn all() -> Vec<Case> {
             beside(
                 "    timeout = \"2s\"\n\n    match { path_prefix = \"/v1\" }\n\n    retry { per_try_timeout = \"3s\" }",
             ),
+        ),
+        Case::new(
+            "a command operator that Envoy does not have",
+            beside("    match { path_prefix = \"/v1\" }\n\n    request_headers {\n      add = { \"x-client\" = \"%DOWNSTREAM_REMOTE_ADRESS%\" }\n    }"),
+            &[InvalidValue],
+            Stays::Everything,
         ),
         Case::new(
             "a path of Vault's API for a secret of KV",

@@ -14,7 +14,7 @@ impl Compiler {
         work.gone.extend(relieved.map(|(key, _)| key.clone()));
         for key in std::mem::take(&mut work.gone) {
             let listens = |gateway: &Gateway| gateway.listeners.iter().any(|listener| listener.name == key.0);
-            let may_stay = !work.release && gateway.is_some_and(listens);
+            let may_stay = !work.released.contains(&key) && gateway.is_some_and(listens);
             match self.waiting_successor(&key).filter(|_| may_stay) {
                 Some(successor) => self.host_stays(key, successor, work, compiled),
                 None => self.host_goes(key, work, compiled),

@@ -84,7 +84,7 @@ pub struct Compiler {
     /// Destinations whose cluster stands as it was for the sake of such hosts: the answer brings the new one.
     outlived: OrdSet<Destination>,
     /// Those whose instances Envoy checks.
-    checked: OrdMap<Destination, Checked>,
+    checked: OrdMap<Destination, Arc<Checked>>,
     certificates: OrdMap<Arc<str>, Fetched>,
     certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
     /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
@@ -204,6 +204,7 @@ struct Work {
     users: BTreeSet<ObjectKey>,
     /// Its hosts have waited long enough.
     release: bool,
+    released: BTreeSet<HostKey>,
 }
 
 impl Compiler {
@@ -391,6 +392,7 @@ impl Compiler {
                 work.clusters.extend(unit.targets.iter().cloned());
             }
         }
+        work.released.clone_from(&work.hosts);
         // Once nobody waits any more, nothing stands as it was.
         let hold = self.settings.hold_pending;
         self.settings.hold_pending &= work.hosts.len() < self.held.len();

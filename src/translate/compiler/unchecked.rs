@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Compiled, Compiler};
@@ -59,7 +60,7 @@ impl Checked {
 }
 
 /// Whatever comes and goes while nothing has been checked.
-const STAND_INS: usize = 1_000;
+const STAND_INS: usize = 100;
 
 fn place(endpoint: &Endpoint) -> (IpAddr, u16) {
     (endpoint.address, endpoint.port)
@@ -75,9 +76,11 @@ impl Compiler {
         compiled: &mut Compiled,
     ) -> Vec<Endpoint> {
         let Some(checked) = self.checked.get_mut(target) else {
-            self.checked.insert(target.clone(), Checked::of(present.clone()));
+            self.checked
+                .insert(target.clone(), Checked::of(present.clone()).into());
             return present;
         };
+        let checked = Arc::make_mut(checked);
         if checked.take_up(present) {
             compiled.unchecked.insert(target.clone(), first_check);
         }
@@ -102,6 +105,7 @@ impl Compiler {
             let Some(checked) = self.checked.get_mut(&target) else {
                 continue;
             };
+            let checked = Arc::make_mut(checked);
             checked.fresh.clear();
             if !std::mem::take(&mut checked.standing_in).is_empty() {
                 self.endpoints(snapshot, &target, &mut compiled);

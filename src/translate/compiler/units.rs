@@ -123,7 +123,7 @@ impl Compiler {
             && let Some(cluster) = self.cluster(snapshot, target)
         {
             if first_check.is_none() && cluster.options.health_check.is_some() {
-                self.checked.insert(target.clone(), Checked::of(endpoints));
+                self.checked.insert(target.clone(), Checked::of(endpoints).into());
             }
             self.put(cluster_resource(&cluster), compiled);
         }
