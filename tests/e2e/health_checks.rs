@@ -241,3 +241,47 @@ async fn instances_that_are_replaced_at_once_serve_until_the_new_ones_were_check
     });
     stays.await;
 }
+
+/// Two upstreams exchange their services in the change in which two routes exchange their upstreams: nobody may stand in
+/// for the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_stands_in_under_a_route_that_comes_for_other_instances() {
+    let stack = Stack::start(Options::default()).await;
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    stack.register("one", &one).await;
+    stack.register("two", &two).await;
+    stack.put("gateway", GATEWAY).await;
+    let document = |upstreams: [&str; 2]| {
+        let [of_one, of_two] = upstreams;
+        checked(of_one, "one", "")
+            + &checked(of_two, "two", "")
+                .replace("\"shop\"", "\"next\"")
+                .replace("shop.example.com", "next.example.com")
+    };
+    stack.put("both", &document(["left", "right"])).await;
+    let (shop, next) = (
+        Request::get("shop.example.com", "/"),
+        Request::get("next.example.com", "/"),
+    );
+    stack
+        .until(&shop, "one", |reply| reply.backend() == Some("one"))
+        .await;
+    stack
+        .until(&next, "two", |reply| reply.backend() == Some("two"))
+        .await;
+    // As long as a check takes, somebody would stand in.
+    for backend in [&one, &two] {
+        backend.behave(slow(Duration::from_millis(300)));
+    }
+    let load = Load::start(50, stack.client(), shop.clone());
+    stack.put("both", &document(["right", "left"])).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    stack
+        .until(&next, "two again", |reply| reply.backend() == Some("two"))
+        .await;
+    let report = load.finish().await;
+    println!("{report}");
+    let others = report.backends.get("two").copied().unwrap_or_default();
+    // Envoy takes endpoints and routes one after the other.
+    assert!(others <= 3, "{report}");
+}

@@ -149,6 +149,7 @@ impl Compiler {
             }
         }
         for target in missing_in(new, old) {
+            self.begins_to_lead_to(target);
             let (before, after) = self.users_change(target, |users| {
                 *users.of_kind(host) += 1;
                 users.held += usize::from(is_held);

@@ -85,6 +85,8 @@ pub struct Compiler {
     outlived: OrdSet<Destination>,
     /// Those whose instances Envoy checks.
     checked: OrdMap<Destination, Arc<Checked>>,
+    /// Those among them that a host leads to since this change, or since one that it waits with.
+    newly_used: OrdSet<Destination>,
     certificates: OrdMap<Arc<str>, Fetched>,
     certificates_of_query: OrdSet<(CertificateQuery, Arc<str>)>,
     /// What the listeners that serve a certificate show of it: a renewal leaves it as it is.
@@ -225,6 +227,7 @@ impl Compiler {
             opening: OrdMap::new(),
             outlived: OrdSet::new(),
             checked: OrdMap::new(),
+            newly_used: OrdSet::new(),
             certificates: OrdMap::new(),
             certificates_of_query: OrdSet::new(),
             shown: OrdMap::new(),
@@ -426,6 +429,7 @@ impl Compiler {
             compiled.units += 1;
             self.endpoints(snapshot, target, &mut compiled);
         }
+        self.used_as_before();
         for (listener, routing) in self.routings() {
             if routing_before.get(&listener) != Some(&routing) {
                 work.listeners.insert(listener.clone());

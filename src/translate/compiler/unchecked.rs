@@ -30,15 +30,15 @@ impl Checked {
         }
     }
 
-    /// True: some came.
-    fn take_up(&mut self, present: Vec<Endpoint>) -> bool {
+    /// True: some came. `may_stand_in`: whoever was there is what all routes to it are for.
+    fn take_up(&mut self, present: Vec<Endpoint>, may_stand_in: bool) -> bool {
         let known: BTreeSet<_> = self.present.iter().map(place).collect();
         let now: BTreeSet<_> = present.iter().map(place).collect();
         let came: BTreeSet<_> = now.difference(&known).copied().collect();
         self.fresh.retain(|one| now.contains(one));
         self.fresh.extend(&came);
         let before = std::mem::take(&mut self.standing_in);
-        if !now.is_empty() && self.fresh.len() == now.len() {
+        if may_stand_in && !now.is_empty() && self.fresh.len() == now.len() {
             // Those that went last first: they are the likeliest to be there still.
             let gone = self.present.iter().chain(&before);
             let gone = gone.filter(|one| !now.contains(&place(one)));
@@ -80,11 +80,26 @@ impl Compiler {
                 .insert(target.clone(), Checked::of(present.clone()).into());
             return present;
         };
+        let may_stand_in = !self.newly_used.contains(target);
         let checked = Arc::make_mut(checked);
-        if checked.take_up(present) {
+        if checked.take_up(present, may_stand_in) {
             compiled.unchecked.insert(target.clone(), first_check);
         }
         checked.endpoints()
+    }
+
+    /// Notes a destination that a host begins to lead to: if other instances come with the same change, that host is for
+    /// these, and not for those before.
+    pub(super) fn begins_to_lead_to(&mut self, target: &Destination) {
+        if self.checked.contains_key(target) {
+            self.newly_used.insert(target.clone());
+        }
+    }
+
+    /// A change is taken up, but where a host still waits for its watches.
+    pub(super) fn used_as_before(&mut self) {
+        let all = std::mem::take(&mut self.newly_used);
+        self.newly_used = all.into_iter().filter(|target| self.is_held(target)).collect();
     }
 
     /// Some destination has instances that are gone.
@@ -139,6 +154,12 @@ impl Compiler {
 mod tests {
     use super::*;
 
+    impl Checked {
+        fn take_up_all(&mut self, present: Vec<Endpoint>) -> bool {
+            self.take_up(present, true)
+        }
+    }
+
     fn instances(last: &[u8]) -> Vec<Endpoint> {
         let endpoint = |last: &u8| Endpoint {
             address: IpAddr::from([10, 0, 0, *last]),
@@ -161,13 +182,13 @@ mod tests {
     #[test]
     fn those_that_are_gone_stand_in_until_one_was_checked() {
         let mut checked = Checked::of(instances(&[1, 2]));
-        assert!(checked.take_up(instances(&[1, 3])));
+        assert!(checked.take_up_all(instances(&[1, 3])));
         assert_eq!(shown(&checked), [(1, 0), (3, 0)], "the first was checked");
-        assert!(!checked.take_up(instances(&[3])));
+        assert!(!checked.take_up_all(instances(&[3])));
         assert_eq!(shown(&checked), [(3, 0), (1, 1)]);
-        assert!(checked.take_up(instances(&[4])));
+        assert!(checked.take_up_all(instances(&[4])));
         assert_eq!(shown(&checked), [(4, 0), (3, 1), (1, 1)]);
-        checked.take_up(instances(&[1, 4]));
+        checked.take_up_all(instances(&[1, 4]));
         assert_eq!(
             shown(&checked),
             [(1, 0), (4, 0), (3, 1)],
@@ -176,11 +197,18 @@ mod tests {
     }
 
     #[test]
+    fn nothing_stands_in_where_a_host_came_for_what_is_new() {
+        let mut checked = Checked::of(instances(&[1]));
+        checked.take_up(instances(&[2]), false);
+        assert_eq!(shown(&checked), [(2, 0)]);
+    }
+
+    #[test]
     fn nothing_stands_in_for_nobody() {
         let mut checked = Checked::of(instances(&[1]));
-        checked.take_up(instances(&[]));
+        checked.take_up_all(instances(&[]));
         assert_eq!(shown(&checked), []);
-        checked.take_up(instances(&[2]));
+        checked.take_up_all(instances(&[2]));
         assert_eq!(shown(&checked), [(2, 0)]);
     }
 }
